@@ -1,0 +1,136 @@
+"""What all callbacks that adjust learning rates layer by layer have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_farms.analysis import SpectralReport, layer_weights, parameter_layers
+from lightning_farms.callbacks.spectral_monitor import SpectralMonitor, _monitors
+from lightning_farms.optim import LayerwiseScaling
+
+
+class LayerwiseLearningRate(SpectralMonitor, ABC):
+    r"""A :class:`SpectralMonitor` that also sets :math:`\eta_l(t) = \eta(t) \, m(\alpha_l)` for every layer l.
+
+    :math:`\eta(t)` is the rate that the optimizer's group has, from whatever scheduler; it stays in the group, and the
+    multiplier is applied while the optimizer steps only. Bias and norm parameters follow the layer they belong to
+    (:func:`lightning_farms.analysis.parameter_layers`); what belongs to no analysed layer, and a layer that was
+    skipped, keeps the base rate. Multipliers are computed over the layers whose weight an optimizer trains.
+
+    Beside the monitor's keys:
+
+    =============================  ====================================================================================
+    ``lr-<Optimizer>/<layer>``     rate that the next update uses for the layer, after every epoch, to every logger
+    ``farms/learning_rate_map``    heat map of these rates, layers by epochs; ``..._labelled`` as a figure
+    =============================  ====================================================================================
+
+    Attributes:
+        multipliers: {layer: multiplier} in force.
+
+    Raises:
+        MisconfigurationException: a second callback adjusts learning rates too, the strategy shards weights, or the
+            optimizer takes no layer-wise rates (LBFGS, DeepSpeed's).
+    """
+
+    _precedence = 0
+
+    @abstractmethod
+    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
+        """Map alphas (L,), NaN for skipped layers, to multipliers (L,)."""
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.multipliers: dict[str, float] = {}
+        self._scalings: list[LayerwiseScaling] = []
+        self._weights: dict[str, tuple[Tensor, ...]] = {}  # parameters that hold each layer's weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state and the multipliers in force."""
+        return {**super().state_dict(), "multipliers": dict(self.multipliers)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store the values; they take effect when the fit starts."""
+        super().load_state_dict(state_dict)
+        self.multipliers = dict(state_dict["multipliers"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second callback of this kind, whose multipliers would compound with this one's."""
+        super().setup(trainer, pl_module, stage)
+        others = [c for c in _monitors(trainer) if isinstance(c, LayerwiseLearningRate) and c is not self]
+        if stage == "fit" and others:
+            raise MisconfigurationException(
+                f"{type(self).__name__} and {type(others[0]).__name__} both adjust learning rates and would compound. "
+                "Keep one; SpectralMonitor(analysis=...) logs a second analysis without adjusting."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the optimizers: they exist now."""
+        super().on_fit_start(trainer, pl_module)
+        self._detach()
+        layer_of = parameter_layers(pl_module)
+        self._weights = {layer.name: layer.parameters for layer in layer_weights(pl_module)}
+        try:
+            self._scalings = [LayerwiseScaling(optimizer, layer_of) for optimizer in trainer.optimizers]
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
+        for scaling in self._scalings:
+            scaling.attach()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put restored multipliers in force, then analyse if that is due."""
+        self._apply(self.multipliers)
+        super().on_train_start(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the base rates back, also when the optimizer's own step raised."""
+        for scaling in self._scalings:
+            scaling.restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers as they were."""
+        self._detach()
+
+    def _detach(self) -> None:
+        for scaling in self._scalings:
+            scaling.detach()
+        self._scalings, self._weights = [], {}
+
+    def _on_report(self, trainer: Trainer, report: SpectralReport) -> Mapping[str, Mapping[str, float]]:
+        trained = set().union(*(scaling.trained_parameters() for scaling in self._scalings))
+        names = [name for name in report.alphas if any(p in trained for p in self._weights.get(name, ()) if p.ndim > 1)]
+        alphas = torch.tensor([report.alphas[name] for name in names], dtype=torch.float64)
+        self._apply(dict(zip(names, self.multipliers_from_alphas(alphas).tolist(), strict=True)))
+        rates: dict[str, float] = {}
+        for by_layer in self._effective().values():
+            rates.update(by_layer)
+        return {"learning_rate": rates}
+
+    def _apply(self, multipliers: Mapping[str, float]) -> None:
+        self.multipliers = dict(multipliers)
+        for scaling in self._scalings:
+            known = scaling.multipliers
+            scaling.multipliers = {layer: m for layer, m in multipliers.items() if layer in known}
+
+    def _rates(self, trainer: Trainer) -> dict[str, float]:
+        return {f"{name}/{layer}": rate for name, rates in self._effective().items() for layer, rate in rates.items()}
+
+    def _effective(self) -> dict[str, dict[str, float]]:
+        """{"lr-<Optimizer>": {layer: rate}} of layers with an analysed weight, numbered like LearningRateMonitor's."""
+        names: Counter[str] = Counter()
+        rates: dict[str, dict[str, float]] = {}
+        for scaling in self._scalings:
+            name = f"lr-{type(scaling.optimizer).__name__}"
+            names[name] += 1
+            rates[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = scaling.effective()
+        return rates
+
+    def _current_multipliers(self) -> dict[str, float] | None:
+        return self.multipliers

@@ -1,0 +1,44 @@
+"""The table that closes a run."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.callbacks.history import LayerHistory
+
+
+def summary_table(report: SpectralReport, history: LayerHistory, multipliers: dict[str, float] | None) -> Table:
+    """One line a layer: name, shape, alpha first and last, multiplier, and why a layer was left out.
+
+    Args:
+        report: the last analysis.
+        history: the run's analyses.
+        multipliers: {layer: multiplier} now in force, or None where learning rates are not adjusted.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=f"Spectra after {history.epochs[-1] if history.epochs else 0} epochs")
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape")
+    table.add_column("alpha first", justify="right")
+    table.add_column("alpha last", justify="right")
+    if multipliers is not None:
+        table.add_column("lr multiplier", justify="right")
+    table.add_column("remark", overflow="fold")
+    alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
+    for row in report:
+        first = alphas.get(row.name, [math.nan])[0]
+        cells = [row.name, " x ".join(map(str, row.shape)), _number(first), _number(row.alpha)]
+        if multipliers is not None:
+            cells.append(f"{multipliers[row.name]:.3f}" if row.name in multipliers else "not trained")
+        table.add_row(*cells, row.reason, style="dim" if row.status == "skipped" else None)
+    table.caption = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"

@@ -1,0 +1,69 @@
+"""TB_Sigmoid: learning rates that saturate away from the mean alpha."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_farms.analysis import FARMS, SpectralMethod
+from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
+from lightning_farms.functional.layerwise import check_sigmoid, tb_sigmoid
+
+
+class TBSigmoid(LayerwiseLearningRate):
+    r"""Gives layers of larger alpha (less trained) a larger learning rate, at most a fixed power of ten away.
+
+    .. math:: \eta_l(t) = \eta(t) \, 10^{\varphi_l}, \quad \varphi_l = s \left( \frac{1}{1 + e^{-\tau (\alpha_l -
+              \bar\alpha)}} - \frac12 \right), \quad s = s_{high} \text{ where } \alpha_l > \bar\alpha
+              \text{ else } s_{low}
+
+    The multipliers are computed before the first step and after every ``every_n_epochs``-th epoch. Everything that
+    :class:`LayerwiseLearningRate` and :class:`SpectralMonitor` log is logged (see there for the keys).
+
+    Args:
+        s_low: strength below the mean, not negative: multipliers stay above 10^(-s_low / 2).
+        s_high: strength above the mean, not negative: multipliers stay below 10^(s_high / 2).
+        tau: steepness per unit of alpha, positive.
+        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TB_Sigmoid).
+        every_n_epochs: analyse after every n-th epoch (and before the first step).
+        figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
+        esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
+        summary: whether to print a table of all layers at the end of training.
+
+    Raises:
+        ValueError: an argument is out of range.
+        MisconfigurationException: the Trainer or the optimizer does not allow layer-wise rates.
+
+    Example:
+        >>> callback = TBSigmoid(analysis=FARMS())
+
+    Reference:
+        Liu et al., Model Balancing, EMNLP Findings 2024; Hu et al., ICML 2025, Section 4.4.
+    """
+
+    def __init__(
+        self,
+        s_low: float = 1.0,
+        s_high: float = 1.0,
+        tau: float = 10.0,
+        analysis: SpectralMethod = FARMS(),
+        every_n_epochs: int = 1,
+        *,
+        figures_every_n_epochs: int = 10,
+        esd_layers: int = 4,
+        summary: bool = True,
+    ) -> None:
+        check_sigmoid(s_low, s_high, tau)
+        self.s_low = s_low
+        self.s_high = s_high
+        self.tau = tau
+        super().__init__(
+            analysis,
+            every_n_epochs,
+            figures_every_n_epochs=figures_every_n_epochs,
+            esd_layers=esd_layers,
+            summary=summary,
+        )
+
+    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
+        """:func:`lightning_farms.functional.tb_sigmoid`."""
+        return tb_sigmoid(alphas, self.s_low, self.s_high, self.tau)

@@ -1,0 +1,65 @@
+"""TempBalance: learning rates linear in alpha."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_farms.analysis import FARMS, SpectralMethod
+from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
+from lightning_farms.functional.layerwise import check_ratios, tb_linear_map
+
+
+class TempBalance(LayerwiseLearningRate):
+    r"""Gives layers of larger alpha (less trained) a larger learning rate, linearly between two ratios.
+
+    .. math:: \eta_l(t) = \eta(t) \left[ \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha} (s_2 - s_1) + s_1
+              \right]
+
+    The multipliers are computed before the first step and after every ``every_n_epochs``-th epoch. Everything that
+    :class:`LayerwiseLearningRate` and :class:`SpectralMonitor` log is logged (see there for the keys).
+
+    Args:
+        lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
+        lr_max_ratio: s2, the multiplier of the largest alpha, at least s1.
+        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TempBalance).
+        every_n_epochs: analyse after every n-th epoch (and before the first step).
+        figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
+        esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
+        summary: whether to print a table of all layers at the end of training.
+
+    Raises:
+        ValueError: an argument is out of range.
+        MisconfigurationException: the Trainer or the optimizer does not allow layer-wise rates.
+
+    Example:
+        >>> callback = TempBalance(lr_min_ratio=0.5, lr_max_ratio=1.5, analysis=FARMS())
+
+    Reference:
+        Zhou et al., Temperature Balancing, NeurIPS 2023, Equation 2; Hu et al., ICML 2025, Section 4.3.
+    """
+
+    def __init__(
+        self,
+        lr_min_ratio: float = 0.5,
+        lr_max_ratio: float = 1.5,
+        analysis: SpectralMethod = FARMS(),
+        every_n_epochs: int = 1,
+        *,
+        figures_every_n_epochs: int = 10,
+        esd_layers: int = 4,
+        summary: bool = True,
+    ) -> None:
+        check_ratios(lr_min_ratio, lr_max_ratio)
+        self.lr_min_ratio = lr_min_ratio
+        self.lr_max_ratio = lr_max_ratio
+        super().__init__(
+            analysis,
+            every_n_epochs,
+            figures_every_n_epochs=figures_every_n_epochs,
+            esd_layers=esd_layers,
+            summary=summary,
+        )
+
+    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
+        """:func:`lightning_farms.functional.tb_linear_map`."""
+        return tb_linear_map(alphas, self.lr_min_ratio, self.lr_max_ratio)

@@ -1,0 +1,73 @@
+"""What goes to TensorBoard beside scalars: histograms, heat maps, spectra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.callbacks.history import LayerHistory
+from lightning_farms.plotting import esd_figure, layer_heatmap_figure, layer_heatmap_image, log_histogram
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_MAP_LABELS = {"alpha": "PL_Alpha_Hill", "learning_rate": "effective learning rate"}
+_LOGARITHMIC = {"learning_rate"}
+
+
+def writers(trainer: Trainer) -> list[SummaryWriter]:
+    """Writers of the trainer's TensorBoard loggers, on rank zero; none elsewhere."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def write_histogram(writer: SummaryWriter, tag: str, values: Sequence[float], step: int) -> None:
+    """Histogram of the finite values; nothing where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        writer.add_histogram_raw(tag, **log_histogram(finite, scale="linear")._asdict(), global_step=step)
+
+
+def write_maps(writer: SummaryWriter, prefix: str, history: LayerHistory, step: int) -> None:
+    """Layers by epochs, one cheap image a quantity, without labels."""
+    for quantity in history.quantities():
+        image = layer_heatmap_image(history.rows(quantity), logarithmic=quantity in _LOGARITHMIC)
+        writer.add_image(f"{prefix}/{quantity}_map", image, step)
+
+
+def write_map_figures(writer: SummaryWriter, prefix: str, history: LayerHistory, step: int) -> None:
+    """Layers by epochs, one labelled figure a quantity."""
+    for quantity in history.quantities():
+        figure = layer_heatmap_figure(
+            history.rows(quantity),
+            layers=history.layers(quantity),
+            epochs=history.epochs,
+            title=f"{quantity.replace('_', ' ')} of every layer",
+            label=_MAP_LABELS.get(quantity, quantity),
+            logarithmic=quantity in _LOGARITHMIC,
+        )
+        writer.add_figure(f"{prefix}/{quantity}_map_labelled", figure, step)
+
+
+def write_esd_figures(writer: SummaryWriter, prefix: str, rows: Iterable[LayerSpectrum], step: int) -> None:
+    """ESD with fitted tail, one figure a layer; the rows hold their eigenvalues."""
+    for row in rows:
+        if row.eigenvalues is not None:
+            figure = esd_figure(
+                row.eigenvalues, alpha=row.alpha, xmin=row.xmin, ks_distance=row.ks_distance, title=row.name
+            )
+            writer.add_figure(f"{prefix}/esd/{row.name}", figure, step)
+
+
+def spread_over_depth(report: SpectralReport, number: int) -> list[str]:
+    """Names of ``number`` analysed layers, evenly spread from the first to the last."""
+    names = [row.name for row in report if row.status == "ok"]
+    if number >= len(names):
+        return names
+    return [names[round(i * (len(names) - 1) / max(1, number - 1))] for i in range(number)]

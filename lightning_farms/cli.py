@@ -1,0 +1,244 @@
+"""The command line: `lightning-farms {fit,validate,test,predict}`, also as `python -m lightning_farms`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+
+import lightning_farms.callbacks  # noqa: F401  makes the callbacks known by their short names
+from lightning_farms.data import CFDDataModule, SimulationConfig
+from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
+
+_PRETRAINING_VERSION = 1
+_TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
+_USER_MISTAKES = (ValueError, OSError, FloatingPointError, MisconfigurationException)
+_DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, with spectral analysis of every weight
+matrix during training (FARMS) and learning rates per layer that follow from it."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Where the starting weights come from: a file, a brief pre-training on another flow regime, or neither.
+
+    Args:
+        checkpoint: File with the starting weights of a DPOT: the released format, a plain state dict, or a Lightning
+            checkpoint. Wins over `epochs`.
+        epochs: Epochs of pre-training on a simulated set if there is no checkpoint; 0 starts from random weights. The
+            resulting weights are kept and used again by the next run with the same settings.
+        lr: Learning rate of the pre-training, the same for all layers. Positive.
+        batch_size: Training items per batch of the pre-training, at least 1.
+        windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
+        seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
+        cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
+        simulation: The pre-training set. Its `resolution` follows the data's and need not be given.
+    """
+
+    checkpoint: str | None = None
+    epochs: int = 0
+    lr: float = 1e-3
+    batch_size: int = 8
+    windows_per_trajectory: int = 1
+    seed: int = 0
+    cache_dir: str | None = None
+    simulation: SimulationConfig = field(default_factory=lambda: SimulationConfig(mach=1.0, eta=0.1, zeta=0.1, seed=1))
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"Expected argument `epochs` to be at least 0, but got {self.epochs}.")
+        if self.simulation.trajectories < 2:
+            raise ValueError(
+                "Expected argument `simulation.trajectories` of the pre-training to be at least 2, but got "
+                f"{self.simulation.trajectories}."
+            )
+
+
+class FarmsCLI(LightningCLI):
+    """LightningCLI whose network takes its sizes from the data, and which loads or makes the starting weights.
+
+    Under a strategy whose processes Lightning starts itself (DDP on one node), the first process pre-trains before it
+    starts the others, which then find the weights in the cache. Under an external launcher (torchrun, SLURM) all
+    processes start at once: there, pre-train in a run with one process first, or give a checkpoint.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the group `pretrain` and tie the network's sizes to the data's.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_class_arguments(Pretraining, "pretrain")
+        for size in ("img_size", "in_timesteps", "out_timesteps"):
+            parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
+
+    def before_fit(self) -> None:
+        """Load the starting weights, or pre-train and keep them; leave both out when a training is resumed."""
+        pretraining: Pretraining = self._get(self.config_init, "pretrain")
+        if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
+            return
+        network = self._dpot()
+        if pretraining.checkpoint is not None:
+            self._load(network, pretraining.checkpoint)
+            return
+        path = pretrained_path(pretraining, network, self.datamodule)
+        if path.exists():
+            rank_zero_info(f"Starting from the pre-trained weights kept in {path} (delete the file to make them anew)")
+        else:
+            self._pretrain(pretraining, path)
+        load_weights(network, path)
+
+    def before_validate(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        self._load_for_evaluation()
+
+    def before_test(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        self._load_for_evaluation()
+
+    def before_predict(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        self._load_for_evaluation()
+
+    def _load_for_evaluation(self) -> None:
+        checkpoint = self._get(self.config_init, "pretrain").checkpoint
+        if checkpoint is not None and not self._resumes():
+            self._load(self._dpot(), checkpoint)
+
+    def _load(self, network: DPOT, checkpoint: str) -> None:
+        load_weights(network, checkpoint)
+        rank_zero_info(f"Starting from the weights in {checkpoint}")
+
+    def _resumes(self) -> bool:
+        return self._get(self.config_init, "ckpt_path") is not None
+
+    def _dpot(self) -> DPOT:
+        network = self.model.network
+        if not isinstance(network, DPOT):
+            raise ValueError(
+                "Expected argument `model.network` to be a DPOT when `pretrain` is used, but got "
+                f"{type(network).__name__}. Leave `pretrain` out, or continue from a `--ckpt_path`."
+            )
+        return network
+
+    def _pretrain(self, pretraining: Pretraining, path: Path) -> None:
+        launcher = getattr(self.trainer.strategy, "cluster_environment", None)
+        if self.trainer.world_size > 1 and launcher is not None and launcher.creates_processes_externally:
+            raise MisconfigurationException(
+                "Expected pre-trained weights to exist when an external launcher starts several processes, but there "
+                f"is no {path}. Run once with one process, or give `--pretrain.checkpoint`."
+            )
+        rank_zero_info(f"Pre-training for {pretraining.epochs} epochs; the weights will be kept in {path}")
+        settings = self._get(self.config_init, "trainer")
+        trainer = Trainer(
+            accelerator=settings["accelerator"],
+            devices=1,
+            precision=settings["precision"],
+            gradient_clip_val=settings["gradient_clip_val"],
+            enable_progress_bar=settings["enable_progress_bar"],
+            max_epochs=pretraining.epochs,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        pretrain(pretraining, self._dpot(), self.datamodule, trainer, path)
+
+
+def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule) -> Path:
+    """File in the cache for the weights that these settings lead to.
+
+    Args:
+        pretraining: Settings of the pre-training.
+        network: The network, for its sizes.
+        data: The data of the main run, for the layout of the training items.
+
+    Returns:
+        The path; its name holds a hash of everything that the weights depend on.
+    """
+    settings = asdict(_pretraining_on(pretraining, data))
+    del settings["checkpoint"], settings["cache_dir"]
+    text = json.dumps(
+        {"version": _PRETRAINING_VERSION, "network": network.config, "channels": data.channels, **settings},
+        sort_keys=True,
+    )
+    folder = data.cache_dir if pretraining.cache_dir is None else Path(pretraining.cache_dir)
+    return folder / f"pretrained-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pth"
+
+
+def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, trainer: Trainer, path: Path) -> None:
+    """Train a twin of a network, from its own seed, on the pre-training set and write its weights.
+
+    The random number generators are left as they were found, and the file appears complete or not at all.
+
+    Args:
+        pretraining: Settings of the pre-training.
+        network: The network, for its sizes; it is not changed.
+        data: The data of the main run, for the layout of the training items; not read.
+        trainer: Runs the pre-training.
+        path: File to write.
+    """
+    pretraining = _pretraining_on(pretraining, data)
+    with isolate_rng():
+        torch.manual_seed(pretraining.seed)
+        twin = DPOT(**network.config)
+        regime = CFDDataModule(
+            cache_dir=data.cache_dir,
+            batch_size=pretraining.batch_size,
+            in_timesteps=data.in_timesteps,
+            out_timesteps=data.out_timesteps,
+            windows_per_trajectory=pretraining.windows_per_trajectory,
+            channel_order=data.channel_order,
+            num_workers=data.num_workers,
+            seed=pretraining.seed,
+            test_fraction=max(0.1, 1.5 / pretraining.simulation.trajectories),  # at least one, though it is not used
+            simulation=pretraining.simulation,
+        )
+        trainer.fit(OperatorModule(twin, lr=pretraining.lr), datamodule=regime)
+    save_weights(twin, path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
+    arguments); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1 to see where it was raised.
+
+    Args:
+        args: Arguments; those of the process when left out.
+
+    Raises:
+        SystemExit: With a status other than 0 after an error.
+    """
+    warnings.filterwarnings(
+        "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
+    )
+    try:
+        FarmsCLI(
+            OperatorModule,
+            CFDDataModule,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
+            args=args,
+        )
+    except _USER_MISTAKES as error:
+        if os.environ.get(_TRACEBACK_SWITCH, "0") not in ("", "0"):
+            raise
+        sys.stderr.write(f"lightning-farms: error: {error}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n")
+        raise SystemExit(1) from error
+
+
+def _pretraining_on(pretraining: Pretraining, data: CFDDataModule) -> Pretraining:
+    return replace(pretraining, simulation=replace(pretraining.simulation, resolution=data.img_size))

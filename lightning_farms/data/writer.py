@@ -1,0 +1,147 @@
+"""Writing simulated flows in the layout of PDEBench's 2D CFD files, whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lightning_farms.data.pdebench import FIELDS
+from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, simulate_cfd
+
+
+def write_pdebench(path: str | os.PathLike[str], simulation: CFDSimulation) -> None:
+    """Write trajectories to one HDF5 file laid out as PDEBench's.
+
+    Datasets density, pressure, Vx, Vy (B, T, X, Y) in float32, contiguous; x-coordinate, y-coordinate; t-coordinate
+    with one entry more than there are frames; root attributes eta, zeta and M. The file appears under its name only
+    once it is complete and on disk; an existing one is replaced.
+
+    Args:
+        path: file to write; its folder is created if need be.
+        simulation: the trajectories, at least two frames.
+
+    Raises:
+        ValueError: if the fields' shapes disagree with each other or with the coordinates.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_farms.data import PDEBenchFile
+        >>> flow = simulate_cfd(SimulationConfig(trajectories=2, resolution=8, frames=3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_pdebench(f"{folder}/flow.hdf5", flow)
+        ...     PDEBenchFile(f"{folder}/flow.hdf5").shape
+        FileShape(trajectories=2, frames=3, x=8, y=8)
+    """
+    shape = tuple(simulation.density.shape)
+    coordinates = (len(simulation.t), len(simulation.x), len(simulation.y))
+    shapes = [tuple(field.shape) for field in (simulation.pressure, simulation.vx, simulation.vy)]
+    if any(other != shape for other in shapes) or shape[1:] != coordinates:
+        raise ValueError(
+            "Expected argument `simulation` to hold fields of one shape (B, T, X, Y) that fits its coordinates, "
+            f"but got {[shape, *shapes]} and coordinates of lengths {coordinates}."
+        )
+    with _complete_or_nothing(Path(path)) as temporary, h5py.File(temporary, "x") as file:
+        _create(file, simulation, shape[0])
+        _write_part(file, simulation, 0)
+
+
+def simulate_to_file(
+    path: str | os.PathLike[str],
+    config: SimulationConfig | None = None,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> None:
+    """Simulate a set and write it in PDEBench's layout, a batch of trajectories at a time.
+
+    Args:
+        path: file to write; its folder is created if need be. It appears only once it is complete.
+        config: the set's settings; the defaults of `SimulationConfig` when left out.
+        batch_size: trajectories simulated at once, at least 1; memory grows with it.
+        device: where to compute.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for a batch size out of range.
+        RuntimeError: if a trajectory's density or pressure leaves the positive numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = SimulationConfig(trajectories=2, resolution=8, frames=3)
+        ...     simulate_to_file(f"{folder}/flow.hdf5", config, progress=False)
+        ...     os.listdir(folder)
+        ['flow.hdf5']
+    """
+    config = SimulationConfig() if config is None else config
+    if batch_size < 1:
+        raise ValueError(f"Expected argument `batch_size` to be at least 1, but got {batch_size}.")
+    starts = range(0, config.trajectories, batch_size)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with (
+        _complete_or_nothing(Path(path)) as temporary,
+        h5py.File(temporary, "x") as file,
+        Progress(*columns, disable=not progress) as bar,
+    ):
+        task = bar.add_task(
+            f"Simulating {config.trajectories} flows at {config.resolution}x{config.resolution}",
+            total=len(starts) * (config.frames - 1),
+        )
+        for start in starts:
+            part = simulate_cfd(
+                config,
+                indices=range(start, min(start + batch_size, config.trajectories)),
+                device=device,
+                on_frame=lambda: bar.advance(task),
+            )
+            if start == 0:
+                _create(file, part, config.trajectories)
+            _write_part(file, part, start)
+
+
+def _create(file: h5py.File, part: CFDSimulation, trajectories: int) -> None:
+    for name in FIELDS:
+        file.create_dataset(name, (trajectories, *part.density.shape[1:]), np.float32)
+    t = part.t.double()
+    file["x-coordinate"] = part.x.numpy().astype(np.float32)
+    file["y-coordinate"] = part.y.numpy().astype(np.float32)
+    file["t-coordinate"] = torch.cat((t, 2 * t[-1:] - t[-2:-1])).numpy().astype(np.float32)
+    file.attrs.update({"eta": part.eta, "zeta": part.zeta, "M": part.mach})
+
+
+def _write_part(file: h5py.File, part: CFDSimulation, start: int) -> None:
+    for name, field in zip(FIELDS, (part.density, part.pressure, part.vx, part.vy), strict=True):
+        file[name][start : start + len(field)] = field.numpy().astype(np.float32)
+
+
+@contextmanager
+def _complete_or_nothing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; put the file in its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

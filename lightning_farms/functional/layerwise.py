@@ -1,0 +1,178 @@
+"""Alphas of a network's layers -> multipliers of its learning rate.
+
+Every map works in float64 and leaves a layer whose alpha is not finite alone: its multiplier is 1, and it has no
+influence on the other layers' multipliers. Where all finite alphas are equal, all multipliers are 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def tb_linear_map(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
+    r"""TempBalance's linear map from alpha to [s1, s2].
+
+    .. math:: m_l = \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha} (s_2 - s_1) + s_1
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
+        lr_max_ratio: s2, the multiplier of the largest alpha, at least s1.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not a vector, or ratios out of range.
+
+    Example:
+        >>> tb_linear_map(torch.tensor([2.0, 3.0, 4.0]), 0.5, 1.5)
+        tensor([0.5000, 1.0000, 1.5000], dtype=torch.float64)
+
+    Reference:
+        Zhou et al., Temperature Balancing, NeurIPS 2023, Equation 2; Hu et al., ICML 2025, Section 4.3.
+    """
+    check_ratios(lr_min_ratio, lr_max_ratio)
+
+    def linear(a: Tensor) -> Tensor:
+        return (a - a.min()) / (a.max() - a.min()) * (lr_max_ratio - lr_min_ratio) + lr_min_ratio
+
+    return _map_finite(alphas, linear)
+
+
+def tb_sigmoid(alphas: Tensor, s_low: float = 1.0, s_high: float = 1.0, tau: float = 10.0) -> Tensor:
+    r"""TB_Sigmoid: a power of ten that saturates away from the mean alpha.
+
+    .. math:: m_l = 10^{\varphi_l}, \quad \varphi_l = s \left( \frac{1}{1 + e^{-\tau (\alpha_l - \bar\alpha)}} -
+              \frac12 \right), \quad s = s_{high} \text{ where } \alpha_l > \bar\alpha \text{ else } s_{low}
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        s_low: strength below the mean, not negative; the multiplier stays above 10^(-s_low / 2).
+        s_high: strength above the mean, not negative; the multiplier stays below 10^(s_high / 2).
+        tau: steepness per unit of alpha, positive.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not a vector, or an argument out of range.
+
+    Example:
+        >>> tb_sigmoid(torch.tensor([2.0, 3.0, 4.0]))
+        tensor([0.3163, 1.0000, 3.1619], dtype=torch.float64)
+
+    Reference:
+        Liu et al., Model Balancing, EMNLP Findings 2024; Hu et al., ICML 2025, Section 4.4.
+    """
+    check_sigmoid(s_low, s_high, tau)
+
+    def sigmoid(a: Tensor) -> Tensor:
+        above_mean = a - a.mean()
+        strength = torch.where(above_mean > 0, a.new_tensor(s_high), a.new_tensor(s_low))
+        return 10 ** (strength * (torch.sigmoid(tau * above_mean) - 0.5))
+
+    return _map_finite(alphas, sigmoid)
+
+
+def tb_sqrt(alphas: Tensor) -> Tensor:
+    r"""Multipliers proportional to the root, of mean 1: :math:`m_l = L \sqrt{\alpha_l} / \sum_k \sqrt{\alpha_k}`.
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer, above 1; not finite: the layer is left alone.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not a vector.
+
+    Example:
+        >>> tb_sqrt(torch.tensor([1.0, 4.0, float("nan")]))
+        tensor([0.6667, 1.3333, 1.0000], dtype=torch.float64)
+    """
+    return _map_finite(alphas, lambda a: a.sqrt() / a.sqrt().mean())
+
+
+def tb_log2(alphas: Tensor) -> Tensor:
+    r"""Multipliers proportional to the logarithm, of mean 1: :math:`m_l = L \log_2 \alpha_l / \sum_k \log_2 \alpha_k`.
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer, above 1; not finite: the layer is left alone.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not a vector.
+
+    Example:
+        >>> tb_log2(torch.tensor([2.0, 8.0]))
+        tensor([0.5000, 1.5000], dtype=torch.float64)
+    """
+    return _map_finite(alphas, lambda a: a.log2() / a.log2().mean())
+
+
+def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
+    r"""Multipliers by rank: of L layers the r-th smallest (from 0) gets :math:`s_1 + (s_2 - s_1) r / L`.
+
+    Equal alphas share the mean of their ranks.
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
+        lr_max_ratio: s2, never quite reached, at least s1.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not a vector, or ratios out of range.
+
+    Example:
+        >>> tb_step(torch.tensor([4.0, 2.0]))
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    check_ratios(lr_min_ratio, lr_max_ratio)
+
+    def by_rank(a: Tensor) -> Tensor:
+        smaller = (a.unsqueeze(0) < a.unsqueeze(1)).sum(1)
+        equal = (a.unsqueeze(0) == a.unsqueeze(1)).sum(1)
+        rank = smaller + (equal - 1).to(a) / 2
+        return lr_min_ratio + (lr_max_ratio - lr_min_ratio) * rank / a.numel()
+
+    return _map_finite(alphas, by_rank)
+
+
+def check_ratios(lr_min_ratio: float, lr_max_ratio: float) -> None:
+    """Raise a ValueError unless 0 < lr_min_ratio <= lr_max_ratio < infinity."""
+    if not (0 < lr_min_ratio <= lr_max_ratio < math.inf):
+        raise ValueError(
+            "Expected arguments `lr_min_ratio` and `lr_max_ratio` to satisfy 0 < lr_min_ratio <= lr_max_ratio, "
+            f"but got {lr_min_ratio} and {lr_max_ratio}."
+        )
+
+
+def check_sigmoid(s_low: float, s_high: float, tau: float) -> None:
+    """Raise a ValueError unless s_low and s_high are finite and not negative, and tau is finite and positive."""
+    for name, value in (("s_low", s_low), ("s_high", s_high)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"Expected argument `{name}` to be finite and not negative, but got {value}.")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"Expected argument `tau` to be finite and positive, but got {tau}.")
+
+
+def _map_finite(alphas: Tensor, map_alphas: Callable[[Tensor], Tensor]) -> Tensor:
+    if alphas.ndim != 1:
+        raise ValueError(f"Expected argument `alphas` to be a vector, but got shape {tuple(alphas.shape)}.")
+    values = alphas.to(torch.float64)
+    finite = values.isfinite()
+    chosen = values[finite]
+    multipliers = torch.ones_like(values)
+    if chosen.numel() > 0 and not bool((chosen == chosen[0]).all()):
+        multipliers[finite] = map_alphas(chosen)
+    return multipliers

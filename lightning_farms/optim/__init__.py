@@ -1,0 +1,7 @@
+"""The only code that touches ``optimizer.param_groups``: layer-wise hyperparameters for any optimizer and scheduler."""
+
+from lightning_farms.optim.param_groups import layerwise_param_groups
+from lightning_farms.optim.scaling import LayerwiseScaling
+from lightning_farms.optim.support import check_supported
+
+__all__ = ["LayerwiseScaling", "check_supported", "layerwise_param_groups"]

@@ -1,0 +1,56 @@
+"""One parameter group a layer, for `configure_optimizers`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+
+def layerwise_param_groups(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], layer_of: Mapping[torch.Tensor, str]
+) -> list[dict[str, Any]]:
+    """Sort parameters into one uniquely named group a layer, to be handed to an optimizer.
+
+    `LayerwiseScaling` then scales every group in place and never has to divide one. Optimizers that keep state per
+    group or copy hyperparameters group by group (`ZeroRedundancyOptimizer`) need such groups.
+
+    Args:
+        named_parameters: Names and parameters, as from ``model.named_parameters()``; a parameter met twice counts once.
+        layer_of: Layer of each parameter; the parameters that it lacks share the last group, named "other".
+
+    Returns:
+        Groups with the keys "params" and "name" (the layer's), in the order in which the layers are met. All other
+        hyperparameters are left to the optimizer's defaults.
+
+    Raises:
+        ValueError: If there are no parameters.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+        >>> layer_of = {model[0].weight: "0", model[0].bias: "0"}
+        >>> groups = layerwise_param_groups(model.named_parameters(), layer_of)
+        >>> [(group["name"], len(group["params"])) for group in groups]
+        [('0', 2), ('other', 2)]
+        >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    """
+    members: dict[str, list[torch.nn.Parameter]] = {}
+    rest: list[torch.nn.Parameter] = []
+    seen: set[torch.nn.Parameter] = set()
+    for _, parameter in named_parameters:
+        if parameter in seen:
+            continue
+        seen.add(parameter)
+        layer = layer_of.get(parameter)
+        (rest if layer is None else members.setdefault(layer, [])).append(parameter)
+    if not seen:
+        raise ValueError("Expected argument `named_parameters` to be at least one parameter, but got none.")
+    groups: list[dict[str, Any]] = [{"params": params, "name": layer} for layer, params in members.items()]
+    if rest:
+        groups.append({"params": rest, "name": _unused_name("other", members)})
+    return groups
+
+
+def _unused_name(name: str, taken: Mapping[str, object]) -> str:
+    while name in taken:
+        name += "_"
+    return name

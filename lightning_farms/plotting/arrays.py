@@ -1,0 +1,37 @@
+"""What the plots accept, as NumPy arrays."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Values: TypeAlias = torch.Tensor | NDArray[Any] | Sequence[Any]
+
+
+def as_array(values: Values, name: str, ndim: int) -> NDArray[np.float64]:
+    """Convert numbers to a float64 array on the host; the input is left alone.
+
+    Args:
+        values: A tensor on any device and of any real type, an array or nested sequences of numbers.
+        name: What to call it in the message.
+        ndim: The number of dimensions it must have.
+
+    Returns:
+        The numbers, float64.
+
+    Raises:
+        ValueError: If the number of dimensions is another one.
+
+    Example:
+        >>> as_array(torch.tensor([1.5, 2.0], dtype=torch.bfloat16), "values", 1)
+        array([1.5, 2. ])
+    """
+    if isinstance(values, torch.Tensor):
+        array = values.detach().to(device="cpu", dtype=torch.float64).numpy()
+    else:
+        array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim:
+        raise ValueError(f"Expected argument `{name}` to have {ndim} dimension(s), but got shape {array.shape}.")
+    return array

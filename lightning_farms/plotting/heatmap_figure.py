@@ -1,0 +1,110 @@
+"""Layers by epochs as a labelled figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_farms.plotting.arrays import Values, as_array
+from lightning_farms.plotting.heatmap_image import COLOUR_MAP, MISSING, check_cells
+from lightning_farms.plotting.labels import shortened, thinned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+
+def layer_heatmap_figure(
+    values: Values,
+    *,
+    layers: Sequence[str],
+    epochs: Sequence[int],
+    title: str,
+    label: str,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    logarithmic: bool = False,
+) -> Figure:
+    """Draw layers by epochs as a heat map with labelled axes and a colour bar.
+
+    The figure grows with the number of layers and epochs up to a limit; beyond it, only some are labelled. Cells
+    without a finite value (or, on a logarithmic scale, a positive one) are grey.
+
+    Args:
+        values: (layers, epochs); the first layer is the top row.
+        layers: Name of each layer.
+        epochs: Number of each epoch.
+        title: Title of the figure.
+        label: What the colours show, with its unit.
+        vmin: Value of the first colour; None: the least value.
+        vmax: Value of the last colour; None: the greatest value.
+        logarithmic: Whether colours follow the logarithm.
+
+    Returns:
+        The figure, unknown to pyplot: nothing has to be closed.
+
+    Raises:
+        ValueError: If there is no cell, the names do not fit the values, or vmin is not below vmax.
+
+    Example:
+        >>> figure = layer_heatmap_figure(
+        ...     [[2.0, 2.5], [3.0, float("nan")]], layers=["conv", "fc"], epochs=[0, 1], title="Alpha", label="alpha"
+        ... )
+        >>> [axis.get_ylabel() for axis in figure.axes]
+        ['layer', 'alpha']
+    """
+    from matplotlib.figure import Figure
+
+    cells = as_array(values, "values", 2)
+    check_cells(cells, vmin, vmax)
+    if cells.shape != (len(layers), len(epochs)):
+        raise ValueError(
+            f"Expected argument `values` to have one row a layer and one column an epoch, ({len(layers)},"
+            f" {len(epochs)}), but got shape {cells.shape}."
+        )
+    size = (np.clip(4.2 + 0.12 * len(epochs), 6.4, 13.0), np.clip(1.6 + 0.21 * len(layers), 3.2, 10.5))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    shown = np.ma.masked_where(~np.isfinite(cells) | (logarithmic & (cells <= 0)), cells)
+    axes.set_facecolor(str(MISSING))  # masked cells are transparent
+    norm = _norm(shown, vmin, vmax, logarithmic=logarithmic)
+    image = axes.imshow(shown, cmap=COLOUR_MAP, norm=norm, aspect="auto", interpolation="nearest")
+    _label_axes(axes, layers, epochs, room=int(size[1] / 0.19))
+    axes.set_title(title, fontsize=12)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label(label, fontsize=11)
+    if np.ma.is_masked(shown):
+        _explain_grey(figure)
+    return figure
+
+
+def _label_axes(axes: Axes, layers: Sequence[str], epochs: Sequence[int], room: int) -> None:
+    rows, columns = thinned(len(layers), room), thinned(len(epochs), 14)
+    axes.set_yticks(rows, [shortened(layers[row]) for row in rows], fontsize=9)
+    axes.set_xticks(columns, [str(epochs[column]) for column in columns], fontsize=9)
+    axes.set_xlabel("epoch", fontsize=11)
+    axes.set_ylabel("layer", fontsize=11)
+
+
+def _norm(cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *, logarithmic: bool) -> Normalize:
+    from matplotlib.colors import LogNorm, Normalize
+
+    compressed = np.ma.compressed(cells)
+    least, greatest = (compressed.min(), compressed.max()) if compressed.size else (1.0, 1.0)
+    low, high = least if vmin is None else vmin, greatest if vmax is None else vmax
+    if not low < high:  # one value: the middle of the map, in a range that the colour bar can label
+        low, high = (
+            (low / 1.05, low * 1.05) if logarithmic else (low - 0.05 * abs(low or 1), low + 0.05 * abs(low or 1))
+        )
+    return (LogNorm if logarithmic else Normalize)(low, high)
+
+
+def _explain_grey(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    grey = Patch(facecolor=str(MISSING), edgecolor="0.4", label="no value")
+    figure.legend(handles=[grey], loc="outside lower right", fontsize=9, frameon=False)

@@ -1,0 +1,157 @@
+"""Rows and report: look-up, summary, and what is read back from CSV, JSON and pandas."""
+
+import csv
+import json
+import math
+import pickle
+import re
+import sys
+
+import pytest
+import torch
+
+from lightning_farms.analysis import LayerSpectrum, SpectralReport
+
+GOOD = LayerSpectrum(
+    name="blocks.0.conv",
+    kind="convolution",
+    shape=(64, 3, 3, 3),
+    aspect_ratio=1.0,
+    windows=22,
+    eigenvalue_count=594,
+    alpha=2.125,
+    ks_distance=0.1,
+    xmin=1 / 3,
+    spectral_norm=12.5,
+    frobenius_norm_squared=100.0,
+    stable_rank=8.0,
+    alpha_hat=2.33,
+    reason='window shrunk, "a remark"',
+    eigenvalues=torch.arange(3.0),
+)
+OTHER = LayerSpectrum("fc", "linear", (10, 64), alpha=3.125)
+SKIPPED = LayerSpectrum("head", "linear", (2, 2), status="skipped", reason="4 eigenvalues, fewer than the 10")
+REPORT = SpectralReport([GOOD, OTHER, SKIPPED])
+COLUMNS = [
+    "name",
+    "kind",
+    "shape",
+    "aspect_ratio",
+    "windows",
+    "eigenvalue_count",
+    "alpha",
+    "ks_distance",
+    "xmin",
+    "spectral_norm",
+    "frobenius_norm_squared",
+    "stable_rank",
+    "alpha_hat",
+    "status",
+    "reason",
+]
+
+
+def test_is_an_iterable_of_rows_in_order():
+    assert [row.name for row in REPORT] == ["blocks.0.conv", "fc", "head"]
+    assert len(REPORT) == 3
+    assert "fc" in REPORT
+    assert "nope" not in REPORT
+    assert REPORT["fc"] is OTHER
+
+
+def test_alphas_and_their_summary():
+    assert list(REPORT.alphas) == ["blocks.0.conv", "fc", "head"]
+    assert REPORT.alphas["fc"] == 3.125
+    assert math.isnan(REPORT.alphas["head"])
+    assert REPORT.mean_alpha == 2.625
+    assert REPORT.std_alpha == 0.5
+    assert repr(REPORT) == "SpectralReport(3 layers, 1 skipped, mean alpha 2.625)"
+
+
+def test_infinite_alpha_does_not_enter_the_summary():
+    report = SpectralReport([OTHER, LayerSpectrum("x", "linear", (2, 2), alpha=math.inf)])
+    assert report.mean_alpha == 3.125
+    assert report.std_alpha == 0.0
+
+
+@pytest.mark.parametrize("rows", [[], [SKIPPED]])
+def test_summary_of_nothing_is_not_a_number(rows):
+    report = SpectralReport(rows)
+    assert math.isnan(report.mean_alpha)
+    assert math.isnan(report.std_alpha)
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(KeyError, match=r"no layer 'fc1' in this report; it has blocks\.0\.conv, fc, head"):
+        REPORT["fc1"]
+    many = SpectralReport([LayerSpectrum(f"l{i}", "linear", (2, 2)) for i in range(12)])
+    with pytest.raises(KeyError, match=re.escape("it has l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, ...")):
+        many["x"]
+    with pytest.raises(KeyError, match="it has no layers"):
+        SpectralReport([])["x"]
+
+
+def test_names_must_be_unique():
+    with pytest.raises(ValueError, match="Expected argument `rows` to have unique names"):
+        SpectralReport([OTHER, OTHER])
+
+
+def test_rows_are_frozen_and_compare_without_their_eigenvalues():
+    with pytest.raises(AttributeError, match="cannot assign to field 'alpha'"):
+        OTHER.alpha = 1.0
+    again = pickle.loads(pickle.dumps(GOOD))
+    assert again == GOOD
+    torch.testing.assert_close(again.eigenvalues, GOOD.eigenvalues)
+    assert {GOOD, again} == {GOOD}
+
+
+def test_csv_round_trip(tmp_path):
+    path = tmp_path / "report.csv"
+    REPORT.to_csv(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        good, other, skipped = csv.DictReader(file)
+    assert list(good) == COLUMNS
+    assert good["shape"] == "64x3x3x3"
+    assert good["reason"] == GOOD.reason
+    for name in COLUMNS:
+        value = getattr(GOOD, name)
+        if isinstance(value, (int, float)):
+            assert type(value)(good[name]) == value
+    assert float(other["alpha"]) == 3.125
+    assert skipped["alpha"] == "nan"
+    assert skipped["status"] == "skipped"
+
+
+def test_csv_accepts_a_path_as_text(tmp_path):
+    REPORT.to_csv(str(tmp_path / "report.csv"))
+    assert len((tmp_path / "report.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "report.json"
+    text = REPORT.to_json(path)
+    assert REPORT.to_json() == text
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    good, _, skipped = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert good == {name: getattr(GOOD, name) for name in COLUMNS} | {"shape": [64, 3, 3, 3]}
+    assert skipped["alpha"] is None
+    assert skipped["reason"] == SKIPPED.reason
+
+
+def test_pandas_round_trip():
+    frame = REPORT.to_pandas()
+    assert list(frame.columns) == COLUMNS
+    assert list(frame["name"]) == ["blocks.0.conv", "fc", "head"]
+    assert frame["alpha"].dtype == "float64"
+    assert frame["alpha"].isna().tolist() == [False, False, True]
+    assert frame.set_index("name").loc["blocks.0.conv", "xmin"] == 1 / 3
+    assert list(SpectralReport([]).to_pandas().columns) == COLUMNS
+
+
+def test_missing_pandas_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r'pip install "lightning-farms\[pandas\]"'):
+        REPORT.to_pandas()

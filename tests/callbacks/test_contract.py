@@ -1,0 +1,131 @@
+"""What every callback must do; a callback without settings here fails."""
+
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+import lightning_farms.callbacks
+from lightning_farms import FARMS, WholeMatrix
+
+SETTINGS = {
+    "SpectralMonitor": [{}, {"analysis": WholeMatrix(), "every_n_epochs": 2}],
+    "TBSigmoid": [{}, {"s_low": 0.5, "s_high": 0.25, "tau": 5.0}],
+    "TempBalance": [{}, {"lr_min_ratio": 0.3, "lr_max_ratio": 1.7, "analysis": FARMS(aspect_ratio=0.5)}],
+}
+CALLBACKS = [
+    name
+    for name in lightning_farms.callbacks.__all__
+    if not inspect.isabstract(getattr(lightning_farms.callbacks, name))
+]
+CASES = [pytest.param(name, options, id=f"{name}{i}") for name in SETTINGS for i, options in enumerate(SETTINGS[name])]
+
+
+def build(name, options):
+    return getattr(lightning_farms.callbacks, name)(**{"summary": False, **options})
+
+
+def test_every_callback_has_settings():
+    assert sorted(CALLBACKS) == sorted(SETTINGS)
+    assert all(issubclass(getattr(lightning_farms.callbacks, name), Callback) for name in CALLBACKS)
+
+
+def state(model, trainer):
+    return model.state_dict(), trainer.optimizers[0].state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_training_twice_gives_one_result(name, options, small_net, loader, make_trainer):
+    results = []
+    for _ in range(2):
+        model, callback = small_net(), build(name, options)
+        make_trainer([callback]).fit(model, loader)
+        results.append((model.state_dict(), callback.state_dict()))
+    (weights, first), (again, second) = results
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+    assert first == second
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_resuming_gives_the_straight_run(name, options, small_net, loader, make_trainer, tmp_path):
+    def fit(max_epochs, ckpt_path=None):
+        model, callback = small_net(), build(name, options)
+        trainer = make_trainer(
+            [callback, ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")],
+            max_epochs=max_epochs,
+            enable_checkpointing=True,
+        )
+        trainer.fit(model, loader, ckpt_path=ckpt_path)
+        return model, callback
+
+    straight, callback = fit(4)
+    fit(2)
+    resumed, resumed_callback = fit(4, tmp_path / "epoch=1.ckpt")
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in straight.state_dict().items())
+    assert callback.state_dict() == resumed_callback.state_dict()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_pickling(name, options, small_net, loader, make_trainer):
+    callback = build(name, options)
+    copy = pickle.loads(pickle.dumps(callback))
+    assert copy.state_key == callback.state_key
+    make_trainer([callback]).fit(small_net(), loader)
+    assert pickle.loads(pickle.dumps(callback)).state_dict() == callback.state_dict()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_without_a_logger(name, options, small_net, loader, make_trainer):
+    callback = build(name, options)
+    with pytest.warns(UserWarning, match="has no logger to write to"):
+        make_trainer([callback], logger=False).fit(small_net(), loader)
+    assert callback.report is not None
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_fast_dev_run(name, options, small_net, loader, make_trainer):
+    callback = build(name, options)
+    make_trainer([callback], fast_dev_run=True).fit(small_net(), loader)
+    assert callback.report is not None
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_csv_logger_only(name, options, small_net, loader, make_trainer, tmp_path):
+    callback = build(name, options)
+    make_trainer([callback], logger=CSVLogger(tmp_path, name="csv", version=0)).fit(small_net(), loader)
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert f"{callback.analysis.label}/alpha/hidden" in header
+    assert ("lr-SGD/hidden" in header) == (name != "SpectralMonitor")
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_every_option_is_an_attribute_and_documented(name, options):
+    kind = getattr(lightning_farms.callbacks, name)
+    callback = build(name, options)
+    documented = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
+    for option in inspect.signature(kind).parameters:
+        assert hasattr(callback, option)
+        assert f"{option}:" in documented
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_agree(name, tmp_path):
+    script = Path(__file__).with_name("ddp_run.py")
+    command = [sys.executable, str(script), name, repr(SETTINGS[name][0]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "sync_dist" not in done.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
+    for key in ("alphas", "history", "multipliers"):
+        assert first[key] == second[key]
+    assert len(first["history"]["epochs"]) == 4
+    assert (len(first["multipliers"]) == 2) == (name != "SpectralMonitor")
+    assert done.stdout.count("Spectra after 3 epochs") == 1

@@ -1,0 +1,274 @@
+"""The rates that updates really use, read off the weights: with plain SGD, delta w = -rate * gradient."""
+
+import warnings
+from collections import defaultdict
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.optim import lr_scheduler
+
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix, analyze
+from lightning_farms.analysis import parameter_layers
+from lightning_farms.functional import tb_linear_map, tb_sigmoid
+
+SCHEDULERS = {
+    "none": None,
+    "step": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 8, eta_min=0.01),
+    "onecycle": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=20),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.CosineAnnealingLR(o, 8, eta_min=0.01)], [2]
+    ),
+}
+
+
+class MeasuredRates(pl.Callback):
+    """Base rate at rest, and the rate that each step really used for each parameter, in float64."""
+
+    def __init__(self):
+        self.base = []
+        self.used = defaultdict(list)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        self.gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters()}
+        self.base.append(float(optimizer.param_groups[0]["lr"]))
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        for name, p in pl_module.named_parameters():
+            state = trainer.optimizers[0].state[p]
+            change, direction = self.before[name] - p.detach(), state.get("momentum_buffer", self.gradients[name])
+            self.used[name].append(((change * direction).sum() / direction.square().sum()).item())
+
+
+class ReferenceMultipliers(pl.Callback):
+    """The multipliers that the weights before each epoch ask for, computed here."""
+
+    def __init__(self, rule):
+        self.rule = rule
+        self.by_epoch = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        alphas = analyze(pl_module, FARMS()).alphas
+        values = self.rule(torch.tensor(list(alphas.values()), dtype=torch.float64)).tolist()
+        self.by_epoch.append(dict(zip(alphas, values, strict=True)))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("callback", "rule"),
+    [
+        (TBSigmoid(summary=False), tb_sigmoid),
+        (TempBalance(0.3, 1.7, summary=False), lambda a: tb_linear_map(a, 0.3, 1.7)),
+    ],
+    ids=["TBSigmoid", "TempBalance"],
+)
+def test_the_update_uses_base_rate_times_multiplier(name, callback, rule, small_net, loader, make_trainer):
+    def base_rates(callbacks):
+        model = small_net(make_scheduler=SCHEDULERS[name]).double()
+        make_trainer(callbacks, max_epochs=3, precision="64-true").fit(model, loader)
+        return model
+
+    measured, reference, plain = MeasuredRates(), ReferenceMultipliers(rule), MeasuredRates()
+    model = base_rates([callback, measured, reference])
+    base_rates([plain])
+    assert measured.base == plain.base
+    owners = {name: parameter_layers(model).get(p) for name, p in model.named_parameters()}
+    assert owners["norm.weight"] == "conv"
+    assert owners["hidden.bias"] == "hidden"
+    assert owners["scale"] is None
+    used_multipliers = {m for epoch in reference.by_epoch for m in epoch.values()}
+    assert max(used_multipliers) / min(used_multipliers) > 1.05
+    for parameter, rates in measured.used.items():
+        for step, used in enumerate(rates):
+            multiplier = reference.by_epoch[step // 4].get(owners[parameter], 1.0)
+            assert used == pytest.approx(measured.base[step] * multiplier, rel=1e-9), (parameter, step)
+
+
+def test_logged_rates_are_those_of_the_next_update(small_net, loader, make_trainer):
+    balance, measured = TempBalance(summary=False), MeasuredRates()
+    model = small_net(make_scheduler=SCHEDULERS["cosine"]).double()
+    trainer = make_trainer([balance, measured], max_epochs=2, precision="64-true")
+    logged = []
+
+    class ReadLog(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    trainer.callbacks.append(ReadLog())
+    trainer.fit(model, loader)
+    assert measured.used["conv.weight"][4] == pytest.approx(logged[0]["lr-SGD/conv"], rel=1e-6)
+    assert measured.used["head.weight"][4] == pytest.approx(logged[0]["lr-SGD/head"], rel=1e-6)
+
+
+def adamw(params):
+    return torch.optim.AdamW(params, lr=1e-2)
+
+
+@pytest.mark.parametrize("callback", [TBSigmoid, TempBalance])
+@pytest.mark.parametrize("when", ["epoch end", "last step"])
+def test_resume_equals_the_straight_run_bit_for_bit(callback, when, small_net, loader, make_trainer, tmp_path):
+    def fit(max_epochs, ckpt_path=None, **every):
+        model = small_net(make_optimizer=adamw, make_scheduler=SCHEDULERS["cosine"])
+        callbacks = [callback(summary=False), SpectralMonitor(WholeMatrix(), summary=False)]
+        if every:
+            callbacks.append(ModelCheckpoint(tmp_path, filename="{epoch}-{step}", save_top_k=-1, **every))
+        trainer = make_trainer(callbacks, max_epochs=max_epochs, enable_checkpointing=bool(every))
+        trainer.fit(model, loader, ckpt_path=ckpt_path)
+        optimizer = trainer.optimizers[0]
+        return model, optimizer, callbacks
+
+    every, file = {
+        "epoch end": ({"every_n_epochs": 1}, "epoch=1-step=8.ckpt"),
+        "last step": ({"every_n_train_steps": 8}, "epoch=1-step=8.ckpt"),
+    }[when]
+    straight, optimizer, callbacks = fit(4)
+    fit(2, **every)
+    resumed, resumed_optimizer, resumed_callbacks = fit(4, ckpt_path=tmp_path / file, **every)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    expected, found = optimizer.state_dict(), resumed_optimizer.state_dict()
+    assert expected["param_groups"] == found["param_groups"]
+    for index, state in expected["state"].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(found["state"][index][key])), key
+    for ours, theirs in zip(callbacks, resumed_callbacks[:2], strict=True):
+        assert ours.state_dict() == theirs.state_dict()
+
+
+def test_checkpoint_holds_base_rates_and_plain_types(small_net, loader, make_trainer, tmp_path):
+    make_trainer([TBSigmoid(summary=False), ModelCheckpoint(tmp_path, filename="last")], enable_checkpointing=True).fit(
+        small_net(), loader
+    )
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == 0.1
+    (state,) = [s for key, s in checkpoint["callbacks"].items() if key.startswith("TBSigmoid")]
+    assert set(state["multipliers"]) == {"conv", "hidden", "head"}
+
+
+@pytest.mark.parametrize("with_callback_first", [True, False])
+def test_resume_with_the_callback_removed_or_added(with_callback_first, small_net, loader, make_trainer, tmp_path):
+    def fit(with_callback, max_epochs, ckpt_path=None):
+        balance = TBSigmoid(summary=False)
+        callbacks = [*([balance] if with_callback else []), ModelCheckpoint(tmp_path, filename="last")]
+        trainer = make_trainer(callbacks, max_epochs=max_epochs, enable_checkpointing=True)
+        trainer.fit(small_net(), loader, ckpt_path=ckpt_path)
+        return balance, trainer
+
+    fit(with_callback_first, 1)
+    with warnings.catch_warnings():  # Lightning says so when a checkpoint's callback is missing
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+        balance, trainer = fit(not with_callback_first, 2, tmp_path / "last.ckpt")
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+    assert balance.history.epochs == ([] if with_callback_first else [1, 2])
+
+
+def test_a_layer_that_is_skipped_keeps_the_base_rate_and_moves_no_other(small_net, loader, make_trainer):
+    def multipliers(spoil):
+        model = small_net()
+        with torch.no_grad():
+            if spoil:
+                model.head.weight.zero_()
+        balance = TempBalance(summary=False)
+        seen = []
+
+        class Look(pl.Callback):
+            def on_train_start(self, trainer, pl_module):
+                seen.append(dict(balance.multipliers))
+
+        make_trainer([balance, Look()], max_epochs=1).fit(model, loader)
+        return seen[0]
+
+    whole, spoiled = multipliers(False), multipliers(True)
+    assert spoiled["head"] == 1.0
+    alphas = {k: v for k, v in whole.items() if k != "head"}
+    assert sorted(spoiled[k] for k in alphas) == [0.5, 1.5]
+
+
+def test_equal_alphas_give_equal_rates(loader, make_trainer):
+    class Twins(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+            self.b.load_state_dict(self.a.state_dict())
+
+        def training_step(self, batch, batch_idx):
+            return 0.0 * (self.a.weight.sum() + self.b.weight.sum())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    balance = TempBalance(summary=False)
+    make_trainer([balance], max_epochs=1).fit(Twins(), loader)
+    assert balance.report["a"].alpha == balance.report["b"].alpha
+    assert balance.multipliers == {"a": 1.0, "b": 1.0}
+
+
+def test_frozen_layers_have_no_say(small_net, loader, make_trainer):
+    model = small_net(make_optimizer=lambda params: torch.optim.SGD([p for p in params if p.requires_grad], lr=0.1))
+    model.conv.requires_grad_(False)
+    balance = TempBalance(summary=False)
+    make_trainer([balance], max_epochs=1).fit(model, loader)
+    assert sorted(balance.multipliers.values()) == [0.5, 1.5]
+    assert set(balance.multipliers) == {"hidden", "head"}
+
+
+def test_lbfgs_is_refused_before_training(small_net, loader, make_trainer):
+    model = small_net(make_optimizer=lambda params: torch.optim.LBFGS(params))
+    with pytest.raises(MisconfigurationException, match="LBFGS"):
+        make_trainer([TBSigmoid()]).fit(model, loader)
+
+
+def test_two_callbacks_that_adjust_rates_are_refused(small_net, loader, make_trainer):
+    with pytest.raises(MisconfigurationException, match=r"both adjust learning rates and would compound\. Keep one"):
+        make_trainer([TBSigmoid(), TempBalance()]).fit(small_net(), loader)
+
+
+@pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}], ids=str)
+def test_accumulation_and_mixed_precision(settings, small_net, loader, make_trainer):
+    balance, measured = TempBalance(summary=False), MeasuredRates()
+    measured.on_train_batch_end = lambda *args: None
+    trainer = make_trainer([balance, measured], max_epochs=2, **settings)
+    trainer.fit(small_net(), loader)
+    assert set(measured.base) == {0.1}
+    assert len(measured.base) == trainer.global_step == 8 // settings.get("accumulate_grad_batches", 1)
+    assert sorted(balance.multipliers.values())[::2] == [0.5, 1.5]
+
+
+def test_an_exception_in_training_leaves_the_users_groups(small_net, loader, make_trainer):
+    model = small_net()
+    calls = []
+
+    def failing(batch, batch_idx):
+        calls.append(batch_idx)
+        if len(calls) == 3:
+            raise RuntimeError("from the user's code")
+        return type(model).training_step(model, batch, batch_idx)
+
+    model.training_step = failing
+    trainer = make_trainer([TBSigmoid(summary=False)])
+    with pytest.raises(RuntimeError, match="from the user's code"):
+        trainer.fit(model, loader)
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["lr"] == 0.1
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: TempBalance(0.0, 1.0), "0 < lr_min_ratio <= lr_max_ratio"),
+        (lambda: TempBalance(1.5, 0.5), "0 < lr_min_ratio <= lr_max_ratio"),
+        (lambda: TBSigmoid(tau=0), "`tau` to be finite and positive"),
+        (lambda: TBSigmoid(s_low=-1), "`s_low` to be finite and not negative"),
+    ],
+)
+def test_wrong_arguments(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,181 @@
+"""Direction of imports, lazy imports, no print, nothing at import, no long file: read from the source with ast."""
+
+import ast
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "lightning_farms"
+ROOT = Path(find_spec(PACKAGE).origin).parent
+
+# room -> the rooms it may import; the top level (__init__, __main__, cli) may import all of them
+ARROWS = {
+    "functional": set(),
+    "analysis": {"functional"},
+    "optim": set(),
+    "plotting": set(),
+    "callbacks": {"functional", "analysis", "optim", "plotting"},
+    "metrics": set(),
+    "models": set(),
+    "data": set(),
+}
+# what a single file may import besides
+FILE_ARROWS = {"models/operator_module.py": {"metrics"}}
+# room -> what it may import from outside, besides the standard library; rooms that are not named: anything
+OUTSIDE = {
+    "functional": {"torch"},
+    "analysis": {"torch", "pandas"},
+    "optim": {"torch"},
+    "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
+    "metrics": {"torch", "torchmetrics"},
+}
+LAZY = {"matplotlib", "mpl_toolkits", "pandas", "safetensors", "tensorboard"}
+MOST_LINES = 500
+
+
+def imported(node, package):
+    """Full names of the modules that a statement or a call of import_module imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+        base = ".".join([*parent, *([node.module] if node.module else [])])
+        # `from lightning_farms import models` imports a room, `from lightning_farms import FARMS` the whole package
+        return [f"{base}.{alias.name}" for alias in node.names] if base == PACKAGE else [base]
+    if isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+    return []
+
+
+def called(node):
+    return getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+def is_guard(node):
+    """Whether a statement is `if TYPE_CHECKING:` or `if __name__ == "__main__":`."""
+    if not isinstance(node, ast.If):
+        return False
+    names = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.test)}
+    return bool(names & {"TYPE_CHECKING", "__name__"})
+
+
+def run_at_import(node):
+    """Nodes that are executed when the module is imported: not the bodies of functions, nor what is guarded."""
+    for child in ast.iter_child_nodes(node):
+        if is_guard(child):
+            continue
+        yield child
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from run_at_import(child)
+
+
+def import_violation(name, path):
+    room = path.parts[0] if len(path.parts) > 1 else None
+    top, _, rest = name.partition(".")
+    if room is None:
+        return None
+    if top == PACKAGE:
+        target = rest.partition(".")[0]
+        allowed = ARROWS.get(room, set()) | FILE_ARROWS.get(path.as_posix(), set())
+        return None if target == room or target in allowed else f"{room} must not import {name}"
+    if top in sys.stdlib_module_names or top in OUTSIDE.get(room, {top}):
+        return None
+    return f"{room} must not import {name}"
+
+
+def is_lazy(name):
+    return name.split(".")[0] in LAZY or name.startswith("torch.utils.tensorboard")
+
+
+def violations(source, path):
+    """What is wrong with a module's source; ``path`` is relative to the package."""
+    tree = ast.parse(source)
+    package = ".".join([PACKAGE, *path.parts[:-1]])
+    found = []
+    if len(path.parts) > 1 and path.parts[0] not in ARROWS:
+        found.append(f"unknown room {path.parts[0]}")
+    for node in ast.walk(tree):
+        found += [wrong for name in imported(node, package) if (wrong := import_violation(name, path))]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            found.append(f"print() in line {node.lineno}")
+    for node in run_at_import(tree):
+        names = imported(node, package)
+        found += [f"{name} must be imported where it is used" for name in names if is_lazy(name)]
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            found.append(f"a call at import in line {node.lineno}")
+    if source.count("\n") > MOST_LINES:
+        found.append(f"{source.count(chr(10))} lines, more than {MOST_LINES}")
+    return found
+
+
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_module_keeps_the_rules(path):
+    assert violations((ROOT / path).read_text(encoding="utf-8"), path) == []
+
+
+def test_the_rooms_are_there():
+    assert {path.parts[0] for path in MODULES if len(path.parts) > 1} >= {"functional", "analysis", "optim", "models"}
+
+
+WRONG = [
+    (
+        "functional/a.py",
+        "from lightning_farms.analysis import analyze",
+        "functional must not import lightning_farms.analysis",
+    ),
+    ("functional/a.py", "from lightning_farms import analyze", "functional must not import lightning_farms.analyze"),
+    (
+        "functional/a.py",
+        "from ..analysis.engine import analyze",
+        "functional must not import lightning_farms.analysis.engine",
+    ),
+    ("functional/a.py", "from .. import analysis", "functional must not import lightning_farms.analysis"),
+    ("functional/a.py", "def f():\n    import lightning", "functional must not import lightning"),
+    ("functional/a.py", "import numpy as np", "functional must not import numpy"),
+    ("analysis/a.py", "import lightning_farms.callbacks", "analysis must not import lightning_farms.callbacks"),
+    ("analysis/a.py", "from lightning.pytorch import Trainer", "analysis must not import lightning.pytorch"),
+    ("optim/a.py", "from lightning_farms.functional import esd", "optim must not import lightning_farms.functional"),
+    ("plotting/a.py", "from lightning_farms import callbacks", "plotting must not import lightning_farms.callbacks"),
+    ("callbacks/a.py", "from lightning_farms.models import DPOT", "callbacks must not import lightning_farms.models"),
+    ("models/dpot.py", "from lightning_farms.metrics import f", "models must not import lightning_farms.metrics"),
+    ("models/a.py", "from lightning_farms.data import f", "models must not import lightning_farms.data"),
+    ("data/a.py", "importlib.import_module('lightning_farms.models')", "data must not import lightning_farms.models"),
+    ("metrics/a.py", "from lightning_farms.analysis import f", "metrics must not import lightning_farms.analysis"),
+    ("plotting/a.py", "import matplotlib.pyplot", "matplotlib.pyplot must be imported where it is used"),
+    ("callbacks/a.py", "try:\n    import pandas\nexcept ImportError: pass", "pandas must be imported where it is used"),
+    (
+        "callbacks/a.py",
+        "from torch.utils.tensorboard import SummaryWriter",
+        "torch.utils.tensorboard must be imported where it is used",
+    ),
+    ("models/a.py", "class A:\n    import safetensors", "safetensors must be imported where it is used"),
+    ("cli.py", "from tensorboard.backend import x", "tensorboard.backend must be imported where it is used"),
+    ("cli.py", "def f():\n    print(1)", "print() in line 2"),
+    ("data/a.py", "import logging\nlogging.basicConfig()", "a call at import in line 2"),
+    ("extra/a.py", "", "unknown room extra"),
+    ("cli.py", "\n" * 501, "501 lines, more than 500"),
+]
+RIGHT = [
+    ("functional/a.py", "import math\nimport torch\nfrom . import b\nfrom lightning_farms.functional.c import d"),
+    ("analysis/a.py", "from lightning_farms.functional import esd\ndef f():\n    import pandas"),
+    ("analysis/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pandas"),
+    ("callbacks/a.py", "from lightning_farms import analysis\nfrom lightning.pytorch.loggers import TensorBoardLogger"),
+    ("models/operator_module.py", "from lightning_farms.metrics import RelativeL2Error"),
+    ("plotting/a.py", "def f():\n    from matplotlib.figure import Figure"),
+    ("cli.py", "from lightning_farms.data import CFDDataModule\nif __name__ == '__main__':\n    main()"),
+]
+
+
+@pytest.mark.parametrize(("path", "source", "message"), WRONG)
+def test_checker_finds_what_is_wrong(path, source, message):
+    assert message in violations(source, Path(path))
+
+
+@pytest.mark.parametrize(("path", "source"), RIGHT)
+def test_checker_passes_what_is_right(path, source):
+    assert violations(source, Path(path)) == []
