@@ -73,17 +73,28 @@ class FarmsCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group `pretrain` and tie the network's sizes to the data's.
+        """Add the group `pretrain`.
 
         Args:
             parser: The parser of a subcommand.
         """
         parser.add_class_arguments(Pretraining, "pretrain")
-        for size in ("img_size", "in_timesteps", "out_timesteps"):
-            parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Set the network's `img_size`, `in_timesteps` and `out_timesteps`, where it has them, to the data's.
+
+        They are set in the configuration, not linked, so that the saved one and the checkpoint's hyperparameters hold
+        them, and a network without them is left alone.
+        """
+        settings = self._get(self.config, "data").as_dict()
+        data = CFDDataModule(**{**settings, "simulation": SimulationConfig(**settings["simulation"])})
+        sizes = {"img_size": data.img_size, "in_timesteps": data.in_timesteps, "out_timesteps": data.out_timesteps}
+        arguments = self._get(self.config, "model").network.get("init_args", {})
+        for name in sizes.keys() & arguments.keys():
+            arguments[name] = sizes[name]
 
     def before_fit(self) -> None:
-        """Load the starting weights, or pre-train and keep them; leave both out when a training is resumed."""
+        """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
         pretraining: Pretraining = self._get(self.config_init, "pretrain")
         if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
             return
@@ -92,6 +103,9 @@ class FarmsCLI(LightningCLI):
             self._load(network, pretraining.checkpoint)
             return
         path = pretrained_path(pretraining, network, self.datamodule)
+        if self._get(self.config_init, "trainer")["fast_dev_run"]:
+            rank_zero_info("Leaving out the pre-training under fast_dev_run")
+            return
         if path.exists():
             rank_zero_info(f"Starting from the pre-trained weights kept in {path} (delete the file to make them anew)")
         else:

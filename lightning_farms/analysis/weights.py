@@ -52,8 +52,8 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """Weight matrices that a module itself holds (not its children).
 
     Register a function for a class of your own with ``@module_weights.register``, or give the class a method
-    ``spectral_weights`` (see :class:`HasSpectralWeights`). What is not registered: every parameter of two or more
-    dimensions, the last two of which are at least 2, is a batch of matrices of its last two dimensions.
+    ``spectral_weights`` (see :class:`HasSpectralWeights`), which wins. What is not registered: every parameter of two
+    or more dimensions, the last two of which are at least 2, is a batch of matrices of its last two dimensions.
 
     Args:
         module: the module.
@@ -65,10 +65,6 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
         >>> [w.matrices.shape for w in module_weights(nn.Conv2d(3, 8, 5))]
         [torch.Size([25, 8, 3])]
     """
-    if isinstance(module, HasSpectralWeights):
-        for name, matrices, parameters in module.spectral_weights():
-            yield ModuleWeight(name, "parameter", _batch(matrices), parameters)
-        return
     found = [weight for weight in _own_weights(module) if weight[1].ndim >= 2 and min(weight[1].shape[-2:]) >= 2]
     sole = [name for name, _, _ in found] == ["weight"]
     for name, weight, parameters in found:
@@ -157,7 +153,7 @@ def layer_weights(model: nn.Module) -> Iterator[LayerWeight]:
         if _is_parametrisation(module_name) or _uninitialised(module):
             continue
         with torch.no_grad(), _evaluated_parametrisations(module):
-            layers = [_named(module_name, module, weight) for weight in module_weights(module)]
+            layers = [_named(module_name, module, weight) for weight in _weights(module)]
         new = [layer for layer in layers if not any(p.ndim >= 2 and id(p) in seen for p in layer.parameters)]
         seen.update(id(p) for layer in layers for p in layer.parameters)
         yield from new
@@ -177,6 +173,13 @@ def _evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def _weights(module: nn.Module) -> Iterable[ModuleWeight]:
+    """What the module says itself, or else what is registered for its class."""
+    if not isinstance(module, HasSpectralWeights):
+        return module_weights(module)
+    return (ModuleWeight(name, "parameter", _batch(w), owned) for name, w, owned in module.spectral_weights())
+
+
 def _uninitialised(module: nn.Module) -> bool:
     return any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False))
 
@@ -185,7 +188,7 @@ def _named(module_name: str, module: nn.Module, weight: ModuleWeight) -> LayerWe
     name = ".".join(part for part in (*module_name.split("."), weight.suffix) if part and part != "_orig_mod")
     stored = getattr(module, weight.suffix or "weight", None)
     shape = tuple(stored.shape) if isinstance(stored, Tensor) else tuple(weight.matrices.shape)
-    return LayerWeight(name, weight.kind, shape, weight.matrices.detach(), weight.parameters)
+    return LayerWeight(name or "weight", weight.kind, shape, weight.matrices.detach(), weight.parameters)
 
 
 def parameter_layers(model: nn.Module) -> dict[Tensor, str]:

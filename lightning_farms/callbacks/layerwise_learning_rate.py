@@ -95,7 +95,8 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
             scaling.restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were."""
+        """Print the closing table, and leave the optimizers as they were."""
+        super().teardown(trainer, pl_module, stage)
         self._detach()
 
     def _detach(self) -> None:

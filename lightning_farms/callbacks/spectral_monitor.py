@@ -170,9 +170,10 @@ class SpectralMonitor(Callback):
         if self.report is not None and self._speaks(trainer) and self._analysed != self._figures_at:
             self._write_figures(trainer, pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the closing table, after the progress bar has gone."""
-        if self.summary and self.report is not None and self._speaks(trainer) and trainer.is_global_zero:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the closing table; a RichProgressBar listed before this callback has gone by now."""
+        wanted = stage == "fit" and self.summary and trainer.is_global_zero
+        if wanted and self.report is not None and self._speaks(trainer):
             Console().print(summary_table(self.report, self.history, self._current_multipliers()))
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------

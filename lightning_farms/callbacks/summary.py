@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lightning_farms.analysis.report import SpectralReport
@@ -21,21 +22,22 @@ def summary_table(report: SpectralReport, history: LayerHistory, multipliers: di
     Returns:
         The table.
     """
-    table = Table(title=f"Spectra after {history.epochs[-1] if history.epochs else 0} epochs")
-    table.add_column("layer", overflow="fold")
-    table.add_column("shape")
+    table = Table(title=f"Spectra after {history.epochs[-1] if history.epochs else 0} epochs", box=SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
     table.add_column("alpha first", justify="right")
-    table.add_column("alpha last", justify="right")
+    table.add_column("last", justify="right")
     if multipliers is not None:
         table.add_column("lr multiplier", justify="right")
-    table.add_column("remark", overflow="fold")
+    if any(row.reason for row in report):
+        table.add_column("remark", overflow="fold")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
-        cells = [row.name, " x ".join(map(str, row.shape)), _number(first), _number(row.alpha)]
+        cells = [row.name, "x".join(map(str, row.shape)), _number(first), _number(row.alpha)]
         if multipliers is not None:
             cells.append(f"{multipliers[row.name]:.3f}" if row.name in multipliers else "not trained")
-        table.add_row(*cells, row.reason, style="dim" if row.status == "skipped" else None)
+        table.add_row(*cells, *([row.reason] if row.reason else []), style="dim" if row.status == "skipped" else None)
     table.caption = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
     return table
 

@@ -1,7 +1,8 @@
 """Alphas of a network's layers -> multipliers of its learning rate.
 
 Every map works in float64 and leaves a layer whose alpha is not finite alone: its multiplier is 1, and it has no
-influence on the other layers' multipliers. Where all finite alphas are equal, all multipliers are 1.
+influence on the other layers' multipliers. Where all finite alphas are equal (to a relative 1e-9, rounding that the
+linear map would blow up to its full range), all multipliers are 1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+_EQUAL = 1e-9
 
 
 def tb_linear_map(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
@@ -173,6 +176,6 @@ def _map_finite(alphas: Tensor, map_alphas: Callable[[Tensor], Tensor]) -> Tenso
     finite = values.isfinite()
     chosen = values[finite]
     multipliers = torch.ones_like(values)
-    if chosen.numel() > 0 and not bool((chosen == chosen[0]).all()):
+    if chosen.numel() > 0 and bool(chosen.max() - chosen.min() > _EQUAL * chosen.abs().max()):
         multipliers[finite] = map_alphas(chosen)
     return multipliers

@@ -25,7 +25,7 @@ class PowerLawFit(NamedTuple):
         alpha: exponent of :math:`p(\lambda) \propto \lambda^{-\alpha}`, above 1; NaN where no fit is possible and
             infinite where the whole tail equals ``xmin``.
         xmin: where the tail starts, in units of the squared weight.
-        ks_distance: Kolmogorov-Smirnov distance D between tail and fit, in [0, 1].
+        ks_distance: Kolmogorov-Smirnov distance D between tail and fit, in [0, 1]; NaN where alpha is not finite.
         tail_size: eigenvalues in the tail.
     """
 

@@ -83,7 +83,7 @@ def test_linear_pools_its_windows(rows, columns, ratio):
     assert row.aspect_ratio == width / height
     assert row.windows == len(slices(rows, height)) * len(slices(columns, width))
     assert row.eigenvalue_count == row.windows * min(height, width)
-    assert (row.name, row.kind, row.shape) == ("", "linear", (rows, columns))
+    assert (row.name, row.kind, row.shape) == ("weight", "linear", (rows, columns))
 
 
 @pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv2d, nn.Conv3d])

@@ -366,3 +366,13 @@ def test_frozen_parameters_are_mapped_like_any_other():
 def test_every_layer_named_is_one_that_is_found():
     for model in (ResNet(), Transformer(), nn.Sequential(Own(), Bare(), nn.LSTM(3, 3))):
         assert set(parameter_layers(model).values()) == set(names(model))
+
+
+def test_what_a_subclass_says_itself_wins_over_its_registered_base():
+    class LowRank(nn.Linear):
+        def spectral_weights(self):
+            yield "product", self.weight @ self.weight.mT, (self.weight,)
+
+    (weight,) = layer_weights(nn.Sequential(LowRank(4, 16)))
+    assert weight.name == "0.product"
+    assert weight.matrices.shape == (1, 16, 16)

@@ -182,3 +182,10 @@ def test_rejects_strengths(name, value):
 def test_rejects_tau(value):
     with pytest.raises(ValueError, match=f"Expected argument `tau` to be finite and positive, but got {value}"):
         tb_sigmoid(torch.ones(2), tau=value)
+
+
+@pytest.mark.parametrize("rule", [tb_linear_map, tb_step, tb_sigmoid])
+def test_alphas_equal_to_rounding_are_equal(rule):
+    alphas = 2.1 + 1e-12 * torch.arange(5, dtype=torch.float64)
+    assert rule(alphas).tolist() == [1.0] * 5
+    assert rule(2.1 + 1e-3 * torch.arange(5, dtype=torch.float64)).unique().numel() == 5

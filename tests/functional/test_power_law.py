@@ -176,6 +176,14 @@ def test_peak_is_the_slow_loop(lower_bound, scale):
     assert_fits(fit, [loop_peak(one.tolist(), lower_bound) for one in values])
 
 
+def test_peak_candidates_end_at_one_and_a_half_times_the_peak():
+    """Of 1, 1.49, 1.51, ... only what is within the bounds may be xmin, though the tail from 1.51 on fits best."""
+    tail = 1.51 * (1 - np.arange(300) / 300) ** -1.0
+    eigenvalues = torch.tensor(np.concatenate([np.full(400, 1.0), [1.49], tail]))
+    assert fit_ks(eigenvalues).xmin.item() == pytest.approx(1.51)
+    assert fit_peak(eigenvalues, lower_bound="corrected").xmin.item() == pytest.approx(1.49)
+
+
 def test_peak_bounds_differ():
     values = spectra()
     published, corrected = fit_peak(values), fit_peak(values, lower_bound="corrected")

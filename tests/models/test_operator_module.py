@@ -82,12 +82,6 @@ class Fields(LightningDataModule):
     predict_dataloader = val_dataloader
 
 
-pytestmark = [
-    # One process loads these tiny sets faster than workers would.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    # Lightning 2.6 with torch 2.13, at every Trainer.fit.
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
-]
 no_trainer = pytest.mark.filterwarnings(r"ignore:You are trying to `self.log\(\)` but the `self.trainer` reference")
 
 
