@@ -28,7 +28,7 @@ def summary_table(report: SpectralReport, history: LayerHistory, multipliers: di
     table.add_column("alpha first", justify="right")
     table.add_column("last", justify="right")
     if multipliers is not None:
-        table.add_column("lr multiplier", justify="right")
+        table.add_column("lr factor", justify="right", no_wrap=True)
     if any(row.reason for row in report):
         table.add_column("remark", overflow="fold")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
