@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
 import warnings
+import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-import lightning_farms.callbacks  # noqa: F401  makes the callbacks known by their short names
+from lightning_farms import callbacks  # which makes them known by their short names
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
 
@@ -64,6 +68,23 @@ class Pretraining:
             )
 
 
+class FarmsParser(LightningArgumentParser):
+    """Parser that tells the callbacks' names where one is unknown."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message and exit status 2.
+
+        Args:
+            message: What is wrong.
+            ex: The cause.
+        """
+        if 'key "trainer.callbacks' in message:
+            classes = {name: getattr(callbacks, name) for name in callbacks.__all__}
+            names = ", ".join(name for name in classes if not inspect.isabstract(classes[name]))
+            message += f"\nCallbacks of this package: {names}. Lightning's own go by their class names too."
+        super().error(message, ex)
+
+
 class FarmsCLI(LightningCLI):
     """LightningCLI whose network takes its sizes from the data, and which loads or makes the starting weights.
 
@@ -79,6 +100,14 @@ class FarmsCLI(LightningCLI):
             parser: The parser of a subcommand.
         """
         parser.add_class_arguments(Pretraining, "pretrain")
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse what is no Lightning checkpoint before Lightning takes the model's settings from it."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path is not None and Path(path).is_file():
+            _check_lightning_checkpoint(Path(path))
+        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         """Set the network's `img_size`, `in_timesteps` and `out_timesteps`, where it has them, to the data's.
@@ -180,12 +209,15 @@ def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule
     Returns:
         The path; its name holds a hash of everything that the weights depend on.
     """
-    settings = asdict(_pretraining_on(pretraining, data))
+    pretraining = _pretraining_on(pretraining, data)
+    settings = asdict(pretraining) | {
+        "version": _PRETRAINING_VERSION,
+        "set": CFDDataModule(simulation=pretraining.simulation).data_path.name,  # changes with the simulator too
+        "network": network.config,
+        "channels": data.channels,
+    }
     del settings["checkpoint"], settings["cache_dir"]
-    text = json.dumps(
-        {"version": _PRETRAINING_VERSION, "network": network.config, "channels": data.channels, **settings},
-        sort_keys=True,
-    )
+    text = json.dumps(settings, sort_keys=True)
     folder = data.cache_dir if pretraining.cache_dir is None else Path(pretraining.cache_dir)
     return folder / f"pretrained-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pth"
 
@@ -242,6 +274,7 @@ def main(args: list[str] | None = None) -> None:
             OperatorModule,
             CFDDataModule,
             seed_everything_default=42,
+            parser_class=FarmsParser,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
@@ -250,8 +283,30 @@ def main(args: list[str] | None = None) -> None:
     except _USER_MISTAKES as error:
         if os.environ.get(_TRACEBACK_SWITCH, "0") not in ("", "0"):
             raise
-        sys.stderr.write(f"lightning-farms: error: {error}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n")
+        sys.stderr.write(
+            f"lightning-farms: error: {_message(error)}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n"
+        )
         raise SystemExit(1) from error
+
+
+def _message(error: BaseException) -> str:
+    """What was raised, without the traceback that a data loader's worker puts before it."""
+    text = str(error).rstrip()
+    raised_by_worker = text.startswith("Caught ") and "Original Traceback" in text
+    return text.rpartition(f"\n{type(error).__name__}: ")[2] if raised_by_worker else text
+
+
+def _check_lightning_checkpoint(path: Path) -> None:
+    remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file can fail in any way inside the reader
+        raise ValueError(
+            f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "
+            f"({type(error).__name__}): it is damaged, cut short or of another format. {remedy}"
+        ) from error
+    if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise ValueError(f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} is none. {remedy}")
 
 
 def _pretraining_on(pretraining: Pretraining, data: CFDDataModule) -> Pretraining:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from lightning_farms.callbacks import TBSigmoid, TempBalance
+from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.cli import main
 from lightning_farms.data import CFDSimulation, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
@@ -116,6 +116,7 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
             2.0,
         ),
         (["--config=more.yaml"], TBSigmoid, "FARMS", 0.5),
+        (["--trainer.callbacks+=SpectralMonitor"], SpectralMonitor, "FARMS", 1.0),
         (
             ["--trainer.callbacks+=TBSigmoid", "--trainer.callbacks.analysis=WholeMatrix"],
             TBSigmoid,
@@ -253,9 +254,13 @@ def truncated(tmp_path, cache):
         (["--pretrain.epochs=-1"], "`epochs` to be at least 0"),
         (["--pretrain.epochs=1", "--pretrain.simulation.trajectories=1"], "at least 2"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["--ckpt_path=cut.hdf5"], "cut.hdf5 cannot be read as one"),
+        (["--ckpt_path=other.pth"], "such as a released DPOT's, are given as `--pretrain.checkpoint`"),
+        (["--ckpt_path=plain.pth"], "plain.pth is none"),
+        (["--data.path=."], "`path` to be an HDF5 file, but . is a folder"),
         (["--model.lr=0"], "Expected argument `lr` to be positive and finite, but got 0"),
         (["--model.network.embed_dim=9"], "`embed_dim`"),
-        (["--data.test_fraction=0.1"], "split"),
+        (["--data.test_fraction=0.1"], "`test_fraction` 0.1 of 4 is less than one trajectory. Raise `test_fraction`"),
         (["--data.in_timesteps=6"], "frames"),
         (["--trainer.max_epochs=-1"], "Set the Trainer's `max_epochs`"),
         (["--model.network=torch.nn.Identity", "--pretrain.epochs=1"], "to be a DPOT"),
@@ -268,6 +273,8 @@ def test_mistakes_end_with_one_message(run, tmp_path, cache, capsys, arguments, 
         truncated(tmp_path, cache)
     if "other" in arguments[0]:
         save_weights(DPOT(img_size=16, in_timesteps=3, **{**SIZES, "embed_dim": 16}), tmp_path / "other.pth")
+    if "plain" in arguments[0]:
+        torch.save(DPOT(img_size=16, in_timesteps=3, **SIZES).state_dict(), tmp_path / "plain.pth")
     with pytest.raises(SystemExit) as stop:
         run("fit", *arguments)
     errors = capsys.readouterr().err
@@ -283,6 +290,38 @@ def test_unknown_or_malformed_arguments(run, capsys, argument):
         run("fit", argument)
     assert stop.value.code == 2
     assert argument.split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_not_a_number_in_the_file(run, tmp_path, capsys, workers):
+    fields = {name: torch.ones(4, 6, 16, 16) for name in ("density", "pressure", "vx", "vy")}
+    fields["vy"][:, 3] = torch.nan
+    centres, times = (torch.arange(16) + 0.5) / 16, torch.linspace(0, 1, 6)
+    write_pdebench(
+        tmp_path / "nan.hdf5", CFDSimulation(**fields, x=centres, y=centres, t=times, eta=0.1, zeta=0.1, mach=0.1)
+    )
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--data.path=nan.hdf5", f"--data.num_workers={workers}")
+    errors = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "lightning-farms: error: Expected dataset `Vy` of nan.hdf5 to be finite, but trajectory" in errors
+    assert "Traceback" not in errors
+
+
+def test_unknown_callback_names_the_known(run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--trainer.callbacks+=TBSigmod")
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.endswith("SpectralMonitor, TBSigmoid, TempBalance. Lightning's own go by their class names too.\n")
+
+
+def test_checkpoint_of_another_resolution(run, capsys):
+    run("fit")
+    with pytest.raises(SystemExit) as stop:
+        run("test", f"--ckpt_path={checkpoint()}", "--data.stride=2")
+    assert stop.value.code == 1
+    assert "network.pos_embed: (1, 8, 4, 4) in the file, (1, 8, 2, 2) in the module" in capsys.readouterr().err
 
 
 def test_traceback_on_demand(run, monkeypatch):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import singledispatch
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class ModuleWeight(NamedTuple):
@@ -67,13 +70,16 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """
     found = [weight for weight in _own_weights(module) if weight[1].ndim >= 2 and min(weight[1].shape[-2:]) >= 2]
     sole = [name for name, _, _ in found] == ["weight"]
+    biases = {name: bias for name, bias in module.named_parameters(recurse=False) if bias.ndim == 1}
     for name, weight, parameters in found:
-        yield ModuleWeight("" if sole else name, "parameter", _batch(weight), parameters)
+        bias = biases.get(name.replace("weight", "bias"))  # weight_ih_l1 and bias_ih_l1
+        own = parameters if bias is None else (*parameters, bias)
+        yield ModuleWeight("" if sole else name, "parameter", _batch(weight), own)
 
 
 @module_weights.register
 def _linear(module: nn.Linear) -> Iterator[ModuleWeight]:
-    yield ModuleWeight("", "linear", _batch(module.weight), _own_parameters(module))
+    yield ModuleWeight("", "linear", _batch(_weight(module)), _own_parameters(module))
 
 
 @module_weights.register(nn.Embedding)
@@ -89,7 +95,7 @@ def _no_matrix(module: nn.Module) -> Iterator[ModuleWeight]:
 @module_weights.register(nn.Conv2d)
 @module_weights.register(nn.Conv3d)
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWeight]:
-    per_group = _per_group(module.weight, module.groups)
+    per_group = _per_group(_weight(module), module.groups)
     yield ModuleWeight("", "convolution", _kernel_positions(per_group), _own_parameters(module))
 
 
@@ -99,8 +105,20 @@ def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWe
 def _transposed_convolution(
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
 ) -> Iterator[ModuleWeight]:
-    per_group = _per_group(module.weight, module.groups).transpose(1, 2)
+    per_group = _per_group(_weight(module), module.groups).transpose(1, 2)
     yield ModuleWeight("", "transposed convolution", _kernel_positions(per_group), _own_parameters(module))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The weight as the next forward pass has it: a hook may compute it anew from the parameters just before."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            return cast(Tensor, hook.compute_weight(module))
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            return cast(Tensor, hook.apply_mask(module))
+        if isinstance(hook, SpectralNorm) and hook.name == "weight":
+            return hook.compute_weight(module, do_power_iteration=False)
+    return cast(Tensor, module.weight)
 
 
 def _per_group(weight: Tensor, groups: int) -> Tensor:

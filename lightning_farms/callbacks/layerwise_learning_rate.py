@@ -29,6 +29,7 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
 
     =============================  ====================================================================================
     ``lr-<Optimizer>/<layer>``     rate that the next update uses for the layer, after every epoch, to every logger
+                                   (``lr-<Optimizer>-1/...`` for a second optimizer of the class, and so on)
     ``farms/learning_rate_map``    heat map of these rates, layers by epochs; ``..._labelled`` as a figure
     =============================  ====================================================================================
 
@@ -90,9 +91,8 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
         super().on_train_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the base rates back, also when the optimizer's own step raised."""
-        for scaling in self._scalings:
-            scaling.restore()
+        """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
+        self._detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, and leave the optimizers as they were."""

@@ -44,7 +44,7 @@ class SpectralMonitor(Callback):
     ``farms/alpha/<layer>``              PL_Alpha_Hill of a layer
     ``farms/alpha_mean``, ``alpha_std``  mean and standard deviation over the analysed layers
     ``farms/time/analysis_seconds``      wall-clock time of the analysis
-    ``farms/time/logging_seconds``       wall-clock time of the histograms and images written after it
+    ``farms/time/logging_seconds``       wall-clock time of what is written after it, figures included
     ``farms/time/epoch_share``           both by the time of the epoch they follow, themselves included
     ``farms/alpha_histogram``            histogram of alpha over layers, each analysis
     ``farms/alpha_map``                  heat map, layers by epochs, each analysis (colours only)
@@ -93,6 +93,7 @@ class SpectralMonitor(Callback):
         self.figures_every_n_epochs = figures_every_n_epochs
         self.esd_layers = esd_layers
         self.summary = summary
+        self._module: int | None = None  # the module of the last fit
         self._reset()
 
     def _reset(self) -> None:
@@ -137,12 +138,13 @@ class SpectralMonitor(Callback):
                 f"{type(self).__name__} needs whole weights on every rank, but {type(trainer.strategy).__name__} "
                 'shards them. Use strategy "auto" or "ddp", or run analyze(...) on a consolidated checkpoint.'
             )
-        if trainer.global_step == 0 and trainer.current_epoch == 0:
+        if (trainer.global_step == 0 and trainer.current_epoch == 0) or self._module != id(pl_module):
             self._reset()
+        self._module = id(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier fit measured."""
-        self._measured = None
+        self._measured, self._epoch_start = None, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """First analysis, before the first step; on resumption only if the checkpoint's is behind."""
@@ -159,11 +161,11 @@ class SpectralMonitor(Callback):
         self._epoch_start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Analyse, and log through the module, so that other callbacks can monitor the numbers."""
+        """Analyse and log; mean and spread go through the module, so that other callbacks can monitor them."""
         epochs = trainer.current_epoch + 1
-        scalars = self._update(trainer, pl_module, epochs) if epochs % self.every_n_epochs == 0 else {}
-        scalars.update(self._rates(trainer))
-        pl_module.log_dict(scalars, sync_dist=trainer.world_size > 1)
+        summary = self._update(trainer, pl_module, epochs) if epochs % self.every_n_epochs == 0 else {}
+        self._log(trainer, self._rates(trainer))
+        pl_module.log_dict(summary, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the labelled figures of the whole run."""
@@ -196,14 +198,11 @@ class SpectralMonitor(Callback):
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch
         due = epochs - epochs % self.every_n_epochs
-        if self._analysed is not None and self._analysed >= due:
-            return
-        scalars = {**self._update(trainer, pl_module, epochs), **self._rates(trainer)}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=_step(trainer))
+        if self._analysed is None or self._analysed < due:
+            self._log(trainer, {**self._update(trainer, pl_module, epochs), **self._rates(trainer)})
 
     def _update(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> dict[str, float]:
-        """Analyse unless a callback of equal analysis has done so; returns the scalars to log."""
+        """Analyse, unless a callback of equal analysis has done so, and log it; returns what sums it up."""
         leader = self._leader(trainer, epochs)
         measured = leader._measure(trainer, pl_module, epochs)
         self._analysed = epochs
@@ -215,8 +214,16 @@ class SpectralMonitor(Callback):
         if leader is not self:
             return {}
         started = time.perf_counter()
+        label = self._label(trainer)
+        self._log(trainer, {f"{label}/alpha/{name}": alpha for name, alpha in self.report.alphas.items()})
         self._write(trainer, pl_module, epochs)
-        return self._scalars(trainer, measured, time.perf_counter() - started)
+        return self._summary(label, measured, time.perf_counter() - started)
+
+    def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
+        """Scalars by the layer, straight to the loggers: the module's own log takes half a millisecond a key."""
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        for logger in trainer.loggers if finite else ():
+            logger.log_metrics(finite, step=_step(trainer))
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> _Measurement:
         """The analysis after ``epochs`` epochs: rank zero analyses, every rank receives the report."""
@@ -225,31 +232,32 @@ class SpectralMonitor(Callback):
                 torch.cuda.synchronize(pl_module.device)  # so that the time is the analysis's own
             started = time.perf_counter()
             outcome = self._analyse(pl_module) if trainer.is_global_zero else ""
-            outcome = trainer.strategy.broadcast(outcome)
-            if isinstance(outcome, str):
-                self._warn_once(f"The spectral analysis failed and was skipped; training goes on. {outcome}")
-            report = None if isinstance(outcome, str) else outcome
+            report = self._report_or_warning(trainer.strategy.broadcast(outcome))
             self._measured = _Measurement(epochs, report, time.perf_counter() - started)
         return self._measured
 
-    def _analyse(self, pl_module: LightningModule) -> SpectralReport | str:
+    def _analyse(self, pl_module: LightningModule, *, keep_eigenvalues: bool = False) -> SpectralReport | str:
         try:
-            return analyze(pl_module, self.analysis)
+            return analyze(pl_module, self.analysis, keep_eigenvalues=keep_eigenvalues)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def _warn_once(self, message: str) -> None:
+    def _report_or_warning(self, outcome: SpectralReport | str) -> SpectralReport | None:
+        if not isinstance(outcome, str):
+            return outcome
         if not self._warned:
-            rank_zero_warn(message)
+            rank_zero_warn(f"The spectral analysis failed and was skipped; training goes on. {outcome}")
             self._warned = True
+        return None
 
-    def _scalars(self, trainer: Trainer, measured: _Measurement, logging_seconds: float) -> dict[str, float]:
-        label, report = self._label(trainer), measured.report
-        assert report is not None
-        scalars = {f"{label}/alpha/{name}": alpha for name, alpha in report.alphas.items()}
-        scalars |= {f"{label}/alpha_mean": report.mean_alpha, f"{label}/alpha_std": report.std_alpha}
-        scalars |= {f"{label}/time/analysis_seconds": measured.seconds}
-        scalars |= {f"{label}/time/logging_seconds": logging_seconds}
+    def _summary(self, label: str, measured: _Measurement, logging_seconds: float) -> dict[str, float]:
+        assert measured.report is not None
+        scalars = {
+            f"{label}/alpha_mean": measured.report.mean_alpha,
+            f"{label}/alpha_std": measured.report.std_alpha,
+            f"{label}/time/analysis_seconds": measured.seconds,
+            f"{label}/time/logging_seconds": logging_seconds,
+        }
         if self._epoch_start is not None:
             epoch_seconds = time.perf_counter() - self._epoch_start
             scalars[f"{label}/time/epoch_share"] = (measured.seconds + logging_seconds) / epoch_seconds
@@ -275,7 +283,7 @@ class SpectralMonitor(Callback):
         self._esd_names = self._esd_names or tensorboard.spread_over_depth(self.report, self.esd_layers)
         chosen: list[LayerSpectrum] = []
         if self._esd_names:
-            rows = analyze(pl_module, self.analysis, keep_eigenvalues=True)
+            rows = self._report_or_warning(self._analyse(pl_module, keep_eigenvalues=True)) or ()
             chosen = [row for row in rows if row.name in self._esd_names]
         for writer in writers:
             tensorboard.write_map_figures(writer, self._label(trainer), self.history, _step(trainer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_farms.analysis.report import SpectralReport
@@ -34,10 +35,12 @@ def summary_table(report: SpectralReport, history: LayerHistory, multipliers: di
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
-        cells = [row.name, "x".join(map(str, row.shape)), _number(first), _number(row.alpha)]
+        cells = [escape(row.name), "x".join(map(str, row.shape)), _number(first), _number(row.alpha)]
         if multipliers is not None:
             cells.append(f"{multipliers[row.name]:.3f}" if row.name in multipliers else "not trained")
-        table.add_row(*cells, *([row.reason] if row.reason else []), style="dim" if row.status == "skipped" else None)
+        table.add_row(
+            *cells, *([escape(row.reason)] if row.reason else []), style="dim" if row.status == "skipped" else None
+        )
     table.caption = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
     return table
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _MAP_LABELS = {"alpha": "PL_Alpha_Hill", "learning_rate": "effective learning rate"}
+_MAP_COLUMNS = 240
 _LOGARITHMIC = {"learning_rate"}
 
 
@@ -35,18 +36,23 @@ def write_histogram(writer: SummaryWriter, tag: str, values: Sequence[float], st
 
 
 def write_maps(writer: SummaryWriter, prefix: str, history: LayerHistory, step: int) -> None:
-    """Layers by epochs, one cheap image a quantity, without labels."""
-    for quantity in history.quantities():
-        image = layer_heatmap_image(history.rows(quantity), logarithmic=quantity in _LOGARITHMIC)
+    """Layers by epochs, one cheap image a quantity, without labels; nothing where a quantity has no layer.
+
+    Of a long history every k-th analysis is shown, counted from the last, so that images stay small.
+    """
+    stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
+    for quantity in filter(history.layers, history.quantities()):
+        rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
+        image = layer_heatmap_image(rows, logarithmic=quantity in _LOGARITHMIC)
         writer.add_image(f"{prefix}/{quantity}_map", image, step)
 
 
 def write_map_figures(writer: SummaryWriter, prefix: str, history: LayerHistory, step: int) -> None:
-    """Layers by epochs, one labelled figure a quantity."""
-    for quantity in history.quantities():
+    """Layers by epochs, one labelled figure a quantity; nothing where a quantity has no layer."""
+    for quantity in filter(history.layers, history.quantities()):
         figure = layer_heatmap_figure(
             history.rows(quantity),
-            layers=history.layers(quantity),
+            layers=[_literal(layer) for layer in history.layers(quantity)],
             epochs=history.epochs,
             title=f"{quantity.replace('_', ' ')} of every layer",
             label=_MAP_LABELS.get(quantity, quantity),
@@ -56,13 +62,18 @@ def write_map_figures(writer: SummaryWriter, prefix: str, history: LayerHistory,
 
 
 def write_esd_figures(writer: SummaryWriter, prefix: str, rows: Iterable[LayerSpectrum], step: int) -> None:
-    """ESD with fitted tail, one figure a layer; the rows hold their eigenvalues."""
+    """ESD with fitted tail, one figure an analysed layer; the rows hold their eigenvalues."""
     for row in rows:
-        if row.eigenvalues is not None:
+        if row.status == "ok" and row.eigenvalues is not None:
             figure = esd_figure(
-                row.eigenvalues, alpha=row.alpha, xmin=row.xmin, ks_distance=row.ks_distance, title=row.name
+                row.eigenvalues, alpha=row.alpha, xmin=row.xmin, ks_distance=row.ks_distance, title=_literal(row.name)
             )
             writer.add_figure(f"{prefix}/esd/{row.name}", figure, step)
+
+
+def _literal(name: str) -> str:
+    """The name as matplotlib shows it as it is: text between dollars would be set, or refused, as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def spread_over_depth(report: SpectralReport, number: int) -> list[str]:

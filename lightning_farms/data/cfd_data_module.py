@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sized
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -118,6 +118,7 @@ class CFDDataModule(LightningDataModule):
         self.simulation = simulation
         self._split_settings = (split, test_fraction, val_fraction, train_fraction)
         self._split(simulation.trajectories)
+        self._resumed_epoch = 0
         self._file: PDEBenchFile | None = None
         self._train: TrainingWindows | None = None
         self._val: EvaluationTrajectories | None = None
@@ -180,10 +181,18 @@ class CFDDataModule(LightningDataModule):
         """
         if stage not in _PURPOSES:
             raise ValueError(f"Expected argument `stage` to be one of {list(_PURPOSES)}, but got {stage!r}.")
+        self._resumed_epoch = 0
         file = self._file = self._header()
         _ = self.img_size
         split = self._split(file.shape.trajectories)
-        check_split(split, count=file.shape.trajectories, purposes=_PURPOSES[stage])
+        _, test_fraction, val_fraction, _ = self._split_settings
+        check_split(
+            split,
+            count=file.shape.trajectories,
+            purposes=_PURPOSES[stage],
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+        )
         if "train" in _PURPOSES[stage]:
             self._train = TrainingWindows(
                 file,
@@ -207,6 +216,14 @@ class CFDDataModule(LightningDataModule):
         """
         if self._file is not None:
             self._file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of the epoch that comes next."""
+        return {"epoch": self._epoch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the epoch that comes next, for loaders that are built before the trainer's own count is restored."""
+        self._resumed_epoch = int(state_dict["epoch"])
 
     def train_dataloader(self) -> Batches:
         """Load training windows, this process's share of them."""
@@ -278,11 +295,16 @@ class CFDDataModule(LightningDataModule):
         return {} if kwargs is None else {name: int(kwargs[name]) for name in ("num_replicas", "rank")}
 
     def _epoch(self) -> int:
-        """The epoch that comes next: a resumed run starts its workers before Lightning calls `set_epoch`."""
+        """The epoch that comes next: a resumed run starts its workers before Lightning calls `set_epoch`.
+
+        Where `configure_optimizers` asks for the number of steps, it even starts them before Lightning has restored its
+        count of epochs; this module's own state is restored by then.
+        """
         if self.trainer is None:
             return 0
         # Not `trainer.current_epoch`: that still counts one epoch less when the loaders of a resumed run are built.
-        return int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        done = int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return max(done, self._resumed_epoch)
 
 
 def _check_at_least(least: int, **values: int) -> None:

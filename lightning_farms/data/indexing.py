@@ -105,13 +105,17 @@ def _check_split(count: int, split: str, test_fraction: float, val_fraction: flo
         raise ValueError(f"Expected argument `train_fraction` to be in (0, 1], but got {train_fraction}.")
 
 
-def check_split(split: Split, *, count: int, purposes: tuple[str, ...]) -> None:
+def check_split(
+    split: Split, *, count: int, purposes: tuple[str, ...], test_fraction: float = 0.1, val_fraction: float = 0.0
+) -> None:
     """Refuse a split in which a part that is needed is empty.
 
     Args:
         split: the split.
         count: number of trajectories that were split.
         purposes: the needed parts, of "train", "val", "test".
+        test_fraction: share of the test trajectories that was asked for, for the message.
+        val_fraction: share of the validation trajectories that was asked for, for the message.
 
     Raises:
         ValueError: naming the empty part and the remedy.
@@ -119,10 +123,14 @@ def check_split(split: Split, *, count: int, purposes: tuple[str, ...]) -> None:
     Example:
         >>> check_split(split_trajectories(40), count=40, purposes=("train", "val"))
     """
+    shares = {"test": _too_small("test_fraction", test_fraction, count)}
+    shares["val"] = shares["test"]
+    if val_fraction > 0:
+        shares["val"] = _too_small("val_fraction", val_fraction, count - _share(count, test_fraction))
     remedies = {
         "train": "raise `train_fraction` or lower `test_fraction` and `val_fraction`",
-        "val": "raise `val_fraction` (or `test_fraction` where `val_fraction` is 0)",
-        "test": "raise `test_fraction`",
+        "val": shares["val"] if val_fraction > 0 else f"the test trajectories validate, and {shares['test']}",
+        "test": shares["test"],
     }
     for purpose in purposes:
         if len(getattr(split, purpose)) == 0:
@@ -130,6 +138,14 @@ def check_split(split: Split, *, count: int, purposes: tuple[str, ...]) -> None:
                 f"Expected the {purpose} split to have at least one trajectory, but it gets none of the {count} in the "
                 f"file: {remedies[purpose]}, or use a file with more trajectories."
             )
+
+
+def _too_small(name: str, fraction: float, count: int) -> str:
+    """Say why a share is empty and which one is not."""
+    if count < 2:
+        return f"`{name}` would leave nothing to train on"
+    least = math.ceil(100 / count) / 100
+    return f"`{name}` {fraction:g} of {count} is less than one trajectory. Raise `{name}` to at least {least:g}"
 
 
 def epoch_windows(items: int, starts: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[WindowKey]:

@@ -46,7 +46,7 @@ class PDEBenchFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        OSError: if it is not HDF5, or cut short.
+        OSError: if it is a folder, not HDF5, or cut short.
         ValueError: if a dataset is missing, is not of rank 4, holds no numbers, or the shapes disagree.
 
     Example:
@@ -116,6 +116,8 @@ class PDEBenchFile:
     def _open(self) -> h5py.File:
         if not self.path.exists():
             raise FileNotFoundError(f"Expected argument `path` to be an existing file, but found none at {self.path}.")
+        if self.path.is_dir():
+            raise IsADirectoryError(f"Expected argument `path` to be an HDF5 file, but {self.path} is a folder.")
         try:
             return h5py.File(self.path, "r")
         except OSError as error:

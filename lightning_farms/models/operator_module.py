@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
@@ -17,6 +18,7 @@ from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, relative_l2
 
 _ONE_CYCLE_DIVISOR = 1e4
 _SIZES = (("img_size", 1), ("img_size", 2), ("in_timesteps", 3), ("in_channels", 4))
+_SHOWN = 3
 _AXES = ("samples", "points along X", "points along Y", "frames", "channels")
 
 
@@ -45,7 +47,8 @@ class OperatorModule(LightningModule):
         cycle_momentum: Let "onecycle" also swing Adam's first beta from 0.95 to 0.85 and back, as DPOT's released
             training does (by PyTorch's default). False keeps ``betas``.
         noise: Standard deviation of the Gaussian noise added to the training input, in units of each sample's and
-            channel's root mean square. At least 0; 0 adds none.
+            channel's root mean square. At least 0; 0 adds none. It is drawn from the global generator, so that a
+            resumed training draws other noise than an uninterrupted one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -147,6 +150,28 @@ class OperatorModule(LightningModule):
             done += prediction.shape[3]
             window = torch.cat((window, prediction), dim=3)[:, :, :, -given:]
         return torch.cat(predictions, dim=3)[:, :, :, :frames]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors have other shapes.
+
+        Args:
+            checkpoint: The Lightning checkpoint; not changed.
+
+        Raises:
+            ValueError: Naming the first tensors that differ, with both shapes.
+        """
+        saved = checkpoint.get("state_dict", {})
+        wrong = [
+            f"{name}: {tuple(saved[name].shape)} in the file, {tuple(value.shape)} in the module"
+            for name, value in self.named_parameters()
+            if name in saved and not is_lazy(value) and saved[name].shape != value.shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"Expected a checkpoint whose tensors have the module's shapes, but {len(wrong)} differ "
+                f"({'; '.join(wrong[:_SHOWN])}{'; ...' if len(wrong) > _SHOWN else ''}). Build the network with the "
+                "checkpoint's sizes, and give data of the resolution and frames that it was trained on."
+            )
 
     def on_train_start(self) -> None:
         """Refuse to go on with a one-cycle schedule that ends before the training does.

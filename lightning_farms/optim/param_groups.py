@@ -16,11 +16,12 @@ def layerwise_param_groups(
 
     Args:
         named_parameters: Names and parameters, as from ``model.named_parameters()``; a parameter met twice counts once.
-        layer_of: Layer of each parameter; the parameters that it lacks share the last group, named "other".
+        layer_of: Layer of each parameter; the parameters that it lacks share the last group, named "base".
 
     Returns:
-        Groups with the keys "params" and "name" (the layer's), in the order in which the layers are met. All other
-        hyperparameters are left to the optimizer's defaults.
+        Groups with the keys "params" and "name", in the order in which the layers are met. A group is named
+        "base/<layer>", so that Lightning's LearningRateMonitor, which sees base rates, logs them apart from the
+        effective ones. All other hyperparameters are left to the optimizer's defaults.
 
     Raises:
         ValueError: If there are no parameters.
@@ -30,7 +31,7 @@ def layerwise_param_groups(
         >>> layer_of = {model[0].weight: "0", model[0].bias: "0"}
         >>> groups = layerwise_param_groups(model.named_parameters(), layer_of)
         >>> [(group["name"], len(group["params"])) for group in groups]
-        [('0', 2), ('other', 2)]
+        [('base/0', 2), ('base', 2)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
     members: dict[str, list[torch.nn.Parameter]] = {}
@@ -44,13 +45,7 @@ def layerwise_param_groups(
         (rest if layer is None else members.setdefault(layer, [])).append(parameter)
     if not seen:
         raise ValueError("Expected argument `named_parameters` to be at least one parameter, but got none.")
-    groups: list[dict[str, Any]] = [{"params": params, "name": layer} for layer, params in members.items()]
+    groups: list[dict[str, Any]] = [{"params": params, "name": f"base/{layer}"} for layer, params in members.items()]
     if rest:
-        groups.append({"params": rest, "name": _unused_name("other", members)})
+        groups.append({"params": rest, "name": "base"})
     return groups
-
-
-def _unused_name(name: str, taken: Mapping[str, object]) -> str:
-    while name in taken:
-        name += "_"
-    return name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_farms.analysis import layer_weights, module_weights, parameter_layers
 from lightning_farms.analysis.weights import ModuleWeight
@@ -133,6 +133,13 @@ def test_recurrent_layers_come_by_parameter():
     ]
 
 
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: parametrizations.weight_norm(m, "weight_hh_l1")])
+def test_biases_of_recurrent_layers_follow_their_own_weight(wrap):
+    layers = owners(wrap(nn.GRU(4, 3, num_layers=2)))
+    biases = [f"bias_{kind}_l{depth}" for kind in ("ih", "hh") for depth in (0, 1)]
+    assert {name: layers[name] for name in biases} == {name: name.replace("bias", "weight") for name in biases}
+
+
 def test_multihead_attention():
     model = nn.Sequential(nn.MultiheadAttention(8, 2, add_bias_kv=True))
     assert names(model) == ["0.in_proj_weight", "0.out_proj"]
@@ -201,6 +208,44 @@ def test_weight_norm_by_hook():
         model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5)))
     assert found(model) == [("0", "linear", (5, 6), (1, 5, 6))]
     assert owners(model) == {"0.bias": "0", "0.weight_g": "0", "0.weight_v": "0"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "hook",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda module: prune.l1_unstructured(module, "weight", 0.5)],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: nn.Linear(6, 5), (1, 6)),
+        (lambda: nn.Conv2d(6, 5, 3), (1, 6, 4, 4)),
+        (lambda: nn.ConvTranspose2d(6, 5, 3), (1, 6, 4, 4)),
+    ],
+    ids=["linear", "convolution", "transposed"],
+)
+def test_weights_that_a_hook_computes_are_those_of_the_next_forward_pass(hook, make, data):
+    model = hook(make())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape))  # as an update or load_state_dict does
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (weight,) = layer_weights(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    model.eval()(torch.zeros(data))
+    with torch.no_grad():
+        (plain,) = layer_weights(_without_hooks(model))
+    torch.testing.assert_close(weight.matrices, plain.matrices)
+
+
+def _without_hooks(model):
+    """A plain module with the weight that the last forward pass used."""
+    plain = type(model)(6, 5) if isinstance(model, nn.Linear) else type(model)(6, 5, 3)
+    with torch.no_grad():
+        plain.weight.copy_(model.weight)
+    return plain
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])

@@ -1,5 +1,8 @@
 """A small model with a norm, its data, and a Trainer that logs into tmp_path."""
 
+import csv
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -66,6 +69,21 @@ def loader():
     x = torch.randn(16, 3, 6, 6, generator=generator)
     y = torch.randn(16, 12, generator=generator)
     return DataLoader(TensorDataset(x, y), batch_size=4)
+
+
+@pytest.fixture
+def logged():
+    """What a run's CSVLogger wrote: {key: its values in order}."""
+
+    def read(trainer):
+        values = {}
+        with Path(trainer.logger.experiment.metrics_file_path).open() as file:
+            for row in csv.DictReader(file):
+                for key, value in row.items():
+                    values.setdefault(key, []).extend([float(value)] if value else [])
+        return values
+
+    return read
 
 
 @pytest.fixture

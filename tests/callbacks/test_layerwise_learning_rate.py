@@ -1,5 +1,6 @@
 """The rates that updates really use, read off the weights: with plain SGD, delta w = -rate * gradient."""
 
+import signal
 import warnings
 from collections import defaultdict
 
@@ -90,20 +91,15 @@ def test_the_update_uses_base_rate_times_multiplier(name, callback, rule, small_
             assert used == pytest.approx(measured.base[step] * multiplier, rel=1e-9), (parameter, step)
 
 
-def test_logged_rates_are_those_of_the_next_update(small_net, loader, make_trainer):
+def test_logged_rates_are_those_of_the_next_update(small_net, loader, make_trainer, logged):
     balance, measured = TempBalance(summary=False), MeasuredRates()
     model = small_net(make_scheduler=SCHEDULERS["cosine"]).double()
     trainer = make_trainer([balance, measured], max_epochs=2, precision="64-true")
-    logged = []
-
-    class ReadLog(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
-
-    trainer.callbacks.append(ReadLog())
     trainer.fit(model, loader)
-    assert measured.used["conv.weight"][4] == pytest.approx(logged[0]["lr-SGD/conv"], rel=1e-6)
-    assert measured.used["head.weight"][4] == pytest.approx(logged[0]["lr-SGD/head"], rel=1e-6)
+    for layer in ("conv", "head"):
+        before_first, before_fifth, _ = logged(trainer)[f"lr-SGD/{layer}"]
+        assert measured.used[f"{layer}.weight"][0] == pytest.approx(before_first, rel=1e-9)
+        assert measured.used[f"{layer}.weight"][4] == pytest.approx(before_fifth, rel=1e-9)
 
 
 def adamw(params):
@@ -258,6 +254,47 @@ def test_an_exception_in_training_leaves_the_users_groups(small_net, loader, mak
     (group,) = trainer.optimizers[0].param_groups
     assert group["lr"] == 0.1
     assert len(group["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
+def test_an_interrupted_step_saves_base_rates_and_frees_the_optimizer(
+    error, raised, small_net, loader, make_trainer, tmp_path
+):
+    class Interrupted(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            if self.steps == 6:
+                assert len(self.param_groups) == 4  # three layers and the rest
+                raise error("in the update")
+            return super().step(closure)
+
+    class Save(pl.Callback):  # before and after our own hook
+        def on_exception(self, trainer, pl_module, exception):
+            trainer.save_checkpoint(tmp_path / f"{trainer.callbacks.index(self)}.ckpt")
+
+    model = small_net()
+    optimizer = Interrupted(model.parameters(), lr=0.1)
+    model.make_optimizer = lambda _: optimizer
+    balance = TempBalance(summary=False)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(raised):
+            make_trainer([Save(), balance, Save()]).fit(model, loader)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from the first interrupt on
+    files = sorted(tmp_path.glob("*.ckpt"))
+    assert len(files) == 2
+    for file in files:
+        (group,) = torch.load(file, weights_only=True)["optimizer_states"][0]["param_groups"]
+        assert group["lr"] == 0.1
+        assert len(group["params"]) == len(list(model.parameters()))
+    measured = MeasuredRates()
+    make_trainer([measured], max_epochs=1).fit(model, loader)  # without us nothing of us is left
+    assert all(rates == pytest.approx([0.1] * 4, rel=1e-3) for rates in measured.used.values())
+    make_trainer([balance], max_epochs=1).fit(model, loader)
+    assert balance.history.epochs == [0, 1]
 
 
 @pytest.mark.parametrize(

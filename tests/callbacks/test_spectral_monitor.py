@@ -6,9 +6,21 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from rich.console import Console
 
-from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix, analyze
+from lightning_farms import (
+    FARMS,
+    LayerSpectrum,
+    SpectralMonitor,
+    SpectralReport,
+    TBSigmoid,
+    TempBalance,
+    WholeMatrix,
+    analyze,
+)
 from lightning_farms.callbacks import spectral_monitor
+from lightning_farms.callbacks.history import LayerHistory
+from lightning_farms.callbacks.summary import summary_table
 
 LAYERS = ["conv", "hidden", "head"]
 
@@ -19,7 +31,7 @@ def count_analyses(monkeypatch):
     calls = []
 
     def counted(model, method, **kwargs):
-        if not kwargs:  # the figures' own analysis keeps eigenvalues
+        if not kwargs["keep_eigenvalues"]:  # the figures' own analysis keeps them
             calls.append(method)
         return analyze(model, method, **kwargs)
 
@@ -48,23 +60,23 @@ def test_first_analysis_sees_the_untrained_weights(small_net, loader, make_train
     assert [row[0] for row in monitor.history.rows("alpha")] == list(before.values())
 
 
-def test_scalars_reach_other_callbacks_and_the_csv_file(small_net, loader, make_trainer, tmp_path):
+def test_scalars_reach_other_callbacks_and_the_csv_file(small_net, loader, make_trainer, logged):
     monitor = SpectralMonitor(summary=False)
-    trainer = make_trainer([monitor], logger=CSVLogger(tmp_path, name="run", version=0))
+    trainer = make_trainer([monitor])
     trainer.fit(small_net(), loader)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    for layer in LAYERS:
-        assert metrics[f"farms/alpha/{layer}"] == pytest.approx(monitor.report[layer].alpha, rel=1e-6)
     alphas = torch.tensor(list(monitor.report.alphas.values()), dtype=torch.float64)
     assert metrics["farms/alpha_mean"] == pytest.approx(alphas.mean().item(), rel=1e-6)
     assert metrics["farms/alpha_std"] == pytest.approx(alphas.std(correction=0).item(), rel=1e-6)
     assert 0 < metrics["farms/time/epoch_share"] < 1
-    lines = (tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()
-    column = lines[0].split(",").index("farms/alpha/conv")
-    assert len([line for line in lines[1:] if line.split(",")[column]]) == 3
+    written = logged(trainer)
+    for layer, row in zip(LAYERS, monitor.history.rows("alpha"), strict=True):
+        assert written[f"farms/alpha/{layer}"] == pytest.approx(row, rel=1e-12)
+    assert len(written["farms/alpha_mean"]) == 3
+    assert written["farms/alpha_mean"][-1] == pytest.approx(alphas.mean().item(), rel=1e-6)
 
 
-def test_one_analysis_an_epoch_however_many_callbacks(small_net, loader, make_trainer, count_analyses):
+def test_one_analysis_an_epoch_however_many_callbacks(small_net, loader, make_trainer, count_analyses, logged):
     callbacks = [
         SpectralMonitor(summary=False),
         TBSigmoid(summary=False),
@@ -75,8 +87,8 @@ def test_one_analysis_an_epoch_however_many_callbacks(small_net, loader, make_tr
     trainer.fit(small_net(), loader)
     assert [count_analyses.count(m) for m in (FARMS(), FARMS(aspect_ratio=0.5), WholeMatrix())] == [3, 3, 2]
     assert callbacks[0].report is callbacks[1].report
-    for key in ("farms/alpha/conv", "farms-2/alpha/conv", "whole/alpha/conv"):
-        assert key in trainer.callback_metrics
+    written = logged(trainer)
+    assert [len(written[f"{label}/alpha/conv"]) for label in ("farms", "farms-2", "whole")] == [3, 3, 2]
 
 
 def test_every_n_epochs(small_net, loader, make_trainer, count_analyses):
@@ -99,6 +111,15 @@ def test_fitting_again_starts_anew(small_net, loader, make_trainer):
     make_trainer([monitor]).fit(small_net(), loader)
     make_trainer([monitor], max_epochs=1).fit(small_net(), loader)
     assert monitor.history.epochs == [0, 1]
+
+
+def test_the_same_trainer_with_another_model_starts_anew(small_net, loader, make_trainer):
+    monitor = SpectralMonitor(summary=False)
+    trainer = make_trainer([monitor])
+    trainer.fit(small_net(), loader)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(small_net(), loader)
+    assert monitor.history.epochs == [2, 3]
 
 
 def test_the_same_trainer_goes_on(small_net, loader, make_trainer):
@@ -127,6 +148,15 @@ def test_a_failing_analysis_is_reported_once_and_never_stops_training(small_net,
     assert balance.multipliers == {}
 
 
+def test_callbacks_that_share_an_analysis_write_no_empty_line(small_net, loader, make_trainer, tmp_path):
+    make_trainer(
+        [SpectralMonitor(summary=False), TBSigmoid(summary=False)], logger=CSVLogger(tmp_path, name="run", version=0)
+    ).fit(small_net(), loader)
+    header, *lines = (tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()
+    step = header.split(",").index("step")
+    assert all(any(cell for i, cell in enumerate(line.split(",")) if i != step) for line in lines)
+
+
 def test_without_a_logger_it_warns_once_and_still_reports(small_net, loader, make_trainer):
     monitor = SpectralMonitor(summary=False)
     with pytest.warns(UserWarning, match="has no logger to write to") as seen:
@@ -135,7 +165,7 @@ def test_without_a_logger_it_warns_once_and_still_reports(small_net, loader, mak
     assert len(monitor.report) == 3
 
 
-def test_non_finite_weights_are_a_row_and_no_log_entry(small_net, loader, make_trainer):
+def test_non_finite_weights_are_a_row_and_no_log_entry(small_net, loader, make_trainer, logged):
     model = small_net()
     with torch.no_grad():
         model.head.weight[0, 0] = math.nan
@@ -144,7 +174,9 @@ def test_non_finite_weights_are_a_row_and_no_log_entry(small_net, loader, make_t
     trainer.fit(model, loader)
     assert monitor.report["head"].status == "skipped"
     assert "not all finite" in monitor.report["head"].reason
-    assert "farms/alpha/head" not in trainer.callback_metrics
+    written = logged(trainer)
+    assert "farms/alpha/conv" in written
+    assert "farms/alpha/head" not in written
 
 
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
@@ -172,6 +204,20 @@ def test_wrong_arguments(kwargs, error, match):
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="state of version 1, but the checkpoint has 99"):
         SpectralMonitor().load_state_dict({"version": 99})
+
+
+def test_closing_table_shows_names_as_they_are(capsys):
+    report = SpectralReport(
+        [
+            LayerSpectrum("[bold]x", "linear", (4, 4), alpha=2.0),
+            LayerSpectrum("[/red]", "linear", (1, 4), status="skipped", reason="a [vector]"),
+        ]
+    )
+    Console(width=120).print(summary_table(report, LayerHistory(), {}))
+    out = capsys.readouterr().out
+    assert "[bold]x" in out
+    assert "[/red]" in out
+    assert "a [vector]" in out
 
 
 def test_closing_table(small_net, loader, make_trainer, capsys):

@@ -2,14 +2,20 @@
 
 import io
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_farms import FARMS, LayerSpectrum, SpectralMonitor, SpectralReport, TBSigmoid
-from lightning_farms.callbacks.tensorboard import spread_over_depth
+from lightning_farms import FARMS, LayerSpectrum, SpectralMonitor, SpectralReport, TBSigmoid, analyze
+from lightning_farms.callbacks import spectral_monitor, tensorboard
+from lightning_farms.callbacks.history import LayerHistory
+from lightning_farms.callbacks.tensorboard import spread_over_depth, write_maps
 
 LAYERS = ("conv", "hidden", "head")
 
@@ -96,6 +102,66 @@ def test_labelled_figures_are_of_a_size_to_read(run):
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.parametrize("callback", [SpectralMonitor, TBSigmoid])
+def test_nothing_to_show_is_no_failure(callback, loader, make_trainer, tmp_path):
+    """Without a layer, and with a layer that no optimizer has: the second has alphas but no rates."""
+
+    class Vectors(pl.LightningModule):
+        def __init__(self, *layers):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(108))
+            self.layers = nn.ModuleList(layers)
+
+        def training_step(self, batch, batch_idx):
+            return (batch[0].flatten(1) @ self.weight).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.weight], lr=1e-4)
+
+    for version, layers in enumerate([(), (nn.Linear(20, 20),)]):
+        logger = TensorBoardLogger(tmp_path, name="tb", version=version)
+        make_trainer([callback(summary=False)], logger=logger).fit(Vectors(*layers), loader)
+        images = EventAccumulator(logger.log_dir).Reload().Tags()["images"]
+        assert ("farms/alpha_map" in images) == ("farms/alpha_map_labelled" in images) == bool(layers)
+        assert not any("learning_rate" in tag for tag in images)
+
+
+def test_a_layer_that_dies_has_no_spectrum_and_stops_nothing(run):
+    class Kill(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                pl_module.head.requires_grad_(False).weight.zero_()
+
+    events = run(SpectralMonitor(figures_every_n_epochs=1, summary=False), Kill(), max_epochs=2)
+    count = {layer: len(events.Images(f"farms/esd/{layer}")) for layer in LAYERS}
+    assert count == {"conv": 2, "hidden": 2, "head": 1}
+
+
+def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
+    def out_of_memory(model, method, *, keep_eigenvalues):
+        if keep_eigenvalues:
+            raise RuntimeError("out of memory")
+        return analyze(model, method)
+
+    monkeypatch.setattr(spectral_monitor, "analyze", out_of_memory)
+    with pytest.warns(UserWarning, match="failed and was skipped; training goes on. RuntimeError: out of memory"):
+        events = run(SpectralMonitor(summary=False), max_epochs=1)
+    assert set(events.Tags()["images"]) == {"farms/alpha_map", "farms/alpha_map_labelled"}
+
+
+def test_layer_names_are_no_mathematics(tmp_path):
+    history, name = LayerHistory(), "$x_$"
+    history.append(0, {"alpha": {name: 2.0}})
+    row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
+    with SummaryWriter(tmp_path) as writer:
+        tensorboard.write_map_figures(writer, "farms", history, 0)
+        tensorboard.write_esd_figures(writer, "farms", [row], 0)
+    assert set(EventAccumulator(str(tmp_path)).Reload().Tags()["images"]) == {
+        "farms/alpha_map_labelled",
+        "farms/esd/$x_$",
+    }
+
+
 def test_two_analyses_do_not_mix(run):
     events = run(SpectralMonitor(summary=False), SpectralMonitor(FARMS(aspect_ratio=0.5), summary=False), max_epochs=1)
     assert {"farms/alpha_histogram", "farms-2/alpha_histogram"} == set(events.Tags()["histograms"])
@@ -109,3 +175,14 @@ def test_spread_over_depth():
     assert spread_over_depth(report, 1) == ["l0"]
     assert spread_over_depth(report, 0) == []
     assert len(spread_over_depth(report, 20)) == 8
+
+
+def test_the_map_of_a_long_run_stays_small(tmp_path):
+    history = LayerHistory()
+    for epoch in range(1000):
+        history.append(epoch, {"alpha": {"a": float(epoch), "b": 0.0}})
+    with SummaryWriter(tmp_path) as writer:
+        write_maps(writer, "farms", history, 0)
+    image = picture(EventAccumulator(str(tmp_path)).Reload().Images("farms/alpha_map")[-1])
+    assert image.shape[1] <= 480
+    assert image[0, -1].tolist() == [253, 231, 36]  # the last epoch is shown

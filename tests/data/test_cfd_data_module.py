@@ -147,7 +147,15 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(path, folder, *, epochs, resume=None, data=None, **options):
+class ScheduledRecorder(Recorder):
+    """Asks for the number of steps, as OneCycle schedules do, so that Lightning builds the loaders early."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+def fit(path, folder, *, epochs, resume=None, data=None, model=Recorder, **options):
     checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     trainer = Trainer(
         accelerator="cpu",
@@ -158,16 +166,17 @@ def fit(path, folder, *, epochs, resume=None, data=None, **options):
         enable_model_summary=False,
         **options,
     )
-    model = Recorder()
+    model = model()
     trainer.fit(model, datamodule=data or module(path), ckpt_path=resume)
     return model.seen
 
 
 @quiet_trainer
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, workers):
-    straight = fit(path, tmp_path / "straight", epochs=4, data=module(path, num_workers=workers))
-    fit(path, tmp_path / "half", epochs=2, data=module(path, num_workers=workers))
+@pytest.mark.parametrize("model", [Recorder, ScheduledRecorder])
+def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, workers, model):
+    straight = fit(path, tmp_path / "straight", epochs=4, data=module(path, num_workers=workers), model=model)
+    fit(path, tmp_path / "half", epochs=2, data=module(path, num_workers=workers), model=model)
     torch.manual_seed(123)
     resumed = fit(
         path,
@@ -175,6 +184,7 @@ def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, worke
         epochs=4,
         resume=tmp_path / "half" / "last.ckpt",
         data=module(path, num_workers=workers),
+        model=model,
     )
     assert sorted(resumed) == [2, 3]
     assert resumed == {epoch: straight[epoch] for epoch in (2, 3)}
@@ -182,6 +192,14 @@ def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, worke
     for epoch, batches in straight.items():
         drawn = epoch_windows(11, 4, seed=0, epoch=epoch)
         assert [first for batch in batches for first, _ in batch] == [label(key.item, key.start) for key in drawn]
+
+
+@quiet_trainer
+def test_a_new_run_after_a_resumed_one_starts_at_the_first_epoch(path, tmp_path):
+    data = module(path, num_workers=1)
+    first = fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder)
+    fit(path, tmp_path, epochs=2, data=data, model=ScheduledRecorder, resume=tmp_path / "last.ckpt")
+    assert fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder) == first
 
 
 @quiet_trainer
@@ -311,8 +329,20 @@ def test_image_size_is_known_before_any_data(tmp_path, simulations, path):
     [
         ({}, {"in_timesteps": 7}, "fit", r"at least `in_timesteps` \+ `out_timesteps` = 7 \+ 2 frames, but it has 8"),
         ({}, {"in_timesteps": 8}, "test", r"= 8 \+ 1 frames, but it has 8"),
-        ({"trajectories": 4}, {}, "fit", "the val split .* none of the 4 in the file: raise"),
-        ({"trajectories": 4}, {}, "test", "the test split .* none of the 4 in the file: raise `test_fraction`"),
+        (
+            {"trajectories": 4},
+            {},
+            "fit",
+            "the val split .* none of the 4 in the file: the test traj.* Raise `test_fraction` to at least 0.25",
+        ),
+        (
+            {"trajectories": 4},
+            {},
+            "test",
+            "the test split .* none of the 4 in the file: `test_fraction` 0.1 of 4 is less",
+        ),
+        ({"trajectories": 8}, {"test_fraction": 0.12}, "test", "Raise `test_fraction` to at least 0.13"),
+        ({"trajectories": 8}, {"test_fraction": 0.25, "val_fraction": 0.1}, "fit", "`val_fraction` to at least 0.17"),
         ({}, {"train_fraction": 0.05}, "fit", "the train split .* none of the 12 in the file: raise `train_fraction`"),
         ({"size": (8, 6)}, {}, "fit", r"as many cells along x as along y, but got \(8, 6\)"),
         ({}, {"stride": 3}, "fit", "`stride` to divide the resolution 8 of the data, but got 3"),

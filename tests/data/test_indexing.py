@@ -55,8 +55,12 @@ def test_wrong_split_arguments(options, message):
 @pytest.mark.parametrize(
     ("split", "purpose", "remedy"),
     [
-        (split_trajectories(4), "test", "raise `test_fraction`"),
-        (split_trajectories(4), "val", "raise `val_fraction`"),
+        (
+            split_trajectories(4),
+            "test",
+            "`test_fraction` 0.1 of 4 is less than one trajectory. Raise `test_fraction` to at least 0.25",
+        ),
+        (split_trajectories(4), "val", "the test trajectories validate, and `test_fraction` 0.1 of 4 is"),
         (split_trajectories(10, train_fraction=0.05), "train", "raise `train_fraction`"),
     ],
 )

@@ -138,6 +138,11 @@ def test_missing_file(tmp_path):
         PDEBenchFile(tmp_path / "absent.hdf5")
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"`path` to be an HDF5 file, but .* is a folder"):
+        PDEBenchFile(tmp_path)
+
+
 @pytest.mark.parametrize("size", [0, 100, 3000, -100])
 def test_truncated_file(path, size):
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)

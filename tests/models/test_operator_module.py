@@ -302,6 +302,20 @@ def test_load_from_checkpoint_by_hand(tmp_path):
     torch.testing.assert_close(loaded.network.state_dict(), module.network.state_dict(), rtol=0, atol=0)
 
 
+def test_checkpoint_of_other_shapes_names_them(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(OperatorModule(Linear()), datamodule=Fields())
+    run.save_checkpoint(tmp_path / "module.ckpt")
+    other, found = (
+        OperatorModule(Linear(in_timesteps=5)),
+        r"1 differ \(network.mix.weight: \(2, 6\) in the file, \(2, 10\) in",
+    )
+    with pytest.raises(ValueError, match=found):
+        trainer(tmp_path).validate(other, datamodule=Fields(), ckpt_path=tmp_path / "module.ckpt")
+    with pytest.raises(ValueError, match=found):
+        OperatorModule.load_from_checkpoint(tmp_path / "module.ckpt", network=Linear(in_timesteps=5))
+
+
 def test_noise_is_relative_to_the_samples_and_channels_size():
     seed_everything(2)
     module = OperatorModule(Linear(), noise=0.1)
