@@ -49,6 +49,7 @@ class SpectralMonitor(Callback):
     ``farms/alpha_histogram``            histogram of alpha over layers, each analysis
     ``farms/alpha_map``                  heat map, layers by epochs, each analysis (colours only)
     ``farms/alpha_map_labelled``         the same as a labelled figure, every ``figures_every_n_epochs`` and at the end
+    ``farms/alpha_over_depth``           alpha of every layer, first and now, as often as the labelled figures
     ``farms/esd/<layer>``                ESD with fitted tail of a few layers, as often as the labelled figures
     ===================================  ==============================================================================
 
@@ -285,9 +286,11 @@ class SpectralMonitor(Callback):
         if self._esd_names:
             rows = self._report_or_warning(self._analyse(pl_module, keep_eigenvalues=True)) or ()
             chosen = [row for row in rows if row.name in self._esd_names]
+        label, step = self._label(trainer), _step(trainer)
         for writer in writers:
-            tensorboard.write_map_figures(writer, self._label(trainer), self.history, _step(trainer))
-            tensorboard.write_esd_figures(writer, self._label(trainer), chosen, _step(trainer))
+            tensorboard.write_map_figures(writer, label, self.history, step)
+            tensorboard.write_depth_figure(writer, label, self.report, self.history, step)
+            tensorboard.write_esd_figures(writer, label, chosen, step)
 
     # ---- several callbacks in one Trainer ----------------------------------------------------------------------------
 

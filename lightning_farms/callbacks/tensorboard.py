@@ -11,7 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.plotting import esd_figure, layer_heatmap_figure, layer_heatmap_image, log_histogram
+from lightning_farms.plotting import (
+    alpha_depth_figure,
+    esd_figure,
+    layer_heatmap_figure,
+    layer_heatmap_image,
+    log_histogram,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -59,6 +65,21 @@ def write_map_figures(writer: SummaryWriter, prefix: str, history: LayerHistory,
             logarithmic=quantity in _LOGARITHMIC,
         )
         writer.add_figure(f"{prefix}/{quantity}_map_labelled", figure, step)
+
+
+def write_depth_figure(
+    writer: SummaryWriter, prefix: str, report: SpectralReport, history: LayerHistory, step: int
+) -> None:
+    """Alpha of every layer over depth, now and at the first analysis; nothing where there is no layer."""
+    if not report.alphas:
+        return
+    first = {layer: row[0] for layer, row in zip(history.layers("alpha"), history.rows("alpha"), strict=True)}
+    figure = alpha_depth_figure(
+        {_literal(layer): alpha for layer, alpha in report.alphas.items()},
+        before={_literal(layer): alpha for layer, alpha in first.items()},
+        title=f"alpha before training and after {history.epochs[-1]} epochs",
+    )
+    writer.add_figure(f"{prefix}/alpha_over_depth", figure, step)
 
 
 def write_esd_figures(writer: SummaryWriter, prefix: str, rows: Iterable[LayerSpectrum], step: int) -> None:

@@ -44,7 +44,7 @@ def test_everything_the_docstrings_promise(run):
     assert expected | {"farms/time/logging_seconds"} <= scalars
     assert events.Tags()["histograms"] == ["farms/alpha_histogram"]
     maps = {f"farms/{quantity}_map{kind}" for quantity in ("alpha", "learning_rate") for kind in ("", "_labelled")}
-    assert images == maps | {"farms/esd/conv", "farms/esd/head"}
+    assert images == maps | {"farms/alpha_over_depth", "farms/esd/conv", "farms/esd/head"}
 
 
 def test_scalars_hold_the_history(run):
@@ -96,7 +96,7 @@ def test_the_map_shows_one_block_of_colour_a_layer_and_epoch(run):
 
 def test_labelled_figures_are_of_a_size_to_read(run):
     events = run(SpectralMonitor(summary=False), max_epochs=1)
-    for tag in ("farms/alpha_map_labelled", "farms/esd/conv"):
+    for tag in ("farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/conv"):
         image = picture(events.Images(tag)[-1])
         assert min(image.shape[:2]) >= 200
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
@@ -146,7 +146,11 @@ def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
     monkeypatch.setattr(spectral_monitor, "analyze", out_of_memory)
     with pytest.warns(UserWarning, match="failed and was skipped; training goes on. RuntimeError: out of memory"):
         events = run(SpectralMonitor(summary=False), max_epochs=1)
-    assert set(events.Tags()["images"]) == {"farms/alpha_map", "farms/alpha_map_labelled"}
+    assert set(events.Tags()["images"]) == {
+        "farms/alpha_map",
+        "farms/alpha_map_labelled",
+        "farms/alpha_over_depth",
+    }
 
 
 def test_layer_names_are_no_mathematics(tmp_path):
@@ -155,9 +159,11 @@ def test_layer_names_are_no_mathematics(tmp_path):
     row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
     with SummaryWriter(tmp_path) as writer:
         tensorboard.write_map_figures(writer, "farms", history, 0)
+        tensorboard.write_depth_figure(writer, "farms", SpectralReport([row]), history, 0)
         tensorboard.write_esd_figures(writer, "farms", [row], 0)
     assert set(EventAccumulator(str(tmp_path)).Reload().Tags()["images"]) == {
         "farms/alpha_map_labelled",
+        "farms/alpha_over_depth",
         "farms/esd/$x_$",
     }
 
