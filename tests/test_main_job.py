@@ -192,3 +192,13 @@ def main(folder):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def test_a_checkpoint_of_the_job_gives_the_network_back_by_itself(tmp_path):
+    module = OperatorModule(DPOT(**{**SIZES, "act": "silu"}))
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "job.ckpt", weights_only=True)
+    copy = DPOT.from_checkpoint(tmp_path / "job.ckpt")
+    assert copy.config == module.network.config
+    assert all(torch.equal(value, module.network.state_dict()[name]) for name, value in copy.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -150,6 +151,16 @@ class OperatorModule(LightningModule):
             done += prediction.shape[3]
             window = torch.cat((window, prediction), dim=3)[:, :, :, -given:]
         return torch.cat(predictions, dim=3)[:, :, :, :frames]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the network's configuration, which shapes alone do not tell, for `DPOT.from_checkpoint`.
+
+        Args:
+            checkpoint: The Lightning checkpoint; gets the key "args" where the network has a mapping `config`.
+        """
+        config = getattr(self.network, "config", None)
+        if isinstance(config, Mapping):
+            checkpoint["args"] = dict(config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose tensors have other shapes.
