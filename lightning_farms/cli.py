@@ -131,6 +131,8 @@ class FarmsCLI(LightningCLI):
         if pretraining.checkpoint is not None:
             self._load(network, pretraining.checkpoint)
             return
+        if self.datamodule.path is not None:
+            self.datamodule.setup("fit")  # what is wrong with the user's own file comes before minutes of pre-training
         path = pretrained_path(pretraining, network, self.datamodule)
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             rank_zero_info("Leaving out the pre-training under fast_dev_run")

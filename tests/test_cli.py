@@ -10,9 +10,10 @@ import torch
 import yaml
 from torch import nn
 
+from lightning_farms import cli
 from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.cli import main
-from lightning_farms.data import CFDSimulation, write_pdebench
+from lightning_farms.data import CFDSimulation, SimulationConfig, simulate_to_file, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
 
 SIZES = {"patch_size": 4, "embed_dim": 8, "depth": 1, "n_blocks": 2, "out_layer_dim": 4}
@@ -376,3 +377,11 @@ def test_module_is_runnable():
     )
     assert "lightning-farms" in done.stdout
     assert shutil.which("lightning-farms", path=str(Path(sys.executable).parent)), "the console script is installed"
+
+
+def test_what_is_wrong_with_the_users_file_comes_before_the_pretraining(run, cache, tmp_path, capsys, monkeypatch):
+    simulate_to_file(tmp_path / "two.hdf5", SimulationConfig(trajectories=2, resolution=16, frames=8), progress=False)
+    monkeypatch.setattr(cli, "pretrain", lambda *args: pytest.fail("pre-trained before looking at the file"))
+    with pytest.raises(SystemExit, match="1"):
+        run("fit", f"--data.path={tmp_path / 'two.hdf5'}", "--pretrain.epochs=1", "--pretrain.seed=77")
+    assert "of 2 is less than one trajectory" in capsys.readouterr().err

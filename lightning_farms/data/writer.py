@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lightning_farms.data.pdebench import FIELDS
 from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, simulate_cfd
 
+_CELLS_FOR_THREADS = 2**18  # cells of a batch from which more than one thread pays even on a busy machine
+
 
 def write_pdebench(path: str | os.PathLike[str], simulation: CFDSimulation) -> None:
     """Write trajectories to one HDF5 file laid out as PDEBench's.
@@ -94,6 +96,7 @@ def simulate_to_file(
         _complete_or_nothing(Path(path)) as temporary,
         h5py.File(temporary, "x") as file,
         Progress(*columns, disable=not progress) as bar,
+        _threads_for(min(batch_size, config.trajectories) * config.resolution**2),
     ):
         task = bar.add_task(
             f"Simulating {config.trajectories} flows at {config.resolution}x{config.resolution}",
@@ -124,6 +127,20 @@ def _create(file: h5py.File, part: CFDSimulation, trajectories: int) -> None:
 def _write_part(file: h5py.File, part: CFDSimulation, start: int) -> None:
     for name, field in zip(FIELDS, (part.density, part.pressure, part.vx, part.vy), strict=True):
         file[name][start : start + len(field)] = field.numpy().astype(np.float32)
+
+
+@contextmanager
+def _threads_for(cells: int) -> Iterator[None]:
+    """One thread for operations on few cells: with more they wait for each other, on a busy machine ten times as long.
+
+    The setting is put back at the end.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if cells < _CELLS_FOR_THREADS else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -93,3 +93,30 @@ def test_fields_that_do_not_fit(tmp_path):
 def test_wrong_batch_size(tmp_path):
     with pytest.raises(ValueError, match="`batch_size` to be at least 1, but got 0"):
         simulate_to_file(tmp_path / "flow.hdf5", SMALL, batch_size=0)
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(1, 3), (2**20, 1)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_few_cells_take_one_thread_and_the_setting_comes_back(tmp_path, monkeypatch, cells, expected, fails):
+    seen = []
+
+    def watched(config, **options):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("out of positive numbers")
+        return simulate_cfd(config, **options)
+
+    monkeypatch.setattr(writer, "_CELLS_FOR_THREADS", cells)
+    monkeypatch.setattr(writer, "simulate_cfd", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        if fails:
+            with pytest.raises(RuntimeError, match="out of positive numbers"):
+                simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
+        else:
+            simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
+        assert set(seen) == {expected}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
