@@ -222,7 +222,7 @@ class SpectralMonitor(Callback):
 
     def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
         """Scalars by the layer, straight to the loggers: the module's own log takes half a millisecond a key."""
-        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        finite = _finite(scalars)
         for logger in trainer.loggers if finite else ():
             logger.log_metrics(finite, step=_step(trainer))
 
@@ -262,7 +262,7 @@ class SpectralMonitor(Callback):
         if self._epoch_start is not None:
             epoch_seconds = time.perf_counter() - self._epoch_start
             scalars[f"{label}/time/epoch_share"] = (measured.seconds + logging_seconds) / epoch_seconds
-        return {name: value for name, value in scalars.items() if math.isfinite(value)}
+        return _finite(scalars)
 
     # ---- TensorBoard -------------------------------------------------------------------------------------------------
 
@@ -318,6 +318,10 @@ class SpectralMonitor(Callback):
 
 def _monitors(trainer: Trainer) -> list[SpectralMonitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, SpectralMonitor)]  # type: ignore[attr-defined]
+
+
+def _finite(scalars: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
 def _step(trainer: Trainer) -> int:
