@@ -15,7 +15,7 @@ ARROWS = {
     "functional": set(),
     "analysis": {"functional"},
     "optim": set(),
-    "plotting": set(),
+    "plotting": {"functional"},
     "callbacks": {"functional", "analysis", "optim", "plotting"},
     "metrics": set(),
     "models": set(),

@@ -1,17 +1,44 @@
-"""Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, layer-wise maps. Imports torch only."""
+"""Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
 
 from lightning_farms.functional.layerwise import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
+from lightning_farms.functional.random_matrix import (
+    MarchenkoPasturEdges,
+    MarchenkoPasturFit,
+    fit_marchenko_pastur,
+    marchenko_pastur_cdf,
+    marchenko_pastur_density,
+    marchenko_pastur_edges,
+    shuffle_entries,
+    spike_threshold,
+)
+from lightning_farms.functional.spectral_metrics import SpectralDensity, effective_rank, log_norm, spectral_density
 from lightning_farms.functional.spectrum import esd, stable_rank
 from lightning_farms.functional.submatrices import fixed_aspect_ratio_submatrices
+from lightning_farms.functional.uncertainty import Interval, bootstrap_interval, goodness_of_fit
 
 __all__ = [
+    "Interval",
+    "MarchenkoPasturEdges",
+    "MarchenkoPasturFit",
     "PowerLawFit",
+    "SpectralDensity",
+    "bootstrap_interval",
+    "effective_rank",
     "esd",
     "fit_hill",
     "fit_ks",
+    "fit_marchenko_pastur",
     "fit_peak",
     "fixed_aspect_ratio_submatrices",
+    "goodness_of_fit",
+    "log_norm",
+    "marchenko_pastur_cdf",
+    "marchenko_pastur_density",
+    "marchenko_pastur_edges",
+    "shuffle_entries",
+    "spectral_density",
+    "spike_threshold",
     "stable_rank",
     "tb_linear_map",
     "tb_log2",

@@ -11,7 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-_SCAN_ELEMENTS = 2**22  # float64 entries of one block of the KS scan: 32 MiB
+_SCAN_ELEMENTS = 2**15  # of one block of the KS scan: 256 KiB of float64; up to here torch keeps to one thread
+_SCAN_POINTS = 16  # of each tail, in the first pass of the KS scan
+_SCAN_GROWTH = 4  # how many times more in each further pass
+_SCAN_ROUNDING = 1e-12  # by which two ways to compute one KS distance may differ
 _PEAK_BINS = 100
 
 HillForm = Literal["code", "paper"]
@@ -33,6 +36,19 @@ class PowerLawFit(NamedTuple):
     xmin: Tensor
     ks_distance: Tensor
     tail_size: Tensor
+
+    @property
+    def standard_error(self) -> Tensor:
+        r"""Standard error :math:`(\alpha - 1) / \sqrt{n}` of alpha, n the tail's size; NaN where alpha is not finite.
+
+        It holds for a tail of independent samples of the power law. The eigenvalues of one matrix repel each other
+        and windows overlap: for a spectrum it measures the fit's sampling error, not how well the matrix is known.
+
+        Reference:
+            Clauset, Shalizi, Newman, SIAM Review 51 (2009), Equation 3.2.
+        """
+        error = (self.alpha - 1) / self.tail_size.to(self.alpha).sqrt()
+        return error.masked_fill(~self.alpha.isfinite(), torch.nan)
 
 
 def fit_hill(eigenvalues: Tensor, xmin_position: float = 2.0, *, form: HillForm = "code") -> PowerLawFit:
@@ -150,20 +166,24 @@ def _fit_tail(tail: Tensor, xmin: Tensor) -> PowerLawFit:
     size = tail.shape[-1]
     logs = (tail / xmin.unsqueeze(-1)).log()
     alpha = 1 + size / logs.sum(-1)
+    alpha = alpha.masked_fill(~(alpha > 1), torch.nan)
     empirical = torch.arange(size, dtype=tail.dtype, device=tail.device) / size
     distance = (1 - (logs * (1 - alpha).unsqueeze(-1)).exp() - empirical).abs().amax(-1)
     return PowerLawFit(alpha, xmin, distance, torch.full_like(alpha, size, dtype=torch.int64))
 
 
 def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
-    """Best of the candidate positions (..., N - 1) by KS distance."""
-    logs = ordered.log()
+    """Best of the candidate positions (..., N - 1) by KS distance; a position of eigenvalue zero is never one."""
     count = ordered.shape[-1]
-    sizes = count - torch.arange(count - 1, dtype=logs.dtype, device=logs.device)
-    tail_sums = logs.flip(-1).cumsum(-1).flip(-1)[..., :-1]
-    alphas = 1 + sizes / (tail_sums - sizes * logs[..., :-1])
-    valid = candidates & (alphas > 1) & alphas.isfinite()
-    distances = _scan_distances(logs, alphas, sizes).masked_fill(~valid, torch.inf)
+    lower, upper = ordered[..., :-1], ordered[..., 1:]
+    positive = lower > 0
+    gaps = ((upper - lower) / lower).log1p().masked_fill(~positive, 0.0)
+    sizes = count - torch.arange(count - 1, dtype=gaps.dtype, device=gaps.device)
+    alphas = 1 + sizes / _sums_from(gaps * (sizes - 1))
+    valid = candidates & positive & (alphas > 1) & alphas.isfinite()
+    depths = torch.nn.functional.pad(_sums_from(gaps), (0, 1))
+    flat = depths.reshape(-1, count), alphas.reshape(-1, count - 1), valid.reshape(-1, count - 1)
+    distances = _scan_distances(*flat).reshape(alphas.shape)
     best = distances.argmin(-1, keepdim=True)
     found = valid.any(-1)
 
@@ -171,23 +191,51 @@ def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
         return values.gather(-1, best).squeeze(-1).masked_fill(~found, torch.nan)
 
     tail_size = torch.where(found, count - best.squeeze(-1), 0)
-    return PowerLawFit(pick(alphas), pick(ordered[..., :-1]), pick(distances), tail_size)
+    return PowerLawFit(pick(alphas), pick(lower), pick(distances), tail_size)
 
 
-def _scan_distances(logs: Tensor, alphas: Tensor, sizes: Tensor) -> Tensor:
-    """KS distance of every candidate (..., N - 1), a block of candidates at a time to bound memory."""
-    count = logs.shape[-1]
-    position = torch.arange(count, device=logs.device)
-    rows = max(1, _SCAN_ELEMENTS // max(1, logs.numel()))
+def _sums_from(values: Tensor) -> Tensor:
+    """Sum of all values from each position to the last one."""
+    return values.flip(-1).cumsum(-1).flip(-1)
+
+
+def _scan_distances(depths: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
+    """KS distance of every valid candidate (B, N - 1) that may be the best of its spectrum, infinite for the others.
+
+    The distance seen at a few points of a tail is a lower bound of the whole one. Each pass takes more points, until
+    all are taken, and only of the candidates whose bound so far is not above the distance of the most promising one.
+
+    Args:
+        depths: (B, N), ln(largest eigenvalue / eigenvalue).
+        alphas: (B, N - 1), exponent with each position's eigenvalue as xmin.
+        valid: (B, N - 1), the candidates; their exponents are finite.
+    """
+    spectra, count = torch.arange(len(depths), device=depths.device), depths.shape[-1]
+    possible, points = valid, _SCAN_POINTS
+    while True:
+        spectrum, start = possible.nonzero(as_tuple=True)
+        seen = _distances(depths, alphas, spectrum, start, points)
+        bounds = torch.full_like(alphas, torch.inf).index_put((spectrum, start), seen)
+        if points >= count:
+            return bounds
+        promising = _distances(depths, alphas, spectra, bounds.argmin(-1), count)
+        possible = valid & (bounds <= promising.unsqueeze(-1) + _SCAN_ROUNDING)
+        points *= _SCAN_GROWTH
+
+
+def _distances(depths: Tensor, alphas: Tensor, spectra: Tensor, starts: Tensor, points: int) -> Tensor:
+    """KS distances (C,) of the tails ``spectra``, ``starts`` (C,) at ``points`` evenly spaced positions of each."""
+    count = depths.shape[-1]
+    steps = torch.arange(points, device=depths.device)
     blocks = []
-    for start in range(0, count - 1, rows):
-        chosen = position[start : min(start + rows, count - 1)].unsqueeze(-1)
-        seen = position[start:]
-        relative = logs[..., None, start:] - logs[..., start : start + chosen.shape[0], None]
-        fitted = 1 - (relative * (1 - alphas[..., start : start + chosen.shape[0], None])).exp()
-        empirical = (seen - chosen) / sizes[start : start + chosen.shape[0], None]
-        blocks.append((fitted - empirical).abs().masked_fill(seen < chosen, 0.0).amax(-1))
-    return torch.cat(blocks, dim=-1)
+    rows = max(1, _SCAN_ELEMENTS // points)
+    for row, start in zip(spectra.split(rows), starts.split(rows), strict=True):
+        size = (count - start).unsqueeze(-1)
+        offset = (steps * ((size - 1) // points + 1)).minimum(size - 1)
+        relative = depths[row, start].unsqueeze(-1) - depths.take(offset + (row * count + start).unsqueeze(-1))
+        fitted = 1 - (relative * (1 - alphas[row, start]).unsqueeze(-1)).exp()
+        blocks.append((fitted - offset.to(fitted) / size).abs().amax(-1))
+    return torch.cat(blocks)
 
 
 def _histogram_peak(log_eigenvalues: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,27 @@ class Windows(NamedTuple):
     def aspect_ratio(self) -> float:
         """Realised aspect ratio n'/m'."""
         return self.width / self.height
+
+    def coverage(self, rows: int, columns: int) -> float:
+        """Fraction of the entries of an m x n matrix that lie in at least one window.
+
+        Args:
+            rows: m.
+            columns: n.
+
+        Returns:
+            A number in (0, 1].
+
+        Example:
+            >>> Windows(4, 4, (0, 4), (0,)).coverage(10, 4)
+            0.8
+        """
+        return _covered(self.row_starts, self.height) / rows * _covered(self.column_starts, self.width) / columns
+
+
+def _covered(starts: tuple[int, ...], size: int) -> int:
+    """Positions in the union of windows with ascending starts."""
+    return size + sum(min(size, after - before) for before, after in pairwise(starts))
 
 
 def window_grid(

@@ -1,11 +1,12 @@
-"""Alpha of each layer over the depth of a network."""
+"""Alpha of each layer over the depth of a network, once or before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_farms.plotting.labels import shortened, thinned
 
@@ -13,15 +14,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MOST_ROWS = 45  # beyond it rows are closer than a mark is high
+
 
 def alpha_depth_figure(
-    alphas: Mapping[str, float], *, before: Mapping[str, float] | None = None, title: str = "Alpha over depth"
+    alphas: Mapping[str, float],
+    *,
+    before: Mapping[str, float] | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    title: str = "Alpha over depth",
 ) -> Figure:
     """Draw each layer's alpha, the first layer at the top, and where it was before.
 
     Args:
         alphas: Alpha of each layer, in the network's order; layers without a finite alpha keep an empty row.
         before: Earlier alphas, drawn as hollow marks joined to the later ones; layers that `alphas` lacks are left out.
+        intervals: Lower and upper end of each layer's interval, drawn as a bar; layers that it lacks, and ends that
+            are not finite, have none.
         title: Title of the figure.
 
     Returns:
@@ -35,33 +44,133 @@ def alpha_depth_figure(
         >>> [text.get_text() for text in figure.legends[0].get_texts()]
         ['before', 'now', 'mean 2.75']
     """
-    from matplotlib.figure import Figure
-
     if not alphas:
         raise ValueError("Expected argument `alphas` to be at least one layer's alpha, but got none.")
-    size = (6.8, float(np.clip(1.5 + 0.24 * len(alphas), 3.0, 11.0)))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = _figure(6.8, len(alphas))
     axes = figure.add_subplot()
-    _draw_marks(axes, alphas, before or {})
-    rows, names = thinned(len(alphas), int(size[1] / 0.19)), list(alphas)
+    names = list(alphas)
+    _label_layers(axes, names)
+    now = _values(alphas, names)
+    if before:
+        _draw_earlier(axes, _values(before, names), now, "before")
+    if intervals:
+        _draw_intervals(axes, intervals, names)
+    _draw_alphas(axes, now, "now" if before else r"$\alpha$")
+    axes.set_title(shortened(title, 62), fontsize=12)
+    _draw_legend(figure, axes)
+    return figure
+
+
+def comparison_figure(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    labels: tuple[str, str] = ("before", "after"),
+    title: str = "Alpha over depth",
+) -> Figure:
+    r"""Draw each layer's alpha in two reports, the first layer at the top, and beside it the difference.
+
+    Args:
+        before: Alpha of each layer in one report.
+        after: Alpha of each layer in the other; its order is that of the rows, layers that only `before` has follow.
+            Layers without a finite alpha in both have no difference.
+        labels: What to call the two.
+        title: Title of the figure.
+
+    Returns:
+        The figure, unknown to pyplot: nothing has to be closed.
+
+    Raises:
+        ValueError: If there is no layer.
+
+    Example:
+        >>> figure = comparison_figure({"conv": 2.0, "fc": 4.0}, {"conv": 2.5, "fc": 3.0})
+        >>> [float(bar.get_width()) for bar in figure.axes[1].patches], figure.axes[1].get_xlabel()
+        ([0.5, -1.0], '$\\Delta\\alpha$, mean -0.25')
+    """
+    names = list(after) + [name for name in before if name not in after]
+    if not names:
+        raise ValueError("Expected arguments `before` and `after` to have at least one layer's alpha, but got none.")
+    figure = _figure(8.6, len(names))
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
+    _label_layers(axes, names)
+    earlier, now = _values(before, names), _values(after, names)
+    _draw_earlier(axes, earlier, now, labels[0])
+    _draw_alphas(axes, now, labels[1])
+    _draw_differences(beside, now - earlier)
+    figure.suptitle(shortened(title, 76), fontsize=12)
+    _draw_legend(figure, axes)
+    return figure
+
+
+def _figure(width: float, layers: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, _height(layers)), dpi=110, layout="constrained")
+
+
+def _height(layers: int) -> float:
+    return float(np.clip(1.5 + 0.24 * layers, 3.0, 11.0))
+
+
+def _values(alphas: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([alphas.get(name, np.nan) for name in names], dtype=np.float64)
+
+
+def _label_layers(axes: Axes, names: Sequence[str]) -> None:
+    rows = thinned(len(names), int(_height(len(names)) / 0.19))
     axes.set_yticks(rows, [shortened(names[row]) for row in rows], fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)
-    axes.set_title(title, fontsize=12)
     axes.grid(visible=True, axis="both", alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    return figure
 
 
-def _draw_marks(axes: Axes, alphas: Mapping[str, float], before: Mapping[str, float]) -> None:
-    depth = np.arange(len(alphas))
-    now = np.array(list(alphas.values()), dtype=np.float64)
-    if before:
-        earlier = np.array([before.get(layer, np.nan) for layer in alphas], dtype=np.float64)
-        axes.hlines(depth, earlier, now, color="0.6", linewidth=1.5, zorder=1)
-        axes.scatter(earlier, depth, s=26, facecolor="white", edgecolor="tab:blue", zorder=2, label="before")
-    axes.scatter(now, depth, s=30, color="tab:blue", zorder=3, label="now" if before else r"$\alpha$")
+def _shrink(rows: int) -> float:
+    """Factor on the size of marks so that those of neighbouring rows stay apart."""
+    return min(1.0, _MOST_ROWS / rows)
+
+
+def _draw_earlier(axes: Axes, earlier: NDArray[np.float64], now: NDArray[np.float64], label: str) -> None:
+    depth, shrink = np.arange(len(now)), _shrink(len(now))
+    axes.hlines(depth, earlier, now, color="0.6", linewidth=1.5 * shrink, zorder=1)
+    axes.scatter(
+        earlier,
+        depth,
+        s=26 * shrink,
+        facecolor="white",
+        edgecolor="tab:blue",
+        linewidth=1.5 * shrink**0.5,
+        zorder=2,
+        label=label,
+    )
+
+
+def _draw_intervals(axes: Axes, intervals: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:
+    ends = np.array([intervals.get(name, (np.nan, np.nan)) for name in names], dtype=np.float64)
+    depth, shrink = np.arange(len(names)), _shrink(len(names))
+    axes.hlines(
+        depth, *ends.T, color="tab:blue", alpha=0.45, linewidth=max(1.0, 4 * shrink), zorder=2, label="interval"
+    )
+
+
+def _draw_alphas(axes: Axes, now: NDArray[np.float64], label: str) -> None:
+    axes.scatter(now, np.arange(len(now)), s=30 * _shrink(len(now)), color="tab:blue", zorder=3, label=label)
     if np.isfinite(now).any():
         mean = float(now[np.isfinite(now)].mean())
         axes.axvline(mean, color="tab:red", linestyle="--", linewidth=1.2, zorder=0, label=f"mean {mean:.2f}")
+
+
+def _draw_differences(axes: Axes, differences: NDArray[np.float64]) -> None:
+    finite = np.isfinite(differences)
+    rows = np.flatnonzero(finite)
+    colours = np.where(differences[rows] > 0, "tab:red", "tab:green")
+    axes.barh(rows, differences[rows], height=0.7, color=colours)
+    axes.axvline(0.0, color="0.3", linewidth=1)
+    mean = f", mean {differences[finite].mean():+.2f}" if finite.any() else ""
+    axes.set_xlabel(rf"$\Delta\alpha${mean}", fontsize=12)
+    axes.grid(visible=True, axis="both", alpha=0.25)
+
+
+def _draw_legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)

@@ -1,29 +1,43 @@
-"""The spectral density of one matrix with its fitted tail."""
+"""The spectral density of one layer with its fitted tail and the law of a random matrix."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from lightning_farms.functional.random_matrix import marchenko_pastur_density_between
+from lightning_farms.functional.spectral_metrics import spectral_density
 from lightning_farms.plotting.arrays import Values, as_array
+from lightning_farms.plotting.labels import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NUMERICALLY_ZERO = 1e-12  # of the largest eigenvalue
 
-
-def esd_figure(eigenvalues: Values, *, alpha: float, xmin: float, ks_distance: float, title: str) -> Figure:
+def esd_figure(
+    eigenvalues: Values,
+    *,
+    alpha: float,
+    xmin: float,
+    ks_distance: float,
+    title: str,
+    mp_edges: tuple[float, float] | None = None,
+    spike_threshold: float = math.nan,
+) -> Figure:
     r"""Draw an empirical spectral density on logarithmic axes, and the power law fitted to its tail.
 
     .. math:: \rho(x) = s \, \frac{\alpha - 1}{x_{min}} \left(\frac{x}{x_{min}}\right)^{-\alpha},
         \quad x \ge x_{min}, \quad s = \#\{\lambda \ge x_{min}\} / N
 
-    The tail has the mass that the eigenvalues have there, so that a good fit lies on the density. Eigenvalues below
-    1e-12 of the largest count in N but are not drawn; those that are not finite are dropped.
+    The tail has the mass that the eigenvalues have there, so that a good fit lies on the density. So has the
+    Marchenko-Pastur law, if its edges are given (they determine it): the share of the eigenvalues up to the spike
+    threshold. Eigenvalues below 1e-12 of the largest count in N but are not drawn; those that are not finite are
+    dropped.
 
     Args:
         eigenvalues: (N,), in units of the squared weight, in any order.
@@ -31,12 +45,15 @@ def esd_figure(eigenvalues: Values, *, alpha: float, xmin: float, ks_distance: f
         xmin: Where the tail begins, in units of the squared weight.
         ks_distance: Kolmogorov-Smirnov distance of tail and eigenvalues, for the legend.
         title: Title of the figure, e.g. the layer's name.
+        mp_edges: Lower and upper edge of the Marchenko-Pastur law; edges that are not finite draw nothing.
+        spike_threshold: Where eigenvalues count as spikes, to be marked; NaN: no mark, and the law has the share
+            of the eigenvalues up to the upper edge.
 
     Returns:
         The figure, unknown to pyplot: nothing has to be closed.
 
     Raises:
-        ValueError: If no eigenvalue is positive and finite.
+        ValueError: If no eigenvalue is positive and finite, or the edges are not ascending and positive.
 
     Example:
         >>> figure = esd_figure([1.0, 2.0, 4.0, 8.0], alpha=2.0, xmin=2.0, ks_distance=0.1, title="fc")
@@ -45,52 +62,47 @@ def esd_figure(eigenvalues: Values, *, alpha: float, xmin: float, ks_distance: f
     """
     from matplotlib.figure import Figure
 
+    finite = _finite(eigenvalues)
+    _check_edges(mp_edges)
+    figure = Figure(figsize=(6.4, 4.9), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    visible = _draw_density(axes, finite)
+    _draw_random_matrix(axes, finite, mp_edges, spike_threshold, visible)
+    if xmin > 0 and np.isfinite(xmin):
+        _draw_tail(axes, finite, alpha, xmin, ks_distance)
+    _label(axes, title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def _finite(eigenvalues: Values) -> NDArray[np.float64]:
     array = as_array(eigenvalues, "eigenvalues", 1)
     finite = array[np.isfinite(array)]
     if not (finite > 0).any():
         raise ValueError(
             f"Expected argument `eigenvalues` to have a positive finite value, but got none among {array.size}."
         )
-    figure = Figure(figsize=(6.4, 4.4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    _draw_density(axes, finite)
-    if xmin > 0 and np.isfinite(xmin):
-        if alpha > 1 and np.isfinite(alpha):
-            _draw_tail(axes, finite, alpha, xmin, ks_distance)
-        axes.axvline(xmin, color="0.25", linestyle=":", linewidth=1.5, label=f"$x_{{min}}$ = {xmin:.3g}")
+    return finite
+
+
+def _label(axes: Axes, title: str) -> None:
     axes.set_xlabel(r"eigenvalue $\lambda$ of $W^\top W$", fontsize=11)
     axes.set_ylabel("density", fontsize=11)
-    axes.set_title(title, fontsize=12)
-    axes.legend(fontsize=9, loc="best")
+    axes.set_title(shortened(title, 56), fontsize=12)
     axes.grid(visible=True, which="major", alpha=0.25)
-    return figure
 
 
-def density(eigenvalues: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate a density by a histogram with bins of equal width in the logarithm.
-
-    Args:
-        eigenvalues: (N,), finite, at least one of them positive.
-
-    Returns:
-        The bins' edges (B + 1,) and the density in each bin (B,), whose integral is the share of the eigenvalues that
-        are not numerically zero.
-    """
-    drawn = eigenvalues[eigenvalues > _NUMERICALLY_ZERO * eigenvalues.max()]
-    low, high = drawn.min(), drawn.max()
-    if low == high:
-        low, high = low / 1.1, high * 1.1
-    edges = np.logspace(np.log10(low), np.log10(high), int(np.clip(2 * np.sqrt(drawn.size), 8, 64)) + 1)
-    edges[0], edges[-1] = low, high
-    counts, _ = np.histogram(drawn, edges)
-    return edges, counts / (eigenvalues.size * np.diff(edges))
+def _check_edges(edges: tuple[float, float] | None) -> None:
+    if edges is not None and np.isfinite(edges).all() and not 0 <= edges[0] < edges[1]:
+        raise ValueError(f"Expected argument `mp_edges` to be ascending and not negative, but got {edges}.")
 
 
-def _draw_density(axes: Axes, eigenvalues: NDArray[np.float64]) -> None:
-    edges, heights = density(eigenvalues)
-    floor = heights[heights > 0].min() / 3
+def _draw_density(axes: Axes, eigenvalues: NDArray[np.float64]) -> tuple[float, float]:
+    """Draw the histogram; return where it begins and the least density that the axes show."""
+    edges, heights = (part.numpy() for part in spectral_density(torch.from_numpy(eigenvalues.clip(min=0.0))))
+    floor = float(heights[heights > 0].min() / 3)
     axes.stairs(
         np.maximum(heights, floor),
         edges,
@@ -101,11 +113,42 @@ def _draw_density(axes: Axes, eigenvalues: NDArray[np.float64]) -> None:
         label=f"ESD, {eigenvalues.size} eigenvalues",
     )
     axes.set_ylim(bottom=floor)
+    return float(edges[0]), floor
+
+
+def _draw_random_matrix(
+    axes: Axes,
+    eigenvalues: NDArray[np.float64],
+    edges: tuple[float, float] | None,
+    threshold: float,
+    visible: tuple[float, float],
+) -> None:
+    """Draw the law and the threshold; `visible` is where the histogram begins and the least density shown."""
+    if edges is not None and np.isfinite(edges).all():
+        share = np.mean(eigenvalues <= (edges[1] if math.isnan(threshold) else threshold))
+        x, y = _marchenko_pastur_curve(*edges, visible[0])
+        law = np.maximum(share * y, visible[1])
+        axes.plot(x, law, color="tab:green", linewidth=1.8, label="Marchenko-Pastur law")
+    if not math.isnan(threshold):
+        label = f"spikes beyond {threshold:.4g}: {np.sum(eigenvalues > threshold)}"
+        axes.axvline(threshold, color="tab:green", linestyle="--", linewidth=1.5, label=label)
+
+
+def _marchenko_pastur_curve(
+    lower: float, upper: float, first: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points of the law; that of a square matrix, infinite at zero, begins at the first eigenvalue."""
+    start = lower or min(first, upper / 10)
+    x = start * (upper / start) ** (0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 400)))  # dense near the edges
+    edges = torch.tensor([lower, upper], dtype=torch.float64)
+    return x, marchenko_pastur_density_between(torch.from_numpy(x), *edges).numpy()
 
 
 def _draw_tail(axes: Axes, eigenvalues: NDArray[np.float64], alpha: float, xmin: float, ks_distance: float) -> None:
-    share = np.mean(eigenvalues >= xmin)
-    x = np.logspace(np.log10(xmin), np.log10(max(eigenvalues.max(), xmin)), 100)
-    y = share * (alpha - 1) / xmin * (x / xmin) ** -alpha
-    label = rf"tail $x^{{-\alpha}}$: $\alpha$ = {alpha:.2f}, D = {ks_distance:.3f}"
-    axes.plot(x, y, color="tab:red", linewidth=2, label=label)
+    if alpha > 1 and np.isfinite(alpha):
+        share = np.mean(eigenvalues >= xmin)
+        x = np.logspace(np.log10(xmin), np.log10(max(eigenvalues.max(), xmin)), 100)
+        y = share * (alpha - 1) / xmin * (x / xmin) ** -alpha
+        label = rf"tail $x^{{-\alpha}}$: $\alpha$ = {alpha:.2f}, D = {ks_distance:.3f}"
+        axes.plot(x, y, color="tab:red", linewidth=2, label=label)
+    axes.axvline(xmin, color="0.25", linestyle=":", linewidth=1.5, label=f"$x_{{min}}$ = {xmin:.3g}")

@@ -66,17 +66,16 @@ def layer_heatmap_figure(
             f"Expected argument `values` to have one row a layer and one column an epoch, ({len(layers)},"
             f" {len(epochs)}), but got shape {cells.shape}."
         )
-    size = (np.clip(4.2 + 0.12 * len(epochs), 6.4, 13.0), np.clip(1.6 + 0.21 * len(layers), 3.2, 10.5))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    width, height = np.clip(4.2 + 0.12 * len(epochs), 6.4, 13.0), np.clip(1.6 + 0.21 * len(layers), 3.2, 10.5)
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     shown = np.ma.masked_where(~np.isfinite(cells) | (logarithmic & (cells <= 0)), cells)
     axes.set_facecolor(str(MISSING))  # masked cells are transparent
     norm = _norm(shown, vmin, vmax, logarithmic=logarithmic)
     image = axes.imshow(shown, cmap=COLOUR_MAP, norm=norm, aspect="auto", interpolation="nearest")
-    _label_axes(axes, layers, epochs, room=int(size[1] / 0.19))
+    _label_axes(axes, layers, epochs, room=int(height / 0.19))
     axes.set_title(title, fontsize=12)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(label, fontsize=11)
+    figure.colorbar(image, ax=axes, pad=0.02).set_label(label, fontsize=11)
     if np.ma.is_masked(shown):
         _explain_grey(figure)
     return figure

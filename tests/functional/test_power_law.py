@@ -6,6 +6,8 @@ import numpy as np
 import powerlaw
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_farms.functional import PowerLawFit, esd, fit_hill, fit_ks, fit_peak, power_law
@@ -58,6 +60,49 @@ def loop_peak(eigenvalues, lower_bound):
     return loop_scan(eigenvalues, positions)
 
 
+def numpy_ks(eigenvalues):
+    """As loop_ks, one candidate at a time, for longer spectra with zeros."""
+    ordered = np.sort(eigenvalues)
+    count = len(ordered)
+    best = (math.nan, math.nan, math.nan, 0)
+    least = math.inf
+    for i in range(np.count_nonzero(ordered <= 0), count - 1):
+        logs = np.log(ordered[i:] / ordered[i])
+        if logs.any():
+            exponent = (count - i) / logs.sum()
+            distance = np.abs(1 - np.exp(-exponent * logs) - np.arange(count - i) / (count - i)).max()
+            if distance < least:
+                least = distance
+                best = (1 + exponent, ordered[i], distance, count - i)
+    return best
+
+
+def gaussian(rows, columns, seed=0):
+    matrix = np.random.RandomState(seed).standard_normal((rows, columns))
+    return np.linalg.eigvalsh(matrix @ matrix.T).clip(0)
+
+
+def hard_spectra():
+    """Spectra (count,) by name, of which each could lead a scan that does not look at everything astray."""
+    random = np.random.RandomState(1)
+    pareto = stats.pareto(1.5).rvs(1500, random_state=random)
+    return {
+        "pareto": pareto,
+        "gaussian": gaussian(400, 500),
+        "square": gaussian(300, 300),
+        "rank deficient": np.concatenate([np.zeros(200), gaussian(100, 300)]),
+        "rounding": np.concatenate([1e-17 * random.random_sample(300), pareto[:300]]),
+        "ties": random.randint(1, 40, 1000).astype(float),
+        "repeated": np.repeat(gaussian(100, 150), 5),
+        "narrow tie": np.concatenate([pareto, np.full(12, 3.0)]),
+        "range": 10 ** random.uniform(-150, 150, 700),
+        "small": 1e-30 * pareto,
+        "geometric": 1.01 ** np.arange(600),
+        "lognormal": random.lognormal(0, 1, 800),
+        "spliced": np.concatenate([random.uniform(0.1, 1, 500), pareto[:500]]),
+    }
+
+
 def assert_fits(fit, expected):
     expected = [torch.tensor(column, dtype=torch.float64) for column in zip(*expected, strict=True)]
     for got, column in zip(fit[:3], expected[:3], strict=True):
@@ -99,6 +144,19 @@ def test_hill_paper_form_is_its_formula():
     assert fit.alpha.item() == pytest.approx(1 + k / sum(logs), rel=1e-12)
     assert fit.xmin.item() == eigenvalues[19]
     assert fit.tail_size.item() == k
+
+
+@pytest.mark.parametrize("position", [1.5, 2.0, 4.0])
+def test_hill_paper_form_is_powerlaw_and_scipy_above_an_xmin_outside_the_tail(position):
+    eigenvalues = spectrum()
+    below = int(40 / position)
+    xmin, tail = eigenvalues[below - 1].item(), eigenvalues[below:].numpy()
+    fit = fit_hill(eigenvalues, position, form="paper")
+    theirs = powerlaw.Fit(tail, xmin=xmin, verbose=False).power_law
+    assert fit.alpha.item() == pytest.approx(1 + stats.pareto.fit(tail, floc=0, fscale=xmin)[0], rel=1e-9)
+    assert fit.alpha.item() == pytest.approx(theirs.alpha, rel=1e-9)
+    assert fit.ks_distance.item() == pytest.approx(theirs.D, rel=1e-9)
+    assert fit.standard_error.item() == pytest.approx(theirs.standard_err, rel=1e-9)
 
 
 def test_hill_paper_form_with_everything_in_the_tail_leaves_one_for_xmin():
@@ -151,6 +209,60 @@ def test_ks_in_blocks_is_the_same(monkeypatch, elements):
     monkeypatch.setattr(power_law, "_SCAN_ELEMENTS", elements)
     for got, expected in zip(fit_ks(spectra()), whole, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "eigenvalues"), hard_spectra().items())
+def test_ks_of_long_spectra_is_that_of_every_candidate(name, eigenvalues):
+    assert_fits(fit_ks(torch.tensor(eigenvalues)[None]), [numpy_ks(eigenvalues)])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 15, 16, 17, 64, 65, 257])
+def test_ks_of_a_batch_is_that_of_every_candidate(count):
+    random = np.random.RandomState(count)
+    batch = np.stack([random.pareto(2, count) + 1, random.random_sample(count), random.randint(0, 9, count) + 0.0])
+    assert_fits(fit_ks(torch.tensor(batch)), [numpy_ks(eigenvalues) for eigenvalues in batch])
+
+
+@pytest.mark.parametrize(("points", "growth"), [(1, 2), (2, 3), (1000, 2)])
+def test_ks_in_other_passes_is_the_same(monkeypatch, points, growth):
+    batch = torch.tensor(np.stack([values[:200] for values in hard_spectra().values()]))
+    expected = fit_ks(batch)
+    monkeypatch.setattr(power_law, "_SCAN_POINTS", points)
+    monkeypatch.setattr(power_law, "_SCAN_GROWTH", growth)
+    for got, wanted in zip(fit_ks(batch), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_ks_keeps_the_first_of_equals(monkeypatch):
+    monkeypatch.setattr(
+        power_law, "_distances", lambda depths, alphas, spectra, starts, points: 0.5 + 0 * starts.double()
+    )
+    assert fit_ks(torch.cat([torch.zeros(4), spectrum()])).tail_size.item() == 40
+
+
+def test_ks_spectra_without_a_fit_leave_the_others_alone():
+    good = spectrum()
+    bad = [torch.zeros(40), torch.full((40,), 0.3), good.clone(), good.clone(), torch.cat([torch.zeros(39), good[-1:]])]
+    bad[2][7], bad[3][3] = math.nan, math.inf
+    fit = fit_ks(torch.stack([*bad, good]))
+    assert fit.alpha[:-1].isnan().all()
+    assert fit.tail_size[:-1].tolist() == [0] * 5
+    for got, expected in zip(fit, fit_ks(good), strict=True):
+        torch.testing.assert_close(got[-1], expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Standard error for the MLE:DeprecationWarning")  # powerlaw's, from its own scan
+@pytest.mark.parametrize("alpha", [1.4, 1.8, 2.2])  # its scan looks for alpha up to 3
+def test_ks_is_the_scan_of_powerlaw(alpha):
+    random = np.random.RandomState(0)
+    tail = stats.pareto(alpha - 1).rvs(200, random_state=random)
+    eigenvalues = np.concatenate([random.uniform(0, 1, 50), tail])
+    theirs = powerlaw.Fit(eigenvalues, verbose=False)
+    fit = fit_ks(torch.tensor(eigenvalues))
+    assert fit.xmin.item() == theirs.xmin
+    assert fit.alpha.item() == pytest.approx(theirs.power_law.alpha, rel=1e-9)
+    assert fit.ks_distance.item() == pytest.approx(theirs.power_law.D, rel=1e-9)
+    assert fit.standard_error.item() == pytest.approx(theirs.power_law.standard_err, rel=1e-9)
 
 
 def test_ks_finds_where_a_spliced_law_starts():
@@ -208,7 +320,17 @@ def test_scan_of_equal_eigenvalues_finds_nothing(fit, value):
 
 def test_hill_of_equal_tail_is_infinite_and_of_zero_xmin_not_a_number():
     assert fit_hill(torch.tensor([1.0, 2.0, 3.0, 3.0])).alpha.item() == math.inf
-    assert fit_hill(torch.tensor([0.0, 0.0, 0.0, 3.0])).alpha.isnan()
+    for form in ("code", "paper"):
+        fit = fit_hill(torch.tensor([[0.0, 0.0, 0.0, 3.0], [1.0, 2.0, 3.0, 4.0]]), form=form)
+        assert fit.alpha.isnan().tolist() == fit.ks_distance.isnan().tolist() == [True, False]
+    assert fit_hill(torch.tensor([0.0, 0.0, 2.0, 3.0]), form="paper").alpha.isnan()
+
+
+def test_standard_error_is_not_a_number_without_a_finite_alpha():
+    fit = fit_hill(torch.tensor([[1.0, 2.0, 3.0, 3.0], [0.0, 0.0, 0.0, 3.0], [1.0, 1.0, 1.0, math.e]]))
+    assert fit.standard_error[:2].isnan().all()
+    assert fit.standard_error[2].item() == pytest.approx(2 / math.sqrt(2))
+    assert fit_ks(torch.ones(4)).standard_error.isnan()
 
 
 @pytest.mark.parametrize("fit", [fit_hill, fit_ks, fit_peak])
@@ -229,3 +351,50 @@ def test_unknown_choices_are_rejected():
         fit_hill(torch.ones(4), form="other")
     with pytest.raises(ValueError, match=r"`lower_bound` to be one of .*'published', 'corrected'.*, but got 'other'"):
         fit_peak(torch.ones(4), lower_bound="other")
+
+
+ALL_FITS = {
+    "hill": fit_hill,
+    "hill of the paper": lambda values: fit_hill(values, form="paper"),
+    "ks": fit_ks,
+    "peak": fit_peak,
+    "corrected peak": lambda values: fit_peak(values, lower_bound="corrected"),
+}
+ANY_SPECTRUM = st.builds(
+    lambda seed, count, power, zeros, ties: np.concatenate(
+        [np.zeros(zeros), np.repeat(np.random.RandomState(seed).random_sample(count) ** power, ties)]
+    ),
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(2, 60),
+    power=st.sampled_from([-2.0, -0.5, 1.0, 8.0]),
+    zeros=st.integers(0, 5),
+    ties=st.integers(1, 3),
+)
+QUICK = settings(max_examples=40, deadline=None, database=None)
+
+
+@QUICK
+@given(eigenvalues=ANY_SPECTRUM)
+def test_ks_of_any_spectrum_is_that_of_every_candidate(eigenvalues):
+    assert_fits(fit_ks(torch.tensor(eigenvalues)[None]), [numpy_ks(eigenvalues)])
+
+
+@pytest.mark.parametrize("name", sorted(ALL_FITS))
+@QUICK
+@given(eigenvalues=ANY_SPECTRUM, seed=st.integers(0, 1000))
+def test_no_fit_depends_on_the_order(name, eigenvalues, seed):
+    shuffled = np.random.RandomState(seed).permutation(eigenvalues)
+    for got, expected in zip(
+        ALL_FITS[name](torch.tensor(shuffled)), ALL_FITS[name](torch.tensor(eigenvalues)), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL_FITS) - {"peak"}))  # the published lower bound has a scale
+@QUICK
+@given(eigenvalues=ANY_SPECTRUM, factor=st.floats(1e-9, 1e9))
+def test_fits_of_any_spectrum_are_scale_free(name, eigenvalues, factor):
+    fit, scaled = ALL_FITS[name](torch.tensor(eigenvalues)), ALL_FITS[name](torch.tensor(eigenvalues * factor))
+    expected = PowerLawFit(fit.alpha, fit.xmin * factor, fit.ks_distance, fit.tail_size)
+    for got, wanted in zip(scaled, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=0, equal_nan=True)
