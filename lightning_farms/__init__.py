@@ -1,7 +1,11 @@
 """Spectra of every weight matrix during training (FARMS), and layer-wise learning rates from them, for Lightning."""
 
-from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
-from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
+    from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 
 __version__ = "0.1.0"
 
@@ -15,3 +19,19 @@ __all__ = [
     "WholeMatrix",
     "analyze",
 ]
+
+_ROOMS = ("analysis", "callbacks")  # in this order: the analysis needs no Lightning, which takes seconds to import
+
+
+if not TYPE_CHECKING:  # so that type checkers know the names above and no others
+
+    def __getattr__(name: str) -> object:
+        """Import the room that a public name comes from when the name is first used."""
+        if name in __all__:
+            for room in map(import_module, (f"{__name__}.{room}" for room in _ROOMS)):
+                if name in room.__all__:
+                    return getattr(room, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *__all__])

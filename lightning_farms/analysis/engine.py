@@ -1,48 +1,95 @@
-"""Analysis of a whole model: equal windows of all layers are decomposed together, then every layer is fitted."""
+"""Analysis of a whole model: weights are planned, decomposed in common batches, measured, and written into rows."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.analysis.change import changes
+from lightning_farms.analysis.decompose import Task, decompose, one_thread_each, promoted
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.matrices import NO_MATRICES
+from lightning_farms.analysis.measure import NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis.method import FARMS, SpectralMethod
+from lightning_farms.analysis.plan import Plan, plan_layer
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.sharding import Ranks, owners
 from lightning_farms.analysis.weights import LayerWeight, layer_weights
-from lightning_farms.functional.power_law import PowerLawFit
-from lightning_farms.functional.spectrum import esd, stable_rank
-from lightning_farms.functional.submatrices import Windows
+from lightning_farms.functional.random_matrix import shuffle_entries
 
-MIN_EIGENVALUES = 10
-"""Fewest eigenvalues that are fitted; a layer with fewer is skipped, and blocks with fewer are pooled."""
+WORKSPACE = 2**30
+"""Default bytes of an analysis for copies of windows, Gram matrices and decompositions: 1 GiB."""
 
-_WORKSPACE = 2**26  # float64 entries of one batch of windows and their Gram matrices: 512 MiB
-_ROUNDING = torch.finfo(torch.float32).eps ** 2  # eigenvalues below this (times size and largest) are rounding
-_LARGEST_ALPHA = 1e3  # beyond it the tail lies within 0.1 % of xmin: equal eigenvalues, not a power law
+LARGEST_ROUNDING = 5e-5
+"""Bound on the error of an alpha from float32 spectra; where it is not sure to hold, float64 spectra are made."""
 
-_DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+_DONE, _NOT_FINITE, _FAILED, _BROKEN = 0.0, 1.0, 2.0, 3.0  # status of a layer in the table that ranks exchange
+_FAILURES = {
+    _NOT_FINITE: "the weights are not all finite",
+    _FAILED: "the eigenvalue decomposition failed",
+    _BROKEN: "the analysis failed on the layer's rank, which has warned why",
+}
+_ROUNDING = NUMBERS.index("rounding")
 
 
-def analyze(model: nn.Module, method: SpectralMethod = FARMS(), *, keep_eigenvalues: bool = False) -> SpectralReport:
+class _Outcome(NamedTuple):
+    """Status and numbers of a layer (float64, on the CPU: 1, then ``NUMBERS``, then the twin's), and its spectrum."""
+
+    numbers: Tensor
+    eigenvalues: Tensor | None = None
+
+
+_Layers = dict[int, tuple[LayerWeight, Plan]]
+
+
+def analyze(
+    model: nn.Module,
+    method: SpectralMethod = FARMS(),
+    *,
+    selection: Selection = Selection(),
+    diagnostics: Diagnostics = Diagnostics(),
+    base: nn.Module | None = None,
+    keep_eigenvalues: bool = False,
+    workspace: int = WORKSPACE,
+    workers: int | None = None,
+    ranks: Ranks | None = None,
+) -> SpectralReport:
     """Spectrum and power-law fit of every weight matrix of a model, on the device the weights are on.
 
     Nothing is changed and no gradient is recorded. A layer that cannot be analysed (too few eigenvalues, weights that
-    are not finite, more than half of the eigenvalues zero, ...) is a row of status ``"skipped"`` with the reason.
+    are not finite, more than half of the eigenvalues zero, excluded, ...) is a row of status ``"skipped"`` with the
+    reason.
+
+    Spectra are computed in float32 where that is sure to change alpha by less than 1e-4 (a bound of 5e-5 on its
+    rounding error, from the fit itself; see :func:`lightning_farms.functional.esd`), and in float64 for all other
+    layers, for fits that scan over xmin, under ``compat`` and with ``keep_eigenvalues``.
 
     Args:
         model: any module; :func:`lightning_farms.analysis.module_weights` says which matrices it holds.
         method: :class:`FARMS` or :class:`WholeMatrix`.
-        keep_eigenvalues: whether the rows hold their eigenvalues.
+        selection: which weights to analyse.
+        diagnostics: error bars, goodness of fit and random baselines.
+        base: a model with the same layers: the change since, W - W_base, is analysed in the place of W.
+        keep_eigenvalues: whether the rows hold their eigenvalues; with ``ranks``, those of rank 0 do, which then does
+            all the work.
+        workspace: bytes for copies of windows, Gram matrices and decompositions, at least 1.
+        workers: threads on the CPU; ``None`` for PyTorch's number of intra-op threads.
+        ranks: the processes that share the work, every one of which has to make this call; ``None`` for this one.
 
     Returns:
         The report, one row a weight in the model's order.
 
     Raises:
         TypeError: ``model`` is not a module, or ``method`` not a method (an instance, not a class).
+        ValueError: an argument is out of range, or a pattern of the selection fits no layer.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -52,231 +99,230 @@ def analyze(model: nn.Module, method: SpectralMethod = FARMS(), *, keep_eigenval
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
-    if not isinstance(method, SpectralMethod):
-        raise TypeError(f"Expected argument `method` to be FARMS(...) or WholeMatrix(...), but got {method!r}.")
-    with torch.no_grad():
-        weights = list(layer_weights(model))
-        plans, reasons = _plan(weights, method)
-        spectra, failures = _decompose(weights, plans, method)
-        rows = _fit(weights, plans, spectra, method, keep_eigenvalues)
-    for index, reason in (reasons | failures).items():
-        rows[index] = _skipped(weights[index], reason)
-    return SpectralReport([rows[index] for index in range(len(weights))])
+    if base is not None and not isinstance(base, nn.Module):
+        raise TypeError(f"Expected argument `base` to be None or a torch.nn.Module, but got {type(base).__name__}.")
+    analysis = _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers)
+
+    def source(values: bool) -> Iterable[LayerWeight]:
+        weights = layer_weights(model, selection, values=values)
+        if base is None:
+            return weights
+        everything = replace(selection, include=(), exclude=())  # the base may lack layers that a pattern names
+        return changes(weights, layer_weights(base, everything, values=values))
+
+    return analysis.of(source(True)) if ranks is None else _analyze_on_ranks(source, analysis, ranks)
 
 
-def _skipped(weight: LayerWeight, reason: str) -> LayerSpectrum:
+def analyze_weights(
+    weights: Iterable[LayerWeight],
+    method: SpectralMethod = FARMS(),
+    *,
+    diagnostics: Diagnostics = Diagnostics(),
+    keep_eigenvalues: bool = False,
+    workspace: int = WORKSPACE,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> SpectralReport:
+    """Like :func:`analyze`, of weights that come one by one, e.g. from a file: memory holds a few at a time.
+
+    Args:
+        weights: the weights; consumed lazily, and let go when half the workspace is full of them.
+        method: as in :func:`analyze`.
+        diagnostics: as in :func:`analyze`.
+        keep_eigenvalues: as in :func:`analyze`.
+        workspace: as in :func:`analyze`, and for the weights that wait.
+        workers: as in :func:`analyze`.
+        progress: called with the number of layers that were finished since the last call.
+
+    Returns:
+        The report, one row a weight in the order they come.
+
+    Raises:
+        TypeError: ``method`` is not a method.
+        ValueError: an argument is out of range.
+    """
+    return _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers).of(weights, progress)
+
+
+class _Analysis:
+    """The settings of one analysis, checked."""
+
+    def __init__(
+        self,
+        method: SpectralMethod,
+        diagnostics: Diagnostics,
+        keep_eigenvalues: bool,
+        workspace: int,
+        workers: int | None,
+    ) -> None:
+        if not isinstance(method, SpectralMethod):
+            raise TypeError(f"Expected argument `method` to be FARMS(...) or WholeMatrix(...), but got {method!r}.")
+        if not isinstance(diagnostics, Diagnostics):
+            raise TypeError(f"Expected argument `diagnostics` to be Diagnostics(...), but got {diagnostics!r}.")
+        if workspace < 1:
+            raise ValueError(f"Expected argument `workspace` to be at least 1 byte, but got {workspace}.")
+        if workers is not None and workers < 1:
+            raise ValueError(f"Expected argument `workers` to be None or at least 1, but got {workers}.")
+        self.method = method
+        self.diagnostics = diagnostics
+        self.keep_eigenvalues = keep_eigenvalues
+        self.workspace = workspace
+        self.workers = torch.get_num_threads() if workers is None else workers
+
+    def of(self, weights: Iterable[LayerWeight], progress: Callable[[int], object] | None = None) -> SpectralReport:
+        """The report on weights, a workspace of them at a time."""
+        rows: dict[int, LayerSpectrum] = {}
+        for skipped, chunk in self.chunks(weights):
+            rows |= skipped
+            rows |= {index: self.row(*chunk[index], outcome) for index, outcome in self.outcomes(chunk).items()}
+            if progress is not None:
+                progress(len(skipped) + len(chunk))
+            chunk.clear()  # so that the next weights do not come on top of these
+        return SpectralReport([rows[index] for index in sorted(rows)])
+
+    def chunks(self, weights: Iterable[LayerWeight]) -> Iterator[tuple[dict[int, LayerSpectrum], _Layers]]:
+        """Rows of weights that are skipped and plans for the others, as many as fill half the workspace."""
+        skipped: dict[int, LayerSpectrum] = {}
+        chunk: _Layers = {}
+        held = 0
+        for index, weight in enumerate(weights):
+            plan = plan_layer(weight, self.method)
+            if isinstance(plan, str):
+                skipped[index] = _skipped_row(weight, plan)
+                continue
+            chunk[index] = weight, plan
+            held += weight.matrices.numel() * weight.matrices.element_size()
+            if held > self.workspace // 2:
+                yield skipped, chunk
+                skipped, chunk, held = {}, {}, 0
+        yield skipped, chunk
+
+    @torch.no_grad()
+    def outcomes(self, layers: _Layers) -> dict[int, _Outcome]:
+        """What is measured of layers; the numbers leave each device together."""
+        finite = _finite(layers)
+        spectra, numbers = self._measured(finite)
+        twins: dict[int, Tensor] = {}
+        if self.diagnostics.twin:
+            seed = self.diagnostics.seed
+            twins = self._measured({i: (_shuffled(w, seed), p) for i, (w, p) in finite.items() if i in numbers})[1]
+        outcomes = {}
+        for index in layers:
+            if index not in numbers:
+                outcomes[index] = _Outcome(_outcome(_FAILED if index in finite else _NOT_FINITE))
+                continue
+            eigenvalues = spectra[index].flatten().sort().values.cpu() if self.keep_eigenvalues else None
+            outcomes[index] = _Outcome(_outcome(_DONE, numbers[index], twins.get(index)), eigenvalues)
+        return outcomes
+
+    def _measured(self, layers: _Layers) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Spectra on the device and numbers on the CPU; first in float32, then in float64 where that may not do."""
+        if not self.method.forgives_rounding or self.keep_eigenvalues:
+            return self._pass(layers, quick=False)
+        spectra, numbers = self._pass(layers, quick=True)
+        sure = {i for i, values in numbers.items() if values[_ROUNDING] <= LARGEST_ROUNDING}
+        again = self._pass({i: layer for i, layer in layers.items() if i not in sure}, quick=False)
+        return spectra | again[0], numbers | again[1]
+
+    def _pass(self, layers: _Layers, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        tasks = {i: Task(self.method.orient(w.matrices, w.kind), plan) for i, (w, plan) in layers.items()}
+        spectra = decompose(tasks, quick=quick, workspace=self.workspace, workers=self.workers)
+        by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+        with one_thread_each():  # sums over many eigenvalues depend on the number of threads
+            for index, eigenvalues in spectra.items():
+                by_device[eigenvalues.device][index] = measure(
+                    eigenvalues, *layers[index], method=self.method, wanted=self.diagnostics
+                )
+        numbers: dict[int, Tensor] = {}
+        for on_device in by_device.values():
+            numbers.update(zip(on_device, torch.stack(list(on_device.values())).cpu(), strict=True))
+        return spectra, numbers
+
+    def row(self, weight: LayerWeight, plan: Plan, outcome: _Outcome) -> LayerSpectrum:
+        """The row of a layer."""
+        status, *numbers = outcome.numbers.tolist()
+        if status != _DONE:
+            return _skipped_row(weight, _FAILURES[status])
+        row = layer_row(weight, plan, numbers[: len(NUMBERS)])
+        if self.diagnostics.twin:
+            twin = layer_row(weight, plan, numbers[len(NUMBERS) :])
+            row = replace(row, twin=twin, relative_alpha=row.alpha / twin.alpha)
+        return replace(row, eigenvalues=outcome.eigenvalues)
+
+
+def _analyze_on_ranks(
+    source: Callable[[bool], Iterable[LayerWeight]], analysis: _Analysis, ranks: Ranks
+) -> SpectralReport:
+    """Every rank goes through all weights (to gather one is a collective) and measures its own; then all is summed."""
+    costs = {w.name: plan.cost for w in source(False) if not isinstance(plan := plan_layer(w, analysis.method), str)}
+    owner = owners(costs, 1 if analysis.keep_eigenvalues else ranks.world_size)
+    layers: list[tuple[LayerWeight, Plan | str]] = []
+
+    def own() -> Iterator[LayerWeight]:
+        for weight in source(True):
+            layers.append((weight._replace(matrices=NO_MATRICES), plan_layer(weight, analysis.method)))
+            yield weight if owner.get(weight.name) == ranks.rank else weight._replace(reason="another rank's")
+
+    outcomes: dict[int, _Outcome] = {}
+    failures: list[Exception] = []
+    for _, chunk in analysis.chunks(own()):
+        outcomes |= _attempted(analysis, chunk, failures)
+        chunk.clear()
+    table = torch.zeros(len(layers), len(_outcome(_DONE)), dtype=torch.float64, device="cpu")
+    for index, outcome in outcomes.items():
+        table[index] = outcome.numbers
+    table = ranks.sum(table)
+    for error in failures:  # not before: where warnings are errors, the other ranks would wait
+        warnings.warn(f"The analysis failed on this rank: {type(error).__name__}: {error}", stacklevel=3)
+    rows = []
+    for index, (weight, plan) in enumerate(layers):
+        if isinstance(plan, str):
+            rows.append(_skipped_row(weight, plan))
+        else:
+            eigenvalues = outcomes[index].eigenvalues if index in outcomes else None
+            rows.append(analysis.row(weight, plan, _Outcome(table[index], eigenvalues)))
+    return SpectralReport(rows)
+
+
+def _attempted(analysis: _Analysis, chunk: _Layers, failures: list[Exception]) -> dict[int, _Outcome]:
+    """Outcomes; where anything goes wrong the other ranks must not wait for this one, and learn it from the sum."""
+    try:
+        return analysis.outcomes(chunk)
+    except Exception as error:
+        failures.append(error.with_traceback(None))
+        return dict.fromkeys(chunk, _Outcome(_outcome(_BROKEN)))
+
+
+def _outcome(status: float, numbers: Tensor | None = None, twin: Tensor | None = None) -> Tensor:
+    """One row of the table that ranks exchange; what is not known is NaN."""
+    missing = torch.full((len(NUMBERS),), math.nan, dtype=torch.float64, device="cpu")
+    return torch.cat(
+        [
+            torch.tensor([status], dtype=torch.float64, device="cpu"),
+            missing if numbers is None else numbers,
+            missing if twin is None else twin,
+        ]
+    )
+
+
+def _skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
     return LayerSpectrum(weight.name, weight.kind, weight.shape, status="skipped", reason=reason)
 
 
-def _plan(weights: list[LayerWeight], method: SpectralMethod) -> tuple[dict[int, Windows], dict[int, str]]:
-    """Windows of every layer that can be analysed, and the reason for every other."""
-    plans: dict[int, Windows] = {}
-    reasons: dict[int, str] = {}
-    finite = _all_finite(weights)
-    for index, weight in enumerate(weights):
-        reason = _unusable(weight, method) or (None if finite.get(index, True) else "the weights are not all finite")
-        if reason is None:
-            try:
-                oriented = method.orient(weight.matrices, weight.kind)
-                plans[index] = method.windows(oriented.shape[-2], oriented.shape[-1], weight.kind)
-                reason = _too_few(weight, plans[index], method)
-            except ValueError as error:
-                reason = str(error)
-        if reason is not None:
-            plans.pop(index, None)
-            reasons[index] = reason
-    return plans, reasons
-
-
-def _unusable(weight: LayerWeight, method: SpectralMethod) -> str | None:
-    if weight.matrices.is_meta:
-        return "the weights are on the meta device, without values"
-    if not (weight.matrices.is_floating_point() or weight.matrices.is_complex()):
-        return f"the weights are of type {weight.matrices.dtype}, not real or complex numbers"
-    if 0 in weight.matrices.shape:
-        return "the weight is empty"
-    if min(weight.matrices.shape[-2:]) == 1 and method.compat is None:
-        return f"the matrix is a vector, {weight.matrices.shape[-2]} x {weight.matrices.shape[-1]}"
-    grouped = weight.kind == "convolution" and weight.matrices.shape[-2] != weight.shape[0]
-    return method.refusal(weight.kind, len(weight.shape), grouped)
-
-
-def _too_few(weight: LayerWeight, windows: Windows, method: SpectralMethod) -> str | None:
-    count = windows.number * weight.matrices.shape[0] * min(windows.height, windows.width)
-    least = MIN_EIGENVALUES if method.compat is None else 2
-    return None if count >= least else f"{count} eigenvalues, fewer than the {least} that are fitted"
-
-
-def _all_finite(weights: list[LayerWeight]) -> dict[int, bool]:
-    """Whether each weight is finite, with one transfer from each device."""
+def _finite(layers: _Layers) -> _Layers:
+    """The layers whose weights are all finite, with one transfer from each device."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, weight in enumerate(weights):
-        if not weight.matrices.is_meta and (weight.matrices.is_floating_point() or weight.matrices.is_complex()):
-            by_device[weight.matrices.device].append(index)
-    finite: dict[int, bool] = {}
+    for index, (weight, _) in layers.items():
+        by_device[weight.matrices.device].append(index)
+    finite: set[int] = set()
     for indices in by_device.values():
-        flags = torch.stack([_promoted(weights[index].matrices).isfinite().all() for index in indices]).tolist()
-        finite.update(zip(indices, flags, strict=True))
-    return finite
+        matrices = {index: layers[index][0].matrices for index in indices}
+        sums = torch.stack([promoted(each).sum().isfinite() for each in matrices.values()])  # the quickest test by far
+        for (index, each), flag in zip(matrices.items(), sums.tolist(), strict=True):
+            if flag or promoted(each).isfinite().all():  # a sum of finite numbers may overflow
+                finite.add(index)
+    return {index: layer for index, layer in layers.items() if index in finite}
 
 
-def _decompose(
-    weights: list[LayerWeight], plans: dict[int, Windows], method: SpectralMethod
-) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """Eigenvalues (blocks, P, k) of every planned layer; the reason for a layer whose decomposition fails."""
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for index, windows in plans.items():
-        matrices = weights[index].matrices
-        groups[matrices.device, matrices.is_complex(), windows.height, windows.width].append(index)
-    spectra: dict[int, Tensor] = {}
-    failures: dict[int, str] = {}
-    for indices in groups.values():
-        try:
-            spectra.update(_decompose_group(indices, weights, plans, method))
-        except _DecompositionError:
-            for index in indices:
-                try:
-                    spectra.update(_decompose_group([index], weights, plans, method))
-                except _DecompositionError as error:
-                    failures[index] = f"the eigenvalue decomposition failed: {error}"
-    for index in failures:
-        plans.pop(index)
-    return spectra, failures
-
-
-def _decompose_group(
-    indices: list[int], weights: list[LayerWeight], plans: dict[int, Windows], method: SpectralMethod
-) -> dict[int, Tensor]:
-    """Decompose layers whose windows have one size, in batches that fit the workspace."""
-    windows = plans[indices[0]]
-    smaller = min(windows.height, windows.width)
-    most = max(1, _WORKSPACE // (windows.height * windows.width + 2 * smaller * smaller))
-    pieces: dict[int, list[Tensor]] = {index: [] for index in indices}
-    batch: list[tuple[int, Tensor]] = []
-    queued = 0
-
-    def flush() -> None:
-        if batch:
-            eigenvalues = esd(torch.cat([_promoted(view) for _, view in batch]))
-            parts = eigenvalues.split([len(view) for _, view in batch])
-            for index, part in zip((index for index, _ in batch), parts, strict=True):
-                pieces[index].append(part * method.eigenvalue_scale(weights[index].kind))
-            batch.clear()
-
-    for index in indices:
-        for view in _views(method.orient(weights[index].matrices, weights[index].kind), plans[index], most):
-            if queued + len(view) > most:
-                flush()
-                queued = 0
-            batch.append((index, view))
-            queued += len(view)
-    flush()
-    return {index: torch.cat(pieces[index]).unflatten(0, (plans[index].number, -1)) for index in indices}
-
-
-def _promoted(view: Tensor) -> Tensor:
-    """Half precision and less to float32, so that views of different types can be joined."""
-    return view if view.is_complex() or view.dtype == torch.float64 else view.float()
-
-
-def _views(matrices: Tensor, windows: Windows, most: int) -> Iterator[Tensor]:
-    """Views (at most ``most``, m', n') of every window, all matrices of one window together."""
-    for row in windows.row_starts:
-        for column in windows.column_starts:
-            block = matrices[:, row : row + windows.height, column : column + windows.width]
-            yield from block.split(most)
-
-
-def _fit(
-    weights: list[LayerWeight],
-    plans: dict[int, Windows],
-    spectra: dict[int, Tensor],
-    method: SpectralMethod,
-    keep_eigenvalues: bool,
-) -> dict[int, LayerSpectrum]:
-    """Fit every decomposed layer; numbers leave each device once."""
-    by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
-    for index, eigenvalues in spectra.items():
-        size = max(weights[index].matrices.shape[-2:])
-        numbers = _layer_numbers(eigenvalues, weights[index].kind, size, method)
-        by_device[eigenvalues.device][index] = numbers
-    rows: dict[int, LayerSpectrum] = {}
-    for layers in by_device.values():
-        for index, values in zip(layers, torch.stack(list(layers.values())).tolist(), strict=True):
-            row = _row(weights[index], plans[index], spectra[index].numel(), values)
-            if keep_eigenvalues:
-                row = replace(row, eigenvalues=spectra[index].flatten().sort().values.cpu())
-            rows[index] = row
-    return rows
-
-
-def _layer_numbers(eigenvalues: Tensor, kind: str, size: int, method: SpectralMethod) -> Tensor:
-    """The layer's fit and norms as one vector: alpha, D, xmin, norms and ranks, and how many fits went how."""
-    blocks, positions, count = eigenvalues.shape
-    few = positions * count < MIN_EIGENVALUES and method.compat is None
-    pooled = method.pools_blocks(kind, positions) or few
-    fitted = eigenvalues.reshape(1 if pooled else blocks, -1)
-    fit = method.fit_tail(fitted)
-    usable, deficient, flat = _usable(fit, fitted, size, method)
-    measured = eigenvalues if method.compat is None else fitted
-    norms = measured.amax(-1), measured.sum(-1), stable_rank(measured)
-    if method.compat is None:
-        spectral, frobenius, rank = (norm.nanmean() for norm in norms)
-        alpha = _mean_where(usable, fit.alpha)
-        alpha_hat = alpha * spectral.log10()
-    else:
-        spectral, frobenius, rank = (norm.mean() for norm in norms)
-        alpha = fit.alpha.mean()
-        alpha_hat = (fit.alpha * norms[0].log10()).mean()
-    distance, xmin = _mean_where(usable, fit.ks_distance), _mean_where(usable, fit.xmin)
-    counts = [flags.sum().to(alpha) for flags in (usable, deficient, flat, torch.ones_like(usable))]
-    return torch.stack([alpha, distance, xmin, spectral, frobenius, rank, alpha_hat, *counts])
-
-
-def _usable(fit: PowerLawFit, eigenvalues: Tensor, size: int, method: SpectralMethod) -> tuple[Tensor, Tensor, Tensor]:
-    """Which fits hold, which have an xmin that is rounding, and which have a tail of equal eigenvalues."""
-    if method.compat is not None:
-        usable = fit.alpha.isfinite()
-        return usable, torch.zeros_like(usable), ~usable
-    deficient = fit.xmin <= _ROUNDING * size * eigenvalues.amax(-1)
-    flat = ~deficient & ~(fit.alpha <= _LARGEST_ALPHA)
-    return ~(deficient | flat), deficient, flat
-
-
-def _mean_where(usable: Tensor, values: Tensor) -> Tensor:
-    """Mean of the usable values, NaN where there is none."""
-    return values.masked_fill(~usable, torch.nan).nanmean()
-
-
-def _row(weight: LayerWeight, windows: Windows, count: int, values: list[float]) -> LayerSpectrum:
-    *numbers, usable, deficient, _, fits = values
-    alpha, distance, xmin, spectral, frobenius, rank, alpha_hat = numbers
-    row = LayerSpectrum(
-        name=weight.name,
-        kind=weight.kind,
-        shape=weight.shape,
-        aspect_ratio=windows.aspect_ratio,
-        windows=windows.number,
-        eigenvalue_count=count,
-        alpha=alpha,
-        ks_distance=distance,
-        xmin=xmin,
-        spectral_norm=spectral,
-        frobenius_norm_squared=frobenius,
-        stable_rank=rank,
-        alpha_hat=alpha_hat,
-    )
-    if usable == 0 or not math.isfinite(alpha):
-        row = replace(row, alpha=math.nan, alpha_hat=math.nan)
-        reason = (
-            "the matrix is rank-deficient: the tail starts at an eigenvalue that is zero to rounding"
-            if deficient > 0
-            else "the tail's eigenvalues are equal to rounding, or no fit was found: not a power law"
-        )
-        return replace(row, status="skipped", reason=reason)
-    remarks = []
-    if windows.shrunk:
-        remarks.append(f"window shrunk to {windows.height} x {windows.width} to fit the matrix")
-    if usable < fits:
-        remarks.append(f"{fits - usable:.0f} of {fits:.0f} blocks left out: rank-deficient or with equal eigenvalues")
-    return replace(row, reason="; ".join(remarks))
+def _shuffled(weight: LayerWeight, seed: int) -> LayerWeight:
+    return weight._replace(matrices=shuffle_entries(weight.matrices, layer_seed(weight.name, seed)))

@@ -17,7 +17,8 @@ from lightning_farms.functional.submatrices import (
     window_grid,
 )
 
-Fit = Literal["hill", "ks", "peak", "peak_corrected"]
+Fit = Literal["hill", "hill_paper", "ks", "peak", "peak_corrected"]
+Blocks = Literal["averaged", "pooled"]
 Compat = Literal["official"]
 
 CONVOLUTION_KINDS = ("convolution", "transposed convolution")
@@ -38,11 +39,16 @@ class SpectralMethod(ABC):
 
     def fit_tail(self, eigenvalues: Tensor) -> PowerLawFit:
         """Fit spectra of shape (..., N) in the way ``fit`` names."""
-        if self.fit == "hill":
-            return fit_hill(eigenvalues)
+        if self.fit in ("hill", "hill_paper"):
+            return fit_hill(eigenvalues, form="code" if self.fit == "hill" else "paper")
         if self.fit == "ks":
             return fit_ks(eigenvalues)
         return fit_peak(eigenvalues, lower_bound="published" if self.fit == "peak" else "corrected")
+
+    @property
+    def forgives_rounding(self) -> bool:
+        """Whether alpha is a smooth function of the eigenvalues, so that float32 spectra may do (a scan's is not)."""
+        return self.fit in ("hill", "hill_paper") and self.compat is None
 
     def eigenvalue_scale(self, kind: str) -> float:
         """What eigenvalues are multiplied by: 1, or 1/2 for the authors' convolutions (weights times sqrt(0.5))."""
@@ -102,11 +108,13 @@ class FARMS(SpectralMethod):
         aspect_ratio: Q = n'/m', columns by rows of a window, positive. 1.0 is best in the paper's ablation.
         window: rows m' of a window; ``None`` for the largest that fits into the matrix's smaller dimension.
         steps: windows per dimension; ``None`` for tiles that cover the matrix.
-        fit: ``"hill"`` (the upper half of the spectrum), ``"ks"`` (xmin of least Kolmogorov-Smirnov distance),
-            ``"peak"`` or ``"peak_corrected"`` (xmin near the histogram's peak, with the published or the corrected
-            lower bound).
+        fit: ``"hill"`` (the upper half of the spectrum, the code's form) or ``"hill_paper"`` (the paper's form),
+            ``"ks"`` (xmin of least Kolmogorov-Smirnov distance), ``"peak"`` or ``"peak_corrected"`` (xmin near the
+            histogram's peak, with the published or the corrected lower bound).
         compat: ``"official"`` for the numbers of the authors' program: its windows (it needs ``window`` and
             ``steps``, which it uses for linear layers only), its scale of convolutions; it refuses what they do.
+        blocks: for convolutions: ``"averaged"`` fits each window apart and averages the metrics, ``"pooled"`` fits
+            the eigenvalues of all windows at once (the two columns of Table 7).
 
     Raises:
         ValueError: an argument is out of range.
@@ -125,12 +133,15 @@ class FARMS(SpectralMethod):
     _: KW_ONLY
     fit: Fit = "hill"
     compat: Compat | None = None
+    blocks: Blocks = "averaged"
 
     label: ClassVar[str] = "farms"
 
     def __post_init__(self) -> None:
         check_window_arguments(self.aspect_ratio, self.window, self.steps)
         _check_choices(self.fit, self.compat)
+        if self.blocks not in get_args(Blocks):
+            raise ValueError(f"Expected argument `blocks` to be one of {get_args(Blocks)}, but got {self.blocks!r}.")
         if self.compat == "official" and (self.window is None or self.steps is None):
             raise ValueError(
                 'Expected arguments `window` and `steps` to be given with compat="official" (the authors\' '
@@ -149,7 +160,8 @@ class FARMS(SpectralMethod):
 
     def pools_blocks(self, kind: str, positions: int) -> bool:
         """See the base class; a 1 x 1 convolution is a linear layer, except to the authors' program."""
-        return kind not in CONVOLUTION_KINDS or (positions == 1 and self.compat is None)
+        apart = kind in CONVOLUTION_KINDS and (positions > 1 or self.compat is not None)
+        return self.blocks == "pooled" or not apart
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
-from pathlib import Path
-from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
+
+from lightning_farms.analysis.records import csv_text, json_text, write_if_asked
+from lightning_farms.analysis.summary import Summary, summarize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,23 +25,43 @@ class LayerSpectrum:
     a whole-matrix analysis), averaged over windows, so that they too can be compared between layers; under
     ``compat="official"`` they are those of the pooled spectrum, averaged over a convolution's blocks.
 
+    Where several blocks of a convolution are fitted, alpha, D, xmin and the p-value are means over them, and errors
+    are those of the mean of independent blocks. Quantities that were not asked for are NaN.
+
     Attributes:
         name: layer's name: the module's, with the parameter's where the module has several weights.
-        kind: ``"linear"``, ``"convolution"``, ``"transposed convolution"`` or ``"parameter"``.
+        kind: one of :data:`lightning_farms.analysis.KINDS`.
         shape: the weight's shape as stored.
         aspect_ratio: realised aspect ratio n'/m' of the windows.
         windows: number of windows on each matrix.
+        coverage: fraction of the matrix's entries that lie in a window.
         eigenvalue_count: number of eigenvalues of all windows and matrices.
         alpha: exponent PL_Alpha_Hill (or of the fit asked for); NaN where ``status`` is ``"skipped"``.
-        ks_distance: Kolmogorov-Smirnov distance between the spectrum's tail and the fit.
+        ks_distance: Kolmogorov-Smirnov distance D between the spectrum's tail and the fit.
         xmin: where the tail starts.
+        tail_size: number of eigenvalues in the tail, of all fits.
+        standard_error: of alpha, (alpha - 1) / sqrt(tail_size): what independent eigenvalues would have.
+        alpha_low: lower end of alpha's bootstrap interval (``Diagnostics.bootstrap``).
+        alpha_high: upper end of alpha's bootstrap interval.
+        p_value: goodness of fit, the share of power-law samples that fit worse (``Diagnostics.p_value``).
         spectral_norm: largest eigenvalue, the square of the largest singular value (as in WeightWatcher).
         frobenius_norm_squared: sum of the eigenvalues.
+        log_norm: log10 of frobenius_norm_squared.
+        log_spectral_norm: log10 of spectral_norm.
         stable_rank: sum of the eigenvalues by the largest.
+        effective_rank: exponential of the entropy of the eigenvalues' shares.
         alpha_hat: alpha * log10(spectral_norm).
+        mp_variance: variance of the entries by a Marchenko-Pastur fit (``Diagnostics.marchenko_pastur``).
+        mp_lower_edge: lower edge of that law.
+        mp_upper_edge: upper edge of that law.
+        mp_spike_threshold: the upper edge and the Tracy-Widom margin: noise exceeds it once in 100 matrices.
+        mp_spikes: eigenvalues beyond that threshold, mean over the windows of all matrices.
+        mp_soft_rank: upper edge by the largest eigenvalue.
+        relative_alpha: alpha by that of the twin: 1 for a matrix of independent entries, whatever its shape.
         status: ``"ok"`` or ``"skipped"``.
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
+        twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
     """
 
     name: str
@@ -50,20 +69,56 @@ class LayerSpectrum:
     shape: tuple[int, ...]
     aspect_ratio: float = math.nan
     windows: int = 0
+    coverage: float = math.nan
     eigenvalue_count: int = 0
     alpha: float = math.nan
     ks_distance: float = math.nan
     xmin: float = math.nan
+    tail_size: float = math.nan
+    standard_error: float = math.nan
+    alpha_low: float = math.nan
+    alpha_high: float = math.nan
+    p_value: float = math.nan
     spectral_norm: float = math.nan
     frobenius_norm_squared: float = math.nan
+    log_norm: float = math.nan
+    log_spectral_norm: float = math.nan
     stable_rank: float = math.nan
+    effective_rank: float = math.nan
     alpha_hat: float = math.nan
+    mp_variance: float = math.nan
+    mp_lower_edge: float = math.nan
+    mp_upper_edge: float = math.nan
+    mp_spike_threshold: float = math.nan
+    mp_spikes: float = math.nan
+    mp_soft_rank: float = math.nan
+    relative_alpha: float = math.nan
     status: Literal["ok", "skipped"] = "ok"
     reason: str = ""
-    eigenvalues: Tensor | None = field(default=None, compare=False)
+    eigenvalues: Tensor | None = None
+    twin: LayerSpectrum | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all but the eigenvalues are equal; NaN equals NaN."""
+        return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[object, ...]:
+        values = (getattr(self, name) for name in (*COLUMNS, "twin"))
+        return tuple(None if value != value else value for value in values)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The bootstrap interval of alpha where there is one, or else alpha -+ 1.96 standard errors."""
+        if math.isfinite(self.alpha_low):
+            return self.alpha_low, self.alpha_high
+        return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
 
 
-COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name != "eigenvalues")
+_OF_TWIN = ("alpha", "ks_distance", "spectral_norm", "stable_rank", "effective_rank", "alpha_hat", "mp_soft_rank")
+COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin"))
 
 
 class SpectralReport:
@@ -112,37 +167,37 @@ class SpectralReport:
         return {row.name: row.alpha for row in self}
 
     @property
+    def summary(self) -> Summary:
+        """Distribution of the finite alphas over layers: mean, standard deviation, quantiles."""
+        return summarize(self.alphas.values())
+
+    @property
     def mean_alpha(self) -> float:
         """Mean of the finite alphas; NaN where there is none."""
-        finite = self._finite_alphas()
-        return fmean(finite) if finite else math.nan
+        return self.summary.mean
 
     @property
     def std_alpha(self) -> float:
         """Standard deviation of the finite alphas over layers (divided by their number); NaN where there is none."""
-        finite = self._finite_alphas()
-        return pstdev(finite) if finite else math.nan
+        return self.summary.std
 
-    def _finite_alphas(self) -> list[float]:
-        return [row.alpha for row in self if math.isfinite(row.alpha)]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table: a row's attributes, and ``random_...`` of its twin where there is one."""
+        twins = any(row.twin is not None for row in self)
+        return COLUMNS + tuple(f"random_{name}" for name in _OF_TWIN if twins)
 
     def _records(self) -> list[Mapping[str, Any]]:
-        return [{name: getattr(row, name) for name in COLUMNS} for row in self]
+        return [{name: _value(row, name) for name in self.columns} for row in self]
 
-    def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write one line a layer; shapes as ``64x3x3x3``, missing numbers as ``nan``."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=COLUMNS)
-            writer.writeheader()
-            for record in self._records():
-                writer.writerow({**record, "shape": "x".join(map(str, record["shape"]))})
+    def to_csv(self, path: str | PathLike[str] | None = None) -> str:
+        """One line a layer; shapes as ``64x3x3x3``, missing numbers as ``nan`` (and written to ``path``)."""
+        return write_if_asked(csv_text(self._records(), self.columns), path)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
-        """The rows as a JSON list, missing numbers as ``null`` (and written to ``path``, if given)."""
-        text = json.dumps([{k: _finite_or_none(v) for k, v in record.items()} for record in self._records()], indent=2)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        """An object with ``summary`` and ``layers``, missing numbers as ``null`` (and written to ``path``)."""
+        summary = {"alpha": asdict(self.summary)}
+        return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows as a data frame.
@@ -154,8 +209,10 @@ class SpectralReport:
             import pandas as pd
         except ImportError as error:
             raise ImportError('to_pandas needs pandas: pip install "lightning-farms[pandas]"') from error
-        return pd.DataFrame.from_records(self._records(), columns=COLUMNS)
+        return pd.DataFrame.from_records(self._records(), columns=self.columns)
 
 
-def _finite_or_none(value: Any) -> Any:  # noqa: ANN401
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _value(row: LayerSpectrum, column: str) -> object:
+    if column in COLUMNS:
+        return getattr(row, column)
+    return math.nan if row.twin is None else getattr(row.twin, column.removeprefix("random_"))

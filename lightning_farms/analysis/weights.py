@@ -1,267 +1,253 @@
-"""Which weight matrices a module holds, and which layer each parameter belongs to."""
+"""The weight matrices of a whole model, one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import singledispatch
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
+from lightning_farms.analysis.low_rank import low_rank_products
+from lightning_farms.analysis.matrices import NO_MATRICES, ModuleWeight, stack
+from lightning_farms.analysis.parametrised import evaluated_parametrisations, is_parametrisation, own_parameters
+from lightning_farms.analysis.registry import HasSpectralWeights, claimed_weights, kind_of
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.stand_ins import full_tensor, is_sharded, modules_read, needs_stand_in, stand_ins
 
-class ModuleWeight(NamedTuple):
-    """One weight of one module, as matrices.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-    Attributes:
-        suffix: name within the module; empty where the module has one weight.
-        kind: ``"linear"``, ``"convolution"``, ``"transposed convolution"`` or ``"parameter"``.
-        matrices: (P, m, n), real or complex: one matrix, the kernel positions of a convolution, or a batch.
-        parameters: the parameters that hold this weight and those that go with it (its bias).
-    """
-
-    suffix: str
-    kind: str
-    matrices: Tensor
-    parameters: tuple[Tensor, ...]
+_Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
 
 
 class LayerWeight(NamedTuple):
-    """A weight of a model: its layer's name, kind, shape as stored, matrices (P, m, n), and parameters."""
+    """A weight of a model.
+
+    Attributes:
+        name: of the layer, unique in the model.
+        kind: one of :data:`lightning_farms.analysis.KINDS`.
+        shape: as stored; empty where it is not known.
+        matrices: (P, m, n); (0, 0, 0) where there is a reason.
+        parameters: the parameters that hold the weight, then those that go with it (its bias).
+        reason: why the weight cannot be analysed or is not selected; empty where it is to be analysed.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     matrices: Tensor
     parameters: tuple[Tensor, ...]
+    reason: str = ""
+
+    @property
+    def holders(self) -> tuple[Tensor, ...]:
+        """The parameters that hold the weight: those of two or more dimensions, or else the first."""
+        return tuple(p for p in self.parameters if p.ndim >= 2) or self.parameters[:1]
 
 
-@runtime_checkable
-class HasSpectralWeights(Protocol):
-    """A module that says itself which matrices it holds; needs no import from here."""
-
-    def spectral_weights(self) -> Iterable[tuple[str, Tensor, tuple[Tensor, ...]]]:
-        """Yield (name, matrices of shape (..., m, n), parameters that hold them or go with them)."""
-
-
-@singledispatch
-def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
-    """Weight matrices that a module itself holds (not its children).
-
-    Register a function for a class of your own with ``@module_weights.register``, or give the class a method
-    ``spectral_weights`` (see :class:`HasSpectralWeights`), which wins. What is not registered: every parameter of two
-    or more dimensions, the last two of which are at least 2, is a batch of matrices of its last two dimensions.
-
-    Args:
-        module: the module.
-
-    Yields:
-        One item a weight.
-
-    Example:
-        >>> [w.matrices.shape for w in module_weights(nn.Conv2d(3, 8, 5))]
-        [torch.Size([25, 8, 3])]
-    """
-    found = [weight for weight in _own_weights(module) if weight[1].ndim >= 2 and min(weight[1].shape[-2:]) >= 2]
-    sole = [name for name, _, _ in found] == ["weight"]
-    biases = {name: bias for name, bias in module.named_parameters(recurse=False) if bias.ndim == 1}
-    for name, weight, parameters in found:
-        bias = biases.get(name.replace("weight", "bias"))  # weight_ih_l1 and bias_ih_l1
-        own = parameters if bias is None else (*parameters, bias)
-        yield ModuleWeight("" if sole else name, "parameter", _batch(weight), own)
-
-
-@module_weights.register
-def _linear(module: nn.Linear) -> Iterator[ModuleWeight]:
-    yield ModuleWeight("", "linear", _batch(_weight(module)), _own_parameters(module))
-
-
-@module_weights.register(nn.Embedding)
-@module_weights.register(nn.EmbeddingBag)
-@module_weights.register(nn.LayerNorm)
-@module_weights.register(nn.RMSNorm)
-def _no_matrix(module: nn.Module) -> Iterator[ModuleWeight]:
-    """Tables of vectors, and factors of single features, are no matrices, whatever their shape."""
-    yield from ()
-
-
-@module_weights.register(nn.Conv1d)
-@module_weights.register(nn.Conv2d)
-@module_weights.register(nn.Conv3d)
-def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWeight]:
-    per_group = _per_group(_weight(module), module.groups)
-    yield ModuleWeight("", "convolution", _kernel_positions(per_group), _own_parameters(module))
-
-
-@module_weights.register(nn.ConvTranspose1d)
-@module_weights.register(nn.ConvTranspose2d)
-@module_weights.register(nn.ConvTranspose3d)
-def _transposed_convolution(
-    module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
-) -> Iterator[ModuleWeight]:
-    per_group = _per_group(_weight(module), module.groups).transpose(1, 2)
-    yield ModuleWeight("", "transposed convolution", _kernel_positions(per_group), _own_parameters(module))
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """The weight as the next forward pass has it: a hook may compute it anew from the parameters just before."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm) and hook.name == "weight":
-            return cast(Tensor, hook.compute_weight(module))
-        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
-            return cast(Tensor, hook.apply_mask(module))
-        if isinstance(hook, SpectralNorm) and hook.name == "weight":
-            return hook.compute_weight(module, do_power_iteration=False)
-    return cast(Tensor, module.weight)
-
-
-def _per_group(weight: Tensor, groups: int) -> Tensor:
-    """(channels, ...) -> (groups, channels / groups, ...)."""
-    per_group: Tensor = weight.unflatten(0, (groups, weight.shape[0] // groups))
-    return per_group
-
-
-def _kernel_positions(weight: Tensor) -> Tensor:
-    """(groups, O, I, *kernel) -> (groups * positions, O, I)."""
-    return weight.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
-
-
-def _batch(matrices: Tensor) -> Tensor:
-    return matrices.flatten(0, -3) if matrices.ndim > 2 else matrices.unsqueeze(0)
-
-
-def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, tuple[Tensor, ...]]]:
-    """(name, effective value, parameters that hold it) of what the module itself holds, parametrised or not."""
-    for name, parameter in module.named_parameters(recurse=False):
-        yield name, parameter, (parameter,)
-    if parametrize.is_parametrized(module):
-        for name, originals in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            yield name, getattr(module, name), tuple(originals.parameters())
-
-
-def _own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
-    """Parameters held by the module itself, the originals where one is parametrised."""
-    own = list(module.parameters(recurse=False))
-    if parametrize.is_parametrized(module):
-        own.extend(module.parametrizations.parameters())  # type: ignore[union-attr]
-    return tuple(own)
-
-
-def _is_parametrisation(name: str) -> bool:
-    return "parametrizations" in name.split(".")
-
-
-def layer_weights(model: nn.Module) -> Iterator[LayerWeight]:
+def layer_weights(
+    model: nn.Module, selection: Selection = Selection(), *, values: bool = True
+) -> Iterator[LayerWeight]:
     """All weight matrices of a model, in the order of its modules; a weight shared by two modules comes once.
 
-    Args:
-        model: the model; ``_orig_mod`` of a compiled model is left out of the names.
+    A weight that is not selected, or cannot be analysed (on the meta device, quantised, not initialised, an error in
+    computing it), comes with the reason in the place of its matrices. A table of embeddings that is also the weight of
+    another module (a tied head) is that module's only. What ``torch.compile``, FSDP, activation checkpointing and
+    (Distributed)DataParallel wrap around modules is left out of the names.
 
-    Yields:
-        One item a weight. Matrices are views of the parameters where that is possible, and carry no gradient.
-    """
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
-        if _is_parametrisation(module_name) or _uninitialised(module):
-            continue
-        with torch.no_grad(), _evaluated_parametrisations(module):
-            layers = [_named(module_name, module, weight) for weight in _weights(module)]
-        new = [layer for layer in layers if not any(p.ndim >= 2 and id(p) in seen for p in layer.parameters)]
-        seen.update(id(p) for layer in layers for p in layer.parameters)
-        yield from new
-
-
-@contextmanager
-def _evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
-    """Parametrisations in evaluation mode: to read a spectral_norm weight in training mode changes its buffers."""
-    parts = module.parametrizations.modules() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
-    training = [part for part in parts if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def _weights(module: nn.Module) -> Iterable[ModuleWeight]:
-    """What the module says itself, or else what is registered for its class."""
-    if not isinstance(module, HasSpectralWeights):
-        return module_weights(module)
-    return (ModuleWeight(name, "parameter", _batch(w), owned) for name, w, owned in module.spectral_weights())
-
-
-def _uninitialised(module: nn.Module) -> bool:
-    return any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False))
-
-
-def _named(module_name: str, module: nn.Module, weight: ModuleWeight) -> LayerWeight:
-    name = ".".join(part for part in (*module_name.split("."), weight.suffix) if part and part != "_orig_mod")
-    stored = getattr(module, weight.suffix or "weight", None)
-    shape = tuple(stored.shape) if isinstance(stored, Tensor) else tuple(weight.matrices.shape)
-    return LayerWeight(name or "weight", weight.kind, shape, weight.matrices.detach(), weight.parameters)
-
-
-def parameter_layers(model: nn.Module) -> dict[Tensor, str]:
-    """Which layer each parameter belongs to, for layer-wise hyperparameters.
-
-    A weight's own parameters and its bias belong to the weight's layer; further parameters of the same module belong
-    to the module's first layer. A module without a matrix (a norm) belongs to the layer before it among its siblings,
-    as a BatchNorm belongs to its convolution; where its parent starts with a norm (pre-norm blocks), to the layer
-    after it. Parameters that belong to no layer are left out.
+    Sparse weights are made dense, and sharded ones (DTensors of FSDP2 and tensor parallelism) gathered, one module's
+    at a time, while that module's weights are computed; none is gathered of which no weight is selected. To gather is
+    a collective: all processes must go through all weights.
 
     Args:
-        model: the model.
+        model: any module; :func:`module_weights` says which matrices each of its modules holds.
+        selection: which weights are analysed.
+        values: without, sharded and sparse weights are neither gathered nor made dense: their matrices are on the meta
+            device.
 
     Returns:
-        {parameter: name of the layer as in the report}.
+        One item a weight. Matrices are views of the parameters where that is possible, and carry no gradient.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``selection`` not a :class:`Selection`.
+        ValueError: at the first item: a pattern of ``selection`` matches no layer.
 
     Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> [parameter_layers(net)[p] for p in net.parameters()]
-        ['0', '0', '0', '0']
+        >>> net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
+        >>> [(layer.name, layer.kind, layer.reason[:10]) for layer in layer_weights(net)]
+        [('0', 'embedding', 'embeddings'), ('1', 'linear', '')]
     """
-    owners: dict[Tensor, str] = {}
-    for layer in layer_weights(model):
-        for parameter in layer.parameters:
-            owners.setdefault(parameter, layer.name)
-    for module_name, module in model.named_modules():
-        if not _is_parametrisation(module_name):
-            _adopt_leftovers(module, owners)
-    for module in model.modules():
-        _adopt_norms(list(module.children()), owners)
-    return owners
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
+    if not isinstance(selection, Selection):
+        raise TypeError(f"Expected argument `selection` to be a Selection(...), but got {selection!r}.")
+    return _checked(model, selection, values)
 
 
-def _adopt_leftovers(module: nn.Module, owners: dict[Tensor, str]) -> None:
-    own = _own_parameters(module)
-    layer = next((owners[p] for p in own if p in owners), None)
-    if layer is not None:
-        for parameter in own:
-            owners.setdefault(parameter, layer)
+def _checked(model: nn.Module, selection: Selection, values: bool) -> Iterator[LayerWeight]:
+    if selection.include or selection.exclude:
+        everything = replace(selection, include=(), exclude=())
+        selection.check_patterns(layer.name for layer in _layers(model, everything, values=False))
+    yield from _layers(model, selection, values)
 
 
-def _adopt_norms(siblings: list[nn.Module], owners: dict[Tensor, str]) -> None:
-    """Give the parameters of siblings without a layer to the layer before (post-norm) or after (pre-norm)."""
-    parameters = [list(sibling.parameters()) for sibling in siblings]
-    layers = [[owners[p] for p in own if p in owners] for own in parameters]
-    norms = [not found and _only_vectors(own) for own, found in zip(parameters, layers, strict=True)]
-    pre_norm = next((norm for own, norm in zip(parameters, norms, strict=True) if own), False)
-    for index, own in enumerate(parameters):
-        if not norms[index]:
+def _layers(model: nn.Module, selection: Selection, values: bool) -> Iterator[LayerWeight]:
+    readers: tuple[_Reader, ...] = (claimed_weights,)
+    if selection.low_rank_products:
+        readers = (low_rank_products, claimed_weights)
+    tied = _held_besides_embeddings(model)
+    seen: set[int] = set()
+    for name, module in _named_modules(model):
+        for reader in readers:
+            found = _module_layers(name, module, reader, selection, values)
+            layers = [layer for layer in found if not _comes_elsewhere(layer, seen, tied)]
+            seen.update(id(parameter) for layer in layers for parameter in layer.parameters)
+            del found
+            while layers:
+                yield layers.pop(0)  # what is kept here while the consumer works is one module's at most
+
+
+def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool:
+    others = seen | tied if layer.kind == "embedding" else seen
+    return any(id(parameter) in others for parameter in layer.parameters if parameter.ndim >= 2)
+
+
+def _held_besides_embeddings(model: nn.Module) -> set[int]:
+    """Ids of the parameters that a module other than an embedding holds."""
+    modules = (module for name, module in model.named_modules() if not is_parametrisation(name))
+    others = (module for module in modules if kind_of(module) != "embedding")
+    return {id(parameter) for module in others for parameter in own_parameters(module)}
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by the names that they would have without wrappers; parametrisations are their owner's."""
+    parallel: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            parallel.add(f"{name}.module".lstrip("."))
+        if is_parametrisation(name):
             continue
-        before = [names[-1] for names in layers[:index] if names][-1:]
-        after = [names[0] for names in layers[index + 1 :] if names][:1]
-        for owner in (after + before if pre_norm else before + after)[:1]:
-            owners.update(dict.fromkeys(own, owner))
+        parts = name.split(".")
+        kept = [
+            part
+            for index, part in enumerate(parts)
+            if part not in _WRAPPERS and ".".join(parts[: index + 1]) not in parallel
+        ]
+        yield ".".join(kept), module
 
 
-def _only_vectors(parameters: list[nn.Parameter]) -> bool:
-    return not any(isinstance(p, UninitializedParameter) or p.ndim >= 2 for p in parameters)
+def _module_layers(
+    name: str, module: nn.Module, reader: _Reader, selection: Selection, values: bool
+) -> list[LayerWeight]:
+    """The weights of one module as one way of reading it finds them, with the reasons for those that are left out."""
+    if any(is_lazy(tensor) for tensor in _tensors(module)):
+        return [] if reader is low_rank_products else _uninitialised(name, module)
+    read = modules_read(module)
+    try:
+        if not any(needs_stand_in(tensor) for part in read for tensor in _tensors(part)):
+            return _read(name, module, reader, selection, {}, values=values)
+        shapes = _shapes(name, module, reader, selection)
+        if shapes is not None and (not values or all(layer.reason for layer in shapes)):
+            return shapes
+        with stand_ins(read, values=values) as behind:
+            return _read(name, module, reader, selection, behind, values=values)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        reason = f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        return [_skipped(name, kind_of(module), (), own_parameters(module), reason)]
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _shapes(name: str, module: nn.Module, reader: _Reader, selection: Selection) -> list[LayerWeight] | None:
+    """The weights on the meta device; None where they cannot be computed without values."""
+    try:
+        with stand_ins(modules_read(module), values=False) as behind:
+            return _read(name, module, reader, selection, behind, values=False)
+    except Exception:
+        return None
+
+
+def _read(
+    name: str,
+    module: nn.Module,
+    reader: _Reader,
+    selection: Selection,
+    behind: dict[int, Tensor],
+    *,
+    values: bool,
+) -> list[LayerWeight]:
+    with torch.no_grad(), evaluated_parametrisations(module):
+        opaque = next((p for p in own_parameters(module) if _is_opaque(p)), None)
+        if opaque is not None and not isinstance(module, HasSpectralWeights):
+            reason = f"quantised, or otherwise not stored as plain numbers ({type(opaque).__name__})"
+            weights = [
+                ModuleWeight("", kind_of(module), NO_MATRICES, own_parameters(module), tuple(opaque.shape), reason)
+            ]
+        else:
+            weights = list(reader(module))
+        layers = [_layer(name, module, weight, behind, selection, values) for weight in weights]
+    if len({layer.name for layer in layers}) < len(layers):
+        raise ValueError(f"two weights have one name: {', '.join(layer.name for layer in layers)}")
+    return layers
+
+
+def _layer(
+    module_name: str,
+    module: nn.Module,
+    weight: ModuleWeight,
+    behind: dict[int, Tensor],
+    selection: Selection,
+    values: bool,
+) -> LayerWeight:
+    name = ".".join(part for part in (module_name, weight.suffix) if part) or "weight"
+    parameters = tuple(behind.get(id(parameter), parameter) for parameter in weight.parameters)
+    shape = weight.shape or _stored_shape(module, weight)
+    if weight.reason:
+        return _skipped(name, weight.kind, shape, parameters, weight.reason)
+    matrices = weight.matrices.detach()
+    gathered = is_sharded(matrices)  # computed from parameters of other modules
+    matrices = stack(full_tensor(matrices, values=values) if gathered else matrices)
+    has_values = values or not (behind or gathered)
+    reason = selection.refusal(name, weight.kind, matrices.shape) or _unreadable(matrices, has_values)
+    if reason:
+        return _skipped(name, weight.kind, shape, parameters, reason)
+    return LayerWeight(name, weight.kind, shape, matrices, parameters)
+
+
+def _stored_shape(module: nn.Module, weight: ModuleWeight) -> tuple[int, ...]:
+    stored = getattr(module, weight.suffix or "weight", None)
+    return tuple(stored.shape) if isinstance(stored, Tensor) else tuple(weight.matrices.shape)
+
+
+def _is_opaque(parameter: Tensor) -> bool:
+    """Whether the numbers are elsewhere: in a wrapper's inner tensors (torchao), or packed (bitsandbytes)."""
+    return hasattr(parameter, "__tensor_flatten__") or getattr(parameter, "quant_state", None) is not None
+
+
+def _unreadable(matrices: Tensor, has_values: bool) -> str | None:
+    if not (matrices.is_floating_point() or matrices.is_complex()):
+        return f"the weights are of type {matrices.dtype}, not real or complex numbers"
+    if matrices.dtype.itemsize < 2:
+        return f"quantised: the weights are of type {matrices.dtype}, which is of use with its scales only"
+    if matrices.is_meta and has_values:
+        return "the weights are on the meta device, without values"
+    return None
+
+
+def _uninitialised(name: str, module: nn.Module) -> list[LayerWeight]:
+    if isinstance(module, _NormBase):
+        return []
+    reason = "not initialised yet: the module takes its shape from the first forward pass"
+    return [_skipped(name, kind_of(module), (), (), reason)]
+
+
+def _skipped(name: str, kind: str, shape: tuple[int, ...], parameters: tuple[Tensor, ...], reason: str) -> LayerWeight:
+    return LayerWeight(name or "weight", kind, shape, NO_MATRICES, parameters, reason)

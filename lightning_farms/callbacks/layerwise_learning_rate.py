@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from lightning_farms.analysis import SpectralReport, layer_weights, parameter_layers
@@ -23,7 +24,9 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
     :math:`\eta(t)` is the rate that the optimizer's group has, from whatever scheduler; it stays in the group, and the
     multiplier is applied while the optimizer steps only. Bias and norm parameters follow the layer they belong to
     (:func:`lightning_farms.analysis.parameter_layers`); what belongs to no analysed layer, and a layer that was
-    skipped, keeps the base rate. Multipliers are computed over the layers whose weight an optimizer trains.
+    skipped, keeps the base rate. Multipliers are computed over the layers whose weight an optimizer trains. Weights
+    that lie in one parameter (queries, keys and values; the gates of a recurrent layer) have one rate, by the mean of
+    their alphas, and are one layer (``attn.in_proj_weight``) here.
 
     Beside the monitor's keys:
 
@@ -41,6 +44,7 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
             optimizer takes no layer-wise rates (LBFGS, DeepSpeed's).
     """
 
+    _refused_strategies = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
     _precedence = 0
 
     @abstractmethod
@@ -51,7 +55,8 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
         super()._reset()
         self.multipliers: dict[str, float] = {}
         self._scalings: list[LayerwiseScaling] = []
-        self._weights: dict[str, tuple[Tensor, ...]] = {}  # parameters that hold each layer's weight
+        self._holders: dict[str, tuple[Tensor, ...]] = {}  # parameters that hold each of the report's weights
+        self._layers: dict[str, str] = {}  # layer that each of the report's weights belongs to
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state and the multipliers in force."""
@@ -76,8 +81,10 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
         """Hook the optimizers: they exist now."""
         super().on_fit_start(trainer, pl_module)
         self._detach()
-        layer_of = parameter_layers(pl_module)
-        self._weights = {layer.name: layer.parameters for layer in layer_weights(pl_module)}
+        layer_of = parameter_layers(pl_module, self.selection)
+        weights = layer_weights(pl_module, self.selection, values=False)
+        self._holders = {weight.name: weight.holders for weight in weights}
+        self._layers = {name: layer_of[holders[0]] for name, holders in self._holders.items() if holders}
         try:
             self._scalings = [LayerwiseScaling(optimizer, layer_of) for optimizer in trainer.optimizers]
         except (TypeError, ValueError) as error:
@@ -92,6 +99,7 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
+        super().on_exception(trainer, pl_module, exception)
         self._detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,13 +110,17 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
     def _detach(self) -> None:
         for scaling in self._scalings:
             scaling.detach()
-        self._scalings, self._weights = [], {}
+        self._scalings, self._holders, self._layers = [], {}, {}
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> Mapping[str, Mapping[str, float]]:
         trained = set().union(*(scaling.trained_parameters() for scaling in self._scalings))
-        names = [name for name in report.alphas if any(p in trained for p in self._weights.get(name, ()) if p.ndim > 1)]
-        alphas = torch.tensor([report.alphas[name] for name in names], dtype=torch.float64)
-        self._apply(dict(zip(names, self.multipliers_from_alphas(alphas).tolist(), strict=True)))
+        alphas: dict[str, list[float]] = {}
+        for name, alpha in report.alphas.items():
+            if not trained.isdisjoint(self._holders.get(name, ())):
+                alphas.setdefault(self._layers[name], []).append(alpha)
+        means = [torch.tensor(of_layer, dtype=torch.float64).nanmean().item() for of_layer in alphas.values()]
+        multipliers = self.multipliers_from_alphas(torch.tensor(means, dtype=torch.float64)).tolist()
+        self._apply(dict(zip(alphas, multipliers, strict=True)))
         rates: dict[str, float] = {}
         for by_layer in self._effective().values():
             rates.update(by_layer)
@@ -134,4 +146,5 @@ class LayerwiseLearningRate(SpectralMonitor, ABC):
         return rates
 
     def _current_multipliers(self) -> dict[str, float] | None:
-        return self.multipliers
+        """The factor of each of the report's weights, also where several have one rate."""
+        return {name: self.multipliers[layer] for name, layer in self._layers.items() if layer in self.multipliers}

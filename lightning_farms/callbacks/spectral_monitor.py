@@ -4,38 +4,71 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
+from torch import Tensor
 
-from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralMethod, SpectralReport, analyze
+from lightning_farms.analysis import (
+    FARMS,
+    WORKSPACE,
+    Diagnostics,
+    LayerSpectrum,
+    Ranks,
+    Selection,
+    SpectralMethod,
+    SpectralReport,
+    analyze,
+    layer_weights,
+)
 from lightning_farms.callbacks import tensorboard
+from lightning_farms.callbacks.background import BackgroundAnalysis
 from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.summary import summary_table
 
 _STATE_VERSION = 1
 
 
+class _Question(NamedTuple):
+    """What an analysis is asked for: callbacks with the same share it."""
+
+    analysis: SpectralMethod
+    selection: Selection
+    diagnostics: Diagnostics
+
+
 class _Measurement(NamedTuple):
-    """One analysis: after how many epochs, what it found (None where it failed), and how long it took."""
+    """One analysis: after how many epochs, what it found (None where it failed), and how long the training waited."""
 
     epochs: int
     report: SpectralReport | None
     seconds: float
 
 
+class _Overlapped(NamedTuple):
+    """An analysis under way: of the weights after how many epochs, and how long it took to start it."""
+
+    epochs: int
+    analysis: BackgroundAnalysis
+    seconds: float
+
+
 class SpectralMonitor(Callback):
     """Measures the spectrum of every weight matrix before the first step and after each epoch, and logs it.
 
-    Nothing of the training is changed. Several callbacks of this package with an equal ``analysis`` share one analysis
-    an epoch; the first of them (learning-rate callbacks before monitors) logs it. Rank zero analyses, all ranks
-    receive the same report. An analysis that fails is reported once and skipped; it never stops the training.
+    Nothing of the training is changed. Several callbacks of this package that ask for the same analysis, selection and
+    diagnostics share one analysis an epoch; the first of them (learning-rate callbacks before monitors) logs it. Under
+    DDP and FSDP2 (``ModelParallelStrategy``) the layers are shared out over the ranks, and all ranks receive the same
+    report, equal bit for bit to that of one process. An analysis that fails is reported once and skipped; it never
+    stops the training.
 
     Log keys (``farms`` stands for the analysis's label: ``farms`` or ``whole``, with ``-2``, ... for a second analysis
     of that label in one Trainer; scalars go to every logger, the rest to TensorBoard):
@@ -43,7 +76,10 @@ class SpectralMonitor(Callback):
     ===================================  ==============================================================================
     ``farms/alpha/<layer>``              PL_Alpha_Hill of a layer
     ``farms/alpha_mean``, ``alpha_std``  mean and standard deviation over the analysed layers
-    ``farms/time/analysis_seconds``      wall-clock time of the analysis
+    ``farms/relative_alpha/<layer>``     alpha by that of the shuffled weight, if ``diagnostics.twin``
+    ``farms/mp_spikes/<layer>``          eigenvalues beyond the random bulk, if ``diagnostics.marchenko_pastur``
+    ``farms/p_value/<layer>``            goodness of the power-law fit, if ``diagnostics.p_value``
+    ``farms/time/analysis_seconds``      wall-clock time that the training waits for the analysis
     ``farms/time/logging_seconds``       wall-clock time of what is written after it, figures included
     ``farms/time/epoch_share``           both by the time of the epoch they follow, themselves included
     ``farms/alpha_histogram``            histogram of alpha over layers, each analysis
@@ -56,6 +92,12 @@ class SpectralMonitor(Callback):
     Args:
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
         every_n_epochs: analyse after every n-th epoch (and before the first step).
+        selection: which weights to analyse.
+        diagnostics: error bars, goodness of fit and random baselines.
+        workspace: bytes for the analysis, at least 1.
+        overlap: analyse a copy of the weights, as they are when the epoch's last validation starts, in a thread of its
+            own while that validation runs; of effect in one process, and where validation follows the epoch's last
+            step. Report and multipliers are the same.
         figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
         esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
         summary: whether to print a table of all layers at the end of training.
@@ -65,9 +107,10 @@ class SpectralMonitor(Callback):
         history: alphas of all analyses, a :class:`~lightning_farms.callbacks.history.LayerHistory`.
 
     Raises:
-        TypeError: ``analysis`` is not an analysis.
-        ValueError: an interval or a number is out of range.
-        MisconfigurationException: the Trainer's strategy shards the weights (at setup).
+        TypeError: ``analysis``, ``selection`` or ``diagnostics`` is no such thing.
+        ValueError: an interval or a number is out of range, or a pattern of ``selection`` fits no layer (when the fit
+            starts).
+        MisconfigurationException: the Trainer's strategy shards the weights and is not FSDP2 (at setup).
 
     Example:
         >>> monitor = SpectralMonitor(FARMS(aspect_ratio=1.0), every_n_epochs=5)
@@ -78,23 +121,36 @@ class SpectralMonitor(Callback):
         analysis: SpectralMethod = FARMS(),
         every_n_epochs: int = 1,
         *,
+        selection: Selection = Selection(),
+        diagnostics: Diagnostics = Diagnostics(),
+        workspace: int = WORKSPACE,
+        overlap: bool = False,
         figures_every_n_epochs: int = 10,
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
         if not isinstance(analysis, SpectralMethod):
             raise TypeError(f"Expected argument `analysis` to be FARMS(...) or WholeMatrix(...), but got {analysis!r}.")
-        if every_n_epochs < 1:
-            raise ValueError(f"Expected argument `every_n_epochs` to be at least 1, but got {every_n_epochs}.")
+        for name, option, kind in (("selection", selection, Selection), ("diagnostics", diagnostics, Diagnostics)):
+            if not isinstance(option, kind):
+                raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {option!r}.")
+        for name, value in (("every_n_epochs", every_n_epochs), ("workspace", workspace)):
+            if value < 1:
+                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
         for name, value in (("figures_every_n_epochs", figures_every_n_epochs), ("esd_layers", esd_layers)):
             if value < 0:
                 raise ValueError(f"Expected argument `{name}` to be 0 or more, but got {value}.")
         self.analysis = analysis
         self.every_n_epochs = every_n_epochs
+        self.selection = selection
+        self.diagnostics = diagnostics
+        self.workspace = workspace
+        self.overlap = overlap
         self.figures_every_n_epochs = figures_every_n_epochs
         self.esd_layers = esd_layers
         self.summary = summary
         self._module: int | None = None  # the module of the last fit
+        self._overlapped: _Overlapped | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -111,8 +167,8 @@ class SpectralMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Unique for the class and the analysis; other options may change between a run and its resumption."""
-        return self._generate_state_key(analysis=self.analysis)
+        """Unique for the class and what it analyses; other options may change between a run and its resumption."""
+        return self._generate_state_key(analysis=self.analysis, selection=self.selection, diagnostics=self.diagnostics)
 
     def state_dict(self) -> dict[str, Any]:
         """Last analysed epoch and history, in plain types."""
@@ -134,18 +190,20 @@ class SpectralMonitor(Callback):
         """Refuse a Trainer whose weights this callback cannot see whole; forget an earlier run."""
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        if isinstance(trainer.strategy, self._refused_strategies):
             raise MisconfigurationException(
-                f"{type(self).__name__} needs whole weights on every rank, but {type(trainer.strategy).__name__} "
-                'shards them. Use strategy "auto" or "ddp", or run analyze(...) on a consolidated checkpoint.'
+                f"{type(self).__name__} cannot use weights that {type(trainer.strategy).__name__} shards. Use "
+                'strategy "auto" or "ddp" (SpectralMonitor also works with ModelParallelStrategy, which is FSDP2), or '
+                "run analyze(...) on a consolidated checkpoint."
             )
         if (trainer.global_step == 0 and trainer.current_epoch == 0) or self._module != id(pl_module):
             self._reset()
         self._module = id(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier fit measured."""
+        """Forget what an earlier fit measured; refuse a pattern that fits no layer."""
         self._measured, self._epoch_start = None, None
+        next(layer_weights(pl_module, self.selection, values=False), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """First analysis, before the first step; on resumption only if the checkpoint's is behind."""
@@ -161,6 +219,16 @@ class SpectralMonitor(Callback):
         self._catch_up(trainer, pl_module)
         self._epoch_start = time.perf_counter()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's analysis, if it is to overlap with a validation after the epoch's last step."""
+        epochs = trainer.current_epoch + 1
+        last_step_done = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        wanted = self.overlap and trainer.world_size == 1 and epochs % self.every_n_epochs == 0
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if wanted and fitting and last_step_done and self._leader(trainer, epochs) is self:
+            self._drop_overlapped()
+            self._overlapped = self._start_overlapped(pl_module, epochs)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log; mean and spread go through the module, so that other callbacks can monitor them."""
         epochs = trainer.current_epoch + 1
@@ -173,8 +241,13 @@ class SpectralMonitor(Callback):
         if self.report is not None and self._speaks(trainer) and self._analysed != self._figures_at:
             self._write_figures(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
+        self._drop_overlapped()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table; a RichProgressBar listed before this callback has gone by now."""
+        self._drop_overlapped()
         wanted = stage == "fit" and self.summary and trainer.is_global_zero
         if wanted and self.report is not None and self._speaks(trainer):
             Console().print(summary_table(self.report, self.history, self._current_multipliers()))
@@ -192,6 +265,7 @@ class SpectralMonitor(Callback):
     def _current_multipliers(self) -> dict[str, float] | None:
         return None
 
+    _refused_strategies: tuple[type[Strategy], ...] = (DeepSpeedStrategy, FSDPStrategy)
     _precedence = 1  # learning-rate callbacks, 0, speak for the monitors of an equal analysis
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -216,7 +290,8 @@ class SpectralMonitor(Callback):
             return {}
         started = time.perf_counter()
         label = self._label(trainer)
-        self._log(trainer, {f"{label}/alpha/{name}": alpha for name, alpha in self.report.alphas.items()})
+        for quantity in ("alpha", *_asked_for(self.diagnostics)):
+            self._log(trainer, {f"{label}/{quantity}/{row.name}": getattr(row, quantity) for row in self.report})
         self._write(trainer, pl_module, epochs)
         return self._summary(label, measured, time.perf_counter() - started)
 
@@ -227,21 +302,61 @@ class SpectralMonitor(Callback):
             logger.log_metrics(finite, step=_step(trainer))
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> _Measurement:
-        """The analysis after ``epochs`` epochs: rank zero analyses, every rank receives the report."""
+        """The analysis after ``epochs`` epochs; all ranks share it, and receive the same report."""
         if self._measured is None or self._measured.epochs != epochs:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)  # so that the time is the analysis's own
             started = time.perf_counter()
-            outcome = self._analyse(pl_module) if trainer.is_global_zero else ""
-            report = self._report_or_warning(trainer.strategy.broadcast(outcome))
-            self._measured = _Measurement(epochs, report, time.perf_counter() - started)
+            overlapped = self._overlapped if self._overlapped and self._overlapped.epochs == epochs else None
+            if overlapped is None:
+                outcome = self._analyse(trainer, pl_module)
+            else:
+                outcome = _attempt(overlapped.analysis.report)
+                self._overlapped, started = None, started - overlapped.seconds
+            self._measured = _Measurement(epochs, self._report_or_warning(outcome), time.perf_counter() - started)
         return self._measured
 
-    def _analyse(self, pl_module: LightningModule, *, keep_eigenvalues: bool = False) -> SpectralReport | str:
+    def _analyse(self, trainer: Trainer, pl_module: LightningModule) -> SpectralReport | str:
+        return _attempt(
+            lambda: analyze(
+                pl_module,
+                self.analysis,
+                selection=self.selection,
+                diagnostics=self.diagnostics,
+                workspace=self.workspace,
+                ranks=_ranks(trainer, pl_module),
+            )
+        )
+
+    def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> list[LayerSpectrum]:
+        """Rows of the named layers with their eigenvalues (on rank zero) and the random bulk."""
+        outcome = _attempt(
+            lambda: analyze(
+                pl_module,
+                self.analysis,
+                selection=replace(self.selection, include=tuple(names), exclude=()),
+                diagnostics=Diagnostics(marchenko_pastur=True),
+                keep_eigenvalues=True,
+                workspace=self.workspace,
+                ranks=_ranks(trainer, pl_module),
+            )
+        )
+        return [row for row in self._report_or_warning(outcome) or () if row.name in names]
+
+    def _start_overlapped(self, pl_module: LightningModule, epochs: int) -> _Overlapped | None:
+        """None where the weights cannot be copied: the epoch's end then does without, or says what is wrong."""
+        started = time.perf_counter()
         try:
-            return analyze(pl_module, self.analysis, keep_eigenvalues=keep_eigenvalues)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, self.selection)]
+        except Exception:
+            return None
+        analysis = BackgroundAnalysis(copies, self.analysis, self.diagnostics, self.workspace)
+        return _Overlapped(epochs, analysis, time.perf_counter() - started)
+
+    def _drop_overlapped(self) -> None:
+        if self._overlapped is not None:
+            self._overlapped.analysis.close()
+            self._overlapped = None
 
     def _report_or_warning(self, outcome: SpectralReport | str) -> SpectralReport | None:
         if not isinstance(outcome, str):
@@ -278,25 +393,25 @@ class SpectralMonitor(Callback):
     def _write_figures(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.report is not None
         self._figures_at = self._analysed
-        writers = tensorboard.writers(trainer)
-        if not writers:
-            return
+        if not trainer.strategy.broadcast(bool(tensorboard.writers(trainer))):
+            return  # on all ranks, or on none: other ranks than zero may have no loggers, and are needed
         self._esd_names = self._esd_names or tensorboard.spread_over_depth(self.report, self.esd_layers)
-        chosen: list[LayerSpectrum] = []
-        if self._esd_names:
-            rows = self._report_or_warning(self._analyse(pl_module, keep_eigenvalues=True)) or ()
-            chosen = [row for row in rows if row.name in self._esd_names]
+        chosen = self._spectra(trainer, pl_module, self._esd_names) if self._esd_names else []
         label, step = self._label(trainer), _step(trainer)
-        for writer in writers:
+        for writer in tensorboard.writers(trainer):
             tensorboard.write_map_figures(writer, label, self.history, step)
             tensorboard.write_depth_figure(writer, label, self.report, self.history, step)
             tensorboard.write_esd_figures(writer, label, chosen, step)
 
     # ---- several callbacks in one Trainer ----------------------------------------------------------------------------
 
+    @property
+    def _question(self) -> _Question:
+        return _Question(self.analysis, self.selection, self.diagnostics)
+
     def _peers(self, trainer: Trainer) -> list[SpectralMonitor]:
-        """Callbacks of an equal analysis, in the order in which they speak."""
-        found = [c for c in _monitors(trainer) if c.analysis == self.analysis]
+        """Callbacks that ask for the same, in the order in which they speak."""
+        found = [c for c in _monitors(trainer) if c._question == self._question]
         return sorted(found, key=lambda callback: callback._precedence)
 
     def _leader(self, trainer: Trainer, epochs: int) -> SpectralMonitor:
@@ -308,16 +423,47 @@ class SpectralMonitor(Callback):
 
     def _label(self, trainer: Trainer) -> str:
         """First part of the log keys: the analysis's label, numbered where two analyses share it."""
-        same: list[SpectralMethod] = []
+        same: list[_Question] = []
         for callback in _monitors(trainer):
-            if callback.analysis.label == self.analysis.label and callback.analysis not in same:
-                same.append(callback.analysis)
-        number = same.index(self.analysis) + 1
+            if callback.analysis.label == self.analysis.label and callback._question not in same:
+                same.append(callback._question)
+        number = same.index(self._question) + 1
         return self.analysis.label if number == 1 else f"{self.analysis.label}-{number}"
 
 
 def _monitors(trainer: Trainer) -> list[SpectralMonitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, SpectralMonitor)]  # type: ignore[attr-defined]
+
+
+def _asked_for(diagnostics: Diagnostics) -> list[str]:
+    """Columns of the report that are logged beside alpha."""
+    columns = {
+        "relative_alpha": diagnostics.twin,
+        "mp_spikes": diagnostics.marchenko_pastur,
+        "p_value": diagnostics.p_value,
+    }
+    return [name for name, wanted in columns.items() if wanted]
+
+
+def _ranks(trainer: Trainer, pl_module: LightningModule) -> Ranks | None:
+    """The Trainer's processes, None where there is one."""
+    if trainer.world_size == 1:
+        return None
+
+    def total(table: Tensor) -> Tensor:
+        summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed.cpu()
+
+    return Ranks(trainer.global_rank, trainer.world_size, total)
+
+
+def _attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:
+    """The report, or what went wrong."""
+    try:
+        return analysis()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _finite(scalars: Mapping[str, float]) -> dict[str, float]:

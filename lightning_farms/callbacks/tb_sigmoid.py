@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_farms.analysis import FARMS, SpectralMethod
+from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
 from lightning_farms.functional.layerwise import check_sigmoid, tb_sigmoid
 
@@ -25,6 +25,11 @@ class TBSigmoid(LayerwiseLearningRate):
         tau: steepness per unit of alpha, positive.
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TB_Sigmoid).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
+        selection: which weights to analyse; the others keep the base rate.
+        diagnostics: error bars, goodness of fit and random baselines.
+        workspace: bytes for the analysis, at least 1.
+        overlap: analyse a copy of the weights in a thread of its own while the epoch's last validation runs; as in
+            :class:`SpectralMonitor`.
         figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
         esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
         summary: whether to print a table of all layers at the end of training.
@@ -48,6 +53,10 @@ class TBSigmoid(LayerwiseLearningRate):
         analysis: SpectralMethod = FARMS(),
         every_n_epochs: int = 1,
         *,
+        selection: Selection = Selection(),
+        diagnostics: Diagnostics = Diagnostics(),
+        workspace: int = WORKSPACE,
+        overlap: bool = False,
         figures_every_n_epochs: int = 10,
         esd_layers: int = 4,
         summary: bool = True,
@@ -59,6 +68,10 @@ class TBSigmoid(LayerwiseLearningRate):
         super().__init__(
             analysis,
             every_n_epochs,
+            selection=selection,
+            diagnostics=diagnostics,
+            workspace=workspace,
+            overlap=overlap,
             figures_every_n_epochs=figures_every_n_epochs,
             esd_layers=esd_layers,
             summary=summary,

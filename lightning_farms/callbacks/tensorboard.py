@@ -77,17 +77,24 @@ def write_depth_figure(
     figure = alpha_depth_figure(
         {_literal(layer): alpha for layer, alpha in report.alphas.items()},
         before={_literal(layer): alpha for layer, alpha in first.items()},
+        intervals={_literal(row.name): row.interval for row in report},
         title=f"alpha before training and after {history.epochs[-1]} epochs",
     )
     writer.add_figure(f"{prefix}/alpha_over_depth", figure, step)
 
 
 def write_esd_figures(writer: SummaryWriter, prefix: str, rows: Iterable[LayerSpectrum], step: int) -> None:
-    """ESD with fitted tail, one figure an analysed layer; the rows hold their eigenvalues."""
+    """ESD with fitted tail and random bulk, one figure an analysed layer; the rows hold their eigenvalues."""
     for row in rows:
         if row.status == "ok" and row.eigenvalues is not None:
             figure = esd_figure(
-                row.eigenvalues, alpha=row.alpha, xmin=row.xmin, ks_distance=row.ks_distance, title=_literal(row.name)
+                row.eigenvalues,
+                alpha=row.alpha,
+                xmin=row.xmin,
+                ks_distance=row.ks_distance,
+                title=_literal(row.name),
+                mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
+                spike_threshold=row.mp_spike_threshold,
             )
             writer.add_figure(f"{prefix}/esd/{row.name}", figure, step)
 

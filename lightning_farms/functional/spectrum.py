@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 QUICK_ERROR = 8 * torch.finfo(torch.float32).eps
-"""Error of the quick way's eigenvalues by their root mean square (measured in a Hill fit: at most 5.5 eps)."""
+"""Error of xmin in the quick way, by the root mean square of the eigenvalues (inferred from alphas: up to 5.5 eps)."""
 
 _GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
 

@@ -27,6 +27,7 @@ def test_defaults():
         "steps": None,
         "fit": "hill",
         "compat": None,
+        "blocks": "averaged",
     }
     assert dataclasses.asdict(WholeMatrix()) == {"fit": "hill", "compat": None}
     assert (FARMS.label, WholeMatrix.label) == ("farms", "whole")
@@ -41,7 +42,8 @@ def test_options_are_keyword_only(method):
 
 @pytest.mark.parametrize("method", [FARMS, WholeMatrix])
 def test_rejects_unknown_choices(method):
-    with pytest.raises(ValueError, match=r"`fit` to be one of \('hill', 'ks', 'peak', 'peak_corrected'\), but got 'x'"):
+    known = r"\('hill', 'hill_paper', 'ks', 'peak', 'peak_corrected'\)"
+    with pytest.raises(ValueError, match=f"`fit` to be one of {known}, but got 'x'"):
         method(fit="x")
     with pytest.raises(ValueError, match="`compat` to be None or \"official\", but got 'x'"):
         method(compat="x")
@@ -71,6 +73,7 @@ def test_fit_is_the_named_one(method):
     values = torch.rand(3, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
     expected = {
         "hill": fit_hill(values),
+        "hill_paper": fit_hill(values, form="paper"),
         "ks": fit_ks(values),
         "peak": fit_peak(values),
         "peak_corrected": fit_peak(values, lower_bound="corrected"),
@@ -92,6 +95,10 @@ def test_whole_matrix_is_one_window():
         (FARMS(), "convolution", 9, False),
         (FARMS(), "transposed convolution", 9, False),
         (FARMS(), "convolution", 1, True),
+        (FARMS(blocks="averaged"), "convolution", 9, False),
+        (FARMS(blocks="pooled"), "convolution", 9, True),
+        (FARMS(blocks="pooled"), "transposed convolution", 9, True),
+        (FARMS(1.0, 9, 9, compat="official", blocks="pooled"), "convolution", 9, True),
         (FARMS(1.0, 9, 9, compat="official"), "convolution", 1, False),
         (FARMS(1.0, 9, 9, compat="official"), "linear", 1, True),
         (WholeMatrix(), "convolution", 9, True),
@@ -111,3 +118,27 @@ def test_official_convolutions_are_tall_and_halved():
     )
     assert official.eigenvalue_scale("convolution") == 0.5
     assert official.eigenvalue_scale("linear") == WholeMatrix().eigenvalue_scale("convolution") == 1.0
+
+
+def test_rejects_unknown_blocks():
+    with pytest.raises(ValueError, match=r"`blocks` to be one of \('averaged', 'pooled'\), but got 'mean'"):
+        FARMS(blocks="mean")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'blocks'"):
+        WholeMatrix(blocks="pooled")
+
+
+@pytest.mark.parametrize(
+    ("method", "forgives"),
+    [
+        (FARMS(), True),
+        (FARMS(fit="hill_paper", blocks="pooled"), True),
+        (WholeMatrix(), True),
+        (FARMS(fit="ks"), False),
+        (WholeMatrix(fit="peak"), False),
+        (FARMS(fit="peak_corrected"), False),
+        (FARMS(1.0, 9, 9, compat="official"), False),
+        (WholeMatrix(compat="official"), False),
+    ],
+)
+def test_which_fits_forgive_rounding(method, forgives):
+    assert method.forgives_rounding is forgives

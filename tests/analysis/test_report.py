@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,16 +19,33 @@ GOOD = LayerSpectrum(
     shape=(64, 3, 3, 3),
     aspect_ratio=1.0,
     windows=22,
+    coverage=0.75,
     eigenvalue_count=594,
     alpha=2.125,
     ks_distance=0.1,
     xmin=1 / 3,
+    tail_size=297.0,
+    standard_error=0.065,
+    alpha_low=2.0,
+    alpha_high=2.5,
+    p_value=0.25,
     spectral_norm=12.5,
     frobenius_norm_squared=100.0,
+    log_norm=2.0,
+    log_spectral_norm=1.1,
     stable_rank=8.0,
+    effective_rank=7.5,
     alpha_hat=2.33,
+    mp_variance=0.125,
+    mp_lower_edge=0.0,
+    mp_upper_edge=4.5,
+    mp_spike_threshold=4.75,
+    mp_spikes=1.5,
+    mp_soft_rank=0.36,
+    relative_alpha=0.9,
     reason='window shrunk, "a remark"',
     eigenvalues=torch.arange(3.0),
+    twin=LayerSpectrum("blocks.0.conv", "convolution", (64, 3, 3, 3), alpha=2.36),
 )
 OTHER = LayerSpectrum("fc", "linear", (10, 64), alpha=3.125)
 SKIPPED = LayerSpectrum("head", "linear", (2, 2), status="skipped", reason="4 eigenvalues, fewer than the 10")
@@ -38,14 +56,30 @@ COLUMNS = [
     "shape",
     "aspect_ratio",
     "windows",
+    "coverage",
     "eigenvalue_count",
     "alpha",
     "ks_distance",
     "xmin",
+    "tail_size",
+    "standard_error",
+    "alpha_low",
+    "alpha_high",
+    "p_value",
     "spectral_norm",
     "frobenius_norm_squared",
+    "log_norm",
+    "log_spectral_norm",
     "stable_rank",
+    "effective_rank",
     "alpha_hat",
+    "mp_variance",
+    "mp_lower_edge",
+    "mp_upper_edge",
+    "mp_spike_threshold",
+    "mp_spikes",
+    "mp_soft_rank",
+    "relative_alpha",
     "status",
     "reason",
 ]
@@ -103,14 +137,46 @@ def test_rows_are_frozen_and_compare_without_their_eigenvalues():
     assert again == GOOD
     torch.testing.assert_close(again.eigenvalues, GOOD.eigenvalues)
     assert {GOOD, again} == {GOOD}
+    assert pickle.loads(pickle.dumps(SKIPPED)) == SKIPPED  # though most of it is NaN
+    assert {SKIPPED, pickle.loads(pickle.dumps(SKIPPED))} == {SKIPPED}
+    assert GOOD != "blocks.0.conv"
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(LayerSpectrum) if entry.name != "eigenvalues"])
+def test_rows_that_differ_in_one_number_are_not_equal(name):
+    other = replace(GOOD, **{name: None if name == "twin" else math.nan})
+    assert other != GOOD
+    assert other == replace(other)
+    assert replace(GOOD, eigenvalues=None) == GOOD
+
+
+def test_every_column_but_the_eigenvalues_and_the_twin_is_written():
+    assert {entry.name for entry in fields(LayerSpectrum)} == {*COLUMNS, "eigenvalues", "twin"}
+
+
+OF_TWIN = [
+    "random_alpha",
+    "random_ks_distance",
+    "random_spectral_norm",
+    "random_stable_rank",
+    "random_effective_rank",
+    "random_alpha_hat",
+    "random_mp_soft_rank",
+]
+
+
+def test_a_twin_brings_columns_of_its_own():
+    assert REPORT.columns == (*COLUMNS, *OF_TWIN)
+    assert SpectralReport([OTHER, SKIPPED]).columns == tuple(COLUMNS)
 
 
 def test_csv_round_trip(tmp_path):
     path = tmp_path / "report.csv"
-    REPORT.to_csv(path)
+    assert REPORT.to_csv(path) == REPORT.to_csv()
     with path.open(newline="", encoding="utf-8") as file:
         good, other, skipped = csv.DictReader(file)
-    assert list(good) == COLUMNS
+    assert list(good) == COLUMNS + OF_TWIN
+    assert (float(good["random_alpha"]), other["random_alpha"]) == (2.36, "nan")
     assert good["shape"] == "64x3x3x3"
     assert good["reason"] == GOOD.reason
     for name in COLUMNS:
@@ -135,15 +201,19 @@ def test_json_round_trip(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    good, _, skipped = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    assert good == {name: getattr(GOOD, name) for name in COLUMNS} | {"shape": [64, 3, 3, 3]}
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    good, _, skipped = content["layers"]
+    of_twin = dict.fromkeys(OF_TWIN) | {"random_alpha": 2.36}
+    assert good == {name: getattr(GOOD, name) for name in COLUMNS} | {"shape": [64, 3, 3, 3]} | of_twin
+    assert content["summary"]["alpha"]["mean"] == (2.125 + 3.125) / 2
+    assert content["summary"]["alpha"]["quantiles"]["0.5"] == (2.125 + 3.125) / 2
     assert skipped["alpha"] is None
     assert skipped["reason"] == SKIPPED.reason
 
 
 def test_pandas_round_trip():
     frame = REPORT.to_pandas()
-    assert list(frame.columns) == COLUMNS
+    assert list(frame.columns) == COLUMNS + OF_TWIN
     assert list(frame["name"]) == ["blocks.0.conv", "fc", "head"]
     assert frame["alpha"].dtype == "float64"
     assert frame["alpha"].isna().tolist() == [False, False, True]
@@ -155,3 +225,19 @@ def test_missing_pandas_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r'pip install "lightning-farms\[pandas\]"'):
         REPORT.to_pandas()
+
+
+def test_infinite_numbers_are_missing_in_json_and_infinite_in_csv(tmp_path):
+    report = SpectralReport([replace(OTHER, log_norm=-math.inf, alpha_high=math.inf)])
+    report.to_csv(tmp_path / "report.csv")
+    (row,) = csv.DictReader((tmp_path / "report.csv").read_text(encoding="utf-8").splitlines())
+    assert (float(row["log_norm"]), float(row["alpha_high"])) == (-math.inf, math.inf)
+    (record,) = json.loads(report.to_json())["layers"]
+    assert record["log_norm"] is None
+    assert record["alpha_high"] is None
+
+
+def test_interval_is_the_bootstraps_or_else_that_of_the_standard_error():
+    assert GOOD.interval == (2.0, 2.5)
+    assert replace(OTHER, standard_error=0.5).interval == pytest.approx((3.125 - 0.98, 3.125 + 0.98))
+    assert all(math.isnan(end) for end in SKIPPED.interval)

@@ -215,6 +215,43 @@ def test_frozen_layers_have_no_say(small_net, loader, make_trainer):
     assert set(balance.multipliers) == {"hidden", "head"}
 
 
+def test_weights_in_one_parameter_have_one_rate_by_the_mean_of_their_alphas(loader, make_trainer, logged, capsys):
+    class Attention(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(20, 16)
+            self.attention = nn.MultiheadAttention(16, 2)
+            self.recurrent = nn.GRUCell(16, 16)
+
+        def training_step(self, batch, batch_idx):
+            return 0.0 * sum(p.sum() for p in self.parameters())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    model, balance = Attention(), TempBalance()
+    trainer = make_trainer([balance], max_epochs=1)
+    trainer.fit(model, loader)
+    alphas = balance.report.alphas
+    layers = {
+        "attention.in_proj_weight": "qkv",
+        "recurrent.weight_ih": "rzn",
+        "recurrent.weight_hh": "rzn",
+    }
+    means = {layer: sum(alphas[f"{layer}.{part}"] for part in parts) / 3 for layer, parts in layers.items()}
+    means["attention.out_proj"] = alphas["attention.out_proj"]
+    multipliers = tb_linear_map(torch.tensor(list(means.values()), dtype=torch.float64), 0.5, 1.5)
+    expected = dict(zip(means, multipliers.tolist(), strict=True))
+    assert balance.multipliers == pytest.approx({"embedding": 1.0, **expected})
+    assert parameter_layers(model)[model.attention.in_proj_bias] == "attention.in_proj_weight"
+    for layer, multiplier in expected.items():
+        assert logged(trainer)[f"lr-SGD/{layer}"][-1] == pytest.approx(0.1 * multiplier)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    for part in "qkv":
+        assert f"{expected['attention.in_proj_weight']:.3f}" in lines[f"attention.in_proj_weight.{part}"]
+
+
 def test_lbfgs_is_refused_before_training(small_net, loader, make_trainer):
     model = small_net(make_optimizer=lambda params: torch.optim.LBFGS(params))
     with pytest.raises(MisconfigurationException, match="LBFGS"):

@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from lightning_farms.functional import fixed_aspect_ratio_submatrices
 from lightning_farms.functional.submatrices import (
@@ -186,3 +188,82 @@ def test_slice_windows_order_is_rows_slowest():
     matrix = torch.arange(16).reshape(4, 4)
     corners = slice_windows(matrix, Windows(2, 2, (0, 2), (0, 2)))[:, 0, 0]
     assert corners.tolist() == [0, 2, 8, 10]
+
+
+SIZES = st.integers(1, 300)
+ANY_RATIO = st.floats(0.01, 100.0)
+
+
+def mask_of(grid, rows, columns):
+    mask = np.zeros((rows, columns), dtype=bool)
+    for r in grid.row_starts:
+        for c in grid.column_starts:
+            window = mask[r : r + grid.height, c : c + grid.width]
+            assert window.shape == (grid.height, grid.width)
+            window[:] = True
+    return mask
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, SIZES, ANY_RATIO)
+@example(1, 1, 0.01)
+@example(1, 300, 100.0)
+@example(7, 5, 0.1)
+def test_default_grid_covers_any_matrix(rows, columns, ratio):
+    grid = window_grid(rows, columns, ratio)
+    assert grid.number < 5000 or assume(False)
+    assert mask_of(grid, rows, columns).all()
+    assert grid.coverage(rows, columns) == 1.0
+    assert not grid.shrunk
+    for starts, window, size in zip(grid[2:4], grid[:2], (rows, columns), strict=True):
+        assert starts[0] == 0
+        assert starts[-1] + window == size
+        assert len(starts) == -(-size // window)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, SIZES, ANY_RATIO, st.integers(1, 400), st.one_of(st.none(), st.integers(1, 20)))
+@example(10, 11, 1.05, 10, None)
+@example(2, 1, 100.0, 400, 20)
+def test_any_grid_lies_in_the_matrix_and_holds_its_ratio(rows, columns, ratio, window, steps):
+    grid = window_grid(rows, columns, ratio, window, steps)
+    assert 1 <= grid.height <= rows
+    assert 1 <= grid.width <= columns
+    assert grid.shrunk or grid.height == window
+    # within the rounding of both sides, or a side of 1 that there must be
+    assert 1 in grid[:2] or abs(grid.width - grid.height * ratio) <= 0.5 + 0.5 * ratio + 1e-9
+    for starts, side, size in zip(grid[2:4], grid[:2], (rows, columns), strict=True):
+        assert list(starts) == sorted(set(starts))
+        assert all(0 <= start <= size - side for start in starts)
+        assert len(starts) == (-(-size // side) if steps is None else min(steps, size - side + 1))
+        assert len(starts) == 1 or (starts[0] == 0 and starts[-1] + side == size)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.2, 5.0), st.integers(1, 80), st.integers(1, 9))
+def test_coverage_is_the_share_of_a_mask(rows, columns, ratio, window, steps):
+    grid = window_grid(rows, columns, ratio, window, steps)
+    assert grid.coverage(rows, columns) == pytest.approx(mask_of(grid, rows, columns).mean(), rel=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.2, 5.0), st.integers(1, 60), st.integers(1, 9))
+def test_coverage_of_the_authors_windows_is_the_share_of_a_mask(rows, columns, ratio, window, steps):
+    assume(window <= rows and 1 <= int(window * ratio) <= columns)
+    grid = official_linear_windows(rows, columns, ratio, window, steps)
+    assert grid.coverage(rows, columns) == pytest.approx(mask_of(grid, rows, columns).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape", "expected"),
+    [
+        (Windows(4, 4, (0,), (0,)), (4, 4), 1.0),
+        (Windows(4, 4, (0, 2, 6), (0,)), (10, 4), 1.0),
+        (Windows(4, 4, (0, 5), (0,)), (10, 4), 0.8),
+        (Windows(4, 4, (0, 2, 2), (0,)), (10, 4), 0.6),  # the authors' last window may repeat the one before
+        (Windows(2, 3, (0, 4), (0, 5)), (8, 9), 24 / 72),
+        (official_convolution_windows(130, 64, 1.0), (130, 64), 128 / 130),
+    ],
+)
+def test_coverage_by_hand(grid, shape, expected):
+    assert grid.coverage(*shape) == pytest.approx(expected, rel=1e-15)

@@ -1,12 +1,10 @@
-"""The command line: `lightning-farms {fit,validate,test,predict}`, also as `python -m lightning_farms`."""
+"""The subcommands fit, validate, test and predict: LightningCLI with starting weights."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import json
-import os
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,11 +20,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_farms import callbacks  # which makes them known by their short names
+from lightning_farms.cli.messages import fail, traceback_wanted
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
 
 _PRETRAINING_VERSION = 1
-_TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
 _USER_MISTAKES = (ValueError, OSError, FloatingPointError, MisconfigurationException)
 _DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, with spectral analysis of every weight
 matrix during training (FARMS) and learning rates per layer that follow from it."""
@@ -256,17 +254,14 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
     save_weights(twin, path)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line.
-
-    What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
-    arguments); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1 to see where it was raised.
+def train(args: list[str] | None = None) -> None:
+    """Run fit, validate, test or predict.
 
     Args:
-        args: Arguments; those of the process when left out.
+        args: The subcommand and its arguments; those of the process when left out.
 
     Raises:
-        SystemExit: With a status other than 0 after an error.
+        SystemExit: With status 1 after an error through the user's input, 2 for unknown or malformed arguments.
     """
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
@@ -283,19 +278,9 @@ def main(args: list[str] | None = None) -> None:
             args=args,
         )
     except _USER_MISTAKES as error:
-        if os.environ.get(_TRACEBACK_SWITCH, "0") not in ("", "0"):
+        if traceback_wanted():
             raise
-        sys.stderr.write(
-            f"lightning-farms: error: {_message(error)}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n"
-        )
-        raise SystemExit(1) from error
-
-
-def _message(error: BaseException) -> str:
-    """What was raised, without the traceback that a data loader's worker puts before it."""
-    text = str(error).rstrip()
-    raised_by_worker = text.startswith("Caught ") and "Original Traceback" in text
-    return text.rpartition(f"\n{type(error).__name__}: ")[2] if raised_by_worker else text
+        fail(error)
 
 
 def _check_lightning_checkpoint(path: Path) -> None:

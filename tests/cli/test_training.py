@@ -10,9 +10,8 @@ import torch
 import yaml
 from torch import nn
 
-from lightning_farms import cli
 from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
-from lightning_farms.cli import main
+from lightning_farms.cli import main, training
 from lightning_farms.data import CFDSimulation, SimulationConfig, simulate_to_file, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
 
@@ -34,7 +33,7 @@ CONFIG = {
         "simulation": {"trajectories": 4, "resolution": 16, "frames": 6},
     },
 }
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 class Plain(nn.Module):
@@ -359,7 +358,8 @@ def test_there_are_examples():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--help"], "weight"),
+        (["--help"], "analyze"),
+        (["--help"], "fit"),
         (["fit", "--help"], "--pretrain.checkpoint"),
         (["fit", "--model.network.help=DPOT"], "embed_dim"),
     ],
@@ -381,7 +381,7 @@ def test_module_is_runnable():
 
 def test_what_is_wrong_with_the_users_file_comes_before_the_pretraining(run, cache, tmp_path, capsys, monkeypatch):
     simulate_to_file(tmp_path / "two.hdf5", SimulationConfig(trajectories=2, resolution=16, frames=8), progress=False)
-    monkeypatch.setattr(cli, "pretrain", lambda *args: pytest.fail("pre-trained before looking at the file"))
+    monkeypatch.setattr(training, "pretrain", lambda *args: pytest.fail("pre-trained before looking at the file"))
     with pytest.raises(SystemExit, match="1"):
         run("fit", f"--data.path={tmp_path / 'two.hdf5'}", "--pretrain.epochs=1", "--pretrain.seed=77")
     assert "of 2 is less than one trajectory" in capsys.readouterr().err

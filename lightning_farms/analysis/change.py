@@ -1,0 +1,50 @@
+"""Weights relative to those they started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.matrices import NO_MATRICES
+from lightning_farms.analysis.weights import LayerWeight
+
+
+def changes(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
+    """What training has added to each weight: W - W_base, in float32 at least, on the device of W.
+
+    Args:
+        weights: the weights after it.
+        base: the weights before; held until their layer comes.
+
+    Yields:
+        The weights with the matrices of the change, or with the reason why there is none: no layer of that name in
+        the base, or one of another shape.
+    """
+    before = {weight.name: weight for weight in base}
+    for weight in weights:
+        start = before.pop(weight.name, None)
+        reason = weight.reason or _incomparable(weight, start)
+        if reason:
+            yield weight._replace(matrices=NO_MATRICES, reason=reason)
+        else:
+            assert start is not None
+            yield weight._replace(matrices=_difference(weight.matrices, start.matrices))
+
+
+def _difference(after: Tensor, before: Tensor) -> Tensor:
+    """In float32 at least: half precision would round it; without values where one of the two has none."""
+    device = before.device if before.is_meta else after.device
+    dtype = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)
+    return after.to(device, dtype) - before.to(device, dtype)
+
+
+def _incomparable(weight: LayerWeight, start: LayerWeight | None) -> str:
+    if start is None:
+        return "the base has no such layer"
+    if start.reason:
+        return f"in the base: {start.reason}"
+    if start.matrices.shape != weight.matrices.shape:
+        return f"the base's weight is of shape {start.shape}"
+    return ""

@@ -1,0 +1,109 @@
+"""Two reports side by side, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+from lightning_farms.analysis.name_matching import match_names
+from lightning_farms.analysis.records import csv_text, json_text, write_if_asked
+from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.summary import summarize
+
+
+@dataclass(frozen=True)
+class ComparedLayer:
+    """Alpha of one layer in both reports.
+
+    Attributes:
+        name: of the layer in the first report.
+        kind: of the weight.
+        shape: of the weight.
+        alpha: in the first report.
+        other_alpha: in the second.
+        delta: alpha - other_alpha.
+        delta_error: standard error of the difference, both reports' in quadrature.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    alpha: float
+    other_alpha: float
+    delta: float
+    delta_error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two reports have in common and what not.
+
+    Attributes:
+        layers: those with an alpha in both, in the order of the first.
+        only: layers that the second report lacks.
+        other_only: layers that the first report lacks.
+        without_alpha: layers of both without an alpha in one of them.
+    """
+
+    layers: tuple[ComparedLayer, ...]
+    only: tuple[str, ...]
+    other_only: tuple[str, ...]
+    without_alpha: tuple[str, ...]
+
+    def to_csv(self, path: str | PathLike[str] | None = None) -> str:
+        """One line a layer, ``status`` says which layers only one of the two has (and written to ``path``)."""
+        return write_if_asked(csv_text(self._records(), _COLUMNS), path)
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """An object with ``summary`` and ``layers``, missing numbers as ``null`` (and written to ``path``)."""
+        columns = ("alpha", "other_alpha", "delta")
+        summary = {name: asdict(summarize(getattr(row, name) for row in self.layers)) for name in columns}
+        return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
+
+    def _records(self) -> Sequence[Mapping[str, Any]]:
+        nothing = {name: math.nan for name in _COLUMNS} | {"kind": "", "shape": ()}
+        unmatched = {"only": self.only, "other_only": self.other_only, "without_alpha": self.without_alpha}
+        return [{**asdict(layer), "status": "ok"} for layer in self.layers] + [
+            {**nothing, "name": name, "status": status} for status, names in unmatched.items() for name in names
+        ]
+
+
+_COLUMNS = ("name", "kind", "shape", "alpha", "other_alpha", "delta", "delta_error", "status")
+
+
+def compare(report: SpectralReport, other: SpectralReport) -> Comparison:
+    """Compare two reports: a model with its initialisation, a fine-tuned one with its base, two checkpoints of a run.
+
+    Args:
+        report: the first.
+        other: the second. Where the names of the two have nothing in common, what all names of either begin with
+            (``network.``) is left out to match them.
+
+    Returns:
+        The comparison.
+
+    Example:
+        >>> from lightning_farms.analysis import LayerSpectrum
+        >>> before = SpectralReport([LayerSpectrum("fc", "linear", (8, 4), alpha=3.0)])
+        >>> after = SpectralReport([LayerSpectrum("fc", "linear", (8, 4), alpha=2.5)])
+        >>> compare(after, before).layers[0].delta
+        -0.5
+    """
+    partners = match_names(list(report.alphas), list(other.alphas))
+    pairs = [(report[name], other[partner]) for name, partner in partners.items()]
+    layers = [_compared(row, before) for row, before in pairs]
+    known = tuple(layer for layer in layers if math.isfinite(layer.delta))
+    return Comparison(
+        known,
+        tuple(row.name for row in report if row.name not in partners),
+        tuple(row.name for row in other if row.name not in partners.values()),
+        tuple(layer.name for layer in layers if not math.isfinite(layer.delta)),
+    )
+
+
+def _compared(row: LayerSpectrum, before: LayerSpectrum) -> ComparedLayer:
+    error = math.hypot(row.standard_error, before.standard_error)
+    return ComparedLayer(row.name, row.kind, row.shape, row.alpha, before.alpha, row.alpha - before.alpha, error)

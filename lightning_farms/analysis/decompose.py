@@ -1,0 +1,214 @@
+"""Spectra of the windows of many layers: equal windows together, in jobs that fit the workspace, on all cores."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.plan import Plan
+from lightning_farms.functional.spectrum import esd
+
+DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+_JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
+_CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
+_JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Task(NamedTuple):
+    """A layer's matrices (P, m, n), oriented, and how to cut them."""
+
+    matrices: Tensor
+    plan: Plan
+
+
+class _Piece(NamedTuple):
+    """Equal windows (w, m', n') of one layer."""
+
+    layer: int
+    views: Tensor
+
+
+class _Job(NamedTuple):
+    """Pieces of equal windows, what they cost in multiplications, and the bytes they need."""
+
+    pieces: list[_Piece]
+    cost: float
+    bytes: int
+
+
+def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: int) -> dict[int, Tensor]:
+    """Eigenvalues of the windows of many layers.
+
+    On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
+    job with it: the result is the same bit for bit.
+
+    Args:
+        tasks: by any key.
+        quick: in float32 where possible, see :func:`lightning_farms.functional.esd`.
+        workspace: bytes for copies of windows, their Gram matrices and what the decomposition needs; one window is
+            decomposed even if it needs more.
+        workers: threads that share the work on the CPU, at least 1.
+
+    Returns:
+        {key: eigenvalues (blocks, P, k)}; layers whose decomposition fails are missing.
+    """
+    jobs = _jobs(tasks, quick, workspace, workers)
+    spectra: dict[int, list[Tensor]] = {key: [] for key in tasks}
+    failed: set[int] = set()
+    for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
+        for piece, part in zip(job.pieces, outcome or [_alone(piece, quick) for piece in job.pieces], strict=True):
+            if part is None:
+                failed.add(piece.layer)
+            else:
+                spectra[piece.layer].append(part)
+    return {
+        key: torch.cat(parts).unflatten(0, (tasks[key].plan.windows.number, -1))
+        for key, parts in spectra.items()
+        if key not in failed
+    }
+
+
+# ---- cutting -------------------------------------------------------------------------------------------------------
+
+
+def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> list[_Job]:
+    """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for key, (matrices, plan) in tasks.items():
+        groups[matrices.device, plan.is_complex, plan.windows.height, plan.windows.width].append(key)
+    on_cpu = sum(task.plan.cost for task in tasks.values() if _on_cpu(task.matrices))
+    dearest = max(_CHEAPEST_JOB, on_cpu / (workers * _JOBS_A_WORKER))
+    return [job for keys in groups.values() for job in _group_jobs(keys, tasks, quick, workspace, dearest)]
+
+
+def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
+    matrices, plan = tasks[keys[0]]
+    cost, size = plan.cost / (plan.windows.number * plan.matrices), _window_bytes(plan, quick)
+    most = int(min(workspace / size, dearest / cost)) if _on_cpu(matrices) else workspace // _JOBS_ON_A_DEVICE // size
+    most = max(1, most)
+    pieces: list[_Piece] = []
+    queued = 0
+    for key in keys:
+        for views in _views(tasks[key], most):
+            if queued + len(views) > most:
+                yield _Job(pieces, queued * cost, queued * size)
+                pieces, queued = [], 0
+            pieces.append(_Piece(key, views))
+            queued += len(views)
+    yield _Job(pieces, queued * cost, queued * size)
+
+
+def _window_bytes(plan: Plan, quick: bool) -> int:
+    """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
+    entries, squared = plan.windows.height * plan.windows.width, plan.spectrum_size**2
+    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if quick else 12 * entries + 16 * squared)
+
+
+def _views(task: Task, most: int) -> Iterator[Tensor]:
+    """Views (at most ``most``, m', n') of every window, all matrices of one window together."""
+    windows = task.plan.windows
+    for row in windows.row_starts:
+        for column in windows.column_starts:
+            block = task.matrices[:, row : row + windows.height, column : column + windows.width]
+            yield from block.split(most)
+
+
+def _joined(pieces: list[_Piece]) -> Tensor:
+    """The windows in one tensor."""
+    return torch.cat([promoted(piece.views) for piece in pieces])
+
+
+def promoted(matrices: Tensor) -> Tensor:
+    """Half precision and less as float32, so that types can be joined and summed.
+
+    Args:
+        matrices: any shape, real or complex.
+
+    Returns:
+        The same numbers.
+    """
+    return matrices if matrices.is_complex() or matrices.dtype == torch.float64 else matrices.float()
+
+
+def _on_cpu(matrices: Tensor) -> bool:
+    return matrices.device.type in ("cpu", "mps")  # esd hands MPS work to the CPU
+
+
+# ---- doing ---------------------------------------------------------------------------------------------------------
+
+
+def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None] | None]:
+    """Outcome of every job, None where it failed; the CPU's are shared by the workers, the dearest first."""
+    on_cpu = [job for job in jobs if _on_cpu(job.pieces[0].views)]
+    budget = _Budget(workspace)
+
+    def work(job: _Job) -> list[Tensor | None] | None:
+        with budget.of(job.bytes), torch.no_grad():
+            return _spectra(job.pieces, quick)
+
+    if len(on_cpu) < 2 or workers == 1:
+        with one_thread_each():
+            return [work(job) for job in jobs]
+    size = min(workers, len(on_cpu))
+    with one_thread_each(), ThreadPoolExecutor(size, "spectra", torch.set_num_threads, (1,)) as pool:
+        running = {id(job): pool.submit(work, job) for job in sorted(on_cpu, key=lambda job: -job.cost)}
+        return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
+
+
+def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None] | None:
+    try:
+        return list(esd(_joined(pieces), quick=quick).split([len(piece.views) for piece in pieces]))
+    except DecompositionError:
+        return None
+
+
+def _alone(piece: _Piece, quick: bool) -> Tensor | None:
+    outcome = _spectra([piece], quick)
+    return None if outcome is None else outcome[0]
+
+
+class _Budget:
+    """Bytes shared by threads: a job waits until its own are free; one that needs more than all waits for all."""
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, needed: int) -> Iterator[None]:
+        needed = min(needed, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """One intra-op thread: results do not depend on how many there are. Threads take turns.
+
+    PyTorch's setting holds for the thread that makes it and for threads that first ask for it later (in older versions
+    for all of MKL, too). Were two threads in here at a time, the one that came second could find the 1 of the first,
+    and leave it behind.
+    """
+    with _ONE_AT_A_TIME:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,45 @@
+"""What an analysis finds out beside the fit and the norms, when asked to."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Error bars, goodness of fit and random baselines; all are off by default, and seeded.
+
+    The standard error of alpha is always in the report; it costs nothing.
+
+    Args:
+        bootstrap: number of bootstrap draws for the interval of alpha (``alpha_low``, ``alpha_high``); 0: none.
+        p_value: number of synthetic spectra for the goodness of fit (``p_value``); 0: none.
+        marchenko_pastur: whether to fit the Marchenko-Pastur law to the bulk (``mp_...``).
+        twin: whether to analyse the same weights with their entries shuffled, too (``row.twin``,
+            ``relative_alpha``). It takes as long again as the analysis itself.
+        level: probability that the bootstrap interval is to hold, between 0 and 1.
+        seed: of every draw; a layer's draws depend on its name and the seed only.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> Diagnostics(bootstrap=200, twin=True).level
+        0.95
+    """
+
+    bootstrap: int = 0
+    p_value: int = 0
+    _: KW_ONLY
+    marchenko_pastur: bool = False
+    twin: bool = False
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap", "p_value", "seed"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"Expected argument `{name}` to be 0 or more, but got {value}.")
+        if not 0 < self.level < 1:
+            raise ValueError(f"Expected argument `level` to be between 0 and 1, but got {self.level}.")

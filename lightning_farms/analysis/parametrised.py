@@ -1,0 +1,118 @@
+"""The tensors that a module holds, with the values that its next forward pass uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+class HeldWeight(NamedTuple):
+    """A tensor that a module uses: its value, and the parameters that hold it."""
+
+    value: Tensor
+    parameters: tuple[Tensor, ...] = ()
+
+
+def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
+    """The tensors that a module itself holds as parameters, by name, in effect: normalised, pruned, parametrised.
+
+    Covers ``torch.nn.utils.parametrizations`` and whatever else is registered as a parametrisation, and the hooks
+    that ``weight_norm``, ``spectral_norm`` and pruning of ``torch.nn.utils`` put before the forward pass.
+
+    Args:
+        module: the module.
+
+    Returns:
+        {name: tensor}; empty for a module without parameters of its own.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        >>> {name: len(held.parameters) for name, held in held_weights(layer).items()}
+        {'weight': 2, 'bias': 1}
+    """
+    computed = {**_parametrised(module), **_by_hooks(module)}
+    used = {id(parameter) for held in computed.values() for parameter in held.parameters}
+    plain = {
+        name: HeldWeight(parameter, (parameter,))
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in used
+    }
+    return {**computed, **plain}
+
+
+def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
+    """Parameters held by the module itself, the originals where one is parametrised.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The parameters.
+    """
+    own = list(module.parameters(recurse=False))
+    if parametrize.is_parametrized(module):
+        own.extend(module.parametrizations.parameters())  # type: ignore[union-attr]
+    return tuple(own)
+
+
+def is_parametrisation(name: str) -> bool:
+    """Whether a module's name is that of a part of a parametrisation, which its owner speaks for.
+
+    Args:
+        name: as in ``model.named_modules()``.
+
+    Returns:
+        Whether it is.
+    """
+    return "parametrizations" in name.split(".")
+
+
+@contextmanager
+def evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
+    """Parametrisations in evaluation mode: to read a spectral_norm weight in training mode changes its buffers.
+
+    Args:
+        module: the module whose parametrisations are meant.
+
+    Yields:
+        Nothing; the mode is put back at the end.
+    """
+    parts = module.parametrizations.modules() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
+    training = [part for part in parts if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _parametrised(module: nn.Module) -> dict[str, HeldWeight]:
+    if not parametrize.is_parametrized(module):
+        return {}
+    originals = module.parametrizations.items()  # type: ignore[union-attr, operator]
+    return {name: HeldWeight(getattr(module, name), tuple(parts.parameters())) for name, parts in originals}
+
+
+def _by_hooks(module: nn.Module) -> dict[str, HeldWeight]:
+    """What hooks compute just before the forward pass: until then the attribute is that of the pass before."""
+    found: dict[str, HeldWeight] = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            parts = (getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))
+            found[hook.name] = HeldWeight(cast(Tensor, hook.compute_weight(module)), parts)
+        elif isinstance(hook, SpectralNorm):
+            value = hook.compute_weight(module, do_power_iteration=False)
+            found[hook.name] = HeldWeight(value, (getattr(module, f"{hook.name}_orig"),))
+        elif isinstance(hook, BasePruningMethod):
+            name = hook._tensor_name
+            found[name] = HeldWeight(cast(Tensor, hook.apply_mask(module)), (getattr(module, f"{name}_orig"),))
+    return found

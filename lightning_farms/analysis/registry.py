@@ -1,0 +1,187 @@
+"""Which weight matrices a single module holds; open for users' own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, singledispatch
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from lightning_farms.analysis.foreign import foreign_weights
+from lightning_farms.analysis.matrices import (
+    ModuleWeight,
+    bare_weights,
+    convolution_matrices,
+    stack,
+    transposed_convolution_matrices,
+)
+from lightning_farms.analysis.parametrised import HeldWeight, held_weights
+
+_CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Linear,), "linear"),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "transposed convolution"),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
+    ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+    ((nn.MultiheadAttention,), "attention"),
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
+)
+
+
+@runtime_checkable
+class HasSpectralWeights(Protocol):
+    """A module that says itself which matrices it holds; needs no import from here."""
+
+    def spectral_weights(self) -> Iterable[tuple[str, Tensor, tuple[Tensor, ...]]]:
+        """Yield (name, matrices of shape (..., m, n), parameters that hold them or go with them)."""
+
+
+@singledispatch
+def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
+    """Weight matrices that a module itself holds (not its children).
+
+    Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
+    FNO, and AFNO's mixer by their names. Of any other class every parameter of two or more dimensions, the last two of
+    which are at least 2, is a batch of matrices of its last two dimensions.
+
+    Teach it a class of your own in one of two ways. A function registered for the class (and its subclasses)::
+
+        @module_weights.register
+        def _(module: MyLayer):
+            yield ModuleWeight("", "linear", module.w.reshape(1, 64, 32), (module.w, module.bias))
+
+    or a method, which wins over a function and needs no import::
+
+        class MyLayer(nn.Module):
+            def spectral_weights(self):
+                yield "w", self.w.reshape(64, 32), (self.w, self.bias)
+
+    Both run without gradient, on full tensors also where the module's own parameters are sharded, and may compute (a
+    product, a complex tensor from real pairs); what they raise is the reason in the weight's row. Parameters of
+    children may be used too, and are then the weight's.
+
+    Args:
+        module: the module.
+
+    Returns:
+        One item a weight.
+
+    Example:
+        >>> [(w.suffix, tuple(w.matrices.shape)) for w in module_weights(nn.Conv2d(3, 8, 5))]
+        [('', (25, 8, 3))]
+        >>> [w.suffix for w in module_weights(nn.GRUCell(4, 3))][:3]
+        ['weight_ih.r', 'weight_ih.z', 'weight_ih.n']
+    """
+    foreign = foreign_weights(module)
+    return bare_weights(held_weights(module), sole_name=True) if foreign is None else foreign
+
+
+def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
+    """What the module says itself, or else what is registered for its class.
+
+    Args:
+        module: the module.
+
+    Yields:
+        One item a weight.
+    """
+    if not isinstance(module, HasSpectralWeights):
+        yield from module_weights(module)
+        return
+    for name, matrices, parameters in module.spectral_weights():
+        yield ModuleWeight(name, "parameter", matrices, tuple(parameters))
+
+
+def kind_of(module: nn.Module) -> str:
+    """The kind of a module's weight, by its class.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The kind; ``"parameter"`` for a class that is not PyTorch's.
+
+    Example:
+        >>> kind_of(nn.LSTM(3, 3)), kind_of(nn.Bilinear(2, 2, 2))
+        ('recurrent', 'parameter')
+    """
+    return next((kind for classes, kind in _CLASS_KINDS if isinstance(module, classes)), "parameter")
+
+
+@module_weights.register(nn.LayerNorm)
+@module_weights.register(nn.RMSNorm)
+def _no_matrix(module: nn.Module) -> Iterator[ModuleWeight]:
+    """Factors of single features are no matrix, whatever their shape."""
+    yield from ()
+
+
+@module_weights.register(nn.Linear)
+@module_weights.register(nn.Embedding)
+@module_weights.register(nn.EmbeddingBag)
+def _one_matrix(module: nn.Linear | nn.Embedding | nn.EmbeddingBag) -> Iterator[ModuleWeight]:
+    return _main_weight(module, stack)
+
+
+@module_weights.register(nn.Conv1d)
+@module_weights.register(nn.Conv2d)
+@module_weights.register(nn.Conv3d)
+def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWeight]:
+    return _main_weight(module, partial(convolution_matrices, groups=module.groups))
+
+
+@module_weights.register(nn.ConvTranspose1d)
+@module_weights.register(nn.ConvTranspose2d)
+@module_weights.register(nn.ConvTranspose3d)
+def _transposed_convolution(
+    module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
+) -> Iterator[ModuleWeight]:
+    return _main_weight(module, partial(transposed_convolution_matrices, groups=module.groups))
+
+
+def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor]) -> Iterator[ModuleWeight]:
+    """The weight and its bias, and what a subclass holds besides."""
+    found = held_weights(module)
+    value, holders = found.pop("weight") if "weight" in found else HeldWeight(cast(Tensor, module.weight))
+    bias = found.pop("bias").parameters if "bias" in found else ()
+    yield ModuleWeight("", kind_of(module), to_matrices(value), holders + bias, tuple(value.shape))
+    yield from bare_weights(found)
+
+
+@module_weights.register
+def _attention(module: nn.MultiheadAttention) -> Iterator[ModuleWeight]:
+    """Queries, keys and values apart, also where they are rows of one parameter; ``out_proj`` is a child."""
+    found = held_weights(module)
+    bias = found.pop("in_proj_bias").parameters if "in_proj_bias" in found else ()
+    if "in_proj_weight" in found:
+        yield from _rows_apart("in_proj_weight", found.pop("in_proj_weight"), ("q", "k", "v"), bias, "attention")
+    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        if name in found:
+            yield from _rows_apart(name, found.pop(name), (), bias, "attention")
+    yield from bare_weights(found)
+
+
+@module_weights.register(nn.RNNBase)
+@module_weights.register(nn.RNNCellBase)
+def _recurrent(module: nn.RNNBase | nn.RNNCellBase) -> Iterator[ModuleWeight]:
+    """Every gate's matrix of every layer and direction, from the input (ih) and from the state (hh)."""
+    found = held_weights(module)
+    gates: tuple[str, ...] = ()
+    if isinstance(module, (nn.LSTM, nn.LSTMCell)):
+        gates = ("i", "f", "g", "o")
+    elif isinstance(module, (nn.GRU, nn.GRUCell)):
+        gates = ("r", "z", "n")
+    for name in [name for name in found if name.startswith("weight_")]:
+        bias = found.pop(name.replace("weight", "bias"), None)
+        projection = name.startswith("weight_hr")
+        parts = () if projection else gates
+        yield from _rows_apart(name, found.pop(name), parts, bias.parameters if bias else (), "recurrent")
+    yield from bare_weights(found)
+
+
+def _rows_apart(
+    name: str, held: HeldWeight, parts: tuple[str, ...], bias: tuple[Tensor, ...], kind: str
+) -> Iterator[ModuleWeight]:
+    """The matrices that lie one below the other in a parameter; all of it where there are no parts."""
+    for part, matrix in zip(parts or ("",), held.value.chunk(len(parts) or 1), strict=True):
+        suffix = f"{name}.{part}" if part else name
+        yield ModuleWeight(suffix, kind, stack(matrix), held.parameters + bias, tuple(matrix.shape))

@@ -1,0 +1,158 @@
+"""Which of a model's weights are analysed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+KINDS = (
+    "linear",
+    "convolution",
+    "transposed convolution",
+    "embedding",
+    "attention",
+    "recurrent",
+    "low-rank product",
+    "parameter",
+)
+"""What a weight can be."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Choice of weights by name, kind and size; what is left out stays in the report, with the reason.
+
+    A pattern is matched against the layer's whole name as by the shell (``*`` also matches dots), and a plain prefix
+    stands for all that is below it: ``"blocks.0"`` matches ``blocks.0`` and ``blocks.0.attn.q``, not ``blocks.01``.
+    The size of a weight is the smaller dimension of its matrices: the number of eigenvalues of each.
+
+    Args:
+        include: patterns, one of which a layer's name must match; none for all layers.
+        exclude: patterns that a layer's name must not match; they win over ``include``.
+        kinds: the kinds that are analysed, out of :data:`KINDS`; none for all. ``"embedding"`` and
+            ``"low-rank product"`` among them ask for these as the next two options do.
+        min_size: smallest size that is analysed.
+        max_size: largest size that is analysed; ``None`` for no limit.
+        embeddings: whether tables of embeddings are analysed.
+        low_rank_products: whether the product of a LoRA-style pair is analysed in place of its two factors.
+
+    Raises:
+        TypeError: patterns or kinds are not several strings, a size is not an integer, an option not a bool.
+        ValueError: an unknown kind, an empty pattern, or a size out of range.
+
+    Example:
+        >>> selection = Selection(include=("blocks.*",), exclude=("blocks.0",), min_size=16)
+        >>> selection.refusal("blocks.1.mlp", "linear", (1, 64, 256)) is None
+        True
+        >>> selection.refusal("blocks.0.mlp", "linear", (1, 64, 256))
+        "excluded by the pattern 'blocks.0'"
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    min_size: int = 1
+    max_size: int | None = None
+    embeddings: bool = False
+    low_rank_products: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "kinds"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(f"Expected argument `kinds` to be out of {', '.join(KINDS)}, but got {kind!r}.")
+        _check_sizes(self.min_size, self.max_size)
+        for name, kind in (("embeddings", "embedding"), ("low_rank_products", "low-rank product")):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Expected argument `{name}` to be True or False, but got {getattr(self, name)!r}.")
+            object.__setattr__(self, name, getattr(self, name) or kind in self.kinds)
+
+    def refusal(self, name: str, kind: str, matrices_shape: Sequence[int]) -> str | None:
+        """Why a weight is not analysed.
+
+        Args:
+            name: of the layer.
+            kind: of the weight, one of :data:`KINDS`.
+            matrices_shape: (..., m, n).
+
+        Returns:
+            The reason, None where the weight is selected.
+        """
+        excluding = next((pattern for pattern in self.exclude if _matches(pattern, name)), None)
+        if excluding is not None:
+            return f"excluded by the pattern {excluding!r}"
+        if self.include and not any(_matches(pattern, name) for pattern in self.include):
+            return f"not included: no match for {', '.join(map(repr, self.include))}"
+        if self.kinds and kind not in self.kinds:
+            return f"of kind {kind!r}, which is not asked for"
+        if kind == "embedding" and not self.embeddings:
+            return "embeddings are analysed on request: Selection(embeddings=True)"
+        return self._size_refusal(min(matrices_shape[-2:]))
+
+    def _size_refusal(self, size: int) -> str | None:
+        if size < self.min_size:
+            return f"the smaller dimension, {size}, is below min_size {self.min_size}"
+        if self.max_size is not None and size > self.max_size:
+            return f"the smaller dimension, {size}, is above max_size {self.max_size}"
+        return None
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Make sure that every pattern matches a layer.
+
+        Args:
+            names: of all layers.
+
+        Raises:
+            ValueError: a pattern matches none; the message names layers that are close to it.
+
+        Example:
+            >>> Selection(exclude=("haed",)).check_patterns(["body.0", "head"])
+            Traceback (most recent call last):
+            ...
+            ValueError: Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
+        """
+        known = list(names)
+        for argument in ("include", "exclude"):
+            for pattern in getattr(self, argument):
+                if not any(_matches(pattern, name) for name in known):
+                    raise ValueError(
+                        f"Expected argument `{argument}` to match layers, but {pattern!r} matches none. "
+                        f"{_nearby(pattern, known)}."
+                    )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+
+
+def _nearby(pattern: str, names: list[str]) -> str:
+    """Names and prefixes of names that look like a pattern, or else the first names."""
+    parts = [name.split(".") for name in names]
+    prefixes = dict.fromkeys(".".join(split[:length]) for split in parts for length in range(1, len(split) + 1))
+    close = get_close_matches(pattern.strip("*."), prefixes, n=3, cutoff=0.5)
+    if close:
+        return f"Close to it: {', '.join(close)}"
+    return f"There are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "There are no layers"
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"Expected argument `{name}` to be a tuple of strings, as in ('head',), but got {value!r}.")
+    if "" in value:
+        raise ValueError(f"Expected argument `{name}` to hold no empty string, but got {tuple(value)!r}.")
+    return tuple(value)
+
+
+def _check_sizes(min_size: object, max_size: object) -> None:
+    for name, value in (("min_size", min_size), ("max_size", max_size)):
+        if value is None and name == "max_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
+        if value < 1:
+            raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+    if isinstance(min_size, int) and isinstance(max_size, int) and max_size < min_size:
+        raise ValueError(f"Expected argument `max_size` to be at least min_size, {min_size}, but got {max_size}.")

@@ -1,0 +1,158 @@
+"""Weight matrices of a checkpoint, read one after the other, without the model's classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.change import changes
+from lightning_farms.analysis.effective import StoredTensor, effective_tensors
+from lightning_farms.analysis.files import open_checkpoint
+from lightning_farms.analysis.low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.name_matching import match_names
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
+from lightning_farms.analysis.weights import LayerWeight
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor]
+Modules = dict[str, dict[str, StoredTensor]]
+
+
+def checkpoint_weights(source: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
+    """Weight matrices of a checkpoint file or a state dict, as ``layer_weights`` finds them in the model.
+
+    What a state dict does not tell: a convolution's groups (the matrices of all groups are taken as one), whether a
+    convolution without a bias or with as many inputs as outputs is transposed (its matrices are then too, which alpha
+    does not see), the orientation of a linear weight that its bias does not tell, and functions that a module
+    computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
+    or 5 dimensions is taken to be a convolution.
+
+    Args:
+        source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name. Of an optimizer's state in the
+            file nothing is read.
+        selection: which weights are analysed.
+
+    Returns:
+        An iterator over the weights in the order of the names; tied weights come once. It keeps none of them, so that
+        of a mapping that reads from disk one module's tensors are in memory at a time. A weight that is not selected,
+        is quantised, or is parametrised in an unknown way has the reason, and no values.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a shard of it is missing.
+        ValueError: the file is no checkpoint, or a pattern of the selection matches no layer.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5), torch.nn.Linear(8, 2))
+        >>> [(w.name, w.kind, tuple(w.matrices.shape)) for w in checkpoint_weights(model.state_dict())]
+        [('0', 'convolution', (25, 8, 3)), ('1', 'linear', (1, 2, 8))]
+    """
+    modules = _modules(source, selection)
+    _check_patterns(modules, selection)
+    return (layer for name in modules for layer in _module_layers(modules, name, selection))
+
+
+def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
+    """Change of each weight matrix from one checkpoint to another, W - W_base, such as by fine-tuning.
+
+    Args:
+        source: the later checkpoint, as in :func:`checkpoint_weights`.
+        base: the earlier one. Where all names of either begin alike (``network.``), that is left out to match them.
+        selection: which weights are analysed.
+
+    Returns:
+        An iterator over the changes. A weight that the base lacks, or has in another shape, has the reason.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a shard of it is missing.
+        ValueError: a file is no checkpoint, or a pattern of the selection matches no layer.
+
+    Example:
+        >>> import torch
+        >>> before, after = torch.nn.Linear(3, 2).state_dict(), torch.nn.Linear(3, 2).state_dict()
+        >>> [change] = checkpoint_changes(after, before)
+        >>> torch.equal(change.matrices[0], after["weight"] - before["weight"])
+        True
+    """
+    modules, earlier = _modules(source, selection), _modules(base, selection)
+    _check_patterns(modules, selection)
+    partners = match_names(modules, earlier)
+
+    everything = replace(selection, include=(), exclude=(), kinds=(), embeddings=True, min_size=1, max_size=None)
+
+    def of_module(name: str) -> Iterator[LayerWeight]:
+        after = map(_in_single_precision, _module_layers(modules, name, selection))
+        found = _module_layers(earlier, partners[name], everything) if name in partners else ()
+        start = len(partners.get(name, ""))
+        before = (_in_single_precision(layer)._replace(name=name + layer.name[start:]) for layer in found)
+        return changes(after, before)
+
+    return (_unless_zero(change) for name in modules for change in of_module(name))
+
+
+def _in_single_precision(layer: LayerWeight) -> LayerWeight:
+    """At least: the difference of two close numbers of half precision is not one of them."""
+    dtype = torch.promote_types(layer.matrices.dtype, torch.float32)
+    return layer._replace(matrices=layer.matrices.to(dtype))
+
+
+def _unless_zero(change: LayerWeight) -> LayerWeight:
+    if change.reason or change.matrices.any():
+        return change
+    return skipped_layer(change.name, change.kind, change.shape, "unchanged from the base")
+
+
+def _modules(source: Source, selection: Selection) -> Modules:
+    """Effective tensors by the module that holds them, and by their names within it."""
+    tensors = source if isinstance(source, Mapping) else open_checkpoint(source)
+    stored = effective_tensors(_without_ties(tensors))
+    pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
+    factors = {factor for pair in pairs.values() for factor in pair}
+    modules: Modules = {}
+    for name, tensor in stored.items():
+        if name in pairs:
+            product = pairs[name]
+            modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product)
+        elif name not in factors:
+            plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
+            module, _, leaf = plain.rpartition(".")
+            modules.setdefault(module, {})[leaf] = tensor
+    return modules
+
+
+def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors that share all their memory once, by the first name that is not a table of embeddings.
+
+    Only a dictionary's: of a mapping that reads from disk, the memory of a tensor is another's once it is freed.
+    """
+    if not isinstance(tensors, dict):
+        return tensors
+    names: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        shared = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        key = name if tensor.is_meta or not tensor.numel() or tensor.ndim < 2 else shared
+        if key not in names or is_embedding(names[key].rpartition(".")[0]):
+            names[key] = name
+    kept = set(names.values())
+    return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
+def _check_patterns(modules: Modules, selection: Selection) -> None:
+    if selection.include or selection.exclude:
+        everything = replace(selection, include=(), exclude=())
+        selection.check_patterns(
+            [layer.name for name in modules for layer in _module_layers(modules, name, everything)]
+        )
+
+
+def _module_layers(modules: Modules, module: str, selection: Selection) -> Iterator[LayerWeight]:
+    """Layers of one module, without values where they are not selected."""
+    leaves = modules[module]
+    for name, stored in leaves.items():
+        for layer in leaf_layers(StoredLeaf(module, name, stored, leaves)):
+            reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
+            yield skipped_layer(layer.name, layer.kind, layer.shape, reason) if reason else layer

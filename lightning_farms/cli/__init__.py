@@ -1,0 +1,5 @@
+"""The command line: `lightning-farms {analyze,fit,validate,test,predict}`, also as `python -m lightning_farms`."""
+
+from lightning_farms.cli.dispatch import main
+
+__all__ = ["main"]

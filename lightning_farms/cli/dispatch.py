@@ -1,0 +1,64 @@
+"""The entry point: which subcommand is meant. A subcommand's own imports are made when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+_DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
+with learning rates per layer that follow from it."""
+_INTERRUPTED = 130  # 128 and the number of the signal, as shells have it
+_SUBCOMMANDS = {
+    "analyze": "Analyse the weights in a checkpoint file; no model class is needed.",
+    "fit": "Train a neural operator on 2D compressible flow.",
+    "validate": "Evaluate one on the validation part of the data.",
+    "test": "Evaluate one on the test part of the data.",
+    "predict": "Roll one out on the test part of the data.",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
+    arguments, 130 when interrupted during ``analyze``); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1
+    to see where it was raised.
+
+    Args:
+        args: Arguments; those of the process when left out.
+
+    Raises:
+        SystemExit: With a status other than 0 after an error.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    if not arguments or arguments[0] in ("-h", "--help") or not arguments[0].startswith("-"):
+        _parser().parse_args(arguments[:1])
+    if arguments[0] == "analyze":
+        _analyze(arguments[1:])
+    else:
+        from lightning_farms.cli.training import train
+
+        train(args)
+
+
+def _analyze(args: list[str]) -> None:
+    try:
+        from lightning_farms.cli.analyze import run
+
+        run(args)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nlightning-farms: interrupted\n")
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A parser of the subcommand's name alone."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-farms",
+        description=_DESCRIPTION,
+        epilog="`lightning-farms SUBCOMMAND --help` explains a subcommand's options.",
+    )
+    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND", title="subcommands")
+    for name, help_text in _SUBCOMMANDS.items():
+        subcommands.add_parser(name, help=help_text, add_help=False)
+    return parser

@@ -1,0 +1,122 @@
+"""Figures of a result, written into a folder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_farms.analysis import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.comparison import Comparison
+from lightning_farms.plotting import alpha_depth_figure, comparison_figure, esd_figure, shape_heatmap_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LONGEST_NAME = 100
+
+
+class Picture(NamedTuple):
+    """A figure to be drawn.
+
+    Attributes:
+        path: within the folder.
+        draw: makes the figure.
+    """
+
+    path: str
+    draw: Callable[[], Figure]
+
+
+def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
+    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer.
+
+    Args:
+        report: with eigenvalues.
+        name: what was analysed.
+
+    Returns:
+        The pictures; none where no layer has an alpha.
+    """
+    rows = [row for row in report if row.status == "ok"]
+    if not rows:
+        return []
+    alphas = {row.name: row.alpha for row in rows}
+    shapes = {row.name: _matrix_shape(row) for row in rows}
+    intervals = {row.name: _interval(row) for row in rows}
+    errors = "and its bootstrap interval" if math.isfinite(rows[0].alpha_low) else "± 1.96 standard errors"
+    title = f"{name}: alpha {errors}"
+    return [
+        Picture("alpha_depth.png", partial(alpha_depth_figure, alphas, intervals=intervals, title=title)),
+        Picture("alpha_by_shape.png", partial(shape_heatmap_figure, shapes, alphas)),
+        *_spectra(rows),
+    ]
+
+
+def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> list[Picture]:
+    """Alpha of each layer in both, and the difference.
+
+    Args:
+        comparison: the result.
+        names: of the two files.
+
+    Returns:
+        The pictures; none where the two have no layer in common.
+    """
+    if not comparison.layers:
+        return []
+    after = {layer.name: layer.alpha for layer in comparison.layers}
+    before = {layer.name: layer.other_alpha for layer in comparison.layers}
+    title = f"{names[0]} against {names[1]}"
+    return [Picture("comparison.png", partial(comparison_figure, before, after, labels=names[::-1], title=title))]
+
+
+def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
+    """Draw and write pictures one by one.
+
+    Args:
+        pictures: what to draw.
+        folder: where to; folders that are missing are made.
+
+    Yields:
+        Each file when it is written.
+    """
+    for picture in pictures:
+        path = folder / picture.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.draw().savefig(path)
+        yield path
+
+
+def _spectra(rows: list[LayerSpectrum]) -> Iterator[Picture]:
+    width = len(str(len(rows)))
+    for number, row in enumerate(rows, 1):
+        if row.eigenvalues is not None:
+            name = re.sub(r"[^\w.-]", "_", row.name)[-_LONGEST_NAME:]
+            figure = partial(
+                esd_figure,
+                row.eigenvalues,
+                alpha=row.alpha,
+                xmin=row.xmin,
+                ks_distance=row.ks_distance,
+                title=row.name,
+                mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
+            )
+            yield Picture(f"esd/{number:0{width}}_{name}.png", figure)
+
+
+def _interval(row: LayerSpectrum) -> tuple[float, float]:
+    """The bootstrap's, or else that of the standard error for 95 %."""
+    if math.isfinite(row.alpha_low):
+        return row.alpha_low, row.alpha_high
+    return row.alpha - 1.96 * row.standard_error, row.alpha + 1.96 * row.standard_error
+
+
+def _matrix_shape(row: LayerSpectrum) -> tuple[int, int]:
+    if row.kind == "transposed convolution":
+        return row.shape[1], row.shape[0]
+    rows, columns = row.shape[:2] if row.kind == "convolution" else row.shape[-2:]
+    return rows, columns

@@ -1,0 +1,202 @@
+"""Spectra of many layers at once: the same bit for bit however the work is cut and shared; what fails; memory."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_farms.analysis import FARMS, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
+from lightning_farms.analysis import decompose as rooms
+from lightning_farms.analysis.decompose import Task, decompose
+from lightning_farms.analysis.plan import plan_layer
+
+GIB = 2**30
+ODD_SHAPES = [(7, 20), (11, 13), (13, 13), (16, 16), (33, 31), (31, 33), (65, 64), (100, 33), (33, 100), (129, 128)]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def task_of(*shape, method=FARMS(), dtype=torch.float32):
+    matrices = torch.randn(*shape, dtype=dtype)
+    plan = plan_layer(LayerWeight("w", "linear", shape[1:], matrices, ()), method)
+    return Task(matrices, plan)
+
+
+def tasks_of_all_kinds(method=FARMS()):
+    tasks = [task_of(2, *shape, method=method) for shape in ODD_SHAPES]
+    tasks += [task_of(1, 33, 33, method=method, dtype=torch.bfloat16), task_of(5, 16, 32, method=method)]
+    tasks += [task_of(2, 16, 16, method=method, dtype=torch.complex64)]
+    tasks += [task_of(2, 16, 16, method=method, dtype=torch.float64)]
+    return dict(enumerate(tasks))
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("method", [FARMS(), FARMS(2.0, 7, 4), WholeMatrix()])
+def test_spectra_are_those_of_numpy_in_the_order_of_the_windows(method, quick):
+    tasks = tasks_of_all_kinds(method)
+    spectra = decompose(tasks, quick=quick, workspace=GIB, workers=2)
+    assert list(spectra) == list(tasks)
+    for key, (matrices, plan) in tasks.items():
+        height, width, row_starts, column_starts, _ = plan.windows
+        values = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64).numpy()
+        windows = [values[:, r : r + height, c : c + width] for r in row_starts for c in column_starts]
+        expected = np.linalg.svd(np.stack(windows), compute_uv=False)[..., ::-1] ** 2
+        assert spectra[key].dtype == torch.float64
+        tolerance = 1e-5 * expected.max() if quick else 1e-12 * expected.max()
+        np.testing.assert_allclose(spectra[key].numpy(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("method", [FARMS(), WholeMatrix()])
+def test_same_bits_however_the_work_is_shared(method, quick):
+    tasks = tasks_of_all_kinds(method)
+    expected = decompose(tasks, quick=quick, workspace=GIB, workers=1)
+    for workers in (1, 2, 3):
+        for workspace in (1, 20_000, 300_000, GIB):
+            got = decompose(tasks, quick=quick, workspace=workspace, workers=workers)
+            for key, values in expected.items():
+                assert got[key].equal(values), (workers, workspace, key)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_same_bits_alone_as_together(quick):
+    tasks = tasks_of_all_kinds()
+    together = decompose(tasks, quick=quick, workspace=GIB, workers=2)
+    for key, task in tasks.items():
+        alone = decompose({key: task}, quick=quick, workspace=GIB, workers=2)
+        assert alone[key].equal(together[key]), (key, task.matrices.dtype, task.matrices.shape)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_same_bits_for_any_storage(quick):
+    """A weight may be a view into a larger tensor, or a transposed one."""
+    for shape in ODD_SHAPES:
+        task = task_of(2, *shape)
+        (expected,) = decompose({0: task}, quick=quick, workspace=GIB, workers=1).values()
+        buffer = torch.zeros(2, shape[0] + 3, shape[1] + 5)
+        buffer[:, 1:-2, 3:-2] = task.matrices
+        stored = torch.empty(shape[1], shape[0], 2)
+        stored.copy_(task.matrices.permute(2, 1, 0))
+        for matrices in (buffer[:, 1:-2, 3:-2], stored.permute(2, 1, 0)):
+            (got,) = decompose({0: Task(matrices, task.plan)}, quick=quick, workspace=GIB, workers=1).values()
+            assert got.equal(expected), shape
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(10, 40), st.integers(10, 40), st.sampled_from([1, 3])), min_size=1, max_size=5),
+    st.data(),
+)
+def test_a_row_does_not_depend_on_the_other_layers(shapes, data):
+    modules = [nn.Linear(m, n) if kernel == 1 else nn.Conv1d(m, n, kernel) for m, n, kernel in shapes]
+    model = nn.Sequential(*modules)
+    report = analyze(model, workers=data.draw(st.integers(1, 3)))
+    chosen = data.draw(st.lists(st.sampled_from(range(len(modules))), min_size=1, unique=True))
+    part = analyze(
+        model, selection=Selection(include=tuple(map(str, chosen))), workspace=data.draw(st.integers(1, 10**6))
+    )
+    for index in chosen:
+        assert part[str(index)] == report[str(index)]
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """(most matrices' bytes in esd at one time, all shapes)."""
+    lock, state = threading.Lock(), {"now": 0, "most": 0, "calls": 0}
+    esd = rooms.esd
+
+    def counted(matrices, **options):
+        needed = matrices.numel() * matrices.element_size()
+        with lock:
+            state["now"] += needed
+            state["calls"] += 1
+            state["most"] = max(state["most"], state["now"])
+        try:
+            return esd(matrices, **options)
+        finally:
+            with lock:
+                state["now"] -= needed
+
+    monkeypatch.setattr(rooms, "esd", counted)
+    return state
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("quick", [False, True])
+def test_workspace_bounds_what_is_copied_at_one_time(live, quick, workers):
+    tasks = {i: task_of(9, 32, 64) for i in range(12)}
+    total = sum(task.matrices.numel() * 4 for task in tasks.values())
+    decompose(tasks, quick=quick, workspace=GIB, workers=workers)
+    calls = live["calls"]
+    live.update(most=0, calls=0)
+    workspace = total // 6
+    decompose(tasks, quick=quick, workspace=workspace, workers=workers)
+    assert live["most"] <= workspace
+    assert live["calls"] >= calls
+    live.update(most=0, calls=0)
+    decompose(tasks, quick=quick, workspace=1, workers=workers)
+    assert live["most"] == 32 * 32 * 4  # one window at a time, though it needs more
+    assert live["calls"] == 12 * 9 * 2
+    assert live["now"] == 0
+
+
+def fails_on(predicate, exception, monkeypatch):
+    esd = rooms.esd
+
+    def failing(matrices, **options):
+        if predicate(matrices):
+            raise exception
+        return esd(matrices, **options)
+
+    monkeypatch.setattr(rooms, "esd", failing)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_layer_that_fails_is_missing_and_the_others_are_there(monkeypatch, workers):
+    tasks = {i: task_of(1, 16, 16) for i in range(6)}
+    expected = decompose(tasks, quick=True, workspace=GIB, workers=workers)
+    tasks[3].matrices[0, 0, 0] = 1e6
+    fails_on(lambda matrices: matrices.abs().amax() > 1e5, torch.linalg.LinAlgError("no"), monkeypatch)
+    got = decompose(tasks, quick=True, workspace=GIB, workers=workers)
+    assert sorted(got) == [0, 1, 2, 4, 5]
+    for key, values in got.items():
+        assert values.equal(expected[key])
+
+
+def test_a_layer_of_which_one_window_fails_is_missing(monkeypatch):
+    tasks = {0: task_of(1, 16, 64), 1: task_of(1, 16, 64)}
+    tasks[0].matrices[0, 0, 63] = 1e6
+    fails_on(lambda matrices: matrices.abs().amax() > 1e5, torch.linalg.LinAlgError("no"), monkeypatch)
+    assert list(decompose(tasks, quick=False, workspace=1, workers=1)) == [1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_errors_are_raised_and_the_threads_given_back(monkeypatch, workers):
+    tasks = {i: task_of(1, 40 + i, 40) for i in range(6)}
+    fails_on(lambda matrices: matrices.shape[-1] == 40, RuntimeError("out of memory"), monkeypatch)
+    threads, running = torch.get_num_threads(), threading.active_count()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decompose(tasks, quick=True, workspace=30_000, workers=workers)
+    assert torch.get_num_threads() == threads
+    assert threading.active_count() == running
+
+
+def test_float32_overflow_of_one_layer_spoils_no_other():
+    """Their windows share a job, and a Gram matrix of 1e40 is infinite in float32."""
+    weights = [LayerWeight(str(i), "linear", (20, 20), torch.randn(1, 20, 20), ()) for i in range(4)]
+    weights[2] = weights[2]._replace(matrices=weights[2].matrices * 1e25)
+    report = analyze_weights(weights)
+    for weight in weights:
+        assert list(analyze_weights([weight])) == [report[weight.name]]
+        assert report[weight.name].status == "ok"
+
+
+def test_nothing_to_do():
+    assert decompose({}, quick=True, workspace=1, workers=2) == {}

@@ -1,0 +1,141 @@
+"""Products of LoRA's factors, on classes with the structure of peft's and loralib's."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_farms.analysis import Selection, layer_weights
+
+PRODUCTS = Selection(low_rank_products=True)
+
+
+def rows(model, selection=PRODUCTS):
+    return {w.name: w for w in layer_weights(model, selection)}
+
+
+class PeftLinear(nn.Module):
+    def __init__(self, rank=2, adapters=("default", "other")):
+        super().__init__()
+        self.base_layer = nn.Linear(6, 5)
+        self.lora_A = nn.ModuleDict({name: nn.Linear(6, rank, bias=False) for name in adapters})
+        self.lora_B = nn.ModuleDict({name: nn.Linear(rank, 5, bias=False) for name in adapters})
+        self.lora_embedding_A, self.lora_embedding_B = nn.ParameterDict(), nn.ParameterDict()
+        self.lora_dropout = nn.ModuleDict({name: nn.Identity() for name in adapters})
+        self.scaling = {name: 4.0 / rank for name in adapters}
+
+
+def test_pefts_linear():
+    model = nn.Sequential(PeftLinear())
+    assert list(rows(model, Selection())) == [
+        "0.base_layer",
+        *(f"0.lora_{factor}.{adapter}" for factor in "AB" for adapter in ("default", "other")),
+    ]
+    found = rows(model)
+    assert list(found) == ["0.lora.default", "0.lora.other", "0.base_layer"]
+    layer, weight = model[0], found["0.lora.other"]
+    x = torch.randn(6)
+    expected = layer.scaling["other"] * layer.lora_B["other"](layer.lora_A["other"](x))
+    torch.testing.assert_close(weight.matrices[0] @ x, expected.detach())
+    assert (weight.kind, weight.shape, weight.reason) == ("low-rank product", (5, 6), "")
+    factors = [layer.lora_A["other"].weight, layer.lora_B["other"].weight]
+    assert [id(p) for p in weight.parameters] == [id(p) for p in factors]
+
+
+def test_a_product_can_be_the_only_kind():
+    found = rows(nn.Sequential(PeftLinear()), Selection(kinds=("low-rank product",)))
+    assert [name for name, weight in found.items() if not weight.reason] == ["0.lora.default", "0.lora.other"]
+
+
+def test_pefts_convolution():
+    class PeftConv2d(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lora_A = nn.ModuleDict({"default": nn.Conv2d(6, 2, (3, 4), bias=False)})
+            self.lora_B = nn.ModuleDict({"default": nn.Conv2d(2, 5, 1, bias=False)})
+            self.scaling = {"default": 0.5}
+
+    layer = PeftConv2d()
+    weight = rows(nn.Sequential(layer))["0.lora.default"]
+    assert (weight.shape, weight.matrices.shape) == ((12, 5, 6), (12, 5, 6))
+    x = torch.randn(1, 6, 5, 5)
+    expected = 0.5 * layer.lora_B["default"](layer.lora_A["default"](x))
+    kernel = weight.matrices.unflatten(0, (3, 4)).permute(2, 3, 0, 1)
+    torch.testing.assert_close(nn.functional.conv2d(x, kernel), expected.detach())
+
+
+def test_pefts_embedding():
+    class PeftEmbedding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Embedding(9, 5)
+            self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
+            self.lora_embedding_A = nn.ParameterDict({"default": nn.Parameter(torch.randn(2, 9))})
+            self.lora_embedding_B = nn.ParameterDict({"default": nn.Parameter(torch.randn(5, 2))})
+            self.scaling = {"default": 3.0}
+
+    layer = PeftEmbedding()
+    found = rows(nn.Sequential(layer))
+    assert list(found) == ["0.lora_embedding.default", "0.base_layer"]
+    a, b = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    torch.testing.assert_close(found["0.lora_embedding.default"].matrices[0], (3.0 * b @ a).detach())
+
+
+class LoralibLinear(nn.Linear):
+    def __init__(self, rank=2):
+        super().__init__(6, 5)
+        self.lora_A, self.lora_B = nn.Parameter(torch.randn(rank, 6)), nn.Parameter(torch.randn(5, rank))
+        self.scaling = 2.0
+
+
+def test_loralibs_linear():
+    model = nn.Sequential(LoralibLinear())
+    assert list(rows(model, Selection())) == ["0", "0.lora_A", "0.lora_B"]
+    found = rows(model)
+    assert list(found) == ["0.lora", "0"]
+    layer = model[0]
+    torch.testing.assert_close(found["0.lora"].matrices[0], (2.0 * layer.lora_B @ layer.lora_A).detach())
+
+
+def test_loralibs_merged_linear_has_a_product_for_each_part():
+    class MergedLinear(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 12)  # query, key and value of 4, two of them with factors of rank 3
+            self.lora_A, self.lora_B = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(8, 3))
+            self.scaling = 1.5
+
+    layer = MergedLinear()
+    weight = rows(nn.Sequential(layer))["0.lora"]
+    with torch.no_grad():
+        delta = nn.functional.conv1d(layer.lora_A.unsqueeze(0), layer.lora_B.unsqueeze(-1), groups=2).squeeze(0)
+    torch.testing.assert_close(weight.matrices, 1.5 * delta.unflatten(0, (2, 4)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_loralibs_convolution(groups):
+    class ConvLoRA(nn.Conv2d):
+        def __init__(self):
+            super().__init__(6, 4, 3, groups=groups)
+            self.lora_A = nn.Parameter(torch.randn(2 * 3, 6 * 3))
+            self.lora_B = nn.Parameter(torch.randn(4 // groups * 3, 2 * 3))
+            self.scaling = 1.0
+
+    layer = ConvLoRA()
+    weight = rows(nn.Sequential(layer))["0.lora"]
+    delta = (layer.lora_B @ layer.lora_A).view(layer.weight.shape).detach()
+    assert weight.matrices.shape == (9 * groups, 4 // groups, 6 // groups)
+    torch.testing.assert_close(weight.matrices[5], delta[: 4 // groups, :, 1, 2])
+
+
+def test_half_precision_factors_are_multiplied_in_single():
+    model = nn.Sequential(PeftLinear()).bfloat16()
+    weight = rows(model)["0.lora.default"]
+    a, b = model[0].lora_A["default"].weight, model[0].lora_B["default"].weight
+    assert weight.matrices.dtype == torch.float32
+    torch.testing.assert_close(weight.matrices[0], 2.0 * (b.float() @ a.float()).detach())
+
+
+def test_factors_that_do_not_fit_are_a_reason():
+    layer = PeftLinear(adapters=("default",))
+    layer.lora_B["default"] = nn.Linear(4, 5, bias=False)
+    weight = rows(nn.Sequential(layer))["0"]
+    assert weight.reason.startswith("the weight could not be computed: ")

@@ -1,0 +1,102 @@
+"""Plans from shapes and types alone: counts, costs, and the reasons for having none."""
+
+import pytest
+import torch
+
+from lightning_farms.analysis import FARMS, LayerWeight, WholeMatrix
+from lightning_farms.analysis.matrices import NO_MATRICES
+from lightning_farms.analysis.plan import MIN_EIGENVALUES, Plan, plan_layer
+from lightning_farms.functional.submatrices import Windows
+
+
+def weight_of(*shape, kind="linear", stored=None, dtype=torch.float32, reason=""):
+    matrices = torch.empty(*shape, dtype=dtype, device="meta")
+    return LayerWeight("w", kind, stored or shape[1:], matrices, (), reason)
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "expected"),
+    [
+        (FARMS(), (1, 64, 64), (1, 64)),
+        (FARMS(), (9, 64, 32), (2, 2 * 9 * 32)),
+        (FARMS(0.5), (1, 30, 30), (2, 2 * 15)),
+        (FARMS(window=10, steps=3), (2, 40, 30), (9, 9 * 2 * 10)),
+        (WholeMatrix(), (9, 64, 32), (1, 9 * 32)),
+    ],
+)
+def test_counts(method, shape, expected):
+    plan = plan_layer(weight_of(*shape), method)
+    assert (plan.windows.number, plan.eigenvalue_count) == expected
+    assert (plan.matrices, plan.rows, plan.columns, plan.is_complex) == (*shape, False)
+
+
+def test_values_are_not_looked_at():
+    assert plan_layer(weight_of(1, 5000, 5000, dtype=torch.complex128), FARMS()).is_complex
+
+
+def test_official_convolutions_are_planned_as_they_are_cut():
+    plan = plan_layer(weight_of(9, 20, 64, kind="convolution", stored=(20, 64, 3, 3)), WholeMatrix(compat="official"))
+    assert (plan.rows, plan.columns) == (64, 20)
+
+
+def test_cost_is_that_of_all_windows_and_grows_with_their_size():
+    def cost(size, number, matrices, is_complex=False):
+        windows = Windows(size, size, tuple(range(number)), (0,))
+        return Plan(windows, matrices, size, size, is_complex).cost
+
+    assert cost(32, 3, 5) == pytest.approx(15 * cost(32, 1, 1))
+    assert cost(2048, 1, 1) == pytest.approx(8 * cost(1024, 1, 1), rel=0.01)
+    assert cost(1024, 1, 1, is_complex=True) == pytest.approx(4 * cost(1024, 1, 1), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (weight_of(1, 24, 24, reason="excluded"), "excluded"),
+        (LayerWeight("w", "linear", (), NO_MATRICES, (), "no such thing"), "no such thing"),
+        (weight_of(1, 24, 24, dtype=torch.int8), "the weights are of type torch.int8, not real or complex numbers"),
+        (weight_of(1, 24, 24, dtype=torch.bool), "the weights are of type torch.bool, not real or complex numbers"),
+        (weight_of(0, 24, 24), "the weight is empty"),
+        (weight_of(1, 0, 24), "the weight is empty"),
+        (weight_of(1, 24, 0), "the weight is empty"),
+        (weight_of(7, 24, 1), "the matrix is a vector, 24 x 1"),
+        (weight_of(1, 3, 3), f"3 eigenvalues, fewer than the {MIN_EIGENVALUES} that are fitted"),
+        (weight_of(1, 9, 9, dtype=torch.complex64), "9 eigenvalues, fewer than the 10 that are fitted"),
+    ],
+)
+@pytest.mark.parametrize("method", [FARMS(), WholeMatrix()])
+def test_reasons(weight, reason, method):
+    assert plan_layer(weight, method) == reason
+
+
+@pytest.mark.parametrize("size", [9, 10])
+def test_fewest_eigenvalues(size):
+    assert isinstance(plan_layer(weight_of(1, size, size), FARMS()), Plan) is (size >= MIN_EIGENVALUES)
+    assert isinstance(plan_layer(weight_of(2, size - 4, size - 4), FARMS()), Plan) is (2 * (size - 4) >= 10)
+
+
+def test_official_takes_two_eigenvalues_and_vectors_but_not_one():
+    method = WholeMatrix(compat="official")
+    assert plan_layer(weight_of(1, 2, 2), method).eigenvalue_count == 2
+    assert plan_layer(weight_of(1, 2, 1), method) == "1 eigenvalues, fewer than the 2 that are fitted"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "matrices"),
+    [
+        ("transposed convolution", (24, 24, 3, 3), (9, 24, 24)),
+        ("convolution", (24, 24, 3), (3, 24, 24)),
+        ("convolution", (48, 24, 3, 3), (18, 24, 24)),  # two groups
+        ("parameter", (24, 24), (1, 24, 24)),
+        ("linear", (2, 24, 24), (2, 24, 24)),
+    ],
+)
+def test_official_refusals(kind, stored, matrices):
+    weight = weight_of(*matrices, kind=kind, stored=stored)
+    reason = plan_layer(weight, FARMS(1.0, 10, 3, compat="official"))
+    assert reason == 'compat="official" covers Linear weights and those of Conv2d without groups only'
+    assert isinstance(plan_layer(weight, FARMS()), Plan)
+
+
+def test_official_window_that_does_not_fit_is_a_reason():
+    assert "use a smaller `window`" in plan_layer(weight_of(1, 8, 30), FARMS(1.0, 10, 3, compat="official"))

@@ -1,0 +1,328 @@
+"""State dicts against the models whose they are, without the model's classes."""
+
+import weakref
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights, layer_weights
+from lightning_farms.analysis.name_matching import match_names
+from lightning_farms.models import DPOT
+
+
+class Conv1D(nn.Module):
+    """As in transformers: a linear layer stored the other way round."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+
+class SpectralConv2d(nn.Module):
+    """As in the original FNO."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights1 = nn.Parameter(torch.randn(6, 5, 4, 3, dtype=torch.cfloat))
+        self.weights2 = nn.Parameter(torch.randn(6, 5, 4, 3, dtype=torch.cfloat))
+
+
+class Block(nn.Module):
+    """Bare parameters of every number of dimensions, and a buffer that is no weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 5))
+        self.experts = nn.Parameter(torch.randn(2, 3, 6, 5))
+        self.complex = nn.Parameter(torch.randn(4, 6, dtype=torch.cfloat))
+        self.row = nn.Parameter(torch.randn(1, 9))
+        self.scale = nn.Parameter(torch.ones(5))
+        self.register_buffer("attn_mask", torch.zeros(5, 5))
+        self.register_buffer("relative_position_index", torch.zeros(5, 5, dtype=torch.long))
+
+
+class Tied(nn.Module):
+    """A head that is the table of embeddings, and two layers that are one."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte = nn.Embedding(11, 6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.wte.weight
+
+
+class LoraLinear(nn.Module):
+    """As in peft."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Linear(12, 9)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(12, 3, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(3, 9, bias=False)})
+
+
+def spectral(layer):
+    """With a norm that power iteration has found."""
+    normed = parametrizations.spectral_norm(layer, n_power_iterations=50)
+    normed.train()
+    _ = normed.weight
+    return normed
+
+
+def old_spectral(layer):
+    normed = nn.utils.spectral_norm(layer, n_power_iterations=50)
+    normed(torch.randn(2, 6))
+    return normed
+
+
+def old_weight_norm(layer, name="weight"):
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(layer, name)
+
+
+def pruned(layer):
+    return prune.random_unstructured(layer, "weight", amount=0.4)
+
+
+ZOO = {
+    "linear": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.LayerNorm(4)),
+    "one linear": lambda: nn.Linear(6, 5),
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv1d(3, 8, 5), nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), nn.Conv3d(3, 8, 2, bias=False)
+    ),
+    "transposed convolutions": lambda: nn.Sequential(
+        nn.ConvTranspose1d(3, 8, 5), nn.ConvTranspose2d(8, 6, 3, groups=2), nn.ConvTranspose3d(3, 8, 2)
+    ),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "attention of several widths": lambda: nn.MultiheadAttention(8, 2, kdim=6, vdim=5, bias=False),
+    "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 12),
+    "recurrent": lambda: nn.ModuleList(
+        [
+            nn.RNN(5, 4, num_layers=2),
+            nn.LSTM(5, 4, num_layers=2, bidirectional=True),
+            nn.LSTM(5, 4, proj_size=3),
+            nn.GRU(5, 4, bias=False),
+            nn.RNNCell(5, 4),
+            nn.LSTMCell(5, 4),
+            nn.GRUCell(5, 4),
+        ]
+    ),
+    "embeddings": lambda: nn.ModuleDict({"tok_embeddings": nn.Embedding(9, 6), "embed_out": nn.Linear(6, 9)}),
+    "norms of several dimensions": lambda: nn.Sequential(nn.LayerNorm((5, 6)), nn.Linear(6, 5)),
+    "conv1d of transformers": lambda: nn.Sequential(Conv1D(12, 4)),
+    "fno": SpectralConv2d,
+    "bare": Block,
+    "tied": Tied,
+    "weight_norm": lambda: nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(6, 5)),
+        parametrizations.weight_norm(nn.Conv2d(3, 8, 5), dim=1),
+        old_weight_norm(nn.Linear(6, 5)),
+        old_weight_norm(nn.LSTM(5, 4), "weight_hh_l0"),
+    ),
+    "weight_norm of the whole": lambda: parametrizations.weight_norm(nn.Linear(6, 5), dim=None),
+    "spectral_norm": lambda: nn.Sequential(
+        spectral(nn.Linear(6, 6)),
+        spectral(nn.Conv2d(3, 8, 5)),
+        spectral(nn.ConvTranspose2d(8, 6, 3)),
+        spectral(nn.ConvTranspose2d(8, 8, 3)),
+        old_spectral(nn.Linear(6, 5)),
+    ),
+    "pruned": lambda: nn.Sequential(pruned(nn.Linear(6, 5)), pruned(nn.Conv2d(3, 8, 5))),
+    "lora": lambda: nn.ModuleDict({"q_proj": LoraLinear()}),
+    "half": lambda: nn.Linear(6, 5).to(torch.bfloat16),
+    "DPOT": lambda: DPOT(img_size=16, patch_size=4, embed_dim=8, depth=1, n_blocks=2, out_layer_dim=4),
+}
+KIND_UNKNOWN = {("spectral_norm", "3")}  # as many inputs as outputs
+
+
+def by_name(layers):
+    return {layer.name: layer for layer in layers}
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_same_layers_as_in_the_model(name, everything):
+    torch.manual_seed(0)
+    model = ZOO[name]().eval()
+    selection = Selection(embeddings=everything, low_rank_products=everything)
+    expected = by_name(layer_weights(model, selection))
+    found = by_name(checkpoint_weights(model.state_dict(), selection))
+    assert found.keys() == expected.keys()
+    for layer in expected.values():
+        own = found[layer.name]
+        assert (own.shape, bool(own.reason)) == (layer.shape, bool(layer.reason))
+        if (name, layer.name) in KIND_UNKNOWN:
+            torch.testing.assert_close(own.matrices.mT, layer.matrices)
+            continue
+        assert own.kind == layer.kind
+        torch.testing.assert_close(own.matrices, layer.matrices)
+
+
+def test_order_is_the_models():
+    model = ZOO["DPOT"]()
+    assert [layer.name for layer in checkpoint_weights(model.state_dict())] == [w.name for w in layer_weights(model)]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_wrappers_are_left_out_of_names(prefix):
+    state = {f"{prefix}{name}": tensor for name, tensor in ZOO["linear"]().state_dict().items()}
+    assert [layer.name for layer in checkpoint_weights(state)] == ["0", "2"]
+
+
+def test_a_module_called_module_keeps_its_name():
+    state = {"module.weight": torch.randn(3, 4), "head.weight": torch.randn(2, 3)}
+    assert [layer.name for layer in checkpoint_weights(state)] == ["module", "head"]
+
+
+def test_a_file(tmp_path):
+    model = ZOO["DPOT"]()
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": [{"exp_avg": torch.ones(5, 5)}]}, tmp_path / "a")
+    found = by_name(checkpoint_weights(tmp_path / "a"))
+    expected = by_name(layer_weights(model))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].matrices, layer.matrices) for name, layer in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ({"fc.weight": torch.ones(8, 6, dtype=torch.int8), "fc.SCB": torch.ones(8)}, "int8"),
+        ({"fc.weight": torch.ones(24, 1, dtype=torch.uint8), "fc.weight.absmax": torch.ones(8)}, "uint8"),
+        ({"fc.weight": torch.ones(8, 6).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(2, 3)}, "float8"),
+        ({"fc.qweight": torch.ones(8, 6, dtype=torch.int32), "fc.scales": torch.ones(2, 6)}, "int32"),
+    ],
+    ids=["int8", "packed", "float8", "gptq"],
+)
+def test_quantised_weights_are_rows_with_a_reason(state, kind):
+    [layer] = checkpoint_weights(state)
+    assert layer.name.startswith("fc")
+    assert layer.matrices.numel() == 0
+    assert f"quantised (torch.{kind}" in layer.reason
+    assert "dequantise" in layer.reason
+
+
+def test_buffers_and_integers_are_left_out():
+    state = {
+        "bn.running_mean": torch.ones(4, 4),
+        "bn.num_batches_tracked": torch.tensor(3),
+        "attn.bias": torch.ones(1, 1, 6, 6, dtype=torch.bool),
+        "attn.mask": torch.ones(6, 6),
+        "position_ids": torch.arange(8)[None].repeat(3, 1),
+        "rotary.cos_cached": torch.ones(8, 4),
+    }
+    assert list(checkpoint_weights(state)) == []
+
+
+class Symmetric(nn.Module):
+    """A parametrisation that a state dict does not tell."""
+
+    def forward(self, weight):
+        return weight.triu() + weight.triu(1).mT
+
+
+def test_unknown_parametrisations_are_rows_with_a_reason():
+    layer = nn.Linear(5, 5)
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    [row] = checkpoint_weights(nn.Sequential(layer).state_dict())
+    assert (row.name, row.shape) == ("0", (5, 5))
+    assert "`0.weight` is parametrised in a way that a state dict does not tell (original)" in row.reason
+    [row] = checkpoint_weights(nn.Sequential(parametrizations.orthogonal(nn.Linear(5, 5))).state_dict())
+    assert "remove the parametrisation before saving" in row.reason
+
+
+def test_groups_are_taken_as_one():
+    conv = nn.Conv2d(8, 12, 3, groups=2)
+    [layer] = checkpoint_weights(conv.state_dict())
+    [expected] = layer_weights(conv)
+    together = expected.matrices.unflatten(0, (2, 9)).movedim(0, 1).flatten(1, 2)
+    torch.testing.assert_close(layer.matrices, together)
+
+
+def test_selection():
+    state = ZOO["DPOT"]().state_dict()
+    selection = Selection(include=("blocks.0",), exclude=("*.w1",), kinds=("parameter",))
+    reasons = {layer.name: layer.reason for layer in checkpoint_weights(state, selection)}
+    assert reasons["blocks.0.filter.w2"] == ""
+    assert reasons["blocks.0.filter.w1"] == "excluded by the pattern '*.w1'"
+    assert "of kind 'convolution'" in reasons["blocks.0.mlp.0"]
+    assert "not included" in reasons["pos_embed"]
+    with pytest.raises(ValueError, match=r"`include` to match layers, but 'blokcs' matches none. Close to it: blocks"):
+        checkpoint_weights(state, Selection(include=("blokcs",)))
+
+
+class Counting(Mapping):
+    """Tensors that are made when asked for, and how many of them are alive."""
+
+    def __init__(self, shapes):
+        self.shapes, self.alive = shapes, []
+
+    def __getitem__(self, name):
+        tensor = torch.randn(self.shapes[name])
+        self.alive.append(weakref.ref(tensor.untyped_storage()))
+        return tensor
+
+    def __iter__(self):
+        return iter(self.shapes)
+
+    def __len__(self):
+        return len(self.shapes)
+
+
+def test_one_weight_in_memory_at_a_time():
+    tensors = Counting({f"{i}.weight": (32, 32) for i in range(20)})
+    for layer in checkpoint_weights(tensors):
+        assert layer.matrices.shape == (1, 32, 32)
+        assert sum(reference() is not None for reference in tensors.alive) <= 1
+    assert len(tensors.alive) >= 20
+
+
+def test_changes():
+    before, after = ZOO["DPOT"](), ZOO["DPOT"]()
+    found = by_name(checkpoint_changes(after.state_dict(), before.state_dict()))
+    later, earlier = by_name(layer_weights(after)), by_name(layer_weights(before))
+    assert found.keys() == later.keys()
+    for name, change in found.items():
+        torch.testing.assert_close(change.matrices, later[name].matrices - earlier[name].matrices)
+
+
+def test_changes_between_files_that_name_differently():
+    before, after = nn.Linear(6, 5), nn.Linear(6, 5)
+    state = {f"network.body.{name}": tensor for name, tensor in after.state_dict().items()}
+    base = {f"body.{name}": tensor for name, tensor in before.state_dict().items()}
+    [change] = checkpoint_changes(state, base)
+    assert change.name == "network.body"
+    torch.testing.assert_close(change.matrices[0], (after.weight - before.weight).detach())
+
+
+def test_changes_that_cannot_be():
+    same, half = torch.randn(4, 4), torch.randn(4, 4).half()
+    source = {"a.weight": torch.randn(4, 3), "b.weight": torch.randn(4, 3), "c.weight": same, "d.weight": half}
+    base = {"b.weight": torch.randn(4, 2), "c.weight": same, "d.weight": half.float() + 1}
+    found = by_name(checkpoint_changes(source, base))
+    assert found["a"].reason == "the base has no such layer"
+    assert found["b"].reason == "the base's weight is of shape (4, 2)"
+    assert found["c"].reason == "unchanged from the base"
+    assert found["d"].matrices.dtype == torch.float32
+    torch.testing.assert_close(found["d"].matrices, torch.full((1, 4, 4), -1.0))
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "expected"),
+    [
+        (["a.b", "c"], ["c", "d"], {"c": "c"}),
+        (["net.a.x", "net.b"], ["a.x", "b", "c"], {"net.a.x": "a.x", "net.b": "b"}),
+        (["a.x", "b"], ["m.net.a.x", "m.net.b"], {"a.x": "m.net.a.x", "b": "m.net.b"}),
+        (["x.a"], ["y.a", "y.b"], {"x.a": "y.a"}),
+        (["a"], [], {}),
+        ([], ["a"], {}),
+    ],
+)
+def test_match_names(names, others, expected):
+    assert match_names(names, others) == expected
