@@ -1,19 +1,22 @@
 """nn.Module in, SpectralReport out; read-only."""
 
+from lightning_farms.analysis.checkpoint import checkpoint_changes, checkpoint_weights, open_checkpoint
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import WORKSPACE, analyze, analyze_weights
-from lightning_farms.analysis.files import open_checkpoint
-from lightning_farms.analysis.matrices import ModuleWeight
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
-from lightning_farms.analysis.ownership import parameter_layers
-from lightning_farms.analysis.registry import HasSpectralWeights, module_weights
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.analysis.sharding import Ranks
-from lightning_farms.analysis.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.summary import Summary
-from lightning_farms.analysis.weights import LayerWeight, layer_weights
+from lightning_farms.analysis.weights import (
+    HasSpectralWeights,
+    LayerWeight,
+    ModuleWeight,
+    layer_weights,
+    module_weights,
+    parameter_layers,
+)
 
 __all__ = [
     "FARMS",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.matrices import NO_MATRICES
 from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.analysis.weights.matrices import NO_MATRICES
 
 
 def changes(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:

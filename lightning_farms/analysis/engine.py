@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lightning_farms.analysis.change import changes
 from lightning_farms.analysis.decompose import Task, decompose, one_thread_each, promoted
 from lightning_farms.analysis.diagnostics import Diagnostics
-from lightning_farms.analysis.matrices import NO_MATRICES
 from lightning_farms.analysis.measure import NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.plan import Plan, plan_layer
@@ -23,6 +22,7 @@ from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.sharding import Ranks, owners
 from lightning_farms.analysis.weights import LayerWeight, layer_weights
+from lightning_farms.analysis.weights.matrices import NO_MATRICES
 from lightning_farms.functional.random_matrix import shuffle_entries
 
 WORKSPACE = 2**30

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_farms.analysis import LayerWeight, Selection, WholeMatrix, analyze
 from lightning_farms.analysis.change import changes
-from lightning_farms.analysis.matrices import NO_MATRICES
+from lightning_farms.analysis.weights.matrices import NO_MATRICES
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,10 @@ def test_arguments_are_checked_before_any_rank_waits(model):
         assert isinstance(result, ValueError)
 
 
+def test_equal_costs_are_shared_by_name():
+    assert owners({"b": 1.0, "c": 1.0, "a": 1.0}, 2) == {"a": 0, "b": 1, "c": 0}
+
+
 COSTS = st.dictionaries(st.text(max_size=3), st.floats(0.0, 1e12), max_size=12)
 
 

@@ -1,10 +1,7 @@
-"""What every callback must do; a callback without settings here fails."""
+"""What every callback must do; a callback without settings here fails. (For two processes, test_two_processes.py.)"""
 
 import inspect
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +11,28 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_farms.callbacks
 from lightning_farms import FARMS, WholeMatrix
+from lightning_farms.analysis import Diagnostics, Selection
 
 SETTINGS = {
-    "SpectralMonitor": [{}, {"analysis": WholeMatrix(), "every_n_epochs": 2}],
-    "TBSigmoid": [{}, {"s_low": 0.5, "s_high": 0.25, "tau": 5.0}],
-    "TempBalance": [{}, {"lr_min_ratio": 0.3, "lr_max_ratio": 1.7, "analysis": FARMS(aspect_ratio=0.5)}],
+    "SpectralMonitor": [
+        {},
+        {"analysis": WholeMatrix(), "every_n_epochs": 2},
+        {
+            "selection": Selection(exclude=("conv",)),
+            "diagnostics": Diagnostics(10, 10, marchenko_pastur=True, twin=True),
+        },
+    ],
+    "TBSigmoid": [{}, {"s_low": 0.5, "s_high": 0.25, "tau": 5.0, "overlap": True, "workspace": 1}],
+    "TempBalance": [
+        {},
+        {
+            "lr_min_ratio": 0.3,
+            "lr_max_ratio": 1.7,
+            "analysis": FARMS(aspect_ratio=0.5),
+            "selection": Selection(min_size=4),
+            "diagnostics": Diagnostics(twin=True),
+        },
+    ],
 }
 CALLBACKS = [
     name
@@ -50,7 +64,7 @@ def test_training_twice_gives_one_result(name, options, small_net, loader, make_
         results.append((model.state_dict(), callback.state_dict()))
     (weights, first), (again, second) = results
     assert all(torch.equal(value, again[key]) for key, value in weights.items())
-    assert first == second
+    assert repr(first) == repr(second)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -69,7 +83,7 @@ def test_resuming_gives_the_straight_run(name, options, small_net, loader, make_
     fit(2)
     resumed, resumed_callback = fit(4, tmp_path / "epoch=1.ckpt")
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in straight.state_dict().items())
-    assert callback.state_dict() == resumed_callback.state_dict()
+    assert repr(callback.state_dict()) == repr(resumed_callback.state_dict())  # as text, NaN equals NaN
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -78,7 +92,7 @@ def test_pickling(name, options, small_net, loader, make_trainer):
     copy = pickle.loads(pickle.dumps(callback))
     assert copy.state_key == callback.state_key
     make_trainer([callback]).fit(small_net(), loader)
-    assert pickle.loads(pickle.dumps(callback)).state_dict() == callback.state_dict()
+    assert repr(pickle.loads(pickle.dumps(callback)).state_dict()) == repr(callback.state_dict())
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -113,19 +127,3 @@ def test_every_option_is_an_attribute_and_documented(name, options):
     for option in inspect.signature(kind).parameters:
         assert hasattr(callback, option)
         assert f"{option}:" in documented
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_agree(name, tmp_path):
-    script = Path(__file__).with_name("ddp_run.py")
-    command = [sys.executable, str(script), name, repr(SETTINGS[name][0]), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "sync_dist" not in done.stderr
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
-    for key in ("alphas", "history", "multipliers"):
-        assert first[key] == second[key]
-    assert len(first["history"]["epochs"]) == 4
-    assert (len(first["multipliers"]) == 2) == (name != "SpectralMonitor")
-    assert done.stdout.count("Spectra after 3 epochs") == 1

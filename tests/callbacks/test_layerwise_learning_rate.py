@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix, analyze
-from lightning_farms.analysis import parameter_layers
+from lightning_farms.analysis import Selection, parameter_layers
 from lightning_farms.functional import tb_linear_map, tb_sigmoid
 
 SCHEDULERS = {
@@ -36,12 +36,14 @@ class MeasuredRates(pl.Callback):
         self.used = defaultdict(list)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
-        self.gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters()}
+        trained = {name: p for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.before = {name: p.detach().clone() for name, p in trained.items()}
+        self.gradients = {name: p.grad.clone() for name, p in trained.items()}
         self.base.append(float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(self, trainer, pl_module, *args):
-        for name, p in pl_module.named_parameters():
+        for name in self.gradients:
+            p = pl_module.get_parameter(name)
             state = trainer.optimizers[0].state[p]
             change, direction = self.before[name] - p.detach(), state.get("momentum_buffer", self.gradients[name])
             self.used[name].append(((change * direction).sum() / direction.square().sum()).item())
@@ -185,6 +187,50 @@ def test_a_layer_that_is_skipped_keeps_the_base_rate_and_moves_no_other(small_ne
     assert spoiled["head"] == 1.0
     alphas = {k: v for k, v in whole.items() if k != "head"}
     assert sorted(spoiled[k] for k in alphas) == [0.5, 1.5]
+
+
+def test_an_excluded_layer_keeps_the_base_rate_and_moves_no_other(small_net, loader, make_trainer, logged):
+    def fit(model, **options):
+        balance, measured = TempBalance(summary=False, **options), MeasuredRates()
+        trainer = make_trainer([balance, measured], max_epochs=1, precision="64-true")
+        trainer.fit(model.double(), loader)
+        rates = [values[-1] for key, values in logged(trainer).items() if key.startswith("lr-SGD/")]
+        return balance.multipliers, dict(zip(balance.multipliers, rates, strict=True)), measured.used
+
+    multipliers, logged_rates, used = fit(small_net(), selection=Selection(exclude=("head",)))
+    assert multipliers["head"] == 1.0
+    assert sorted((multipliers["conv"], multipliers["hidden"])) == [0.5, 1.5]
+    assert logged_rates == pytest.approx({layer: 0.1 * m for layer, m in multipliers.items()})
+    assert used["head.weight"] == pytest.approx([0.1] * 4, rel=1e-9)
+    assert used["norm.weight"][0] == pytest.approx(used["conv.weight"][0], rel=1e-9)
+    assert used["conv.weight"][0] in (pytest.approx(0.05), pytest.approx(0.15))
+
+
+def test_a_low_rank_product_has_one_rate_for_both_factors(loader, make_trainer):
+    class Adapted(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.adapter = nn.Module()
+            self.adapter.weight = nn.Parameter(torch.randn(30, 20), requires_grad=False)
+            self.adapter.lora_A = nn.Parameter(torch.randn(16, 20))
+            self.adapter.lora_B = nn.Parameter(torch.randn(30, 16))
+            self.head, self.body = nn.Linear(20, 20), nn.Linear(20, 12)
+
+        def training_step(self, batch, batch_idx):
+            return sum(p.sum() for p in self.parameters() if p.requires_grad)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    model, selection = Adapted(), Selection(low_rank_products=True)
+    balance, measured = TempBalance(selection=selection, summary=False), MeasuredRates()
+    make_trainer([balance, measured], max_epochs=1).fit(model, loader)
+    (product,) = [row.name for row in balance.report if row.kind == "low-rank product"]
+    assert set(balance.multipliers) == {product, "head", "body"}
+    rates = {name: rates[-1] for name, rates in measured.used.items()}
+    assert rates["adapter.lora_A"] == pytest.approx(rates["adapter.lora_B"], rel=1e-4)
+    for name in ("head", "body"):
+        assert rates[f"{name}.weight"] == pytest.approx(rates[f"{name}.bias"], rel=1e-4)
 
 
 def test_equal_alphas_give_equal_rates(loader, make_trainer):

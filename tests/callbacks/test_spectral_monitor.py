@@ -4,8 +4,9 @@ from unittest import mock
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from rich.console import Console
 
 from lightning_farms import (
@@ -18,6 +19,7 @@ from lightning_farms import (
     WholeMatrix,
     analyze,
 )
+from lightning_farms.analysis import Diagnostics, Selection
 from lightning_farms.callbacks import spectral_monitor
 from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.summary import summary_table
@@ -31,7 +33,7 @@ def count_analyses(monkeypatch):
     calls = []
 
     def counted(model, method, **kwargs):
-        if not kwargs["keep_eigenvalues"]:  # the figures' own analysis keeps them
+        if not kwargs.get("keep_eigenvalues"):  # the figures' own analysis keeps them
             calls.append(method)
         return analyze(model, method, **kwargs)
 
@@ -131,6 +133,62 @@ def test_the_same_trainer_goes_on(small_net, loader, make_trainer):
     assert monitor.history.epochs == [0, 1, 2, 3]
 
 
+def test_a_pattern_that_fits_no_layer_is_refused_before_the_first_step(small_net, loader, make_trainer):
+    trainer = make_trainer([SpectralMonitor(selection=Selection(exclude=("haed",)))])
+    with pytest.raises(ValueError, match=r"`exclude` .* 'haed' matches none\. Close to it: head"):
+        trainer.fit(small_net(), loader)
+    assert trainer.global_step == 0
+
+
+def test_selection_is_what_is_analysed_and_drawn(small_net, loader, make_trainer, logged):
+    monitor = SpectralMonitor(selection=Selection(include=("h*",), exclude=("head",)), summary=False)
+    trainer = make_trainer([monitor], max_epochs=1)
+    trainer.fit(small_net(), loader)
+    assert [row.status for row in monitor.report] == ["skipped", "ok", "skipped"]
+    assert [key for key in logged(trainer) if "/alpha/" in key] == ["farms/alpha/hidden"]
+
+
+@pytest.mark.parametrize(
+    ("options", "quantities"),
+    [
+        ({}, set()),
+        ({"twin": True}, {"relative_alpha"}),
+        ({"marchenko_pastur": True}, {"mp_spikes"}),
+        ({"p_value": 10}, {"p_value"}),
+        ({"bootstrap": 10}, set()),
+        ({"twin": True, "marchenko_pastur": True, "p_value": 10}, {"relative_alpha", "mp_spikes", "p_value"}),
+    ],
+    ids=str,
+)
+def test_diagnostics_are_logged_by_the_layer(options, quantities, small_net, loader, make_trainer, logged):
+    monitor = SpectralMonitor(diagnostics=Diagnostics(**options), summary=False)
+    trainer = make_trainer([monitor], max_epochs=1)
+    trainer.fit(small_net(), loader)
+    written = logged(trainer)
+    by_layer = {tuple(key.split("/")[1:]) for key in written if key.startswith("farms/") and key.count("/") == 2}
+    assert {q for q, _ in by_layer} == {"alpha", "time", *quantities}
+    for quantity in quantities:
+        for row in monitor.report:
+            assert written[f"farms/{quantity}/{row.name}"][-1] == pytest.approx(getattr(row, quantity), rel=1e-12)
+
+
+def test_states_of_several_questions_lie_apart_in_a_checkpoint(small_net, loader, make_trainer, tmp_path):
+    callbacks = [
+        SpectralMonitor(summary=False),
+        SpectralMonitor(selection=Selection(exclude=("conv",)), summary=False),
+        SpectralMonitor(diagnostics=Diagnostics(twin=True, level=0.9), summary=False),
+        TBSigmoid(selection=Selection(exclude=("conv", "head")), overlap=True, summary=False),
+        ModelCheckpoint(tmp_path, filename="last"),
+    ]
+    make_trainer(callbacks, enable_checkpointing=True).fit(small_net(), loader)
+    states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert len({callback.state_key for callback in callbacks}) == len(callbacks)
+    for callback in callbacks[:-1]:
+        assert repr(states[callback.state_key]) == repr(callback.state_dict())
+        same = type(callback)(selection=callback.selection, diagnostics=callback.diagnostics, workspace=7)
+        assert same.state_key == callback.state_key
+
+
 def test_a_failing_analysis_is_reported_once_and_never_stops_training(small_net, loader, make_trainer, monkeypatch):
     def broken(model, method, **kwargs):
         raise RuntimeError("out of memory")
@@ -179,11 +237,19 @@ def test_non_finite_weights_are_a_row_and_no_log_entry(small_net, loader, make_t
     assert "farms/alpha/head" not in written
 
 
-@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
-@pytest.mark.parametrize("callback", [SpectralMonitor, TBSigmoid])
-def test_sharded_strategies_are_refused_at_setup(strategy, callback):
+@pytest.mark.parametrize(
+    ("callback", "strategy"),
+    [
+        (SpectralMonitor, DeepSpeedStrategy),
+        (SpectralMonitor, FSDPStrategy),
+        (TBSigmoid, DeepSpeedStrategy),
+        (TBSigmoid, FSDPStrategy),
+        (TempBalance, ModelParallelStrategy),
+    ],
+)
+def test_sharded_strategies_are_refused_at_setup(callback, strategy):
     trainer = mock.Mock(strategy=mock.Mock(spec=strategy), callbacks=[])
-    with pytest.raises(MisconfigurationException, match=r"needs whole weights on every rank, but .*shards them"):
+    with pytest.raises(MisconfigurationException, match=r"cannot use weights that .* shards"):
         callback().setup(trainer, mock.Mock(), "fit")
 
 
@@ -191,6 +257,9 @@ def test_sharded_strategies_are_refused_at_setup(strategy, callback):
     ("kwargs", "error", "match"),
     [
         ({"analysis": FARMS}, TypeError, "to be FARMS"),
+        ({"selection": ("conv",)}, TypeError, r"`selection` to be Selection\(\.\.\.\), but got \('conv',\)"),
+        ({"diagnostics": True}, TypeError, r"`diagnostics` to be Diagnostics\(\.\.\.\), but got True"),
+        ({"workspace": 0}, ValueError, "`workspace` to be at least 1, but got 0"),
         ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` to be at least 1, but got 0"),
         ({"figures_every_n_epochs": -1}, ValueError, "`figures_every_n_epochs` to be 0 or more"),
         ({"esd_layers": -1}, ValueError, "`esd_layers` to be 0 or more"),

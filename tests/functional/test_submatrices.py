@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_farms.functional import fixed_aspect_ratio_submatrices
@@ -204,14 +204,13 @@ def mask_of(grid, rows, columns):
     return mask
 
 
-@settings(max_examples=150, deadline=None)
-@given(SIZES, SIZES, ANY_RATIO)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 120), ANY_RATIO)
 @example(1, 1, 0.01)
-@example(1, 300, 100.0)
+@example(1, 120, 100.0)
 @example(7, 5, 0.1)
 def test_default_grid_covers_any_matrix(rows, columns, ratio):
     grid = window_grid(rows, columns, ratio)
-    assert grid.number < 5000 or assume(False)
     assert mask_of(grid, rows, columns).all()
     assert grid.coverage(rows, columns) == 1.0
     assert not grid.shrunk
@@ -247,9 +246,9 @@ def test_coverage_is_the_share_of_a_mask(rows, columns, ratio, window, steps):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.2, 5.0), st.integers(1, 60), st.integers(1, 9))
-def test_coverage_of_the_authors_windows_is_the_share_of_a_mask(rows, columns, ratio, window, steps):
-    assume(window <= rows and 1 <= int(window * ratio) <= columns)
+@given(st.integers(0, 40), st.integers(0, 40), st.floats(0.2, 2.0), st.integers(5, 20), st.integers(1, 9))
+def test_coverage_of_the_authors_windows_is_the_share_of_a_mask(more_rows, more_columns, ratio, window, steps):
+    rows, columns = window + more_rows, int(window * ratio) + more_columns
     grid = official_linear_windows(rows, columns, ratio, window, steps)
     assert grid.coverage(rows, columns) == pytest.approx(mask_of(grid, rows, columns).mean(), rel=1e-12)
 

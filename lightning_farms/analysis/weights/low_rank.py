@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis.matrices import ModuleWeight, convolution_matrices, stack
-from lightning_farms.analysis.parametrised import HeldWeight, held_weights
+from lightning_farms.analysis.weights.matrices import ModuleWeight, convolution_matrices, stack
+from lightning_farms.analysis.weights.parametrised import HeldWeight, held_weights
 
 _PAIRS = {"lora": ("lora_A", "lora_B"), "lora_embedding": ("lora_embedding_A", "lora_embedding_B")}
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.change import changes
-from lightning_farms.analysis.effective import StoredTensor, effective_tensors
-from lightning_farms.analysis.files import open_checkpoint
-from lightning_farms.analysis.low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.checkpoint.effective import StoredTensor, effective_tensors
+from lightning_farms.analysis.checkpoint.files import open_checkpoint
+from lightning_farms.analysis.checkpoint.low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.checkpoint.stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.name_matching import match_names
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.weights import LayerWeight
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]

@@ -8,15 +8,15 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis.foreign import foreign_weights
-from lightning_farms.analysis.matrices import (
+from lightning_farms.analysis.weights.foreign import foreign_weights
+from lightning_farms.analysis.weights.matrices import (
     ModuleWeight,
     bare_weights,
     convolution_matrices,
     stack,
     transposed_convolution_matrices,
 )
-from lightning_farms.analysis.parametrised import HeldWeight, held_weights
+from lightning_farms.analysis.weights.parametrised import HeldWeight, held_weights
 
 _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),

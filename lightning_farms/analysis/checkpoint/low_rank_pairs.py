@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.effective import StoredTensor
+from lightning_farms.analysis.checkpoint.effective import StoredTensor
 
 _FIRST = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_down|lora_embedding_A)(?P<rest>(\.[^.]+)*)")
 _SECOND = {"lora_A": "lora_B", "lora_down": "lora_up", "lora_embedding_A": "lora_embedding_B"}

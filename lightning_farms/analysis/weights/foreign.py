@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis.matrices import NO_MATRICES, ModuleWeight, complex_matrices, stack
-from lightning_farms.analysis.parametrised import HeldWeight, held_weights
+from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight, complex_matrices, stack
+from lightning_farms.analysis.weights.parametrised import HeldWeight, held_weights
 
 
 def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:

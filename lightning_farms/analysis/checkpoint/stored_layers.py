@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.effective import StoredTensor
-from lightning_farms.analysis.matrices import (
+from lightning_farms.analysis.checkpoint.effective import StoredTensor
+from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.analysis.weights.matrices import (
     NO_MATRICES,
     complex_matrices,
     convolution_matrices,
     stack,
     transposed_convolution_matrices,
 )
-from lightning_farms.analysis.weights import LayerWeight
 
 _EMBEDDING = re.compile(
     r"wte|wpe|shared|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"

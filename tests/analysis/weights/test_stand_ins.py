@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from torch.nn.utils import parametrizations, prune
 
 from lightning_farms.analysis import Selection, layer_weights, parameter_layers
-from tests.analysis.sharded_run import SELECTION, make_model, run_rank
+from tests.analysis.weights.sharded_run import SELECTION, make_model, run_rank
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_farms.analysis.foreign import is_spectral_convolution
+from lightning_farms.analysis.weights.foreign import is_spectral_convolution
 
 
 def modules_read(module: nn.Module) -> list[nn.Module]:
