@@ -65,7 +65,7 @@ def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: i
     spectra: dict[int, list[Tensor]] = {key: [] for key in tasks}
     failed: set[int] = set()
     for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
-        for piece, part in zip(job.pieces, outcome or [_alone(piece, quick) for piece in job.pieces], strict=True):
+        for piece, part in zip(job.pieces, outcome, strict=True):
             if part is None:
                 failed.add(piece.layer)
             else:
@@ -84,7 +84,7 @@ def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> 
     """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, (matrices, plan) in tasks.items():
-        groups[matrices.device, plan.is_complex, plan.windows.height, plan.windows.width].append(key)
+        groups[matrices.device, _promoted_type(matrices), plan.windows.height, plan.windows.width].append(key)
     on_cpu = sum(task.plan.cost for task in tasks.values() if _on_cpu(task.matrices))
     dearest = max(_CHEAPEST_JOB, on_cpu / (workers * _JOBS_A_WORKER))
     return [job for keys in groups.values() for job in _group_jobs(keys, tasks, quick, workspace, dearest)]
@@ -92,7 +92,10 @@ def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> 
 
 def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
     matrices, plan = tasks[keys[0]]
-    cost, size = plan.cost / (plan.windows.number * plan.matrices), _window_bytes(plan, quick)
+    cost, size = (
+        plan.cost / (plan.windows.number * plan.matrices),
+        _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128)),
+    )
     most = int(min(workspace / size, dearest / cost)) if _on_cpu(matrices) else workspace // _JOBS_ON_A_DEVICE // size
     most = max(1, most)
     pieces: list[_Piece] = []
@@ -107,10 +110,10 @@ def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace:
     yield _Job(pieces, queued * cost, queued * size)
 
 
-def _window_bytes(plan: Plan, quick: bool) -> int:
+def _window_bytes(plan: Plan, single: bool) -> int:
     """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
     entries, squared = plan.windows.height * plan.windows.width, plan.spectrum_size**2
-    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if quick else 12 * entries + 16 * squared)
+    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if single else 12 * entries + 16 * squared)
 
 
 def _views(task: Task, most: int) -> Iterator[Tensor]:
@@ -136,7 +139,11 @@ def promoted(matrices: Tensor) -> Tensor:
     Returns:
         The same numbers.
     """
-    return matrices if matrices.is_complex() or matrices.dtype == torch.float64 else matrices.float()
+    return matrices.to(_promoted_type(matrices))
+
+
+def _promoted_type(matrices: Tensor) -> torch.dtype:
+    return matrices.dtype if matrices.is_complex() or matrices.dtype == torch.float64 else torch.float32
 
 
 def _on_cpu(matrices: Tensor) -> bool:
@@ -146,12 +153,12 @@ def _on_cpu(matrices: Tensor) -> bool:
 # ---- doing ---------------------------------------------------------------------------------------------------------
 
 
-def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None] | None]:
-    """Outcome of every job, None where it failed; the CPU's are shared by the workers, the dearest first."""
+def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None]]:
+    """Spectra of every job's pieces, None where the decomposition fails; the CPU's are shared by the workers, the dearest first."""
     on_cpu = [job for job in jobs if _on_cpu(job.pieces[0].views)]
     budget = _Budget(workspace)
 
-    def work(job: _Job) -> list[Tensor | None] | None:
+    def work(job: _Job) -> list[Tensor | None]:
         with budget.of(job.bytes), torch.no_grad():
             return _spectra(job.pieces, quick)
 
@@ -164,16 +171,12 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
 
 
-def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None] | None:
+def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None]:
+    """Spectra of pieces together, or one by one where that fails."""
     try:
         return list(esd(_joined(pieces), quick=quick).split([len(piece.views) for piece in pieces]))
     except DecompositionError:
-        return None
-
-
-def _alone(piece: _Piece, quick: bool) -> Tensor | None:
-    outcome = _spectra([piece], quick)
-    return None if outcome is None else outcome[0]
+        return [None] if len(pieces) == 1 else [_spectra([piece], quick)[0] for piece in pieces]
 
 
 class _Budget:

@@ -93,7 +93,7 @@ class Selection:
         return self._size_refusal(min(matrices_shape[-2:]))
 
     def _size_refusal(self, size: int) -> str | None:
-        if size < self.min_size:
+        if 0 < size < self.min_size:
             return f"the smaller dimension, {size}, is below min_size {self.min_size}"
         if self.max_size is not None and size > self.max_size:
             return f"the smaller dimension, {size}, is above max_size {self.max_size}"

@@ -21,9 +21,9 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
 
     Args:
         matrices: (..., m, n), real or complex, finite.
-        quick: work in float32, in about half the time; the absolute error is about 1e-7 of the Frobenius norm of the
-            Gram matrix. Without effect on float64 input, and where float32 products are allowed to be inexact
-            (TF32, bfloat16).
+        quick: work in float32, in about half the time; the absolute error is up to about 1e-6 of the root mean square
+            eigenvalue in the middle of the spectrum, and of the largest one at its end. Without effect on float64
+            input, and where float32 products are allowed to be inexact (TF32, bfloat16).
 
     Returns:
         (..., min(m, n)), float64, ascending, in units of the squared weight.

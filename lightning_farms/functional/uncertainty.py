@@ -150,11 +150,11 @@ def _refits(
     values: Tensor, fit: FitFunction, resample: Callable[[Tensor], Tensor], *, draws: int, seed: int
 ) -> PowerLawFit:
     """Fits (draws, ...) of what ``resample`` makes of uniform numbers (draws, N), in blocks that bound the memory."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     step = max(1, _REFIT_ELEMENTS // max(1, values.numel()))
     fits = []
     for start in range(0, draws, step):
         shape = (min(step, draws - start), values.shape[-1])
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64).to(values.device)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(values.device)
         fits.append(fit(resample(uniform)))
     return PowerLawFit(*(torch.cat(parts) for parts in zip(*fits, strict=True)))

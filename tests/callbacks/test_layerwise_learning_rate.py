@@ -190,14 +190,11 @@ def test_a_layer_that_is_skipped_keeps_the_base_rate_and_moves_no_other(small_ne
 
 
 def test_an_excluded_layer_keeps_the_base_rate_and_moves_no_other(small_net, loader, make_trainer, logged):
-    def fit(model, **options):
-        balance, measured = TempBalance(summary=False, **options), MeasuredRates()
-        trainer = make_trainer([balance, measured], max_epochs=1, precision="64-true")
-        trainer.fit(model.double(), loader)
-        rates = [values[-1] for key, values in logged(trainer).items() if key.startswith("lr-SGD/")]
-        return balance.multipliers, dict(zip(balance.multipliers, rates, strict=True)), measured.used
-
-    multipliers, logged_rates, used = fit(small_net(), selection=Selection(exclude=("head",)))
+    balance, measured = TempBalance(selection=Selection(exclude=("head",)), summary=False), MeasuredRates()
+    trainer = make_trainer([balance, measured], max_epochs=1, precision="64-true")
+    trainer.fit(small_net().double(), loader)
+    multipliers, used = balance.multipliers, measured.used
+    logged_rates = {layer: logged(trainer)[f"lr-SGD/{layer}"][-1] for layer in multipliers}
     assert multipliers["head"] == 1.0
     assert sorted((multipliers["conv"], multipliers["hidden"])) == [0.5, 1.5]
     assert logged_rates == pytest.approx({layer: 0.1 * m for layer, m in multipliers.items()})

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
-from lightning_farms.analysis import WORKSPACE, Diagnostics, layer_weights
+from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
 from lightning_farms.analysis.decompose import one_thread_each
 from lightning_farms.callbacks import background, spectral_monitor
 from lightning_farms.callbacks.background import BackgroundAnalysis
@@ -311,3 +311,13 @@ def test_many_analyses_at_one_time(fit):
     reports = [list(analysis.report()) for analysis in analyses]
     assert all(report == reports[0] for report in reports)
     assert (torch.get_num_threads(), number_in_a_new_thread()) == (2, 2)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_bits_do_not_depend_on_the_users_number_of_threads():
+    """So that ranks, which have fewer each, find what one process finds: 96,000 eigenvalues make long sums."""
+    model = torch.nn.Linear(16, 16 * 6000)
+    diagnostics = Diagnostics(marchenko_pastur=True)
+    with_two = list(analyze(model, diagnostics=diagnostics))
+    torch.set_num_threads(1)
+    assert list(analyze(model, diagnostics=diagnostics)) == with_two

@@ -1,0 +1,94 @@
+"""Every option from a YAML file, through LightningCLI."""
+
+import re
+
+import pytest
+import yaml
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
+from lightning_farms.analysis import WORKSPACE, Diagnostics, Selection
+from tests.callbacks.conftest import SmallNet
+
+TRAINER = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+NESTED = {
+    "every_n_epochs": 2,
+    "selection": {"exclude": ["conv", "head"], "kinds": ["linear", "convolution"], "min_size": 4},
+    "diagnostics": {"twin": True, "bootstrap": 5, "level": 0.9},
+    "workspace": 1000000,
+    "overlap": True,
+}
+
+
+class Unused(LightningDataModule):
+    """LightningCLI asks for one."""
+
+
+@pytest.fixture
+def callbacks_of(tmp_path, monkeypatch):
+    """The callbacks that a list in a YAML file makes."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, with jsonargparse 4.53
+    monkeypatch.setattr("sys.argv", ["train"])
+
+    def build(*callbacks):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"trainer": {**TRAINER, "callbacks": list(callbacks)}}))
+        options = {"run": False, "save_config_callback": None, "seed_everything_default": False}
+        cli = LightningCLI(SmallNet, Unused, args=[f"--config={path}"], **options)
+        return cli, [c for c in cli.trainer.callbacks if isinstance(c, SpectralMonitor)]
+
+    return build
+
+
+@pytest.mark.parametrize("kind", [SpectralMonitor, TBSigmoid, TempBalance])
+def test_options_from_yaml(kind, callbacks_of):
+    options = {**NESTED, "analysis": {"class_path": "lightning_farms.WholeMatrix", "init_args": {"fit": "ks"}}}
+    _, (callback,) = callbacks_of({"class_path": f"lightning_farms.{kind.__name__}", "init_args": options})
+    assert type(callback) is kind
+    assert callback.analysis == WholeMatrix(fit="ks")
+    assert callback.selection == Selection(exclude=("conv", "head"), kinds=("linear", "convolution"), min_size=4)
+    assert callback.diagnostics == Diagnostics(5, twin=True, level=0.9)
+    assert (callback.every_n_epochs, callback.workspace, callback.overlap) == (2, 1000000, True)
+    in_python = kind(analysis=callback.analysis, selection=callback.selection, diagnostics=callback.diagnostics)
+    assert callback.state_key == in_python.state_key
+
+
+def test_what_yaml_leaves_out_is_as_in_python(callbacks_of):
+    _, (callback,) = callbacks_of({"class_path": "lightning_farms.SpectralMonitor"})
+    assert (callback.analysis, callback.selection, callback.diagnostics) == (FARMS(), Selection(), Diagnostics())
+    assert (callback.workspace, callback.overlap) == (WORKSPACE, False)
+    assert callback.state_key == SpectralMonitor().state_key
+
+
+@pytest.mark.filterwarnings("ignore:.*no logger to write to")
+def test_a_configured_run(callbacks_of, loader):
+    options = {"selection": {"exclude": ["head"]}, "diagnostics": {"twin": True}, "summary": False}
+    cli, (callback,) = callbacks_of({"class_path": "lightning_farms.TempBalance", "init_args": options})
+    cli.trainer.fit(cli.model, loader)
+    assert callback.multipliers["head"] == 1.0
+    assert callback.report["conv"].relative_alpha > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"selection": {"exlude": ["head"]}}, "exlude"),
+        ({"selection": {"kinds": ["lineer"]}}, "`kinds` to be out of linear, .* but got 'lineer'"),
+        ({"diagnostics": {"bootstrap": -1}}, "`bootstrap` to be 0 or more, but got -1"),
+        ({"overlap": "perhaps"}, "overlap"),
+    ],
+)
+def test_mistakes_are_named(options, message, callbacks_of, capsys):
+    """By the parser, which ends the program, or by the class."""
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        callbacks_of({"class_path": "lightning_farms.SpectralMonitor", "init_args": options})
+    assert re.search(message, capsys.readouterr().err + str(raised.value))
