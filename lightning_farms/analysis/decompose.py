@@ -154,7 +154,7 @@ def _on_cpu(matrices: Tensor) -> bool:
 
 
 def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None]]:
-    """Spectra of every job's pieces, None where the decomposition fails; the CPU's are shared by the workers, the dearest first."""
+    """Spectra of every job's pieces, None where that fails; the workers share the CPU's, the dearest first."""
     on_cpu = [job for job in jobs if _on_cpu(job.pieces[0].views)]
     budget = _Budget(workspace)
 

@@ -369,8 +369,8 @@ SKIPPED = {
     ),
     "vector": (lambda: nn.Linear(24, 1), "the matrix is a vector, 1 x 24"),
     "depthwise": (lambda: nn.Conv2d(24, 24, 3, groups=24), "the matrix is a vector, 1 x 1"),
-    "empty": (linear_of_nothing, "the smaller dimension, 0, is below min_size 1"),
-    "empty convolution": (convolution_of_nothing, "the smaller dimension, 0, is below min_size 1"),
+    "empty": (linear_of_nothing, "the weight is empty"),
+    "empty convolution": (convolution_of_nothing, "the weight is empty"),
 }
 
 

@@ -38,7 +38,7 @@ def test_exclusion_wins():
     ("selection", "kind", "shape", "reason"),
     [
         (Selection(), "linear", (3, 1, 9), None),
-        (Selection(), "linear", (1, 0, 9), "the smaller dimension, 0, is below min_size 1"),
+        (Selection(min_size=2), "linear", (1, 1, 9), "the smaller dimension, 1, is below min_size 2"),
         (Selection(min_size=4), "linear", (9, 4, 5), None),
         (Selection(min_size=4), "linear", (9, 9, 3), "the smaller dimension, 3, is below min_size 4"),
         (Selection(max_size=4), "linear", (9, 9, 4), None),
