@@ -97,7 +97,7 @@ class SpectralMonitor(Callback):
         workspace: bytes for the analysis, at least 1.
         overlap: analyse a copy of the weights, as they are when the epoch's last validation starts, in a thread of its
             own while that validation runs; of effect in one process, and where validation follows the epoch's last
-            step. Report and multipliers are the same.
+            step. Report and multipliers are the same. It saves time where the validation leaves a core idle.
         figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
         esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
         summary: whether to print a table of all layers at the end of training.

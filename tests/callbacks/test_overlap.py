@@ -243,6 +243,16 @@ def test_validating_apart_from_training_starts_nothing(fit, loader, started):
     assert monitor.history.epochs == [0, 1]
 
 
+def test_a_sanity_check_starts_nothing(fit, loader, started):
+    """Also that of a second fit, which finds the last batch of the first one done."""
+    monitor = SpectralMonitor(overlap=True, summary=False)
+    model, trainer = fit(monitor, max_epochs=2)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(model, loader, loader)
+    assert len(started) == 3
+    assert monitor.history.epochs == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("every", [{"every_n_epochs": 1}, {"every_n_train_steps": 8}], ids=["epoch end", "last step"])
 def test_resuming_gives_the_straight_run(every, fit, tmp_path):
     def run(max_epochs, overlap=True, ckpt_path=None):
@@ -291,7 +301,7 @@ def test_analyses_at_one_time_leave_the_users_number_of_threads():
             leave.wait(PATIENCE)
         return torch.get_num_threads()
 
-    model = torch.nn.Sequential(torch.nn.Linear(40, 60), torch.nn.Conv2d(12, 16, 3))
+    model = torch.nn.Linear(220, 220)  # large enough for sums to ask for the number of threads
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(hold)
         assert inside.wait(PATIENCE)

@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, engine, stand_ins
+from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, engine
 from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
@@ -57,10 +58,9 @@ class Net(pl.LightningModule):
 class ShardedNet(Net):
     def configure_model(self):
         mesh = self.device_mesh["data_parallel"]
-        if not isinstance(self.layers, nn.Sequential) or not hasattr(self.layers[-1].weight, "full_tensor"):
-            for layer in self.layers:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self.layers, mesh=mesh)
+        for layer in self.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.layers, mesh=mesh)
 
 
 class Record(pl.Callback):
@@ -75,25 +75,27 @@ class Record(pl.Callback):
         self.result = {}
 
     def setup(self, trainer, pl_module, stage):
-        self.measure, self.full_tensor = engine.measure, stand_ins.full_tensor
-        engine.measure, stand_ins.full_tensor = self._measure, self._full_tensor
+        self.measure, self.full_tensor = engine.measure, DTensor.full_tensor
+        engine.measure = self._measure
+        DTensor.full_tensor = lambda tensor: self._full_tensor(tensor)
 
     def teardown(self, trainer, pl_module, stage):
-        engine.measure, stand_ins.full_tensor = self.measure, self.full_tensor
+        engine.measure, DTensor.full_tensor = self.measure, self.full_tensor
 
     def _measure(self, eigenvalues, weight, *args, **kwargs):
         self.measured.add(weight.name)
         return self.measure(eigenvalues, weight, *args, **kwargs)
 
-    def _full_tensor(self, tensor, *, values=True):
-        full = self.full_tensor(tensor, values=values)
-        if values and full.ndim == 2:
+    def _full_tensor(self, tensor):
+        full = self.full_tensor(tensor)
+        if full.ndim == 2:
             self.gathered.append((StorageWeakRef(full.untyped_storage()), full.nbytes))
             self.most_alive = max(self.most_alive, sum(n for storage, n in self.gathered if not storage.expired()))
         return full
 
     def on_train_end(self, trainer, pl_module):
-        weights = {name: getattr(p, "full_tensor", lambda p=p: p)() for name, p in pl_module.named_parameters()}
+        parameters = pl_module.named_parameters()
+        weights = {name: self.full_tensor(p) if isinstance(p, DTensor) else p for name, p in parameters}
         self.result = {
             "weights": {name: weight.detach().clone() for name, weight in weights.items()},
             "rows": list(self.callback.report),
