@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_farms.analysis import (
+    Diagnostics,
     LayerWeight,
     SpectralReport,
     analyze_weights,
@@ -22,7 +24,7 @@ from lightning_farms.analysis import (
 )
 from lightning_farms.analysis.comparison import Comparison, compare
 from lightning_farms.cli.analyze_options import AnalyzeOptions, parse_options
-from lightning_farms.cli.messages import fail, traceback_wanted
+from lightning_farms.cli.messages import fail, traceback_wanted, with_options
 from lightning_farms.cli.pictures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.progress import progress_bar, progress_is_shown
 from lightning_farms.cli.table import print_comparison, print_report
@@ -52,7 +54,7 @@ def run(args: list[str]) -> None:
     except _USER_MISTAKES as error:
         if traceback_wanted():
             raise
-        fail(error)
+        fail(error, with_options(str(error)))
 
 
 def _analyze(options: AnalyzeOptions) -> None:
@@ -64,7 +66,8 @@ def _analyze(options: AnalyzeOptions) -> None:
     report = _report(tensors, base, options, _name(options.file))
     comparison = None
     if other is not None and options.compare is not None:
-        comparison = compare(report, _report(other, None, options, _name(options.compare)))
+        alphas_only = replace(options, diagnostics=Diagnostics(), plots=None)
+        comparison = compare(report, _report(other, None, alphas_only, _name(options.compare)))
     _write(report, comparison, options)
     if options.plots is not None:
         _draw(report, comparison, options, options.plots)
@@ -76,12 +79,17 @@ def _make_folders(options: AnalyzeOptions) -> None:
         if options.out.is_dir():
             raise IsADirectoryError(f"Expected --out to be a file, but {str(options.out)!r} is a folder.")
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(options.out if options.out.exists() else options.out.parent, os.W_OK):
-            raise PermissionError(f"Expected --out to be a file that can be written, but got {str(options.out)!r}.")
+        _check_writable(options.out if options.out.exists() else options.out.parent, "--out to be a place")
     if options.plots is not None:
         if options.plots.exists() and not options.plots.is_dir():
             raise NotADirectoryError(f"Expected --plots to be a folder, but {str(options.plots)!r} is a file.")
         options.plots.mkdir(parents=True, exist_ok=True)
+        _check_writable(options.plots, "--plots to be a folder")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"Expected {what} that can be written to, but {str(path)!r} cannot.")
 
 
 def _report(
@@ -92,7 +100,7 @@ def _report(
             return checkpoint_weights(tensors, options.selection)
         return checkpoint_changes(tensors, base, options.selection)
 
-    total = sum(1 for _ in weights()) if progress_is_shown() else 0
+    total = sum(1 for _ in checkpoint_weights(tensors, options.selection)) if progress_is_shown() else 0
     with progress_bar(f"Analysing {name}", total) as progress:
         return analyze_weights(
             _on_device(weights(), options.device),
@@ -111,7 +119,7 @@ def _on_device(weights: Iterator[LayerWeight], device: str) -> Iterator[LayerWei
 
 def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
     if options.format == "table" and options.out is None:
-        _print(Console() if sys.stdout.isatty() else Console(width=_WIDE), report, comparison, options)
+        _print(_Stdout() if sys.stdout.isatty() else _Stdout(width=_WIDE), report, comparison, options)
         return
     if options.format == "table":
         stream = StringIO()
@@ -126,6 +134,14 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
         options.out.write_text(text, encoding="utf-8")
         sys.stderr.write(f"Written to {options.out}\n")
     sys.stderr.write(f"alpha of {_analysed(options)}: {report.summary}\n")
+
+
+class _Stdout(Console):
+    """Console that leaves it to :func:`run` what happens when the reader goes away, as rich's exit status is 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where BrokenPipeError was caught."""
+        raise  # noqa: PLE0704
 
 
 def _print(console: Console, report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_farms.analysis import FARMS, KINDS, Diagnostics, Selection, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.method import Blocks, Compat, Fit
+from lightning_farms.cli.messages import with_options
 from lightning_farms.cli.outliers import RULE
 
 Format = Literal["table", "csv", "json"]
@@ -71,7 +72,7 @@ def parse_options(args: list[str]) -> AnalyzeOptions:
     try:
         return _options(given.as_dict())
     except (ValueError, TypeError) as error:
-        parser.error(str(error))
+        parser.error(with_options(str(error)))
 
 
 def _parser() -> ArgumentParser:
@@ -99,14 +100,12 @@ def _add_method(group: Any) -> None:  # noqa: ANN401
         help="windows of one aspect ratio, or the whole matrix",
     )
     group.add_argument("--aspect_ratio", type=float, default=1.0, help="columns by rows of a window")
-    group.add_argument("--window", type=int | None, default=None, help="rows of a window; by default as large as fits")
-    group.add_argument(
-        "--steps", type=int | None, default=None, help="windows per dimension; by default tiles that cover all"
-    )
+    group.add_argument("--window", type=int, default=None, help="rows of a window; by default as large as fits")
+    group.add_argument("--steps", type=int, default=None, help="windows per dimension; by default tiles that cover all")
     group.add_argument("--fit", type=Fit, default="hill", help="where the tail starts: the upper half, or by a search")
     group.add_argument("--blocks", type=Blocks, default="averaged", help="how the windows of a convolution are joined")
     group.add_argument(
-        "--compat", type=Compat | None, default=None, help="official: the numbers of the authors' program"
+        "--compat", type=Compat, default=None, help="the authors' program's numbers; FARMS then needs --window, --steps"
     )
 
 
@@ -117,7 +116,7 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to leave out")
     group.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds to analyse: {', '.join(KINDS)}")
     group.add_argument("--min_size", type=int, default=1, help="least smaller dimension of a matrix")
-    group.add_argument("--max_size", type=int | None, default=None, help="greatest smaller dimension of a matrix")
+    group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
     group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
     group.add_argument(
         "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
@@ -137,25 +136,23 @@ def _add_diagnostics(group: Any) -> None:  # noqa: ANN401
 
 
 def _add_second_files(group: Any) -> None:  # noqa: ANN401
+    group.add_argument("--compare", type=str, default=None, metavar="OTHER", help="list alpha in both, and its change")
     group.add_argument(
-        "--compare", type=str | None, default=None, metavar="OTHER", help="list alpha in both, and its change"
-    )
-    group.add_argument(
-        "--base", type=str | None, default=None, metavar="BASE", help="analyse FILE minus BASE: what fine-tuning added"
+        "--base", type=str, default=None, metavar="BASE", help="analyse FILE minus BASE: what fine-tuning added"
     )
 
 
 def _add_output(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
-        "--format", type=Format | None, default=None, help="by default as --out ends (.csv, .json), or else a table"
+        "--format", type=Format, default=None, help="by default as --out ends (.csv, .json), or else a table"
     )
-    group.add_argument("--out", type=str | None, default=None, metavar="PATH", help="file for the result")
-    group.add_argument("--plots", type=str | None, default=None, metavar="DIR", help="folder for figures (.png)")
+    group.add_argument("--out", type=str, default=None, metavar="PATH", help="file for the result")
+    group.add_argument("--plots", type=str, default=None, metavar="DIR", help="folder for figures (.png)")
 
 
 def _add_resources(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--workspace", type=float, default=1.0, metavar="GIB", help="memory for windows, in GiB")
-    group.add_argument("--workers", type=int | None, default=None, metavar="N", help="threads; by default PyTorch's")
+    group.add_argument("--workers", type=int, default=None, metavar="N", help="threads; by default PyTorch's")
     group.add_argument("--device", type=Device, default="cpu", help="where to compute")
 
 

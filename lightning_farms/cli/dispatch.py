@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 _DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
 with learning rates per layer that follow from it."""
@@ -31,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With a status other than 0 after an error.
     """
     arguments = sys.argv[1:] if args is None else args
-    if not arguments or arguments[0] in ("-h", "--help") or not arguments[0].startswith("-"):
+    if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
         _parser().parse_args(arguments[:1])
     if arguments[0] == "analyze":
         _analyze(arguments[1:])
@@ -51,6 +52,13 @@ def _analyze(args: list[str]) -> None:
         raise SystemExit(_INTERRUPTED) from None
 
 
+def _version() -> str:
+    try:
+        return version("lightning-farms")
+    except PackageNotFoundError:
+        return "(run from its sources, not installed)"
+
+
 def _parser() -> argparse.ArgumentParser:
     """A parser of the subcommand's name alone."""
     parser = argparse.ArgumentParser(
@@ -58,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog="`lightning-farms SUBCOMMAND --help` explains a subcommand's options.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND", title="subcommands")
     for name, help_text in _SUBCOMMANDS.items():
         subcommands.add_parser(name, help=help_text, add_help=False)

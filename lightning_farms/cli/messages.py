@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import NoReturn
 
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
+_ARGUMENTS = re.compile(r"\barguments? (`\w+`(?:(?: and |, )`\w+`)*)")
 
 
 def traceback_wanted() -> bool:
@@ -18,18 +20,18 @@ def traceback_wanted() -> bool:
     return os.environ.get(_TRACEBACK_SWITCH, "0") not in ("", "0")
 
 
-def fail(error: BaseException) -> NoReturn:
+def fail(error: BaseException, message: str | None = None) -> NoReturn:
     """End with an error's message on stderr and exit status 1.
 
     Args:
         error: What was raised.
+        message: What to say about it; the error's own message when left out.
 
     Raises:
         SystemExit: Always.
     """
-    sys.stderr.write(
-        f"lightning-farms: error: {message_of(error)}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n"
-    )
+    text = message_of(error) if message is None else message
+    sys.stderr.write(f"lightning-farms: error: {text}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n")
     raise SystemExit(1) from error
 
 
@@ -45,3 +47,20 @@ def message_of(error: BaseException) -> str:
     text = str(error).rstrip()
     raised_by_worker = text.startswith("Caught ") and "Original Traceback" in text
     return text.rpartition(f"\n{type(error).__name__}: ")[2] if raised_by_worker else text
+
+
+def with_options(text: str) -> str:
+    """A message of the package for somebody who gave options rather than arguments, which have the same names.
+
+    Args:
+        text: the message.
+
+    Returns:
+        The message with the options' names.
+
+    Example:
+        >>> with_options("Expected argument `window` to be positive, but got 0.")
+        'Expected --window to be positive, but got 0.'
+    """
+    text = text.replace("argument `path`", "the path")
+    return _ARGUMENTS.sub(lambda found: re.sub(r"`(\w+)`", r"--\1", found[1]), text)

@@ -46,7 +46,7 @@ def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
         return []
     alphas = {row.name: row.alpha for row in rows}
     shapes = {row.name: _matrix_shape(row) for row in rows}
-    intervals = {row.name: _interval(row) for row in rows}
+    intervals = {row.name: row.interval for row in rows}
     errors = "and its bootstrap interval" if math.isfinite(rows[0].alpha_low) else "± 1.96 standard errors"
     title = f"{name}: alpha {errors}"
     return [
@@ -104,15 +104,9 @@ def _spectra(rows: list[LayerSpectrum]) -> Iterator[Picture]:
                 ks_distance=row.ks_distance,
                 title=row.name,
                 mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
+                spike_threshold=row.mp_spike_threshold,
             )
             yield Picture(f"esd/{number:0{width}}_{name}.png", figure)
-
-
-def _interval(row: LayerSpectrum) -> tuple[float, float]:
-    """The bootstrap's, or else that of the standard error for 95 %."""
-    if math.isfinite(row.alpha_low):
-        return row.alpha_low, row.alpha_high
-    return row.alpha - 1.96 * row.standard_error, row.alpha + 1.96 * row.standard_error
 
 
 def _matrix_shape(row: LayerSpectrum) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -17,7 +17,7 @@ from rich.text import Text
 from lightning_farms.analysis import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison
 from lightning_farms.analysis.summary import summarize
-from lightning_farms.cli.outliers import outliers, rule
+from lightning_farms.cli.outliers import SPREAD, outliers, rule
 
 _STYLES = {"high": "bold red", "low": "bold cyan"}
 _MARKS = {"high": "+", "low": "-"}
@@ -27,15 +27,20 @@ _Side = Literal["high", "low"] | None
 
 
 class _Column(NamedTuple):
-    """A column of figures: its title, and the text and the value that decides whether it is shown at all."""
+    """A column of the report: its title, its text, and the value without which a cell is empty."""
 
     title: str
-    text: Callable[[LayerSpectrum], str]
-    value: Callable[[LayerSpectrum], float]
+    text: Callable[[LayerSpectrum], str | Text]
+    value: Callable[[LayerSpectrum], float] = lambda row: 0.0
 
 
-# those that were asked for come first, as the last ones give way on a narrow terminal
-_FIGURES = (
+_BEFORE_ALPHA = (
+    _Column("layer", lambda row: escape(row.name)),
+    _Column("kind", lambda row: row.kind),
+    _Column("shape", lambda row: _shape(row.shape)),
+    _Column("windows", lambda row: str(row.windows)),
+)
+_AFTER_ALPHA = (
     _Column("interval", lambda row: f"{row.alpha_low:.3f}..{row.alpha_high:.3f}", lambda row: row.alpha_low),
     _Column("p", lambda row: f"{row.p_value:.2f}", lambda row: row.p_value),
     _Column("relative", lambda row: f"{row.relative_alpha:.3f}", lambda row: row.relative_alpha),
@@ -46,6 +51,9 @@ _FIGURES = (
     _Column("log norm", lambda row: f"{row.log_norm:.2f}", lambda row: row.log_norm),
     _Column("stable rank", lambda row: f"{row.stable_rank:.1f}", lambda row: row.stable_rank),
 )
+# on a narrow terminal these give way, one after the other; those that were asked for are the last
+_GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "windows", "kind", "error", "shape")
+_GIVE_WAY += ("spikes", "relative", "p", "interval")
 
 
 def print_report(console: Console, report: SpectralReport, *, title: str, fit: str) -> None:
@@ -58,36 +66,43 @@ def print_report(console: Console, report: SpectralReport, *, title: str, fit: s
         fit: how alpha was found, for the rule of outliers.
     """
     analysed = [row for row in report if row.status == "ok"]
-    marked = outliers(report.alphas, fit=fit)
+    marked = outliers(report.alphas, fit=fit, errors={row.name: row.standard_error for row in analysed})
     if analysed:
-        shown = [column for column in _FIGURES if any(math.isfinite(column.value(row)) for row in analysed)]
-        table = _report_table(title, analysed, shown, marked)
-        known = len(shown)
-        while shown and _width(console, table) > console.width:
-            table = _report_table(title, analysed, shown := shown[:-1], marked)
-        console.print(table)
-        if len(shown) < known:
-            console.print(f"{known - len(shown)} columns have no room here; --format csv has all.", highlight=False)
+        columns = [column for column in _columns(marked) if any(math.isfinite(column.value(row)) for row in analysed)]
+        _print_what_fits(console, {c.title: [_cell(c, row) for row in analysed] for c in columns}, title, _GIVE_WAY)
     _print_reasons(console, "Skipped", [row for row in report if row.status == "skipped"])
     _print_reasons(console, "Remarks", [row for row in analysed if row.reason])
     if marked:
-        console.print(_legend("alpha", fit), soft_wrap=True)
-    skipped = len(report) - len(analysed)
-    summary = report.summary
-    console.print(
-        f"{len(analysed)} layers analysed, {skipped} skipped. alpha: {summary}", soft_wrap=True, highlight=False
-    )
+        console.print(_legend("alpha", rule(fit)), soft_wrap=True)
+    counts = f"{len(analysed)} layers analysed, {len(report) - len(analysed)} skipped."
+    console.print(f"{counts} alpha: {report.summary}" if analysed else counts, soft_wrap=True, highlight=False)
 
 
-def _report_table(
-    title: str, rows: list[LayerSpectrum], figures: list[_Column], marked: Mapping[str, Literal["high", "low"]]
-) -> Table:
-    table = _table(title, ("layer", "kind", "shape", "windows", "alpha", *(column.title for column in figures)))
-    for row in rows:
-        alpha = _marked(f"{row.alpha:.3f}", marked.get(row.name))
-        texts = (column.text(row) if math.isfinite(column.value(row)) else "" for column in figures)
-        table.add_row(escape(row.name), row.kind, _shape(row.shape), str(row.windows), alpha, *texts)
-    return table
+def _columns(marked: Mapping[str, Literal["high", "low"]]) -> list[_Column]:
+    alpha = _Column("alpha", lambda row: _marked(f"{row.alpha:.3f}", marked.get(row.name)))
+    return [*_BEFORE_ALPHA, alpha, *_AFTER_ALPHA]
+
+
+def _cell(column: _Column, row: LayerSpectrum) -> str | Text:
+    return column.text(row) if math.isfinite(column.value(row)) else ""
+
+
+def _print_what_fits(
+    console: Console, cells: Mapping[str, Sequence[str | Text]], title: str, give_way: Iterable[str]
+) -> None:
+    """Print columns of cells as a table, without those that give way where all do not fit."""
+    shown = dict(cells)
+    table = _table(title, shown)
+    for name in give_way:
+        if _width(console, table) <= console.width:
+            break
+        if name in shown:
+            del shown[name]
+            table = _table(title, shown)
+    console.print(table)
+    if len(shown) < len(cells):
+        left_out = ", ".join(name for name in cells if name not in shown)
+        console.print(f"No room here for: {left_out}; --format csv has all.", soft_wrap=True, highlight=False)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -104,17 +119,15 @@ def print_comparison(console: Console, comparison: Comparison, *, names: tuple[s
         names: of the two files.
     """
     if comparison.layers:
-        table = _table(f"{names[0]} against {names[1]}", ("layer", "kind", "shape", "alpha", "other", "delta"))
         marked = outliers({layer.name: layer.delta for layer in comparison.layers}, fit="")
-        for layer in comparison.layers:
-            table.add_row(*_compared(layer, marked.get(layer.name)))
-        console.print(table)
+        cells = _compared(comparison.layers, marked)
+        _print_what_fits(console, cells, f"{names[0]} against {names[1]}", ("kind", "shape"))
         if marked:
-            console.print(_legend("delta", ""), soft_wrap=True)
+            console.print(_legend("delta", SPREAD), soft_wrap=True)
     for title, layers in (
         (f"Only in {names[0]}", comparison.only),
         (f"Only in {names[1]}", comparison.other_only),
-        ("Without alpha in one of the two", comparison.without_alpha),
+        ("Without alpha in one or both", comparison.without_alpha),
     ):
         if layers:
             console.print(f"{title} ({len(layers)}): {_listed(layers)}", soft_wrap=True, highlight=False, markup=False)
@@ -124,17 +137,26 @@ def print_comparison(console: Console, comparison: Comparison, *, names: tuple[s
         console.print(f"{title}: {summary}", soft_wrap=True, highlight=False)
 
 
-def _compared(layer: ComparedLayer, side: _Side) -> tuple[str | Text, ...]:
-    delta = _marked(f"{layer.delta:+.3f}", side)
-    alphas = (f"{layer.alpha:.3f}", f"{layer.other_alpha:.3f}")
-    return (escape(layer.name), layer.kind, _shape(layer.shape), *alphas, delta)
+def _compared(
+    layers: Iterable[ComparedLayer], marked: Mapping[str, Literal["high", "low"]]
+) -> dict[str, list[str | Text]]:
+    return {
+        "layer": [escape(layer.name) for layer in layers],
+        "kind": [layer.kind for layer in layers],
+        "shape": [_shape(layer.shape) for layer in layers],
+        "alpha": [f"{layer.alpha:.3f}" for layer in layers],
+        "other": [f"{layer.other_alpha:.3f}" for layer in layers],
+        "delta": [_marked(f"{layer.delta:+.3f}", marked.get(layer.name)) for layer in layers],
+    }
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
+def _table(title: str, columns: Mapping[str, Sequence[str | Text]]) -> Table:
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         left = name in ("layer", "kind")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "layer")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -142,9 +164,9 @@ def _marked(text: str, side: _Side) -> Text:
     return Text(f"{text}{_MARKS[side]}", style=_STYLES[side]) if side else Text(f"{text} ")
 
 
-def _legend(what: str, fit: str) -> Text:
+def _legend(what: str, rule_in_words: str) -> Text:
     high, low = ("+", _STYLES["high"]), ("-", _STYLES["low"])
-    return Text.assemble(high, " and ", low, f" mark outliers: {what} {rule(fit)}")
+    return Text.assemble(high, " and ", low, f" mark outliers: {what} {rule_in_words}")
 
 
 def _print_reasons(console: Console, title: str, rows: list[LayerSpectrum]) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NAME_WIDTH = 40  # characters
 _MOST_ROWS = 45  # beyond it rows are closer than a mark is high
 
 
@@ -46,7 +47,7 @@ def alpha_depth_figure(
     """
     if not alphas:
         raise ValueError("Expected argument `alphas` to be at least one layer's alpha, but got none.")
-    figure = _figure(6.8, len(alphas))
+    figure = _figure(7.2, len(alphas))
     axes = figure.add_subplot()
     names = list(alphas)
     _label_layers(axes, names)
@@ -91,7 +92,7 @@ def comparison_figure(
     names = list(after) + [name for name in before if name not in after]
     if not names:
         raise ValueError("Expected arguments `before` and `after` to have at least one layer's alpha, but got none.")
-    figure = _figure(8.6, len(names))
+    figure = _figure(9.0, len(names))
     axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
     _label_layers(axes, names)
     earlier, now = _values(before, names), _values(after, names)
@@ -119,7 +120,7 @@ def _values(alphas: Mapping[str, float], names: Sequence[str]) -> NDArray[np.flo
 
 def _label_layers(axes: Axes, names: Sequence[str]) -> None:
     rows = thinned(len(names), int(_height(len(names)) / 0.19))
-    axes.set_yticks(rows, [shortened(names[row]) for row in rows], fontsize=9)
+    axes.set_yticks(rows, [shortened(names[row], _NAME_WIDTH) for row in rows], fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)

@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_farms.functional.random_matrix import marchenko_pastur_density_between
-from lightning_farms.functional.spectral_metrics import spectral_density
+from lightning_farms.functional.spectral_metrics import NUMERICALLY_ZERO, spectral_density
 from lightning_farms.plotting.arrays import Values, as_array
 from lightning_farms.plotting.labels import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+_NOT_DRAWN = 0.05  # of the eigenvalues, the smallest
 
 
 def esd_figure(
@@ -36,8 +39,8 @@ def esd_figure(
 
     The tail has the mass that the eigenvalues have there, so that a good fit lies on the density. So has the
     Marchenko-Pastur law, if its edges are given (they determine it): the share of the eigenvalues up to the spike
-    threshold. Eigenvalues below 1e-12 of the largest count in N but are not drawn; those that are not finite are
-    dropped.
+    threshold. Eigenvalues below 1e-12 of the largest, and of the others the smallest 5 %, which would take most of the
+    axis, count in N but are not drawn; those that are not finite are dropped.
 
     Args:
         eigenvalues: (N,), in units of the squared weight, in any order.
@@ -101,7 +104,10 @@ def _check_edges(edges: tuple[float, float] | None) -> None:
 
 def _draw_density(axes: Axes, eigenvalues: NDArray[np.float64]) -> tuple[float, float]:
     """Draw the histogram; return where it begins and the least density that the axes show."""
-    edges, heights = (part.numpy() for part in spectral_density(torch.from_numpy(eigenvalues.clip(min=0.0))))
+    known = eigenvalues[eigenvalues > NUMERICALLY_ZERO * eigenvalues.max()]
+    drawn = known[known >= np.quantile(known, _NOT_DRAWN, method="lower")]
+    edges, heights = (part.numpy() for part in spectral_density(torch.from_numpy(drawn)))
+    heights = heights * (drawn.size / eigenvalues.size)
     floor = float(heights[heights > 0].min() / 3)
     axes.stairs(
         np.maximum(heights, floor),

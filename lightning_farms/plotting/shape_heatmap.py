@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LEAST_SPAN = 0.3  # of alpha over the colours
 _MOST_SIZES = 12  # on an axis; beyond it sizes are gathered by powers of two
 
 
@@ -37,9 +38,9 @@ def shape_heatmap_figure(
     r"""Draw the mean alpha of the matrices of each size m x n, and how many there are.
 
     Colours that follow the distance from the diagonal show the aspect-ratio bias: alpha then tells the shape rather
-    than the training. The line below the map gives the correlation of alpha and
-    :math:`|\log_2 (m / n)|` over layers. An axis of more than 12 sizes gathers them by powers of two. Cells whose
-    layers have no finite alpha are grey.
+    than the training. They span at least 0.3, so that an even network looks even. The line below the map gives the
+    correlation of alpha and :math:`|\log_2 (m / n)|` over layers. An axis of more than 12 sizes gathers them by powers
+    of two. Cells whose layers have no finite alpha are grey.
 
     Args:
         shapes: Rows and columns (m, n) of each layer's matrices, at least 1.
@@ -66,11 +67,10 @@ def shape_heatmap_figure(
     width, height = 2.9 + 0.62 * len(grid.columns), 2.2 + 0.48 * len(grid.rows)
     figure = Figure(figsize=(max(6.2, width), max(3.6, height)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(
-        np.where(grid.layers > 0, grid.mean, np.nan), cmap=COLOUR_MAP, aspect="auto", interpolation="nearest"
-    )
+    low, high = _colour_range(grid.mean)
+    image = axes.imshow(grid.mean, vmin=low, vmax=high, cmap=COLOUR_MAP, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, pad=0.02).set_label(r"mean $\alpha$", fontsize=11)
-    _fill_cells(axes, grid)
+    _fill_cells(axes, grid, (low + high) / 2)
     axes.set_xlabel("columns n", fontsize=11)
     axes.set_ylabel("rows m", fontsize=11)
     figure.suptitle(shortened(title, 56), fontsize=12)
@@ -108,13 +108,19 @@ def _categories(sizes: NDArray[np.int64]) -> tuple[list[str], NDArray[np.intp]]:
     return [f"{2**octave}–{2 ** (octave + 1) - 1}" if octave else "1" for octave in octaves.tolist()], position
 
 
-def _fill_cells(axes: Axes, grid: _Grid) -> None:
+def _colour_range(mean: NDArray[np.float64]) -> tuple[float, float]:
+    """From the least to the greatest alpha, or wider."""
+    known = mean[np.isfinite(mean)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    room = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    return low - room, high + room
+
+
+def _fill_cells(axes: Axes, grid: _Grid, middle: float) -> None:
     from matplotlib.patches import Rectangle
 
     axes.set_xticks(range(len(grid.columns)), grid.columns, fontsize=9, rotation=_rotation(grid.columns))
     axes.set_yticks(range(len(grid.rows)), grid.rows, fontsize=9)
-    known = grid.mean[np.isfinite(grid.mean)]
-    middle = (known.min() + known.max()) / 2 if known.size else 0.0
     for row, column in np.argwhere(grid.layers > 0):
         mean, count = grid.mean[row, column], grid.layers[row, column]
         if math.isnan(mean):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_farms.analysis import FARMS, Selection, WholeMatrix, analyze
+from lightning_farms.analysis import FARMS, Diagnostics, Selection, WholeMatrix, analyze, analyze_weights
 from lightning_farms.cli import analyze as command
 from lightning_farms.cli import main
 
@@ -129,7 +129,7 @@ def test_a_narrow_terminal_keeps_the_names(run, monkeypatch):
     assert text != terminal.getvalue(), "colours"
     assert sum(line.startswith(" encoder.layer.") for line in text.splitlines()) == 6
     assert all(f"encoder.layer.{i}.attention.output.dense " in text for i in range(6))
-    assert "columns have no room here; --format csv has all." in text
+    assert "No room here for: kind, windows, D, alpha_hat, log norm, stable rank; --format csv has all." in text
 
 
 def test_outliers_are_marked(run):
@@ -140,6 +140,12 @@ def test_outliers_are_marked(run):
     [line] = [line for line in out.splitlines() if line.startswith(" 5 ")]
     assert re.search(r" 1\.\d{3}- ", line)
     assert "+ and - mark outliers: alpha more than 3 robust standard deviations" in out
+
+
+def test_nothing_analysed_has_no_summary(run):
+    status, out, _ = run("net.pt", "--max_size", "2")
+    assert status == 1
+    assert out.endswith("0 layers analysed, 7 skipped.\n")
 
 
 def test_selection(run):
@@ -184,6 +190,18 @@ def test_compare(run):
     assert "Only in" not in out
 
 
+def test_of_the_second_file_only_alphas_are_wanted(run, monkeypatch):
+    asked = []
+
+    def analyzed(weights, method, **options):
+        asked.append((options["diagnostics"], options["keep_eigenvalues"]))
+        return analyze_weights(weights, method, **options)
+
+    monkeypatch.setattr(command, "analyze_weights", analyzed)
+    run("net.pt", "--compare", "b.ckpt", "--bootstrap", "20", "--plots", "figures", "--kinds", "convolution")
+    assert asked == [(Diagnostics(20, marchenko_pastur=True), True), (Diagnostics(), False)]
+
+
 def test_compare_lists_what_has_no_partner(run):
     state = network().state_dict()
     del state["3.weight"]
@@ -193,7 +211,7 @@ def test_compare_lists_what_has_no_partner(run):
     assert status == 0
     assert "Only in net.pt (1): 3" in out
     assert "Only in c.pt (1): extra" in out
-    assert "Without alpha in one of the two (1): 4" in out
+    assert "Without alpha in one or both (1): 4" in out
     _, out, _ = run("net.pt", "--compare", "c.pt", "--format", "json")
     content = json.loads(out)
     assert {row["name"]: row["status"] for row in content["layers"] if row["status"] != "ok"} == {
@@ -245,7 +263,7 @@ def test_plot_of_a_comparison(run):
         (["vectors.pt"], "a checkpoint with weight matrices, but got vectors"),
         (["net.pt", "--compare", "nowhere.pt"], "but got 'nowhere.pt'"),
         (["net.pt", "--base", "notes.txt"], "'notes.txt' is damaged"),
-        (["net.pt", "--include", "fourth"], "`include` to match layers, but 'fourth' matches none"),
+        (["net.pt", "--include", "fourth"], "Expected --include to match layers, but 'fourth' matches none"),
         (["net.pt", "--min_size", "900"], "none among 7: the smaller dimension, 32, is below min_size 900 (5); "),
         (["net.pt", "--out", "."], "--out to be a file, but '.' is a folder"),
         (["net.pt", "--out", "notes.txt/a.csv"], "notes.txt"),
@@ -267,13 +285,14 @@ def test_mistakes_end_with_one_message(run, arguments, message):
         ([], "file"),
         (["net.pt", "--fti", "ks"], "--fti"),
         (["net.pt", "--fit", "best"], "hill_paper"),
-        (["net.pt", "--window", "0"], "`window`"),
+        (["net.pt", "--format", "xml"], "['table', 'csv', 'json']. Got value: xml"),
+        (["net.pt", "--window", "0"], "Expected --window to be"),
         (["net.pt", "--window", "big"], "window"),
-        (["net.pt", "--compat", "official"], "`window` and `steps` to be given"),
+        (["net.pt", "--compat", "official"], "Expected --window and --steps to be given"),
         (["net.pt", "--method", "whole", "--window", "8", "--blocks", "pooled"], "--window, --blocks: of no use with"),
-        (["net.pt", "--kinds", "liner"], "`kinds` to be out of linear, "),
-        (["net.pt", "--bootstrap", "-1"], "`bootstrap`"),
-        (["net.pt", "--level", "2"], "`level`"),
+        (["net.pt", "--kinds", "liner"], "Expected --kinds to be out of linear, "),
+        (["net.pt", "--bootstrap", "-1"], "Expected --bootstrap to be"),
+        (["net.pt", "--level", "2"], "Expected --level to be"),
         (["net.pt", "--workspace", "0"], "--workspace to be positive"),
         (["net.pt", "--workers", "0"], "--workers to be at least 1"),
         (["net.pt", "--base", "b.ckpt", "--compare", "b.ckpt"], "exclude each other"),
@@ -297,6 +316,22 @@ def test_mistakes_come_before_the_long_work(run, monkeypatch):
     monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
     for arguments in (["--out", "."], ["--plots", "notes.txt"], ["--compare", "nowhere.pt"], ["--exclude", "fourth"]):
         assert run("net.pt", *arguments)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "vectors.pt"], "--out to be a place that can be written to, but 'vectors.pt' cannot."),
+        (["--out", "new.csv"], "but '.' cannot."),
+        (["--plots", "new"], "--plots to be a folder that can be written to, but 'new' cannot."),
+    ],
+)
+def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):
+    monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    status, _, err = run("net.pt", *arguments)
+    assert status == 1
+    assert message in err
 
 
 def test_traceback_on_demand(run, monkeypatch):
@@ -339,8 +374,9 @@ def shell(folder):
         process.stderr.close()
 
 
-def test_a_reader_that_goes_away(shell):
-    process = shell("net.pt", "--format", "json")
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_a_reader_that_goes_away(shell, form):
+    process = shell("net.pt", "--format", form)
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait() == 141

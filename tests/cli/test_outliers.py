@@ -27,3 +27,14 @@ def test_three_robust_standard_deviations():
 )
 def test_few_layers_and_the_range_of_well_trained_ones(alphas, fit, expected):
     assert outliers({str(i): alpha for i, alpha in enumerate(alphas)}, fit=fit) == expected
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.25, {"9": "high"}), (0.35, {})])
+def test_a_layer_within_its_own_error_is_none(error, expected):
+    alphas = {str(i): 1.8 + 0.01 * i for i in range(9)} | {"9": 2.145}  # median 1.845
+    assert outliers(alphas, fit="hill") == {"9": "high"}
+    assert outliers(alphas, fit="hill", errors={"9": error}) == expected
+
+
+def test_the_range_of_well_trained_layers_knows_no_error():
+    assert outliers({"a": 1.5}, fit="ks", errors={"a": 2.0}) == {"a": "low"}

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,7 @@ def test_there_are_examples():
     [
         (["--help"], "analyze"),
         (["--help"], "fit"),
+        (["--version"], f"lightning-farms {version('lightning-farms')}\n"),
         (["fit", "--help"], "--pretrain.checkpoint"),
         (["fit", "--model.network.help=DPOT"], "embed_dim"),
     ],

@@ -35,6 +35,12 @@ def test_means_and_numbers_of_layers_by_size():
     assert figure.get_suptitle() == "MLP"
 
 
+@pytest.mark.parametrize(("alphas", "expected"), [((2.0, 2.1), (1.9, 2.2)), ((2.0, 3.0), (2.0, 3.0))])
+def test_colours_of_an_even_network_are_even(alphas, expected):
+    figure = shape_heatmap_figure({"a": (64, 32), "b": (32, 32)}, dict(zip("ab", alphas, strict=True)))
+    assert figure.axes[0].images[0].get_clim() == pytest.approx(expected)
+
+
 def test_many_sizes_are_gathered_by_powers_of_two():
     shapes = {f"layer{size}": (size, 7) for size in (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 100)}
     got = cells(shape_heatmap_figure(shapes, dict.fromkeys(shapes, 2.0)))
