@@ -1,4 +1,4 @@
-"""nn.Module in, SpectralReport out; read-only."""
+"""Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
 
 from lightning_farms.analysis.checkpoint import checkpoint_changes, checkpoint_weights, open_checkpoint
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare

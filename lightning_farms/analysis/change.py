@@ -30,7 +30,7 @@ def changes(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iter
             yield weight._replace(matrices=NO_MATRICES, reason=reason)
         else:
             assert start is not None
-            yield weight._replace(matrices=_difference(weight.matrices, start.matrices))
+            yield weight._replace(matrices=_difference(weight.matrices, start.matrices), rank=_rank(weight, start))
 
 
 def _difference(after: Tensor, before: Tensor) -> Tensor:
@@ -38,6 +38,10 @@ def _difference(after: Tensor, before: Tensor) -> Tensor:
     device = before.device if before.is_meta else after.device
     dtype = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)
     return after.to(device, dtype) - before.to(device, dtype)
+
+
+def _rank(weight: LayerWeight, start: LayerWeight) -> int | None:
+    return None if weight.rank is None or start.rank is None else weight.rank + start.rank
 
 
 def _incomparable(weight: LayerWeight, start: LayerWeight | None) -> str:

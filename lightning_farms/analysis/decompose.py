@@ -59,7 +59,7 @@ def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: i
         workers: threads that share the work on the CPU, at least 1.
 
     Returns:
-        {key: eigenvalues (blocks, P, k)}; layers whose decomposition fails are missing.
+        {key: eigenvalues (blocks, P, k), ascending, k those of the plan}; layers whose decomposition fails are missing.
     """
     jobs = _jobs(tasks, quick, workspace, workers)
     spectra: dict[int, list[Tensor]] = {key: [] for key in tasks}
@@ -70,11 +70,12 @@ def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: i
                 failed.add(piece.layer)
             else:
                 spectra[piece.layer].append(part)
-    return {
-        key: torch.cat(parts).unflatten(0, (tasks[key].plan.windows.number, -1))
-        for key, parts in spectra.items()
-        if key not in failed
-    }
+    return {key: _blocks(parts, tasks[key].plan) for key, parts in spectra.items() if key not in failed}
+
+
+def _blocks(parts: list[Tensor], plan: Plan) -> Tensor:
+    blocks: Tensor = torch.cat(parts)[:, -plan.spectrum_size :].unflatten(0, (plan.windows.number, -1))
+    return blocks
 
 
 # ---- cutting -------------------------------------------------------------------------------------------------------
@@ -92,12 +93,10 @@ def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> 
 
 def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
     matrices, plan = tasks[keys[0]]
-    cost, size = (
-        plan.cost / (plan.windows.number * plan.matrices),
-        _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128)),
-    )
-    most = int(min(workspace / size, dearest / cost)) if _on_cpu(matrices) else workspace // _JOBS_ON_A_DEVICE // size
-    most = max(1, most)
+    cost = plan.cost / (plan.windows.number * plan.matrices)
+    size = _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128))
+    most = min(workspace / size, dearest / cost) if _on_cpu(matrices) else workspace / _JOBS_ON_A_DEVICE / size
+    most = max(1, int(most))
     pieces: list[_Piece] = []
     queued = 0
     for key in keys:
@@ -112,7 +111,7 @@ def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace:
 
 def _window_bytes(plan: Plan, single: bool) -> int:
     """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
-    entries, squared = plan.windows.height * plan.windows.width, plan.spectrum_size**2
+    entries, squared = plan.windows.height * plan.windows.width, plan.gram_size**2
     return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if single else 12 * entries + 16 * squared)
 
 
@@ -143,7 +142,9 @@ def promoted(matrices: Tensor) -> Tensor:
 
 
 def _promoted_type(matrices: Tensor) -> torch.dtype:
-    return matrices.dtype if matrices.is_complex() or matrices.dtype == torch.float64 else torch.float32
+    if matrices.dtype in (torch.float64, torch.complex128):
+        return matrices.dtype
+    return torch.complex64 if matrices.is_complex() else torch.float32
 
 
 def _on_cpu(matrices: Tensor) -> bool:
@@ -166,7 +167,7 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         with one_thread_each():
             return [work(job) for job in jobs]
     size = min(workers, len(on_cpu))
-    with one_thread_each(), ThreadPoolExecutor(size, "spectra", torch.set_num_threads, (1,)) as pool:
+    with one_thread_each(), _pool(size) as pool:
         running = {id(job): pool.submit(work, job) for job in sorted(on_cpu, key=lambda job: -job.cost)}
         return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
 
@@ -177,6 +178,21 @@ def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None]:
         return list(esd(_joined(pieces), quick=quick).split([len(piece.views) for piece in pieces]))
     except DecompositionError:
         return [None] if len(pieces) == 1 else [_spectra([piece], quick)[0] for piece in pieces]
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads of one intra-op thread each; after an error or Ctrl-C no further job is begun."""
+    pool = ThreadPoolExecutor(workers, "spectra", _settle_on_one_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle_on_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread that has not asked yet takes on what another thread sets later
 
 
 class _Budget:
@@ -204,9 +220,9 @@ class _Budget:
 def one_thread_each() -> Iterator[None]:
     """One intra-op thread: results do not depend on how many there are. Threads take turns.
 
-    PyTorch's setting holds for the thread that makes it and for threads that first ask for it later (in older versions
-    for all of MKL, too). Were two threads in here at a time, the one that came second could find the 1 of the first,
-    and leave it behind.
+    PyTorch's setting is one for each thread: the last one that any thread made before this thread first asked for it
+    (a parallel operation asks, too), then its own. Were two threads in here at a time, the one that came second could
+    so find the 1 of the first, and leave it behind.
     """
     with _ONE_AT_A_TIME:
         threads = torch.get_num_threads()

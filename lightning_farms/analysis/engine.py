@@ -41,9 +41,9 @@ _ROUNDING = NUMBERS.index("rounding")
 
 
 class _Outcome(NamedTuple):
-    """Status and numbers of a layer (float64, on the CPU: 1, then ``NUMBERS``, then the twin's), and its spectrum."""
+    """Status and numbers of a layer (the status, then ``NUMBERS``, then the twin's), and its spectrum."""
 
-    numbers: Tensor
+    numbers: list[float]
     eigenvalues: Tensor | None = None
 
 
@@ -202,10 +202,10 @@ class _Analysis:
         """What is measured of layers; the numbers leave each device together."""
         finite = _finite(layers)
         spectra, numbers = self._measured(finite)
-        twins: dict[int, Tensor] = {}
+        twins: dict[int, list[float]] = {}
         if self.diagnostics.twin:
             seed = self.diagnostics.seed
-            twins = self._measured({i: (_shuffled(w, seed), p) for i, (w, p) in finite.items() if i in numbers})[1]
+            twins = self._measured({i: _twin(*layer, seed) for i, layer in finite.items() if i in numbers})[1]
         outcomes = {}
         for index in layers:
             if index not in numbers:
@@ -215,8 +215,8 @@ class _Analysis:
             outcomes[index] = _Outcome(_outcome(_DONE, numbers[index], twins.get(index)), eigenvalues)
         return outcomes
 
-    def _measured(self, layers: _Layers) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Spectra on the device and numbers on the CPU; first in float32, then in float64 where that may not do."""
+    def _measured(self, layers: _Layers) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
+        """Spectra and numbers; first in float32, then in float64 where that may not do."""
         if not self.method.forgives_rounding or self.keep_eigenvalues:
             return self._pass(layers, quick=False)
         spectra, numbers = self._pass(layers, quick=True)
@@ -224,7 +224,7 @@ class _Analysis:
         again = self._pass({i: layer for i, layer in layers.items() if i not in sure}, quick=False)
         return spectra | again[0], numbers | again[1]
 
-    def _pass(self, layers: _Layers, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def _pass(self, layers: _Layers, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
         tasks = {i: Task(self.method.orient(w.matrices, w.kind), plan) for i, (w, plan) in layers.items()}
         spectra = decompose(tasks, quick=quick, workspace=self.workspace, workers=self.workers)
         by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
@@ -233,19 +233,19 @@ class _Analysis:
                 by_device[eigenvalues.device][index] = measure(
                     eigenvalues, *layers[index], method=self.method, wanted=self.diagnostics
                 )
-        numbers: dict[int, Tensor] = {}
+        numbers: dict[int, list[float]] = {}
         for on_device in by_device.values():
-            numbers.update(zip(on_device, torch.stack(list(on_device.values())).cpu(), strict=True))
+            numbers.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))
         return spectra, numbers
 
     def row(self, weight: LayerWeight, plan: Plan, outcome: _Outcome) -> LayerSpectrum:
         """The row of a layer."""
-        status, *numbers = outcome.numbers.tolist()
+        status, *numbers = outcome.numbers
         if status != _DONE:
             return _skipped_row(weight, _FAILURES[status])
         row = layer_row(weight, plan, numbers[: len(NUMBERS)])
         if self.diagnostics.twin:
-            twin = layer_row(weight, plan, numbers[len(NUMBERS) :])
+            twin = layer_row(weight, plan._replace(rank=None), numbers[len(NUMBERS) :])
             row = replace(row, twin=twin, relative_alpha=row.alpha / twin.alpha)
         return replace(row, eigenvalues=outcome.eigenvalues)
 
@@ -270,17 +270,17 @@ def _analyze_on_ranks(
         chunk.clear()
     table = torch.zeros(len(layers), len(_outcome(_DONE)), dtype=torch.float64, device="cpu")
     for index, outcome in outcomes.items():
-        table[index] = outcome.numbers
+        table[index] = torch.tensor(outcome.numbers, dtype=torch.float64)
     table = ranks.sum(table)
     for error in failures:  # not before: where warnings are errors, the other ranks would wait
         warnings.warn(f"The analysis failed on this rank: {type(error).__name__}: {error}", stacklevel=3)
     rows = []
-    for index, (weight, plan) in enumerate(layers):
+    for index, ((weight, plan), numbers) in enumerate(zip(layers, table.tolist(), strict=True)):
         if isinstance(plan, str):
             rows.append(_skipped_row(weight, plan))
         else:
             eigenvalues = outcomes[index].eigenvalues if index in outcomes else None
-            rows.append(analysis.row(weight, plan, _Outcome(table[index], eigenvalues)))
+            rows.append(analysis.row(weight, plan, _Outcome(numbers, eigenvalues)))
     return SpectralReport(rows)
 
 
@@ -293,16 +293,10 @@ def _attempted(analysis: _Analysis, chunk: _Layers, failures: list[Exception]) -
         return dict.fromkeys(chunk, _Outcome(_outcome(_BROKEN)))
 
 
-def _outcome(status: float, numbers: Tensor | None = None, twin: Tensor | None = None) -> Tensor:
+def _outcome(status: float, numbers: list[float] | None = None, twin: list[float] | None = None) -> list[float]:
     """One row of the table that ranks exchange; what is not known is NaN."""
-    missing = torch.full((len(NUMBERS),), math.nan, dtype=torch.float64, device="cpu")
-    return torch.cat(
-        [
-            torch.tensor([status], dtype=torch.float64, device="cpu"),
-            missing if numbers is None else numbers,
-            missing if twin is None else twin,
-        ]
-    )
+    missing = [math.nan] * len(NUMBERS)
+    return [status, *(numbers or missing), *(twin or missing)]
 
 
 def _skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
@@ -324,5 +318,7 @@ def _finite(layers: _Layers) -> _Layers:
     return {index: layer for index, layer in layers.items() if index in finite}
 
 
-def _shuffled(weight: LayerWeight, seed: int) -> LayerWeight:
-    return weight._replace(matrices=shuffle_entries(weight.matrices, layer_seed(weight.name, seed)))
+def _twin(weight: LayerWeight, plan: Plan, seed: int) -> tuple[LayerWeight, Plan]:
+    """The layer with its entries shuffled, which gives it full rank."""
+    matrices = shuffle_entries(weight.matrices, layer_seed(weight.name, seed))
+    return weight._replace(matrices=matrices), plan._replace(rank=None)

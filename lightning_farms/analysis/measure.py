@@ -20,7 +20,7 @@ from lightning_farms.functional.spectral_metrics import effective_rank
 from lightning_farms.functional.spectrum import QUICK_ERROR, stable_rank
 from lightning_farms.functional.uncertainty import bootstrap_interval, goodness_of_fit
 
-_ROUNDING = torch.finfo(torch.float32).eps ** 2  # eigenvalues below this (times size and largest) are rounding
+_ZERO = torch.finfo(torch.float32).eps ** 2  # of the largest eigenvalue, times the size: what is below is rounding
 _LARGEST_ALPHA = 1e3  # beyond it the tail lies within 0.1 % of xmin: equal eigenvalues, not a power law
 
 METRICS = (
@@ -61,7 +61,7 @@ class _Tail(NamedTuple):
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of the usable fits' values, NaN where there is none."""
-        return values.masked_fill(~self.usable, torch.nan).nanmean()
+        return torch.where(self.usable, values, 0.0).sum() / self.usable.sum()
 
 
 def measure(
@@ -81,11 +81,11 @@ def measure(
     """
     eigenvalues = eigenvalues * method.eigenvalue_scale(weight.kind)
     tail = _fit(eigenvalues, weight, plan, method)
-    numbers = {name: eigenvalues.new_full((), math.nan) for name in NUMBERS}
+    numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))
     numbers |= _fit_numbers(tail)
     numbers |= _norms(eigenvalues, tail, method)
     numbers |= _draws(tail, weight, method, wanted)
-    if wanted.marchenko_pastur:
+    if wanted.marchenko_pastur and plan.spectrum_size == plan.gram_size:
         numbers |= _bulk(eigenvalues, plan)
     numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
     return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
@@ -100,7 +100,7 @@ def _fit(eigenvalues: Tensor, weight: LayerWeight, plan: Plan, method: SpectralM
     if method.compat is not None:
         usable = fit.alpha.isfinite().all().expand_as(fit.alpha)
         return _Tail(spectra, fit, usable, torch.zeros_like(usable))
-    deficient = fit.xmin <= _ROUNDING * max(plan.rows, plan.columns) * spectra.amax(-1)
+    deficient = fit.xmin <= _ZERO * max(plan.rows, plan.columns) * spectra.amax(-1)
     return _Tail(spectra, fit, ~deficient & (fit.alpha <= _LARGEST_ALPHA), deficient)
 
 
@@ -114,7 +114,7 @@ def _fit_numbers(tail: _Tail) -> dict[str, Tensor]:
         "standard_error": _in_quadrature(tail.fit.standard_error, tail.usable) / usable,
         "usable": usable,
         "deficient": tail.deficient.sum(),
-        "fits": torch.ones_like(tail.usable).sum(),
+        "fits": tail.spectra.new_full((), len(tail.spectra)),
     }
 
 

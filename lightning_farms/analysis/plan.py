@@ -23,6 +23,7 @@ class Plan(NamedTuple):
         rows: rows of each oriented matrix.
         columns: columns of each oriented matrix.
         is_complex: whether the entries are complex.
+        rank: of each matrix at most, where that is known to be less than its shape allows.
     """
 
     windows: Windows
@@ -30,11 +31,17 @@ class Plan(NamedTuple):
     rows: int
     columns: int
     is_complex: bool
+    rank: int | None = None
+
+    @property
+    def gram_size(self) -> int:
+        """Rows of the smaller Gram matrix of a window."""
+        return min(self.windows.height, self.windows.width)
 
     @property
     def spectrum_size(self) -> int:
-        """Eigenvalues of one window."""
-        return min(self.windows.height, self.windows.width)
+        """Eigenvalues of one window, without those that are zero whatever the entries are."""
+        return self.gram_size if self.rank is None else min(self.gram_size, self.rank)
 
     @property
     def eigenvalue_count(self) -> int:
@@ -44,7 +51,7 @@ class Plan(NamedTuple):
     @property
     def cost(self) -> float:
         """Multiplications of the Gram matrices and their decompositions, roughly."""
-        k, long = self.spectrum_size, max(self.windows.height, self.windows.width)
+        k, long = self.gram_size, max(self.windows.height, self.windows.width)
         each = (4.0 if self.is_complex else 1.0) * k * k * (long + 4.0 * k) + _CALL
         return self.windows.number * self.matrices * each
 
@@ -68,7 +75,7 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | str:
         windows = method.windows(rows, columns, weight.kind)
     except ValueError as error:
         return str(error)
-    plan = Plan(windows, len(weight.matrices), rows, columns, weight.matrices.is_complex())
+    plan = Plan(windows, len(weight.matrices), rows, columns, weight.matrices.is_complex(), weight.rank)
     least = MIN_EIGENVALUES if method.compat is None else 2
     if plan.eigenvalue_count < least:
         return f"{plan.eigenvalue_count} eigenvalues, fewer than the {least} that are fitted"

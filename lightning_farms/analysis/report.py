@@ -35,7 +35,8 @@ class LayerSpectrum:
         aspect_ratio: realised aspect ratio n'/m' of the windows.
         windows: number of windows on each matrix.
         coverage: fraction of the matrix's entries that lie in a window.
-        eigenvalue_count: number of eigenvalues of all windows and matrices.
+        eigenvalue_count: number of eigenvalues of all windows and matrices; of a low-rank product without those that
+            are zero in any case.
         alpha: exponent PL_Alpha_Hill (or of the fit asked for); NaN where ``status`` is ``"skipped"``.
         ks_distance: Kolmogorov-Smirnov distance D between the spectrum's tail and the fit.
         xmin: where the tail starts.

@@ -1,6 +1,7 @@
 """Spectra of many layers at once: the same bit for bit however the work is cut and shared; what fails; memory."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_farms.analysis import FARMS, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
+from lightning_farms.analysis import FARMS, Diagnostics, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
 from lightning_farms.analysis import decompose as rooms
 from lightning_farms.analysis.decompose import Task, decompose
 from lightning_farms.analysis.plan import plan_layer
@@ -209,3 +210,56 @@ def test_float32_overflow_of_one_layer_spoils_no_other():
 
 def test_nothing_to_do():
     assert decompose({}, quick=True, workspace=1, workers=2) == {}
+
+
+def test_a_worker_keeps_its_one_thread_when_another_thread_sets_more():
+    found, started, changed = [], threading.Event(), threading.Event()
+
+    def work():
+        rooms._settle_on_one_thread()
+        started.set()
+        changed.wait(10)
+        found.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait(10)
+    torch.set_num_threads(3)
+    changed.set()
+    thread.join()
+    torch.set_num_threads(before)
+    assert found == [1]
+
+
+def test_after_an_error_no_further_job_is_begun(monkeypatch):
+    """Ctrl-C arrives in the thread that waits for the results: what is queued must not be computed first."""
+    begun, failed = [], threading.Event()
+
+    def interrupted(matrices, **options):
+        begun.append(matrices.shape)
+        if matrices.shape[-1] == 60:
+            failed.set()
+            raise KeyboardInterrupt
+        failed.wait(10)
+        time.sleep(0.05)
+        return torch.zeros(matrices.shape[:-1])
+
+    monkeypatch.setattr(rooms, "esd", interrupted)
+    tasks = {i: task_of(1, 60 - i, 60 - i) for i in range(40)}
+    with pytest.raises(KeyboardInterrupt):
+        decompose(tasks, quick=True, workspace=GIB, workers=2)
+    assert len(begun) < 10
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_half_precision_complex_numbers_are_analysed_as_single():
+    half = torch.randn(1, 16, 16, dtype=torch.complex64).to(torch.complex32)
+    reports = [
+        list(
+            analyze_weights([LayerWeight("w", "parameter", (16, 16), matrices, ())], diagnostics=Diagnostics(twin=True))
+        )
+        for matrices in (half, half.to(torch.complex64))
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0][0].status == "ok"

@@ -30,6 +30,15 @@ def test_counts(method, shape, expected):
     assert (plan.matrices, plan.rows, plan.columns, plan.is_complex) == (*shape, False)
 
 
+def test_eigenvalues_that_are_zero_in_any_case_are_not_counted():
+    weight = weight_of(2, 60, 20)
+    whole, low = (plan_layer(each, FARMS()) for each in (weight, weight._replace(rank=6)))
+    assert (low.spectrum_size, low.eigenvalue_count, low.gram_size, low.cost) == (6, 3 * 2 * 6, 20, whole.cost)
+    assert plan_layer(weight._replace(rank=50), FARMS()).spectrum_size == 20
+    reason = "6 eigenvalues, fewer than the 10 that are fitted"
+    assert plan_layer(weight_of(1, 20, 20)._replace(rank=6), FARMS()) == reason
+
+
 def test_values_are_not_looked_at():
     assert plan_layer(weight_of(1, 5000, 5000, dtype=torch.complex128), FARMS()).is_complex
 

@@ -19,10 +19,12 @@ class StoredTensor(NamedTuple):
     Attributes:
         read: returns it.
         reason: why it cannot be known; empty where it can.
+        rank: returns the rank of its matrices at most, where that is known to be less than their shape allows.
     """
 
     read: Callable[[], Tensor]
     reason: str = ""
+    rank: Callable[[], int] | None = None
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

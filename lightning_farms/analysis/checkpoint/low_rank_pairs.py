@@ -73,4 +73,7 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair) -> 
         matrices: Tensor = up.to(dtype).flatten(1) @ right
         return matrices
 
-    return StoredTensor(product, tensors[pair.first].reason or tensors[pair.second].reason)
+    def rank() -> int:
+        return tensors[pair.second].read().shape[1]
+
+    return StoredTensor(product, tensors[pair.first].reason or tensors[pair.second].reason, rank)

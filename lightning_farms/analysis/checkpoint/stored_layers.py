@@ -173,7 +173,8 @@ def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight]
 def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     if not _PRODUCT.fullmatch(leaf.name):
         return None
-    return [_layer(leaf.layer, "low-rank product", tensor.shape, tensor)]
+    layer = _layer(leaf.layer, "low-rank product", tensor.shape, tensor)
+    return [layer if leaf.stored.rank is None else layer._replace(rank=leaf.stored.rank())]
 
 
 def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

@@ -24,7 +24,7 @@ def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
         module: the module.
 
     Yields:
-        One item a pair, called ``lora``, or ``lora.<adapter>``.
+        One item a pair, called ``lora``, or ``lora.<adapter>``, and its rank: more eigenvalues are not fitted.
 
     Example:
         >>> layer = nn.Module()
@@ -43,7 +43,8 @@ def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
                 parameters = down[adapter].parameters + up[adapter].parameters
                 shape = tuple(matrices.shape[-2:]) if len(matrices) == 1 else tuple(matrices.shape)
                 name = f"{suffix}.{adapter}" if adapter else suffix
-                yield ModuleWeight(name, "low-rank product", matrices, parameters, shape)
+                rank = None if _is_flat_kernel(module, down[adapter].value) else up[adapter].value.shape[1]
+                yield ModuleWeight(name, "low-rank product", matrices, parameters, shape, rank=rank)
 
 
 def _factors(holder: object) -> dict[str, HeldWeight]:
@@ -69,7 +70,13 @@ def _product(module: nn.Module, down: Tensor, up: Tensor) -> Tensor:
     left = up.to(dtype).flatten(1).unflatten(0, (len(down) // rank, -1))
     right = down.to(dtype).flatten(2) if down.ndim > 2 else down.to(dtype).unsqueeze(2)
     right = right.unflatten(0, (-1, rank)).permute(0, 3, 1, 2)
-    product = stack(left.unsqueeze(1) @ right)
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and down.ndim == 2:  # loralib: as the flat kernel
-        return convolution_matrices(product.reshape(module.weight.shape), module.groups)
+    with torch.autocast("cpu" if left.is_meta else left.device.type, enabled=False):
+        product = stack(left.unsqueeze(1) @ right)
+    if _is_flat_kernel(module, down):
+        return convolution_matrices(product.reshape(module.weight.shape), module.groups)  # type: ignore[arg-type]
     return product
+
+
+def _is_flat_kernel(module: nn.Module, down: Tensor) -> bool:
+    """Whether the product is a convolution's kernel in two dimensions, as in loralib: its positions have any rank."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and down.ndim == 2

@@ -22,6 +22,7 @@ class ModuleWeight(NamedTuple):
         shape: the weight's shape as stored; empty for that of the module's attribute ``suffix`` (``weight`` where that
             is empty), or else that of the matrices.
         reason: why the weight cannot be analysed; empty where it can.
+        rank: of each matrix at most, where that is known to be less than its shape allows.
     """
 
     suffix: str
@@ -30,6 +31,7 @@ class ModuleWeight(NamedTuple):
     parameters: tuple[Tensor, ...]
     shape: tuple[int, ...] = ()
     reason: str = ""
+    rank: int | None = None
 
 
 NO_MATRICES = torch.empty(0, 0, 0, device="cpu")

@@ -34,6 +34,8 @@ class LayerWeight(NamedTuple):
         matrices: (P, m, n); (0, 0, 0) where there is a reason.
         parameters: the parameters that hold the weight, then those that go with it (its bias).
         reason: why the weight cannot be analysed or is not selected; empty where it is to be analysed.
+        rank: of each matrix at most, where that is known to be less than its shape allows: the other eigenvalues,
+            which are zero, are left out.
     """
 
     name: str
@@ -42,6 +44,7 @@ class LayerWeight(NamedTuple):
     matrices: Tensor
     parameters: tuple[Tensor, ...]
     reason: str = ""
+    rank: int | None = None
 
     @property
     def holders(self) -> tuple[Tensor, ...]:
@@ -219,7 +222,7 @@ def _layer(
     reason = selection.refusal(name, weight.kind, matrices.shape) or _unreadable(matrices, has_values)
     if reason:
         return _skipped(name, weight.kind, shape, parameters, reason)
-    return LayerWeight(name, weight.kind, shape, matrices, parameters)
+    return LayerWeight(name, weight.kind, shape, matrices, parameters, rank=weight.rank)
 
 
 def _stored_shape(module: nn.Module, weight: ModuleWeight) -> tuple[int, ...]:

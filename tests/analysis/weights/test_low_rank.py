@@ -1,10 +1,22 @@
 """Products of LoRA's factors, on classes with the structure of peft's and loralib's."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_farms.analysis import Selection, layer_weights
+from lightning_farms.analysis import (
+    FARMS,
+    Diagnostics,
+    Selection,
+    WholeMatrix,
+    analyze,
+    analyze_weights,
+    checkpoint_weights,
+    layer_weights,
+)
 
 PRODUCTS = Selection(low_rank_products=True)
 
@@ -36,7 +48,7 @@ def test_pefts_linear():
     x = torch.randn(6)
     expected = layer.scaling["other"] * layer.lora_B["other"](layer.lora_A["other"](x))
     torch.testing.assert_close(weight.matrices[0] @ x, expected.detach())
-    assert (weight.kind, weight.shape, weight.reason) == ("low-rank product", (5, 6), "")
+    assert (weight.kind, weight.shape, weight.reason, weight.rank) == ("low-rank product", (5, 6), "", 2)
     factors = [layer.lora_A["other"].weight, layer.lora_B["other"].weight]
     assert [id(p) for p in weight.parameters] == [id(p) for p in factors]
 
@@ -134,8 +146,53 @@ def test_half_precision_factors_are_multiplied_in_single():
     torch.testing.assert_close(weight.matrices[0], 2.0 * (b.float() @ a.float()).detach())
 
 
+def test_autocast_does_not_round_the_product():
+    model = nn.Sequential(PeftLinear())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = rows(model)["0.lora.other"]
+    assert rounded.matrices.equal(rows(model)["0.lora.other"].matrices)
+
+
 def test_factors_that_do_not_fit_are_a_reason():
     layer = PeftLinear(adapters=("default",))
     layer.lora_B["default"] = nn.Linear(4, 5, bias=False)
     weight = rows(nn.Sequential(layer))["0"]
     assert weight.reason.startswith("the weight could not be computed: ")
+
+
+class WideLinear(nn.Linear):
+    def __init__(self, rank=12):
+        super().__init__(64, 48)
+        self.lora_A, self.lora_B = nn.Parameter(torch.randn(rank, 64)), nn.Parameter(torch.randn(48, rank))
+        self.scaling = 0.5
+
+
+def alpha_of_the_largest(matrices, count):
+    values = np.linalg.svd(np.stack(matrices), compute_uv=False)[:, :count] ** 2
+    tail = np.sort(values.ravel())[values.size // 2 :]
+    return 1 + len(tail) / np.log(tail / tail[0]).sum()
+
+
+@pytest.mark.parametrize("method", [WholeMatrix(), FARMS()])
+def test_zero_eigenvalues_of_a_product_are_left_out_of_the_fit(method):
+    """Of a product of rank 12 more than half are zero in any case: a fit to all of them has no tail."""
+    torch.manual_seed(0)
+    layer = WideLinear()
+    row = analyze(layer, method, selection=PRODUCTS, diagnostics=Diagnostics(marchenko_pastur=True, twin=True))["lora"]
+    product = 0.5 * (layer.lora_B.double() @ layer.lora_A.double()).detach().numpy()
+    windows = [product] if row.windows == 1 else [product[:, :48], product[:, -48:]]
+    assert row.eigenvalue_count == 12 * len(windows)
+    assert row.alpha == pytest.approx(alpha_of_the_largest(windows, 12), abs=1e-4)
+    assert math.isnan(row.mp_variance)
+    assert row.twin.eigenvalue_count == 48 * len(windows)
+    assert row.twin.status == "ok"
+    (stored,) = [w for w in checkpoint_weights(nn.Sequential(layer).state_dict(), PRODUCTS) if w.name == "0.lora"]
+    assert next(iter(analyze_weights([stored], method))).alpha == pytest.approx(row.alpha, abs=1e-4)
+
+
+def test_change_of_a_product_has_the_rank_of_both():
+    torch.manual_seed(0)
+    before, after = WideLinear(), WideLinear()
+    row = analyze(after, WholeMatrix(), base=before, selection=PRODUCTS)["lora"]
+    change = 0.5 * (after.lora_B @ after.lora_A - before.lora_B @ before.lora_A).detach().double().numpy()
+    assert row.alpha == pytest.approx(alpha_of_the_largest([change], 24), abs=1e-4)
