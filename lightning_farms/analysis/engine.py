@@ -31,6 +31,7 @@ WORKSPACE = 2**30
 LARGEST_ROUNDING = 5e-5
 """Bound on the error of an alpha from float32 spectra; where it is not sure to hold, float64 spectra are made."""
 
+_DEAREST_STEP = 1e10  # multiplications between two signs of progress: about half a second on two cores
 _DONE, _NOT_FINITE, _FAILED, _BROKEN = 0.0, 1.0, 2.0, 3.0  # status of a layer in the table that ranks exchange
 _FAILURES = {
     _NOT_FINITE: "the weights are not all finite",
@@ -172,7 +173,7 @@ class _Analysis:
     def of(self, weights: Iterable[LayerWeight], progress: Callable[[int], object] | None = None) -> SpectralReport:
         """The report on weights, a workspace of them at a time."""
         rows: dict[int, LayerSpectrum] = {}
-        for skipped, chunk in self.chunks(weights):
+        for skipped, chunk in self.chunks(weights, dearest=math.inf if progress is None else _DEAREST_STEP):
             rows |= skipped
             rows |= {index: self.row(*chunk[index], outcome) for index, outcome in self.outcomes(chunk).items()}
             if progress is not None:
@@ -180,11 +181,13 @@ class _Analysis:
             chunk.clear()  # so that the next weights do not come on top of these
         return SpectralReport([rows[index] for index in sorted(rows)])
 
-    def chunks(self, weights: Iterable[LayerWeight]) -> Iterator[tuple[dict[int, LayerSpectrum], _Layers]]:
-        """Rows of weights that are skipped and plans for the others, as many as fill half the workspace."""
+    def chunks(
+        self, weights: Iterable[LayerWeight], dearest: float = math.inf
+    ) -> Iterator[tuple[dict[int, LayerSpectrum], _Layers]]:
+        """Rows of skipped weights and plans for the others, as many as fill half the workspace or cost enough."""
         skipped: dict[int, LayerSpectrum] = {}
         chunk: _Layers = {}
-        held = 0
+        held, cost = 0, 0.0
         for index, weight in enumerate(weights):
             plan = plan_layer(weight, self.method)
             if isinstance(plan, str):
@@ -192,9 +195,10 @@ class _Analysis:
                 continue
             chunk[index] = weight, plan
             held += weight.matrices.numel() * weight.matrices.element_size()
-            if held > self.workspace // 2:
+            cost += plan.cost
+            if held > self.workspace // 2 or cost > dearest:
                 yield skipped, chunk
-                skipped, chunk, held = {}, {}, 0
+                skipped, chunk, held, cost = {}, {}, 0, 0.0
         yield skipped, chunk
 
     @torch.no_grad()

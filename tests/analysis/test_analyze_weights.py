@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_farms.analysis import Diagnostics, LayerWeight, analyze, analyze_weights
+from lightning_farms.analysis import Diagnostics, LayerWeight, analyze, analyze_weights, layer_weights
 from lightning_farms.analysis.weights.matrices import NO_MATRICES
 
 
@@ -67,3 +67,12 @@ def test_float8_weights_that_come_from_elsewhere(dtype):
     assert row.alpha == pytest.approx(expected.alpha, abs=1e-4)
     spoilt = torch.full((1, 24, 24), math.nan).to(dtype)
     assert analyze_weights([weight_of("w", spoilt)])["w"].reason == "the weights are not all finite"
+
+
+def test_progress_is_told_before_a_long_analysis_is_over(monkeypatch):
+    monkeypatch.setattr("lightning_farms.analysis.engine._DEAREST_STEP", 1.0)
+    weights = list(layer_weights(nn.Sequential(*(nn.Linear(24, 24) for _ in range(5)))))
+    steps = []
+    report = analyze_weights(weights, progress=steps.append)
+    assert steps == [1, 1, 1, 1, 1, 0]
+    assert list(report) == list(analyze_weights(weights))
