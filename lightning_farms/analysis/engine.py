@@ -28,7 +28,7 @@ from lightning_farms.functional.random_matrix import shuffle_entries
 WORKSPACE = 2**30
 """Default bytes of an analysis for copies of windows, Gram matrices and decompositions: 1 GiB."""
 
-LARGEST_ROUNDING = 5e-5
+LARGEST_ROUNDING = 7e-5
 """Bound on the error of an alpha from float32 spectra; where it is not sure to hold, float64 spectra are made."""
 
 _DEAREST_STEP = 1e10  # multiplications between two signs of progress: about half a second on two cores
@@ -69,7 +69,7 @@ def analyze(
     are not finite, more than half of the eigenvalues zero, excluded, ...) is a row of status ``"skipped"`` with the
     reason.
 
-    Spectra are computed in float32 where that is sure to change alpha by less than 1e-4 (a bound of 5e-5 on its
+    Spectra are computed in float32 where that is sure to change alpha by less than 1e-4 (a bound of 7e-5 on its
     rounding error, from the fit itself; see :func:`lightning_farms.functional.esd`), and in float64 for all other
     layers, for fits that scan over xmin, under ``compat`` and with ``keep_eigenvalues``.
 
