@@ -86,7 +86,7 @@ class SpectralMonitor(Callback):
     ``farms/alpha_map``                  heat map, layers by epochs, each analysis (colours only)
     ``farms/alpha_map_labelled``         the same as a labelled figure, every ``figures_every_n_epochs`` and at the end
     ``farms/alpha_over_depth``           alpha of every layer, first and now, as often as the labelled figures
-    ``farms/esd/<layer>``                ESD with fitted tail of a few layers, as often as the labelled figures
+    ``farms/esd/<layer>``                ESD of a few layers with fitted tail and random bulk, as often as these figures
     ===================================  ==============================================================================
 
     Args:

@@ -4,26 +4,12 @@ import statistics
 import time
 
 import torch
-from torch import nn
 
 from lightning_farms.analysis import FARMS, WholeMatrix, analyze
-from lightning_farms.models import DPOT
+from lightning_farms.models import DPOT, ResNet, resnet34
 
 MOST_STD = 0.05
 FEWEST_EIGENVALUES = 100
-
-
-def resnet(blocks, widths):
-    """Convolutions and head of a CIFAR ResNet of basic blocks, 100 classes; only their shapes matter."""
-    layers = [nn.Conv2d(3, widths[0], 3, bias=False)]
-    inputs = widths[0]
-    for number, width in zip(blocks, widths, strict=True):
-        for _ in range(number):
-            layers += [nn.Conv2d(inputs, width, 3, bias=False), nn.Conv2d(width, width, 3, bias=False)]
-            if inputs != width:
-                layers.append(nn.Conv2d(inputs, width, 1, bias=False))
-            inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, 100))
 
 
 def gaussian(model):
@@ -58,20 +44,18 @@ def assert_alphas_agree(model, layers):
 
 
 def test_small_resnet():
-    model = gaussian(resnet((1, 1, 1, 1), (16, 32, 64, 128)))
+    model = gaussian(ResNet((1, 1, 1, 1), width=16))
     assert_alphas_agree(model, 11)
 
 
 def test_whole_matrices_do_not_agree():
     """The same check on the same model fails without windows of one ratio."""
-    _, spread = alphas_of_large_layers(gaussian(resnet((1, 1, 1, 1), (16, 32, 64, 128))), WholeMatrix())
+    _, spread = alphas_of_large_layers(gaussian(ResNet((1, 1, 1, 1), width=16)), WholeMatrix())
     assert spread > 5 * MOST_STD
 
 
 def test_resnet34():
-    model = resnet((3, 4, 6, 3), (64, 128, 256, 512))
-    assert sum(p.numel() for p in model.parameters()) > 21_000_000
-    assert_alphas_agree(gaussian(model), 37)
+    assert_alphas_agree(gaussian(resnet34()), 37)
 
 
 def test_dpot_tiny():
