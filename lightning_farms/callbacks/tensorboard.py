@@ -58,7 +58,7 @@ def write_map_figures(writer: SummaryWriter, prefix: str, history: LayerHistory,
     for quantity in filter(history.layers, history.quantities()):
         figure = layer_heatmap_figure(
             history.rows(quantity),
-            layers=[_literal(layer) for layer in history.layers(quantity)],
+            layers=history.layers(quantity),
             epochs=history.epochs,
             title=f"{quantity.replace('_', ' ')} of every layer",
             label=_MAP_LABELS.get(quantity, quantity),
@@ -75,9 +75,9 @@ def write_depth_figure(
         return
     first = {layer: row[0] for layer, row in zip(history.layers("alpha"), history.rows("alpha"), strict=True)}
     figure = alpha_depth_figure(
-        {_literal(layer): alpha for layer, alpha in report.alphas.items()},
-        before={_literal(layer): alpha for layer, alpha in first.items()},
-        intervals={_literal(row.name): row.interval for row in report},
+        report.alphas,
+        before=first,
+        intervals={row.name: row.interval for row in report},
         title=f"alpha before training and after {history.epochs[-1]} epochs",
     )
     writer.add_figure(f"{prefix}/alpha_over_depth", figure, step)
@@ -92,16 +92,11 @@ def write_esd_figures(writer: SummaryWriter, prefix: str, rows: Iterable[LayerSp
                 alpha=row.alpha,
                 xmin=row.xmin,
                 ks_distance=row.ks_distance,
-                title=_literal(row.name),
+                title=row.name,
                 mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
                 spike_threshold=row.mp_spike_threshold,
             )
             writer.add_figure(f"{prefix}/esd/{row.name}", figure, step)
-
-
-def _literal(name: str) -> str:
-    """The name as matplotlib shows it as it is: text between dollars would be set, or refused, as mathematics."""
-    return name.replace("$", r"\$")
 
 
 def spread_over_depth(report: SpectralReport, number: int) -> list[str]:

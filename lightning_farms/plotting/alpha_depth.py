@@ -57,7 +57,7 @@ def alpha_depth_figure(
     if intervals:
         _draw_intervals(axes, intervals, names)
     _draw_alphas(axes, now, "now" if before else r"$\alpha$")
-    axes.set_title(shortened(title, 62), fontsize=12)
+    axes.set_title(shortened(title, 62), fontsize=12, parse_math=False)
     _draw_legend(figure, axes)
     return figure
 
@@ -96,10 +96,11 @@ def comparison_figure(
     axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
     _label_layers(axes, names)
     earlier, now = _values(before, names), _values(after, names)
-    _draw_earlier(axes, earlier, now, labels[0])
-    _draw_alphas(axes, now, labels[1])
+    first, second = (label.replace("$", r"\$") for label in labels)  # no mathematics, unlike the legend's other texts
+    _draw_earlier(axes, earlier, now, first)
+    _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)
-    figure.suptitle(shortened(title, 76), fontsize=12)
+    figure.suptitle(shortened(title, 76), fontsize=12, parse_math=False)
     _draw_legend(figure, axes)
     return figure
 
@@ -120,7 +121,7 @@ def _values(alphas: Mapping[str, float], names: Sequence[str]) -> NDArray[np.flo
 
 def _label_layers(axes: Axes, names: Sequence[str]) -> None:
     rows = thinned(len(names), int(_height(len(names)) / 0.19))
-    axes.set_yticks(rows, [shortened(names[row], _NAME_WIDTH) for row in rows], fontsize=9)
+    axes.set_yticks(rows, [shortened(names[row], _NAME_WIDTH) for row in rows], fontsize=9, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)

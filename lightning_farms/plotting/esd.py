@@ -93,7 +93,7 @@ def _finite(eigenvalues: Values) -> NDArray[np.float64]:
 def _label(axes: Axes, title: str) -> None:
     axes.set_xlabel(r"eigenvalue $\lambda$ of $W^\top W$", fontsize=11)
     axes.set_ylabel("density", fontsize=11)
-    axes.set_title(shortened(title, 56), fontsize=12)
+    axes.set_title(shortened(title, 56), fontsize=12, parse_math=False)
     axes.grid(visible=True, which="major", alpha=0.25)
 
 

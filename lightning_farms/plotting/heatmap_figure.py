@@ -74,7 +74,7 @@ def layer_heatmap_figure(
     norm = _norm(shown, vmin, vmax, logarithmic=logarithmic)
     image = axes.imshow(shown, cmap=COLOUR_MAP, norm=norm, aspect="auto", interpolation="nearest")
     _label_axes(axes, layers, epochs, room=int(height / 0.19))
-    axes.set_title(title, fontsize=12)
+    axes.set_title(title, fontsize=12, parse_math=False)
     figure.colorbar(image, ax=axes, pad=0.02).set_label(label, fontsize=11)
     if np.ma.is_masked(shown):
         _explain_grey(figure)
@@ -83,7 +83,7 @@ def layer_heatmap_figure(
 
 def _label_axes(axes: Axes, layers: Sequence[str], epochs: Sequence[int], room: int) -> None:
     rows, columns = thinned(len(layers), room), thinned(len(epochs), 14)
-    axes.set_yticks(rows, [shortened(layers[row]) for row in rows], fontsize=9)
+    axes.set_yticks(rows, [shortened(layers[row]) for row in rows], fontsize=9, parse_math=False)
     axes.set_xticks(columns, [str(epochs[column]) for column in columns], fontsize=9)
     axes.set_xlabel("epoch", fontsize=11)
     axes.set_ylabel("layer", fontsize=11)

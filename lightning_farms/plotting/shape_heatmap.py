@@ -73,7 +73,7 @@ def shape_heatmap_figure(
     _fill_cells(axes, grid, (low + high) / 2)
     axes.set_xlabel("columns n", fontsize=11)
     axes.set_ylabel("rows m", fontsize=11)
-    figure.suptitle(shortened(title, 56), fontsize=12)
+    figure.suptitle(shortened(title, 56), fontsize=12, parse_math=False)
     figure.supxlabel(_bias(sizes, values), fontsize=9)
     return figure
 
