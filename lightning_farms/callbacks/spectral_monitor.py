@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,6 +33,9 @@ from lightning_farms.callbacks import tensorboard
 from lightning_farms.callbacks.background import BackgroundAnalysis
 from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.summary import summary_table
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _STATE_VERSION = 1
 
@@ -162,6 +165,7 @@ class SpectralMonitor(Callback):
         self._esd_names: list[str] = []
         self._epoch_start: float | None = None
         self._warned = False
+        self._warned_of_pictures = False
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -383,10 +387,13 @@ class SpectralMonitor(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         assert self.report is not None
-        label, step = self._label(trainer), _step(trainer)
-        for writer in tensorboard.writers(trainer):
-            tensorboard.write_histogram(writer, f"{label}/alpha_histogram", list(self.report.alphas.values()), step)
+        label, step, alphas = self._label(trainer), _step(trainer), list(self.report.alphas.values())
+
+        def write(writer: SummaryWriter) -> None:
+            tensorboard.write_histogram(writer, f"{label}/alpha_histogram", alphas, step)
             tensorboard.write_maps(writer, label, self.history, step)
+
+        self._draw(trainer, write)
         if self.figures_every_n_epochs and epochs and epochs % self.figures_every_n_epochs == 0:
             self._write_figures(trainer, pl_module)
 
@@ -397,11 +404,26 @@ class SpectralMonitor(Callback):
             return  # on all ranks, or on none: other ranks than zero may have no loggers, and are needed
         self._esd_names = self._esd_names or tensorboard.spread_over_depth(self.report, self.esd_layers)
         chosen = self._spectra(trainer, pl_module, self._esd_names) if self._esd_names else []
-        label, step = self._label(trainer), _step(trainer)
-        for writer in tensorboard.writers(trainer):
+        label, step, report = self._label(trainer), _step(trainer), self.report
+
+        def write(writer: SummaryWriter) -> None:
             tensorboard.write_map_figures(writer, label, self.history, step)
-            tensorboard.write_depth_figure(writer, label, self.report, self.history, step)
+            tensorboard.write_depth_figure(writer, label, report, self.history, step)
             tensorboard.write_esd_figures(writer, label, chosen, step)
+
+        self._draw(trainer, write)
+
+    def _draw(self, trainer: Trainer, write: Callable[[SummaryWriter], None]) -> None:
+        """Write pictures; what goes wrong is warned of once."""
+        try:
+            for writer in tensorboard.writers(trainer):
+                write(writer)
+        except Exception as error:
+            if not self._warned_of_pictures:
+                rank_zero_warn(
+                    f"Pictures of the analysis could not be written; training goes on. {type(error).__name__}: {error}"
+                )
+            self._warned_of_pictures = True
 
     # ---- several callbacks in one Trainer ----------------------------------------------------------------------------
 

@@ -47,6 +47,18 @@ def test_everything_the_docstrings_promise(run):
     assert images == maps | {"farms/alpha_over_depth", "farms/esd/conv", "farms/esd/head"}
 
 
+@pytest.mark.parametrize("broken", ["write_maps", "write_depth_figure"])
+def test_a_picture_that_fails_is_reported_once_and_never_stops_training(broken, run, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(tensorboard, broken, fail)
+    with pytest.warns(UserWarning, match="could not be written; training goes on. RuntimeError: no ink") as warned:
+        events = run(SpectralMonitor(figures_every_n_epochs=1, summary=False), max_epochs=3)
+    assert len([warning for warning in warned if "no ink" in str(warning.message)]) == 1
+    assert len(events.Scalars("farms/alpha/head")) == 4
+
+
 def test_scalars_hold_the_history(run):
     callback = TBSigmoid(summary=False)
     events = run(callback, max_epochs=3)
