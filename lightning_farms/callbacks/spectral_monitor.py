@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,37 +14,27 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strate
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
-from torch import Tensor
 
 from lightning_farms.analysis import (
     FARMS,
     WORKSPACE,
     Diagnostics,
     LayerSpectrum,
-    Ranks,
     Selection,
     SpectralMethod,
     SpectralReport,
-    analyze,
     layer_weights,
 )
 from lightning_farms.callbacks import tensorboard
 from lightning_farms.callbacks.background import BackgroundAnalysis
 from lightning_farms.callbacks.history import LayerHistory
+from lightning_farms.callbacks.question import Question, attempt
 from lightning_farms.callbacks.summary import summary_table
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _STATE_VERSION = 1
-
-
-class _Question(NamedTuple):
-    """What an analysis is asked for: callbacks with the same share it."""
-
-    analysis: SpectralMethod
-    selection: Selection
-    diagnostics: Diagnostics
 
 
 class _Measurement(NamedTuple):
@@ -294,7 +283,7 @@ class SpectralMonitor(Callback):
             return {}
         started = time.perf_counter()
         label = self._label(trainer)
-        for quantity in ("alpha", *_asked_for(self.diagnostics)):
+        for quantity in self._question.columns():
             self._log(trainer, {f"{label}/{quantity}/{row.name}": getattr(row, quantity) for row in self.report})
         self._write(trainer, pl_module, epochs)
         return self._summary(label, measured, time.perf_counter() - started)
@@ -313,49 +302,23 @@ class SpectralMonitor(Callback):
             started = time.perf_counter()
             overlapped = self._overlapped if self._overlapped and self._overlapped.epochs == epochs else None
             if overlapped is None:
-                outcome = self._analyse(trainer, pl_module)
+                outcome = self._question.ask(trainer, pl_module, self.workspace)
             else:
-                outcome = _attempt(overlapped.analysis.report)
+                outcome = attempt(overlapped.analysis.report)
                 self._overlapped, started = None, started - overlapped.seconds
             self._measured = _Measurement(epochs, self._report_or_warning(outcome), time.perf_counter() - started)
         return self._measured
 
-    def _analyse(self, trainer: Trainer, pl_module: LightningModule) -> SpectralReport | str:
-        return _attempt(
-            lambda: analyze(
-                pl_module,
-                self.analysis,
-                selection=self.selection,
-                diagnostics=self.diagnostics,
-                workspace=self.workspace,
-                ranks=_ranks(trainer, pl_module),
-            )
-        )
-
     def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> list[LayerSpectrum]:
-        """Rows of the named layers with their eigenvalues (on rank zero) and the random bulk."""
-        outcome = _attempt(
-            lambda: analyze(
-                pl_module,
-                self.analysis,
-                selection=replace(self.selection, include=tuple(names), exclude=()),
-                diagnostics=Diagnostics(marchenko_pastur=True),
-                keep_eigenvalues=True,
-                workspace=self.workspace,
-                ranks=_ranks(trainer, pl_module),
-            )
-        )
+        """Rows of the named layers, with their eigenvalues on rank zero."""
+        outcome = self._question.ask_for_spectra(trainer, pl_module, self.workspace, names)
         return [row for row in self._report_or_warning(outcome) or () if row.name in names]
 
     def _start_overlapped(self, pl_module: LightningModule, epochs: int) -> _Overlapped | None:
         """None where the weights cannot be copied: the epoch's end then does without, or says what is wrong."""
         started = time.perf_counter()
-        try:
-            copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, self.selection)]
-        except Exception:
-            return None
-        analysis = BackgroundAnalysis(copies, self.analysis, self.diagnostics, self.workspace)
-        return _Overlapped(epochs, analysis, time.perf_counter() - started)
+        analysis = self._question.ask_in_background(pl_module, self.workspace)
+        return None if analysis is None else _Overlapped(epochs, analysis, time.perf_counter() - started)
 
     def _drop_overlapped(self) -> None:
         if self._overlapped is not None:
@@ -428,8 +391,8 @@ class SpectralMonitor(Callback):
     # ---- several callbacks in one Trainer ----------------------------------------------------------------------------
 
     @property
-    def _question(self) -> _Question:
-        return _Question(self.analysis, self.selection, self.diagnostics)
+    def _question(self) -> Question:
+        return Question(self.analysis, self.selection, self.diagnostics)
 
     def _peers(self, trainer: Trainer) -> list[SpectralMonitor]:
         """Callbacks that ask for the same, in the order in which they speak."""
@@ -445,7 +408,7 @@ class SpectralMonitor(Callback):
 
     def _label(self, trainer: Trainer) -> str:
         """First part of the log keys: the analysis's label, numbered where two analyses share it."""
-        same: list[_Question] = []
+        same: list[Question] = []
         for callback in _monitors(trainer):
             if callback.analysis.label == self.analysis.label and callback._question not in same:
                 same.append(callback._question)
@@ -455,37 +418,6 @@ class SpectralMonitor(Callback):
 
 def _monitors(trainer: Trainer) -> list[SpectralMonitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, SpectralMonitor)]  # type: ignore[attr-defined]
-
-
-def _asked_for(diagnostics: Diagnostics) -> list[str]:
-    """Columns of the report that are logged beside alpha."""
-    columns = {
-        "relative_alpha": diagnostics.twin,
-        "mp_spikes": diagnostics.marchenko_pastur,
-        "p_value": diagnostics.p_value,
-    }
-    return [name for name, wanted in columns.items() if wanted]
-
-
-def _ranks(trainer: Trainer, pl_module: LightningModule) -> Ranks | None:
-    """The Trainer's processes, None where there is one."""
-    if trainer.world_size == 1:
-        return None
-
-    def total(table: Tensor) -> Tensor:
-        summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed.cpu()
-
-    return Ranks(trainer.global_rank, trainer.world_size, total)
-
-
-def _attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:
-    """The report, or what went wrong."""
-    try:
-        return analysis()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def _finite(scalars: Mapping[str, float]) -> dict[str, float]:

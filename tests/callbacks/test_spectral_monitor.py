@@ -20,7 +20,7 @@ from lightning_farms import (
     analyze,
 )
 from lightning_farms.analysis import Diagnostics, Selection
-from lightning_farms.callbacks import spectral_monitor
+from lightning_farms.callbacks import question
 from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.summary import summary_table
 
@@ -37,7 +37,7 @@ def count_analyses(monkeypatch):
             calls.append(method)
         return analyze(model, method, **kwargs)
 
-    monkeypatch.setattr(spectral_monitor, "analyze", counted)
+    monkeypatch.setattr(question, "analyze", counted)
     return calls
 
 
@@ -193,7 +193,7 @@ def test_a_failing_analysis_is_reported_once_and_never_stops_training(small_net,
     def broken(model, method, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(spectral_monitor, "analyze", broken)
+    monkeypatch.setattr(question, "analyze", broken)
     balance = TBSigmoid(summary=False)
     trainer = make_trainer([balance])
     with pytest.warns(

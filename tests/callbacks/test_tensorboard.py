@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_farms import FARMS, LayerSpectrum, SpectralMonitor, SpectralReport, TBSigmoid, analyze
-from lightning_farms.callbacks import spectral_monitor, tensorboard
+from lightning_farms.callbacks import question, tensorboard
 from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.tensorboard import spread_over_depth, write_maps
 
@@ -155,7 +155,7 @@ def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
             raise RuntimeError("out of memory")
         return analyze(model, method, **options)
 
-    monkeypatch.setattr(spectral_monitor, "analyze", out_of_memory)
+    monkeypatch.setattr(question, "analyze", out_of_memory)
     with pytest.warns(UserWarning, match="failed and was skipped; training goes on. RuntimeError: out of memory"):
         events = run(SpectralMonitor(summary=False), max_epochs=1)
     assert set(events.Tags()["images"]) == {
