@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_farms.analysis import (
     Diagnostics,
     LayerWeight,
+    Selection,
     SpectralReport,
     analyze_weights,
     checkpoint_changes,
@@ -62,6 +63,9 @@ def _analyze(options: AnalyzeOptions) -> None:
     tensors = open_checkpoint(options.file)
     other = None if options.compare is None else open_checkpoint(options.compare)
     base = None if options.base is None else open_checkpoint(options.base)
+    if other is not None and options.compare is not None:
+        for opened, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
+            _check_patterns(opened, options.selection, name)
     _make_folders(options)
     report = _report(tensors, base, options, _name(options.file))
     comparison = None
@@ -72,6 +76,14 @@ def _analyze(options: AnalyzeOptions) -> None:
     if options.plots is not None:
         _draw(report, comparison, options, options.plots)
     _check_any_analysed(report, comparison)
+
+
+def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection, name: str) -> None:
+    """Of two files, tell in which one a pattern matches no layer."""
+    try:
+        checkpoint_weights(tensors, selection, values=False)
+    except ValueError as error:
+        raise ValueError(f"In {name}: {error}") from error
 
 
 def _make_folders(options: AnalyzeOptions) -> None:
@@ -100,7 +112,7 @@ def _report(
             return checkpoint_weights(tensors, options.selection)
         return checkpoint_changes(tensors, base, options.selection)
 
-    total = sum(1 for _ in checkpoint_weights(tensors, options.selection)) if progress_is_shown() else 0
+    total = sum(1 for _ in checkpoint_weights(tensors, options.selection, values=False)) if progress_is_shown() else 0
     with progress_bar(f"Analysing {name}", total) as progress:
         return analyze_weights(
             _on_device(weights(), options.device),

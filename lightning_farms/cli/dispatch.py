@@ -31,6 +31,11 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: With a status other than 0 after an error.
     """
+    if sys.stdout is None:  # or the next file that is opened takes its place, and what is printed goes there
+        sys.stderr.write(
+            "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
+        )
+        raise SystemExit(1)
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
         _parser().parse_args(arguments[:1])

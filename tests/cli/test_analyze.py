@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,34 @@ def test_base(run):
     assert "none among 7: unchanged from the base (7)" in err
 
 
+def test_the_file_without_layers_of_a_pattern_is_named(run, monkeypatch):
+    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    torch.save({"head.weight": torch.randn(32, 32)}, "head.pt")
+    for files in (["net.pt", "--compare", "head.pt"], ["head.pt", "--compare", "net.pt"]):
+        status, _, err = run(*files, "--include", "head")
+        assert status == 1
+        assert "error: In net.pt: Expected --include to match layers, but 'head' matches none." in err
+        assert run(*files, "--exclude", "3")[2].startswith("lightning-farms: error: In head.pt: Expected --exclude to")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--base", "b.ckpt"], ["--kinds", "convolution"], ["--low_rank_products"]])
+def test_progress_reaches_its_total(run, monkeypatch, arguments):
+    totals, steps = [], []
+
+    @contextmanager
+    def bar(title, total):
+        totals.append(total)
+        yield steps.append
+
+    monkeypatch.setattr(command, "progress_is_shown", lambda: True)
+    monkeypatch.setattr(command, "progress_bar", bar)
+    pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
+    torch.save({**network().state_dict(), "tied.weight": torch.ones(3, 2), **pair}, "net.pt")
+    assert run("net.pt", *arguments)[0] == 0
+    assert totals == [sum(steps)]
+    assert totals == [9 if "--low_rank_products" in arguments else 10]
+
+
 def test_plots(run):
     status, _, err = run("net.pt", "--plots", "figures/here", "--compare", "b.ckpt", "--include", "0", "3")
     assert status == 1, "the pattern 0 matches no layer of b.ckpt"
@@ -381,6 +412,23 @@ def test_a_reader_that_goes_away(shell, form):
     err = process.stderr.read()
     assert process.wait() == 141
     assert not err or err.startswith("alpha of net.pt: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+@pytest.mark.parametrize("arguments", ["net.pt", "net.pt --out net.csv", "--help"])
+def test_stdout_that_is_closed(folder, arguments):
+    line = f"{shlex.quote(sys.executable)} -m lightning_farms analyze {arguments} >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    message = "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_a_plain_pickle(shell):
+    Path("net.pkl").write_bytes(pickle.dumps({"weight": nn.Linear(3, 2)}, protocol=4))
+    _, err = shell("net.pkl").communicate()
+    assert err.startswith("lightning-farms: error: Expected the path to be a checkpoint of tensors and plain values")
+    assert "'net.pkl' holds pickled objects that are not read" in err
+    assert "Warning" not in err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

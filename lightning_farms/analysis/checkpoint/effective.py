@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis.checkpoint.outlines import Outlines
+
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)")
 
@@ -86,21 +88,26 @@ def _split(name: str, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _effective(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StoredTensor:
+    outlines = Outlines(tensors)
+
     def read(part: str) -> Tensor:
         return tensors[parts[part]]
+
+    def outline(part: str) -> Tensor:
+        return outlines[parts[part]]
 
     names = set(parts)
     if names == {""}:
         return StoredTensor(lambda: read(""))
     if names == {"g", "v"}:
         return StoredTensor(lambda: _weight_norm(read("g"), read("v")))
-    if names == {"original0", "original1"} and _is_weight_norm(read("original0"), read("original1")):
+    if names == {"original0", "original1"} and _is_weight_norm(outline("original0"), outline("original1")):
         return StoredTensor(lambda: _weight_norm(read("original0"), read("original1")))
     if names == {"orig", "mask"}:
         return StoredTensor(lambda: read("orig") * read("mask"))
     if names in ({"orig", "u", "v"}, {"original", "0._u", "0._v"}):
         weight, left, right = sorted(names, key=lambda part: (part[:1] != "o", part))
-        if _row_dimensions(read(weight), read(left), read(right)):
+        if _row_dimensions(outline(weight), outline(left), outline(right)):
             return StoredTensor(lambda: _spectral_norm(read(weight), read(left), read(right)))
     stored = next((part for part in ("original", "orig", "original0") if part in parts), min(parts))
     return StoredTensor(

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_farms.analysis.checkpoint.outlines import Outlines, StoredTensors
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
@@ -26,6 +29,8 @@ _PREFERRED = (
 )
 _SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
+_UNSLICED = {"F4"}  # two numbers a byte
+_PICKLE = b"\x80"  # the first byte since protocol 2
 _SHOWN = 5
 
 
@@ -111,7 +116,7 @@ def _looks_like_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
-class _Safetensors(Mapping[str, Tensor]):
+class _Safetensors(StoredTensors):
     """A safetensors file, read tensor by tensor."""
 
     def __init__(self, path: Path) -> None:
@@ -133,6 +138,18 @@ class _Safetensors(Mapping[str, Tensor]):
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def outline(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        part = self._file.get_slice(name)
+        shape = part.get_shape()
+        if not shape or part.get_dtype() in _UNSLICED:
+            return self[name].to("meta")
+        return torch.empty(shape, dtype=part[:0].dtype, device="meta")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -144,7 +161,7 @@ def _names_in(file: Any) -> dict[str, None]:  # noqa: ANN401
     return dict.fromkeys(sorted(file.keys(), key=_natural))
 
 
-class _Shards(Mapping[str, Tensor]):
+class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
 
     def __init__(self, index: Path) -> None:
@@ -159,6 +176,22 @@ class _Shards(Mapping[str, Tensor]):
         self._opened: dict[str, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._holder(name)[name]
+
+    def outline(self, name: str) -> Tensor:
+        return Outlines(self._holder(name))[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def _holder(self, name: str) -> Mapping[str, Tensor]:
+        """The opened shard with a tensor."""
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = _open_file(self._index.parent / shard)
@@ -167,13 +200,7 @@ class _Shards(Mapping[str, Tensor]):
                 f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
                 "says, but it does not. Copy or download both again."
             )
-        return self._opened[shard][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shard_of)
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
+        return self._opened[shard]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -198,7 +225,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _load(path: Path) -> object:
     """What a file of ``torch.save`` holds; no more than tensors, plain values and ``argparse.Namespace``."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (MemoryError, PermissionError):
         raise
@@ -213,18 +241,25 @@ def _refusal(path: Path, error: Exception) -> ValueError:
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
             f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
         )
-    if "global" in text.lower():
+    if "global" in text.lower() or ("Unsupported operand" in text and _is_pickle(path)):
         return ValueError(
-            f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds other "
-            f"pickled objects, which could run code: {_first_reason(text)}. If you trust its source, load it yourself "
-            "with weights_only=False and save the state dict alone."
+            f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds "
+            f"pickled objects that are not read, as that could run code: {_first_reason(text)}. If you trust its "
+            "source, load it yourself with weights_only=False and save the state dict alone with torch.save."
         )
     return _damaged(path, error)
 
 
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, or an archive that holds one: what is unknown in it is a newer protocol's then."""
+    with path.open("rb") as file:
+        return file.read(1) == _PICKLE or zipfile.is_zipfile(path)
+
+
 def _first_reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
-    named = [line.partition("WeightsUnpickler error: ")[2] or line for line in lines if "global" in line.lower()]
+    reasons = [line for line in lines if "global" in line.lower() or "Unsupported operand" in line]
+    named = [line.partition("WeightsUnpickler error: ")[2] or line for line in reasons]
     return named[0].split(". ")[0].removesuffix(".")
 
 

@@ -13,6 +13,7 @@ from lightning_farms.analysis.change import changes
 from lightning_farms.analysis.checkpoint.effective import StoredTensor, effective_tensors
 from lightning_farms.analysis.checkpoint.files import open_checkpoint
 from lightning_farms.analysis.checkpoint.low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.checkpoint.outlines import Outlines
 from lightning_farms.analysis.checkpoint.stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.name_matching import match_names
 from lightning_farms.analysis.selection import Selection
@@ -22,7 +23,9 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 Modules = dict[str, dict[str, StoredTensor]]
 
 
-def checkpoint_weights(source: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
+def checkpoint_weights(
+    source: Source, selection: Selection = Selection(), *, values: bool = True
+) -> Iterator[LayerWeight]:
     """Weight matrices of a checkpoint file or a state dict, as ``layer_weights`` finds them in the model.
 
     What a state dict does not tell: a convolution's groups (the matrices of all groups are taken as one), whether a
@@ -35,6 +38,7 @@ def checkpoint_weights(source: Source, selection: Selection = Selection()) -> It
         source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name. Of an optimizer's state in the
             file nothing is read.
         selection: which weights are analysed.
+        values: without, none is read from the file, and the matrices are on the meta device.
 
     Returns:
         An iterator over the weights in the order of the names; tied weights come once. It keeps none of them, so that
@@ -51,8 +55,9 @@ def checkpoint_weights(source: Source, selection: Selection = Selection()) -> It
         >>> [(w.name, w.kind, tuple(w.matrices.shape)) for w in checkpoint_weights(model.state_dict())]
         [('0', 'convolution', (25, 8, 3)), ('1', 'linear', (1, 2, 8))]
     """
-    modules = _modules(source, selection)
-    _check_patterns(modules, selection)
+    tensors = _opened(source)
+    _check_patterns(tensors, selection)
+    modules = _modules(tensors if values else Outlines(tensors), selection)
     return (layer for name in modules for layer in _module_layers(modules, name, selection))
 
 
@@ -78,8 +83,9 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         >>> torch.equal(change.matrices[0], after["weight"] - before["weight"])
         True
     """
-    modules, earlier = _modules(source, selection), _modules(base, selection)
-    _check_patterns(modules, selection)
+    tensors = _opened(source)
+    _check_patterns(tensors, selection)
+    modules, earlier = _modules(tensors, selection), _modules(_opened(base), selection)
     partners = match_names(modules, earlier)
 
     everything = replace(selection, include=(), exclude=(), kinds=(), embeddings=True, min_size=1, max_size=None)
@@ -106,10 +112,13 @@ def _unless_zero(change: LayerWeight) -> LayerWeight:
     return skipped_layer(change.name, change.kind, change.shape, "unchanged from the base")
 
 
-def _modules(source: Source, selection: Selection) -> Modules:
+def _opened(source: Source) -> Mapping[str, Tensor]:
+    return _without_ties(source if isinstance(source, Mapping) else open_checkpoint(source))
+
+
+def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     """Effective tensors by the module that holds them, and by their names within it."""
-    tensors = source if isinstance(source, Mapping) else open_checkpoint(source)
-    stored = effective_tensors(_without_ties(tensors))
+    stored = effective_tensors(tensors)
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair}
     modules: Modules = {}
@@ -141,9 +150,10 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name in kept}
 
 
-def _check_patterns(modules: Modules, selection: Selection) -> None:
+def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None:
     if selection.include or selection.exclude:
         everything = replace(selection, include=(), exclude=())
+        modules = _modules(Outlines(tensors), everything)
         selection.check_patterns(
             [layer.name for name in modules for layer in _module_layers(modules, name, everything)]
         )

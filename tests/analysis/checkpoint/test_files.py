@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pickle
 import sys
 import weakref
 from collections import OrderedDict
@@ -135,8 +136,31 @@ def torchscript(path):
     torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), path)
 
 
+def plain_pickle(protocol):
+    def write(path):
+        path.write_bytes(pickle.dumps({"weight": Pickled()}, protocol=protocol))
+
+    return write
+
+
+def newer_protocol(path):
+    torch.save({"state_dict": state()}, path, pickle_protocol=4)
+
+
 BROKEN = [
-    ("a.ckpt", unpickled, r"holds other pickled objects, which could run code: .*Pickled.*weights_only=False"),
+    ("a.ckpt", unpickled, r"holds pickled objects that are not read, .*code: .*Pickled.*weights_only=False"),
+    (
+        "a.pkl",
+        plain_pickle(2),
+        r"pickled objects that are not read, as that could run code: Unsupported global.*Pickled",
+    ),
+    (
+        "a.pkl",
+        plain_pickle(3),
+        r"pickled objects that are not read, as that could run code: Unsupported global.*Pickled",
+    ),
+    ("a.pkl", plain_pickle(4), r"holds pickled objects that are not read, as that could run code: Unsupported operand"),
+    ("a.pt", newer_protocol, r"holds pickled objects that are not read, .*save the state dict alone with torch.save"),
     ("a.pt", cut, r"damaged, cut short or of another format .*copy or download it again"),
     ("a.pt", lambda path: path.write_bytes(b""), "damaged, cut short or of another format"),
     ("a.pt", lambda path: path.write_text("some notes\n"), "damaged, cut short or of another format"),

@@ -1,12 +1,15 @@
 """State dicts against the models whose they are, without the model's classes."""
 
+import json
 import weakref
 from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights, layer_weights
 from lightning_farms.analysis.name_matching import match_names
@@ -190,17 +193,16 @@ def test_a_file(tmp_path):
     assert all(torch.equal(found[name].matrices, layer.matrices) for name, layer in expected.items())
 
 
-@pytest.mark.parametrize(
-    ("state", "kind"),
-    [
-        ({"fc.weight": torch.ones(8, 6, dtype=torch.int8), "fc.SCB": torch.ones(8)}, "int8"),
-        ({"fc.weight": torch.ones(24, 1, dtype=torch.uint8), "fc.weight.absmax": torch.ones(8)}, "uint8"),
-        ({"fc.weight": torch.ones(8, 6).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(2, 3)}, "float8"),
-        ({"fc.qweight": torch.ones(8, 6, dtype=torch.int32), "fc.scales": torch.ones(2, 6)}, "int32"),
-    ],
-    ids=["int8", "packed", "float8", "gptq"],
-)
-def test_quantised_weights_are_rows_with_a_reason(state, kind):
+QUANTISED = {
+    "int8": {"fc.weight": torch.ones(8, 6, dtype=torch.int8), "fc.SCB": torch.ones(8)},
+    "uint8": {"fc.weight": torch.ones(24, 1, dtype=torch.uint8), "fc.weight.absmax": torch.ones(8)},
+    "float8": {"fc.weight": torch.ones(8, 6).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(2, 3)},
+    "int32": {"fc.qweight": torch.ones(8, 6, dtype=torch.int32), "fc.scales": torch.ones(2, 6)},
+}
+
+
+@pytest.mark.parametrize(("kind", "state"), QUANTISED.items())
+def test_quantised_weights_are_rows_with_a_reason(kind, state):
     [layer] = checkpoint_weights(state)
     assert layer.name.startswith("fc")
     assert layer.matrices.numel() == 0
@@ -235,6 +237,76 @@ def test_unknown_parametrisations_are_rows_with_a_reason():
     assert "`0.weight` is parametrised in a way that a state dict does not tell (original)" in row.reason
     [row] = checkpoint_weights(nn.Sequential(parametrizations.orthogonal(nn.Linear(5, 5))).state_dict())
     assert "remove the parametrisation before saving" in row.reason
+
+
+class WithoutValues(TorchDispatchMode):
+    """Fails where anything is computed but shapes and types."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        results = result if isinstance(result, (tuple, list)) else [result]
+        assert all(tensor.is_meta for tensor in results if isinstance(tensor, Tensor)), function
+        return result
+
+
+def outline(layers):
+    return [(w.name, w.kind, w.shape, w.matrices.shape, w.matrices.dtype, w.rank, w.reason) for w in layers]
+
+
+def unknown_parametrisation():
+    layer = nn.Linear(5, 5)
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer.state_dict()
+
+
+STATES = {
+    **{name: lambda make=make: make().state_dict() for name, make in ZOO.items()},
+    **{kind: lambda state=state: state for kind, state in QUANTISED.items()},
+    "unknown": unknown_parametrisation,
+    "lora of a convolution": lambda: {
+        "q.lora_A.weight": torch.ones(3, 8, 5, 5),
+        "q.lora_B.weight": torch.ones(6, 3, 1, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("everything", [False, True])
+def test_without_values(name, everything):
+    state = STATES[name]()
+    selection = Selection(embeddings=everything, low_rank_products=everything, min_size=4)
+    with WithoutValues():
+        found = list(checkpoint_weights(state, selection, values=False))
+    assert found
+    assert outline(found) == outline(checkpoint_weights(state, selection))
+    assert all(layer.matrices.is_meta != bool(layer.reason) for layer in found)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_without_values_of_files(tmp_path, values_read, shards):
+    state = {f"{zoo}.{name}": tensor.clone() for zoo in STATES for name, tensor in STATES[zoo]().items()}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    if shards:
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": dict.fromkeys(state, "model.safetensors")}))
+    selection = Selection(low_rank_products=True, exclude=("DPOT",))
+    weights = checkpoint_weights(path, selection)
+    found = outline(checkpoint_weights(path, selection, values=False))
+    assert values_read == []
+    assert found == outline(weights)
+    assert len(values_read) > len(found)
+
+
+def test_patterns_are_checked_without_values(values_read, tmp_path):
+    state = STATES["DPOT"]()
+    save_file(state, tmp_path / "a.safetensors")
+    for selection, message in ((Selection(include=("blokcs",)), "blokcs"), (Selection(exclude=("blokcs",)), "blokcs")):
+        with WithoutValues(), pytest.raises(ValueError, match=message):
+            checkpoint_weights(state, selection)
+        with pytest.raises(ValueError, match=message):
+            checkpoint_changes(tmp_path / "a.safetensors", state, selection)
+    assert values_read == []
 
 
 def test_groups_are_taken_as_one():

@@ -1,0 +1,59 @@
+"""Shapes and types of a checkpoint's tensors, without their values."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors of a file that tells their names, shapes and types without their values."""
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of that name; Mapping would read it to see."""
+
+    @abstractmethod
+    def outline(self, name: str) -> Tensor:
+        """A tensor without its values.
+
+        Args:
+            name: of the tensor.
+
+        Returns:
+            One of the same shape and type on the meta device.
+        """
+
+
+class Outlines(Mapping[str, Tensor]):
+    """Tensors by name on the meta device, where products and norms have shapes and types, and cost nothing.
+
+    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it.
+
+    Args:
+        tensors: by name.
+
+    Example:
+        >>> import torch
+        >>> Outlines({"weight": torch.ones(2, 3)})["weight"]
+        tensor(..., device='meta', size=(2, 3))
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        if isinstance(self._tensors, StoredTensors):
+            return self._tensors.outline(name)
+        return self._tensors[name].to("meta")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

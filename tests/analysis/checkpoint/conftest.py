@@ -1,0 +1,24 @@
+"""What several tests of checkpoints need."""
+
+import pytest
+import safetensors
+
+
+@pytest.fixture
+def values_read(monkeypatch):
+    """Names of the tensors that are read from safetensors files; a single number may be."""
+    names = []
+
+    class Counting:
+        def __init__(self, *args, **options):
+            self.file = original(*args, **options)
+            self.keys, self.get_slice = self.file.keys, self.file.get_slice
+
+        def get_tensor(self, name):
+            tensor = self.file.get_tensor(name)
+            names.extend([name] if tensor.ndim else [])
+            return tensor
+
+    original = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", Counting)
+    return names
