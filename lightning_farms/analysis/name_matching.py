@@ -1,8 +1,11 @@
-"""Which names of two checkpoints mean the same."""
+"""Which names mean the same: with and without wrappers, and in two checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What ``torch.compile``, FSDP and activation checkpointing put into the names of what they wrap."""
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint.outlines import Outlines
+from lightning_farms.analysis.name_matching import WRAPPERS
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)")
 
 
@@ -71,7 +71,7 @@ def plain_names(names: list[str]) -> dict[str, str]:
     """
     in_ddp = all(name.startswith("module.") for name in names)
     parts = {name: name.removeprefix("module.").split(".") if in_ddp else name.split(".") for name in names}
-    plain = {".".join(part for part in parts[name] if part not in _WRAPPERS): name for name in names}
+    plain = {".".join(part for part in parts[name] if part not in WRAPPERS): name for name in names}
     return plain if len(plain) == len(names) else {name: name for name in names}
 
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from lightning_farms.analysis.checkpoint.effective import StoredTensor
 from lightning_farms.analysis.weights import LayerWeight
 from lightning_farms.analysis.weights.matrices import (
+    GRU_GATES,
+    LSTM_GATES,
     NO_MATRICES,
+    PROJECTIONS,
     complex_matrices,
     convolution_matrices,
     stack,
@@ -122,7 +125,7 @@ def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
         return _rows_apart(leaf, tensor, "attention", ("",))
     if leaf.name != "in_proj_weight" or tensor.ndim != 2 or tensor.shape[0] % 3:
         return None
-    return _rows_apart(leaf, tensor, "attention", ("q", "k", "v"))
+    return _rows_apart(leaf, tensor, "attention", PROJECTIONS)
 
 
 def _recurrent(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -138,7 +141,7 @@ def _recurrent(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     return _rows_apart(leaf, tensor, "recurrent", gates) if gates and tensor.shape[0] % len(gates) == 0 else None
 
 
-_GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
+_GATES = {1: ("",), 3: GRU_GATES, 4: LSTM_GATES}
 
 
 def _rows_apart(leaf: StoredLeaf, tensor: Tensor, kind: str, parts: tuple[str, ...]) -> list[LayerWeight]:

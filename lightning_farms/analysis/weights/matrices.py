@@ -34,6 +34,13 @@ class ModuleWeight(NamedTuple):
     rank: int | None = None
 
 
+PROJECTIONS = ("q", "k", "v")
+"""Queries, keys and values, in the order in which ``nn.MultiheadAttention`` packs them."""
+
+LSTM_GATES = ("i", "f", "g", "o")
+GRU_GATES = ("r", "z", "n")
+"""Gates of recurrent layers, in the order in which PyTorch stores them one below the other."""
+
 NO_MATRICES = torch.empty(0, 0, 0, device="cpu")
 """What stands in the place of the matrices of a weight that cannot be analysed."""
 

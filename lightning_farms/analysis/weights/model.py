@@ -12,14 +12,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from lightning_farms.analysis.name_matching import WRAPPERS
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.low_rank import low_rank_products
 from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight, stack
 from lightning_farms.analysis.weights.parametrised import evaluated_parametrisations, is_parametrisation, own_parameters
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
 from lightning_farms.analysis.weights.stand_ins import full_tensor, is_sharded, modules_read, needs_stand_in, stand_ins
-
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 _Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
 
@@ -138,7 +137,7 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         kept = [
             part
             for index, part in enumerate(parts)
-            if part not in _WRAPPERS and ".".join(parts[: index + 1]) not in parallel
+            if part not in WRAPPERS and ".".join(parts[: index + 1]) not in parallel
         ]
         yield ".".join(kept), module
 

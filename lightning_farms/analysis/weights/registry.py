@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lightning_farms.analysis.weights.foreign import foreign_weights
 from lightning_farms.analysis.weights.matrices import (
+    GRU_GATES,
+    LSTM_GATES,
+    PROJECTIONS,
     ModuleWeight,
     bare_weights,
     convolution_matrices,
@@ -153,7 +156,7 @@ def _attention(module: nn.MultiheadAttention) -> Iterator[ModuleWeight]:
     found = held_weights(module)
     bias = found.pop("in_proj_bias").parameters if "in_proj_bias" in found else ()
     if "in_proj_weight" in found:
-        yield from _rows_apart("in_proj_weight", found.pop("in_proj_weight"), ("q", "k", "v"), bias, "attention")
+        yield from _rows_apart("in_proj_weight", found.pop("in_proj_weight"), PROJECTIONS, bias, "attention")
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         if name in found:
             yield from _rows_apart(name, found.pop(name), (), bias, "attention")
@@ -167,9 +170,9 @@ def _recurrent(module: nn.RNNBase | nn.RNNCellBase) -> Iterator[ModuleWeight]:
     found = held_weights(module)
     gates: tuple[str, ...] = ()
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
-        gates = ("i", "f", "g", "o")
+        gates = LSTM_GATES
     elif isinstance(module, (nn.GRU, nn.GRUCell)):
-        gates = ("r", "z", "n")
+        gates = GRU_GATES
     for name in [name for name in found if name.startswith("weight_")]:
         bias = found.pop(name.replace("weight", "bias"), None)
         projection = name.startswith("weight_hr")
