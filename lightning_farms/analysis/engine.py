@@ -20,7 +20,7 @@ from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.plan import Plan, plan_layer
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.sharding import Ranks, owners
+from lightning_farms.analysis.sharding import Ranks, check_same_layers, owners
 from lightning_farms.analysis.weights import LayerWeight, layer_weights
 from lightning_farms.analysis.weights.matrices import NO_MATRICES
 from lightning_farms.functional.random_matrix import shuffle_entries
@@ -265,22 +265,26 @@ def _analyze_on_ranks(
     def own() -> Iterator[LayerWeight]:
         for weight in source(True):
             layers.append((weight._replace(matrices=NO_MATRICES), plan_layer(weight, analysis.method)))
-            yield weight if owner.get(weight.name) == ranks.rank else weight._replace(reason="another rank's")
+            yield weight if owner.get(weight.name, 0) == ranks.rank else weight._replace(reason="another rank's")
 
     outcomes: dict[int, _Outcome] = {}
     failures: list[Exception] = []
     for _, chunk in analysis.chunks(own()):
         outcomes |= _attempted(analysis, chunk, failures)
         chunk.clear()
-    table = torch.zeros(len(layers), len(_outcome(_DONE)), dtype=torch.float64, device="cpu")
+    check_same_layers([weight.name for weight, _ in layers], ranks)
+    table = torch.zeros(len(layers), 1 + len(_outcome(_DONE)), dtype=torch.float64, device="cpu")
+    table[:, 0] = torch.tensor([isinstance(plan, str) for _, plan in layers])
     for index, outcome in outcomes.items():
-        table[index] = torch.tensor(outcome.numbers, dtype=torch.float64)
+        table[index, 1:] = torch.tensor(outcome.numbers, dtype=torch.float64)
     table = ranks.sum(table)
     for error in failures:  # not before: where warnings are errors, the other ranks would wait
         warnings.warn(f"The analysis failed on this rank: {type(error).__name__}: {error}", stacklevel=3)
     rows = []
-    for index, ((weight, plan), numbers) in enumerate(zip(layers, table.tolist(), strict=True)):
-        if isinstance(plan, str):
+    for index, ((weight, plan), (refusals, *numbers)) in enumerate(zip(layers, table.tolist(), strict=True)):
+        if 0 < refusals < ranks.world_size:
+            rows.append(_skipped_row(weight, "the weight could not be read on every rank"))
+        elif isinstance(plan, str):
             rows.append(_skipped_row(weight, plan))
         else:
             eigenvalues = outcomes[index].eigenvalues if index in outcomes else None

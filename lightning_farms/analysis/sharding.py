@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +48,22 @@ def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
         owner[layer] = rank
         load[rank] += costs[layer]
     return owner
+
+
+def check_same_layers(names: Sequence[str], ranks: Ranks) -> None:
+    """Make sure that all ranks have found the same layers, before they sum a table of them; a collective.
+
+    Args:
+        names: of the layers that this rank has found, in order.
+        ranks: all of them.
+
+    Raises:
+        RuntimeError: on every rank: one has found other layers than another.
+    """
+    digests = torch.zeros(ranks.world_size, dtype=torch.float64, device="cpu")
+    digests[ranks.rank] = crc32("\n".join(names).encode())
+    if len(set(ranks.sum(digests).tolist())) > 1:
+        raise RuntimeError(
+            "Expected all ranks to find the same layers, but they differ. Look for a module whose weights could be "
+            "read on some ranks only, e.g. for want of memory."
+        )

@@ -1,5 +1,6 @@
 """Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
 
+from lightning_farms.functional.control import clip_to_quantiles, moving_average, ramp, squeezing_outlier
 from lightning_farms.functional.layerwise import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
 from lightning_farms.functional.random_matrix import (
@@ -24,6 +25,7 @@ __all__ = [
     "PowerLawFit",
     "SpectralDensity",
     "bootstrap_interval",
+    "clip_to_quantiles",
     "effective_rank",
     "esd",
     "fit_hill",
@@ -36,9 +38,12 @@ __all__ = [
     "marchenko_pastur_cdf",
     "marchenko_pastur_density",
     "marchenko_pastur_edges",
+    "moving_average",
+    "ramp",
     "shuffle_entries",
     "spectral_density",
     "spike_threshold",
+    "squeezing_outlier",
     "stable_rank",
     "tb_linear_map",
     "tb_log2",

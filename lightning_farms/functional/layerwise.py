@@ -1,4 +1,4 @@
-"""Alphas of a network's layers -> multipliers of its learning rate.
+"""Alphas of a network's layers -> multipliers of its learning rate, or of another hyperparameter.
 
 Every map works in float64 and leaves a layer whose alpha is not finite alone: its multiplier is 1, and it has no
 influence on the other layers' multipliers. Where all finite alphas are equal (to a relative 1e-9, rounding that the
@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from lightning_farms.functional.checks import check_vector
 
 _EQUAL = 1e-9
 
@@ -170,8 +172,7 @@ def check_sigmoid(s_low: float, s_high: float, tau: float) -> None:
 
 
 def _map_finite(alphas: Tensor, map_alphas: Callable[[Tensor], Tensor]) -> Tensor:
-    if alphas.ndim != 1:
-        raise ValueError(f"Expected argument `alphas` to be a vector, but got shape {tuple(alphas.shape)}.")
+    check_vector("alphas", alphas)
     values = alphas.to(torch.float64)
     finite = values.isfinite()
     chosen = values[finite]

@@ -97,6 +97,40 @@ def test_change_since_a_base(model):
         assert list(report) == expected
 
 
+class Moody(nn.Module):
+    """Cannot be read on rank 1: at all, or one of its two weights."""
+
+    def __init__(self, at_all):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(20, 20)), nn.Parameter(torch.randn(20, 20))
+        self.at_all = at_all
+
+    def spectral_weights(self):
+        bad = RANK.number == 1
+        if bad and self.at_all:
+            raise MemoryError("no room")
+        yield "a", self.a.to(torch.int32) if bad else self.a, (self.a,)
+        yield "b", self.b, (self.b,)
+
+
+def test_a_weight_that_one_rank_cannot_read_is_skipped_on_all():
+    model = nn.Sequential(nn.Linear(30, 60), Moody(at_all=False))
+    first, second = reports_on_ranks(2, lambda ranks: analyze(model, ranks=ranks))
+    assert [(row.name, row.status, row.alpha) for row in first if row.name != "1.a"] == [
+        (row.name, row.status, row.alpha) for row in second if row.name != "1.a"
+    ]
+    for report in (first, second):
+        assert report["1.a"].reason == "the weight could not be read on every rank"
+        assert report["0"].status == report["1.b"].status == "ok"
+
+
+def test_ranks_that_find_other_layers_all_say_so():
+    model = nn.Sequential(nn.Linear(30, 60), Moody(at_all=True))
+    for result in on_ranks(2, lambda ranks: analyze(model, ranks=ranks)):
+        assert isinstance(result, RuntimeError)
+        assert "find the same layers, but they differ" in str(result)
+
+
 def test_work_is_shared(model, monkeypatch):
     decomposed = {0: set(), 1: set()}
     decompose = engine.decompose

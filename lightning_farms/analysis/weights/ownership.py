@@ -13,7 +13,9 @@ from lightning_farms.analysis.weights.model import LayerWeight, layer_weights
 from lightning_farms.analysis.weights.parametrised import is_parametrisation, own_parameters
 
 
-def parameter_layers(model: nn.Module, selection: Selection = Selection()) -> dict[Tensor, str]:
+def parameter_layers(
+    model: nn.Module, selection: Selection = Selection(), *, norms: bool = True, biases: bool = True
+) -> dict[Tensor, str]:
     """Which layer each parameter belongs to, for layer-wise hyperparameters.
 
     A weight's own parameters and its bias belong to the weight's layer; further parameters of the same module belong
@@ -26,6 +28,8 @@ def parameter_layers(model: nn.Module, selection: Selection = Selection()) -> di
     Args:
         model: the model.
         selection: as in the analysis; only ``low_rank_products`` has an effect here.
+        norms: whether modules without a matrix belong to a layer.
+        biases: whether parameters of a weight's module that do not hold it (its bias) belong to its layer.
 
     Returns:
         {parameter: name of the layer as in the report, or the name that several have in common}.
@@ -42,12 +46,14 @@ def parameter_layers(model: nn.Module, selection: Selection = Selection()) -> di
     for layer in layers:
         for parameter in layer.parameters:
             owners.setdefault(parameter, shared.get(layer.name, layer.name))
+    holders = {holder for layer in layers for holder in layer.holders}
     for module_name, module in model.named_modules():
         if not is_parametrisation(module_name):
             _adopt_leftovers(module, owners)
+    of_weights = set(owners)
     for module in model.modules():
         _adopt_norms(list(module.children()), owners)
-    return owners
+    return {p: layer for p, layer in owners.items() if p in holders or (biases if p in of_weights else norms)}
 
 
 def _outline(layer: LayerWeight) -> LayerWeight:

@@ -32,7 +32,7 @@ def modules_read(module: nn.Module) -> list[nn.Module]:
 
 
 def needs_stand_in(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, or of a sparse or other layout that is not strided.
+    """Whether a tensor is sharded, or of a sparse or other layout that is not strided.
 
     Args:
         tensor: any tensor.
@@ -44,7 +44,9 @@ def needs_stand_in(tensor: Tensor) -> bool:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; asked without the import, which takes half a second.
+    """Whether a tensor is held in parts by several processes: a DTensor, or whatever else has a ``full_tensor()``.
+
+    DTensor itself is not asked for: to import it takes half a second.
 
     Args:
         tensor: any tensor.
@@ -59,7 +61,7 @@ def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
     """All of a tensor, in one plain strided tensor, or its shape only.
 
     Args:
-        tensor: any tensor. For a DTensor every process of its mesh must call this: it is a collective.
+        tensor: any tensor. To gather a sharded one is a collective: every process that holds a part must call this.
         values: whether the values are wanted. Without, nothing is communicated.
 
     Returns:
@@ -68,7 +70,8 @@ def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
     if not values:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if is_sharded(tensor):
-        tensor = cast(Tensor, tensor.detach().full_tensor())  # type: ignore[attr-defined]
+        with torch.no_grad():
+            tensor = cast(Tensor, tensor.full_tensor())  # type: ignore[attr-defined]
     return tensor if tensor.layout == torch.strided else tensor.detach().to_dense()
 
 
