@@ -1,29 +1,29 @@
-"""One parameter group, divided by layer while the optimizer updates."""
+"""One parameter group, divided by multiplier while the optimizer updates."""
 
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 
-Group = dict[str, Any]
-_MEMBERSHIP = ("params", "param_names")
-_PLAIN = (bool, int, float, complex, str, bytes)
+from lightning_farms.optim.stand_in import MEMBERSHIP, Group, StandIn, same
 
 
 class GroupSplit:
-    r"""Gives the layers of one parameter group their own value of one hyperparameter, between `open` and `close`.
+    r"""Gives the layers of one parameter group their own value of one hyperparameter.
 
     .. math:: v_l = v \cdot m_l
 
-    If all parameters of the group have the same multiplier, the group itself carries :math:`v \cdot m` while open.
-    Otherwise child groups, one a layer, stand in for it and the group itself is not touched. The children are kept
-    from step to step; their other hyperparameters are copied from the group at each `open`.
+    Stand-ins, one a distinct multiplier, take the group's place in the update; a group whose multipliers are all 1
+    needs none. The group itself is never changed for it. The stand-ins are kept from step to step, also when the
+    multipliers change but not which of them are equal.
 
-    What the update wrote into the children is carried over at `close`: a value on which all children agree goes to the
-    group; where they disagree each child keeps its own for the next `open`, and the group shows the first child's,
-    until someone else changes the group's. If the update changed the scaled hyperparameter itself, the group's becomes
-    the (first) changed value divided by its multiplier, so that the change is kept to rounding.
+    What the update wrote into the stand-ins is carried over by `write_back`: a value on which all agree goes to the
+    group; where they disagree each keeps its own for the next `open`, and the group shows the first one's, until
+    someone else changes the group's. As long as they disagree, a stand-in can be divided further (each part then starts
+    with its values) but not merged with another. If the update changed the scaled hyperparameter itself, the group's
+    becomes the (first) changed value divided by its multiplier, so that the change is kept to rounding; where that
+    multiplier is 0 the change is lost.
 
     Args:
         group: The optimizer's parameter group.
@@ -37,108 +37,91 @@ class GroupSplit:
         self._params: list[torch.Tensor] = list(group["params"])
         self._layers = [layer_of.get(parameter) for parameter in self._params]
         self._distinct: list[str | None] = list(dict.fromkeys(self._layers))
-        self._children: list[Group] = []
-        self._shared: Group = {}  # what open() copied into every child
-        self._kept: Group = {}  # where the children disagree: what the group shows
-        self._base: Any = None
-        self._open: list[_Scaled] = []
+        self._multipliers: Mapping[str, float] | None = None  # those for which the stand-ins were made
+        self._stand_ins: list[StandIn] = []
+        self._kept: Group = {}  # where the stand-ins disagree: what the group shows
+        self._disagreed = False  # whether they did anywhere when they were made
+        self._base: Any = None  # the scaled hyperparameter at `open`
+        self._carried: set[str] = set()  # what has been written back since `open`
 
     def divides(self, group: Group) -> bool:
         """Tell whether this is the division of `group` as it is now."""
         params = group["params"]
-        return (
-            group is self.group
-            and len(params) == len(self._params)
-            and all(new is old for new, old in zip(params, self._params, strict=True))
-        )
+        return group is self.group and len(params) == len(self._params) and all(map(is_, params, self._params))
 
-    def base(self) -> Any:  # noqa: ANN401
-        """Return the group's own value of the scaled hyperparameter, also while open."""
-        return self._base if self._open else self.group[self._key]
+    @property
+    def disagrees(self) -> bool:
+        """Whether the stand-ins hold values of their own, to be kept for the next `open`."""
+        return bool(self._kept)
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
-        """Return the groups that stand in for this one in the update."""
-        factors = [1.0 if layer is None else multipliers[layer] for layer in self._distinct]
+        """Return the groups that take this one's place in the update: itself, or its stand-ins, filled."""
+        if self._kept:
+            self._keep({name: shown for name, shown in self._kept.items() if self.group.get(name) is shown})
+        if multipliers is not self._multipliers or bool(self._kept) != self._disagreed:
+            self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
+            self._multipliers, self._disagreed = multipliers, bool(self._kept)
         self._base = self.group[self._key]
-        if len(set(factors)) <= 1:
-            factor = factors[0] if factors else 1.0
-            self._open = [_Scaled(self.group, self._key, factor)]
-            return [self.group]
-        self._refresh_children()
-        self._open = [_Scaled(child, self._key, factor) for child, factor in zip(self._children, factors, strict=True)]
-        return self._children
+        self._carried = set()
+        for stand_in in self._stand_ins:
+            stand_in.fill(self.group)
+        return [stand_in.group for stand_in in self._stand_ins] or [self.group]
 
-    def close(self) -> None:
-        """Put the group back as it was, with what the update changed in it."""
-        self.group[self._key] = next((scaled.value_without() for scaled in self._open if scaled.changed()), self._base)
-        divided = self._open[0].group is not self.group
-        self._open, self._base = [], None
-        if divided:
-            self._write_back()
+    def write_back(self) -> None:
+        """Carry over to the group what the update wrote into the stand-ins since `open`.
 
-    def _refresh_children(self) -> None:
-        if not self._children:
-            self._children = [self._members(layer) for layer in self._distinct]
-        self._kept = {name: shown for name, shown in self._kept.items() if self.group.get(name) is shown}
-        self._shared = {
-            name: value
-            for name, value in self.group.items()
-            if name not in _MEMBERSHIP and name not in self._kept and name != self._key
-        }
-        base = self.group[self._key]
-        for child in self._children:
-            child.update(self._shared)
-            child[self._key] = base
-            for name in child.keys() - self.group.keys():
-                del child[name]
+        It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
+        """
+        touched = [stand_in for stand_in in self._stand_ins if stand_in.touched()]
+        if not touched and not self._carried:
+            return
+        names = set(self._kept).union(self._carried, *(stand_in.written() for stand_in in touched)) - {self._key}
+        news, kept = self._agreed(names)
+        changed = [stand_in for stand_in in touched if stand_in.scaled_value_changed() and stand_in.factor]
+        if changed or self._key in self._carried:
+            news[self._key] = changed[0].unscaled() if changed else self._base
+        self._carried |= news.keys()
+        self._keep(kept)
+        self.group.update(news)
 
-    def _members(self, layer: str | None) -> Group:
-        mine = [index for index, owner in enumerate(self._layers) if owner == layer]
-        return {name: [self.group[name][index] for index in mine] for name in _MEMBERSHIP if name in self.group}
+    def _agreed(self, names: Iterable[str]) -> tuple[Group, Group]:
+        """Return what the group is to show, and those of these values on which the stand-ins disagree."""
+        shown: Group = {}
+        kept: Group = {}
+        for name in names:
+            values = [stand_in.group[name] for stand_in in self._stand_ins if name in stand_in.group]
+            if values:
+                shown[name] = values[0]
+                if not all(same(value, values[0]) for value in values):
+                    kept[name] = values[0]
+        return shown, kept
 
-    def _write_back(self) -> None:
-        for name in self._written():
-            values = [child[name] for child in self._children if name in child]
-            self.group[name] = values[0]
-            if all(_same(value, values[0]) for value in values):
-                self._kept.pop(name, None)
-            else:
-                self._kept[name] = values[0]
+    def _keep(self, kept: Group) -> None:
+        self._kept = kept
+        for stand_in in self._stand_ins:
+            stand_in.keep(kept)
 
-    def _written(self) -> Iterator[str]:
-        """Name what some child holds otherwise than `open` put it there."""
-        known = {*self._shared, *_MEMBERSHIP, self._key}
-        changed = {
-            name for child in self._children for name, value in self._shared.items() if child.get(name) is not value
-        }
-        present = {name: None for name in chain.from_iterable(self._children) if name in changed or name not in known}
-        return iter(present)
+    def _divide(self, factors: Sequence[float]) -> None:
+        """Put layers of equal multiplier, and of equal values where the stand-ins disagree, into one stand-in."""
+        former = {layer: stand_in for stand_in in self._stand_ins for layer in stand_in.layers}
+        parts: dict[tuple[float, int], list[str | None]] = {}
+        for layer, factor in zip(self._distinct, factors, strict=True):
+            parts.setdefault((factor, id(former[layer]) if self._kept else 0), []).append(layer)
+        if not self._kept and set(factors) <= {1.0}:
+            parts = {}
+        if list(parts.values()) == [stand_in.layers for stand_in in self._stand_ins]:
+            for stand_in, (factor, _) in zip(self._stand_ins, parts, strict=True):
+                stand_in.factor = factor
+            return
+        self._stand_ins = [
+            StandIn(layers, {**self._members(layers), **self._own_values(former.get(layers[0]))}, self._key, factor)
+            for (factor, _), layers in parts.items()
+        ]
 
+    def _members(self, layers: Sequence[str | None]) -> Group:
+        among = set(layers)
+        mine = [index for index, layer in enumerate(self._layers) if layer in among]
+        return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
 
-class _Scaled:
-    """One group's scaled hyperparameter while open: what was put there, and whether it still is."""
-
-    __slots__ = ("_factor", "_key", "_value", "_version", "group")
-
-    def __init__(self, group: Group, key: str, factor: float) -> None:
-        self.group, self._key, self._factor = group, key, factor
-        base = group[key]
-        self._value = base if factor == 1.0 else base * factor
-        self._version = _version(self._value)
-        group[key] = self._value
-
-    def changed(self) -> bool:
-        value = self.group[self._key]
-        return value is not self._value or _version(value) != self._version
-
-    def value_without(self) -> Any:  # noqa: ANN401
-        value = self.group[self._key]
-        return value if self._factor == 1.0 else value / self._factor
-
-
-def _version(value: object) -> int | None:
-    return value._version if isinstance(value, torch.Tensor) else None
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and one == other)
+    def _own_values(self, former: StandIn | None) -> Group:
+        return {name: former.group[name] for name in self._kept if name in former.group} if former else {}

@@ -11,8 +11,9 @@ def layerwise_param_groups(
 ) -> list[dict[str, Any]]:
     """Sort parameters into one uniquely named group a layer, to be handed to an optimizer.
 
-    `LayerwiseScaling` then scales every group in place and never has to divide one. Optimizers that keep state per
-    group or copy hyperparameters group by group (`ZeroRedundancyOptimizer`) need such groups.
+    `LayerwiseScaling` then never has to divide a group: every group has one stand-in, in its place. Optimizers that
+    keep state per group, copy hyperparameters group by group (`ZeroRedundancyOptimizer`), or know their groups by
+    position need such groups.
 
     Args:
         named_parameters: Names and parameters, as from ``model.named_parameters()``; a parameter met twice counts once.

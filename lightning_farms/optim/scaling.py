@@ -11,7 +11,8 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_farms.optim.group_split import Group, GroupSplit
+from lightning_farms.optim.group_split import GroupSplit
+from lightning_farms.optim.stand_in import Group
 from lightning_farms.optim.support import check_supported
 
 
@@ -21,10 +22,12 @@ class LayerwiseScaling:
     .. math:: \eta_l(t) = \eta(t) \cdot m_l
 
     At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never meet a
-    multiplier. Between the optimizer's step pre-hook and post-hook the groups carry :math:`\eta(t) \cdot m_l`: a group
-    whose parameters share a multiplier is scaled in place, any other is replaced by one group a layer. A closure given
-    to ``step`` (Lightning runs forward and backward in it) sees the base values and the user's own groups, and if it
-    raises, they stay; so does ``state_dict``, wherever it is called. Values the update writes into the groups are kept.
+    multiplier. Between the optimizer's step pre-hook and post-hook stand-ins, one a distinct multiplier, take the place
+    of the user's groups, which are never changed for it. One assignment to ``optimizer.param_groups[:]`` puts them in
+    force and one takes them out, so that a signal handler finds either the one or the other.
+    A closure given to ``step`` (Lightning runs forward and backward in it) sees the base values and the user's own
+    groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it is called, also in a signal
+    handler, and leaves everything as it was. Values that the update writes into the groups are kept.
 
     If the update itself raises, the groups stay scaled until the next ``step``, ``state_dict``, ``load_state_dict``,
     `restore` or `detach`, each of which puts them back first: call `restore` where exceptions are handled.
@@ -42,8 +45,12 @@ class LayerwiseScaling:
         ValueError: If a group lacks `key`, or its value is neither a number nor a tensor.
 
     Note:
-        Optimizers that gather statistics of the rate in a group (schedule-free ones, say) get their own statistics for
-        each layer, but a checkpoint holds only the group's. Give such an optimizer `layerwise_param_groups`.
+        Optimizers that gather statistics in a group (schedule-free ones, say) get their own statistics for each
+        stand-in, but a checkpoint holds only the group's. Others know their groups by position, in lists of their own.
+        Give such optimizers `layerwise_param_groups`: then every group has one stand-in, in its place.
+        Only ``state_dict`` is safe at any moment: copying or pickling the optimizer itself inside an update, or reading
+        ``param_groups`` there, meets the stand-ins, and another thread that calls ``state_dict`` ends the scaling of
+        the update that is under way.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
@@ -74,10 +81,13 @@ class LayerwiseScaling:
         self._optimizer = optimizer
         self._layer_of = dict(layer_of)
         self._key = key
-        self._multipliers = dict.fromkeys(self._layer_of.values(), 1.0)
+        self._ones = dict.fromkeys(self._layer_of.values(), 1.0)
+        self._multipliers = self._ones  # a new dictionary whenever a value changes
+        self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
-        self._stand_ins: list[Group] | None = None  # what param_groups holds while the window is open
+        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a stand-in (so that its id stays its own), its group}
+        self._interrupted: list[list[Group] | None] = []  # what each running state_dict found in force, if stand-ins
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
 
@@ -101,25 +111,29 @@ class LayerwiseScaling:
         """Each layer's multiplier, 1 at first; assign a mapping (layers that it lacks get 1) to change them.
 
         Raises:
-            ValueError: If a layer is unknown or a multiplier is not finite and positive.
+            ValueError: If a layer is unknown, or a multiplier is not finite and positive. Of "weight_decay" it may be
+                0.
         """
         return dict(self._multipliers)
 
     @multipliers.setter
     def multipliers(self, multipliers: Mapping[str, float]) -> None:
-        unknown = [layer for layer in multipliers if layer not in self._multipliers]
+        values = {layer: float(value) for layer, value in multipliers.items()}
+        unknown = [layer for layer in values if layer not in self._ones]
         if unknown:
             raise ValueError(
                 f"Expected argument `multipliers` to be keyed by the layers of `layer_of`, but got {unknown[:5]}."
             )
-        values = {layer: float(value) for layer, value in multipliers.items()}
+        may_be_zero = self._key == "weight_decay"
         for layer, value in values.items():
-            if not (math.isfinite(value) and value > 0):
+            if not (0.0 < value < math.inf or (value == 0.0 and may_be_zero)):
                 raise ValueError(
-                    f"Expected argument `multipliers` to be finite and positive, but got {value} for layer {layer!r}."
-                    " Leave a layer out to keep the base value."
+                    f"Expected argument `multipliers` to be finite and {'not negative' if may_be_zero else 'positive'},"
+                    f" but got {value} for layer {layer!r}. Leave a layer out to keep the base value."
                 )
-        self._multipliers = {layer: values.get(layer, 1.0) for layer in self._multipliers}
+        values = {**self._ones, **values}
+        if values != self._multipliers:
+            self._multipliers, self._all_ones = values, values == self._ones
 
     def effective(self) -> dict[str, float]:
         """Return what the next update would use, per layer: the current base value times the multiplier.
@@ -128,8 +142,8 @@ class LayerwiseScaling:
         `layer_of`'s order (put a layer's weight first). Layers without a parameter in the optimizer are left out.
         """
         base: dict[torch.Tensor, float] = {}
-        for split in self._current_splits():
-            base.update(dict.fromkeys(split.group["params"], float(split.base())))
+        for group in self._own_groups():
+            base.update(dict.fromkeys(group["params"], float(group[self._key])))
         rates: dict[str, float] = {}
         for parameter, layer in self._layer_of.items():
             if parameter in base and layer not in rates:
@@ -138,8 +152,7 @@ class LayerwiseScaling:
 
     def trained_parameters(self) -> set[torch.Tensor]:
         """Return the optimizer's parameters that require a gradient now."""
-        groups = (split.group for split in self._current_splits())
-        return {parameter for group in groups for parameter in group["params"] if parameter.requires_grad}
+        return {p for group in self._own_groups() for p in group["params"] if p.requires_grad}
 
     def attach(self) -> None:
         """Put the hooks in place; nothing happens if they are.
@@ -172,14 +185,13 @@ class LayerwiseScaling:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._splits = []
+        self._splits, self._origin = [], {}
 
     def restore(self) -> None:
         """Put the base values and the user's own groups back at once, e.g. after an exception inside the update."""
-        stack = self._stack()
-        above = stack[stack.index(self) :] if self in stack else [self]
-        for scaling in reversed(above):
+        for scaling in reversed(self._with_those_opened_later()):
             scaling._close()
+            scaling._interrupted.clear()
             scaling._depth, scaling._frame = 0, None
 
     def __enter__(self) -> "LayerwiseScaling":
@@ -197,15 +209,20 @@ class LayerwiseScaling:
         owners = (getattr(hook, "__self__", None) for hook in hooks)
         return [owner for owner in owners if isinstance(owner, LayerwiseScaling)]
 
+    def _with_those_opened_later(self) -> "list[LayerwiseScaling]":
+        stack = self._stack()
+        return stack[stack.index(self) :] if self in stack else [self]
+
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._depth and not self._step_is_running():
             self.restore()  # an earlier step raised
+        if not self._depth:
+            self._frame = sys._getframe(1)
         self._depth += 1
         if self._depth > 1:
             return None
-        self._frame = sys._getframe(1)
         self._open()
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._outside_window(kwargs["closure"])}
@@ -214,11 +231,10 @@ class LayerwiseScaling:
         return None
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._depth:
-            self._depth -= 1
-            if not self._depth:
-                self._frame = None
-                self._close()
+        if self._depth == 1:
+            self._close()
+            self._frame = None
+        self._depth = max(0, self._depth - 1)
 
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(closure)
@@ -238,11 +254,13 @@ class LayerwiseScaling:
     def _before_state_dict(self, optimizer: Optimizer) -> None:
         if self._depth and not self._step_is_running():
             self.restore()
+        self._interrupted.append(list(optimizer.param_groups) if self._is_open() else None)
         self._close()
 
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        if self._depth:
-            self._open()
+        in_force = self._interrupted.pop() if self._interrupted else None
+        if in_force is not None:
+            optimizer.param_groups[:] = in_force
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self.restore()
@@ -250,27 +268,47 @@ class LayerwiseScaling:
     def _step_is_running(self) -> bool:
         return any(frame is self._frame for frame in _callers())
 
+    def _is_open(self) -> bool:
+        return any(id(group) in self._origin for group in self._optimizer.param_groups)
+
     def _open(self) -> None:
-        if self._stand_ins is not None:
+        if self._is_open():
+            return
+        if self._all_ones and not any(split.disagrees for split in self._splits):
+            self._splits, self._origin = [], {}
             return
         self._splits = self._current_splits()
-        self._stand_ins = [group for split in self._splits for group in split.open(self._multipliers)]
-        self._optimizer.param_groups[:] = self._stand_ins
+        origin: dict[int, tuple[Group, Group]] = {}
+        in_force = []
+        for split in self._splits:
+            for group in split.open(self._multipliers):
+                in_force.append(group)
+                if group is not split.group:
+                    origin[id(group)] = group, split.group
+        self._origin = origin
+        if origin:
+            self._optimizer.param_groups[:] = in_force
 
     def _close(self) -> None:
-        if self._stand_ins is None:
-            return
-        known = {id(group) for group in self._stand_ins}
-        added = [group for group in self._optimizer.param_groups if id(group) not in known]
-        self._stand_ins = None
-        self._optimizer.param_groups[:] = [split.group for split in self._splits] + added
-        for split in self._splits:
-            split.close()
+        if self._is_open():
+            for split in self._splits:  # first, so that no `state_dict` finds the groups without it
+                split.write_back()
+            self._optimizer.param_groups[:] = self._without_stand_ins(self._optimizer.param_groups)
+
+    def _without_stand_ins(self, groups: list[Group]) -> list[Group]:
+        """List the user's group once for the stand-ins that are there for it, and any other group as it is."""
+        own = (self._origin.get(id(group), (group, group))[1] for group in groups)
+        return list({id(group): group for group in own}.values())
+
+    def _own_groups(self) -> list[Group]:
+        """List the groups that are in force while this window is closed, whether it is or not."""
+        groups: list[Group] = self._optimizer.param_groups
+        for scaling in reversed(self._with_those_opened_later()):
+            groups = scaling._without_stand_ins(groups)
+        return groups
 
     def _current_splits(self) -> list[GroupSplit]:
         """Return the division of each of the optimizer's groups, made anew only where the group has changed."""
-        if self._stand_ins is not None:
-            return self._splits
         known = {id(split.group): split for split in self._splits}
         splits = []
         for group in self._optimizer.param_groups:

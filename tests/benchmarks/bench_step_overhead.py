@@ -1,12 +1,13 @@
-"""Time what layer-wise scaling adds to an optimizer step: python tests/benchmarks/bench_step_overhead.py.
+"""Time what layer-wise scaling adds to a step: python tests/benchmarks/bench_step_overhead.py [--device cuda].
 
-Fifty linear layers, AdamW(foreach=True) in one group. The variants take turns within one run; medians are printed.
+Fifty linear layers, AdamW(foreach=True). First the optimizer's step alone, then whole training steps (forward,
+backward, step; batch 64) of several widths. The variants take turns within one run; medians are printed.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,57 +15,99 @@ from torch.optim import AdamW
 
 from lightning_farms.optim import LayerwiseScaling, layerwise_param_groups
 
+Step = Callable[[], object]
 
-def build(width: int, depth: int) -> tuple[nn.Sequential, dict[torch.Tensor, str]]:
+
+def build(width: int, depth: int, device: str) -> tuple[nn.Sequential, dict[torch.Tensor, str]]:
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
     layer_of: dict[torch.Tensor, str] = {}
-    for name, layer in model.named_children():
+    for name, layer in model.to(device).named_children():
+        nn.init.orthogonal_(layer.weight)  # so that neither activations nor gradients vanish over the depth
         layer_of.update(dict.fromkeys(layer.parameters(), name))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     return model, layer_of
 
 
-def variant(name: str, width: int, depth: int) -> Callable[[], object]:
-    model, layer_of = build(width, depth)
-    layerwise = "groups" in name
+def variant(name: str, width: int, depth: int, device: str) -> tuple[nn.Sequential, AdamW]:
+    model, layer_of = build(width, depth, device)
+    layerwise = "layer groups" in name
     params = layerwise_param_groups(model.named_parameters(), layer_of) if layerwise else model.parameters()
-    optimizer = AdamW(params, lr=1e-3, foreach=True)
-    if "scaled" in name:
-        scaling = LayerwiseScaling(optimizer, layer_of)
-        scaling.attach()
-        if "equal" not in name:
-            scaling.multipliers = {layer: 0.5 + i / depth for i, layer in enumerate(scaling.multipliers)}
+    optimizer = AdamW(params, lr=1e-5, foreach=True)
+    distinct = {"distinct": depth, "five values": 5, "equal to 1": 0}
+    for multipliers, number in distinct.items():
+        if multipliers in name:
+            scaling = LayerwiseScaling(optimizer, layer_of)
+            scaling.attach()
+            scaling.multipliers = {
+                layer: 0.5 + (i % number) / number if number else 1.0 for i, layer in enumerate(scaling.multipliers)
+            }
+    return model, optimizer
+
+
+def update(name: str, width: int, depth: int, device: str) -> Step:
+    _, optimizer = variant(name, width, depth, device)
     return (lambda: optimizer.step(lambda: None)) if "closure" in name else optimizer.step
+
+
+def training_step(name: str, width: int, depth: int, device: str) -> Step:
+    model, optimizer = variant(name, width, depth, device)
+    batch = torch.randn(64, width, device=device)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        return loss
+
+    return lambda: optimizer.step(closure)
+
+
+def report(title: str, steps: Mapping[str, Step], rounds: int, synchronize: Step) -> None:
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 5):
+        for name, step in steps.items():
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            if number >= 5:
+                times[name].append(1e6 * (time.perf_counter() - start))
+    print(f"{title}, {rounds} rounds, microseconds")
+    base = next(iter(times.values()))
+    for name, values in times.items():
+        ratio = statistics.median(mine / plain for mine, plain in zip(values, base, strict=True))
+        median = statistics.median(values)
+        print(f"  {name:32s} {median:9.0f}  {median - statistics.median(base):+8.0f}  {100 * (ratio - 1):+6.1f} %")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--depth", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = [
+    torch.manual_seed(0)
+    synchronize = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
+    alone = [
         "plain, one group",
         "plain, layer groups",
-        "scaled equal, one group",
-        "scaled, one group",
-        "scaled, one group, closure",
-        "scaled, layer groups",
+        "equal to 1, one group",
+        "five values, one group",
+        "distinct, one group",
+        "distinct, one group, closure",
+        "distinct, layer groups",
     ]
-    steps = {name: variant(name, args.width, args.depth) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(1e6 * (time.perf_counter() - start))
-    base = statistics.median(times[names[0]])
-    print(f"{args.depth} layers of {args.width}x{args.width}, AdamW foreach, {args.rounds} rounds, microseconds a step")
-    for name in names:
-        median = statistics.median(times[name])
-        print(f"{name:28s} {median:9.0f}  {median - base:+9.0f}")
+    whole = ["plain, one group", "equal to 1, one group", "five values, one group", "distinct, one group"]
+    layers = f"{args.depth} layers of"
+    first = args.widths[0]
+    steps = {name: update(name, first, args.depth, args.device) for name in alone}
+    report(f"AdamW step alone, {layers} {first}x{first}", steps, args.rounds, synchronize)
+    for width in args.widths:
+        steps = {name: training_step(name, width, args.depth, args.device) for name in whole}
+        report(f"training step, batch 64, {layers} {width}x{width}", steps, args.rounds, synchronize)
 
 
 if __name__ == "__main__":

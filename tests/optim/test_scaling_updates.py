@@ -116,15 +116,16 @@ class Recorder(SGD):
 def test_what_the_update_writes_into_the_groups_is_kept(measured_rates):
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     optimizer = Recorder([a, b], lr=0.25)
-    observed = []
+    observed, stood_in = [], []
     with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
         scaling.multipliers = {"a": 2.0, "b": 4.0}
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: stood_in.extend(o.param_groups))
         optimizer.register_step_post_hook(lambda o, args, kwargs: observed.append(o.param_groups[0]["lr"]))
         for step in range(3):
             measured_rates(optimizer, a, b, closure=lambda: None)
             group = optimizer.param_groups[0]
             assert (group["k"], group["lr_max"], group["sum"], group["lr"]) == (step + 1, 0.5, 0.5 * (step + 1), 0.25)
-            children = scaling._splits[0]._children
+            children = stood_in[-2:]
             assert [(c["k"], c["lr_max"], c["sum"]) for c in children] == [
                 (step + 1, 0.25 * m, 0.25 * m * (step + 1)) for m in (2.0, 4.0)
             ]
@@ -190,3 +191,23 @@ def test_detach_inside_the_closure(toy, measured_rates):
     scaling.attach()
     assert measured_rates(optimizer, a, b, closure=scaling.detach) == [0.1, 0.1]
     assert len(optimizer.param_groups) == 1
+
+
+class CopyingSGD(SGD):
+    """Puts an equal number in its rate's place, as optimizers do that send their groups to other processes."""
+
+    def step(self, closure=None):
+        result = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] = float(repr(group["lr"]))
+        return result
+
+
+def test_an_equal_number_in_the_rates_place_is_no_change(measured_rates):
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = CopyingSGD([a, b], lr=0.1)
+    with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
+        for step in range(50):
+            scaling.multipliers = {"a": 0.3 + step / 7, "b": 1.7}
+            measured_rates(optimizer, a, b)
+    assert optimizer.param_groups[0]["lr"] == 0.1

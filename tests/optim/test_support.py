@@ -30,6 +30,16 @@ def test_wrapper_without_step_hooks(weights):
         check_supported(Wrapper(torch.optim.SGD(weights, lr=0.1)))
 
 
+def test_optimizer_that_never_called_its_parents_init(weights):
+    class Bare(torch.optim.SGD):
+        def __init__(self, optimizer):
+            self.optim = optimizer
+            self.param_groups = optimizer.param_groups
+
+    with pytest.raises(TypeError, match="with step hooks, but got Bare"):
+        check_supported(Bare(torch.optim.SGD(weights, lr=0.1)))
+
+
 @pytest.mark.parametrize("bases", [(object,), (torch.optim.SGD,)])
 def test_deepspeed(weights, bases):
     kind = type("DeepSpeedZeroOptimizer", bases, {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
@@ -51,6 +61,9 @@ def test_zero_redundancy_needs_one_layer_per_group(weights, tmp_path):
         split = ZeroRedundancyOptimizer([{"params": [w]} for w in weights], torch.optim.SGD, lr=0.25)
         check_supported(split, layer_of)
         _scaled_update_reaches_the_inner_optimizer(split, weights, layer_of)
+        split._overlap_with_ddp = True
+        with pytest.raises(TypeError, match="overlap_with_ddp=True, which updates within the backward pass"):
+            check_supported(split, layer_of)
     finally:
         dist.destroy_process_group()
 
