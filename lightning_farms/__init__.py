@@ -5,17 +5,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
-    from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
+    from lightning_farms.callbacks import (
+        Control,
+        LayerwiseLearningRate,
+        LinearMap,
+        Log2Map,
+        SigmoidMap,
+        SpectralMonitor,
+        SqrtMap,
+        StepMap,
+        TBSigmoid,
+        TempBalance,
+        WeightDecayBalance,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FARMS",
+    "Control",
     "LayerSpectrum",
+    "LayerwiseLearningRate",
+    "LinearMap",
+    "Log2Map",
+    "SigmoidMap",
     "SpectralMonitor",
     "SpectralReport",
+    "SqrtMap",
+    "StepMap",
     "TBSigmoid",
     "TempBalance",
+    "WeightDecayBalance",
     "WholeMatrix",
     "analyze",
 ]

@@ -32,7 +32,7 @@ OUTSIDE = {
     "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
     "metrics": {"torch", "torchmetrics"},
 }
-LAZY = {"matplotlib", "mpl_toolkits", "pandas", "safetensors", "tensorboard"}
+LAZY = {"matplotlib", "mpl_toolkits", "pandas", "pooch", "safetensors", "sklearn", "tensorboard", "wandb"}
 MOST_LINES = 500
 
 

@@ -1,8 +1,24 @@
-"""Lightning callbacks: when to analyse, what to log, which learning rates to set. No arithmetic here."""
+"""Lightning callbacks: when to analyse, what to log, which hyperparameters to set by the layer. No arithmetic here."""
 
+from lightning_farms.callbacks.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
+from lightning_farms.callbacks.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.callbacks.tb_sigmoid import TBSigmoid
 from lightning_farms.callbacks.temp_balance import TempBalance
+from lightning_farms.callbacks.weight_decay_balance import WeightDecayBalance
 
-__all__ = ["LayerwiseLearningRate", "SpectralMonitor", "TBSigmoid", "TempBalance"]
+__all__ = [
+    "AlphaMap",
+    "Control",
+    "LayerwiseLearningRate",
+    "LinearMap",
+    "Log2Map",
+    "SigmoidMap",
+    "SpectralMonitor",
+    "SqrtMap",
+    "StepMap",
+    "TBSigmoid",
+    "TempBalance",
+    "WeightDecayBalance",
+]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Positions(NamedTuple):
+    """Where the analyses lie on a time axis.
+
+    Attributes:
+        unit: What the numbers count.
+        numbers: One an analysis, ascending.
+    """
+
+    unit: Literal["epoch", "step"]
+    numbers: list[int]
 
 
 class LayerHistory:
@@ -12,22 +27,41 @@ class LayerHistory:
 
     Attributes:
         epochs: how many epochs were complete at each analysis, ascending.
+        steps: how many steps the optimizer had done at each analysis; None where that is not known.
 
     Example:
         >>> history = LayerHistory()
-        >>> history.append(0, {"alpha": {"fc": 2.5}})
-        >>> history.append(1, {"alpha": {"fc": 2.4, "head": 3.0}})
+        >>> history.append(0, {"alpha": {"fc": 2.5}}, step=0)
+        >>> history.append(1, {"alpha": {"fc": 2.4, "head": 3.0}}, step=500)
+        >>> history
+        LayerHistory(2 analyses, epochs 0 to 1, alpha of 2 layers)
         >>> history.layers("alpha"), history.rows("alpha")
         (['fc', 'head'], [[2.5, 2.4], [nan, 3.0]])
     """
 
     def __init__(self) -> None:
         self.epochs: list[int] = []
+        self.steps: list[int | None] = []
         self._quantities: dict[str, dict[str, list[float]]] = {}
 
-    def append(self, epochs: int, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Add one analysis: ``{quantity: {layer: value}}`` after ``epochs`` complete epochs."""
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "LayerHistory(no analysis)"
+        count = f"{len(self.epochs)} analyses, epochs {self.epochs[0]} to {self.epochs[-1]}"
+        if len(self.epochs) == 1:
+            count = f"1 analysis, after {self.epochs[0]} epochs"
+        return f"LayerHistory({', '.join([count, *self._layer_counts()])})"
+
+    def append(self, epochs: int, values: Mapping[str, Mapping[str, float]], *, step: int | None = None) -> None:
+        """Add one analysis: ``{quantity: {layer: value}}``.
+
+        Args:
+            epochs: How many epochs are complete.
+            values: What was found.
+            step: How many steps the optimizer has done; None: not known.
+        """
         self.epochs.append(epochs)
+        self.steps.append(step)
         for quantity, by_layer in values.items():
             columns = self._quantities.setdefault(quantity, {})
             for layer, value in by_layer.items():
@@ -38,6 +72,13 @@ class LayerHistory:
         """Names of what was recorded."""
         return list(self._quantities)
 
+    def without(self, *quantities: str) -> LayerHistory:
+        """The same history without some quantities; it goes on sharing the others' numbers."""
+        history = LayerHistory()
+        history.epochs, history.steps = self.epochs, self.steps
+        history._quantities = {name: rows for name, rows in self._quantities.items() if name not in quantities}
+        return history
+
     def layers(self, quantity: str) -> list[str]:
         """Layers for which the quantity was recorded."""
         return list(self._quantities.get(quantity, {}))
@@ -47,17 +88,77 @@ class LayerHistory:
         count = len(self.epochs)
         return [row + [math.nan] * (count - len(row)) for row in self._quantities.get(quantity, {}).values()]
 
+    def positions(self) -> Positions:
+        """Epochs; or steps, where two analyses lie in one epoch and all steps are known.
+
+        Returns:
+            The unit and one number an analysis.
+
+        Example:
+            >>> history = LayerHistory()
+            >>> for step in (0, 250, 500):
+            ...     history.append(step // 500, {}, step=step)
+            >>> history.positions()
+            Positions(unit='step', numbers=[0, 250, 500])
+        """
+        known = [step for step in self.steps if step is not None]
+        if len(set(self.epochs)) < len(self.epochs) == len(known):
+            return Positions("step", known)
+        return Positions("epoch", list(self.epochs))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """All values in long form, analysis by analysis; layers that an analysis lacks have no line in it.
+
+        Returns:
+            A data frame with columns ``epochs``, ``step`` (``<NA>`` where it is not known), ``quantity``, ``layer`` and
+            ``value``.
+
+        Raises:
+            ModuleNotFoundError: If pandas is not installed.
+
+        Example:
+            >>> history = LayerHistory()
+            >>> history.append(1, {"alpha": {"conv": 2.5, "fc": 3.0}}, step=40)
+            >>> print(history.to_pandas().to_string(index=False))
+             epochs  step quantity layer  value
+                  1    40    alpha  conv    2.5
+                  1    40    alpha    fc    3.0
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                'LayerHistory.to_pandas() needs pandas: pip install "lightning-farms[pandas]".'
+            ) from error
+        lines = [
+            (epochs, step, quantity, layer, row[analysis])
+            for analysis, (epochs, step) in enumerate(zip(self.epochs, self.steps, strict=True))
+            for quantity, by_layer in self._quantities.items()
+            for layer, row in by_layer.items()
+            if analysis < len(row) and not math.isnan(row[analysis])
+        ]
+        frame = pd.DataFrame(lines, columns=["epochs", "step", "quantity", "layer", "value"])
+        return frame.astype({"epochs": "int64", "step": "Int64", "value": "float64"})
+
     def state_dict(self) -> dict[str, Any]:
         """Plain types only, so that a checkpoint loads with ``weights_only=True``."""
         quantities = {q: {layer: list(row) for layer, row in rows.items()} for q, rows in self._quantities.items()}
-        return {"epochs": list(self.epochs), "quantities": quantities}
+        return {"epochs": list(self.epochs), "steps": list(self.steps), "quantities": quantities}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LayerHistory:
-        """The history that :meth:`state_dict` described."""
+        """The history that :meth:`state_dict` described; a state of before steps were kept has none that is known."""
         history = cls()
         history.epochs = list(state["epochs"])
+        history.steps = list(state.get("steps", [None] * len(history.epochs)))
         history._quantities = {
             q: {layer: list(row) for layer, row in rows.items()} for q, rows in state["quantities"].items()
         }
         return history
+
+    def _layer_counts(self) -> list[str]:
+        counts = {quantity: len(by_layer) for quantity, by_layer in self._quantities.items()}
+        return [
+            f"{quantity.replace('_', ' ')} of {count} layer{'s' if count != 1 else ''}"
+            for quantity, count in counts.items()
+        ]

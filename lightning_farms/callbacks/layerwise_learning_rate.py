@@ -1,150 +1,116 @@
-"""What all callbacks that adjust learning rates layer by layer have in common."""
+"""Learning rates by alpha, layer by layer, with any map."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from lightning_farms.analysis import SpectralReport, layer_weights, parameter_layers
-from lightning_farms.callbacks.spectral_monitor import SpectralMonitor, _monitors
-from lightning_farms.optim import LayerwiseScaling
+from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
+from lightning_farms.callbacks.alpha_map import AlphaMap
+from lightning_farms.callbacks.control import Control
+from lightning_farms.callbacks.layerwise_balance import LayerwiseBalance
+from lightning_farms.optim import LayerwiseScaling, check_decoupled_weight_decay
 
 
-class LayerwiseLearningRate(SpectralMonitor, ABC):
-    r"""A :class:`SpectralMonitor` that also sets :math:`\eta_l(t) = \eta(t) \, m(\alpha_l)` for every layer l.
+class LayerwiseLearningRate(LayerwiseBalance):
+    r"""Gives every layer the learning rate :math:`\eta_l(t) = \eta(t) \, m(\alpha_l)`, for any map m.
 
-    :math:`\eta(t)` is the rate that the optimizer's group has, from whatever scheduler; it stays in the group, and the
-    multiplier is applied while the optimizer steps only. Bias and norm parameters follow the layer they belong to
-    (:func:`lightning_farms.analysis.parameter_layers`); what belongs to no analysed layer, and a layer that was
-    skipped, keeps the base rate. Multipliers are computed over the layers whose weight an optimizer trains. Weights
-    that lie in one parameter (queries, keys and values; the gates of a recurrent layer) have one rate, by the mean of
-    their alphas, and are one layer (``attn.in_proj_weight``) here.
-
-    Beside the monitor's keys:
+    :class:`TempBalance` and :class:`TBSigmoid` are this with a linear and a sigmoid map. The multipliers are computed
+    before the first step and after every ``every_n_epochs``-th epoch. For how they are applied see
+    :class:`~lightning_farms.callbacks.layerwise_balance.LayerwiseBalance`; beside the keys of
+    :class:`SpectralMonitor` there are:
 
     =============================  ====================================================================================
-    ``lr-<Optimizer>/<layer>``     rate that the next update uses for the layer, after every epoch, to every logger
-                                   (``lr-<Optimizer>-1/...`` for a second optimizer of the class, and so on)
+    ``lr-<Optimizer>/<layer>``     rate that the next update uses for the layer, after every epoch and analysis, to
+                                   every logger (``lr-<Optimizer>-1/...`` for a second optimizer of the class, ...)
     ``farms/learning_rate_map``    heat map of these rates, layers by epochs; ``..._labelled`` as a figure
     =============================  ====================================================================================
 
-    Attributes:
-        multipliers: {layer: multiplier} in force.
+    Where weight decay is decoupled (AdamW) a weight shrinks by rate times decay at each step, so that a layer's decay
+    follows its rate, unless ``control.compensate_weight_decay`` is set.
+
+    Args:
+        alpha_map: from alphas to multipliers: ``LinearMap(...)``, ``SigmoidMap(...)``, ``SqrtMap()``, ``Log2Map()``,
+            ``StepMap(...)`` or your own.
+        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
+        every_n_epochs: analyse after every n-th epoch (and before the first step).
+        every_n_steps: analyse after every n-th optimizer step instead (and before the first).
+        start_epoch: number of epochs with the base rates before the first analysis.
+        control: what steadies and bounds the multipliers, and which layers have one.
+        selection: which weights to analyse; the others keep the base rate.
+        diagnostics: error bars, goodness of fit and random baselines.
+        workspace: bytes for the analysis, at least 1.
+        overlap: analyse a copy of the weights in a thread of its own while the epoch's last validation runs; as in
+            :class:`SpectralMonitor`.
+        figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
+        esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
+        summary: whether to print a table of all layers at the end of training.
 
     Raises:
-        MisconfigurationException: a second callback adjusts learning rates too, the strategy shards weights, or the
-            optimizer takes no layer-wise rates (LBFGS, DeepSpeed's).
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+        MisconfigurationException: the Trainer or the optimizer does not allow layer-wise rates.
+
+    Example:
+        >>> from lightning_farms.callbacks import StepMap
+        >>> callback = LayerwiseLearningRate(StepMap(0.5, 1.5), every_n_steps=100, control=Control(ramp_steps=50))
+
+    Reference:
+        Zhou et al., Temperature Balancing, NeurIPS 2023; He et al., One LR Doesn't Fit All (arXiv 2605.22297).
     """
 
-    _refused_strategies = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-    _precedence = 0
+    _key = "lr"
+    _quantity = "learning_rate"
+    _log_prefix = "lr"
+    _noun = "learning rate"
+    _factor = "lr factor"
 
-    @abstractmethod
-    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
-        """Map alphas (L,), NaN for skipped layers, to multipliers (L,)."""
+    def __init__(
+        self,
+        alpha_map: AlphaMap,
+        analysis: SpectralMethod = FARMS(),
+        every_n_epochs: int = 1,
+        *,
+        every_n_steps: int | None = None,
+        start_epoch: int = 0,
+        control: Control = Control(),
+        selection: Selection = Selection(),
+        diagnostics: Diagnostics = Diagnostics(),
+        workspace: int = WORKSPACE,
+        overlap: bool = False,
+        figures_every_n_epochs: int = 10,
+        esd_layers: int = 4,
+        summary: bool = True,
+    ) -> None:
+        super().__init__(
+            alpha_map,
+            analysis,
+            every_n_epochs,
+            every_n_steps=every_n_steps,
+            start_epoch=start_epoch,
+            control=control,
+            selection=selection,
+            diagnostics=diagnostics,
+            workspace=workspace,
+            overlap=overlap,
+            figures_every_n_epochs=figures_every_n_epochs,
+            esd_layers=esd_layers,
+            summary=summary,
+        )
 
-    def _reset(self) -> None:
-        super()._reset()
-        self.multipliers: dict[str, float] = {}
-        self._scalings: list[LayerwiseScaling] = []
-        self._holders: dict[str, tuple[Tensor, ...]] = {}  # parameters that hold each of the report's weights
-        self._layers: dict[str, str] = {}  # layer that each of the report's weights belongs to
+    def _adjusted(self) -> set[str]:
+        return {"learning rate", "weight decay"} if self.control.compensate_weight_decay else {"learning rate"}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The monitor's state and the multipliers in force."""
-        return {**super().state_dict(), "multipliers": dict(self.multipliers)}
+    def _scalings_of(self, optimizer: Any, layer_of: Mapping[Tensor, str]) -> list[LayerwiseScaling]:  # noqa: ANN401
+        scalings = super()._scalings_of(optimizer, layer_of)
+        if self.control.compensate_weight_decay:
+            scalings.append(LayerwiseScaling(optimizer, layer_of, key="weight_decay"))
+            check_decoupled_weight_decay(optimizer)
+        return scalings
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; they take effect when the fit starts."""
-        super().load_state_dict(state_dict)
-        self.multipliers = dict(state_dict["multipliers"])
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second callback of this kind, whose multipliers would compound with this one's."""
-        super().setup(trainer, pl_module, stage)
-        others = [c for c in _monitors(trainer) if isinstance(c, LayerwiseLearningRate) and c is not self]
-        if stage == "fit" and others:
-            raise MisconfigurationException(
-                f"{type(self).__name__} and {type(others[0]).__name__} both adjust learning rates and would compound. "
-                "Keep one; SpectralMonitor(analysis=...) logs a second analysis without adjusting."
-            )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook the optimizers: they exist now."""
-        super().on_fit_start(trainer, pl_module)
-        self._detach()
-        layer_of = parameter_layers(pl_module, self.selection)
-        weights = layer_weights(pl_module, self.selection, values=False)
-        self._holders = {weight.name: weight.holders for weight in weights}
-        self._layers = {name: layer_of[holders[0]] for name, holders in self._holders.items() if holders}
-        try:
-            self._scalings = [LayerwiseScaling(optimizer, layer_of) for optimizer in trainer.optimizers]
-        except (TypeError, ValueError) as error:
-            raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
-        for scaling in self._scalings:
-            scaling.attach()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put restored multipliers in force, then analyse if that is due."""
-        self._apply(self.multipliers)
-        super().on_train_start(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
-        super().on_exception(trainer, pl_module, exception)
-        self._detach()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the closing table, and leave the optimizers as they were."""
-        super().teardown(trainer, pl_module, stage)
-        self._detach()
-
-    def _detach(self) -> None:
-        for scaling in self._scalings:
-            scaling.detach()
-        self._scalings, self._holders, self._layers = [], {}, {}
-
-    def _on_report(self, trainer: Trainer, report: SpectralReport) -> Mapping[str, Mapping[str, float]]:
-        trained = set().union(*(scaling.trained_parameters() for scaling in self._scalings))
-        alphas: dict[str, list[float]] = {}
-        for name, alpha in report.alphas.items():
-            if not trained.isdisjoint(self._holders.get(name, ())):
-                alphas.setdefault(self._layers[name], []).append(alpha)
-        means = [torch.tensor(of_layer, dtype=torch.float64).nanmean().item() for of_layer in alphas.values()]
-        multipliers = self.multipliers_from_alphas(torch.tensor(means, dtype=torch.float64)).tolist()
-        self._apply(dict(zip(alphas, multipliers, strict=True)))
-        rates: dict[str, float] = {}
-        for by_layer in self._effective().values():
-            rates.update(by_layer)
-        return {"learning_rate": rates}
-
-    def _apply(self, multipliers: Mapping[str, float]) -> None:
-        self.multipliers = dict(multipliers)
-        for scaling in self._scalings:
-            known = scaling.multipliers
-            scaling.multipliers = {layer: m for layer, m in multipliers.items() if layer in known}
-
-    def _rates(self, trainer: Trainer) -> dict[str, float]:
-        return {f"{name}/{layer}": rate for name, rates in self._effective().items() for layer, rate in rates.items()}
-
-    def _effective(self) -> dict[str, dict[str, float]]:
-        """{"lr-<Optimizer>": {layer: rate}} of layers with an analysed weight, numbered like LearningRateMonitor's."""
-        names: Counter[str] = Counter()
-        rates: dict[str, dict[str, float]] = {}
-        for scaling in self._scalings:
-            name = f"lr-{type(scaling.optimizer).__name__}"
-            names[name] += 1
-            rates[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = scaling.effective()
-        return rates
-
-    def _current_multipliers(self) -> dict[str, float] | None:
-        """The factor of each of the report's weights, also where several have one rate."""
-        return {name: self.multipliers[layer] for name, layer in self._layers.items() if layer in self.multipliers}
+    def _scaling_multipliers(self, scaling: LayerwiseScaling) -> dict[str, float]:
+        if scaling.key == self._key:
+            return self.multipliers
+        return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}

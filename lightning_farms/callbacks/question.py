@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from lightning_farms.analysis import (
     layer_weights,
 )
 from lightning_farms.callbacks.background import BackgroundAnalysis
+from lightning_farms.callbacks.strategies import whole_shapes
 
 
 class Question(NamedTuple):
@@ -46,32 +49,35 @@ class Question(NamedTuple):
 
     def ask(self, trainer: Trainer, pl_module: LightningModule, workspace: int) -> SpectralReport | str:
         """The report, the same on every rank, or what went wrong; a collective."""
-        return attempt(
-            lambda: analyze(
-                pl_module,
-                self.analysis,
-                selection=self.selection,
-                diagnostics=self.diagnostics,
-                workspace=workspace,
-                ranks=_ranks(trainer, pl_module),
+        with whole_shapes(trainer):
+            outcome = attempt(
+                lambda: analyze(
+                    pl_module,
+                    self.analysis,
+                    selection=self.selection,
+                    diagnostics=self.diagnostics,
+                    workspace=workspace,
+                    ranks=_ranks(trainer, pl_module),
+                )
             )
-        )
+        return _agreed(outcome, trainer, pl_module)
 
     def ask_for_spectra(
         self, trainer: Trainer, pl_module: LightningModule, workspace: int, names: Sequence[str]
     ) -> SpectralReport | str:
         """The report on the named layers, with their eigenvalues (on rank zero) and the random bulk; a collective."""
-        return attempt(
-            lambda: analyze(
-                pl_module,
-                self.analysis,
-                selection=replace(self.selection, include=tuple(names), exclude=()),
-                diagnostics=Diagnostics(marchenko_pastur=True),
-                keep_eigenvalues=True,
-                workspace=workspace,
-                ranks=_ranks(trainer, pl_module),
+        with whole_shapes(trainer):
+            return attempt(
+                lambda: analyze(
+                    pl_module,
+                    self.analysis,
+                    selection=replace(self.selection, include=tuple(names), exclude=()),
+                    diagnostics=Diagnostics(marchenko_pastur=True),
+                    keep_eigenvalues=True,
+                    workspace=workspace,
+                    ranks=_ranks(trainer, pl_module),
+                )
             )
-        )
 
     def ask_in_background(self, pl_module: LightningModule, workspace: int) -> BackgroundAnalysis | None:
         """The analysis of a copy of the weights, under way; None where they cannot be copied."""
@@ -102,9 +108,28 @@ def _ranks(trainer: Trainer, pl_module: LightningModule) -> Ranks | None:
     if trainer.world_size == 1:
         return None
 
-    def total(table: Tensor) -> Tensor:
-        summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed.cpu()
+    return Ranks(trainer.global_rank, trainer.world_size, partial(_total, trainer, pl_module))
 
-    return Ranks(trainer.global_rank, trainer.world_size, total)
+
+def _total(trainer: Trainer, pl_module: LightningModule, table: Tensor) -> Tensor:
+    """The sum over all ranks of a table on the CPU, there; a collective."""
+    summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed.cpu()
+
+
+def _agreed(outcome: SpectralReport | str, trainer: Trainer, pl_module: LightningModule) -> SpectralReport | str:
+    """The outcome, or what went wrong on the first rank that has none; a collective.
+
+    Ranks that go on differently wait for each other in vain. One alone has no report where it has to warn of a failed
+    decomposition and warnings are errors.
+    """
+    if trainer.world_size == 1:
+        return outcome
+    failed = torch.zeros(trainer.world_size, dtype=torch.float64, device="cpu")
+    failed[trainer.global_rank] = float(isinstance(outcome, str))
+    ranks = _total(trainer, pl_module, failed).nonzero().flatten().tolist()
+    if not ranks:
+        return outcome
+    reason = trainer.strategy.broadcast(outcome if isinstance(outcome, str) else "", src=ranks[0])
+    return f"On rank {ranks[0]}: {reason}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
+from lightning_farms.callbacks.alpha_map import SigmoidMap
+from lightning_farms.callbacks.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
-from lightning_farms.functional.layerwise import check_sigmoid, tb_sigmoid
 
 
 class TBSigmoid(LayerwiseLearningRate):
@@ -25,6 +24,9 @@ class TBSigmoid(LayerwiseLearningRate):
         tau: steepness per unit of alpha, positive.
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TB_Sigmoid).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
+        every_n_steps: analyse after every n-th optimizer step instead (and before the first).
+        start_epoch: number of epochs with the base rates before the first analysis.
+        control: what steadies and bounds the multipliers, and which layers have one.
         selection: which weights to analyse; the others keep the base rate.
         diagnostics: error bars, goodness of fit and random baselines.
         workspace: bytes for the analysis, at least 1.
@@ -53,6 +55,9 @@ class TBSigmoid(LayerwiseLearningRate):
         analysis: SpectralMethod = FARMS(),
         every_n_epochs: int = 1,
         *,
+        every_n_steps: int | None = None,
+        start_epoch: int = 0,
+        control: Control = Control(),
         selection: Selection = Selection(),
         diagnostics: Diagnostics = Diagnostics(),
         workspace: int = WORKSPACE,
@@ -61,13 +66,16 @@ class TBSigmoid(LayerwiseLearningRate):
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
-        check_sigmoid(s_low, s_high, tau)
         self.s_low = s_low
         self.s_high = s_high
         self.tau = tau
         super().__init__(
+            SigmoidMap(s_low, s_high, tau),
             analysis,
             every_n_epochs,
+            every_n_steps=every_n_steps,
+            start_epoch=start_epoch,
+            control=control,
             selection=selection,
             diagnostics=diagnostics,
             workspace=workspace,
@@ -76,7 +84,3 @@ class TBSigmoid(LayerwiseLearningRate):
             esd_layers=esd_layers,
             summary=summary,
         )
-
-    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_sigmoid`."""
-        return tb_sigmoid(alphas, self.s_low, self.s_high, self.tau)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
+from lightning_farms.callbacks.alpha_map import LinearMap
+from lightning_farms.callbacks.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
-from lightning_farms.functional.layerwise import check_ratios, tb_linear_map
 
 
 class TempBalance(LayerwiseLearningRate):
@@ -23,6 +22,9 @@ class TempBalance(LayerwiseLearningRate):
         lr_max_ratio: s2, the multiplier of the largest alpha, at least s1.
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TempBalance).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
+        every_n_steps: analyse after every n-th optimizer step instead (and before the first).
+        start_epoch: number of epochs with the base rates before the first analysis.
+        control: what steadies and bounds the multipliers, and which layers have one.
         selection: which weights to analyse; the others keep the base rate.
         diagnostics: error bars, goodness of fit and random baselines.
         workspace: bytes for the analysis, at least 1.
@@ -50,6 +52,9 @@ class TempBalance(LayerwiseLearningRate):
         analysis: SpectralMethod = FARMS(),
         every_n_epochs: int = 1,
         *,
+        every_n_steps: int | None = None,
+        start_epoch: int = 0,
+        control: Control = Control(),
         selection: Selection = Selection(),
         diagnostics: Diagnostics = Diagnostics(),
         workspace: int = WORKSPACE,
@@ -58,12 +63,15 @@ class TempBalance(LayerwiseLearningRate):
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
-        check_ratios(lr_min_ratio, lr_max_ratio)
         self.lr_min_ratio = lr_min_ratio
         self.lr_max_ratio = lr_max_ratio
         super().__init__(
+            LinearMap(lr_min_ratio, lr_max_ratio),
             analysis,
             every_n_epochs,
+            every_n_steps=every_n_steps,
+            start_epoch=start_epoch,
+            control=control,
             selection=selection,
             diagnostics=diagnostics,
             workspace=workspace,
@@ -72,7 +80,3 @@ class TempBalance(LayerwiseLearningRate):
             esd_layers=esd_layers,
             summary=summary,
         )
-
-    def multipliers_from_alphas(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_linear_map`."""
-        return tb_linear_map(alphas, self.lr_min_ratio, self.lr_max_ratio)

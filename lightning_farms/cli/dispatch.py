@@ -11,10 +11,10 @@ with learning rates per layer that follow from it."""
 _INTERRUPTED = 130  # 128 and the number of the signal, as shells have it
 _SUBCOMMANDS = {
     "analyze": "Analyse the weights in a checkpoint file; no model class is needed.",
-    "fit": "Train a neural operator on 2D compressible flow.",
-    "validate": "Evaluate one on the validation part of the data.",
-    "test": "Evaluate one on the test part of the data.",
-    "predict": "Roll one out on the test part of the data.",
+    "fit": "Train a neural operator on 2D compressible flow, or a model of another class.",
+    "validate": "Evaluate it on the validation part of the data.",
+    "test": "Evaluate it on the test part of the data.",
+    "predict": "Predict the test part of the data with it (an operator: roll it out).",
 }
 
 

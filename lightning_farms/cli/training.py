@@ -1,4 +1,4 @@
-"""The subcommands fit, validate, test and predict: LightningCLI with starting weights."""
+"""The subcommands fit, validate, test and predict: LightningCLI with sizes from the data and starting weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_farms import callbacks  # which makes them known by their short names
+from lightning_farms.cli.classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.messages import fail, traceback_wanted
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
 
 _PRETRAINING_VERSION = 1
-_USER_MISTAKES = (ValueError, OSError, FloatingPointError, MisconfigurationException)
-_DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, with spectral analysis of every weight
-matrix during training (FARMS) and learning rates per layer that follow from it."""
+_USER_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MisconfigurationException)
+_DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, or a model and data named by their class
+(--model ImageClassifier --data CIFARDataModule), with spectral analysis of every weight matrix during training (FARMS)
+and learning rates per layer that follow from it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class FarmsParser(LightningArgumentParser):
             ex: The cause.
         """
         if 'key "trainer.callbacks' in message:
-            classes = {name: getattr(callbacks, name) for name in callbacks.__all__}
-            names = ", ".join(name for name in classes if not inspect.isabstract(classes[name]))
+            known = (getattr(callbacks, name) for name in callbacks.__all__)
+            usable = (kind for kind in known if issubclass(kind, Callback) and not inspect.isabstract(kind))
+            names = ", ".join(kind.__name__ for kind in usable)
             message += f"\nCallbacks of this package: {names}. Lightning's own go by their class names too."
         super().error(message, ex)
 
@@ -108,17 +112,17 @@ class FarmsCLI(LightningCLI):
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
-        """Set the network's `img_size`, `in_timesteps` and `out_timesteps`, where it has them, to the data's.
+        """Set the network's sizes (or its number of classes), where it has such arguments, to the data's.
 
         They are set in the configuration, not linked, so that the saved one and the checkpoint's hyperparameters hold
         them, and a network without them is left alone.
         """
-        settings = self._get(self.config, "data").as_dict()
-        data = CFDDataModule(**{**settings, "simulation": SimulationConfig(**settings["simulation"])})
-        sizes = {"img_size": data.img_size, "in_timesteps": data.in_timesteps, "out_timesteps": data.out_timesteps}
-        arguments = self._get(self.config, "model").network.get("init_args", {})
-        for name in sizes.keys() & arguments.keys():
-            arguments[name] = sizes[name]
+        network = self._arguments("model").get("network")
+        arguments = {} if network is None else network.get("init_args", {})
+        data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
+        for name, size in network_sizes(data, self._arguments("data")).items():
+            if name in arguments:
+                arguments[name] = size
 
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
@@ -162,15 +166,21 @@ class FarmsCLI(LightningCLI):
         load_weights(network, checkpoint)
         rank_zero_info(f"Starting from the weights in {checkpoint}")
 
+    def _arguments(self, key: str) -> Namespace:
+        """The arguments in the configuration of the model or the data, whether their class is named or not."""
+        part: Namespace = self._get(self.config, key)
+        return part.get("init_args", Namespace()) if "class_path" in part else part  # type: ignore[no-untyped-call]
+
     def _resumes(self) -> bool:
         return self._get(self.config_init, "ckpt_path") is not None
 
     def _dpot(self) -> DPOT:
-        network = self.model.network
-        if not isinstance(network, DPOT):
+        network = getattr(self.model, "network", None)
+        if not isinstance(network, DPOT) or not isinstance(self.datamodule, CFDDataModule):
             raise ValueError(
-                "Expected argument `model.network` to be a DPOT when `pretrain` is used, but got "
-                f"{type(network).__name__}. Leave `pretrain` out, or continue from a `--ckpt_path`."
+                "Expected argument `model.network` to be a DPOT, and `data` a CFDDataModule, when `pretrain` is used, "
+                f"but got {type(network).__name__} and {type(self.datamodule).__name__}. Leave "
+                "`pretrain` out, or continue from a `--ckpt_path`."
             )
         return network
 
@@ -266,10 +276,13 @@ def train(args: list[str] | None = None) -> None:
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
     )
+    named = classes_are_named(args)
     try:
         FarmsCLI(
-            OperatorModule,
-            CFDDataModule,
+            LightningModule if named else OperatorModule,
+            LightningDataModule if named else CFDDataModule,
+            subclass_mode_model=named,
+            subclass_mode_data=named,
             seed_everything_default=42,
             parser_class=FarmsParser,
             auto_configure_optimizers=False,

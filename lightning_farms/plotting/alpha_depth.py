@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_farms.plotting.frame import Margins, add_axes, name_axes, widest
 from lightning_farms.plotting.labels import shortened, thinned
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME_WIDTH = 40  # characters
+_FONT = 9  # points, of the layers' names
+_LEGEND = 0.3  # inches
 _MOST_ROWS = 45  # beyond it rows are closer than a mark is high
 
 
@@ -47,18 +50,19 @@ def alpha_depth_figure(
     """
     if not alphas:
         raise ValueError("Expected argument `alphas` to be at least one layer's alpha, but got none.")
-    figure = _figure(7.2, len(alphas))
-    axes = figure.add_subplot()
-    names = list(alphas)
-    _label_layers(axes, names)
+    figure, names = _figure(7.2, len(alphas)), list(alphas)
+    rows = _labelled(names)
+    margins = Margins(left=0.42 + widest(rows.values(), _FONT), right=0.12, bottom=0.84, top=0.4)
+    axes = add_axes(figure, margins)
+    _label_layers(axes, rows, len(names))
     now = _values(alphas, names)
     if before:
         _draw_earlier(axes, _values(before, names), now, "before")
     if intervals:
         _draw_intervals(axes, intervals, names)
     _draw_alphas(axes, now, "now" if before else r"$\alpha$")
-    axes.set_title(shortened(title, 62), fontsize=12, parse_math=False)
-    _draw_legend(figure, axes)
+    name_axes(axes, margins, title=shortened(title, 62), horizontal="alpha", vertical="layer", legend=_LEGEND)
+    _draw_legend(figure, axes, "lower center")
     return figure
 
 
@@ -93,22 +97,25 @@ def comparison_figure(
     if not names:
         raise ValueError("Expected arguments `before` and `after` to have at least one layer's alpha, but got none.")
     figure = _figure(9.0, len(names))
+    figure.set_layout_engine("constrained")
     axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
-    _label_layers(axes, names)
+    _label_layers(axes, _labelled(names), len(names))
+    axes.set_xlabel(r"$\alpha$", fontsize=12)
+    axes.set_ylabel("layer", fontsize=11)
     earlier, now = _values(before, names), _values(after, names)
     first, second = (label.replace("$", r"\$") for label in labels)  # no mathematics, unlike the legend's other texts
     _draw_earlier(axes, earlier, now, first)
     _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)
     figure.suptitle(shortened(title, 76), fontsize=12, parse_math=False)
-    _draw_legend(figure, axes)
+    _draw_legend(figure, axes, "outside lower center")
     return figure
 
 
 def _figure(width: float, layers: int) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, _height(layers)), dpi=110, layout="constrained")
+    return Figure(figsize=(width, _height(layers)), dpi=110)
 
 
 def _height(layers: int) -> float:
@@ -119,12 +126,14 @@ def _values(alphas: Mapping[str, float], names: Sequence[str]) -> NDArray[np.flo
     return np.array([alphas.get(name, np.nan) for name in names], dtype=np.float64)
 
 
-def _label_layers(axes: Axes, names: Sequence[str]) -> None:
-    rows = thinned(len(names), int(_height(len(names)) / 0.19))
-    axes.set_yticks(rows, [shortened(names[row], _NAME_WIDTH) for row in rows], fontsize=9, parse_math=False)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(r"$\alpha$", fontsize=12)
-    axes.set_ylabel("layer", fontsize=11)
+def _labelled(names: Sequence[str]) -> dict[int, str]:
+    """Rows that are labelled, and how."""
+    return {row: shortened(names[row], _NAME_WIDTH) for row in thinned(len(names), int(_height(len(names)) / 0.19))}
+
+
+def _label_layers(axes: Axes, rows: Mapping[int, str], layers: int) -> None:
+    axes.set_yticks(list(rows), list(rows.values()), fontsize=_FONT, parse_math=False)
+    axes.set_ylim(layers - 0.4, -0.6)
     axes.grid(visible=True, axis="both", alpha=0.25)
 
 
@@ -174,5 +183,5 @@ def _draw_differences(axes: Axes, differences: NDArray[np.float64]) -> None:
     axes.grid(visible=True, axis="both", alpha=0.25)
 
 
-def _draw_legend(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+def _draw_legend(figure: Figure, axes: Axes, place: Literal["lower center", "outside lower center"]) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4, fontsize=9, frameon=False)

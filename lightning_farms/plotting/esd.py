@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from lightning_farms.functional.random_matrix import marchenko_pastur_density_between
 from lightning_farms.functional.spectral_metrics import NUMERICALLY_ZERO, spectral_density
 from lightning_farms.plotting.arrays import Values, as_array
+from lightning_farms.plotting.frame import Margins, add_axes, name_axes
 from lightning_farms.plotting.labels import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
+_EIGENVALUE = r"eigenvalue $\lambda$ of $W^\top W$"
+_LEGEND = 0.68  # inches; three lines
+_MARGINS = Margins(left=0.82, right=0.12, bottom=1.26, top=0.4)
 _NOT_DRAWN = 0.05  # of the eigenvalues, the smallest
 
 
@@ -67,16 +70,17 @@ def esd_figure(
 
     finite = _finite(eigenvalues)
     _check_edges(mp_edges)
-    figure = Figure(figsize=(6.4, 4.9), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(6.4, 4.9), dpi=110)
+    axes = add_axes(figure, _MARGINS)
     axes.set_xscale("log")
     axes.set_yscale("log")
     visible = _draw_density(axes, finite)
     _draw_random_matrix(axes, finite, mp_edges, spike_threshold, visible)
     if xmin > 0 and np.isfinite(xmin):
         _draw_tail(axes, finite, alpha, xmin, ks_distance)
-    _label(axes, title)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    axes.grid(visible=True, which="major", alpha=0.25)
+    name_axes(axes, _MARGINS, title=shortened(title, 56), horizontal=_EIGENVALUE, vertical="density", legend=_LEGEND)
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
@@ -88,13 +92,6 @@ def _finite(eigenvalues: Values) -> NDArray[np.float64]:
             f"Expected argument `eigenvalues` to have a positive finite value, but got none among {array.size}."
         )
     return finite
-
-
-def _label(axes: Axes, title: str) -> None:
-    axes.set_xlabel(r"eigenvalue $\lambda$ of $W^\top W$", fontsize=11)
-    axes.set_ylabel("density", fontsize=11)
-    axes.set_title(shortened(title, 56), fontsize=12, parse_math=False)
-    axes.grid(visible=True, which="major", alpha=0.25)
 
 
 def _check_edges(edges: tuple[float, float] | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_farms.plotting.arrays import Values, as_array
+from lightning_farms.plotting.frame import Margins, add_axes, name_axes, widest
 from lightning_farms.plotting.heatmap_image import COLOUR_MAP, MISSING, check_cells
 from lightning_farms.plotting.labels import shortened, thinned
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+_FONT = 9  # points, of the labels at the ticks
+_GAP, _BAR = 0.12, 0.18  # inches, before the colour bar, and its width
 
 
 def layer_heatmap_figure(
@@ -25,6 +30,7 @@ def layer_heatmap_figure(
     epochs: Sequence[int],
     title: str,
     label: str,
+    unit: Literal["epoch", "step"] = "epoch",
     vmin: float | None = None,
     vmax: float | None = None,
     logarithmic: bool = False,
@@ -37,9 +43,10 @@ def layer_heatmap_figure(
     Args:
         values: (layers, epochs); the first layer is the top row.
         layers: Name of each layer.
-        epochs: Number of each epoch.
+        epochs: Number of each epoch, or of each step.
         title: Title of the figure.
         label: What the colours show, with its unit.
+        unit: What the columns are.
         vmin: Value of the first colour; None: the least value.
         vmax: Value of the last colour; None: the greatest value.
         logarithmic: Whether colours follow the logarithm.
@@ -67,26 +74,34 @@ def layer_heatmap_figure(
             f" {len(epochs)}), but got shape {cells.shape}."
         )
     width, height = np.clip(4.2 + 0.12 * len(epochs), 6.4, 13.0), np.clip(1.6 + 0.21 * len(layers), 3.2, 10.5)
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(width, height), dpi=110)
+    labels = {row: shortened(layers[row]) for row in thinned(len(layers), int(height / 0.19))}
+    margins = Margins(
+        left=0.42 + widest(labels.values(), _FONT), right=1.5 if logarithmic else 1.15, bottom=0.56, top=0.4
+    )
+    axes = add_axes(figure, margins)
     shown = np.ma.masked_where(~np.isfinite(cells) | (logarithmic & (cells <= 0)), cells)
     axes.set_facecolor(str(MISSING))  # masked cells are transparent
     norm = _norm(shown, vmin, vmax, logarithmic=logarithmic)
     image = axes.imshow(shown, cmap=COLOUR_MAP, norm=norm, aspect="auto", interpolation="nearest")
-    _label_axes(axes, layers, epochs, room=int(height / 0.19))
-    axes.set_title(title, fontsize=12, parse_math=False)
-    figure.colorbar(image, ax=axes, pad=0.02).set_label(label, fontsize=11)
+    axes.set_yticks(list(labels), list(labels.values()), fontsize=_FONT, parse_math=False)
+    numbers = [str(epoch) for epoch in epochs]
+    room = (width - margins.left - margins.right) / (widest(numbers, _FONT) + 0.12)
+    columns = thinned(len(numbers), max(1, min(14, int(room))))
+    axes.set_xticks(columns, [numbers[column] for column in columns], fontsize=_FONT)
+    name_axes(axes, margins, title=title, horizontal=unit, vertical="layer")
+    _add_colour_bar(figure, axes, image, label, margins.right)
     if np.ma.is_masked(shown):
         _explain_grey(figure)
     return figure
 
 
-def _label_axes(axes: Axes, layers: Sequence[str], epochs: Sequence[int], room: int) -> None:
-    rows, columns = thinned(len(layers), room), thinned(len(epochs), 14)
-    axes.set_yticks(rows, [shortened(layers[row]) for row in rows], fontsize=9, parse_math=False)
-    axes.set_xticks(columns, [str(epochs[column]) for column in columns], fontsize=9)
-    axes.set_xlabel("epoch", fontsize=11)
-    axes.set_ylabel("layer", fontsize=11)
+def _add_colour_bar(figure: Figure, axes: Axes, image: AxesImage, label: str, room: float) -> None:
+    box, width = axes.get_position(), figure.get_size_inches()[0]
+    bar = figure.add_axes((box.x1 + _GAP / width, box.y0, _BAR / width, box.height))
+    figure.colorbar(image, cax=bar).ax.tick_params(labelsize=_FONT, which="both")
+    bar.set_ylabel(label, fontsize=11, va="center")
+    bar.yaxis.set_label_coords((room - _GAP - 0.12) / _BAR, 0.5)
 
 
 def _norm(cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *, logarithmic: bool) -> Normalize:
@@ -106,4 +121,4 @@ def _explain_grey(figure: Figure) -> None:
     from matplotlib.patches import Patch
 
     grey = Patch(facecolor=str(MISSING), edgecolor="0.4", label="no value")
-    figure.legend(handles=[grey], loc="outside lower right", fontsize=9, frameon=False)
+    figure.legend(handles=[grey], loc="lower right", fontsize=9, frameon=False)

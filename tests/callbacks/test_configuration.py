@@ -7,7 +7,18 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
+from lightning_farms import (
+    FARMS,
+    Control,
+    LayerwiseLearningRate,
+    LinearMap,
+    SpectralMonitor,
+    StepMap,
+    TBSigmoid,
+    TempBalance,
+    WeightDecayBalance,
+    WholeMatrix,
+)
 from lightning_farms.analysis import WORKSPACE, Diagnostics, Selection
 from tests.callbacks.conftest import SmallNet
 
@@ -62,6 +73,36 @@ def test_options_from_yaml(kind, callbacks_of):
     assert callback.state_key == in_python.state_key
 
 
+CONTROL = {
+    "ema": 0.5,
+    "ramp_steps": 10,
+    "max_multiplier": 2.0,
+    "first_layer": False,
+    "layers": {"exclude": ["head"], "min_size": 4},
+    "norms": False,
+}
+
+
+@pytest.mark.parametrize("kind", [LayerwiseLearningRate, TBSigmoid, TempBalance, WeightDecayBalance])
+def test_control_and_map_from_yaml(kind, callbacks_of):
+    options = {"control": CONTROL, "every_n_steps": 20, "start_epoch": 2}
+    if kind in (LayerwiseLearningRate, WeightDecayBalance):
+        options["alpha_map"] = {"class_path": "lightning_farms.StepMap", "init_args": {"max_ratio": 3.0}}
+    _, (callback,) = callbacks_of({"class_path": f"lightning_farms.{kind.__name__}", "init_args": options})
+    layers = Selection(exclude=("head",), min_size=4)
+    rest = {"ema": 0.5, "ramp_steps": 10, "max_multiplier": 2.0, "first_layer": False, "norms": False}
+    assert callback.control == Control(layers=layers, **rest)
+    assert (callback.every_n_steps, callback.start_epoch) == (20, 2)
+    if "alpha_map" in options:
+        assert callback.alpha_map == StepMap(0.5, 3.0)
+
+
+def test_the_published_decay_map_is_the_default(callbacks_of):
+    _, (callback,) = callbacks_of({"class_path": "lightning_farms.WeightDecayBalance"})
+    assert callback.alpha_map == LinearMap(2 / 3, 3.0)
+    assert callback.control == Control()
+
+
 def test_what_yaml_leaves_out_is_as_in_python(callbacks_of):
     _, (callback,) = callbacks_of({"class_path": "lightning_farms.SpectralMonitor"})
     assert (callback.analysis, callback.selection, callback.diagnostics) == (FARMS(), Selection(), Diagnostics())
@@ -85,10 +126,13 @@ def test_a_configured_run(callbacks_of, loader):
         ({"selection": {"kinds": ["lineer"]}}, "`kinds` to be out of linear, .* but got 'lineer'"),
         ({"diagnostics": {"bootstrap": -1}}, "`bootstrap` to be 0 or more, but got -1"),
         ({"overlap": "perhaps"}, "overlap"),
+        ({"control": {"emma": 0.5}}, "emma"),
+        ({"control": {"ema": 1.5}}, r"`ema` to be in \[0, 1\), but got 1.5"),
     ],
 )
 def test_mistakes_are_named(options, message, callbacks_of, capsys):
     """By the parser, which ends the program, or by the class."""
+    kind = "TempBalance" if "control" in options else "SpectralMonitor"
     with pytest.raises((SystemExit, ValueError)) as raised:
-        callbacks_of({"class_path": "lightning_farms.SpectralMonitor", "init_args": options})
+        callbacks_of({"class_path": f"lightning_farms.{kind}", "init_args": options})
     assert re.search(message, capsys.readouterr().err + str(raised.value))

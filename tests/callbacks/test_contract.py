@@ -10,10 +10,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_farms.callbacks
-from lightning_farms import FARMS, WholeMatrix
+from lightning_farms import FARMS, Control, LinearMap, Log2Map, SqrtMap, StepMap, WholeMatrix
 from lightning_farms.analysis import Diagnostics, Selection
 
 SETTINGS = {
+    "LayerwiseLearningRate": [
+        {"alpha_map": SqrtMap()},
+        {"alpha_map": Log2Map(), "every_n_steps": 3, "control": Control(ema=0.5, ramp_steps=2, clip_quantile=0.1)},
+        {"alpha_map": StepMap(), "start_epoch": 1, "control": Control(compensate_weight_decay=True, norms=False)},
+    ],
     "SpectralMonitor": [
         {},
         {"analysis": WholeMatrix(), "every_n_epochs": 2},
@@ -33,11 +38,10 @@ SETTINGS = {
             "diagnostics": Diagnostics(twin=True),
         },
     ],
+    "WeightDecayBalance": [{}, {"alpha_map": LinearMap(0.5, 1.5), "every_n_steps": 5, "overlap": True}],
 }
 CALLBACKS = [
-    name
-    for name in lightning_farms.callbacks.__all__
-    if not inspect.isabstract(getattr(lightning_farms.callbacks, name))
+    name for name in lightning_farms.callbacks.__all__ if issubclass(getattr(lightning_farms.callbacks, name), Callback)
 ]
 CASES = [pytest.param(name, options, id=f"{name}{i}") for name in SETTINGS for i, options in enumerate(SETTINGS[name])]
 
@@ -46,9 +50,18 @@ def build(name, options):
     return getattr(lightning_farms.callbacks, name)(**{"summary": False, **options})
 
 
+def adamw(parameters):
+    """With a weight decay, which some callbacks balance."""
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+@pytest.fixture
+def small_net(small_net):
+    return lambda: small_net(make_optimizer=adamw)
+
+
 def test_every_callback_has_settings():
     assert sorted(CALLBACKS) == sorted(SETTINGS)
-    assert all(issubclass(getattr(lightning_farms.callbacks, name), Callback) for name in CALLBACKS)
 
 
 def state(model, trainer):
@@ -116,7 +129,8 @@ def test_csv_logger_only(name, options, small_net, loader, make_trainer, tmp_pat
     make_trainer([callback], logger=CSVLogger(tmp_path, name="csv", version=0)).fit(small_net(), loader)
     header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert f"{callback.analysis.label}/alpha/hidden" in header
-    assert ("lr-SGD/hidden" in header) == (name != "SpectralMonitor")
+    assert ("lr-AdamW/hidden" in header) == (name not in ("SpectralMonitor", "WeightDecayBalance"))
+    assert ("wd-AdamW/hidden" in header) == (name == "WeightDecayBalance")
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

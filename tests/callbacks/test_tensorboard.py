@@ -1,6 +1,7 @@
 """What TensorBoard holds after a run, read back with its own event reader."""
 
 import io
+import re
 
 import lightning.pytorch as pl
 import numpy as np
@@ -9,13 +10,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from lightning_farms import FARMS, LayerSpectrum, SpectralMonitor, SpectralReport, TBSigmoid, analyze
-from lightning_farms.callbacks import question, tensorboard
-from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.tensorboard import spread_over_depth, write_maps
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, WholeMatrix, analyze
+from lightning_farms.callbacks import pictures, question
 
 LAYERS = ("conv", "hidden", "head")
 
@@ -47,16 +46,17 @@ def test_everything_the_docstrings_promise(run):
     assert images == maps | {"farms/alpha_over_depth", "farms/esd/conv", "farms/esd/head"}
 
 
-@pytest.mark.parametrize("broken", ["write_maps", "write_depth_figure"])
-def test_a_picture_that_fails_is_reported_once_and_never_stops_training(broken, run, monkeypatch):
-    def fail(*args):
+@pytest.mark.parametrize("broken", ["layer_heatmap_image", "alpha_depth_figure"])
+def test_a_picture_that_fails_is_reported_once_and_stops_neither_training_nor_the_others(broken, run, monkeypatch):
+    def fail(*args, **options):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(tensorboard, broken, fail)
+    monkeypatch.setattr(pictures, broken, fail)
     with pytest.warns(UserWarning, match="could not be written; training goes on. RuntimeError: no ink") as warned:
-        events = run(SpectralMonitor(figures_every_n_epochs=1, summary=False), max_epochs=3)
+        events = run(SpectralMonitor(figures_every_n_epochs=1, esd_layers=1, summary=False), max_epochs=2)
     assert len([warning for warning in warned if "no ink" in str(warning.message)]) == 1
-    assert len(events.Scalars("farms/alpha/head")) == 4
+    assert len(events.Scalars("farms/alpha/head")) == 3
+    assert len(events.Images("farms/esd/conv")) == 2
 
 
 def test_scalars_hold_the_history(run):
@@ -114,6 +114,7 @@ def test_labelled_figures_are_of_a_size_to_read(run):
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.filterwarnings("ignore:TBSigmoid. all layers have the same learning rate")
 @pytest.mark.parametrize("callback", [SpectralMonitor, TBSigmoid])
 def test_nothing_to_show_is_no_failure(callback, loader, make_trainer, tmp_path):
     """Without a layer, and with a layer that no optimizer has: the second has alphas but no rates."""
@@ -165,42 +166,59 @@ def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
     }
 
 
-def test_layer_names_are_no_mathematics(tmp_path):
-    history, name = LayerHistory(), "$x_$"
-    history.append(0, {"alpha": {name: 2.0}})
-    row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
-    with SummaryWriter(tmp_path) as writer:
-        tensorboard.write_map_figures(writer, "farms", history, 0)
-        tensorboard.write_depth_figure(writer, "farms", SpectralReport([row]), history, 0)
-        tensorboard.write_esd_figures(writer, "farms", [row], 0)
-    assert set(EventAccumulator(str(tmp_path)).Reload().Tags()["images"]) == {
-        "farms/alpha_map_labelled",
-        "farms/alpha_over_depth",
-        "farms/esd/$x_$",
-    }
-
-
 def test_two_analyses_do_not_mix(run):
     events = run(SpectralMonitor(summary=False), SpectralMonitor(FARMS(aspect_ratio=0.5), summary=False), max_epochs=1)
     assert {"farms/alpha_histogram", "farms-2/alpha_histogram"} == set(events.Tags()["histograms"])
 
 
-def test_spread_over_depth():
-    rows = [LayerSpectrum(f"l{i}", "linear", (4, 4), alpha=2.0) for i in range(9)]
-    rows[4] = LayerSpectrum("l4", "linear", (1, 4), status="skipped", reason="a vector")
-    report = SpectralReport(rows)
-    assert spread_over_depth(report, 3) in (["l0", "l3", "l8"], ["l0", "l5", "l8"])
-    assert spread_over_depth(report, 1) == ["l0"]
-    assert spread_over_depth(report, 0) == []
-    assert len(spread_over_depth(report, 20)) == 8
+def layout_of(events):
+    """The last layout that was written: {category: {chart: patterns}}."""
+    (tensor,) = events.Tensors("custom_scalars__config__")[-1:]
+    layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
+    return {c.title: {chart.title: list(chart.multiline.tag) for chart in c.chart} for c in layout.category}
 
 
-def test_the_map_of_a_long_run_stays_small(tmp_path):
-    history = LayerHistory()
-    for epoch in range(1000):
-        history.append(epoch, {"alpha": {"a": float(epoch), "b": 0.0}})
-    with SummaryWriter(tmp_path) as writer:
-        write_maps(writer, "farms", history, 0)
-    image = picture(EventAccumulator(str(tmp_path)).Reload().Images("farms/alpha_map")[-1])
-    assert image.shape[1] <= 480
-    assert image[0, -1].tolist() == [253, 231, 36]  # the last epoch is shown
+def test_one_layout_has_the_charts_of_all_callbacks(run):
+    whole = SpectralMonitor(WholeMatrix(), esd_layers=0, summary=False)
+    events = run(SpectralMonitor(summary=False), whole, TBSigmoid(esd_layers=0, summary=False), max_epochs=1)
+    assert len(events.Tensors("custom_scalars__config__")) == 1
+    layout = layout_of(events)
+    assert list(layout) == ["farms", "whole"]
+
+    def shown(category, chart):
+        tags = events.Tags()["scalars"]
+        return {tag for tag in tags if any(re.match(pattern, tag) for pattern in layout[category][chart])}
+
+    assert shown("farms", "alpha of every layer") == {f"farms/alpha/{layer}" for layer in LAYERS}
+    assert shown("farms", "lr-SGD of every layer") == {f"lr-SGD/{layer}" for layer in LAYERS}
+    assert shown("whole", "alpha of every layer") == {f"whole/alpha/{layer}" for layer in LAYERS}
+    assert shown("whole", "mean of alpha over layers") == {"whole/alpha_mean"}
+    assert shown("farms", "share of the epoch") == {"farms/time/epoch_share"}
+    assert len(shown("farms", "seconds of analysis and of logging")) == 2
+    assert all(shown(category, chart) for category, charts in layout.items() for chart in charts)
+
+
+def test_options_are_a_text(run):
+    events = run(
+        TBSigmoid(tau=7.5, esd_layers=0, summary=False), SpectralMonitor(every_n_epochs=2, summary=False), max_epochs=1
+    )
+    (tensor,) = events.Tensors("farms/options/text_summary")
+    text = tensor.tensor_proto.string_val[0].decode()
+    assert [line[4:] for line in text.splitlines() if line.startswith("### ")] == [
+        "TBSigmoid",
+        "SpectralMonitor",
+        "Versions",
+    ]
+    assert "| tau | `7.5` |" in text
+    assert "| every_n_epochs | `2` |" in text
+    assert f"| torch | `'{torch.__version__}'` |" in text
+
+
+def test_the_loggers_prefix_is_that_of_pictures_and_charts_too(small_net, loader, make_trainer, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="tb", version=0, prefix="run.1")
+    make_trainer([SpectralMonitor(summary=False)], logger=logger, max_epochs=1).fit(small_net(), loader)
+    events = EventAccumulator(logger.log_dir).Reload()
+    tags = events.Tags()
+    assert all(tag.startswith("run.1-farms/") for kind in ("images", "histograms") for tag in tags[kind])
+    (pattern,) = layout_of(events)["farms"]["alpha of every layer"]
+    assert {tag for tag in tags["scalars"] if re.match(pattern, tag)} == {f"run.1-farms/alpha/{la}" for la in LAYERS}

@@ -1,21 +1,17 @@
 """Two real processes: equal reports on both, equal to one process's, the work shared, and no rank left waiting."""
 
-import inspect
-import os
 import pickle
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_farms.callbacks
 from lightning_farms.analysis import FARMS, WholeMatrix, analyze
 from tests.callbacks.two_processes import CALLBACKS, DEPTH, EVERYTHING, SIZE, Net
+from tests.callbacks.two_processes_launch import launch
 
 QUESTIONS = {"SpectralMonitor": (WholeMatrix(), EVERYTHING), "sharded": (FARMS(), EVERYTHING)}
 LAYERS = [*(f"layers.{i}.0" for i in range(DEPTH)), f"layers.{DEPTH + 1}"]
@@ -26,26 +22,7 @@ FITS = [*CALLBACKS, "broken", "logger everywhere", "logger on rank 0", "logger o
 def run(tmp_path_factory):
     """The folder that the processes wrote to, and what they printed."""
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    root = str(Path(__file__).parents[2])
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.callbacks.two_processes", str(folder)]
-    processes = []
-    for rank in "01":
-        variables = {**os.environ, **environment, "LOCAL_RANK": rank}
-        with (folder / f"out{rank}.txt").open("w") as out, (folder / f"err{rank}.txt").open("w") as err:
-            processes.append(subprocess.Popen(command, cwd=root, env=variables, stdout=out, stderr=err))
-    try:
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    errors = "\n".join((folder / f"err{rank}.txt").read_text()[-3000:] for rank in "01")
-    assert codes == [0, 0], errors
+    launch("tests.callbacks.two_processes", folder)
     return folder
 
 
@@ -60,7 +37,7 @@ def results(run):
 
 def test_every_callback_takes_part():
     names = lightning_farms.callbacks.__all__
-    assert set(CALLBACKS) == {n for n in names if not inspect.isabstract(getattr(lightning_farms.callbacks, n))}
+    assert set(CALLBACKS) == {n for n in names if issubclass(getattr(lightning_farms.callbacks, n), Callback)}
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -148,10 +125,3 @@ def test_a_sharded_run_resumes(results):
         assert resumed.history == straight.history
         assert all(torch.equal(weight, resumed.weights[key]) for key, weight in straight.weights.items())
         assert resumed.gathered == len(LAYERS) + 2
-
-
-def test_sharded_rates_are_refused(run):
-    for rank in (0, 1):
-        message = (run / f"refused{rank}.txt").read_text()
-        assert message.startswith("TBSigmoid cannot use weights that ModelParallelStrategy shards")
-        assert "SpectralMonitor also works with ModelParallelStrategy" in message

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -22,16 +21,26 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, engine
-from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
+from lightning_farms.callbacks import (
+    Control,
+    LayerwiseLearningRate,
+    SpectralMonitor,
+    SqrtMap,
+    TBSigmoid,
+    TempBalance,
+    WeightDecayBalance,
+)
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 PATIENCE = timedelta(seconds=60)  # after which a rank that waits for the other in vain raises
 EVERYTHING = Diagnostics(bootstrap=20, marchenko_pastur=True, twin=True)
 SIZE, DEPTH = 48, 6
 CALLBACKS = {
+    "LayerwiseLearningRate": partial(LayerwiseLearningRate, SqrtMap(), every_n_steps=1, control=Control(ema=0.5)),
     "SpectralMonitor": partial(SpectralMonitor, WholeMatrix(), diagnostics=EVERYTHING),
     "TBSigmoid": partial(TBSigmoid, workspace=1),
     "TempBalance": partial(TempBalance, overlap=True, esd_layers=2),  # of no effect here, and of no harm
+    "WeightDecayBalance": partial(WeightDecayBalance, control=Control(ramp_steps=2)),
 }
 
 
@@ -52,7 +61,7 @@ class Net(pl.LightningModule):
         self.log("validation", self.training_step(batch, batch_idx), sync_dist=True)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
 class ShardedNet(Net):
@@ -173,10 +182,6 @@ def sharded(folder):
     fit_sharded("sharded", monitor, save, strategy=strategy(), logger=logger)
     resumed = SpectralMonitor(FARMS(), summary=False, **options)
     fit_sharded("resumed", resumed, save, strategy=strategy(), logger=logger, ckpt_path=folder / "epoch=0.ckpt")
-    try:
-        fit_sharded("refused", TBSigmoid(summary=False), strategy=strategy())
-    except MisconfigurationException as error:
-        (folder / f"refused{RANK}.txt").write_text(str(error))
 
 
 def main(folder: Path) -> None:

@@ -126,7 +126,7 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*logger")
+@pytest.mark.filterwarnings("ignore:.*logger", "ignore:.*these have nearly one learning rate")
 def test_callbacks_by_short_name(run, seen, arguments, kind, method, value):
     more = {"class_path": "TBSigmoid", "init_args": {"analysis": {"class_path": "FARMS"}}}
     more["init_args"]["analysis"]["init_args"] = {"aspect_ratio": 0.5}
@@ -314,7 +314,8 @@ def test_unknown_callback_names_the_known(run, capsys):
         run("fit", "--trainer.callbacks+=TBSigmod")
     errors = capsys.readouterr().err
     assert stop.value.code == 2
-    assert errors.endswith("SpectralMonitor, TBSigmoid, TempBalance. Lightning's own go by their class names too.\n")
+    names = "LayerwiseLearningRate, SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance"
+    assert errors.endswith(f"package: {names}. Lightning's own go by their class names too.\n")
 
 
 def test_checkpoint_of_another_resolution(run, capsys):

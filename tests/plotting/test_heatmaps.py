@@ -29,25 +29,34 @@ def viridis(share):
     return list(matplotlib.colormaps["viridis"](share, bytes=True)[:3])
 
 
-@pytest.mark.parametrize(("layers", "epochs"), [(1, 1), (5, 3), (100, 4), (100, 200)])
-def test_labels_fit_and_nothing_is_clipped(layers, epochs):
+@pytest.mark.parametrize(
+    ("layers", "epochs", "unit"),
+    [(1, 1, "epoch"), (2, 13, "step"), (5, 3, "epoch"), (60, 30, "step"), (200, 200, "epoch")],
+)
+def test_labels_fit_and_nothing_is_clipped(layers, epochs, unit):
     names = [f"model.layers.{i}.self_attention.query_projection" for i in range(layers)]
     figure = layer_heatmap_figure(
         np.random.RandomState(0).uniform(2, 4, (layers, epochs)),
         layers=names,
-        epochs=range(10, 10 + epochs),
+        epochs=[(10 + i) * (1 if unit == "epoch" else 12345) for i in range(epochs)],
+        unit=unit,
         title="alpha",
         label="PL_Alpha_Hill",
     )
     pixels(figure)  # lays the figure out
     axes, bar = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("epoch", "layer", "PL_Alpha_Hill")
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == (unit, "layer", "PL_Alpha_Hill")
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
     assert boxes[0].y0 > boxes[-1].y0 or layers == 1  # the first layer is at the top
     assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+    columns = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(right.x0 - left.x1 > 3 for left, right in itertools.pairwise(columns))
+    named = axes.yaxis.label.get_window_extent()
+    assert all(box.x0 >= named.x1 for box in boxes)
     low, high = bar.get_ylim()
     ticks = [label for label in bar.get_yticklabels() if low <= label.get_position()[1] <= high]  # others are not drawn
     assert len(ticks) >= 3
+    assert all(label.get_window_extent().x1 < bar.yaxis.label.get_window_extent().x0 for label in ticks)
     boxes += [label.get_window_extent() for label in axes.get_xticklabels() + ticks]
     boxes += [item.get_window_extent() for item in (axes.title, axes.xaxis.label, axes.yaxis.label, bar.yaxis.label)]
     width, height = figure.bbox.width, figure.bbox.height
@@ -57,6 +66,19 @@ def test_labels_fit_and_nothing_is_clipped(layers, epochs):
     if layers == 5:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "11", "12"]
         assert [label.get_text()[:15] for label in axes.get_yticklabels()] == [f"model.layers.{i}." for i in range(5)]
+
+
+@pytest.mark.parametrize("high", [3e-4, 9e-1])
+def test_labels_of_a_logarithmic_bar_fit(high):
+    figure = draw([[1e-4, high], [2e-4, 3e-4]], logarithmic=True)
+    pixels(figure)
+    bar = figure.axes[1]
+    name = bar.yaxis.label.get_window_extent()
+    labels = [tick.label2 for tick in bar.yaxis.get_major_ticks() + bar.yaxis.get_minor_ticks()]
+    shown = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(shown) >= 2
+    assert all(box.x1 < name.x0 for box in shown)
+    assert name.x1 <= figure.bbox.width
 
 
 def test_missing_cells_are_grey_and_explained():

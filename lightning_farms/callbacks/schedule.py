@@ -1,0 +1,75 @@
+"""When an analysis is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lightning.pytorch import Trainer
+
+
+class Moment(NamedTuple):
+    """A point between two updates.
+
+    Attributes:
+        epochs: complete epochs.
+        step: optimizer steps taken.
+    """
+
+    epochs: int
+    step: int
+
+    @classmethod
+    def within_epoch(cls, trainer: Trainer) -> Moment:
+        """Now, the running epoch not counted."""
+        return cls(trainer.current_epoch, trainer.global_step)
+
+    @classmethod
+    def end_of_epoch(cls, trainer: Trainer) -> Moment:
+        """Now, at the end of the running epoch."""
+        return cls(trainer.current_epoch + 1, trainer.global_step)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """First after ``start_epoch`` epochs, then after every n-th epoch from there, or after every n-th step.
+
+    Args:
+        every_n_epochs: at least 1; of no effect with ``every_n_steps``.
+        every_n_steps: optimizer steps, at least 1; ``None`` for epochs.
+        start_epoch: 0 for an analysis before the first step.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> schedule = Schedule(every_n_epochs=5, start_epoch=2)
+        >>> [epoch for epoch in range(13) if schedule.is_due(Moment(epoch, 0), Moment(epoch - 1, 0))]
+        [2, 7, 12]
+    """
+
+    every_n_epochs: int = 1
+    every_n_steps: int | None = None
+    start_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("every_n_epochs", self.every_n_epochs, 1),
+            ("every_n_steps", self.every_n_steps, 1),
+            ("start_epoch", self.start_epoch, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+
+    def is_due(self, now: Moment, last: Moment | None) -> bool:
+        """Tell whether an analysis has become due since the last one, None where there was none."""
+        if now.epochs < self.start_epoch:
+            return False
+        if last is None or last.epochs < self.start_epoch:
+            return True
+        if self.every_n_steps is not None:
+            return now.step // self.every_n_steps > last.step // self.every_n_steps
+        return self._interval(now) > self._interval(last)
+
+    def _interval(self, moment: Moment) -> int:
+        return (moment.epochs - self.start_epoch) // self.every_n_epochs

@@ -1,0 +1,220 @@
+"""Where pictures and texts of a run go: one adapter a kind of logger, none of which imports the logger's package."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
+
+from lightning_farms.plotting import HistogramSummary
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Layout: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
+
+_MOST_SCALARS = 1000  # that MLflow takes at a time
+
+
+class Sink:
+    """What a logger takes beside scalars. Here: nothing; each kind of logger overrides what it has a place for."""
+
+    def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
+        """Take a histogram.
+
+        Args:
+            key: Its name.
+            histogram: Counts and limits.
+            step: The step it belongs to.
+        """
+
+    def image(self, key: str, pixels: Pixels, step: int) -> None:
+        """Take one of the small images that follow every analysis.
+
+        Args:
+            key: Its name.
+            pixels: (height, width, 3), red, green and blue.
+            step: The step it belongs to.
+        """
+
+    def figure(self, key: str, pixels: Pixels, step: int) -> None:
+        """Take a labelled figure, of which there are few.
+
+        Args:
+            key: Its name.
+            pixels: (height, width, 3), red, green and blue.
+            step: The step it belongs to.
+        """
+
+    def text(self, key: str, markdown: str, step: int) -> None:
+        """Take a text.
+
+        Args:
+            key: Its name.
+            markdown: The text.
+            step: The step it belongs to.
+        """
+
+    def layout(self, layout: Layout) -> None:
+        """Take the arrangement of scalars in charts.
+
+        Args:
+            layout: {category: {chart: regular expressions that the start of its scalars' keys matches}}.
+        """
+
+
+class TensorBoardSink(Sink):
+    """Everything, to a TensorBoardLogger.
+
+    Args:
+        logger: The logger.
+    """
+
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self._logger = logger
+
+    @property
+    def _writer(self) -> SummaryWriter:
+        writer: SummaryWriter = self._logger.experiment
+        return writer
+
+    @property
+    def _prefix(self) -> str:
+        """What the logger puts before the keys of scalars; those of pictures shall not differ."""
+        return f"{self._logger._prefix}{self._logger.LOGGER_JOIN_CHAR}" if self._logger._prefix else ""
+
+    def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
+        """To the Histograms tab."""
+        self._writer.add_histogram_raw(self._prefix + key, **histogram._asdict(), global_step=step)
+
+    def image(self, key: str, pixels: Pixels, step: int) -> None:
+        """To the Images tab."""
+        self._writer.add_image(self._prefix + key, pixels, step, dataformats="HWC")
+
+    def figure(self, key: str, pixels: Pixels, step: int) -> None:
+        """To the Images tab."""
+        self.image(key, pixels, step)
+
+    def text(self, key: str, markdown: str, step: int) -> None:
+        """To the Text tab."""
+        self._writer.add_text(self._prefix + key, markdown, step)
+
+    def layout(self, layout: Layout) -> None:
+        """To the Custom Scalars tab; it replaces the run's earlier layout."""
+        start = re.escape(self._prefix)
+        self._writer.add_custom_scalars(
+            {
+                category: {
+                    chart: ["Multiline", [start + pattern for pattern in patterns]] for chart, patterns in charts
+                }
+                for category, charts in ((name, by_title.items()) for name, by_title in layout.items())
+            }
+        )
+
+
+class ImageSink(Sink):
+    """Images, to a logger with Lightning's ``log_image(key=, images=, step=)``.
+
+    Args:
+        logger: The logger.
+    """
+
+    def __init__(self, logger: Any) -> None:  # noqa: ANN401 - whatever class has that method
+        self._logger = logger
+
+    def image(self, key: str, pixels: Pixels, step: int) -> None:
+        """To the logger's images."""
+        self._logger.log_image(key=key, images=[pixels], step=step)
+
+    def figure(self, key: str, pixels: Pixels, step: int) -> None:
+        """To the logger's images."""
+        self.image(key, pixels, step)
+
+
+class WandbSink(ImageSink):
+    """Images, histograms and texts, to a WandbLogger; their step is the trainer's, as that of its scalars."""
+
+    def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
+        """To the run's histograms."""
+        import wandb
+
+        edges = [histogram.min, *histogram.bucket_limits]
+        drawn = wandb.Histogram(np_histogram=(np.array(histogram.bucket_counts), np.array(edges)))
+        self._logger.log_metrics({key: drawn}, step=step)
+
+    def text(self, key: str, markdown: str, step: int) -> None:
+        """To a table of one cell."""
+        self._logger.log_text(key=key, columns=["text"], data=[[markdown]], step=step)
+
+
+class MLflowSink(Sink):
+    """Labelled figures and texts, to an MLFlowLogger; not the images of every analysis: each waits for the server.
+
+    Args:
+        logger: The logger.
+    """
+
+    def __init__(self, logger: MLFlowLogger) -> None:
+        self._logger = logger
+
+    def figure(self, key: str, pixels: Pixels, step: int) -> None:
+        """To the run's images."""
+        self._logger.experiment.log_image(self._logger.run_id, pixels, key=self._name(key), step=step)
+
+    def text(self, key: str, markdown: str, step: int) -> None:
+        """To an artifact."""
+        self._logger.experiment.log_text(self._logger.run_id, markdown, f"{self._name(key)}.md")
+
+    def _name(self, key: str) -> str:
+        """The key, without what MLflow allows in no name, and which its logger takes from those of scalars too."""
+        prefix = f"{self._logger._prefix}{self._logger.LOGGER_JOIN_CHAR}" if self._logger._prefix else ""
+        return re.sub(r"[^\w/. -]+", "", prefix + key, flags=re.ASCII)
+
+
+def sinks(trainer: Trainer) -> list[Sink]:
+    """Where the pictures of a run go.
+
+    Args:
+        trainer: Its loggers count.
+
+    Returns:
+        One for each logger that takes pictures, on rank zero; none elsewhere.
+    """
+    if not trainer.is_global_zero:
+        return []
+    found = (_sink(logger) for logger in trainer.loggers)
+    return [sink for sink in found if sink is not None]
+
+
+def _sink(logger: Logger) -> Sink | None:
+    if isinstance(logger, TensorBoardLogger):
+        return TensorBoardSink(logger)
+    if isinstance(logger, WandbLogger):
+        return WandbSink(logger)
+    if isinstance(logger, MLFlowLogger):
+        return MLflowSink(logger)
+    if callable(getattr(type(logger), "log_image", None)):  # of the class: fast_dev_run's logger has every attribute
+        return ImageSink(logger)
+    return None
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys.
+
+    Args:
+        trainer: Its loggers are given them.
+        scalars: {key: value}; values that are not finite are left out.
+        step: The step they belong to.
+    """
+    finite = iter([(key, value) for key, value in scalars.items() if math.isfinite(value)])
+    while part := dict(islice(finite, _MOST_SCALARS)):
+        for logger in trainer.loggers:
+            logger.log_metrics(part, step=step)

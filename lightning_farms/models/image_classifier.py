@@ -1,0 +1,187 @@
+"""Training of an image classifier with the paper's optimizer settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import MeanMetric
+
+
+class ImageClassifier(LightningModule):
+    r"""Trains a network that maps images to logits: cross entropy, SGD with momentum, cosine over epochs.
+
+    A batch is a pair (images, labels) of shapes (batch, channels, height, width) and (batch,).
+
+    Logs (all per epoch): ``train/loss``, ``train/accuracy`` (of the augmented images, as they are trained on),
+    ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``.
+
+    Args:
+        network: Maps (batch, channels, height, width) to logits (batch, classes).
+        lr: Learning rate :math:`\eta` of the first epoch. Positive. The paper's: 0.1 for ResNets, 0.05 for VGGs.
+        momentum: In [0, 1).
+        weight_decay: An L2 penalty's gradient, of all parameters; at least 0.
+        scheduler: "cosine": :math:`\eta (1 + \cos(\pi t / T)) / 2` in epoch t of T; "none": constant.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        TypeError: If ``network`` is not a module.
+
+    Example:
+        >>> from lightning_farms.models import resnet18
+        >>> module = ImageClassifier(resnet18(10, width=8), lr=0.1)
+        >>> module(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+
+    Reference:
+        Hu et al., Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias, ICML 2025, Appendix F.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        scheduler: Literal["cosine", "none"] = "cosine",
+    ) -> None:
+        super().__init__()
+        _check_settings(network, lr, momentum, weight_decay, scheduler)
+        self.save_hyperparameters(ignore=["network"])
+        if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then plain settings, not an object
+            self.save_hyperparameters()
+        self.network = network
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.scheduler = scheduler
+        self.train_accuracy = MeanMetric()
+        self.val_accuracy = MeanMetric()
+        self.test_accuracy = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: (batch, channels, height, width).
+
+        Returns:
+            Logits, (batch, classes).
+        """
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross entropy of a batch.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: Number of the batch in the epoch.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        loss = self._evaluate(batch, "train", self.train_accuracy)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is not finite (epoch {self.current_epoch}, batch {batch_idx}). Lower `lr` (now "
+                f"{self.lr:g}), or clip the gradients (the Trainer's `gradient_clip_val`)."
+            )
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log ``val/loss`` and ``val/accuracy``.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: Number of the batch in the epoch.
+        """
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log ``test/loss`` and ``test/accuracy``.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: Number of the batch in the epoch.
+        """
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Most probable class of each image.
+
+        Args:
+            batch: Images and labels; the latter are not used.
+            batch_idx: Number of the batch in the epoch.
+
+        Returns:
+            Classes, int64 (batch,).
+        """
+        return self(batch[0]).argmax(1)  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD and its schedule, which ends with the training.
+
+        Returns:
+            The optimizer, and the schedule to be advanced after every epoch.
+
+        Raises:
+            MisconfigurationException: If the schedule needs the number of epochs and that is unlimited.
+        """
+        optimizer = SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.scheduler == "none":
+            return optimizer
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise MisconfigurationException(
+                "Expected a training of a known number of epochs for scheduler `cosine`, but got an unlimited one. Set "
+                "the Trainer's `max_epochs`, or use scheduler `none`."
+            )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": CosineAnnealingLR(optimizer, T_max=epochs), "interval": "epoch"},
+        }
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MeanMetric) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        _check_logits(logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        accuracy.update((logits.detach().argmax(1) == labels).float())
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", sync_dist=True, **options)
+        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage != "train", **options)
+        return loss
+
+
+def _check_settings(network: object, lr: float, momentum: float, weight_decay: float, scheduler: str) -> None:
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
+    rules = (
+        ("lr", lr, "positive and finite", 0 < lr < math.inf),
+        ("momentum", momentum, "in [0, 1)", 0 <= momentum < 1),
+        ("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf),
+        ("scheduler", scheduler, '"cosine" or "none"', scheduler in ("cosine", "none")),
+    )
+    for name, value, rule, holds in rules:
+        if not holds:
+            raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"Expected the network to return logits of shape ({len(labels)}, classes), but got {tuple(logits.shape)}."
+        )
