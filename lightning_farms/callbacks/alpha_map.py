@@ -19,14 +19,20 @@ from lightning_farms.functional.layerwise import (
 
 
 class AlphaMap(ABC):
-    """A map from the alphas of a network's layers to multipliers.
+    """A map from the alphas of the balanced layers to multipliers; subclass it for one of your own.
 
-    A subclass of your own has to give layers whose alpha is not finite the multiplier 1, without an effect on others.
+    Example:
+        >>> import torch
+        >>> class Proportional(AlphaMap):
+        ...     def __call__(self, alphas):
+        ...         return alphas / alphas.mean()
+        >>> Proportional()(torch.tensor([2.0, 4.0]))
+        tensor([0.6667, 1.3333])
     """
 
     @abstractmethod
     def __call__(self, alphas: Tensor) -> Tensor:
-        """Multipliers (L,) of alphas (L,), NaN where a layer is left alone."""
+        """Multipliers (L,), finite and positive, of alphas (L,), which are all finite."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class LinearMap(AlphaMap):
     max_ratio: float = 1.5
 
     def __post_init__(self) -> None:
-        check_ratios(self.min_ratio, self.max_ratio)
+        check_ratios(self.min_ratio, self.max_ratio, ("min_ratio", "max_ratio"))
 
     def __call__(self, alphas: Tensor) -> Tensor:
         """:func:`lightning_farms.functional.tb_linear_map`."""
@@ -138,7 +144,7 @@ class StepMap(AlphaMap):
     max_ratio: float = 1.5
 
     def __post_init__(self) -> None:
-        check_ratios(self.min_ratio, self.max_ratio)
+        check_ratios(self.min_ratio, self.max_ratio, ("min_ratio", "max_ratio"))
 
     def __call__(self, alphas: Tensor) -> Tensor:
         """:func:`lightning_farms.functional.tb_step`."""

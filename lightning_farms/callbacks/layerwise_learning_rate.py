@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
-from lightning_farms.callbacks.alpha_map import AlphaMap
-from lightning_farms.callbacks.control import Control
+from lightning_farms.callbacks.hyperparameter import LEARNING_RATE, WEIGHT_DECAY, Hyperparameter
 from lightning_farms.callbacks.layerwise_balance import LayerwiseBalance
 from lightning_farms.optim import LayerwiseScaling, check_decoupled_weight_decay
 
@@ -29,7 +27,7 @@ class LayerwiseLearningRate(LayerwiseBalance):
     =============================  ====================================================================================
 
     Where weight decay is decoupled (AdamW) a weight shrinks by rate times decay at each step, so that a layer's decay
-    follows its rate, unless ``control.compensate_weight_decay`` is set.
+    follows its rate, unless ``control.compensate_weight_decay`` is set (the compensated decay is not logged).
 
     Args:
         alpha_map: from alphas to multipliers: ``LinearMap(...)``, ``SigmoidMap(...)``, ``SqrtMap()``, ``Log2Map()``,
@@ -54,63 +52,26 @@ class LayerwiseLearningRate(LayerwiseBalance):
         MisconfigurationException: the Trainer or the optimizer does not allow layer-wise rates.
 
     Example:
-        >>> from lightning_farms.callbacks import StepMap
+        >>> from lightning_farms.callbacks import Control, StepMap
         >>> callback = LayerwiseLearningRate(StepMap(0.5, 1.5), every_n_steps=100, control=Control(ramp_steps=50))
 
     Reference:
         Zhou et al., Temperature Balancing, NeurIPS 2023; He et al., One LR Doesn't Fit All (arXiv 2605.22297).
     """
 
-    _key = "lr"
-    _quantity = "learning_rate"
-    _log_prefix = "lr"
-    _noun = "learning rate"
-    _factor = "lr factor"
+    _adjusts = LEARNING_RATE
 
-    def __init__(
-        self,
-        alpha_map: AlphaMap,
-        analysis: SpectralMethod = FARMS(),
-        every_n_epochs: int = 1,
-        *,
-        every_n_steps: int | None = None,
-        start_epoch: int = 0,
-        control: Control = Control(),
-        selection: Selection = Selection(),
-        diagnostics: Diagnostics = Diagnostics(),
-        workspace: int = WORKSPACE,
-        overlap: bool = False,
-        figures_every_n_epochs: int = 10,
-        esd_layers: int = 4,
-        summary: bool = True,
-    ) -> None:
-        super().__init__(
-            alpha_map,
-            analysis,
-            every_n_epochs,
-            every_n_steps=every_n_steps,
-            start_epoch=start_epoch,
-            control=control,
-            selection=selection,
-            diagnostics=diagnostics,
-            workspace=workspace,
-            overlap=overlap,
-            figures_every_n_epochs=figures_every_n_epochs,
-            esd_layers=esd_layers,
-            summary=summary,
-        )
-
-    def _adjusted(self) -> set[str]:
-        return {"learning rate", "weight decay"} if self.control.compensate_weight_decay else {"learning rate"}
+    def _adjusted(self) -> set[Hyperparameter]:
+        return {LEARNING_RATE, WEIGHT_DECAY} if self.control.compensate_weight_decay else {LEARNING_RATE}
 
     def _scalings_of(self, optimizer: Any, layer_of: Mapping[Tensor, str]) -> list[LayerwiseScaling]:  # noqa: ANN401
         scalings = super()._scalings_of(optimizer, layer_of)
         if self.control.compensate_weight_decay:
-            scalings.append(LayerwiseScaling(optimizer, layer_of, key="weight_decay"))
             check_decoupled_weight_decay(optimizer)
+            scalings.append(LayerwiseScaling(optimizer, layer_of, key=WEIGHT_DECAY.key))
         return scalings
 
     def _scaling_multipliers(self, scaling: LayerwiseScaling) -> dict[str, float]:
-        if scaling.key == self._key:
+        if scaling.key == LEARNING_RATE.key:
             return self.multipliers
         return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}

@@ -24,9 +24,7 @@ from lightning_farms.plotting import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAP_LABELS = {"alpha": "PL_Alpha_Hill", "learning_rate": "effective learning rate", "weight_decay": "weight decay"}
 _MAP_COLUMNS = 120
-_LOGARITHMIC = {"learning_rate", "weight_decay"}
 
 
 class Picture(NamedTuple):
@@ -43,7 +41,7 @@ class Picture(NamedTuple):
     draw: Callable[[], Any]
 
 
-def of_analysis(label: str, report: SpectralReport | None, history: LayerHistory) -> list[Picture]:
+def analysis_pictures(label: str, report: SpectralReport | None, history: LayerHistory) -> list[Picture]:
     """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled.
 
     Args:
@@ -63,7 +61,7 @@ def of_analysis(label: str, report: SpectralReport | None, history: LayerHistory
     return [histogram, *maps] if alphas else maps
 
 
-def of_run(
+def run_figures(
     label: str, report: SpectralReport | None, history: LayerHistory, spectra: Iterable[LayerSpectrum]
 ) -> list[Picture]:
     """The labelled figures: layers by time, alpha over depth, spectra.
@@ -127,7 +125,7 @@ def _map_image(history: LayerHistory, quantity: str) -> Pixels:
     """Of a long history every k-th analysis, counted from the last, so that images stay small."""
     stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
     rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
-    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity in _LOGARITHMIC), 0, -1)
+    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity != "alpha"), 0, -1)
 
 
 def _map_figure(history: LayerHistory, quantity: str) -> Figure:
@@ -138,8 +136,8 @@ def _map_figure(history: LayerHistory, quantity: str) -> Figure:
         epochs=numbers,
         unit=unit,
         title=f"{quantity.replace('_', ' ')} of every layer",
-        label=_MAP_LABELS.get(quantity, quantity),
-        logarithmic=quantity in _LOGARITHMIC,
+        label="PL_Alpha_Hill" if quantity == "alpha" else quantity.replace("_", " "),
+        logarithmic=quantity != "alpha",
     )
 
 

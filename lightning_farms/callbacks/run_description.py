@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning_farms.callbacks.sinks import Sink
 
 
-class Analysed(NamedTuple):
+class Logged(NamedTuple):
     """What logs under one label.
 
     Attributes:
@@ -90,7 +90,7 @@ def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, l
     return layout
 
 
-def describe(sinks: Iterable[Sink], analyses: Mapping[str, Analysed], step: int) -> list[Exception]:
+def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -> list[Exception]:
     """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it.
 
     Args:
@@ -102,12 +102,12 @@ def describe(sinks: Iterable[Sink], analyses: Mapping[str, Analysed], step: int)
         What went wrong.
     """
     errors: list[Exception] = []
-    layout = chart_layout({label: analysed.scalars for label, analysed in analyses.items()})
+    layout = chart_layout({label: logged.scalars for label, logged in analyses.items()})
     for sink in sinks:
         try:
             sink.layout(layout)
-            for label, analysed in analyses.items():
-                sink.text(f"{label}/options", options_text(analysed.callbacks), step)
+            for label, logged in analyses.items():
+                sink.text(f"{label}/options", options_text(logged.callbacks), step)
         except Exception as error:
             errors.append(error)
     return errors

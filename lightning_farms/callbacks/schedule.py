@@ -20,13 +20,13 @@ class Moment(NamedTuple):
     step: int
 
     @classmethod
-    def within_epoch(cls, trainer: Trainer) -> Moment:
-        """Now, the running epoch not counted."""
+    def now(cls, trainer: Trainer) -> Moment:
+        """Now, a running epoch not counted."""
         return cls(trainer.current_epoch, trainer.global_step)
 
     @classmethod
-    def end_of_epoch(cls, trainer: Trainer) -> Moment:
-        """Now, at the end of the running epoch."""
+    def epoch_end(cls, trainer: Trainer) -> Moment:
+        """Now, at the end of the running epoch, which counts."""
         return cls(trainer.current_epoch + 1, trainer.global_step)
 
 
@@ -58,7 +58,11 @@ class Schedule:
             ("every_n_steps", self.every_n_steps, 1),
             ("start_epoch", self.start_epoch, 0),
         ):
-            if value is not None and value < least:
+            if value is None and name == "every_n_steps":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
+            if value < least:
                 raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
 
     def is_due(self, now: Moment, last: Moment | None) -> bool:

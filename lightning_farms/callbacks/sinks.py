@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -86,18 +86,13 @@ class TensorBoardSink(Sink):
         writer: SummaryWriter = self._logger.experiment
         return writer
 
-    @property
-    def _prefix(self) -> str:
-        """What the logger puts before the keys of scalars; those of pictures shall not differ."""
-        return f"{self._logger._prefix}{self._logger.LOGGER_JOIN_CHAR}" if self._logger._prefix else ""
-
     def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
         """To the Histograms tab."""
-        self._writer.add_histogram_raw(self._prefix + key, **histogram._asdict(), global_step=step)
+        self._writer.add_histogram_raw(_prefix(self._logger) + key, **histogram._asdict(), global_step=step)
 
     def image(self, key: str, pixels: Pixels, step: int) -> None:
         """To the Images tab."""
-        self._writer.add_image(self._prefix + key, pixels, step, dataformats="HWC")
+        self._writer.add_image(_prefix(self._logger) + key, pixels, step, dataformats="HWC")
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
         """To the Images tab."""
@@ -105,11 +100,11 @@ class TensorBoardSink(Sink):
 
     def text(self, key: str, markdown: str, step: int) -> None:
         """To the Text tab."""
-        self._writer.add_text(self._prefix + key, markdown, step)
+        self._writer.add_text(_prefix(self._logger) + key, markdown, step)
 
     def layout(self, layout: Layout) -> None:
         """To the Custom Scalars tab; it replaces the run's earlier layout."""
-        start = re.escape(self._prefix)
+        start = re.escape(_prefix(self._logger))
         self._writer.add_custom_scalars(
             {
                 category: {
@@ -175,8 +170,12 @@ class MLflowSink(Sink):
 
     def _name(self, key: str) -> str:
         """The key, without what MLflow allows in no name, and which its logger takes from those of scalars too."""
-        prefix = f"{self._logger._prefix}{self._logger.LOGGER_JOIN_CHAR}" if self._logger._prefix else ""
-        return re.sub(r"[^\w/. -]+", "", prefix + key, flags=re.ASCII)
+        return re.sub(r"[^\w/. -]+", "", _prefix(self._logger) + key, flags=re.ASCII)
+
+
+def _prefix(logger: TensorBoardLogger | MLFlowLogger) -> str:
+    """What the logger puts before the keys of scalars; those of pictures shall not differ."""
+    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
 
 
 def sinks(trainer: Trainer) -> list[Sink]:
@@ -214,7 +213,13 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
         scalars: {key: value}; values that are not finite are left out.
         step: The step they belong to.
     """
-    finite = iter([(key, value) for key, value in scalars.items() if math.isfinite(value)])
-    while part := dict(islice(finite, _MOST_SCALARS)):
-        for logger in trainer.loggers:
+    finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
+    for logger in trainer.loggers if finite else ():
+        for part in _parts(finite, _MOST_SCALARS if isinstance(logger, MLFlowLogger) else len(finite)):
             logger.log_metrics(part, step=step)
+
+
+def _parts(scalars: Mapping[str, float], most: int) -> Iterator[dict[str, float]]:
+    left = iter(scalars.items())
+    while part := dict(islice(left, most)):
+        yield part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
+from rich.table import Table
 
 from lightning_farms.analysis import (
     FARMS,
@@ -24,33 +25,17 @@ from lightning_farms.analysis import (
     SpectralReport,
     layer_weights,
 )
-from lightning_farms.callbacks.background import BackgroundAnalysis
 from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.pictures import hand_out, of_analysis, of_run, spread_over_depth
-from lightning_farms.callbacks.question import Question, attempt
-from lightning_farms.callbacks.run_description import Analysed, describe
+from lightning_farms.callbacks.measurement import Measurements
+from lightning_farms.callbacks.pictures import analysis_pictures, hand_out, run_figures, spread_over_depth
+from lightning_farms.callbacks.question import Question
+from lightning_farms.callbacks.run_description import Logged, describe
 from lightning_farms.callbacks.schedule import Moment, Schedule
 from lightning_farms.callbacks.sinks import log_scalars, sinks
 from lightning_farms.callbacks.strategies import check_strategy, whole_shapes
 from lightning_farms.callbacks.summary import summary_table
 
 _STATE_VERSION = 2
-
-
-class _Measurement(NamedTuple):
-    """One analysis: when, what it found (None where it failed), and how long the training waited for it."""
-
-    moment: Moment
-    report: SpectralReport | None
-    seconds: float
-
-
-class _Overlapped(NamedTuple):
-    """An analysis under way: of the weights at which moment, and how long it took to start it."""
-
-    moment: Moment
-    analysis: BackgroundAnalysis
-    seconds: float
 
 
 class SpectralMonitor(Callback):
@@ -73,8 +58,8 @@ class SpectralMonitor(Callback):
     ``farms/mp_spikes/<layer>``          eigenvalues beyond the random bulk, if ``diagnostics.marchenko_pastur``
     ``farms/p_value/<layer>``            goodness of the power-law fit, if ``diagnostics.p_value``
     ``farms/time/analysis_seconds``      wall-clock time that the training waits for the analysis
-    ``farms/time/logging_seconds``       wall-clock time of what is written after it, figures included
-    ``farms/time/epoch_share``           both, summed over an epoch, by the epoch's time, themselves included
+    ``farms/time/logging_seconds``       wall-clock time of the pictures that follow it
+    ``farms/time/epoch_share``           share of an epoch's time that analyses, pictures and logging took
     ``farms/alpha_histogram``            histogram of alpha over layers, each analysis
     ``farms/alpha_map``                  heat map, layers by epochs, each analysis (colours only)
     ``farms/alpha_map_labelled``         the same as a labelled figure, every ``figures_every_n_epochs`` and at the end
@@ -87,7 +72,8 @@ class SpectralMonitor(Callback):
     Args:
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        every_n_steps: analyse after every n-th optimizer step instead (and before the first).
+        every_n_steps: analyse after every n-th optimizer step instead (and before the first); the steps of all
+            optimizers count.
         start_epoch: number of epochs before the first analysis, from which ``every_n_epochs`` is counted.
         selection: which weights to analyse.
         diagnostics: error bars, goodness of fit and random baselines.
@@ -134,6 +120,7 @@ class SpectralMonitor(Callback):
         for name, option, kind in (("selection", selection, Selection), ("diagnostics", diagnostics, Diagnostics)):
             if not isinstance(option, kind):
                 raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {option!r}.")
+        Schedule(every_n_epochs, every_n_steps, start_epoch)  # which checks them
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
         for name, value in (("figures_every_n_epochs", figures_every_n_epochs), ("esd_layers", esd_layers)):
@@ -150,22 +137,19 @@ class SpectralMonitor(Callback):
         self.figures_every_n_epochs = figures_every_n_epochs
         self.esd_layers = esd_layers
         self.summary = summary
-        self._schedule = Schedule(every_n_epochs, every_n_steps, start_epoch)
         self._module: int | None = None  # the module of the last fit
-        self._overlapped: _Overlapped | None = None
         self._reset()
 
     def _reset(self) -> None:
         self.report: SpectralReport | None = None
         self.history = LayerHistory()
         self._analysed: Moment | None = None  # the last analysis
-        self._measured: _Measurement | None = None  # shared with callbacks of equal analysis
+        self._measurements = Measurements()  # shared with callbacks of equal analysis
         self._figures_at: Moment | None = None
         self._esd_names: list[str] = []
         self._epoch_start: float | None = None
         self._spent = 0.0  # seconds in this epoch
-        self._warned = False
-        self._warned_of_pictures = False
+        self._warned_of: set[str] = set()
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +189,8 @@ class SpectralMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier fit measured; refuse a pattern that fits no layer."""
-        self._measured, self._epoch_start, self._spent = None, None, 0.0
+        self._measurements = Measurements()
+        self._epoch_start, self._spent = None, 0.0
         with whole_shapes(trainer):
             next(layer_weights(pl_module, self.selection, values=False), None)
 
@@ -230,133 +215,109 @@ class SpectralMonitor(Callback):
         """Analyse after every n-th step, where that is asked for."""
         if self.every_n_steps is None:
             return
-        now = Moment.within_epoch(trainer)
+        now = Moment.now(trainer)
         if self._schedule.is_due(now, self._analysed):
             scalars = self._update(trainer, pl_module, now)
-            self._log(trainer, {**scalars, **self._rates(trainer)})
+            self._log(trainer, scalars)
             pl_module.log_dict(self._monitored(trainer, scalars), on_step=True, on_epoch=False, logger=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's analysis, if it is to overlap with a validation after the epoch's last step."""
-        now = Moment.end_of_epoch(trainer)
+        now = Moment.epoch_end(trainer)
         last_step_done = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        wanted = self.overlap and trainer.world_size == 1 and self._schedule.is_due(now, self._analysed)
+        overlap = any(peer.overlap for peer in self._peers(trainer))
+        wanted = overlap and trainer.world_size == 1 and self._schedule.is_due(now, self._analysed)
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if wanted and fitting and last_step_done and self._leader(trainer, now) is self:
-            self._drop_overlapped()
-            self._overlapped = self._start_overlapped(pl_module, now)
+            self._measurements.start(self._question, pl_module, now, self.workspace)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log; mean and spread go through the module, so that other callbacks can monitor them."""
-        now = Moment.end_of_epoch(trainer)
+        now = Moment.epoch_end(trainer)
         scalars = self._update(trainer, pl_module, now) if self._schedule.is_due(now, self._analysed) else {}
         scalars.update(self._share(trainer))
-        self._log(trainer, {**scalars, **self._rates(trainer)})
+        self._log(trainer, scalars)
         pl_module.log_dict(self._monitored(trainer, scalars), logger=False, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the labelled figures of the whole run."""
         if self.report is not None and self._analysed is not None and self._analysed != self._figures_at:
-            self._write_figures(trainer, pl_module, leads=self._speaks(trainer))
+            self._write_figures(trainer, pl_module, draws=self._draws(trainer, self._analysed))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
-        self._drop_overlapped()
+        self._measurements.drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table; a RichProgressBar listed before this callback has gone by now."""
-        self._drop_overlapped()
+        self._measurements.drop()
         wanted = stage == "fit" and self.summary and trainer.is_global_zero
-        if wanted and self.report is not None and self._speaks(trainer):
-            Console().print(summary_table(self.report, self.history, self._current_multipliers(), factor=self._factor))
+        if wanted and self.report is not None and self._analysed and self._draws(trainer, self._analysed):
+            Console().print(self._summary_table(self.report))
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
+
+    def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take notice of what has changed since the last one."""
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> Mapping[str, Mapping[str, float]]:
         """Act on a new report; returns what the history keeps beside alpha, {quantity: {layer: value}}."""
         return {}
 
-    def _rates(self, trainer: Trainer) -> dict[str, float]:
-        """Scalars that are logged after every epoch and every analysis."""
+    def _values(self) -> dict[str, dict[str, float]]:
+        """{first part of the log keys: {layer: value}} of what is adjusted, logged after every epoch and analysis."""
         return {}
 
-    def _current_multipliers(self) -> dict[str, float] | None:
-        return None
+    def _summary_table(self, report: SpectralReport) -> Table:
+        return summary_table(report, self.history, None)
 
-    _factor: ClassVar[str] = ""  # title of the multipliers' column in the closing table
-    _precedence = 1  # learning-rate callbacks, 0, speak for the monitors of an equal analysis
+    _precedence = 1  # those that adjust something, 0, speak for the monitors of an equal analysis
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse if that is due between two epochs: before the first, or after a resumption."""
-        now = Moment.within_epoch(trainer)
+        now = Moment.now(trainer)
         if self._schedule.is_due(now, self._analysed):
             scalars = self._update(trainer, pl_module, now)
-            self._log(trainer, {**scalars, **self._rates(trainer)})
+            self._log(trainer, scalars)
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self._monitored(trainer, scalars).items()})
 
     def _update(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> dict[str, float]:
         """Analyse, unless a callback of equal analysis has done so, and write pictures; returns the scalars to log."""
+        self._before_analysis(trainer, pl_module)
         leader = self._leader(trainer, now)
-        measured = leader._measure(trainer, pl_module, now)
+        _, outcome, seconds = leader._measurements.take(self._question, trainer, pl_module, now, leader.workspace)
         self._analysed = now
-        if measured.report is None:
+        if isinstance(outcome, str):
+            self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
             return {}
-        self.report = measured.report
-        quantities = self._on_report(trainer, self.report)
-        self.history.append(now.epochs, {"alpha": self.report.alphas, **quantities}, step=now.step)
+        self.report = outcome
+        quantities = self._on_report(trainer, outcome)
+        self.history.append(now.epochs, {"alpha": outcome.alphas, **quantities}, step=now.step)
         started = time.perf_counter()
         self._write(trainer, pl_module, now)
-        logging_seconds = time.perf_counter() - started
-        leader._spent += logging_seconds
+        drawing_seconds = time.perf_counter() - started
+        self._spent += drawing_seconds
         if leader is not self:
             return {}
-        self._spent += measured.seconds
-        return self._scalars(trainer, self.report, measured.seconds, logging_seconds)
+        self._spent += seconds
+        return self._scalars(trainer, outcome, seconds, drawing_seconds)
 
     def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
         """Straight to the loggers, in one call: the module's own log takes half a millisecond a key."""
-        log_scalars(trainer, scalars, _step(trainer))
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> _Measurement:
-        """The analysis; all ranks share it, and receive the same report."""
-        if self._measured is None or self._measured.moment != now:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)  # so that the time is the analysis's own
-            started = time.perf_counter()
-            overlapped = self._overlapped if self._overlapped and self._overlapped.moment == now else None
-            if overlapped is None:
-                outcome = self._question.ask(trainer, pl_module, self.workspace)
-            else:
-                outcome = attempt(overlapped.analysis.report)
-                self._overlapped, started = None, started - overlapped.seconds
-            self._measured = _Measurement(now, self._report_or_warning(outcome), time.perf_counter() - started)
-        return self._measured
+        started = time.perf_counter()
+        values = {f"{key}/{layer}": value for key, of in self._values().items() for layer, value in of.items()}
+        log_scalars(trainer, {**scalars, **values}, _step(trainer))
+        self._spent += time.perf_counter() - started
 
     def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> list[LayerSpectrum]:
         """Rows of the named layers, with their eigenvalues on rank zero."""
         outcome = self._question.ask_for_spectra(trainer, pl_module, self.workspace, names)
-        return [row for row in self._report_or_warning(outcome) or () if row.name in names]
-
-    def _start_overlapped(self, pl_module: LightningModule, now: Moment) -> _Overlapped | None:
-        """None where the weights cannot be copied: the epoch's end then does without, or says what is wrong."""
-        started = time.perf_counter()
-        analysis = self._question.ask_in_background(pl_module, self.workspace)
-        return None if analysis is None else _Overlapped(now, analysis, time.perf_counter() - started)
-
-    def _drop_overlapped(self) -> None:
-        if self._overlapped is not None:
-            self._overlapped.analysis.close()
-            self._overlapped = None
-
-    def _report_or_warning(self, outcome: SpectralReport | str) -> SpectralReport | None:
-        if not isinstance(outcome, str):
-            return outcome
-        if not self._warned:
-            rank_zero_warn(f"The spectral analysis failed and was skipped; training goes on. {outcome}")
-            self._warned = True
-        return None
+        if isinstance(outcome, str):
+            self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
+            return []
+        return [row for row in outcome if row.name in names]
 
     def _scalars(
         self, trainer: Trainer, report: SpectralReport, analysis_seconds: float, logging_seconds: float
@@ -376,10 +337,12 @@ class SpectralMonitor(Callback):
         }
 
     def _share(self, trainer: Trainer) -> dict[str, float]:
-        """Share of the running epoch that went into analyses, if any did."""
-        if self._epoch_start is None or not self._spent:
+        """Share of the running epoch that all callbacks of equal analysis took, from the last of them."""
+        peers = [c for c in monitors(trainer) if c._question == self._question]
+        if self._epoch_start is None or peers[-1] is not self:
             return {}
-        return {f"{self._label(trainer)}/time/epoch_share": self._spent / (time.perf_counter() - self._epoch_start)}
+        spent = sum(peer._spent for peer in peers)
+        return {f"{self._label(trainer)}/time/epoch_share": spent / (time.perf_counter() - self._epoch_start)}
 
     def _monitored(self, trainer: Trainer, scalars: Mapping[str, float]) -> dict[str, float]:
         """What other callbacks can monitor: mean and spread of alpha, and what the analysis costs."""
@@ -391,50 +354,55 @@ class SpectralMonitor(Callback):
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> None:
-        leads = self._leader(trainer, now) is self
-        pictures = of_analysis(self._label(trainer), self.report if leads else None, self._shown(leads))
+        draws = self._draws(trainer, now)
+        report, history = self.report if draws else None, self._history_to_draw(draws)
+        pictures = analysis_pictures(self._label(trainer), report, history)
         self._warn_of(hand_out(pictures, sinks(trainer), _step(trainer)))
         drawn = self._figures_at.epochs if self._figures_at else 0
         often = self.figures_every_n_epochs
         if often and now.epochs // often > drawn // often:
-            self._write_figures(trainer, pl_module, leads)
+            self._write_figures(trainer, pl_module, draws)
 
-    def _write_figures(self, trainer: Trainer, pl_module: LightningModule, leads: bool) -> None:
+    def _write_figures(self, trainer: Trainer, pl_module: LightningModule, draws: bool) -> None:
         assert self.report is not None
         self._figures_at = self._analysed
         if not trainer.strategy.broadcast(bool(sinks(trainer))):
             return  # on all ranks, or on none: other ranks than zero may have no loggers, and are needed
         chosen: list[LayerSpectrum] = []
-        if leads:
+        if draws:
             self._esd_names = self._esd_names or spread_over_depth(self.report, self.esd_layers)
             chosen = self._spectra(trainer, pl_module, self._esd_names) if self._esd_names else []
-        pictures = of_run(self._label(trainer), self.report if leads else None, self._shown(leads), chosen)
-        self._warn_of(hand_out(pictures, sinks(trainer), _step(trainer)))
+        report, history = self.report if draws else None, self._history_to_draw(draws)
+        figures = run_figures(self._label(trainer), report, history, chosen)
+        self._warn_of(hand_out(figures, sinks(trainer), _step(trainer)))
 
-    def _shown(self, leads: bool) -> LayerHistory:
-        """The history, of which alpha is written by one of the callbacks of equal analysis only."""
-        return self.history if leads else self.history.without("alpha")
+    def _history_to_draw(self, draws: bool) -> LayerHistory:
+        """The history, of which alpha is drawn by one of the callbacks of equal analysis only."""
+        return self.history if draws else self.history.without("alpha")
 
     def _describe(self, trainer: Trainer) -> None:
         """The first callback describes the run for all: a second layout of charts would replace the first."""
-        monitors = _monitors(trainer)
-        if monitors[0] is not self:
+        everyone = monitors(trainer)
+        if everyone[0] is not self:
             return
-        analyses: dict[str, Analysed] = {}
-        for monitor in monitors:
+        logged: dict[str, Logged] = {}
+        for monitor in everyone:
             label, peers = monitor._label(trainer), monitor._peers(trainer)
             columns = [f"{label}/{quantity}" for quantity in monitor._question.columns()]
-            rates = sorted({key.partition("/")[0] for peer in peers for key in peer._rates(trainer)})
-            analyses[label] = Analysed(peers, columns + rates)
-        self._warn_of(describe(sinks(trainer), analyses, _step(trainer)))
+            logged[label] = Logged(peers, columns + sorted({key for peer in peers for key in peer._values()}))
+        self._warn_of(describe(sinks(trainer), logged, _step(trainer)))
+
+    # ---- warnings ----------------------------------------------------------------------------------------------------
 
     def _warn_of(self, errors: Sequence[Exception]) -> None:
-        if errors and not self._warned_of_pictures:
-            rank_zero_warn(
-                "Pictures of the analysis could not be written; training goes on. "
-                f"{type(errors[0]).__name__}: {errors[0]}"
-            )
-            self._warned_of_pictures = True
+        for error in errors[:1]:
+            what = f"{type(error).__name__}: {error}"
+            self._warn_once("pictures", f"Pictures of the analysis could not be written; training goes on. {what}")
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned_of:
+            self._warned_of.add(what)
+            rank_zero_warn(message)
 
     # ---- several callbacks in one Trainer ----------------------------------------------------------------------------
 
@@ -442,32 +410,40 @@ class SpectralMonitor(Callback):
     def _question(self) -> Question:
         return Question(self.analysis, self.selection, self.diagnostics)
 
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.every_n_epochs, self.every_n_steps, self.start_epoch)
+
     def _peers(self, trainer: Trainer) -> list[SpectralMonitor]:
         """Callbacks that ask for the same, in the order in which they speak."""
-        found = [c for c in _monitors(trainer) if c._question == self._question]
+        found = [c for c in monitors(trainer) if c._question == self._question]
         return sorted(found, key=lambda callback: callback._precedence)
 
     def _leader(self, trainer: Trainer, now: Moment) -> SpectralMonitor:
         """The one of equal analysis that analyses now and logs it: the first that has done so, or is due."""
         peers = self._peers(trainer)
-        done = (c for c in peers if c._measured is not None and c._measured.moment == now)
+        done = (c for c in peers if c._measurements.last is not None and c._measurements.last.moment == now)
         due = (c for c in peers if c._schedule.is_due(now, c._analysed))
         return next(done, None) or next(due, self)
 
-    def _speaks(self, trainer: Trainer) -> bool:
-        return self._peers(trainer)[0] is self
+    def _draws(self, trainer: Trainer, now: Moment) -> bool:
+        """Whether alphas are drawn from this callback's history: the longest, the analysis of this moment included."""
+        peers = self._peers(trainer)
+        lengths = [len(c.history.epochs) + (c._analysed != now and c._schedule.is_due(now, c._analysed)) for c in peers]
+        return peers[lengths.index(max(lengths))] is self
 
     def _label(self, trainer: Trainer) -> str:
         """First part of the log keys: the analysis's label, numbered where two analyses share it."""
         same: list[Question] = []
-        for callback in _monitors(trainer):
+        for callback in monitors(trainer):
             if callback.analysis.label == self.analysis.label and callback._question not in same:
                 same.append(callback._question)
         number = same.index(self._question) + 1
         return self.analysis.label if number == 1 else f"{self.analysis.label}-{number}"
 
 
-def _monitors(trainer: Trainer) -> list[SpectralMonitor]:
+def monitors(trainer: Trainer) -> list[SpectralMonitor]:
+    """The Trainer's callbacks that analyse, in its order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, SpectralMonitor)]  # type: ignore[attr-defined]
 
 

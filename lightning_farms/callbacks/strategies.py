@@ -1,23 +1,17 @@
-"""Which strategies callbacks refuse, and how the parameters that FSDP1 flattens are shown in their own shapes."""
+"""Which strategies callbacks refuse, and which parameters of a model belong together under the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_farms.analysis import Selection, layer_weights, parameter_layers
-
-_FLAT_PARAMETERS = (
-    "Layers cannot be told apart where FSDP flattens their parameters into one. Leave out `use_orig_params=False`: "
-    "Lightning's FSDPStrategy keeps the original parameters by default."
-)
+from lightning_farms.callbacks.fsdp_shards import FLAT_PARAMETERS, whole_shapes_of_shards
 
 
 def check_strategy(strategy: Strategy, callback: str) -> None:
@@ -37,7 +31,7 @@ def check_strategy(strategy: Strategy, callback: str) -> None:
             "consolidated checkpoint."
         )
     if isinstance(strategy, FSDPStrategy) and not strategy.kwargs.get("use_orig_params", True):
-        raise MisconfigurationException(_FLAT_PARAMETERS)
+        raise MisconfigurationException(FLAT_PARAMETERS)
 
 
 class Structure(NamedTuple):
@@ -93,65 +87,4 @@ def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor
     if not isinstance(trainer.strategy, FSDPStrategy):
         return nullcontext({})
     assert trainer.strategy.model is not None
-    return _stand_ins_of_shards(trainer.strategy.model)
-
-
-class _Shard(nn.Parameter):
-    """A parameter of which this process holds a part, or nothing.
-
-    FSDP1 lays the parameters of a unit one behind the other and cuts the row into equal parts, one a process. With
-    ``use_orig_params`` each parameter is what lies of it in the process's part. The parts of one parameter are summed
-    in zeros of its shape: memory of one parameter, where ``summon_full_params`` needs that of the unit.
-    """
-
-    part: nn.Parameter
-    start: int
-    length: int
-    unit: Any
-
-    def full_tensor(self) -> Tensor:
-        """All of the parameter, on the device that computes; a collective."""
-        whole = torch.zeros(self.shape, dtype=self.part.dtype, device=self.unit.compute_device)
-        part = self.part.detach().flatten()
-        place = slice(self.start, self.start + self.length)
-        whole.view(-1)[place] = part if part.numel() == self.length else part[place]  # all of it while FSDP gathers
-        torch.distributed.all_reduce(whole, group=self.unit.process_group)
-        return whole
-
-
-@contextmanager
-def _stand_ins_of_shards(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    shards = _shards(model)
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        for module in model.modules():
-            held = cast("dict[str, Any]", module._parameters)
-            for name, parameter in list(held.items()):
-                if parameter in shards:
-                    replaced.append((held, name, parameter))
-                    held[name] = shards[parameter]
-        yield {shard: parameter for parameter, shard in shards.items()}
-    finally:
-        for held, name, parameter in replaced:
-            held[name] = parameter
-
-
-def _shards(model: nn.Module) -> dict[Tensor, _Shard]:
-    """The stand-in of each parameter that is cut; those of NO_SHARD are whole."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    shards: dict[Tensor, _Shard] = {}
-    for unit in FullyShardedDataParallel.fsdp_modules(model):
-        handle = unit._handle
-        if handle is None:
-            continue
-        flat = handle.flat_param
-        if flat._params is None:
-            raise MisconfigurationException(_FLAT_PARAMETERS)
-        if handle.uses_sharded_strategy:
-            for part, shape, place in zip(flat._params, flat._shapes, flat._shard_param_infos, strict=True):
-                shard = _Shard(torch.empty(shape, dtype=part.dtype, device="meta"), part.requires_grad)
-                shard.part, shard.unit = part, unit
-                shard.start, shard.length = place.intra_param_start_idx or 0, place.numel_in_shard or 0
-                shards[part] = shard
-    return shards
+    return whole_shapes_of_shards(trainer.strategy.model)

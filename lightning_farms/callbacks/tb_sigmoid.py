@@ -47,6 +47,8 @@ class TBSigmoid(LayerwiseLearningRate):
         Liu et al., Model Balancing, EMNLP Findings 2024; Hu et al., ICML 2025, Section 4.4.
     """
 
+    alpha_map: SigmoidMap
+
     def __init__(
         self,
         s_low: float = 1.0,
@@ -66,9 +68,6 @@ class TBSigmoid(LayerwiseLearningRate):
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
-        self.s_low = s_low
-        self.s_high = s_high
-        self.tau = tau
         super().__init__(
             SigmoidMap(s_low, s_high, tau),
             analysis,
@@ -84,3 +83,18 @@ class TBSigmoid(LayerwiseLearningRate):
             esd_layers=esd_layers,
             summary=summary,
         )
+
+    @property
+    def s_low(self) -> float:
+        """Strength below the mean."""
+        return self.alpha_map.s_low
+
+    @property
+    def s_high(self) -> float:
+        """Strength above the mean."""
+        return self.alpha_map.s_high
+
+    @property
+    def tau(self) -> float:
+        """Steepness per unit of alpha."""
+        return self.alpha_map.tau

@@ -6,6 +6,7 @@ from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, S
 from lightning_farms.callbacks.alpha_map import LinearMap
 from lightning_farms.callbacks.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
+from lightning_farms.functional.layerwise import check_ratios
 
 
 class TempBalance(LayerwiseLearningRate):
@@ -45,6 +46,8 @@ class TempBalance(LayerwiseLearningRate):
         Zhou et al., Temperature Balancing, NeurIPS 2023, Equation 2; Hu et al., ICML 2025, Section 4.3.
     """
 
+    alpha_map: LinearMap
+
     def __init__(
         self,
         lr_min_ratio: float = 0.5,
@@ -63,8 +66,7 @@ class TempBalance(LayerwiseLearningRate):
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
-        self.lr_min_ratio = lr_min_ratio
-        self.lr_max_ratio = lr_max_ratio
+        check_ratios(lr_min_ratio, lr_max_ratio)
         super().__init__(
             LinearMap(lr_min_ratio, lr_max_ratio),
             analysis,
@@ -80,3 +82,13 @@ class TempBalance(LayerwiseLearningRate):
             esd_layers=esd_layers,
             summary=summary,
         )
+
+    @property
+    def lr_min_ratio(self) -> float:
+        """Multiplier of the smallest alpha."""
+        return self.alpha_map.min_ratio
+
+    @property
+    def lr_max_ratio(self) -> float:
+        """Multiplier of the largest alpha."""
+        return self.alpha_map.max_ratio

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
 from lightning_farms.callbacks.alpha_map import AlphaMap, LinearMap
 from lightning_farms.callbacks.control import Control
+from lightning_farms.callbacks.hyperparameter import WEIGHT_DECAY
 from lightning_farms.callbacks.layerwise_balance import LayerwiseBalance
 
 
@@ -56,11 +57,7 @@ class WeightDecayBalance(LayerwiseBalance):
         He et al., AlphaDecay, NeurIPS 2025 (arXiv 2506.14562).
     """
 
-    _key = "weight_decay"
-    _quantity = "weight_decay"
-    _log_prefix = "wd"
-    _noun = "weight decay"
-    _factor = "decay factor"
+    _adjusts = WEIGHT_DECAY
 
     def __init__(
         self,
@@ -79,7 +76,7 @@ class WeightDecayBalance(LayerwiseBalance):
         esd_layers: int = 4,
         summary: bool = True,
     ) -> None:
-        if control.compensate_weight_decay:
+        if isinstance(control, Control) and control.compensate_weight_decay:
             raise ValueError(
                 "Expected argument `control.compensate_weight_decay` to be False where the weight decay itself is "
                 "balanced, but got True."
@@ -107,6 +104,6 @@ class WeightDecayBalance(LayerwiseBalance):
         if not any(float(group["weight_decay"]) for group in groups):
             self._warn_once(
                 "zero",
-                "the weight decay of every parameter group is 0, and stays 0 however it is balanced. Give the "
-                "optimizer a `weight_decay`, or use SpectralMonitor.",
+                f"{type(self).__name__}: the weight decay of every parameter group is 0, and stays 0 however it is "
+                "balanced. Give the optimizer a `weight_decay`, or use SpectralMonitor.",
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_farms.functional.checks import check_vector
+from lightning_farms.functional.vectors import check_vector
 
-_FEWEST = 4  # of fewer layers, one that differs is no outlier
+_FEWEST = 6  # of fewer layers, chance alone sets one apart too often
 
 
 def moving_average(previous: Tensor, current: Tensor, decay: float) -> Tensor:
@@ -114,15 +114,15 @@ def squeezing_outlier(multipliers: Tensor, share: float = 0.25) -> int | None:
         share: in (0, 1).
 
     Returns:
-        The index; None where there is no such layer, or fewer than four.
+        The index; None where there is no such layer, or fewer than six.
 
     Raises:
         ValueError: not a vector, or ``share`` out of range.
 
     Example:
-        >>> squeezing_outlier(torch.tensor([0.5, 0.51, 0.52, 0.55, 1.5]))
-        4
-        >>> squeezing_outlier(torch.tensor([0.5, 0.7, 0.9, 1.2, 1.5])) is None
+        >>> squeezing_outlier(torch.tensor([0.5, 0.51, 0.52, 0.53, 0.55, 1.5]))
+        5
+        >>> squeezing_outlier(torch.tensor([0.5, 0.7, 0.9, 1.0, 1.2, 1.5])) is None
         True
     """
     check_vector("multipliers", multipliers)

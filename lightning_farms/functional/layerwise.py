@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_farms.functional.checks import check_vector
+from lightning_farms.functional.vectors import check_vector
 
 _EQUAL = 1e-9
 
@@ -153,12 +153,12 @@ def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5
     return _map_finite(alphas, by_rank)
 
 
-def check_ratios(lr_min_ratio: float, lr_max_ratio: float) -> None:
-    """Raise a ValueError unless 0 < lr_min_ratio <= lr_max_ratio < infinity."""
-    if not (0 < lr_min_ratio <= lr_max_ratio < math.inf):
+def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_ratio", "lr_max_ratio")) -> None:
+    """Raise a ValueError, which calls them by their names, unless 0 < low <= high < infinity."""
+    if not (0 < low <= high < math.inf):
         raise ValueError(
-            "Expected arguments `lr_min_ratio` and `lr_max_ratio` to satisfy 0 < lr_min_ratio <= lr_max_ratio, "
-            f"but got {lr_min_ratio} and {lr_max_ratio}."
+            f"Expected arguments `{names[0]}` and `{names[1]}` to satisfy 0 < {names[0]} <= {names[1]}, "
+            f"but got {low} and {high}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Axes with margins that are known beforehand: laying a figure out by measuring it doubles the time to draw it."""
+"""Axes with margins that are known beforehand: to find them by measuring takes a third of the time of drawing."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_options_from_yaml(kind, callbacks_of):
 
 
 CONTROL = {
-    "ema": 0.5,
+    "ema_decay": 0.5,
     "ramp_steps": 10,
     "max_multiplier": 2.0,
     "first_layer": False,
@@ -90,7 +90,7 @@ def test_control_and_map_from_yaml(kind, callbacks_of):
         options["alpha_map"] = {"class_path": "lightning_farms.StepMap", "init_args": {"max_ratio": 3.0}}
     _, (callback,) = callbacks_of({"class_path": f"lightning_farms.{kind.__name__}", "init_args": options})
     layers = Selection(exclude=("head",), min_size=4)
-    rest = {"ema": 0.5, "ramp_steps": 10, "max_multiplier": 2.0, "first_layer": False, "norms": False}
+    rest = {"ema_decay": 0.5, "ramp_steps": 10, "max_multiplier": 2.0, "first_layer": False, "norms": False}
     assert callback.control == Control(layers=layers, **rest)
     assert (callback.every_n_steps, callback.start_epoch) == (20, 2)
     if "alpha_map" in options:
@@ -127,7 +127,7 @@ def test_a_configured_run(callbacks_of, loader):
         ({"diagnostics": {"bootstrap": -1}}, "`bootstrap` to be 0 or more, but got -1"),
         ({"overlap": "perhaps"}, "overlap"),
         ({"control": {"emma": 0.5}}, "emma"),
-        ({"control": {"ema": 1.5}}, r"`ema` to be in \[0, 1\), but got 1.5"),
+        ({"control": {"ema_decay": 1.5}}, r"`ema_decay` to be in \[0, 1\), but got 1.5"),
     ],
 )
 def test_mistakes_are_named(options, message, callbacks_of, capsys):

@@ -16,7 +16,7 @@ from lightning_farms.analysis import Diagnostics, Selection
 SETTINGS = {
     "LayerwiseLearningRate": [
         {"alpha_map": SqrtMap()},
-        {"alpha_map": Log2Map(), "every_n_steps": 3, "control": Control(ema=0.5, ramp_steps=2, clip_quantile=0.1)},
+        {"alpha_map": Log2Map(), "every_n_steps": 3, "control": Control(ema_decay=0.5, ramp_steps=2)},
         {"alpha_map": StepMap(), "start_epoch": 1, "control": Control(compensate_weight_decay=True, norms=False)},
     ],
     "SpectralMonitor": [

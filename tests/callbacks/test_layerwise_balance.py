@@ -159,7 +159,7 @@ def test_layers_of_few_eigenvalues_are_left_out_on_request(small_net, loader, ma
 def test_moving_average_over_analyses(used):
     decay, record = 0.75, Alphas()
     model = Tower(lr=0.05)
-    found = used(TempBalance(control=Control(ema=decay), summary=False), model, max_epochs=4, extra=[record])
+    found = used(TempBalance(control=Control(ema_decay=decay), summary=False), model, max_epochs=4, extra=[record])
     average = None
     for epoch, alphas in enumerate(record.by_epoch):
         new = torch.tensor(list(alphas.values()), dtype=torch.float64)
@@ -353,14 +353,14 @@ def test_a_map_that_does_nothing_is_warned_of_once(callback, match, loader, make
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Control(ema=1.0), r"`ema` to be in \[0, 1\), but got 1.0"),
+        (lambda: Control(ema_decay=1.0), r"`ema_decay` to be in \[0, 1\), but got 1.0"),
         (lambda: Control(clip_quantile=0.5), r"`clip_quantile` to be in \[0, 0.5\), but got 0.5"),
         (lambda: Control(min_multiplier=1.1), r"`min_multiplier` to be in \[0, 1\], but got 1.1"),
         (lambda: Control(max_multiplier=0.9), "`max_multiplier` to be at least 1, but got 0.9"),
         (lambda: Control(max_multiplier=math.nan), "`max_multiplier` to be at least 1, but got nan"),
         (lambda: Control(ramp_steps=-1), "`ramp_steps` to be 0 or more, but got -1"),
-        (lambda: LinearMap(0.0, 1.0), "0 < lr_min_ratio <= lr_max_ratio"),
-        (lambda: StepMap(2.0, 1.0), "0 < lr_min_ratio <= lr_max_ratio"),
+        (lambda: LinearMap(0.0, 1.0), "0 < min_ratio <= max_ratio"),
+        (lambda: StepMap(2.0, 1.0), "0 < min_ratio <= max_ratio"),
         (lambda: SigmoidMap(tau=0.0), "`tau` to be finite and positive"),
         (lambda: WeightDecayBalance(control=Control(compensate_weight_decay=True)), "to be False where the weight"),
     ],
@@ -374,7 +374,10 @@ def test_wrong_values(make, match):
     ("make", "match"),
     [
         (lambda: Control(layers=("conv",)), r"`layers` to be Selection\(...\), but got \('conv',\)"),
-        (lambda: TempBalance(control={"ema": 0.5}), r"`control` to be Control\(...\), but got \{'ema': 0.5\}"),
+        (
+            lambda: TempBalance(control={"norms": 0}),
+            r"`control` to be Control\(...\), but got \{'norms': 0\}",
+        ),
         (lambda: LayerwiseLearningRate("linear"), r"`alpha_map` to be LinearMap\(...\) or the like, but got 'linear'"),
     ],
 )

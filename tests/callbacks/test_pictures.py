@@ -4,7 +4,7 @@ import torch
 
 from lightning_farms import LayerSpectrum, SpectralReport
 from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.pictures import hand_out, of_analysis, of_run, spread_over_depth
+from lightning_farms.callbacks.pictures import analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.callbacks.sinks import Sink
 
 
@@ -24,7 +24,7 @@ def test_layer_names_are_no_mathematics():
     history, name, keeper = LayerHistory(), r"$x_$", Keeper()
     history.append(0, {"alpha": {name: 2.0}})
     row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
-    assert hand_out(of_run("farms", SpectralReport([row]), history, [row]), [keeper], 0) == []
+    assert hand_out(run_figures("farms", SpectralReport([row]), history, [row]), [keeper], 0) == []
     assert keeper.kept.keys() == {"farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/$x_$"}
 
 
@@ -32,7 +32,7 @@ def test_the_map_of_a_long_run_stays_small_and_ends_with_the_last_analysis():
     history, keeper = LayerHistory(), Keeper()
     for epoch in range(1000):
         history.append(epoch, {"alpha": {"a": float(epoch), "b": 0.0}})
-    assert hand_out(of_analysis("farms", None, history), [keeper], 0) == []
+    assert hand_out(analysis_pictures("farms", None, history), [keeper], 0) == []
     image = keeper.kept["farms/alpha_map"]
     assert image.shape[1] <= 480
     assert image[0, -1].tolist() == [253, 231, 36]
@@ -42,10 +42,10 @@ def test_what_another_callback_shows_is_not_shown_twice():
     history = LayerHistory()
     history.append(0, {"alpha": {"a": 2.0}, "weight_decay": {"a": 0.1}})
     report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=2.0)])
-    keys = [picture.key for picture in of_analysis("farms", report, history)]
+    keys = [picture.key for picture in analysis_pictures("farms", report, history)]
     assert keys == ["farms/alpha_histogram", "farms/alpha_map", "farms/weight_decay_map"]
-    assert [picture.key for picture in of_analysis("farms", None, history.without("alpha"))] == keys[2:]
-    assert [picture.key for picture in of_run("farms", None, history.without("alpha"), [])] == [
+    assert [picture.key for picture in analysis_pictures("farms", None, history.without("alpha"))] == keys[2:]
+    assert [picture.key for picture in run_figures("farms", None, history.without("alpha"), [])] == [
         "farms/weight_decay_map_labelled"
     ]
     assert history.quantities() == ["alpha", "weight_decay"]
@@ -53,7 +53,7 @@ def test_what_another_callback_shows_is_not_shown_twice():
 
 def test_a_histogram_needs_a_finite_alpha():
     report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=math.nan)])
-    assert of_analysis("farms", report, LayerHistory()) == []
+    assert analysis_pictures("farms", report, LayerHistory()) == []
 
 
 def test_spread_over_depth():

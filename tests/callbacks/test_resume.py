@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_farms import Control, SpectralMonitor, StepMap, TBSigmoid, TempBalance, WeightDecayBalance
 from lightning_farms import LayerwiseLearningRate as Rate
 
-STEADY = Control(ema=0.5, ramp_steps=5, clip_quantile=0.1, max_multiplier=1.4)
+STEADY = Control(ema_decay=0.5, ramp_steps=5, clip_quantile=0.1, max_multiplier=1.4)
 CALLBACKS = {
     "none": list,
     "each epoch": lambda: [TempBalance(summary=False)],
@@ -125,7 +125,7 @@ def test_a_state_of_version_1_is_read(kind, fit):
     history = {"epochs": [0, 1], "quantities": {"alpha": {"conv": [2.0, 3.0]}}}
     callback.load_state_dict({"version": 1, "analysed": 1, "history": history, "multipliers": {"conv": 1.5}})
     assert callback.history.steps == [None, None]
-    assert callback._ramp.at(17, 0) == {"conv": 1.5}
+    assert callback._ramp.at(17) == {"conv": 1.5}
 
 
 def test_options_of_the_control_may_change_between_a_run_and_its_resumption(fit, tmp_path):

@@ -173,16 +173,20 @@ def test_mlflow_gets_figures_and_texts_under_names_that_it_allows():
     ]
 
 
-def test_more_scalars_than_mlflow_takes_at_a_time(make_trainer):
+@pytest.mark.parametrize(
+    ("bases", "parts"), [((ScalarLogger,), [2300]), ((ScalarLogger, MLFlowLogger), [1000, 1000, 300])]
+)
+def test_mlflow_is_given_as_many_scalars_at_a_time_as_it_takes(bases, parts, make_trainer):
     from lightning_farms.callbacks.sinks import log_scalars
 
-    logger = ScalarLogger()
+    logger = type("Kept", bases, {"__init__": lambda self: None})()
+    logger.scalars = []
     scalars = {f"farms/alpha/{i}": float(i) for i in range(2300)}
     log_scalars(make_trainer([], logger=logger), {**scalars, "nan": float("nan")}, 5)
-    assert [(step, len(part)) for step, part in logger.scalars] == [(5, 1000), (5, 1000), (5, 300)]
+    assert [(step, len(part)) for step, part in logger.scalars] == [(5, size) for size in parts]
     assert {key: value for _, part in logger.scalars for key, value in part.items()} == scalars
     log_scalars(make_trainer([], logger=logger), {"nan": float("nan")}, 6)
-    assert len(logger.scalars) == 3
+    assert len(logger.scalars) == len(parts)
 
 
 def test_csv_of_many_layers_is_written_anew_once_at_most(make_trainer, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ PATIENCE = timedelta(seconds=60)  # after which a rank that waits for the other 
 EVERYTHING = Diagnostics(bootstrap=20, marchenko_pastur=True, twin=True)
 SIZE, DEPTH = 48, 6
 CALLBACKS = {
-    "LayerwiseLearningRate": partial(LayerwiseLearningRate, SqrtMap(), every_n_steps=1, control=Control(ema=0.5)),
+    "LayerwiseLearningRate": partial(LayerwiseLearningRate, SqrtMap(), every_n_steps=1, control=Control(ema_decay=0.5)),
     "SpectralMonitor": partial(SpectralMonitor, WholeMatrix(), diagnostics=EVERYTHING),
     "TBSigmoid": partial(TBSigmoid, workspace=1),
     "TempBalance": partial(TempBalance, overlap=True, esd_layers=2),  # of no effect here, and of no harm

@@ -1,8 +1,23 @@
-"""Checks of arguments that several of the functions make."""
+"""Vectors of a number for each layer: made, and checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor
+
+
+def vector(values: Iterable[float]) -> Tensor:
+    """A float64 vector on the CPU.
+
+    Args:
+        values: its entries.
+
+    Returns:
+        (L,).
+    """
+    return torch.tensor(list(values), dtype=torch.float64, device="cpu")
 
 
 def check_vector(name: str, value: Tensor, length: int | None = None) -> None:

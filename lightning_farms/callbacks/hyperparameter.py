@@ -1,0 +1,30 @@
+"""What can be adjusted layer by layer, and what it is called."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Hyperparameter(NamedTuple):
+    """A hyperparameter of an optimizer's groups.
+
+    Attributes:
+        key: in the groups.
+        name: in messages.
+        log_prefix: of its log keys.
+        factor: title of its multipliers' column in the closing table.
+    """
+
+    key: str
+    name: str
+    log_prefix: str
+    factor: str
+
+    @property
+    def quantity(self) -> str:
+        """Name in the history and of the heat maps."""
+        return self.name.replace(" ", "_")
+
+
+LEARNING_RATE = Hyperparameter("lr", "learning rate", "lr", "lr factor")
+WEIGHT_DECAY = Hyperparameter("weight_decay", "weight decay", "wd", "decay factor")
