@@ -167,6 +167,13 @@ def test_command_line(ablation, fake, tmp_path):
     assert ablation._parser().parse_args([]).seeds == [43, 37, 13]
 
 
+@pytest.mark.parametrize("argument", ["--epochs=0", "--lr=0", "--width=-1", "--study=none"])
+def test_arguments_out_of_range(ablation, argument, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ablation._parser().parse_args([argument])
+    assert argument[2:].partition("=")[0] in capsys.readouterr().err
+
+
 class Tiny(nn.Module):
     def __init__(self, num_classes, *, width):
         super().__init__()

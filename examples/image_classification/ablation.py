@@ -5,7 +5,8 @@
 
 Every finished run is one row of OUT/runs.csv. Started again, finished runs are not repeated, and an interrupted one
 goes on from its last epoch's checkpoint. After all runs OUT/tables.md has the tables, means and standard deviations
-over seeds. Runs of several calls with one OUT are kept apart by their settings.
+over seeds. Runs of several calls with one OUT are kept apart by their settings; those at the same time need an
+OUT each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 import warnings
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -373,11 +376,11 @@ def main(
     study: Study = "all",
     out: Path = Path("ablation"),
     path: Path | None = None,
-    epochs: int | None = None,
-    width: int | None = None,
-    lr: float | None = None,
-    batch_size: int | None = None,
-    min_size: int | None = None,
+    epochs: PositiveInt | None = None,
+    width: PositiveInt | None = None,
+    lr: PositiveFloat | None = None,
+    batch_size: PositiveInt | None = None,
+    min_size: PositiveInt | None = None,
     layer_selection: bool = False,
     seeds: Sequence[int] = SEEDS,
 ) -> int:
@@ -423,8 +426,12 @@ def main(
     return failed
 
 
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description."""
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_function_arguments(main, skip={"seeds"})
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of initialisation and order of the data")
     return parser

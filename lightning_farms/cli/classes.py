@@ -13,6 +13,8 @@ from jsonargparse import Namespace
 
 from lightning_farms.data import CFDDataModule, ImageDataModule, SimulationConfig
 
+_NAMES = ("model", "data")
+
 
 def classes_are_named(args: list[str] | None) -> bool:
     """Whether a command line, or a configuration file that it gives, names the class of the model or of the data.
@@ -21,17 +23,21 @@ def classes_are_named(args: list[str] | None) -> bool:
         args: The subcommand and its arguments; those of the process when left out.
 
     Returns:
-        True for ``--model CLASS``, ``--data CLASS``, and a ``class_path`` under ``model`` or ``data`` in a file.
+        True for ``--model CLASS``, ``--model.help CLASS``, the same of ``--data``, and a ``class_path`` under ``model``
+        or ``data`` in a file.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
-    parser.add_argument("--model")
-    parser.add_argument("--data")
+    for name in _NAMES:
+        parser.add_argument(f"--{name}", f"--{name}.class_path", f"--{name}.help", dest=name)
     try:
         options, _ = parser.parse_known_args(sys.argv[1:] if args is None else args)
     except argparse.ArgumentError:
         return False  # an option without its value: the parser of all options says so
-    return bool(options.model or options.data) or any(_names_classes(Path(path)) for path in options.config)
+    parts = [getattr(options, name) for name in _NAMES]
+    configs = [config for config in map(_read, options.config) if isinstance(config, Mapping)]
+    parts += [config.get(name) for config in configs for name in _NAMES]
+    return any(map(_names_a_class, parts))
 
 
 def network_sizes(data: type, settings: Namespace) -> dict[str, int]:
@@ -67,10 +73,17 @@ def class_of(path: str) -> type:
     return found
 
 
-def _names_classes(path: Path) -> bool:
+def _names_a_class(part: object) -> bool:
+    """Whether what is given for the model or the data names a class, itself or in the file that it names."""
+    if isinstance(part, str) and Path(part).is_file():
+        part = _read(part)
+    return isinstance(part, str) or (isinstance(part, Mapping) and "class_path" in part)
+
+
+def _read(path: str) -> object:
+    """What a YAML file holds; None for what cannot be read, of which the parser of all options says what is wrong."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: object = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return False  # the parser of all options says what is wrong
-    parts = [config.get(name) for name in ("model", "data")] if isinstance(config, Mapping) else []
-    return any(isinstance(part, str) or (isinstance(part, Mapping) and "class_path" in part) for part in parts)
+        return None
+    return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import warnings
 import zipfile
@@ -15,13 +14,13 @@ from typing import NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_farms import callbacks  # which makes them known by their short names
 from lightning_farms.cli.classes import class_of, classes_are_named, network_sizes
+from lightning_farms.cli.known_names import known_names
 from lightning_farms.cli.messages import fail, traceback_wanted
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
@@ -70,7 +69,7 @@ class Pretraining:
 
 
 class FarmsParser(LightningArgumentParser):
-    """Parser that tells the callbacks' names where one is unknown."""
+    """Parser that tells the names of this package's classes where one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2.
@@ -79,12 +78,7 @@ class FarmsParser(LightningArgumentParser):
             message: What is wrong.
             ex: The cause.
         """
-        if 'key "trainer.callbacks' in message:
-            known = (getattr(callbacks, name) for name in callbacks.__all__)
-            usable = (kind for kind in known if issubclass(kind, Callback) and not inspect.isabstract(kind))
-            names = ", ".join(kind.__name__ for kind in usable)
-            message += f"\nCallbacks of this package: {names}. Lightning's own go by their class names too."
-        super().error(message, ex)
+        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
 
 
 class FarmsCLI(LightningCLI):

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_farms.data.indexing import Split, SplitName, check_split, split_trajectories
 from lightning_farms.data.pdebench import ChannelOrder, PDEBenchFile, channel_names
 from lightning_farms.data.simulation import SimulationConfig
+from lightning_farms.data.user_cache import user_cache
 from lightning_farms.data.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.writer import simulate_to_file
 
@@ -109,7 +109,7 @@ class CFDDataModule(LightningDataModule):
         _check_at_least(0, num_workers=num_workers, seed=seed)
         self.channels = channel_names(channel_order)
         self.path = None if path is None else Path(path)
-        self.cache_dir = _user_cache() if cache_dir is None else Path(cache_dir)
+        self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
@@ -311,10 +311,6 @@ def _check_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_farms"
 
 
 def _cache_name(config: SimulationConfig) -> str:

@@ -165,12 +165,20 @@ def _check_md5(path: Path, source: CIFARSource) -> None:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != source.md5:
+    found = digest.hexdigest()
+    for kind, other in SOURCES.items():
+        if found == other.md5 != source.md5:
+            raise ValueError(f"Expected {path} to be the original {source.archive}, but it is {_other(kind)}")
+    if found != source.md5:
         raise ValueError(
             f"Expected {path} to be the original {source.archive} with MD5 {source.md5}, but got "
-            f"{digest.hexdigest()} ({path.stat().st_size} bytes): it is cut short, damaged or another file. Fetch it "
+            f"{found} ({path.stat().st_size} bytes): it is cut short, damaged or another file. Fetch it "
             "anew; `checksum=False` reads an archive of your own in the same layout."
         )
+
+
+def _other(classes: int) -> str:
+    return f"the archive of CIFAR-{classes}: use `classes={classes}`."
 
 
 def _unpacked(folder: Path, source: CIFARSource) -> dict[str, bytes]:
@@ -194,7 +202,7 @@ def _packed(path: Path, source: CIFARSource) -> dict[str, bytes]:
     missing = [name for name in wanted if wanted[name] not in contents]
     if missing:
         others = [kind for kind, other in SOURCES.items() if other.folder != source.folder and _holds(path, other)]
-        hint = f" It is the archive of CIFAR-{others[0]}: use `classes={others[0]}`." if others else ""
+        hint = f" It is {_other(others[0])}" if others else ""
         raise ValueError(f"Expected {path} to hold {', '.join(missing)}, but it does not.{hint}")
     return contents
 
@@ -202,7 +210,7 @@ def _packed(path: Path, source: CIFARSource) -> dict[str, bytes]:
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
-            file = archive.extractfile(member)  # None for folders
+            file = archive.extractfile(member) if member.isfile() else None  # neither folders nor links
             if file is not None:
                 yield member.name.removeprefix("./"), file.read()
         while stream.read(_CHUNK):  # to the end, where the checksum of the whole is compared
@@ -230,9 +238,9 @@ def _checked(batch: object, key: bytes, classes: int) -> tuple[Pixels, list[int]
         if name not in batch:
             raise ValueError(f"it has no {name.decode()!r} (it has {', '.join(map(repr, batch))})")
     data, labels = batch[b"data"], batch[key]
-    shape = (data.dtype, *data.shape[1:]) if isinstance(data, np.ndarray) else None
-    if shape != (np.uint8, math.prod(_SHAPE)):
-        raise ValueError(f"its data are {shape or type(data).__name__}, not uint8 of {math.prod(_SHAPE)} an image")
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (math.prod(_SHAPE),):
+        found = getattr(data, "shape", type(data).__name__)
+        raise ValueError(f"its data are {found}, not an array of shape (images, {math.prod(_SHAPE)})")
     if not isinstance(labels, list) or len(labels) != len(data):
         raise ValueError(f"its {key.decode()!r} are not a list of {len(data)} numbers")
     if not all(isinstance(label, int) and 0 <= label < classes for label in labels):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_farms.data.cfd_data_module import _user_cache
 from lightning_farms.data.cifar import SOURCES, Classes, download_cifar, read_cifar
 from lightning_farms.data.image_batches import Augmentation
 from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
+from lightning_farms.data.user_cache import user_cache
 
 
 class CIFARDataModule(ImageDataModule):
@@ -82,7 +82,7 @@ class CIFARDataModule(ImageDataModule):
             pin_memory=pin_memory,
         )
         self.path = None if path is None else Path(path)
-        self.cache_dir = _user_cache() if cache_dir is None else Path(cache_dir)
+        self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.classes: Classes = classes
         self.url, self.checksum = url, checksum
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -89,8 +88,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         >>> len(kept), len(held_out), torch.tensor([0, 0, 0, 0, 1, 1])[held_out].tolist()
         (3, 3, [0, 0, 1])
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"Expected argument `fraction` to be in [0, 1), but got {fraction}.")
+    check_fraction("fraction", fraction)
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -160,5 +158,5 @@ def check_fraction(name: str, value: float) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not (0 <= value < 1 and math.isfinite(value)):
+    if not 0 <= value < 1:
         raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")

@@ -1,11 +1,14 @@
-"""Reading of pickles that hold nothing but dicts, lists, numbers, strings and NumPy arrays of numbers."""
+"""Reading of pickles that hold nothing but dicts, lists, numbers, strings and NumPy arrays of uint8."""
 
 from __future__ import annotations
 
 import io
 import pickle
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -15,16 +18,46 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]  # what arrays are pickled with, under either of its names
-_FROM_BUFFER = np.zeros(0).__reduce_ex__(5)[0]  # and from protocol 5 on
-_ALLOWED = {
+class _Type:
+    """Stands for `numpy.dtype`."""
+
+    def __init__(self, name: str | bytes, *_: object) -> None:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it asks for an array of type {name!r}, not of uint8")
+
+    def __setstate__(self, state: object) -> None:
+        """Do nothing: byte order and the like mean nothing for uint8."""
+
+
+class _Array:
+    """Stands for an array until the pickle is read."""
+
+    value: npt.NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: tuple[object, tuple[int, ...], _Type, bool, bytes]) -> None:
+        _, shape, kind, by_columns, content = state
+        self.value = _from_buffer(content, kind, shape, "F" if by_columns else "C").value
+
+
+def _from_buffer(content: bytes, kind: _Type, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
+    array = _Array()
+    array.value = np.frombuffer(content, np.uint8).reshape(shape, order=order)
+    return array
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+# NumPy's own constructors would make arrays of pointers, and types out of range, from whatever bytes they are given.
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _latin1,
-    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _Type,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,  # from protocol 5 on
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
 }
 
 
@@ -32,41 +65,43 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickler that looks up no names but the few that arrays need."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The object of this name, if it is allowed.
+        """What stands for the object of this name, if it is allowed.
 
         Args:
             module: where it is.
             name: its own.
 
         Returns:
-            The object.
+            A callable of its own for each call, because a pickle may set its attributes.
 
         Raises:
             pickle.UnpicklingError: it is not allowed; nothing was imported.
         """
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data of this kind never do")
-        return _ALLOWED[module, name]
+        return partial(_ALLOWED[module, name])
 
 
 def load_arrays(content: bytes) -> object:
-    """Unpickle dicts, lists and arrays, Python 2's strings as bytes; no code of the pickle's choice is run.
+    """Unpickle a dict of lists and arrays, Python 2's strings as bytes; no code of the pickle's choice is run.
 
     Args:
         content: of the file.
 
     Returns:
-        What was pickled.
+        What was pickled; the arrays among a dict's values are read-only.
 
     Raises:
-        ValueError: the content is damaged, cut short, no pickle, or asks for anything but arrays.
+        ValueError: the content is damaged, cut short, no pickle, or asks for anything but arrays of uint8.
 
     Example:
-        >>> load_arrays(pickle.dumps({"labels": [3, 5]}, protocol=2))
-        {'labels': [3, 5]}
+        >>> load_arrays(pickle.dumps({"data": np.arange(3, dtype=np.uint8), "labels": [3, 5]}))
+        {'data': array([0, 1, 2], dtype=uint8), 'labels': [3, 5]}
     """
     try:
         value: object = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"its pickle cannot be read ({type(error).__name__}: {error})") from error
-    return value
+    if not isinstance(value, dict):
+        return value
+    return {key: item.value if isinstance(item, _Array) else item for key, item in value.items()}

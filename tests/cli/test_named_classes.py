@@ -125,6 +125,11 @@ def test_a_missing_archive_is_one_message(run, capsys):
         (["fit", "--config", "missing.yaml"], None, False),
         (["fit", "--config"], None, False),
         (["fit", "--config=c.yaml"], [1], False),
+        (["fit", "--model.class_path=ImageClassifier"], None, True),
+        (["fit", "--data.help", "DigitsDataModule"], None, True),
+        (["fit", "--model=c.yaml"], {"lr": 1.0}, False),
+        (["fit", "--model", "c.yaml"], {"class_path": "ImageClassifier"}, True),
+        (["fit", "--config=c.yaml"], {"model": "c.yaml"}, False),
     ],
 )
 def test_whether_classes_are_named(tmp_path, monkeypatch, arguments, config, expected):
@@ -132,6 +137,40 @@ def test_whether_classes_are_named(tmp_path, monkeypatch, arguments, config, exp
     if config is not None:
         Path("c.yaml").write_text(yaml.safe_dump(config))
     assert classes_are_named(arguments) is expected
+
+
+def test_settings_of_the_operators_own_module_in_a_file(run, tmp_path, capsys):
+    (tmp_path / "model.yaml").write_text("lr: 0.25")
+    config = FOLDER.parent / "finetune_dpot_cfd.yaml"
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", f"--config={config}", "--model=model.yaml", "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["lr"] == 0.25
+
+
+DIGITS = f"--config={FOLDER / 'resnet18_digits.yaml'}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        (["--model=ImageClasifier"], "Models of this package: ImageClassifier, OperatorModule. Others are named"),
+        ([DIGITS, "--data=CIFAR"], "modules of this package: CFDDataModule, CIFARDataModule, DigitsDataModule. Others"),
+        ([DIGITS, "--model.network=resnet18"], "DPOT, VGG, ResNet. Others are named by their import path, such as "),
+        (["--model.network=DPOTT"], "DPOT, VGG, ResNet. Others are named by their import path, such as lightning_"),
+        ([DIGITS, "--trainer.callbacks+=TB"], "TempBalance, WeightDecayBalance. Lightning's own go by their class"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_known(run, capsys, arguments, known):
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", *arguments)
+    assert known in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["--data.sise=3", "--model.lr=fast"])
+def test_other_mistakes_are_not(run, capsys, argument):
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", DIGITS, argument)
+    assert "of this package:" not in capsys.readouterr().err
 
 
 def test_broken_yaml_is_left_to_the_parser_of_all_options(tmp_path):

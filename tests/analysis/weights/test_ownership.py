@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
-class ResNet(nn.Module):
+class ResidualNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, bias=False)
@@ -40,7 +40,7 @@ def test_batch_norm_follows_the_convolution_before_it():
         for convolution, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1")):
             for name in (f"{convolution}.weight", f"{norm}.weight", f"{norm}.bias"):
                 expected[block + name] = block + convolution
-    assert owners(ResNet()) == expected
+    assert owners(ResidualNet()) == expected
 
 
 class PreNormBlock(nn.Module):
@@ -93,7 +93,7 @@ def test_embeddings_are_layers_of_their_own():
 
 
 def test_frozen_parameters_are_mapped_like_any_other():
-    model = ResNet()
+    model = ResidualNet()
     expected = owners(model)
     model.layer1.requires_grad_(False)
     assert owners(model) == expected
@@ -151,7 +151,7 @@ def test_biases_of_recurrent_layers_follow_their_own_weight(wrap):
 
 
 def test_every_layer_named_is_one_that_is_found_or_what_several_have_in_common():
-    for model in (ResNet(), Transformer(), nn.Sequential(Packed(), nn.LSTM(3, 3))):
+    for model in (ResidualNet(), Transformer(), nn.Sequential(Packed(), nn.LSTM(3, 3))):
         names = [weight.name for weight in layer_weights(model)]
         layers = set(parameter_layers(model).values())
         assert all(any(name == layer or name.startswith(f"{layer}.") for name in names) for layer in layers)

@@ -1,0 +1,45 @@
+"""The classes of this package that can be named where the parser does not know a name."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch.nn import Module
+
+from lightning_farms import callbacks, data, models  # which also makes them known by their short names
+
+
+def known_names(message: str) -> str:
+    """What can be named instead of a class that the parser does not know.
+
+    Args:
+        message: The parser's, of any error.
+
+    Returns:
+        A sentence to go with it; empty for other errors, and for places at which this package has nothing to offer.
+    """
+    if "Expected a dot import path" not in message:
+        return ""
+    if 'key "trainer.callbacks' in message:
+        return f"Callbacks{_classes(callbacks, Callback)} Lightning's own go by their class names too."
+    by_path = "Others are named by their import path"
+    if 'network":' in message:  # stands within a message on the model
+        networks = _classes(models, Module, but=LightningModule)
+        return f"Networks{networks} {by_path}, such as lightning_farms.models.resnet18."
+    if 'key "model":' in message:
+        return f"Models{_classes(models, LightningModule)} {by_path}."
+    if 'key "data":' in message:
+        return f"Data modules{_classes(data, LightningDataModule)} {by_path}."
+    return ""
+
+
+def _classes(room: ModuleType, kind: type, *, but: type | tuple[type, ...] = ()) -> str:
+    found = ((name, getattr(room, name)) for name in room.__all__)
+    names = [name for name, value in found if _is_a(value, kind) and not issubclass(value, but)]
+    return f" of this package: {', '.join(names)}."
+
+
+def _is_a(value: object, kind: type) -> bool:
+    return inspect.isclass(value) and issubclass(value, kind) and not inspect.isabstract(value)
