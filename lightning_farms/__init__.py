@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
     from lightning_farms.callbacks import (
+        AlphaMap,
         Control,
         LayerwiseLearningRate,
         LinearMap,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FARMS",
+    "AlphaMap",
     "Control",
     "LayerSpectrum",
     "LayerwiseLearningRate",

@@ -29,7 +29,8 @@ class Control:
         ramp_steps: number of optimizer steps (of all optimizers) over which the multipliers go linearly from those in
             force at an analysis to the new ones; 0 for at once.
         layers: which weights have a say, and their layers a multiplier: ``include``, ``exclude`` (patterns), ``kinds``,
-            ``min_size`` (number of eigenvalues of a matrix), ``max_size``.
+            ``min_size`` (number of eigenvalues of a matrix), ``max_size``. Whether embeddings and low-rank products are
+            analysed at all is a matter of ``selection``.
         first_layer: whether the first layer of the model, of those that the analysis selects, is balanced.
         last_layer: whether the last layer of the model, of those that the analysis selects, is balanced.
         norms: whether norms (modules without a matrix) follow the layer they belong to.

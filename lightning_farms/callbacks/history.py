@@ -47,9 +47,10 @@ class LayerHistory:
     def __repr__(self) -> str:
         if not self.epochs:
             return "LayerHistory(no analysis)"
-        count = f"{len(self.epochs)} analyses, epochs {self.epochs[0]} to {self.epochs[-1]}"
-        if len(self.epochs) == 1:
-            count = f"1 analysis, after {self.epochs[0]} epochs"
+        unit, numbers = self.positions()
+        count = f"{len(numbers)} analyses, {unit}s {numbers[0]} to {numbers[-1]}"
+        if len(numbers) == 1:
+            count = f"1 analysis, after {numbers[0]} {unit}s"
         return f"LayerHistory({', '.join([count, *self._layer_counts()])})"
 
     def append(self, epochs: int, values: Mapping[str, Mapping[str, float]], *, step: int | None = None) -> None:

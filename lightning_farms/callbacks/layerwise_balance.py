@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich.table import Table
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -32,7 +31,6 @@ from lightning_farms.callbacks.hyperparameter import Hyperparameter
 from lightning_farms.callbacks.multiplier_ramp import MultiplierRamp
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor, monitors
 from lightning_farms.callbacks.strategies import structure, whole_shapes
-from lightning_farms.callbacks.summary import summary_table
 from lightning_farms.functional.control import moving_average
 from lightning_farms.functional.vectors import vector
 from lightning_farms.optim import LayerwiseScaling
@@ -141,7 +139,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             if both and other is not self:
                 raise MisconfigurationException(
                     f"{type(self).__name__} and {type(other).__name__} both adjust the {both.pop().name} and would "
-                    "compound. Keep one; SpectralMonitor(analysis=...) logs a second analysis without adjusting."
+                    "compound. Keep one (SpectralMonitor(analysis=...) logs a second analysis without adjusting), or "
+                    "leave out `compensate_weight_decay` if it is that."
                 )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,6 +192,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     # ---- stages ------------------------------------------------------------------------------------------------------
 
     def _hook(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        former = {scaling.optimizer: scaling for scaling in self._scalings}
         self._detach()
         control = self.control
         layer_of, self._holders = structure(
@@ -207,6 +207,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
         for scaling in self._scalings:
             scaling.attach()
+            if scaling.optimizer in former:
+                scaling.remember(former[scaling.optimizer])
         self._hooked = _identities(trainer)
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -216,7 +218,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         try:
             self._hook(trainer, pl_module)
             self._apply(trainer)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, RuntimeError, MisconfigurationException) as error:
+            self._detach()
             self._warned_of.add("use")  # which would be said again, of no layer at all
             self._warn_once("hooks", f"{error} All layers have the base {self._adjusts.name} from now on.")
 
@@ -236,7 +239,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     def _detach(self) -> None:
         for scaling in self._scalings:
             scaling.detach()
-        self._scalings, self._holders, self._layers = [], {}, {}
+        self._scalings, self._holders = [], {}
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> Mapping[str, Mapping[str, float]]:
         alphas = self._smoothed(self._alphas(report))
@@ -255,7 +258,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             if not self._ramp.target:
                 raise
             self._warn_once("map", f"{type(self).__name__}: the multipliers stay as they were. {error}")
-            return self._ramp.target
+            return {layer: self._ramp.target.get(layer, 1.0) for layer in alphas}
         return dict(zip(alphas, multipliers.tolist(), strict=True))
 
     def _alphas(self, report: SpectralReport) -> dict[str, float]:
@@ -263,7 +266,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         trained = set().union(*(scaling.trained_parameters() for scaling in self._scalings))
         members: dict[str, list[float]] = {}
         for row in report:
-            if row.name in self._layers and not trained.isdisjoint(self._holders[row.name]):
+            if row.name in self._layers and not trained.isdisjoint(self._holders.get(row.name, ())):
                 alpha = math.nan if row.name in self._unbalanced else row.alpha
                 members.setdefault(self._layers[row.name], []).append(alpha)
         return {layer: vector(of_weights).nanmean().item() for layer, of_weights in members.items()}
@@ -294,11 +297,10 @@ class LayerwiseBalance(SpectralMonitor, ABC):
                 values[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = scaling.effective()
         return values
 
-    def _summary_table(self, report: SpectralReport) -> Table:
-        """With the factor of each of the report's weights, also where several have one."""
+    def _factors(self) -> dict[str, dict[str, float]]:
+        """The factor of each of the report's weights, also where several have one."""
         layers = self._layers.items()
-        factors = {name: self.multipliers[layer] for name, layer in layers if layer in self.multipliers}
-        return summary_table(report, self.history, factors, factor=self._adjusts.factor)
+        return {self._adjusts.factor: {name: self.multipliers[of] for name, of in layers if of in self.multipliers}}
 
 
 def _identities(trainer: Trainer) -> list[tuple[int, bool]]:

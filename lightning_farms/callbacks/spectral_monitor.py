@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
-from rich.table import Table
 
 from lightning_farms.analysis import (
     FARMS,
@@ -188,9 +187,9 @@ class SpectralMonitor(Callback):
         self._module = id(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier fit measured; refuse a pattern that fits no layer."""
+        """Forget what an earlier fit measured and drew; refuse a pattern that fits no layer."""
         self._measurements = Measurements()
-        self._epoch_start, self._spent = None, 0.0
+        self._epoch_start, self._spent, self._figures_at = None, 0.0, None
         with whole_shapes(trainer):
             next(layer_weights(pl_module, self.selection, values=False), None)
 
@@ -200,6 +199,11 @@ class SpectralMonitor(Callback):
             rank_zero_warn(
                 f"{type(self).__name__} has no logger to write to: its report and history are still available. "
                 "Give the Trainer a TensorBoardLogger to see histograms, heat maps and spectra."
+            )
+        if trainer.max_epochs is not None and -1 < trainer.max_epochs < self.start_epoch:
+            rank_zero_warn(
+                f"{type(self).__name__}: start_epoch={self.start_epoch} comes after the last epoch "
+                f"(max_epochs={trainer.max_epochs}), so that nothing will be analysed."
             )
         self._describe(trainer)
         self._catch_up(trainer, pl_module)
@@ -249,11 +253,12 @@ class SpectralMonitor(Callback):
         self._measurements.drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the closing table; a RichProgressBar listed before this callback has gone by now."""
+        """Print the closing table, of all callbacks of equal analysis."""
         self._measurements.drop()
-        wanted = stage == "fit" and self.summary and trainer.is_global_zero
-        if wanted and self.report is not None and self._analysed and self._draws(trainer, self._analysed):
-            Console().print(self._summary_table(self.report))
+        peers = self._peers(trainer) if stage == "fit" and trainer.is_global_zero else []
+        wanted = self.report is not None and any(peer.summary for peer in peers)
+        if wanted and self._analysed is not None and self._draws(trainer, self._analysed):
+            self._print_summary(trainer, pl_module)
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -268,8 +273,9 @@ class SpectralMonitor(Callback):
         """{first part of the log keys: {layer: value}} of what is adjusted, logged after every epoch and analysis."""
         return {}
 
-    def _summary_table(self, report: SpectralReport) -> Table:
-        return summary_table(report, self.history, None)
+    def _factors(self) -> dict[str, dict[str, float]]:
+        """{title: {weight: multiplier}} for the closing table."""
+        return {}
 
     _precedence = 1  # those that adjust something, 0, speak for the monitors of an equal analysis
 
@@ -281,7 +287,10 @@ class SpectralMonitor(Callback):
         if self._schedule.is_due(now, self._analysed):
             scalars = self._update(trainer, pl_module, now)
             self._log(trainer, scalars)
-            trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self._monitored(trainer, scalars).items()})
+            monitored = {
+                key: torch.tensor(value, device="cpu") for key, value in self._monitored(trainer, scalars).items()
+            }
+            trainer.callback_metrics.update(monitored)
 
     def _update(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> dict[str, float]:
         """Analyse, unless a callback of equal analysis has done so, and write pictures; returns the scalars to log."""
@@ -355,8 +364,8 @@ class SpectralMonitor(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> None:
         draws = self._draws(trainer, now)
-        report, history = self.report if draws else None, self._history_to_draw(draws)
-        pictures = analysis_pictures(self._label(trainer), report, history)
+        report = self.report if self._leader(trainer, now) is self else None
+        pictures = analysis_pictures(self._label(trainer), report, self._history_to_draw(draws))
         self._warn_of(hand_out(pictures, sinks(trainer), _step(trainer)))
         drawn = self._figures_at.epochs if self._figures_at else 0
         often = self.figures_every_n_epochs
@@ -391,6 +400,18 @@ class SpectralMonitor(Callback):
             columns = [f"{label}/{quantity}" for quantity in monitor._question.columns()]
             logged[label] = Logged(peers, columns + sorted({key for peer in peers for key in peer._values()}))
         self._warn_of(describe(sinks(trainer), logged, _step(trainer)))
+
+    def _print_summary(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.report is not None
+        assert self._analysed is not None
+        bar = trainer.progress_bar_callback
+        if bar is not None:  # the live display of one that comes later would go over the table
+            bar.teardown(trainer, pl_module, "fit")
+        by_step = self.every_n_steps is not None
+        number, unit = (self._analysed.step, "step") if by_step else (self._analysed.epochs, "epoch")
+        factors = {title: of for peer in self._peers(trainer) for title, of in peer._factors().items()}
+        after = f"{number} {unit}{'' if number == 1 else 's'}"
+        Console().print(summary_table(self.report, self.history, factors, after=after))
 
     # ---- warnings ----------------------------------------------------------------------------------------------------
 
@@ -427,10 +448,13 @@ class SpectralMonitor(Callback):
         return next(done, None) or next(due, self)
 
     def _draws(self, trainer: Trainer, now: Moment) -> bool:
-        """Whether alphas are drawn from this callback's history: the longest, the analysis of this moment included."""
-        peers = self._peers(trainer)
+        """Whether alphas are drawn from this callback's history: the longest, the analysis of this moment included.
+
+        Among equal ones it is the last's: that of a monitor, of several callbacks that take turns.
+        """
+        peers = [c for c in self._peers(trainer) if c.report is not None or c._schedule.is_due(now, c._analysed)]
         lengths = [len(c.history.epochs) + (c._analysed != now and c._schedule.is_due(now, c._analysed)) for c in peers]
-        return peers[lengths.index(max(lengths))] is self
+        return bool(peers) and peers[len(peers) - 1 - lengths[::-1].index(max(lengths))] is self
 
     def _label(self, trainer: Trainer) -> str:
         """First part of the log keys: the analysis's label, numbered where two analyses share it."""

@@ -12,45 +12,57 @@ from rich.table import Table
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.callbacks.history import LayerHistory
 
+_NAMED = 5  # layers of one reason
+
 
 def summary_table(
     report: SpectralReport,
     history: LayerHistory,
-    multipliers: Mapping[str, float] | None,
+    factors: Mapping[str, Mapping[str, float]] | None = None,
     *,
-    factor: str = "lr factor",
+    after: str = "training",
 ) -> Table:
-    """One line a layer: name, shape, alpha first and last, multiplier, and why a layer was left out.
+    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out.
 
     Args:
         report: the last analysis.
         history: the run's analyses.
-        multipliers: {layer: multiplier} now in force, or None where nothing is adjusted.
-        factor: title of the multipliers' column.
+        factors: {title of a column: {layer: multiplier now in force}}, one for each hyperparameter that is adjusted.
+        after: when the last analysis was made, in words.
 
     Returns:
         The table.
     """
-    table = Table(title=f"Spectra after {history.epochs[-1] if history.epochs else 0} epochs", box=SIMPLE_HEAD)
+    table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
     table.add_column("alpha first", justify="right")
     table.add_column("last", justify="right", no_wrap=True)
-    if multipliers is not None:
-        table.add_column(factor, justify="right")
-    if any(row.reason for row in report):
-        table.add_column("remark", overflow="fold")
+    columns = dict(factors or {})
+    for title in columns:
+        table.add_column(title, justify="right")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
         cells = [escape(row.name), "x".join(map(str, row.shape)), _number(first), _number(row.alpha)]
-        if multipliers is not None:
-            cells.append(f"{multipliers[row.name]:.3f}" if row.name in multipliers else "not trained")
-        table.add_row(
-            *cells, *([escape(row.reason)] if row.reason else []), style="dim" if row.status == "skipped" else None
-        )
-    table.caption = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
+        cells += [f"{of[row.name]:.3f}" if row.name in of else "not trained" for of in columns.values()]
+        table.add_row(*cells, style="dim" if row.status == "skipped" else None)
+    mean = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
+    table.caption = "\n".join([mean, *_reasons(report)])
     return table
+
+
+def _reasons(report: SpectralReport) -> list[str]:
+    """One line a reason, with the first of the layers that have it."""
+    layers: dict[str, list[str]] = {}
+    for row in report:
+        if row.reason:
+            layers.setdefault(row.reason, []).append(row.name)
+    lines = []
+    for reason, names in layers.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        lines.append(escape(f"{', '.join(names[:_NAMED])}{more}: {reason}"))
+    return lines
 
 
 def _number(value: float) -> str:

@@ -87,7 +87,7 @@ class LayerwiseScaling:
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
         self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a stand-in (so that its id stays its own), its group}
-        self._trained: set[torch.Tensor] = set()  # at the first step since it was last asked for
+        self._last_step: list[tuple[torch.Tensor, bool]] = []  # its parameters, and whether they required a gradient
         self._interrupted: list[list[Group] | None] = []  # what each running state_dict found in force, if stand-ins
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
@@ -152,13 +152,16 @@ class LayerwiseScaling:
         return rates
 
     def trained_parameters(self) -> set[torch.Tensor]:
-        """Return the optimizer's parameters that required a gradient at its first step since the last call.
+        """Return the optimizer's parameters that required a gradient at its last step.
 
-        (Or that do so now, if it has not stepped: between its steps the other player of a game may have frozen them.)
+        (Or that do so now, if they had no step: between its steps the other player of a game may have frozen them.)
         """
-        trained = self._trained if self._trained else self._requiring_gradients()
-        self._trained = set()
-        return trained
+        then = dict(self._last_step)
+        return {p for group in self._own_groups() for p in group["params"] if then.get(p, p.requires_grad)}
+
+    def remember(self, other: "LayerwiseScaling") -> None:
+        """Take over what another scaling of the optimizer has seen of its last step."""
+        self._last_step = other._last_step
 
     def attach(self) -> None:
         """Put the hooks in place; nothing happens if they are.
@@ -229,8 +232,7 @@ class LayerwiseScaling:
         self._depth += 1
         if self._depth > 1:
             return None
-        if not self._trained:
-            self._trained = self._requiring_gradients()
+        self._last_step = [(p, p.requires_grad) for group in optimizer.param_groups for p in group["params"]]
         self._open()
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._outside_window(kwargs["closure"])}
@@ -314,9 +316,6 @@ class LayerwiseScaling:
         for scaling in reversed(self._with_those_opened_later()):
             groups = scaling._without_stand_ins(groups)
         return groups
-
-    def _requiring_gradients(self) -> set[torch.Tensor]:
-        return {p for group in self._own_groups() for p in group["params"] if p.requires_grad}
 
     def _current_splits(self) -> list[GroupSplit]:
         """Return the division of each of the optimizer's groups, made anew only where the group has changed."""

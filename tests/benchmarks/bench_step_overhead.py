@@ -1,7 +1,8 @@
 """Time what layer-wise scaling adds to a step: python tests/benchmarks/bench_step_overhead.py [--device cuda].
 
-Fifty linear layers, AdamW(foreach=True). First the optimizer's step alone, then whole training steps (forward,
-backward, step; batch 64) of several widths. The variants take turns within one run; medians are printed.
+Fifty linear layers, AdamW(foreach=True), or fused where that is said. First the optimizer's step alone, then whole
+training steps (forward, backward, step; batch 64) of several widths. The variants take turns within one run; medians
+are printed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def variant(name: str, width: int, depth: int, device: str) -> tuple[nn.Sequenti
     model, layer_of = build(width, depth, device)
     layerwise = "layer groups" in name
     params = layerwise_param_groups(model.named_parameters(), layer_of) if layerwise else model.parameters()
-    optimizer = AdamW(params, lr=1e-5, foreach=True)
+    optimizer = AdamW(params, lr=1e-5, fused=True) if "fused" in name else AdamW(params, lr=1e-5, foreach=True)
     distinct = {"distinct": depth, "five values": 5, "equal to 1": 0}
     for multipliers, number in distinct.items():
         if multipliers in name:
@@ -99,8 +100,17 @@ def main() -> None:
         "distinct, one group",
         "distinct, one group, closure",
         "distinct, layer groups",
+        "plain, fused",
+        "distinct, fused",
     ]
-    whole = ["plain, one group", "equal to 1, one group", "five values, one group", "distinct, one group"]
+    whole = [
+        "plain, one group",
+        "equal to 1, one group",
+        "five values, one group",
+        "distinct, one group",
+        "plain, fused",
+        "distinct, fused",
+    ]
     layers = f"{args.depth} layers of"
     first = args.widths[0]
     steps = {name: update(name, first, args.depth, args.device) for name in alone}

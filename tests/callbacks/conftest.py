@@ -1,4 +1,4 @@
-"""A small model with a norm, its data, and a Trainer that logs into tmp_path."""
+"""Two models, their data, a Trainer that logs into tmp_path, and what updates really use."""
 
 import csv
 from pathlib import Path
@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_farms import analyze
 
 
 def sgd(parameters):
@@ -103,3 +105,81 @@ def make_trainer(tmp_path):
         return pl.Trainer(callbacks=callbacks, **{**settings, **kwargs})
 
     return make
+
+
+# ---- what updates use ------------------------------------------------------------------------------------------------
+
+
+class Tower(pl.LightningModule):
+    """Linear layers of different spectra, with biases, and a norm after each."""
+
+    def __init__(self, tails=(1.0, 1.3, 1.6, 2.0, 2.5, 3.0), optimizer=torch.optim.SGD, **options):
+        super().__init__()
+        torch.manual_seed(3)
+        self.options = {"lr": 1e-3, **options}
+        self.optimizer_class = optimizer
+        self.layers = nn.Sequential()
+        for tail in tails:
+            linear = nn.Linear(24, 24)
+            with torch.no_grad():  # a power law of its own for each
+                u, _, v = torch.linalg.svd(linear.weight)
+                linear.weight.copy_(u @ torch.diag(torch.arange(1, 25) ** (-0.4 * tail)) @ v)
+            self.layers.extend([linear, nn.LayerNorm(24)])
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].flatten(1)[:, :24].double()
+        return self.layers(x).square().mean()
+
+    def configure_optimizers(self):
+        return self.optimizer_class(self.parameters(), **self.options)
+
+
+def is_linear(name):
+    """Whether a parameter of a Tower is of a linear layer, not of a norm."""
+    return int(name.split(".")[1]) % 2 == 0
+
+
+def weights(multipliers):
+    """{layer: multiplier} of a Tower's weights."""
+    return {
+        name[: -len(".weight")]: m for name, m in multipliers.items() if is_linear(name) and name.endswith("weight")
+    }
+
+
+class Used(pl.Callback):
+    """What each step of plain SGD multiplied the base rate by, for each parameter, in float64."""
+
+    def __init__(self):
+        self.multipliers = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        base = trainer.optimizers[0].param_groups[0]["lr"]
+        rates = {}
+        for name, p in pl_module.named_parameters():
+            rates[name] = (((self.before[name] - p) * p.grad).sum() / p.grad.square().sum() / base).item()
+        self.multipliers.append(rates)
+
+
+@pytest.fixture
+def used(loader, make_trainer):
+    def run(callback, model=None, max_epochs=1, extra=()):
+        record = Used()
+        trainer = make_trainer([callback, record, *extra], max_epochs=max_epochs, precision="64-true")
+        trainer.fit(model or Tower(), loader)
+        return record.multipliers
+
+    return run
+
+
+class Alphas(pl.Callback):
+    """Alphas of the weights before each epoch."""
+
+    def __init__(self):
+        self.by_epoch = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.by_epoch.append(analyze(pl_module).alphas)

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_farms import Control, LinearMap, SpectralMonitor, TempBalance, WeightDecayBalance
@@ -267,3 +268,60 @@ def test_overlap_of_any_callback_of_equal_analysis_counts(order, small_net, load
     callbacks = [TempBalance(summary=False), SpectralMonitor(overlap=True, summary=False)][::order]
     make_trainer(callbacks, max_epochs=2).fit(model, loader, loader)
     assert len(started) == 2
+
+
+# ---- layers that are frozen and unfrozen -----------------------------------------------------------------------------
+
+
+class Thaws(Tower):
+    """The head's parameters are in the optimizer, and train from the second epoch on."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.head.requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        self.head.requires_grad_(self.current_epoch >= 1)
+
+
+def test_an_unfrozen_layer_is_balanced_at_the_next_analysis(loader, make_trainer):
+    balance = TempBalance(every_n_epochs=2, summary=False)
+    make_trainer([balance], max_epochs=2).fit(Thaws(), loader)
+    assert set(balance.multipliers) == {"body", "mid", "head"}
+
+
+def test_a_resumed_run_with_unfrozen_layers_equals_the_straight_one(loader, make_trainer, tmp_path):
+    def fit(max_epochs, ckpt_path=None):
+        save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_epochs=1)
+        callbacks = [TempBalance(every_n_epochs=2, summary=False), save]
+        trainer = make_trainer(callbacks, max_epochs=max_epochs, enable_checkpointing=True)
+        model = Thaws()
+        trainer.fit(model, loader, ckpt_path=ckpt_path)
+        return model.state_dict(), callbacks[0].multipliers
+
+    weights, multipliers = fit(5)
+    for step in (4, 12):
+        fit(step // 4)
+        resumed, found = fit(5, tmp_path / f"step={step}.ckpt")
+        assert found == multipliers
+        assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+
+
+def test_a_player_that_grows_while_the_other_is_frozen_takes_it_along(loader, make_trainer):
+    class Grows(Game):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                layer = nn.Linear(16, 16).double()
+                self.g.append(layer)
+                self.optimizers()[1].optimizer.add_param_group({"params": list(layer.parameters())})
+
+    balance = TempBalance(summary=False)
+    make_trainer([balance], max_epochs=2).fit(Grows(), loader)
+    assert set(balance.multipliers) == {"d.0", "d.1", "g.0", "g.1", "g.2"}
+
+
+def test_a_map_that_fails_when_a_layer_is_new_stops_nothing(loader, make_trainer):
+    balance = Rate(Wrong(torch.ones(1), calls=2), summary=False)
+    with pytest.warns(UserWarning, match="the multipliers stay as they were"):
+        make_trainer([balance], max_epochs=4).fit(Tower(more_layers), loader)
+    assert balance.multipliers["top"] == 1.0

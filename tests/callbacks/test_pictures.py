@@ -4,7 +4,7 @@ import torch
 
 from lightning_farms import LayerSpectrum, SpectralReport
 from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.pictures import analysis_pictures, hand_out, run_figures, spread_over_depth
+from lightning_farms.callbacks.pictures import _map_figure, analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.callbacks.sinks import Sink
 
 
@@ -36,6 +36,15 @@ def test_the_map_of_a_long_run_stays_small_and_ends_with_the_last_analysis():
     image = keeper.kept["farms/alpha_map"]
     assert image.shape[1] <= 480
     assert image[0, -1].tolist() == [253, 231, 36]
+
+
+def test_history_of_steps_gives_maps_a_step_axis():
+    history = LayerHistory()
+    for step in (0, 50, 100):
+        history.append(step // 100, {"alpha": {"a": 2.0}}, step=step)
+    axes = _map_figure(history, "alpha").axes[0]
+    assert axes.get_xlabel() == "step"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "50", "100"]
 
 
 def test_what_another_callback_shows_is_not_shown_twice():

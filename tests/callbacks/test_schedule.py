@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_farms import Control, SpectralMonitor, TempBalance
+from lightning_farms import SpectralMonitor, TempBalance
 from lightning_farms.callbacks.schedule import Moment, Schedule
 
 
@@ -112,14 +112,10 @@ def test_alphas_are_drawn_from_the_longest_history(order, small_net, loader, mak
         lambda: SpectralMonitor(every_n_epochs=None),
         lambda: SpectralMonitor(every_n_steps=2.5),
         lambda: SpectralMonitor(start_epoch=True),
-        lambda: Control(ramp_steps=2.5),
-        lambda: Control(ramp_steps=None),
-        lambda: Control(ema_decay="0.5"),
-        lambda: Control(norms="no"),
     ],
 )
 def test_wrong_kinds_of_numbers(make):
-    with pytest.raises(TypeError, match=r"Expected argument `.*` to be (an integer|a number|True or False), but got"):
+    with pytest.raises(TypeError, match=r"Expected argument `.*` to be an integer, but got"):
         make()
 
 

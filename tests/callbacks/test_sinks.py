@@ -5,7 +5,6 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_farms import SpectralMonitor, TBSigmoid
-from lightning_farms.callbacks.history import LayerHistory
 from lightning_farms.callbacks.pictures import Picture, hand_out
 from lightning_farms.callbacks.sinks import ImageSink, MLflowSink, Sink, TensorBoardSink, WandbSink, sinks
 
@@ -206,14 +205,3 @@ def test_csv_of_many_layers_is_written_anew_once_at_most(make_trainer, tmp_path,
     assert len(rewritten) == 0
     lines = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     assert len(lines) == 61
-
-
-def test_history_of_steps_gives_maps_a_step_axis():
-    from lightning_farms.callbacks.pictures import _map_figure
-
-    history = LayerHistory()
-    for step in (0, 50, 100):
-        history.append(step // 100, {"alpha": {"a": 2.0}}, step=step)
-    axes = _map_figure(history, "alpha").axes[0]
-    assert axes.get_xlabel() == "step"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "50", "100"]

@@ -1,8 +1,13 @@
 """The closing table at the width of a terminal, of a file and of a notebook."""
 
+import contextlib
 import io
 import math
+import os
+import pty
 import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -34,34 +39,83 @@ def test_sixty_layers_lose_nothing(name, options):
     rows, history = make(60, name)
     rows.append(LayerSpectrum("norm", "linear", (1, 4), status="skipped", reason="a vector"))
     multipliers = {row.name: 1.25 for row in rows[:-2]}
-    text = re.sub(r"\x1b\[[0-9;]*m", "", shown(summary_table(SpectralReport(rows), history, multipliers), **options))
+    table = summary_table(SpectralReport(rows), history, {"lr factor": multipliers}, after="7 epochs")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown(table, **options))
     assert max(map(len, text.splitlines())) <= options.get("width", 80)
     assert "…" not in text
     columns = [line[2:].split("  ")[0].strip() for line in text.splitlines() if line.startswith("  ")]
     assert all(row.name in "".join(columns) for row in rows)
-    for expected in ("512x2048", "1.500", "2.590", "1.250", "not trained", "a vector", "after 7 epochs"):
+    for expected in ("512x2048", "1.500", "2.590", "1.250", "not trained", "norm: a vector", "after 7 epochs"):
         assert expected in " ".join(text.split())
 
 
-def test_title_of_the_factor_is_the_callers():
+def test_one_column_for_each_hyperparameter():
     rows, history = make(1)
-    text = shown(summary_table(SpectralReport(rows), history, {rows[0].name: 0.5}, factor="decay factor"))
-    assert "decay factor" in text
-    assert "lr factor" not in text
-    assert "factor" not in shown(summary_table(SpectralReport(rows), history, None))
+    factors = {"lr factor": {rows[0].name: 0.5}, "decay factor": {rows[0].name: 1.75}}
+    text = shown(summary_table(SpectralReport(rows), history, factors))
+    assert all(expected in text for expected in ("lr factor", "decay factor", "0.500", "1.750"))
+    assert "factor" not in shown(summary_table(SpectralReport(rows), history))
 
 
-def test_a_run_without_an_analysis_or_with_a_dead_layer():
-    rows = [LayerSpectrum("fc", "linear", (4, 4), alpha=math.nan, status="skipped", reason="[all] zero")]
-    text = shown(summary_table(SpectralReport(rows), LayerHistory(), None))
-    assert "after 0 epochs" in text
-    assert "[all] zero" in text
+def test_layers_that_were_left_out_for_one_reason_are_named_together():
+    rows, history = make(2)
+    rows += [LayerSpectrum(f"emb.{i}", "embedding", (4, 4), status="skipped", reason="on request") for i in range(7)]
+    rows.append(LayerSpectrum("dead", "linear", (4, 4), alpha=math.nan, status="skipped", reason="[all] zero"))
+    text = " ".join(shown(summary_table(SpectralReport(rows), history)).split())
+    assert "emb.0, emb.1, emb.2, emb.3, emb.4 and 2 more: on request dead: [all] zero" in text
 
 
 def test_in_a_notebook_it_is_html():
     rows, history = make(3)
-    console = Console(file=io.StringIO(), width=115, force_jupyter=True, record=True)
-    with console.capture():
-        pass
-    bundle = summary_table(SpectralReport(rows), history, None)._repr_mimebundle_([], [])
+    bundle = summary_table(SpectralReport(rows), history)._repr_mimebundle_([], [])
     assert "blocks.2.fc" in bundle["text/html"]
+
+
+TRAINING = """
+import sys
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning_farms import TempBalance, WeightDecayBalance
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(3)))
+
+    def training_step(self, batch, batch_idx):
+        for i in range(6):
+            self.log(f"a_rather_long_name_{i}", float(i), prog_bar=True)
+        return self.net(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), weight_decay=0.1)
+
+bar = {"rich": [RichProgressBar()], "tqdm": [TQDMProgressBar()], "default": []}[sys.argv[1]]
+callbacks = [WeightDecayBalance(every_n_steps=2, summary=False), TempBalance(every_n_steps=2), *bar]
+options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+Trainer(callbacks=callbacks, max_epochs=1, **options).fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 2))
+"""
+
+
+@pytest.mark.parametrize("bar", ["rich", "tqdm", "default"])
+def test_no_progress_bar_goes_over_the_table(bar, tmp_path):
+    """In a terminal, where a bar that comes later than the callback redraws its lines."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAINING)
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "50", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script), bar]
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment, cwd=tmp_path)
+    os.close(follower)
+    output = b""
+    with contextlib.suppress(OSError):  # at the end of the terminal
+        while part := os.read(leader, 65536):
+            output += part
+    assert process.wait(timeout=60) == 0, output.decode()
+    before, title, table = output.decode().partition("Spectra after 4 steps")
+    assert title
+    assert before.endswith(" ")  # on a line of its own
+    assert not re.search(r"\x1b\[\d*[AFJK]", table)  # nothing goes up again, or erases
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", table)
+    assert all(expected in plain for expected in ("net.2", "lr", "decay", "factor", "mean alpha"))

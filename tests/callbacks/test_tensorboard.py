@@ -60,7 +60,7 @@ def test_a_picture_that_fails_is_reported_once_and_stops_neither_training_nor_th
 
 
 def test_scalars_hold_the_history(run):
-    callback = TBSigmoid(summary=False)
+    callback = TBSigmoid(figures_every_n_epochs=0, esd_layers=0, summary=False)
     events = run(callback, max_epochs=3)
     for layer, alphas in zip(LAYERS, callback.history.rows("alpha"), strict=True):
         found = [event.value for event in events.Scalars(f"farms/alpha/{layer}")]
@@ -75,7 +75,7 @@ def test_scalars_hold_the_history(run):
 
 
 def test_histograms_and_images_share_the_scalars_steps(run):
-    events = run(SpectralMonitor(figures_every_n_epochs=0, summary=False), max_epochs=3)
+    events = run(SpectralMonitor(figures_every_n_epochs=0, esd_layers=1, summary=False), max_epochs=3)
     steps = [event.step for event in events.Scalars("farms/alpha/conv")]
     assert [event.step for event in events.Histograms("farms/alpha_histogram")] == steps
     assert [event.step for event in events.Images("farms/alpha_map")] == steps
@@ -84,7 +84,7 @@ def test_histograms_and_images_share_the_scalars_steps(run):
 
 
 def test_histogram_counts_the_layers_where_their_alphas_are(run):
-    monitor = SpectralMonitor(summary=False)
+    monitor = SpectralMonitor(esd_layers=0, summary=False)
     events = run(monitor, max_epochs=1)
     last = events.Histograms("farms/alpha_histogram")[-1].histogram_value
     alphas = list(monitor.report.alphas.values())
@@ -93,7 +93,7 @@ def test_histogram_counts_the_layers_where_their_alphas_are(run):
 
 
 def test_the_map_shows_one_block_of_colour_a_layer_and_epoch(run):
-    monitor = SpectralMonitor(summary=False)
+    monitor = SpectralMonitor(esd_layers=0, summary=False)
     events = run(monitor, max_epochs=1)
     image = picture(events.Images("farms/alpha_map")[-1])
     rows = np.array(monitor.history.rows("alpha"))
@@ -107,36 +107,39 @@ def test_the_map_shows_one_block_of_colour_a_layer_and_epoch(run):
 
 
 def test_labelled_figures_are_of_a_size_to_read(run):
-    events = run(SpectralMonitor(summary=False), max_epochs=1)
+    events = run(SpectralMonitor(esd_layers=1, summary=False), max_epochs=1)
     for tag in ("farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/conv"):
         image = picture(events.Images(tag)[-1])
         assert min(image.shape[:2]) >= 200
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
+class Vectors(pl.LightningModule):
+    """Trains a vector, beside layers that no optimizer has."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(108))
+        self.layers = nn.ModuleList(layers)
+
+    def training_step(self, batch, batch_idx):
+        return (batch[0].flatten(1) @ self.weight).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:TBSigmoid. all layers have the same learning rate")
+@pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("callback", [SpectralMonitor, TBSigmoid])
-def test_nothing_to_show_is_no_failure(callback, loader, make_trainer, tmp_path):
+def test_nothing_to_show_is_no_failure(callback, layers, loader, make_trainer, tmp_path):
     """Without a layer, and with a layer that no optimizer has: the second has alphas but no rates."""
-
-    class Vectors(pl.LightningModule):
-        def __init__(self, *layers):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(108))
-            self.layers = nn.ModuleList(layers)
-
-        def training_step(self, batch, batch_idx):
-            return (batch[0].flatten(1) @ self.weight).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD([self.weight], lr=1e-4)
-
-    for version, layers in enumerate([(), (nn.Linear(20, 20),)]):
-        logger = TensorBoardLogger(tmp_path, name="tb", version=version)
-        make_trainer([callback(summary=False)], logger=logger).fit(Vectors(*layers), loader)
-        images = EventAccumulator(logger.log_dir).Reload().Tags()["images"]
-        assert ("farms/alpha_map" in images) == ("farms/alpha_map_labelled" in images) == bool(layers)
-        assert not any("learning_rate" in tag for tag in images)
+    logger = TensorBoardLogger(tmp_path, name="tb", version=0)
+    model = Vectors(*(nn.Linear(20, 20) for _ in range(layers)))
+    make_trainer([callback(summary=False)], logger=logger).fit(model, loader)
+    images = EventAccumulator(logger.log_dir).Reload().Tags()["images"]
+    assert ("farms/alpha_map" in images) == ("farms/alpha_map_labelled" in images) == bool(layers)
+    assert not any("learning_rate" in tag for tag in images)
 
 
 def test_a_layer_that_dies_has_no_spectrum_and_stops_nothing(run):
@@ -167,7 +170,8 @@ def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
 
 
 def test_two_analyses_do_not_mix(run):
-    events = run(SpectralMonitor(summary=False), SpectralMonitor(FARMS(aspect_ratio=0.5), summary=False), max_epochs=1)
+    other = SpectralMonitor(FARMS(aspect_ratio=0.5), esd_layers=0, summary=False)
+    events = run(SpectralMonitor(esd_layers=0, summary=False), other, max_epochs=1)
     assert {"farms/alpha_histogram", "farms-2/alpha_histogram"} == set(events.Tags()["histograms"])
 
 
@@ -180,7 +184,8 @@ def layout_of(events):
 
 def test_one_layout_has_the_charts_of_all_callbacks(run):
     whole = SpectralMonitor(WholeMatrix(), esd_layers=0, summary=False)
-    events = run(SpectralMonitor(summary=False), whole, TBSigmoid(esd_layers=0, summary=False), max_epochs=1)
+    monitor, sigmoid = (kind(esd_layers=0, summary=False) for kind in (SpectralMonitor, TBSigmoid))
+    events = run(monitor, whole, sigmoid, max_epochs=1)
     assert len(events.Tensors("custom_scalars__config__")) == 1
     layout = layout_of(events)
     assert list(layout) == ["farms", "whole"]
@@ -200,7 +205,9 @@ def test_one_layout_has_the_charts_of_all_callbacks(run):
 
 def test_options_are_a_text(run):
     events = run(
-        TBSigmoid(tau=7.5, esd_layers=0, summary=False), SpectralMonitor(every_n_epochs=2, summary=False), max_epochs=1
+        TBSigmoid(tau=7.5, esd_layers=0, summary=False),
+        SpectralMonitor(every_n_epochs=2, esd_layers=0, summary=False),
+        max_epochs=1,
     )
     (tensor,) = events.Tensors("farms/options/text_summary")
     text = tensor.tensor_proto.string_val[0].decode()
@@ -216,7 +223,7 @@ def test_options_are_a_text(run):
 
 def test_the_loggers_prefix_is_that_of_pictures_and_charts_too(small_net, loader, make_trainer, tmp_path):
     logger = TensorBoardLogger(tmp_path, name="tb", version=0, prefix="run.1")
-    make_trainer([SpectralMonitor(summary=False)], logger=logger, max_epochs=1).fit(small_net(), loader)
+    make_trainer([SpectralMonitor(esd_layers=1, summary=False)], logger=logger, max_epochs=1).fit(small_net(), loader)
     events = EventAccumulator(logger.log_dir).Reload()
     tags = events.Tags()
     assert all(tag.startswith("run.1-farms/") for kind in ("images", "histograms") for tag in tags[kind])

@@ -1,0 +1,43 @@
+"""What a run with a control that can do little is warned of: once, with a remedy that works."""
+
+import pytest
+
+from lightning_farms import Control, TempBalance
+from lightning_farms.analysis import Selection
+from tests.callbacks.conftest import Tower
+
+SQUEEZED = (2.5, 2.52, 2.55, 2.5, 2.56, 0.5)
+
+
+def test_an_outlier_that_squeezes_the_others_is_named_once_with_the_remedy(loader, make_trainer):
+    model = Tower(tails=SQUEEZED)
+    callback = TempBalance(summary=False)
+    with pytest.warns(UserWarning, match="layers.10") as caught:
+        make_trainer([callback], max_epochs=3).fit(model, loader)
+    messages = [str(w.message) for w in caught if "TempBalance" in str(w.message)]
+    assert len(messages) == 1
+    (message,) = messages
+    alphas = callback.history.rows("alpha")
+    assert f"layer 'layers.10' has alpha {alphas[-1][0]:.2f}" in message
+    assert "control=Control(clip_quantile=0.2)" in message
+    assert 'control=Control(layers=Selection(exclude=("layers.10",)))' in message
+
+
+@pytest.mark.parametrize("control", [Control(clip_quantile=0.2), Control(layers=Selection(exclude=("layers.10",)))])
+def test_each_remedy_silences_the_warning(control, loader, make_trainer):
+    make_trainer([TempBalance(control=control, summary=False)], max_epochs=3).fit(Tower(tails=SQUEEZED), loader)
+
+
+@pytest.mark.parametrize(
+    ("callback", "match"),
+    [
+        (TempBalance(1.0, 1.0, summary=False), "alphas lie between .* and the map makes no difference of that"),
+        (TempBalance(control=Control(layers=Selection(include=("layers.2",))), summary=False), "only one is balanced"),
+        (TempBalance(selection=Selection(min_size=25), summary=False), "none of the layers .* has an alpha"),
+    ],
+)
+def test_a_map_that_does_nothing_is_warned_of_once(callback, match, loader, make_trainer):
+    with pytest.warns(UserWarning, match=match) as caught:
+        make_trainer([callback], max_epochs=2).fit(Tower(), loader)
+    assert len([w for w in caught if "TempBalance" in str(w.message)]) == 1
+    assert set(callback.multipliers.values()) <= {1.0}
