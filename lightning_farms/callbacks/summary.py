@@ -36,11 +36,10 @@ def summary_table(
     table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
-    table.add_column("alpha first", justify="right")
-    table.add_column("last", justify="right", no_wrap=True)
     columns = dict(factors or {})
-    for title in columns:
-        table.add_column(title, justify="right")
+    between = "\n" if len(columns) > 1 else " "  # where there are many, the layers' names need the room
+    for title in ("alpha first", "last", *columns):
+        table.add_column(title.replace(" ", between), justify="right", no_wrap=title == "last")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
