@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections import ChainMap, Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -195,12 +195,12 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         former = {scaling.optimizer: scaling for scaling in self._scalings}
         self._detach()
         control = self.control
-        layer_of, self._holders = structure(
+        layer_of, self._holders, selected = structure(
             trainer, pl_module, self.selection, norms=control.norms, biases=control.biases
         )
         self._layers = {name: layer_of[holders[0]] for name, holders in self._holders.items() if holders}
         with whole_shapes(trainer):
-            self._unbalanced = self._left_out(pl_module)
+            self._unbalanced = self._left_out(pl_module, selected)
         try:
             self._scalings = [scaling for o in trainer.optimizers for scaling in self._scalings_of(o, layer_of)]
         except (TypeError, ValueError) as error:
@@ -226,12 +226,11 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook_anew(trainer, pl_module)
 
-    def _left_out(self, pl_module: LightningModule) -> set[str]:
+    def _left_out(self, pl_module: LightningModule, selected: Iterable[str]) -> set[str]:
         """Weights that ``control`` refuses."""
         control = self.control
         layers = replace(control.layers, embeddings=True, low_rank_products=self.selection.low_rank_products)
         refused = {weight.name for weight in layer_weights(pl_module, layers, values=False) if weight.reason}
-        selected = [w.name for w in layer_weights(pl_module, self.selection, values=False) if not w.reason]
         ordered = list(dict.fromkeys(self._layers[name] for name in selected if name in self._layers))
         ends = {*(() if control.first_layer else ordered[:1]), *(() if control.last_layer else ordered[-1:])}
         return refused | {name for name, layer in self._layers.items() if layer in ends}

@@ -298,12 +298,12 @@ class SpectralMonitor(Callback):
         leader = self._leader(trainer, now)
         _, outcome, seconds = leader._measurements.take(self._question, trainer, pl_module, now, leader.workspace)
         self._analysed = now
-        if isinstance(outcome, str):
-            self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
+        report = self._report_or_warning(outcome)
+        if report is None:
             return {}
-        self.report = outcome
-        quantities = self._on_report(trainer, outcome)
-        self.history.append(now.epochs, {"alpha": outcome.alphas, **quantities}, step=now.step)
+        self.report = report
+        quantities = self._on_report(trainer, report)
+        self.history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
         started = time.perf_counter()
         self._write(trainer, pl_module, now)
         drawing_seconds = time.perf_counter() - started
@@ -311,7 +311,7 @@ class SpectralMonitor(Callback):
         if leader is not self:
             return {}
         self._spent += seconds
-        return self._scalars(trainer, outcome, seconds, drawing_seconds)
+        return self._scalars(trainer, report, seconds, drawing_seconds)
 
     def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
         """Straight to the loggers, in one call: the module's own log takes half a millisecond a key."""
@@ -323,10 +323,13 @@ class SpectralMonitor(Callback):
     def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> list[LayerSpectrum]:
         """Rows of the named layers, with their eigenvalues on rank zero."""
         outcome = self._question.ask_for_spectra(trainer, pl_module, self.workspace, names)
-        if isinstance(outcome, str):
-            self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
-            return []
-        return [row for row in outcome if row.name in names]
+        return [row for row in self._report_or_warning(outcome) or () if row.name in names]
+
+    def _report_or_warning(self, outcome: SpectralReport | str) -> SpectralReport | None:
+        if not isinstance(outcome, str):
+            return outcome
+        self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
+        return None
 
     def _scalars(
         self, trainer: Trainer, report: SpectralReport, analysis_seconds: float, logging_seconds: float
@@ -347,7 +350,7 @@ class SpectralMonitor(Callback):
 
     def _share(self, trainer: Trainer) -> dict[str, float]:
         """Share of the running epoch that all callbacks of equal analysis took, from the last of them."""
-        peers = [c for c in monitors(trainer) if c._question == self._question]
+        peers = self._of_equal_analysis(trainer)
         if self._epoch_start is None or peers[-1] is not self:
             return {}
         spent = sum(peer._spent for peer in peers)
@@ -437,8 +440,11 @@ class SpectralMonitor(Callback):
 
     def _peers(self, trainer: Trainer) -> list[SpectralMonitor]:
         """Callbacks that ask for the same, in the order in which they speak."""
-        found = [c for c in monitors(trainer) if c._question == self._question]
-        return sorted(found, key=lambda callback: callback._precedence)
+        return sorted(self._of_equal_analysis(trainer), key=lambda callback: callback._precedence)
+
+    def _of_equal_analysis(self, trainer: Trainer) -> list[SpectralMonitor]:
+        """Callbacks that ask for the same, in the Trainer's order."""
+        return [callback for callback in monitors(trainer) if callback._question == self._question]
 
     def _leader(self, trainer: Trainer, now: Moment) -> SpectralMonitor:
         """The one of equal analysis that analyses now and logs it: the first that has done so, or is due."""

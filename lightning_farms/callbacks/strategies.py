@@ -40,10 +40,12 @@ class Structure(NamedTuple):
     Attributes:
         layer_of: {parameter: layer}, as of :func:`lightning_farms.analysis.parameter_layers`.
         holders: {weight: parameters that hold it}, in the report's order.
+        selected: weights that are selected, in the same order.
     """
 
     layer_of: dict[Tensor, str]
     holders: dict[str, tuple[Tensor, ...]]
+    selected: list[str]
 
 
 def structure(
@@ -66,9 +68,12 @@ def structure(
     """
     with whole_shapes(trainer) as original:
         layer_of = parameter_layers(pl_module, selection, norms=norms, biases=biases)
-        weights = layer_weights(pl_module, selection, values=False)
-        holders = {weight.name: tuple(original.get(p, p) for p in weight.holders) for weight in weights}
-    return Structure({original.get(p, p): layer for p, layer in layer_of.items()}, holders)
+        holders, selected = {}, []
+        for weight in layer_weights(pl_module, selection, values=False):
+            holders[weight.name] = tuple(original.get(p, p) for p in weight.holders)
+            if not weight.reason:
+                selected.append(weight.name)
+    return Structure({original.get(p, p): layer for p, layer in layer_of.items()}, holders, selected)
 
 
 def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor]]:

@@ -272,7 +272,7 @@ def flattened(make_model, folder, *, use_orig_params=True):
     )
     trainer = SimpleNamespace(strategy=strategy)
     try:
-        layer_of, holders = structure(trainer, model, Selection())
+        layer_of, holders, _ = structure(trainer, model, Selection())
     except MisconfigurationException as error:
         return str(error)
     with whole_shapes(trainer):
