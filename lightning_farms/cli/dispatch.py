@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 _DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
@@ -15,15 +16,19 @@ _SUBCOMMANDS = {
     "validate": "Evaluate it on the validation part of the data.",
     "test": "Evaluate it on the test part of the data.",
     "predict": "Predict the test part of the data with it (an operator: roll it out).",
+    "download": "Download an official PDEBench file of 2D compressible flow.",
+    "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
+    "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
 }
+_OWN = ("analyze", "download", "simulate", "convert")  # each a module with a function `run`; the rest is LightningCLI's
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
-    arguments, 130 when interrupted during ``analyze``); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1
-    to see where it was raised.
+    arguments, 130 when interrupted, unless in training); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1 to
+    see where it was raised.
 
     Args:
         args: Arguments; those of the process when left out.
@@ -39,19 +44,13 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
         _parser().parse_args(arguments[:1])
-    if arguments[0] == "analyze":
-        _analyze(arguments[1:])
-    else:
+    if arguments[0] not in _OWN:
         from lightning_farms.cli.training import train
 
         train(args)
-
-
-def _analyze(args: list[str]) -> None:
+        return
     try:
-        from lightning_farms.cli.analyze import run
-
-        run(args)
+        import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
     except KeyboardInterrupt:
         sys.stderr.write("\nlightning-farms: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,55 +14,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_farms.cli.classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.known_names import known_names
 from lightning_farms.cli.messages import fail, traceback_wanted
-from lightning_farms.data import CFDDataModule, SimulationConfig
-from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
+from lightning_farms.cli.pretraining import Pretraining, pretrain, pretrained_path
+from lightning_farms.data import CFDDataModule
+from lightning_farms.models import DPOT, OperatorModule, load_weights
 
-_PRETRAINING_VERSION = 1
 _USER_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MisconfigurationException)
 _DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, or a model and data named by their class
 (--model ImageClassifier --data CIFARDataModule), with spectral analysis of every weight matrix during training (FARMS)
 and learning rates per layer that follow from it."""
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Where the starting weights come from: a file, a brief pre-training on another flow regime, or neither.
-
-    Args:
-        checkpoint: File with the starting weights of a DPOT: the released format, a plain state dict, or a Lightning
-            checkpoint. Wins over `epochs`.
-        epochs: Epochs of pre-training on a simulated set if there is no checkpoint; 0 starts from random weights. The
-            resulting weights are kept and used again by the next run with the same settings.
-        lr: Learning rate of the pre-training, the same for all layers. Positive.
-        batch_size: Training items per batch of the pre-training, at least 1.
-        windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
-        seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
-        cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
-        simulation: The pre-training set. Its `resolution` follows the data's and need not be given.
-    """
-
-    checkpoint: str | None = None
-    epochs: int = 0
-    lr: float = 1e-3
-    batch_size: int = 8
-    windows_per_trajectory: int = 1
-    seed: int = 0
-    cache_dir: str | None = None
-    simulation: SimulationConfig = field(default_factory=lambda: SimulationConfig(mach=1.0, eta=0.1, zeta=0.1, seed=1))
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"Expected argument `epochs` to be at least 0, but got {self.epochs}.")
-        if self.simulation.trajectories < 2:
-            raise ValueError(
-                "Expected argument `simulation.trajectories` of the pre-training to be at least 2, but got "
-                f"{self.simulation.trajectories}."
-            )
 
 
 class FarmsParser(LightningArgumentParser):
@@ -202,62 +162,6 @@ class FarmsCLI(LightningCLI):
         pretrain(pretraining, self._dpot(), self.datamodule, trainer, path)
 
 
-def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule) -> Path:
-    """File in the cache for the weights that these settings lead to.
-
-    Args:
-        pretraining: Settings of the pre-training.
-        network: The network, for its sizes.
-        data: The data of the main run, for the layout of the training items.
-
-    Returns:
-        The path; its name holds a hash of everything that the weights depend on.
-    """
-    pretraining = _pretraining_on(pretraining, data)
-    settings = asdict(pretraining) | {
-        "version": _PRETRAINING_VERSION,
-        "set": CFDDataModule(simulation=pretraining.simulation).data_path.name,  # changes with the simulator too
-        "network": network.config,
-        "channels": data.channels,
-    }
-    del settings["checkpoint"], settings["cache_dir"]
-    text = json.dumps(settings, sort_keys=True)
-    folder = data.cache_dir if pretraining.cache_dir is None else Path(pretraining.cache_dir)
-    return folder / f"pretrained-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pth"
-
-
-def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, trainer: Trainer, path: Path) -> None:
-    """Train a twin of a network, from its own seed, on the pre-training set and write its weights.
-
-    The random number generators are left as they were found, and the file appears complete or not at all.
-
-    Args:
-        pretraining: Settings of the pre-training.
-        network: The network, for its sizes; it is not changed.
-        data: The data of the main run, for the layout of the training items; not read.
-        trainer: Runs the pre-training.
-        path: File to write.
-    """
-    pretraining = _pretraining_on(pretraining, data)
-    with isolate_rng():
-        torch.manual_seed(pretraining.seed)
-        twin = DPOT(**network.config)
-        regime = CFDDataModule(
-            cache_dir=data.cache_dir,
-            batch_size=pretraining.batch_size,
-            in_timesteps=data.in_timesteps,
-            out_timesteps=data.out_timesteps,
-            windows_per_trajectory=pretraining.windows_per_trajectory,
-            channel_order=data.channel_order,
-            num_workers=data.num_workers,
-            seed=pretraining.seed,
-            test_fraction=max(0.1, 1.5 / pretraining.simulation.trajectories),  # at least one, though it is not used
-            simulation=pretraining.simulation,
-        )
-        trainer.fit(OperatorModule(twin, lr=pretraining.lr), datamodule=regime)
-    save_weights(twin, path)
-
-
 def train(args: list[str] | None = None) -> None:
     """Run fit, validate, test or predict.
 
@@ -301,7 +205,3 @@ def _check_lightning_checkpoint(path: Path) -> None:
         ) from error
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         raise ValueError(f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} is none. {remedy}")
-
-
-def _pretraining_on(pretraining: Pretraining, data: CFDDataModule) -> Pretraining:
-    return replace(pretraining, simulation=replace(pretraining.simulation, resolution=data.img_size))
