@@ -1,30 +1,24 @@
-"""The ablation runner of examples/image_classification: what it runs, its file, resuming, failures and tables."""
+"""The ablation runner of the examples: what it runs, its file, resuming, failures and tables."""
 
 import csv
-import importlib.util
 import statistics
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from experiments import CHECKPOINT
 from torch import nn
 
 from lightning_farms import FARMS, WholeMatrix
 from lightning_farms.callbacks import Control
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "image_classification" / "ablation.py"
 pytestmark = pytest.mark.filterwarnings("ignore:TempBalance has no logger")
 
 
 @pytest.fixture(scope="module")
 def ablation():
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablation"] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ablation"]
+    return import_module("ablation")
 
 
 class Fake:
@@ -113,7 +107,7 @@ def test_a_row_cut_short_is_passed_over(ablation, fake, tmp_path):
     path.write_text(path.read_text()[:-40])
     ablation.main(study="blocks", out=tmp_path, seeds=[1])
     assert len(fake.runs) == 4
-    table = ablation.Table(path)
+    table = ablation.RunTable(path, ablation.KEY, ablation.Result._fields)
     assert all(table.finished(run) for run in fake.runs)
 
 
@@ -219,7 +213,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(ablation, run_of, tmp
 
 def test_a_damaged_checkpoint_is_not_used(ablation, run_of, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ablation.CHECKPOINT).write_bytes(b"PK half a file")
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"PK half a file")
     epochs = []
     ablation.train(run_of(), tmp_path / "run", None, epochs.append)
     assert epochs == [0, 1, 2, 3]

@@ -1,0 +1,292 @@
+"""What the runners of these examples share: a file with one row a finished run, runs that resume, and table cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import shutil
+import statistics
+import time
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+CHECKPOINT = "last.ckpt"
+
+
+class Run(Protocol):
+    """One training."""
+
+    @property
+    def key(self) -> Mapping[str, str]:
+        """Everything that tells this run from others, as it stands in the file."""
+
+    @property
+    def label(self) -> str:
+        """A short name for people."""
+
+    @property
+    def epochs(self) -> int:
+        """How many it takes."""
+
+
+RunT = TypeVar("RunT", bound=Run)
+OnEpoch = Callable[[int], None]
+
+
+class Curve(NamedTuple):
+    """What was measured of a run.
+
+    Attributes:
+        values: the monitored metric, of every epoch at which it was evaluated.
+        seconds: that the training took, over all parts of an interrupted one.
+    """
+
+    values: tuple[float, ...]
+    seconds: float
+
+
+class RunTable:
+    """The file of runs: one row for each run that ended, the last one counts; written through to the disk.
+
+    Args:
+        path: the file, made with the first row.
+        key: names of the columns that tell runs apart.
+        results: names of the columns of results.
+
+    Raises:
+        ValueError: the file is there and has other columns.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str], results: Sequence[str]) -> None:
+        self.path = path
+        self.columns = (*key, "status", *results, "error")
+        if path.exists() and (header := path.read_text(encoding="utf-8").partition("\n")[0]) != ",".join(self.columns):
+            raise ValueError(f"Expected {path} to have the columns {', '.join(self.columns)}, but it has {header!r}.")
+
+    def rows(self) -> list[dict[str, str]]:
+        """All whole rows; one that a killed process left unfinished is passed over."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        return [row for row in csv.DictReader(io.StringIO(text)) if None not in row and None not in row.values()]
+
+    def finished(self, run: Run) -> dict[str, str] | None:
+        """The row of a run that finished, None where it has not."""
+        same = [row for row in self.rows() if all(row.get(name) == value for name, value in run.key.items())]
+        return same[-1] if same and same[-1]["status"] == "finished" else None
+
+    def append(self, run: Run, result: Mapping[str, float] | None, error: str = "") -> None:
+        """Add the row of a run that ended, without a result if it failed; the header too where the file is new."""
+        figures = {} if result is None else {name: f"{value:.6g}" for name, value in result.items()}
+        row = {**run.key, "status": "failed" if result is None else "finished", **figures, "error": error}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            writer.writeheader()
+        elif not self.path.read_bytes().endswith(b"\n"):
+            text.write("\n")
+        writer.writerow(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, text.getvalue().encode())  # a whole row at once, or a row that is passed over
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Record(Callback):
+    """A metric of every evaluation and the time so far; kept in checkpoints, so that a resumed run has them too."""
+
+    def __init__(self, monitor: str, on_epoch: OnEpoch) -> None:
+        self.values: list[float] = []
+        self.seconds = 0.0
+        self._monitor, self._on_epoch, self._since = monitor, on_epoch, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+        self._on_epoch(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch's value, where there was a validation."""
+        every = trainer.check_val_every_n_epoch or 1
+        if (trainer.current_epoch + 1) % every == 0:
+            self.values.append(float(trainer.callback_metrics[self._monitor]))
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        self._on_epoch(trainer.current_epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values and time."""
+        return {"values": list(self.values), "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.values, self.seconds = list(state_dict["values"]), state_dict["seconds"]
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    folder: Path,
+    *,
+    monitor: str,
+    on_epoch: OnEpoch,
+    epochs: int,
+    evaluate_every: int = 1,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,  # noqa: ANN401 (the Trainer's)
+) -> Curve:
+    """Train, from the checkpoint of a run that was interrupted if there is one; it is removed at the end.
+
+    Args:
+        module: what to train.
+        data: on what.
+        folder: for the run's checkpoint.
+        monitor: the logged metric to record.
+        on_epoch: called with the number of epochs done.
+        epochs: how many.
+        evaluate_every: epochs from one validation to the next.
+        callbacks: of the run.
+        trainer_options: other arguments of the Trainer.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        RuntimeError: the training ended early.
+    """
+    record = Record(monitor, on_epoch)
+    saver = ModelCheckpoint(
+        folder,
+        filename=Path(CHECKPOINT).stem,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+        every_n_epochs=evaluate_every,
+    )
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=epochs,
+        check_val_every_n_epoch=evaluate_every,
+        logger=False,
+        callbacks=[record, *callbacks, saver],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer_options,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=_whole(folder / CHECKPOINT))
+    if trainer.current_epoch != epochs:
+        raise RuntimeError(f"the training ended after {trainer.current_epoch} of {epochs} epochs")
+    shutil.rmtree(folder, ignore_errors=True)
+    return Curve(tuple(record.values), record.seconds)
+
+
+def _whole(path: Path) -> Path | None:
+    """The file, unless it is missing or was cut short when its run was killed."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file can fail in any way inside the reader
+        return None
+    return path
+
+
+def run_all(
+    runs: Sequence[RunT],
+    table: RunTable,
+    train: Callable[[RunT, Path, OnEpoch], Mapping[str, float]],
+    summary: Callable[[Mapping[str, float]], str],
+) -> int:
+    """Do all runs that have not finished yet; one that fails is noted, and the others go on.
+
+    Args:
+        runs: what to do.
+        table: where results go.
+        train: does a run, in a folder of its own, and gives its results by column.
+        summary: a result in a few words.
+
+    Returns:
+        How many failed.
+    """
+    failed = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    checkpoints = table.path.parent / "checkpoints"
+    with Progress(*columns) as progress:
+        total = progress.add_task("runs", total=len(runs))
+        for run in runs:
+            if table.finished(run) is None:
+                folder = checkpoints / "-".join(value.replace(os.sep, "_") for value in run.key.values() if value)
+                failed += not _attempt(run, table, lambda run, on_epoch, folder=folder: train(run, folder, on_epoch),
+                                       summary, progress)  # fmt: skip
+            progress.advance(total)
+    with suppress(OSError):  # there is none, or it is not empty
+        checkpoints.rmdir()
+    return failed
+
+
+def _attempt(
+    run: RunT,
+    table: RunTable,
+    train: Callable[[RunT, OnEpoch], Mapping[str, float]],
+    summary: Callable[[Mapping[str, float]], str],
+    progress: Progress,
+) -> bool:
+    """Do a run and note what came of it; whether it finished."""
+    epochs = progress.add_task(run.label, total=run.epochs)
+    try:
+        result = train(run, lambda done: progress.update(epochs, completed=done))
+    except Exception as error:  # the other runs go on, whatever it is
+        table.append(run, None, " ".join(f"{type(error).__name__}: {error}".split()))
+        progress.print(f"{run.label}: failed: {error}", markup=False)
+        return False
+    finally:
+        progress.remove_task(epochs)
+    table.append(run, result)
+    progress.print(f"{run.label}: {summary(result)}", soft_wrap=True)
+    return True
+
+
+def spread(values: Sequence[float], wanted: int, digits: int) -> str:
+    """Mean ± standard deviation, and how many there are where that is not as many as wanted."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}" + ("" if len(values) == wanted else f" ({len(values)})")
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rule = "|" + "---|" * len(header)
+    return "\n".join([_line(header), rule, *map(_line, lines)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description."""
+
+
+def quiet() -> None:
+    """Leave out what Lightning says about every single run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message=".* has no logger to write to")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
