@@ -1,4 +1,4 @@
-"""Data module for 2D compressible flow in PDEBench's format."""
+"""Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
 import dataclasses
 import hashlib
@@ -12,55 +12,80 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_farms.data.arguments import check_amplitude, check_at_least, check_fields, file_paths, file_strides
+from lightning_farms.data.file_set import Coordinates, FileSet, strided_size
 from lightning_farms.data.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.normalization import ChannelStatistics, restore
 from lightning_farms.data.pdebench import ChannelOrder, PDEBenchFile, channel_names
-from lightning_farms.data.simulation import SimulationConfig
+from lightning_farms.data.simulation import SIMULATOR_VERSION, SimulationConfig
+from lightning_farms.data.training_loader import Batches, TrainingLoader
+from lightning_farms.data.trajectories import Trajectories, sampled_statistics
 from lightning_farms.data.user_cache import user_cache
 from lightning_farms.data.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.writer import simulate_to_file
 
-_SIMULATOR_VERSION = 1
 _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 DatasetT = TypeVar("DatasetT", bound=Sized)
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
-
 
 class CFDDataModule(LightningDataModule):
-    """Training windows and test trajectories of 2D compressible flow, from a PDEBench file or a small simulated set.
+    """Training windows and test trajectories of 2D compressible flow, from PDEBench files or a small simulated set.
 
-    Training items are (x, y) with x of shape (X, Y, in_timesteps, 4) and y of shape (X, Y, out_timesteps, 4), at a
-    random first frame drawn anew each epoch. Validation, test and prediction items are whole trajectories: x the first
-    `in_timesteps` frames, y all that follow. All float32.
+    Training items are (x, y) with x of shape (X, Y, in_timesteps, C) and y of shape (X, Y, out_timesteps *
+    autoregressive_steps, C), at a random first frame drawn anew each epoch. Validation, test and prediction items are
+    whole trajectories: x the first `in_timesteps` frames, y all that follow. All float32. PDEBench's flows have C = 4
+    channels; other files are read by naming their `fields`.
 
-    An epoch's batches depend on (seed, epoch) alone, so a resumed run sees the same ones as a straight run, with any
-    number of workers; under a distributed strategy the processes share them out.
+    An epoch's batches depend on (seed, epoch) alone, so a resumed run sees the same ones as a straight run, also from
+    within an epoch, with any number of workers; under a distributed strategy the processes share them out.
 
     Without a file, a set is simulated at the first use and kept in `cache_dir` under a name made of its settings; the
     file appears only once it is complete.
 
     Args:
-        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)); simulate a set when left out.
+        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list of files that are
+            mixed: each is split for itself, training items are shuffled over all, the others come file by file. All
+            must have the same number of frames and, after the stride, of cells. Where files hold the same flows at
+            several resolutions, their numbers of trajectories must agree, or one's test flows are trained on in the
+            other. Simulate a set when left out.
         cache_dir: folder of simulated sets; lightning_farms in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)
             when left out.
         batch_size: items per batch (and process), at least 1.
         in_timesteps: given frames, at least 1.
-        out_timesteps: target frames of a training item, at least 1.
+        out_timesteps: frames that the network predicts at once, at least 1.
+        autoregressive_steps: predictions of a training item, one after the other, at least 1; above 1, the module must
+            train on its own predictions.
         windows_per_trajectory: training items per trajectory and epoch, at least 1.
-        split: "dpot" tests on the last tenth (of it at most 200 trajectories), "pdebench" on the first tenth. Default
-            "dpot", because DPOT's pre-training data contain the training part of the 128x128 sets by this split, so
-            PDEBench's would test a released model on flows it has seen.
+        split: "dpot" trains on the first nine tenths and tests on the last (of it on at most 200 trajectories);
+            "pdebench" tests on the first tenth and trains on the rest. Default "dpot", because DPOT's pre-training data
+            contain the first nine tenths of the 128x128 sets: by PDEBench's split, a released model is tested on flows
+            that it was trained on.
         test_fraction: share of test trajectories, in (0, 1); raise it for files with fewer than 10 trajectories.
         val_fraction: 0: validate on the test trajectories, as DPOT reports after each epoch. Above 0 and below 1: hold
             out that last share of the training trajectories instead.
-        train_fraction: share of the training trajectories to use, the first ones, in (0, 1].
-        stride: take every stride-th cell along x and y; a divisor of the resolution.
-        channel_order: "dpot" for [Vx, Vy, density, pressure], "pdebench" for [density, pressure, Vx, Vy].
+        train_fraction: share of the training trajectories to use, in (0, 1], drawn at random: for one `subset_seed`, a
+            smaller share is a subset of a larger one. Validation and test do not change with it.
+        subset_seed: of that draw, in [0, 2^32).
+        stride: take every stride-th cell along x and y; a divisor of the resolution. A list gives one for each file.
+        time_stride: take every time_stride-th frame, at least 1. A training window may begin at any frame of the file.
+        channel_order: "dpot" for [Vx, Vy, density, pressure], "pdebench" for [density, pressure, Vx, Vy]; not used with
+            `fields`.
+        fields: {channel: dataset} in the order of the channels, for HDF5 files with other names than PDEBench's 2D
+            compressible flow. "t1_fields/velocity[0]" is the first component of a vector dataset, as in The Well:
+            {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "density": "t0_fields/density"}.
+        axes: order of the datasets' axes with `fields`: b trajectory, t frame, x, y, and c for components, last when
+            left out.
+        noise: amplitude of the Gaussian noise added to x of training items, in units of each item's and channel's root
+            mean square, at least 0. It depends on (seed, epoch, item) alone, as the windows do. OperatorModule has a
+            `noise` of its own, drawn on the device; with both, both are added.
+        normalize: subtract each channel's mean and divide by its standard deviation, of x and y. The statistics are
+            those of up to 64 trajectories of the training part, drawn by `subset_seed`; a checkpoint keeps them, and
+            `denormalize` undoes the scaling.
         num_workers: worker processes of each data loader, at least 0; they persist over epochs.
         pin_memory: whether loaders copy batches to pinned memory.
-        seed: of the training windows and their order, at least 0.
+        seed: of the training windows, their order and their noise, at least 0.
         simulation: settings of the simulated set, used when there is no path.
 
     Raises:
@@ -74,79 +99,107 @@ class CFDDataModule(LightningDataModule):
         (32, ('Vx', 'Vy', 'density', 'pressure'))
 
     Reference:
-        Hao et al., DPOT (2024), arXiv 2403.03542; Takamoto et al., PDEBench (2022), arXiv 2210.07182.
+        Hao et al., DPOT (2024), arXiv 2403.03542; Takamoto et al., PDEBench (2022), arXiv 2210.07182; Ohana et al., The
+        Well (2024), arXiv 2412.00568.
     """
+
+    _opened: FileSet | None = None
+    _pool: Trajectories | None = None
+    _train: TrainingWindows | None = None
+    _val: EvaluationTrajectories | None = None
+    _test: EvaluationTrajectories | None = None
+    _statistics: ChannelStatistics | None = None
+    _sampler: WindowSampler | None = None
+    _resumed = (0, 0)
 
     def __init__(
         self,
-        path: str | Path | None = None,
+        path: str | Path | list[str | Path] | None = None,
         *,
         cache_dir: str | Path | None = None,
         batch_size: int = 8,
         in_timesteps: int = 10,
         out_timesteps: int = 1,
+        autoregressive_steps: int = 1,
         windows_per_trajectory: int = 1,
         split: SplitName = "dpot",
         test_fraction: float = 0.1,
         val_fraction: float = 0.0,
         train_fraction: float = 1.0,
-        stride: int = 1,
+        subset_seed: int = 0,
+        stride: int | list[int] = 1,
+        time_stride: int = 1,
         channel_order: ChannelOrder = "dpot",
+        fields: dict[str, str] | None = None,
+        axes: str = "btxy",
+        noise: float = 0.0,
+        normalize: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
         seed: int = 0,
         simulation: SimulationConfig = _DEFAULT_SIMULATION,
     ) -> None:
         super().__init__()
-        _check_at_least(
+        check_at_least(
             1,
             batch_size=batch_size,
             in_timesteps=in_timesteps,
             out_timesteps=out_timesteps,
+            autoregressive_steps=autoregressive_steps,
             windows_per_trajectory=windows_per_trajectory,
-            stride=stride,
+            time_stride=time_stride,
         )
-        _check_at_least(0, num_workers=num_workers, seed=seed)
-        self.channels = channel_names(channel_order)
-        self.path = None if path is None else Path(path)
+        check_at_least(0, num_workers=num_workers, seed=seed)
+        check_amplitude(noise)
+        check_fields(path, fields, axes)
+        self.path = file_paths(path)
+        self._strides = file_strides(stride, self.path)
+        self.channels = channel_names(channel_order) if fields is None else tuple(fields)
         self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
-        self.windows_per_trajectory = windows_per_trajectory
-        self.stride: int = stride
+        self.autoregressive_steps, self.windows_per_trajectory = autoregressive_steps, windows_per_trajectory
+        self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
+        self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
         self.simulation = simulation
-        self._split_settings = (split, test_fraction, val_fraction, train_fraction)
+        self._split_name: SplitName = split
+        self._fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
         self._split(simulation.trajectories)
-        self._resumed_epoch = 0
-        self._file: PDEBenchFile | None = None
-        self._train: TrainingWindows | None = None
-        self._val: EvaluationTrajectories | None = None
-        self._test: EvaluationTrajectories | None = None
 
     @property
     def data_path(self) -> Path:
-        """The file that is read: the one given, or the simulated set's in the cache folder."""
-        if self.path is not None:
-            return self.path
-        return self.cache_dir / _cache_name(self.simulation)
+        """The file that is read: the (first) one given, or the simulated set's in the cache folder."""
+        return self.data_paths[0]
+
+    @property
+    def data_paths(self) -> tuple[Path, ...]:
+        """All files that are read."""
+        if self.path is None:
+            return (self.cache_dir / _cache_name(self.simulation),)
+        return tuple(self.path) if isinstance(self.path, list) else (self.path,)
 
     @property
     def img_size(self) -> int:
         """Cells along each side after the stride; known before `setup`, from the file's header or the settings."""
-        size = (self.simulation.resolution,) * 2 if self.path is None else self._header().shape[2:]
-        if size[0] != size[1]:
-            raise ValueError(f"Expected {self.data_path} to have as many cells along x as along y, but got {size}.")
-        if size[0] % self.stride:
-            raise ValueError(
-                f"Expected argument `stride` to divide the resolution {size[0]} of the data, but got {self.stride}."
-            )
-        return int(size[0] // self.stride)
+        if self.path is None:
+            return strided_size(self.simulation.resolution, self._strides[0])
+        return self._files().img_size
 
     @property
     def n_channels(self) -> int:
-        """Number of channels of a frame, 4."""
+        """Number of channels of a frame."""
         return len(self.channels)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Centres of the cells and times of the frames, after the strides; None where files lack them or differ."""
+        return self._files().coordinates(self.time_stride)
+
+    @property
+    def physics(self) -> dict[str, float]:
+        """Those of eta, zeta and M that are known and equal in all files."""
+        return self._files().physics()
 
     @property
     def train_items(self) -> int:
@@ -169,7 +222,7 @@ class CFDDataModule(LightningDataModule):
             simulate_to_file(self.data_path, self.simulation)
 
     def setup(self, stage: str) -> None:
-        """Open the file, read its header, and build the datasets of a stage.
+        """Open the files, read their headers, and build the datasets of a stage.
 
         Args:
             stage: "fit", "validate", "test" or "predict".
@@ -177,65 +230,83 @@ class CFDDataModule(LightningDataModule):
         Raises:
             ValueError: for an unsuitable file, too few frames, or an empty split.
             FileNotFoundError: if there is no file.
-            OSError: if the file is not HDF5 or is cut short.
+            OSError: if a file is not HDF5 or is cut short.
         """
         if stage not in _PURPOSES:
             raise ValueError(f"Expected argument `stage` to be one of {list(_PURPOSES)}, but got {stage!r}.")
-        self._resumed_epoch = 0
-        file = self._file = self._header()
-        _ = self.img_size
-        split = self._split(file.shape.trajectories)
-        _, test_fraction, val_fraction, _ = self._split_settings
-        check_split(
-            split,
-            count=file.shape.trajectories,
-            purposes=_PURPOSES[stage],
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-        )
+        if stage == "fit":
+            self._resumed, self._sampler, self._statistics = (0, 0), None, None
+        files = self._files()
+        splits = files.splits(self._split)
+        for file, split in zip(files.files, splits, strict=True):
+            count = file.shape.trajectories
+            check_split(split, count=count, purposes=_PURPOSES[stage], source=str(file.path), **self._fractions)
+        self._pool = self._part("train", splits)
         if "train" in _PURPOSES[stage]:
             self._train = TrainingWindows(
-                file,
-                split.train,
+                self._pool,
                 in_timesteps=self.in_timesteps,
-                out_timesteps=self.out_timesteps,
+                out_timesteps=self.out_timesteps * self.autoregressive_steps,
                 windows_per_trajectory=self.windows_per_trajectory,
-                stride=self.stride,
-                channel_order=self.channel_order,
+                noise=self.noise,
+                seed=self.seed,
             )
         if "val" in _PURPOSES[stage]:
-            self._val = self._evaluation(file, split.val)
+            self._val = EvaluationTrajectories(self._part("val", splits), in_timesteps=self.in_timesteps)
         if "test" in _PURPOSES[stage]:
-            self._test = self._evaluation(file, split.test)
+            self._test = EvaluationTrajectories(self._part("test", splits), in_timesteps=self.in_timesteps)
 
     def teardown(self, stage: str) -> None:
-        """Close the file; the datasets open it again if they are used.
+        """Close the files; the datasets open them again if they are used.
 
         Args:
             stage: "fit", "validate", "test" or "predict".
         """
-        if self._file is not None:
-            self._file.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the epoch that comes next."""
-        return {"epoch": self._epoch()}
+        """Where the training is, as (epoch, batches of it that are done), and the statistics of normalized data."""
+        epoch, batches = self._progress()
+        statistics = None if self._statistics is None else self._statistics._asdict()
+        return {"epoch": epoch, "batches": batches, "normalize": self.normalize, "statistics": statistics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the epoch that comes next, for loaders that are built before the trainer's own count is restored."""
-        self._resumed_epoch = int(state_dict["epoch"])
+        """Go on where a checkpoint was written, and scale as it did.
+
+        Args:
+            state_dict: what `state_dict` gave.
+
+        Raises:
+            ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
+                its channels are others.
+        """
+        normalized = bool(state_dict.get("normalize", False))
+        if normalized != self.normalize:
+            raise ValueError(
+                f"Expected argument `normalize` to be {normalized}, as in the training of the checkpoint, but got "
+                f"{self.normalize}."
+            )
+        statistics = state_dict.get("statistics")
+        if statistics is not None:
+            self._statistics = _matching(ChannelStatistics(**statistics), self.n_channels)
+            self._hand_out_statistics()
+        self._resumed = (int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
+        if self._sampler is not None:
+            self._resume(self._sampler)
 
     def train_dataloader(self) -> Batches:
         """Load training windows, this process's share of them."""
         windows = _ready(self._train, "train")
-        sampler = WindowSampler(windows, seed=self.seed, **self._replica())
-        sampler.set_epoch(self._epoch())
+        self._hand_out_statistics()
+        self._sampler = WindowSampler(windows, seed=self.seed, **self._replica())
+        self._resume(self._sampler)
         # A generator of its own keeps the loader from drawing on the global one.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
+        return TrainingLoader(
             windows,
             batch_size=self.batch_size,
-            sampler=sampler,
+            sampler=self._sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory,
@@ -254,32 +325,41 @@ class CFDDataModule(LightningDataModule):
         """Load test trajectories in order."""
         return self.test_dataloader()
 
-    def _header(self) -> PDEBenchFile:
-        """Open the file once; its header is kept."""
-        if self._file is None:
+    def denormalize(self, fields: Tensor) -> Tensor:
+        """Undo the scaling of normalized data.
+
+        Args:
+            fields: (..., C), as the loaders give them or a network predicts them.
+
+        Returns:
+            The same in physical units; `fields` itself without `normalize`.
+
+        Raises:
+            RuntimeError: if the statistics are not known yet, before `setup`.
+        """
+        return restore(fields, self._known_statistics()) if self.normalize else fields
+
+    def _files(self) -> FileSet:
+        """Open the files once; their headers are kept."""
+        if self._opened is None:
             if self.path is None and not self.data_path.exists():
                 raise FileNotFoundError(
                     f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
                 )
-            self._file = PDEBenchFile(self.data_path)
-        return self._file
+            options: dict[str, Any] = {"channel_order": self.channel_order, "fields": self.fields, "axes": self.axes}
+            self._opened = FileSet([PDEBenchFile(path, **options) for path in self.data_paths], self._strides)
+        return self._opened
 
     def _split(self, count: int) -> Split:
-        split, test_fraction, val_fraction, train_fraction = self._split_settings
-        return split_trajectories(
-            count, split=split, test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction
-        )
+        seed = self.subset_seed
+        return split_trajectories(count, split=self._split_name, subset_seed=seed, **self._fractions)
 
-    def _evaluation(self, file: PDEBenchFile, trajectories: range) -> EvaluationTrajectories:
-        return EvaluationTrajectories(
-            file,
-            trajectories,
-            in_timesteps=self.in_timesteps,
-            stride=self.stride,
-            channel_order=self.channel_order,
-        )
+    def _part(self, purpose: str, splits: list[Split]) -> Trajectories:
+        numbers = [getattr(split, purpose) for split in splits]
+        return self._files().trajectories(numbers, time_stride=self.time_stride)
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories) -> Batches:
+        self._hand_out_statistics()
         return DataLoader(
             trajectories,
             batch_size=self.batch_size,
@@ -289,32 +369,51 @@ class CFDDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def _known_statistics(self) -> ChannelStatistics:
+        """The checkpoint's statistics, or those of a sample of the training part, the same in every process."""
+        if self._statistics is None:
+            self._statistics = sampled_statistics(_ready(self._pool, "train"), seed=self.subset_seed)
+        return self._statistics
+
+    def _hand_out_statistics(self) -> None:
+        """Let the datasets scale; not before a loader is built, since a checkpoint's statistics come after `setup`."""
+        if self.normalize:
+            statistics = self._known_statistics()
+            for dataset in (self._train, self._val, self._test):
+                if dataset is not None:
+                    dataset.trajectories.statistics = statistics
+
     def _replica(self) -> dict[str, int]:
         """The trainer's share-out of the data: number of replicas and this process's rank among them."""
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return {} if kwargs is None else {name: int(kwargs[name]) for name in ("num_replicas", "rank")}
 
-    def _epoch(self) -> int:
-        """The epoch that comes next: a resumed run starts its workers before Lightning calls `set_epoch`.
+    def _resume(self, sampler: WindowSampler) -> None:
+        epoch, batches = self._resumed
+        sampler.resume(epoch, batches * self.batch_size)
 
-        Where `configure_optimizers` asks for the number of steps, it even starts them before Lightning has restored its
-        count of epochs; this module's own state is restored by then.
-        """
+    def _progress(self) -> tuple[int, int]:
+        """The epoch that is trained or comes next, and how many of its batches are done."""
         if self.trainer is None:
-            return 0
-        # Not `trainer.current_epoch`: that still counts one epoch less when the loaders of a resumed run are built.
-        done = int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return max(done, self._resumed_epoch)
+            return (0, 0)
+        loop: Any = self.trainer.fit_loop
+        epoch = loop.epoch_progress.current
+        if epoch.ready <= epoch.processed:
+            return (int(epoch.processed), 0)
+        return (int(epoch.processed), int(loop.epoch_loop.batch_progress.current.processed))
 
 
-def _check_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+def _matching(statistics: ChannelStatistics, channels: int) -> ChannelStatistics:
+    if len(statistics.mean) != channels:
+        raise ValueError(
+            f"Expected a checkpoint with the statistics of {channels} channels, but it has {len(statistics.mean)}: "
+            "give the `fields` of its training."
+        )
+    return statistics
 
 
 def _cache_name(config: SimulationConfig) -> str:
-    settings = json.dumps({"version": _SIMULATOR_VERSION, **dataclasses.asdict(config)}, sort_keys=True)
+    settings = json.dumps({"version": SIMULATOR_VERSION, **dataclasses.asdict(config)}, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
     return (
         f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"

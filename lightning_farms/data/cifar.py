@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import tarfile
 import zlib
@@ -15,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_farms.data.checksum import md5_of
 from lightning_farms.data.image_data_module import TrainAndTest
 from lightning_farms.data.images import LabelledImages
 from lightning_farms.data.restricted_pickle import load_arrays
+from lightning_farms.data.resumable import fetch_file
 
 Classes = Literal[10, 100]
 Pixels = npt.NDArray[np.uint8]
 
 _SHAPE = (3, 32, 32)
 _CHUNK = 1 << 20
-_DOWNLOAD_SECONDS = 60
 
 
 class CIFARSource(NamedTuple):
@@ -104,6 +104,8 @@ def read_cifar(path: str | Path, classes: Classes, *, checksum: bool = True) -> 
 def download_cifar(folder: str | Path, classes: Classes, *, url: str | None = None) -> Path:
     """Download a set's archive unless the folder has it already; the file appears complete and checked, or not at all.
 
+    An interrupted download continues at the next call.
+
     Args:
         folder: where to; made if need be.
         classes: 10 or 100.
@@ -114,28 +116,12 @@ def download_cifar(folder: str | Path, classes: Classes, *, url: str | None = No
 
     Raises:
         ImportError: pooch is not installed.
+        FileExistsError: there is another file of the archive's name.
         ConnectionError: the archive cannot be fetched, or what came is not the original.
     """
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError('Downloading CIFAR needs pooch: pip install "lightning-farms[images]"') from error
     source = _source(classes)
     address = source.url if url is None else url
-    try:
-        found = pooch.retrieve(
-            address,
-            known_hash=f"md5:{source.md5}",
-            fname=source.archive,
-            path=Path(folder),
-            downloader=pooch.HTTPDownloader(timeout=_DOWNLOAD_SECONDS),
-        )
-    except (OSError, ValueError) as error:  # errors of HTTP are OSErrors, another MD5 is a ValueError
-        raise ConnectionError(
-            f"Expected to download {address} with MD5 {source.md5}, but it failed: {error}. Fetch the archive by other "
-            "means and give its path."
-        ) from error
-    return Path(found)
+    return fetch_file(address, Path(folder) / source.archive, md5=source.md5, extra="images", progress=False)
 
 
 def _source(classes: int) -> CIFARSource:
@@ -161,11 +147,7 @@ def _locate(path: Path, source: CIFARSource) -> Path:
 
 
 def _check_md5(path: Path, source: CIFARSource) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    found = digest.hexdigest()
+    found = md5_of(path)
     for kind, other in SOURCES.items():
         if found == other.md5 != source.md5:
             raise ValueError(f"Expected {path} to be the original {source.archive}, but it is {_other(kind)}")

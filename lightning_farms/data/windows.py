@@ -6,92 +6,85 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_farms.data.indexing import WindowKey, epoch_windows
-from lightning_farms.data.pdebench import ChannelOrder, PDEBenchFile
+from lightning_farms.data.noise import add_noise
+from lightning_farms.data.trajectories import Trajectories
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of consecutive frames: the first are the input, the others the target.
 
-    The dataset holds no state that changes: which window an item shows is in its key, drawn by `WindowSampler`.
+    Which window an item shows, and which noise, is in its key, drawn by `WindowSampler`. With a stride in time, a
+    window's first frame is any of the file's, not only every time_stride-th.
 
     Args:
-        file: where to read.
-        trajectories: numbers of the training trajectories.
+        trajectories: the training trajectories.
         in_timesteps: frames of the input, at least 1.
         out_timesteps: frames of the target, at least 1.
         windows_per_trajectory: items for each trajectory, at least 1.
-        stride: every stride-th cell along x and y.
-        channel_order: "dpot" or "pdebench".
+        noise: amplitude of the Gaussian noise on the input, in units of each item's and channel's root mean square, at
+            least 0.
+        seed: of the noise, at least 0.
 
     Raises:
-        ValueError: if the file has too few frames for one window.
+        ValueError: if the files have too few frames for one window.
     """
 
     def __init__(
         self,
-        file: PDEBenchFile,
-        trajectories: range,
+        trajectories: Trajectories,
         *,
         in_timesteps: int = 10,
         out_timesteps: int = 1,
         windows_per_trajectory: int = 1,
-        stride: int = 1,
-        channel_order: ChannelOrder = "dpot",
+        noise: float = 0.0,
+        seed: int = 0,
     ) -> None:
-        check_frames(file, in_timesteps, out_timesteps)
-        self.file, self.trajectories = file, trajectories
+        check_frames(trajectories, in_timesteps, out_timesteps)
+        self.trajectories = trajectories
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
-        self.stride, self.channel_order = stride, channel_order
+        self.noise, self.seed = noise, seed
 
     @property
     def starts(self) -> int:
         """Number of possible first frames of a window."""
-        return self.file.shape.frames - self.in_timesteps - self.out_timesteps + 1
+        return self.trajectories.stored_frames - self._span + 1
 
     def __len__(self) -> int:
         return len(self.trajectories) * self.windows_per_trajectory
 
     def __getitem__(self, key: WindowKey | int) -> tuple[Tensor, Tensor]:
-        item, start = (key, 0) if isinstance(key, int) else key
-        trajectory = self.trajectories[item // self.windows_per_trajectory]
-        frames = self.in_timesteps + self.out_timesteps
-        window = self.file.read(trajectory, start, start + frames, stride=self.stride, channel_order=self.channel_order)
-        return window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
+        item, start, epoch = WindowKey(key, 0, 0) if isinstance(key, int) else key
+        window = self.trajectories.read(item // self.windows_per_trajectory, start, start + self._span)
+        x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
+        return add_noise(x, self.noise, seed=(self.seed, epoch, item)), y
+
+    @property
+    def _span(self) -> int:
+        """Frames of the file from a window's first to its last."""
+        return (self.in_timesteps + self.out_timesteps - 1) * self.trajectories.time_stride + 1
 
 
 class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
     """Whole trajectories: the first frames are the input, all that follow the target.
 
     Args:
-        file: where to read.
-        trajectories: their numbers.
+        trajectories: the trajectories.
         in_timesteps: frames of the input, at least 1.
-        stride: every stride-th cell along x and y.
-        channel_order: "dpot" or "pdebench".
 
     Raises:
-        ValueError: if the file has no frame to predict.
+        ValueError: if the files have no frame to predict.
     """
 
-    def __init__(
-        self,
-        file: PDEBenchFile,
-        trajectories: range,
-        *,
-        in_timesteps: int = 10,
-        stride: int = 1,
-        channel_order: ChannelOrder = "dpot",
-    ) -> None:
-        check_frames(file, in_timesteps, 1)
-        self.file, self.trajectories, self.in_timesteps = file, trajectories, in_timesteps
-        self.stride, self.channel_order = stride, channel_order
+    def __init__(self, trajectories: Trajectories, *, in_timesteps: int = 10) -> None:
+        check_frames(trajectories, in_timesteps, 1)
+        self.trajectories, self.in_timesteps = trajectories, in_timesteps
 
     def __len__(self) -> int:
         return len(self.trajectories)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        frames = self.file.read(self.trajectories[item], stride=self.stride, channel_order=self.channel_order)
+        frames = self.trajectories.read(item)
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
 
 
@@ -110,11 +103,12 @@ class WindowSampler(DistributedSampler[WindowKey]):
 
     Example:
         >>> import tempfile
-        >>> from lightning_farms.data import SimulationConfig, simulate_to_file
+        >>> from lightning_farms.data import FilePart, PDEBenchFile, SimulationConfig, simulate_to_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = SimulationConfig(trajectories=3, resolution=8, frames=6)
         ...     simulate_to_file(f"{folder}/flow.hdf5", config, progress=False)
-        ...     windows = TrainingWindows(PDEBenchFile(f"{folder}/flow.hdf5"), range(3), in_timesteps=2)
+        ...     flows = Trajectories([FilePart(PDEBenchFile(f"{folder}/flow.hdf5"), range(3))])
+        ...     windows = TrainingWindows(flows, in_timesteps=2)
         ...     sampler = WindowSampler(windows, seed=0)
         ...     sampler.set_epoch(1)
         ...     x, y = windows[next(iter(sampler))]
@@ -125,19 +119,30 @@ class WindowSampler(DistributedSampler[WindowKey]):
     def __init__(self, windows: TrainingWindows, *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
         super().__init__(windows, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self._windows = windows
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, items: int) -> None:
+        """Leave out the items of an epoch that an interrupted run has already seen.
+
+        Args:
+            epoch: the epoch, at least 0; others are whole.
+            items: how many of this process's items to leave out, at least 0.
+        """
+        self._resumed = (epoch, items)
 
     def __iter__(self) -> Iterator[WindowKey]:
         windows = self._windows
         keys = epoch_windows(len(windows), windows.starts, seed=self.seed, epoch=self.epoch)
-        shares = range(self.rank, self.total_size, self.num_replicas)
+        epoch, seen = self._resumed
+        shares = range(self.rank, self.total_size, self.num_replicas)[seen if epoch == self.epoch else 0 :]
         return iter([keys[position % len(keys)] for position in shares])
 
 
-def check_frames(file: PDEBenchFile, in_timesteps: int, out_timesteps: int) -> None:
-    """Refuse windows that a file cannot hold.
+def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: int) -> None:
+    """Refuse windows that the files cannot hold.
 
     Args:
-        file: the file.
+        trajectories: where the windows are to be.
         in_timesteps: frames of the input, at least 1.
         out_timesteps: frames of the target, at least 1.
 
@@ -147,8 +152,11 @@ def check_frames(file: PDEBenchFile, in_timesteps: int, out_timesteps: int) -> N
     for name, value in (("in_timesteps", in_timesteps), ("out_timesteps", out_timesteps)):
         if value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
-    if in_timesteps + out_timesteps > file.shape.frames:
+    if in_timesteps + out_timesteps > trajectories.frames:
+        stride = trajectories.time_stride
+        thinned = f" at a stride in time of {stride}" if stride > 1 else ""
         raise ValueError(
-            f"Expected {file.path} to have at least `in_timesteps` + `out_timesteps` = {in_timesteps} + "
-            f"{out_timesteps} frames, but it has {file.shape.frames}: ask for fewer."
+            f"Expected {trajectories.parts[0].file.path} to have at least {in_timesteps} given + {out_timesteps} "
+            f"target frames{thinned}, but it has {trajectories.frames}: lower `in_timesteps`, or `out_timesteps`, "
+            "`autoregressive_steps` or `time_stride`."
         )

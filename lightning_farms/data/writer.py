@@ -1,7 +1,6 @@
 """Writing simulated flows in the layout of PDEBench's 2D CFD files, whole or not at all."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +8,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightning_farms.data.atomic import complete_or_nothing
 from lightning_farms.data.pdebench import FIELDS
-from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, simulate_cfd
+from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, chosen_device, simulate_cfd
 
+_CELLS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}  # what a processor's cache holds; what fills an accelerator
 _CELLS_FOR_THREADS = 2**18  # cells of a batch from which more than one thread pays even on a busy machine
 
 
@@ -48,7 +50,7 @@ def write_pdebench(path: str | os.PathLike[str], simulation: CFDSimulation) -> N
             "Expected argument `simulation` to hold fields of one shape (B, T, X, Y) that fits its coordinates, "
             f"but got {[shape, *shapes]} and coordinates of lengths {coordinates}."
         )
-    with _complete_or_nothing(Path(path)) as temporary, h5py.File(temporary, "x") as file:
+    with complete_or_nothing(Path(path)) as temporary, h5py.File(temporary, "x") as file:
         _create(file, simulation, shape[0])
         _write_part(file, simulation, 0)
 
@@ -57,7 +59,7 @@ def simulate_to_file(
     path: str | os.PathLike[str],
     config: SimulationConfig | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> None:
@@ -66,12 +68,13 @@ def simulate_to_file(
     Args:
         path: file to write; its folder is created if need be. It appears only once it is complete.
         config: the set's settings; the defaults of `SimulationConfig` when left out.
-        batch_size: trajectories simulated at once, at least 1; memory grows with it.
-        device: where to compute.
-        progress: whether to show a progress bar.
+        batch_size: trajectories simulated at once, at least 1; memory grows with it. As many as the device computes
+            fastest when left out. It changes nothing in the file beyond rounding.
+        device: where to compute, "auto" for CUDA where there is any.
+        progress: whether to show a progress bar, on stderr.
 
     Raises:
-        ValueError: for a batch size out of range.
+        ValueError: for a batch size out of range, or a CUDA device where there is none.
         RuntimeError: if a trajectory's density or pressure leaves the positive numbers.
 
     Example:
@@ -83,6 +86,10 @@ def simulate_to_file(
         ['flow.hdf5']
     """
     config = SimulationConfig() if config is None else config
+    device = chosen_device(device)
+    if batch_size is None:
+        cells = _CELLS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+        batch_size = max(1, cells // config.resolution**2)
     if batch_size < 1:
         raise ValueError(f"Expected argument `batch_size` to be at least 1, but got {batch_size}.")
     starts = range(0, config.trajectories, batch_size)
@@ -93,9 +100,9 @@ def simulate_to_file(
         TimeRemainingColumn(),
     )
     with (
-        _complete_or_nothing(Path(path)) as temporary,
+        complete_or_nothing(Path(path)) as temporary,
         h5py.File(temporary, "x") as file,
-        Progress(*columns, disable=not progress) as bar,
+        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
         _threads_for(min(batch_size, config.trajectories) * config.resolution**2),
     ):
         task = bar.add_task(
@@ -141,24 +148,3 @@ def _threads_for(cells: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _complete_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; put the file in its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,5 @@
-import json
 import pickle
-import subprocess
-import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -9,51 +7,16 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import get_worker_info
 
 from lightning_farms.data import CFDDataModule, SimulationConfig, epoch_windows, writer
+from tests.data.labelled_flows import label, labels, module, write_labelled
 
-TRAJECTORIES, FRAMES = 12, 8
 SIMULATION = SimulationConfig(trajectories=10, resolution=8, frames=5)
-
-quiet_trainer = pytest.mark.filterwarnings(
-    "ignore:The '.*_dataloader' does not have many workers",
-    "ignore:Trying to infer the `batch_size`",
-    "ignore:.*does not have a `configure_optimizers`",
-    "ignore:Checkpoint directory .* exists and is not empty",
-    # Lightning 2.6's own call of torch's pytree.
-    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",
-)
-
-
-def label(trajectory, frame):
-    return 100 * trajectory + frame
-
-
-def write_labelled(path, trajectories=TRAJECTORIES, frames=FRAMES, size=(8, 8)):
-    """Each value of the density says which trajectory and frame it belongs to."""
-    labels = np.add.outer(100 * np.arange(trajectories), np.arange(frames)).astype(np.float32)
-    with h5py.File(path, "w") as file:
-        for channel, name in enumerate(("density", "Vx", "Vy", "pressure")):
-            file[name] = np.broadcast_to((labels + 0.1 * channel)[:, :, None, None], (*labels.shape, *size))
-    return path
 
 
 @pytest.fixture
 def path(tmp_path):
     return write_labelled(tmp_path / "labelled.hdf5")
-
-
-def module(path, **options):
-    return CFDDataModule(path, **({"in_timesteps": 3, "out_timesteps": 2, "batch_size": 4} | options))
-
-
-def labels(batch):
-    """Density of the first input frame and of the first target frame, one pair for each item."""
-    x, y = batch
-    return [(int(a), int(b)) for a, b in zip(x[:, 0, 0, 0, 2], y[:, 0, 0, 0, 2], strict=True)]
 
 
 def test_training_items_are_windows_of_consecutive_frames(path):
@@ -101,6 +64,42 @@ def test_options_of_the_split_and_of_the_channels(path):
     assert data.channels == ("density", "pressure", "Vx", "Vy")
 
 
+def test_several_predictions_in_a_training_item(path):
+    data = module(path, out_timesteps=2, autoregressive_steps=2)
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    assert (x.shape[3], y.shape[3], data.out_timesteps) == (3, 4, 2)
+    assert torch.equal(y[:, 0, 0, :, 2] - x[:, 0, 0, :1, 2], torch.arange(3.0, 7.0).expand(4, 4))
+
+
+def test_stride_in_time(path):
+    data = module(path, in_timesteps=2, out_timesteps=1, time_stride=3, test_fraction=0.25, seed=3)
+    data.setup("fit")
+    seen = [labels(batch) for epoch in range(20) for batch in epoch_of(data.train_dataloader(), epoch)]
+    assert {first % 100 for batch in seen for first, _ in batch} == {0, 1}, "windows may start between the strides"
+    assert {target - first for batch in seen for first, target in batch} == {6}
+    x, y = next(iter(data.val_dataloader()))
+    assert (x[0, 0, 0, :, 2] % 100).tolist() == [0, 3]
+    assert (y[0, 0, 0, :, 2] % 100).tolist() == [6]
+
+
+def epoch_of(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_smaller_fractions_are_parts_of_larger_ones_and_leave_the_test_alone(path):
+    trained, tested = [], []
+    for fraction in (0.1, 0.3, 0.6, 1.0):
+        data = module(path, train_fraction=fraction, subset_seed=4)
+        data.setup("fit")
+        trained.append({first // 100 for batch in data.train_dataloader() for first, _ in labels(batch)})
+        tested.append([labels(batch) for batch in data.val_dataloader()])
+    assert [len(numbers) for numbers in trained] == [1, 3, 6, 11]
+    assert all(smaller < larger for smaller, larger in pairwise(trained))
+    assert all(each == tested[0] for each in tested)
+
+
 def test_workers_give_the_same_batches(path):
     batches = []
     for workers in (0, 2):
@@ -126,133 +125,6 @@ def test_pickle_after_use(path):
     expected = [labels(batch) for batch in data.train_dataloader()]
     copy = pickle.loads(pickle.dumps(data))
     assert [labels(batch) for batch in copy.train_dataloader()] == expected
-
-
-class Recorder(LightningModule):
-    """Learns nothing; records the batches that it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = {}
-
-    def training_step(self, batch, batch_index):
-        self.seen.setdefault(self.current_epoch, []).append(labels(batch))
-        return self.weight.square().sum()
-
-    def validation_step(self, batch, batch_index):
-        assert get_worker_info() is None
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class ScheduledRecorder(Recorder):
-    """Asks for the number of steps, as OneCycle schedules do, so that Lightning builds the loaders early."""
-
-    def configure_optimizers(self):
-        assert self.trainer.estimated_stepping_batches > 0
-        return super().configure_optimizers()
-
-
-def fit(path, folder, *, epochs, resume=None, data=None, model=Recorder, **options):
-    checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    model = model()
-    trainer.fit(model, datamodule=data or module(path), ckpt_path=resume)
-    return model.seen
-
-
-@quiet_trainer
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("model", [Recorder, ScheduledRecorder])
-def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, workers, model):
-    straight = fit(path, tmp_path / "straight", epochs=4, data=module(path, num_workers=workers), model=model)
-    fit(path, tmp_path / "half", epochs=2, data=module(path, num_workers=workers), model=model)
-    torch.manual_seed(123)
-    resumed = fit(
-        path,
-        tmp_path / "half",
-        epochs=4,
-        resume=tmp_path / "half" / "last.ckpt",
-        data=module(path, num_workers=workers),
-        model=model,
-    )
-    assert sorted(resumed) == [2, 3]
-    assert resumed == {epoch: straight[epoch] for epoch in (2, 3)}
-    assert all(straight[epoch] != straight[epoch + 1] for epoch in range(3))
-    for epoch, batches in straight.items():
-        drawn = epoch_windows(11, 4, seed=0, epoch=epoch)
-        assert [first for batch in batches for first, _ in batch] == [label(key.item, key.start) for key in drawn]
-
-
-@quiet_trainer
-def test_a_new_run_after_a_resumed_one_starts_at_the_first_epoch(path, tmp_path):
-    data = module(path, num_workers=1)
-    first = fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder)
-    fit(path, tmp_path, epochs=2, data=data, model=ScheduledRecorder, resume=tmp_path / "last.ckpt")
-    assert fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder) == first
-
-
-@quiet_trainer
-@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
-def test_overfitting_one_batch_repeats_it(path, tmp_path):
-    """Lightning then puts plain numbers in place of our keys."""
-    seen = fit(path, tmp_path, epochs=2, overfit_batches=1)
-    assert seen[0] == seen[1] == [[(label(t, 0), label(t, 3)) for t in range(4)]]
-
-
-def test_two_processes_share_each_epoch(path, tmp_path):
-    script = f"""
-import json, os, sys, torch
-torch.set_num_threads(1)
-from lightning.pytorch import LightningModule, Trainer
-from lightning_farms.data import CFDDataModule
-
-class Model(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = [[], []]
-
-    def training_step(self, batch, batch_index):
-        self.seen[self.current_epoch] += batch[0][:, 0, 0, 0, 2].int().tolist()
-        return self.weight.square().sum()
-
-    def on_train_end(self):
-        with open(f"{{sys.argv[1]}}/rank{{self.global_rank}}.json", "w") as file:
-            json.dump(self.seen, file)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-if __name__ == "__main__":
-    data = CFDDataModule({str(path)!r}, in_timesteps=3, out_timesteps=2, batch_size=2, seed=5)
-    trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )
-    trainer.fit(Model(), datamodule=data)
-"""
-    (tmp_path / "script.py").write_text(script)
-    run = subprocess.run(
-        [sys.executable, tmp_path / "script.py", tmp_path], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    for epoch in (0, 1):
-        drawn = [label(key.item, key.start) for key in epoch_windows(11, 4, seed=5, epoch=epoch)]
-        assert ranks[0][epoch] == drawn[0::2]
-        # 11 items for two processes: the last one's second half is filled up with the first item.
-        assert ranks[1][epoch] == drawn[1::2] + drawn[:1]
 
 
 @pytest.fixture
@@ -287,6 +159,8 @@ def test_each_setting_has_a_cache_file_of_its_own(tmp_path):
         "mach": 0.10000001,
         "eta": 0.02,
         "zeta": 0.02,
+        "stress": "full",
+        "windowed_share": 0.0,
         "seed": 1,
     }
     settings = [SIMULATION, *(SimulationConfig(**{**vars(SIMULATION), name: value}) for name, value in changes.items())]
@@ -327,23 +201,25 @@ def test_image_size_is_known_before_any_data(tmp_path, simulations, path):
 @pytest.mark.parametrize(
     ("file", "options", "stage", "message"),
     [
-        ({}, {"in_timesteps": 7}, "fit", r"at least `in_timesteps` \+ `out_timesteps` = 7 \+ 2 frames, but it has 8"),
-        ({}, {"in_timesteps": 8}, "test", r"= 8 \+ 1 frames, but it has 8"),
+        ({}, {"in_timesteps": 7}, "fit", r"at least 7 given \+ 2 target frames, but it has 8: lower `in_timesteps`"),
+        ({}, {"autoregressive_steps": 3}, "fit", r"at least 3 given \+ 6 target frames, but it has 8: lower"),
+        ({}, {"time_stride": 2}, "fit", r"3 given \+ 2 target frames at a stride in time of 2, but it has 4: lower"),
+        ({}, {"in_timesteps": 8}, "test", r"at least 8 given \+ 1 target frames, but it has 8"),
         (
             {"trajectories": 4},
             {},
             "fit",
-            "the val split .* none of the 4 in the file: the test traj.* Raise `test_fraction` to at least 0.25",
+            "the val split .* none of the 4 in .*file.hdf5: they are the test ones: .* Raise `test_fraction` to",
         ),
         (
             {"trajectories": 4},
             {},
             "test",
-            "the test split .* none of the 4 in the file: `test_fraction` 0.1 of 4 is less",
+            "the test split .* none of the 4 in .*file.hdf5: `test_fraction` 0.1 of 4 is less",
         ),
         ({"trajectories": 8}, {"test_fraction": 0.12}, "test", "Raise `test_fraction` to at least 0.13"),
         ({"trajectories": 8}, {"test_fraction": 0.25, "val_fraction": 0.1}, "fit", "`val_fraction` to at least 0.17"),
-        ({}, {"train_fraction": 0.05}, "fit", "the train split .* none of the 12 in the file: raise `train_fraction`"),
+        ({}, {"train_fraction": 0.05}, "fit", "none of the 12 .*: `train_fraction` 0.05 of 11 is .* to at least 0.1,"),
         ({"size": (8, 6)}, {}, "fit", r"as many cells along x as along y, but got \(8, 6\)"),
         ({}, {"stride": 3}, "fit", "`stride` to divide the resolution 8 of the data, but got 3"),
         ({}, {}, "training", r"`stage` to be one of \['fit', .*\], but got 'training'"),
@@ -380,13 +256,25 @@ def test_nan_is_raised_when_read_also_from_a_worker(path, workers):
         ({"stride": 0}, "`stride` to be at least 1"),
         ({"num_workers": -1}, "`num_workers` to be at least 0"),
         ({"seed": -1}, "`seed` to be at least 0"),
+        ({"autoregressive_steps": 0}, "`autoregressive_steps` to be at least 1"),
+        ({"time_stride": 0}, "`time_stride` to be at least 1"),
+        ({"subset_seed": -1}, "`subset_seed` to be in"),
+        ({"noise": -0.1}, "`noise` to be at least 0 and finite, but got -0.1"),
+        ({"noise": float("nan")}, "`noise` to be at least 0 and finite, but got nan"),
+        ({"stride": [1, 2]}, r"`stride` to be one number, or one for each of the 1 files, but got \[1, 2\]"),
+        ({"fields": {}}, "`fields` to map at least one channel"),
+        ({"axes": "bxyt"}, "`axes` to be 'btxy' when `fields` is left out, but got 'bxyt'"),
+        ({"path": None, "fields": {"u": "u"}}, "`path` to name a file when `fields` is given"),
+        ({"path": []}, "`path` to name at least one file, each once, but got"),
+        ({"path": ["a.h5", "b.h5", "a.h5"]}, r"each once, but got \['a.h5', 'b.h5', 'a.h5'\]"),
+        ({"path": ["a.h5", "b.h5"], "stride": [2, 0]}, "`stride` to be at least 1"),
         ({"split": "random"}, "`split` to be 'dpot' or 'pdebench'"),
         ({"channel_order": "xyz"}, "`channel_order` to be one of"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        CFDDataModule("unread.hdf5", **options)
+        CFDDataModule(**{"path": "unread.hdf5"} | options)
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
@@ -403,6 +291,9 @@ def test_command_line_sets_every_option(path):
     )
     data = parser.instantiate(parsed).data
     assert (data.path, data.simulation, data.batch_size) == (path, SimulationConfig(resolution=64), 2)
+    several = ["--data.path=[a.h5, b.h5]", "--data.stride=[4, 1]", "--data.fields={u: 'v[0]', p: p}"]
+    data = parser.instantiate(parser.parse_args(several)).data
+    assert (data.path, data.stride, data.channels) == ([Path("a.h5"), Path("b.h5")], [4, 1], ("u", "p"))
     text = parser.format_help()
     assert "--data.simulation.mach" in text
     assert "because DPOT's pre-training data" in " ".join(text.split())

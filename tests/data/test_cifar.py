@@ -383,16 +383,14 @@ def test_a_download_that_is_not_the_original(original, server, tmp_path):
     classes, folder = original
     served, address, _ = server
     shutil.copy(folder / ARCHIVE[classes], served)
-    with pytest.raises(ConnectionError, match=f"with MD5 {cifar.SOURCES[classes].md5}, but it failed: .*[Hh]ash"):
+    with pytest.raises(ConnectionError, match=f"with MD5 {cifar.SOURCES[classes].md5}, but what came has"):
         download_cifar(tmp_path / "cache", classes, url=f"{address}/{ARCHIVE[classes]}")
     assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_a_download_that_fails(server, tmp_path):
     _, address, _ = server
-    with pytest.raises(
-        ConnectionError, match=r"but it failed: 404.*Fetch the archive by other means and give its path"
-    ):
+    with pytest.raises(ConnectionError, match=r"but it failed: 404.* fetch the file by other means"):
         download_cifar(tmp_path / "cache", 100, url=f"{address}/gone.tar.gz")
 
 

@@ -40,7 +40,7 @@ def change(path, name, value):
 
 @pytest.mark.parametrize(("order", "names"), [("dpot", ("Vx", "Vy", "density", "pressure")), ("pdebench", FIELDS)])
 def test_reads_frames_of_one_trajectory(path, arrays, order, names):
-    item = PDEBenchFile(path).read(1, 2, 5, channel_order=order)
+    item = PDEBenchFile(path, channel_order=order).read(1, 2, 5)
     expected = np.stack([arrays[name][1, 2:5] for name in names], axis=-1).transpose(1, 2, 0, 3)
     assert (item.shape, item.dtype) == ((8, 4, 3, 4), torch.float32)
     np.testing.assert_array_equal(item.numpy(), expected)
@@ -178,34 +178,142 @@ def test_non_finite_values_are_named_when_read(path, arrays, bad):
     file = PDEBenchFile(path)
     file.read(1, 0, 4)
     with pytest.raises(
-        ValueError, match=r"`Vy` of .*flow.hdf5 to be finite, but trajectory 1 has NaN .* frames 2 to 5"
+        ValueError, match=r"channel `Vy` of .*flow.hdf5 to be finite, but trajectory 1 has NaN .* frames 2 to 5"
     ):
         file.read(1, 2, 6)
 
 
 def test_missing_dataset_names_what_is_there(path):
     change(path, "pressure", None)
-    with pytest.raises(
-        ValueError, match=r"\['pressure'\] are missing: found \['Vx', 'Vy', 'density', 'x-coordinate'\]"
-    ):
+    found = r"found Vx \(3, 6, 8, 4\), Vy .*density .* x-coordinate \(8,\)\. For a file with other names, give `fields`"
+    with pytest.raises(ValueError, match=rf"\['pressure'\] are missing: {found}"):
         PDEBenchFile(path)
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
-    [(np.zeros(SHAPE[1:], np.float32), r"float32 of shape \(6, 8, 4\)"), (np.zeros(SHAPE, np.int32), "int32 of shape")],
+    ("value", "message"),
+    [
+        (
+            np.zeros(SHAPE[1:], np.float32),
+            r"have the axes \(B, T, X, Y\), but it is of shape \(6, 8, 4\)\. File: .*hdf5",
+        ),
+        (np.zeros((*SHAPE, 2), np.float32), r"of shape \(3, 6, 8, 4, 2\)\. Name .* components, such as 'density\[0\]'"),
+        (np.zeros(SHAPE, np.int32), "hold floating-point numbers, but got int32 of shape"),
+    ],
 )
-def test_wrong_rank_or_type(path, value, found):
+def test_wrong_rank_or_type(path, value, message):
     change(path, "density", value)
-    with pytest.raises(
-        ValueError, match=rf"`density` .* floating-point numbers of shape \(B, T, X, Y\), but got {found}"
-    ):
+    with pytest.raises(ValueError, match=f"`density` .*{message}"):
         PDEBenchFile(path)
+
+
+def test_no_data(path):
+    for name in FIELDS:
+        change(path, name, np.zeros((0, 6, 8, 4), np.float32))
+    with pytest.raises(ValueError, match=r"to hold data, but got FileShape\(trajectories=0"):
+        PDEBenchFile(path)
+
+
+def test_other_pdebench_files_are_refused_with_what_they_hold(tmp_path):
+    """Shallow water has a group for each of its 1000 trajectories, Darcy flow no frames."""
+    with h5py.File(tmp_path / "swe.h5", "w") as file:
+        for number in range(1000):
+            file[f"{number:04d}/data"] = np.zeros((2, 4, 4, 1), np.float32)
+    with pytest.raises(ValueError, match=r"are missing: found 0000/data \(2, 4, 4, 1\), .*, \.\.\.\. For") as error:
+        PDEBenchFile(tmp_path / "swe.h5")
+    assert len(str(error.value)) < 700
+    with h5py.File(tmp_path / "darcy.h5", "w") as file:
+        file["tensor"] = np.zeros((5, 1, 4, 4), np.float32)
+        file["nu"] = np.zeros((5, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=r"found nu \(5, 4, 4\), tensor \(5, 1, 4, 4\)"):
+        PDEBenchFile(tmp_path / "darcy.h5")
+    with pytest.raises(ValueError, match=r"`nu` to have the axes \(B, T, X, Y\), but it is of shape \(5, 4, 4\)"):
+        PDEBenchFile(tmp_path / "darcy.h5", fields={"nu": "nu"})
+    assert PDEBenchFile(tmp_path / "darcy.h5", fields={"u": "tensor"}).shape == (5, 1, 4, 4)
+
+
+@pytest.fixture
+def well(tmp_path):
+    """Fields in the layout of The Well."""
+    random = np.random.RandomState(1)
+    arrays = {
+        "t0_fields/density": random.standard_normal((3, 6, 8, 4)).astype(np.float32),
+        "t1_fields/velocity": random.standard_normal((3, 6, 8, 4, 2)).astype(np.float32),
+        "t2_fields/stress": random.standard_normal((3, 6, 8, 4, 2, 2)).astype(np.float32),
+        "dimensions/time": np.linspace(0, 1, 6, dtype=np.float32),
+        "dimensions/x": np.arange(8, dtype=np.float32),
+        "dimensions/y": np.zeros((3, 4), np.float32),  # varies between the trajectories
+    }
+    with h5py.File(tmp_path / "well.hdf5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return tmp_path / "well.hdf5", arrays
+
+
+def test_channels_of_the_well(well):
+    path, arrays = well
+    fields = {
+        "vy": "t1_fields/velocity[1]",
+        "rho": "t0_fields/density",
+        "vx": "t1_fields/velocity[0]",
+        "yx": "t2_fields/stress[1, 0]",
+    }
+    file = PDEBenchFile(path, fields=fields)
+    velocity, stress = arrays["t1_fields/velocity"], arrays["t2_fields/stress"]
+    channels = [velocity[..., 1], arrays["t0_fields/density"], velocity[..., 0], stress[..., 1, 0]]
+    expected = np.stack(channels, axis=-1)[2, 1:5].transpose(1, 2, 0, 3)
+    np.testing.assert_array_equal(file.read(2, 1, 5).numpy(), expected)
+    np.testing.assert_array_equal(file.read(2, 1, 5, stride=2, time_stride=2).numpy(), expected[::2, ::2, ::2])
+    assert (file.channels, file.shape) == (("vy", "rho", "vx", "yx"), (3, 6, 8, 4))
+    assert torch.equal(file.t, torch.linspace(0, 1, 6))
+    assert torch.equal(file.x, torch.arange(8.0))
+    assert file.y is None
+    assert (file.eta, file.mach) == (None, None)
+
+
+@pytest.mark.parametrize("axes", ["btxy", "bxyt", "txyb", "cyxtb", "bctxy", "xbcyt"])
+def test_other_orders_of_the_axes(tmp_path, axes):
+    random = np.random.RandomState(2)
+    velocity, density = random.standard_normal((3, 5, 8, 4, 2)), random.standard_normal((3, 5, 8, 4))
+    names = "btxyc"
+    order = axes if "c" in axes else axes + "c"
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["velocity"] = velocity.transpose([names.index(letter) for letter in order])
+        file["density"] = density.transpose(["btxy".index(letter) for letter in axes.replace("c", "")])
+    fields = {"u": "velocity[0]", "rho": "density", "v": "velocity[1]"}
+    file = PDEBenchFile(tmp_path / "other.hdf5", fields=fields, axes=axes)
+    assert file.shape == (3, 5, 8, 4)
+    expected = np.stack([velocity[..., 0], density, velocity[..., 1]], axis=-1)[1, 2:4].transpose(1, 2, 0, 3)
+    np.testing.assert_array_equal(file.read(1, 2, 4).numpy(), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vx": "t1_fields/velocity"}, r"\(B, T, X, Y\), but it is of shape .* such as 't1_fields/velocity\[0\]'"),
+        ({"vx": "t1_fields/velocity[2]"}, r"\(B, T, X, Y, C\) with component \[2\], but it is of shape"),
+        ({"xy": "t2_fields/stress[0]"}, r"\(B, T, X, Y, C\) with component \[0\], but"),
+        ({"vx": "t1_fields/speed[0]"}, r"the datasets \['t1_fields/speed'\], but .* found dimensions/time \(6,\), "),
+        ({"vx": "t1_fields"}, r"\['t1_fields'\] are missing"),
+    ],
+)
+def test_fields_that_the_file_does_not_have(well, fields, message):
+    with pytest.raises(ValueError, match=message):
+        PDEBenchFile(well[0], fields=fields)
+
+
+def test_compressed_chunks_are_read_as_contiguous_ones(path, arrays, tmp_path):
+    with h5py.File(tmp_path / "chunked.hdf5", "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, chunks=(1, 2, 3, 3), compression="gzip", shuffle=True)
+    plain, chunked = PDEBenchFile(path), PDEBenchFile(tmp_path / "chunked.hdf5")
+    for options in ({}, {"stride": 2, "time_stride": 3}):
+        assert torch.equal(chunked.read(1, 1, **options), plain.read(1, 1, **options))
 
 
 def test_shapes_that_disagree(path):
     change(path, "Vy", np.zeros((3, 5, 8, 4), np.float32))
-    with pytest.raises(ValueError, match=r"to have one shape, but got .*'Vy': \(3, 5, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"to have one shape \(B, T, X, Y\), but got .*'Vy': \(3, 5, 8, 4\)"):
         PDEBenchFile(path)
 
 
@@ -218,9 +326,14 @@ def test_shapes_that_disagree(path):
         ((0, 4, 4), {}, "`start` and `stop`"),
         ((0, -2, 4), {}, "`start` and `stop`"),
         ((0,), {"stride": 0}, "`stride` to be at least 1"),
-        ((0,), {"channel_order": "other"}, r"`channel_order` to be one of \['dpot', 'pdebench'\]"),
+        ((0,), {"time_stride": 0}, "`time_stride` to be at least 1"),
     ],
 )
 def test_wrong_arguments(path, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         PDEBenchFile(path).read(*arguments, **options)
+
+
+def test_unknown_channel_order(path):
+    with pytest.raises(ValueError, match=r"`channel_order` to be one of \['dpot', 'pdebench'\]"):
+        PDEBenchFile(path, channel_order="other")

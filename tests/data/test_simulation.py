@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_farms.data import SimulationConfig, random_initial_state, simulate_cfd
+from lightning_farms.data import SimulationConfig, flow_statistics, random_initial_state, simulate_cfd
 
 SMALL = SimulationConfig(trajectories=3, resolution=8, frames=3)
 
@@ -43,6 +43,82 @@ def test_precision_is_enough_in_float32():
     torch.testing.assert_close(single.pressure.double(), double.pressure, rtol=1e-4, atol=0)
 
 
+def test_settings_reach_the_solver():
+    flows = [
+        simulate_cfd(SimulationConfig(trajectories=1, resolution=8, frames=2, **{name: value}))
+        for name, value in (("stress", "unmixed"), ("stress", "full"), ("windowed_share", 0.0), ("windowed_share", 1.0))
+    ]
+    assert not torch.equal(flows[0].vx, flows[1].vx)
+    assert (flows[2].vx[:, 0] != 0).all()
+    assert (flows[3].vx[:, 0, 0].abs() < 1e-6).all()
+
+
+# PDEBench's own generator at M0.1, eta = zeta = 0.01, 64x64, 40 trajectories: mean over the trajectories of each figure
+# of `flow_statistics` at t = 0, 0.25, 0.5, 0.75, 1, and its standard deviation over them.
+PDEBENCH = {
+    "density_mean": ([5.33, 5.33, 5.33, 5.33, 5.33], [2.94, 2.94, 2.94, 2.94, 2.94]),
+    "pressure_mean": ([27.8, 27.88, 27.89, 27.9, 27.9], [24.7, 24.8, 24.8, 24.8, 24.8]),
+    "vx_mean": (
+        [0.0001492, 0.0004155, 0.0002968, 0.0003084, 0.0003401],
+        [0.00237, 0.00257, 0.00257, 0.00258, 0.0026],
+    ),
+    "vy_mean": (
+        [0.0001208, 6.803e-05, 8.51e-05, 3.982e-05, 6.028e-05],
+        [0.00228, 0.00256, 0.0026, 0.00253, 0.00256],
+    ),
+    "density_std": ([0.08683, 0.108, 0.1063, 0.1037, 0.1033], [0.0496, 0.0556, 0.0536, 0.0537, 0.0524]),
+    "pressure_std": ([0.08419, 0.03892, 0.02757, 0.02088, 0.01639], [0.0589, 0.0239, 0.0174, 0.0139, 0.00983]),
+    "vx_std": ([0.05142, 0.02089, 0.01323, 0.0108, 0.00864], [0.0225, 0.0107, 0.00632, 0.00536, 0.00438]),
+    "vy_std": ([0.05075, 0.02185, 0.01478, 0.01024, 0.008596], [0.0228, 0.0106, 0.00724, 0.00445, 0.00415]),
+    "kinetic_energy": ([1.0, 0.1811, 0.08379, 0.05257, 0.03798], [0.0, 0.0606, 0.0316, 0.0262, 0.0214]),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    flow = simulate_cfd(SimulationConfig(trajectories=40, resolution=24, frames=5))
+    return flow_statistics(flow.density, flow.pressure, flow.vx, flow.vy)
+
+
+@pytest.mark.parametrize("name", PDEBENCH)
+def test_statistics_are_those_of_pdebench(drawn, name):
+    """Two samples of 40 flows: means within four standard errors of each other, spreads within a factor of two.
+
+    One mean in 15000 lies farther off by chance. A standard deviation of 40 has a standard error of 11 % for a normal
+    law, at most twice that for the laws here; the factor of two is four of those.
+    """
+    ours = getattr(drawn, name)
+    mean, spread = (torch.tensor(figures, dtype=torch.float64) for figures in PDEBENCH[name])
+    error = torch.sqrt((ours.var(0) + spread.square()) / 40)
+    assert ((ours.mean(0) - mean).abs() <= 4 * error + 1e-12).all()
+    known = spread > 0
+    ratio = ours.std(0)[known] / spread[known]
+    assert ((ratio > 0.5) & (ratio < 2)).all(), ratio
+
+
+@pytest.mark.parametrize("option", [{"windowed_share": 0.0}, {"mach": 0.2}])
+def test_these_tolerances_tell_other_settings_apart(option):
+    options = {"resolution": 16, "mach": 0.1, "seed": 0} | option
+    states = torch.stack([random_initial_state(i, **options) for i in range(40)], 1).unsqueeze(2)
+    ours = flow_statistics(*states[[0, 3, 1, 2]]).vx_std[:, 0]
+    mean, spread = (figures[0] for figures in PDEBENCH["vx_std"])
+    assert abs(ours.mean().item() - mean) > 4 * math.sqrt((ours.var().item() + spread**2) / 40)
+
+
+def test_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert simulate_cfd(SMALL, indices=range(1), device="auto").vx.device.type == "cpu"
+    with pytest.raises(ValueError, match=r"`device` to be one that PyTorch finds, but got 'cuda'.*Use 'auto' or 'cpu'"):
+        simulate_cfd(SMALL, device="cuda")
+
+
+@pytest.mark.gpu
+def test_the_gpu_gives_the_same_flows():
+    here, there = simulate_cfd(SMALL, dtype=torch.float64), simulate_cfd(SMALL, device="cuda", dtype=torch.float64)
+    for ours, theirs in zip(here[:4], there[:4], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("indices", [range(0), range(2, 4), range(-1, 1)])
 def test_indices_outside_the_set(indices):
     with pytest.raises(ValueError, match=r"`indices` to lie in \[0, 3\)"):
@@ -61,8 +137,10 @@ def test_indices_outside_the_set(indices):
         ("mach", math.nan, r"in \[0, 2\]"),
         ("eta", -1e-9, "at least 0 and finite"),
         ("zeta", math.inf, "at least 0 and finite"),
+        ("windowed_share", 1.5, r"in \[0, 1\]"),
+        ("stress", "bulk", r"one of \['unmixed', 'full'\]"),
     ],
 )
 def test_wrong_settings(setting, value, rule):
-    with pytest.raises(ValueError, match=f"`{setting}` to be {rule}, but got {value}"):
+    with pytest.raises(ValueError, match=f"`{setting}` to be {rule}, but got {value!r}"):
         SimulationConfig(**{setting: value})

@@ -32,12 +32,28 @@ def test_written_layout(tmp_path):
 def test_simulating_in_batches_writes_the_same_set(tmp_path, capsys):
     simulate_to_file(tmp_path / "flow.hdf5", SMALL, batch_size=2)
     check_layout(tmp_path / "flow.hdf5", simulate_cfd(SMALL))
-    assert "Simulating 5 flows at 8x8" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Simulating 5 flows at 8x8" in shown.err
+    assert shown.out == ""
 
 
 def test_no_output_without_progress(tmp_path, capsys):
     simulate_to_file(tmp_path / "flow.hdf5", SimulationConfig(trajectories=1, resolution=8, frames=2), progress=False)
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_batches_fit_the_device(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(config, *, indices, **options):
+        seen.append(indices)
+        return simulate_cfd(config, indices=indices, **options)
+
+    monkeypatch.setattr(writer, "simulate_cfd", watched)
+    monkeypatch.setattr(writer, "_CELLS_AT_ONCE", {"cpu": 150})
+    simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
+    assert seen == [range(2), range(2, 4), range(4, 5)]
 
 
 def test_an_existing_file_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):

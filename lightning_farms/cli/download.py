@@ -1,0 +1,81 @@
+"""`lightning-farms download`: fetch PDEBench's official files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from lightning_farms.cli.messages import fail, message_of, traceback_wanted
+from lightning_farms.data.catalogue import OFFICIAL_FILES
+from lightning_farms.data.download import download_pdebench
+
+_USER_MISTAKES = (ValueError, OSError, ImportError)
+_WIDE = 200  # columns of a table that is not printed on a terminal
+_DESCRIPTION = """Download an official PDEBench file of 2D compressible flow (55 or 88 GB), and check it. An interrupted
+download continues when the command is run again. The file's path goes to stdout, everything else to stderr. Exit
+status: 0 done; 1 it cannot be downloaded; 2 wrong arguments; 130 interrupted."""
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms download`.
+
+    Args:
+        args: what follows `download` on the command line.
+
+    Raises:
+        SystemExit: with status 1 where the file cannot be downloaded, 2 for wrong arguments.
+    """
+    parser = _parser()
+    given = parser.parse_args(args)
+    if given.list:
+        _print_list()
+    elif given.name is None:
+        parser.error("Expected the NAME of a file, or --list to see them all.")
+    else:
+        _download(given)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="lightning-farms download", description=_DESCRIPTION, usage="%(prog)s NAME [options]")
+    parser.add_argument(
+        "name", metavar="NAME", type=str, nargs="?", help="such as 2d_cfd_M0.1_eta0.01; --list tells all"
+    )
+    parser.add_argument("--list", action="store_true", help="print the files' names, resolutions and sizes")
+    parser.add_argument("--dir", type=str, default=".", metavar="DIR", help="where to; by default the current folder")
+    parser.add_argument("--url", type=str, default=None, help="of the file at a mirror")
+    return parser
+
+
+def _download(given: Any) -> None:  # noqa: ANN401
+    try:
+        path = download_pdebench(given.name, Path(given.dir), url=given.url)
+    except _USER_MISTAKES as error:
+        if traceback_wanted():
+            raise
+        fail(error, message_of(error).replace("argument `name`", "NAME"))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nRun the same command again to continue.")
+        raise
+    sys.stdout.write(f"{path}\n")
+
+
+def _print_list() -> None:
+    table = Table("name", "file", box=None, pad_edge=False)
+    for title in ("resolution", "trajectories", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("MD5", overflow="fold")
+    for found in OFFICIAL_FILES:
+        table.add_row(
+            found.name,
+            found.file,
+            f"{found.resolution} x {found.resolution}",
+            f"{found.trajectories:,}",
+            f"{found.size / 1e9:.0f} GB",
+            found.md5,
+        )
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)

@@ -1,0 +1,103 @@
+"""`lightning-farms simulate OUT`: a simulated set in a file of PDEBench's format."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.cli.messages import fail, traceback_wanted, with_options
+from lightning_farms.cli.progress import progress_is_shown
+
+if TYPE_CHECKING:
+    from lightning_farms.data import SimulationConfig
+
+Device = Literal["cpu", "cuda", "auto"]
+
+_USER_MISTAKES = (ValueError, OSError, RuntimeError)
+_DESCRIPTION = """Simulate random 2D compressible flows on the periodic unit square, from time 0 to 1, with the initial
+states and the physics of PDEBench's 2D CFD sets, and write them as PDEBench's files are laid out. OUT appears only once
+it is complete. Where it was written goes to stderr. Exit status: 0 done; 1 it cannot be written or simulated; 2 wrong
+arguments; 130 interrupted."""
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What `lightning-farms simulate` was asked to do.
+
+    Attributes:
+        target: file to write.
+        config: the set's settings.
+        batch_size: trajectories at once.
+        device: where to compute.
+        overwrite: whether an existing file may be replaced.
+    """
+
+    target: Path
+    config: SimulationConfig
+    batch_size: int | None
+    device: Device
+    overwrite: bool
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms simulate`.
+
+    Args:
+        args: what follows `simulate` on the command line.
+
+    Raises:
+        SystemExit: with status 1 where the set cannot be simulated or written, 2 for wrong arguments.
+    """
+    options = _parse(args)
+    try:
+        _simulate(options)
+    except _USER_MISTAKES as error:
+        if traceback_wanted():
+            raise
+        fail(error, with_options(str(error)))
+
+
+def _parse(args: list[str]) -> SimulateOptions:
+    from lightning_farms.data import SimulationConfig
+    from lightning_farms.data.simulation import chosen_device
+
+    parser = ArgumentParser(prog="lightning-farms simulate", description=_DESCRIPTION, usage="%(prog)s OUT [options]")
+    parser.add_argument("target", metavar="OUT", type=str, help="file to write, .hdf5")
+    parser.add_class_arguments(SimulationConfig, as_group=False)
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="trajectories at once; by default as suits the device",
+    )
+    parser.add_argument("--device", type=Device, default="auto", help="where to compute; auto: CUDA where there is any")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    given = parser.parse_args(args).as_dict()
+    rest = {name: given.pop(name) for name in ("batch_size", "device", "overwrite")}
+    target = Path(given.pop("target"))
+    try:
+        chosen_device(rest["device"])
+        if rest["batch_size"] is not None and rest["batch_size"] < 1:
+            raise ValueError(f"Expected --batch_size to be at least 1, but got {rest['batch_size']}.")
+        return SimulateOptions(target=target, config=SimulationConfig(**given), **rest)
+    except ValueError as error:
+        parser.error(with_options(str(error)))
+
+
+def _simulate(options: SimulateOptions) -> None:
+    from lightning_farms.data import simulate_to_file
+
+    target, config = options.target, options.config
+    if target.is_dir() or (target.exists() and not options.overwrite):
+        what = "is a folder" if target.is_dir() else "exists. Give --overwrite to replace it"
+        raise FileExistsError(f"Expected OUT to be a new file, but {str(target)!r} {what}.")
+    simulate_to_file(target, config, batch_size=options.batch_size, device=options.device, progress=progress_is_shown())
+    sys.stderr.write(
+        f"Written to {target}: {config.trajectories} trajectories of {config.frames} frames at "
+        f"{config.resolution}x{config.resolution}, {target.stat().st_size / 1e6:.1f} MB\n"
+    )
