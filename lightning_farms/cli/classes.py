@@ -53,7 +53,13 @@ def network_sizes(data: type, settings: Namespace) -> dict[str, int]:
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
-        return {"img_size": flow.img_size, "in_timesteps": flow.in_timesteps, "out_timesteps": flow.out_timesteps}
+        return {
+            "img_size": flow.img_size,
+            "in_timesteps": flow.in_timesteps,
+            "out_timesteps": flow.out_timesteps,
+            "in_channels": flow.n_channels,
+            "out_channels": flow.n_channels,
+        }
     if issubclass(data, ImageDataModule):
         return {"num_classes": data(**arguments).num_classes}
     return {}

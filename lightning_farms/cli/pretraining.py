@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, save_weights
+from lightning_farms.models.loading import Component
 
 _PRETRAINING_VERSION = 1
 
@@ -22,8 +23,10 @@ class Pretraining:
     """Where the starting weights come from: a file, a brief pre-training on another flow regime, or neither.
 
     Args:
-        checkpoint: File with the starting weights of a DPOT: the released format, a plain state dict, or a Lightning
-            checkpoint. Wins over `epochs`.
+        checkpoint: File with the starting weights of a DPOT (the released format, a plain state dict, safetensors, or a
+            Lightning checkpoint), or the name of a released one, such as "tiny", which is downloaded once. Weights for
+            another image size, other channels or frames are adapted, and a report says how. Wins over `epochs`.
+        components: The parts of the checkpoint to load; all when left out.
         epochs: Epochs of pre-training if there is no checkpoint; 0 starts from random weights. The resulting weights
             are kept and used again by the next run with the same settings.
         lr: Learning rate of the pre-training, the same for all layers. Positive.
@@ -31,11 +34,12 @@ class Pretraining:
         windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
         seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
         cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
-        path: PDEBench file to pre-train on, with the data's `stride`; a set is simulated when left out.
+        path: PDEBench file to pre-train on, thinned out to the data's resolution; a set is simulated when left out.
         simulation: The simulated pre-training set. Its `resolution` follows the data's and need not be given.
     """
 
     checkpoint: str | None = None
+    components: list[Component] | None = None
     epochs: int = 0
     lr: float = 1e-3
     batch_size: int = 8
@@ -72,7 +76,7 @@ def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule
         "network": network.config,
         "channels": data.channels,
     }
-    for name in ("checkpoint", "cache_dir", "path", "simulation"):  # the set's name tells the last two
+    for name in ("checkpoint", "components", "cache_dir", "path", "simulation"):  # the set's name tells the last two
         del settings[name]
     text = json.dumps(settings, sort_keys=True)
     folder = data.cache_dir if pretraining.cache_dir is None else Path(pretraining.cache_dir)
@@ -101,9 +105,10 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
 def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
     """The data to pre-train on, laid out as those of the main run."""
     simulation = replace(pretraining.simulation, resolution=data.img_size)
-    trajectories = simulation.trajectories
+    trajectories, stride = simulation.trajectories, 1
     if pretraining.path is not None:
-        trajectories = PDEBenchFile(pretraining.path).shape.trajectories
+        shape = PDEBenchFile(pretraining.path).shape
+        trajectories, stride = shape.trajectories, max(1, shape.x // data.img_size)
     regime = CFDDataModule(
         pretraining.path,
         cache_dir=data.cache_dir,
@@ -111,7 +116,7 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
         in_timesteps=data.in_timesteps,
         out_timesteps=data.out_timesteps,
         windows_per_trajectory=pretraining.windows_per_trajectory,
-        stride=1 if pretraining.path is None else data.stride,
+        stride=stride,
         channel_order=data.channel_order,
         num_workers=data.num_workers,
         seed=pretraining.seed,
@@ -121,7 +126,7 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
     if regime.img_size != data.img_size:
         raise ValueError(
             f"Expected argument `path` of the pre-training to be a file of the data's {data.img_size} cells along each "
-            f"side, but {pretraining.path} has {regime.img_size}."
+            f"side, or a multiple of them, but {pretraining.path} gives {regime.img_size}."
         )
     return regime
 

@@ -11,10 +11,11 @@ from typing import NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_farms.callbacks import PredictionWriter
 from lightning_farms.cli.classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.known_names import known_names
 from lightning_farms.cli.messages import fail, traceback_wanted
@@ -71,6 +72,8 @@ class FarmsCLI(LightningCLI):
         They are set in the configuration, not linked, so that the saved one and the checkpoint's hyperparameters hold
         them, and a network without them is left alone.
         """
+        if self.subcommand == "predict":
+            self.config.predict.return_predictions = False  # nobody is there to take them
         network = self._arguments("model").get("network")
         arguments = {} if network is None else network.get("init_args", {})
         data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
@@ -108,8 +111,12 @@ class FarmsCLI(LightningCLI):
         self._load_for_evaluation()
 
     def before_predict(self) -> None:
-        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given; write flows to a file."""
         self._load_for_evaluation()
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        writers = any(isinstance(callback, PredictionWriter) for callback in callbacks)
+        if isinstance(self.datamodule, CFDDataModule) and not writers:
+            callbacks.append(PredictionWriter())
 
     def _load_for_evaluation(self) -> None:
         checkpoint = self._get(self.config_init, "pretrain").checkpoint
@@ -117,8 +124,9 @@ class FarmsCLI(LightningCLI):
             self._load(self._dpot(), checkpoint)
 
     def _load(self, network: DPOT, checkpoint: str) -> None:
-        load_weights(network, checkpoint)
-        rank_zero_info(f"Starting from the weights in {checkpoint}")
+        components = self._get(self.config_init, "pretrain").components
+        report = load_weights(network, checkpoint, components=components, adapt=True)
+        rank_zero_info(f"Starting from pre-trained weights. {report}")
 
     def _arguments(self, key: str) -> Namespace:
         """The arguments in the configuration of the model or the data, whether their class is named or not."""

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.models.fourier_modes import analyse, synthesise
+
 Activation = Literal["gelu", "silu", "relu", "tanh"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -69,7 +71,8 @@ class AFNO2d(nn.Module):
     where :math:`W_1, W_2, b_1, b_2` are complex, one set for each group, the activation :math:`\sigma` acts on
     real and imaginary part separately, and all other frequencies of :math:`\hat z` are zero. The complex
     weights are stored as real pairs: index 0 of the leading dimension is the real part, index 1 the imaginary.
-    The transform and the products run in float32 (float64 for float64 input), under autocast too.
+    The transform and the products run in float32 (float64 for float64 input), under autocast too; on a GPU that
+    `torch.set_float32_matmul_precision` allows to round float32 products to TF32, they are rounded like all others.
 
     Args:
         channels: number of channels, a multiple of `n_blocks`.
@@ -134,26 +137,24 @@ class AFNO2d(nn.Module):
             x: real field, shape (batch, channels, height, width).
 
         Returns:
-            Field of the same shape and dtype.
+            Field of the same shape and dtype; channels last in memory.
         """
-        with _autocast_off(x.device.type):
-            field = x.to(torch.promote_types(x.dtype, torch.float32))
-            spectrum = torch.fft.rfft2(field, norm="ortho")[..., : self.modes, : self.modes]
-            # irfft2 itself pads the discarded frequencies with zeros
-            mixed = torch.fft.irfft2(self._mix(spectrum), s=field.shape[-2:], norm="ortho")
+        with autocast_off(x.device.type):
+            field = x.movedim(1, -1).to(torch.promote_types(x.dtype, torch.float32))
+            mixed = synthesise(self._mix(analyse(field, self.modes)), *field.shape[1:3])
             mixed_in: Tensor = field + mixed
-            return mixed_in.to(x.dtype)
+            return mixed_in.to(x.dtype).movedim(-1, 1)
 
     def _mix(self, spectrum: Tensor) -> Tensor:
-        """Apply the two complex layers to (batch, channels, rows, columns) complex coefficients."""
-        batch, channels, rows, columns = spectrum.shape
+        """Apply the two complex layers to coefficients (batch, 2, rows, columns, channels)."""
+        batch, _, rows, columns, channels = spectrum.shape
         width = channels // self.n_blocks
-        pairs = torch.view_as_real(spectrum).reshape(batch, self.n_blocks, width, rows * columns, 2)
-        tokens = pairs.permute(1, 0, 3, 4, 2).reshape(self.n_blocks, batch * rows * columns, 2 * width)
+        parts = spectrum.view(batch, 2, rows, columns, self.n_blocks, width)
+        tokens = parts.permute(4, 0, 2, 3, 1, 5).reshape(self.n_blocks, batch * rows * columns, 2 * width)
         hidden = self.act(_complex_linear(tokens, self.w1, self.b1))
         tokens = _complex_linear(hidden, self.w2, self.b2)
-        pairs = tokens.reshape(self.n_blocks, batch, rows, columns, 2, width).permute(1, 0, 5, 2, 3, 4)
-        return torch.view_as_complex(pairs.contiguous()).reshape(batch, channels, rows, columns)
+        parts = tokens.view(self.n_blocks, batch, rows, columns, 2, width)
+        return parts.permute(1, 4, 2, 3, 0, 5).reshape(spectrum.shape)
 
 
 def _complex_linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def _complex_linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(offset, tokens, stacked)
 
 
-def _autocast_off(device_type: str) -> AbstractContextManager[object]:
+def autocast_off(device_type: str) -> AbstractContextManager[object]:
     """Return a context in which autocast is off, also for devices that do not know autocast."""
     if torch.amp.autocast_mode.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Iterator
-from typing import Literal, NamedTuple, TypedDict, cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from lightning_farms.models.afno import Activation, AFNO2d, build_activation, check_positive_int
-from lightning_farms.models.checkpoint import infer_sizes, load_tensors, read_checkpoint
-
-TimeAggregationKind = Literal["exp_mlp", "mlp"]
-
-_NORM_GROUPS = 8
-_COORDINATES = 3
+from lightning_farms.models.afno import Activation, build_activation, check_positive_int
+from lightning_farms.models.dpot_head import paint
+from lightning_farms.models.dpot_layers import (
+    NORM_GROUPS,
+    DPOTBlock,
+    PatchEmbedding,
+    TimeAggregation,
+    TimeAggregationKind,
+)
+from lightning_farms.models.dpot_stem import COORDINATES, embed
+from lightning_farms.models.hub import find_checkpoint
+from lightning_farms.models.loading import Component, LoadReport
+from lightning_farms.models.pretrained import build_from_checkpoint
+from lightning_farms.models.released import settings_beyond_shapes
 
 
 class DPOTConfig(TypedDict, total=False):
@@ -53,124 +58,6 @@ class DPOTOutput(NamedTuple):
 
     prediction: Tensor
     logits: Tensor
-
-
-class PatchEmbedding(nn.Module):
-    """Turn every frame into one feature vector for each patch: a strided convolution, an activation, a 1x1 one.
-
-    Args:
-        in_channels: channels of a frame, coordinates included.
-        hidden_channels: channels between the two convolutions.
-        embed_dim: length of the feature vectors.
-        patch_size: side of a patch in pixels.
-        act: activation between the two convolutions.
-    """
-
-    def __init__(
-        self, in_channels: int, *, hidden_channels: int, embed_dim: int, patch_size: int, act: Activation
-    ) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.Conv2d(in_channels, hidden_channels, kernel_size=patch_size, stride=patch_size),
-            build_activation(act),
-            nn.Conv2d(hidden_channels, embed_dim, kernel_size=1),
-        )
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Embed frames.
-
-        Args:
-            frames: shape (frames, in_channels, x, y).
-
-        Returns:
-            Features, shape (frames, embed_dim, x / patch_size, y / patch_size).
-        """
-        return cast(Tensor, self.proj(frames))
-
-
-class TimeAggregation(nn.Module):
-    r"""Sum the frames' features into one, with a matrix for each frame.
-
-    .. math:: y_j = \sum_t \sum_i w_{tij} \cos(\tau_t \gamma_i)\, x_{ti}, \qquad \tau_t = t / (T - 1)
-
-    for kind "exp_mlp"; without the cosine for "mlp".
-
-    Args:
-        timesteps: number of frames T.
-        embed_dim: length of the feature vectors.
-        kind: "exp_mlp" or "mlp".
-
-    Reference:
-        Hao et al., DPOT, ICML 2024, section 3.2 (temporal aggregation layer).
-    """
-
-    def __init__(self, timesteps: int, embed_dim: int, *, kind: TimeAggregationKind = "exp_mlp") -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.empty(timesteps, embed_dim, embed_dim))
-        self.gamma = nn.Parameter(torch.empty(1, embed_dim)) if kind == "exp_mlp" else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw w from N(0, 1) / (T sqrt(embed_dim)); set gamma to powers of two from 2^-10 to 2^10."""
-        timesteps, embed_dim, _ = self.w.shape
-        nn.init.normal_(self.w, std=1.0 / (timesteps * math.sqrt(embed_dim)))
-        if self.gamma is not None:
-            with torch.no_grad():
-                self.gamma.copy_(2.0 ** torch.linspace(-10, 10, embed_dim, device=self.gamma.device))
-
-    def spectral_weights(self) -> Iterator[tuple[str, Tensor, tuple[Tensor, ...]]]:
-        """Yield the matrices (timesteps, in, out), one a frame; gamma belongs to them."""
-        yield "w", self.w, tuple(self.parameters(recurse=False))
-
-    def kernel(self) -> Tensor:
-        """Return the matrices with the cosine multiplied in, shape (T, embed_dim in, embed_dim out).
-
-        The cosine is taken in float32 at least: gamma reaches 1024, which leaves nothing of a bfloat16 phase.
-        """
-        if self.gamma is None:
-            return self.w
-        gamma = self.gamma.to(torch.promote_types(self.gamma.dtype, torch.float32))
-        times = torch.linspace(0, 1, self.w.shape[0], dtype=gamma.dtype, device=gamma.device)
-        return self.w * torch.cos(times[:, None] * gamma).to(self.w.dtype).unsqueeze(-1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Sum over time.
-
-        Args:
-            features: shape (batch, T, embed_dim, height, width).
-
-        Returns:
-            Shape (batch, embed_dim, height, width).
-        """
-        weight = self.kernel().flatten(0, 1).t()[..., None, None]
-        return F.conv2d(features.flatten(1, 2), weight)
-
-
-class DPOTBlock(nn.Module):
-    """One block: x + MLP(norm(AFNO(norm(x)))), with group normalisation of 8 groups and 1x1 convolutions.
-
-    Args:
-        embed_dim: number of channels.
-        n_blocks: channel groups of the AFNO.
-        modes: rows and columns of frequencies that the AFNO keeps.
-        hidden_dim: channels between the two convolutions of the MLP.
-        act: activation of AFNO and MLP.
-    """
-
-    def __init__(self, embed_dim: int, *, n_blocks: int, modes: int, hidden_dim: int, act: Activation) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(_NORM_GROUPS, embed_dim)
-        self.filter = AFNO2d(embed_dim, n_blocks=n_blocks, modes=modes, act=act)
-        self.norm2 = nn.GroupNorm(_NORM_GROUPS, embed_dim)
-        self.mlp = nn.Sequential(
-            nn.Conv2d(embed_dim, hidden_dim, kernel_size=1),
-            build_activation(act),
-            nn.Conv2d(hidden_dim, embed_dim, kernel_size=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to features of shape (batch, embed_dim, height, width)."""
-        return x + cast(Tensor, self.mlp(self.norm2(self.filter(self.norm1(x)))))
 
 
 class DPOT(nn.Module):
@@ -216,6 +103,9 @@ class DPOT(nn.Module):
         Hao et al., DPOT: Auto-Regressive Denoising Operator Transformer for Large-Scale PDE Pre-Training,
         ICML 2024 (arXiv 2403.03542), section 3.
     """
+
+    load_report: LoadReport | None = None
+    """What was loaded when the network was built from a checkpoint."""
 
     def __init__(
         self,
@@ -268,8 +158,8 @@ class DPOT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, grid, grid))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.patch_embed = PatchEmbedding(
-            config["in_channels"] + _COORDINATES,
-            hidden_channels=config["out_channels"] * patch_size + _COORDINATES,
+            config["in_channels"] + COORDINATES,
+            hidden_channels=config["out_channels"] * patch_size + COORDINATES,
             embed_dim=embed_dim,
             patch_size=patch_size,
             act=act,
@@ -311,7 +201,7 @@ class DPOT(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **overrides: Unpack[DPOTConfig]) -> DPOT:
-        """Build the network that a checkpoint holds, and load its weights.
+        """Build the network that a checkpoint holds, and load all its weights as they are.
 
         Sizes follow from the tensors' shapes; `modes` and `act`, which leave no trace there, come from the saved
         settings; keywords win over both. The file is read without running code from it (weights_only). The
@@ -319,7 +209,7 @@ class DPOT(nn.Module):
 
         Args:
             path: file in the released format ({'model', 'args', ...}, names with or without 'module.'), a plain
-                state dict, or a Lightning checkpoint ('state_dict', any prefix such as 'network.').
+                state dict, a Lightning checkpoint ('state_dict', any prefix such as 'network.'), or safetensors.
             overrides: keyword arguments of DPOT that replace what the file says.
 
         Returns:
@@ -333,20 +223,51 @@ class DPOT(nn.Module):
         Warns:
             UserWarning: if neither file nor keywords say `modes` and `act`, so that the defaults are used.
         """
-        checkpoint = read_checkpoint(path)
-        config = cast(DPOTConfig, infer_sizes(checkpoint, path) | overrides)
-        unknown = [name for name in ("modes", "act") if name not in config]
-        with torch.device("meta"):
-            model = cls(**config)
-        if unknown:
-            used = ", ".join(f"{name}={model.config[name]!r}" for name in unknown)  # type: ignore[literal-required]
-            message = (
-                f"{os.fspath(path)!r} does not say {' and '.join(unknown)}; using {used}. Pass keywords to choose."
-            )
-            warnings.warn(message, UserWarning, stacklevel=2)
-        model.to_empty(device=torch.get_default_device())
-        load_tensors(model, checkpoint.tensors, path)
-        return model
+        return build_from_checkpoint(cls, path, overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        components: Sequence[Component] | None = None,
+        cache_dir: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **overrides: Unpack[DPOTConfig],
+    ) -> DPOT:
+        """Build a released network, or that of a checkpoint file, also with other sizes, and load its weights.
+
+        Another image size, and other numbers of channels, frames or classes, make the weights be adapted
+        (:func:`lightning_farms.models.adapting.adapt_tensors` has the rules); `load_report` of the network says what
+        was done: ``print(model.load_report)``.
+
+        Args:
+            path: "tiny", "small", "medium", "large" or "huge" (or "Ti", "S", "M", "L", "H"), which is downloaded from
+                the Hugging Face Hub once; or a file, as for :meth:`from_checkpoint`.
+            components: what to load; the rest gets initial values. Everything when left out.
+            cache_dir: folder for downloaded files; huggingface_hub's own when left out.
+            revision: branch, tag or commit of the repository on the Hub; its newest state when left out.
+            local_files_only: do not download.
+            overrides: keyword arguments of DPOT that replace what the file says.
+
+        Returns:
+            The network on the default device, in training mode.
+
+        Raises:
+            FileNotFoundError: if there is no such file, neither here nor on the Hub.
+            ValueError: if the file cannot be read safely, holds no DPOT, or cannot be adapted to the keywords.
+            ImportError: if the package huggingface_hub is needed and not installed.
+            PermissionError: if the Hub refuses access.
+            ConnectionError: if the Hub cannot be reached.
+
+        Warns:
+            UserWarning: if weights that were to be loaded keep their initial values, or `modes` and `act` are
+                not known.
+        """
+        file = find_checkpoint(path, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
+        settings = settings_beyond_shapes(path) | overrides
+        return build_from_checkpoint(cls, file, settings, components=components, adapt=True)
 
     def forward(self, x: Tensor) -> DPOTOutput:
         """Predict the next frames.
@@ -372,21 +293,21 @@ class DPOT(nn.Module):
         return DPOTOutput(self._decode(features) * std + mean, logits)
 
     def _encode(self, x: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map frames to the last block's features (batch, embed_dim, rows, columns) and the class logits."""
-        frames = _append_coordinates(x)
-        embedded = self.patch_embed(frames.flatten(0, 1)) + self.pos_embed
-        features = self.time_agg_layer(embedded.unflatten(0, frames.shape[:2]))
+        """Map frames to the last block's features (batch, rows, columns, embed_dim) and the class logits."""
+        features = embed(x, self.patch_embed, self.pos_embed, self.time_agg_layer)
         if statistics is not None:
-            scale = self.scale_feats_sigma(statistics)[..., None, None]
-            features = scale * features + self.scale_feats_mu(statistics)[..., None, None]
+            scale = self.scale_feats_sigma(statistics)[:, None, None]
+            features = scale * features + self.scale_feats_mu(statistics)[:, None, None]
+        features = features.movedim(-1, 1)
         for block in self.blocks:
             features = block(features)
-        return features, self.cls_head(features.mean(dim=(2, 3)))
+        features = features.movedim(1, -1)
+        return features, self.cls_head(features.mean(dim=(1, 2)))
 
     def _decode(self, features: Tensor) -> Tensor:
         """Map features to frames (batch, x, y, out_timesteps, out_channels)."""
-        fields = self.out_layer(features).permute(0, 2, 3, 1)
-        return cast(Tensor, fields.unflatten(-1, (self.out_timesteps, self.out_channels)))
+        fields: Tensor = paint(features, self.out_layer).unflatten(-1, (self.out_timesteps, self.out_channels))
+        return fields
 
     def _check_input(self, x: Tensor) -> None:
         if not torch.is_floating_point(x):
@@ -398,15 +319,6 @@ class DPOT(nn.Module):
                 f"(batch, {', '.join(map(str, expected))}), but got {tuple(x.shape)}. "
                 "Give the model the data's sizes, or select frames and channels."
             )
-
-
-def _append_coordinates(x: Tensor) -> Tensor:
-    """Move channels forward and append x, y, t: (batch, x, y, t, c) becomes (batch, t, c + 3, x, y)."""
-    batch, rows, columns, frames, _ = x.shape
-    axes = [torch.linspace(0, 1, size, dtype=x.dtype, device=x.device) for size in (rows, columns, frames)]
-    shape = (batch, frames, 1, rows, columns)
-    coordinates = (axes[0].view(1, 1, 1, -1, 1), axes[1].view(1, 1, 1, 1, -1), axes[2].view(1, -1, 1, 1, 1))
-    return torch.cat((x.permute(0, 3, 4, 1, 2), *(axis.expand(shape) for axis in coordinates)), dim=2)
 
 
 def _check_config(config: DPOTConfig) -> None:
@@ -432,7 +344,7 @@ def _check_sizes(config: DPOTConfig) -> None:
             f"Expected argument `img_size` to be a multiple of `patch_size`, but got {config['img_size']} and "
             f"{config['patch_size']}."
         )
-    for name, divisor in (("the 8 groups of group normalisation", _NORM_GROUPS), ("`n_blocks`", config["n_blocks"])):
+    for name, divisor in (("the 8 groups of group normalisation", NORM_GROUPS), ("`n_blocks`", config["n_blocks"])):
         if embed_dim % divisor:
             raise ValueError(
                 f"Expected argument `embed_dim` to be a multiple of {name}, but got {embed_dim} and {divisor}."

@@ -1,37 +1,78 @@
-"""Training of a neural operator: one step ahead in training, autoregressive to the end in evaluation."""
+"""Training of a neural operator on its own predictions, and its evaluation by rollouts to the end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim import Adam, AdamW
+from torchmetrics import MetricCollection
 
-from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, relative_l2_error
+from lightning_farms.metrics import (
+    RMSE,
+    VRMSE,
+    BoundaryRMSE,
+    ConservedRMSE,
+    FourierRMSE,
+    MaxError,
+    NormalizedRMSE,
+    RelativeL2Error,
+    relative_l2_error,
+)
+from lightning_farms.models.divergence import DivergenceWatch
+from lightning_farms.models.operator_checks import (
+    check_can_be_fed_back,
+    check_input,
+    check_network,
+    check_optimization,
+    check_regime,
+    check_target,
+)
+from lightning_farms.models.operator_schedule import make_schedule, steps_of
+from lightning_farms.models.training_noise import noise_generator, with_noise
 
-_ONE_CYCLE_DIVISOR = 1e4
-_SIZES = (("img_size", 1), ("img_size", 2), ("in_timesteps", 3), ("in_channels", 4))
 _SHOWN = 3
-_AXES = ("samples", "points along X", "points along Y", "frames", "channels")
+_BANDS = ("low", "mid", "high")
 
 
 class OperatorModule(LightningModule):
-    """Trains a network that maps the last frames of a field to its next ones.
+    r"""Trains a network that maps the last frames of a field to its next ones.
 
     A batch is a pair (x, y): x of shape (batch, X, Y, T_in, channels), y of shape (batch, X, Y, T, channels) and
-    following x in time. Training predicts y at once from x, with the relative L2 error (per channel over space and
-    frames, averaged over channels) as its loss. Validation and test roll the network out: its prediction is appended
-    to its input, the oldest frames drop out, until y's last frame is reached.
+    following x in time. With T_out the frames that the network predicts at once, a training batch spans k = T / T_out
+    predictions (CFDDataModule's `autoregressive_steps`); each is appended to the input, from which the oldest frames
+    drop out. The loss is the mean of the k predictions' relative L2 errors (per channel over space and frames, averaged
+    over channels and samples), with the gradient through the whole rollout. Validation and test roll the network out
+    until y's last frame is reached.
 
-    Logs (all per epoch): ``train/loss``, ``val/l2re``, ``val/nrmse``, ``test/l2re``, ``test/nrmse``.
+    The loss is in the network's units. Metrics, and what `validation_step`, `test_step` and `predict_step` return, are
+    in physical units: through the data module's `denormalize`, where it has one.
+
+    Logs (all per epoch): ``train/loss``, ``val/l2re``, ``val/nrmse``; ``test/l2re``, ``test/l2re/<channel>``,
+    ``test/nrmse``, ``test/rmse``, ``test/vrmse``, ``test/conserved_rmse``, ``test/max_error``, ``test/boundary_rmse``,
+    and, on grids of at least 26 x 26 points, ``test/fourier_low``, ``test/fourier_mid``, ``test/fourier_high``.
+
+    A training whose loss or weights are no longer finite stops with a FloatingPointError that names the last good
+    checkpoint; none is written of weights that are not finite. Under a gradient scaler (precision 16-mixed) a loss that
+    is not finite only makes the scaler skip the step; ten in a row stop the training. A rollout that blows up in
+    validation does not stop it: the metric is then infinite or NaN, which no checkpoint callback takes for the best.
+
+    Averaged weights (an exponential moving average): give the Trainer Lightning's `EMAWeightAveraging`. Validation then
+    sees the averaged weights and checkpoints hold them (as does a DPOT loaded from one); the analysis callbacks see,
+    and their learning rates act on, the current ones.
+
+    Differences from DPOT's program: its loss is the sum over samples and predictions, ours the mean, to which Adam's
+    step does not respond, but clipping does (its threshold of 10^4 is 10^4 / (k batch) here); its noise is in units of
+    the norm, not of the root mean square (0.0005 there is 0.0005 sqrt(X Y T_in) here, 0.2 for 128 x 128 x 10).
 
     Args:
         network: Maps (batch, X, Y, T_in, channels) to (batch, X, Y, T_out, channels), as a tensor or as a named tuple
@@ -41,15 +82,21 @@ class OperatorModule(LightningModule):
         lr: Learning rate; the largest one of the schedule. Positive.
         betas: Decay rates of Adam's two running means, each in [0, 1).
         weight_decay: Weight decay, at least 0: an L2 penalty's gradient for "adam", decoupled for "adamw".
-        optimizer: "adam" or "adamw".
+        optimizer: "adam", as DPOT's program since its release with the paper, or "adamw", as its first version.
         scheduler: "onecycle": cosine warm-up from lr / 10^4, then cosine to lr / 10^8 (DPOT's); "cosine": from lr to
-            0; "none": constant. Schedules advance with every optimizer step and end with the training.
+            0, without a warm-up; "none": constant. Schedules advance with every optimizer step and end with the
+            training.
         warmup_fraction: Share of the steps that "onecycle" warms up for, in [0, 1).
         cycle_momentum: Let "onecycle" also swing Adam's first beta from 0.95 to 0.85 and back, as DPOT's released
             training does (by PyTorch's default). False keeps ``betas``.
-        noise: Standard deviation of the Gaussian noise added to the training input, in units of each sample's and
-            channel's root mean square. At least 0; 0 adds none. It is drawn from the global generator, so that a
-            resumed training draws other noise than an uninterrupted one.
+        noise: Standard deviation of the Gaussian noise added to the input of every training prediction, in units of
+            each sample's and channel's root mean square. At least 0; 0 adds none. As in DPOT, noise stays in the
+            frames that remain in the input for the next prediction.
+        noise_seed: Seed of the noise, at least 0. Noise depends on it, the epoch, the batch and the process alone, so
+            that a resumed training draws what an uninterrupted one draws.
+        pushforward: Train for stability at the cost of two predictions: the loss is the mean of the first prediction's
+            error and the last one's, and predictions are fed back without their gradient. Needs batches of at least
+            two predictions.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -66,7 +113,8 @@ class OperatorModule(LightningModule):
         torch.Size([2, 8, 8, 11, 4])
 
     Reference:
-        Hao et al., "DPOT: Auto-Regressive Denoising Operator Transformer for Large-Scale PDE Pre-Training", ICML 2024.
+        Hao et al., "DPOT: Auto-Regressive Denoising Operator Transformer for Large-Scale PDE Pre-Training", ICML 2024;
+        Brandstetter et al., "Message Passing Neural PDE Solvers", ICLR 2022, Section 3.1 (the pushforward trick).
     """
 
     def __init__(
@@ -81,9 +129,13 @@ class OperatorModule(LightningModule):
         warmup_fraction: float = 0.2,
         cycle_momentum: bool = False,
         noise: float = 0.0,
+        noise_seed: int = 0,
+        pushforward: bool = False,
     ) -> None:
         super().__init__()
-        _check_settings(network, lr, betas, weight_decay, optimizer, scheduler, warmup_fraction, noise)
+        check_network(network)
+        check_optimization(lr, betas, weight_decay, optimizer)
+        check_regime(scheduler, warmup_fraction, noise, noise_seed)
         self.save_hyperparameters(ignore=["network"])
         if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then plain settings, not an object
             self.save_hyperparameters()
@@ -95,14 +147,27 @@ class OperatorModule(LightningModule):
         self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
         self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.scheduler: Literal["onecycle", "cosine", "none"] = scheduler
         self.warmup_fraction = warmup_fraction
         self.cycle_momentum = cycle_momentum
-        self.noise = noise
+        self.noise, self.noise_seed = noise, noise_seed
+        self.pushforward = pushforward
         self.val_l2re = RelativeL2Error()
         self.val_nrmse = NormalizedRMSE()
-        self.test_l2re = RelativeL2Error()
-        self.test_nrmse = NormalizedRMSE()
+        self.test_l2re = RelativeL2Error(per="channel")
+        self.test_fourier = FourierRMSE()
+        self.test_errors = MetricCollection(
+            {
+                "nrmse": NormalizedRMSE(),
+                "rmse": RMSE(),
+                "vrmse": VRMSE(),
+                "conserved_rmse": ConservedRMSE(),
+                "max_error": MaxError(),
+                "boundary_rmse": BoundaryRMSE(),
+            },
+            compute_groups=False,
+        )
+        self._watch = DivergenceWatch(lr)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict the frames that follow.
@@ -116,7 +181,7 @@ class OperatorModule(LightningModule):
         Raises:
             ValueError: If ``x`` does not fit the network.
         """
-        _check_input(self.network, x)
+        check_input(self.network, x)
         output = self.network(x)
         prediction = getattr(output, "prediction", output)
         if not isinstance(prediction, Tensor):
@@ -142,14 +207,12 @@ class OperatorModule(LightningModule):
         """
         if frames < 1:
             raise ValueError(f"Expected argument `frames` to be at least 1, but got {frames}.")
-        given = x.shape[3]
         window, predictions, done = x, [], 0
         while done < frames:
             prediction = self(window).to(x.dtype)
-            _check_can_be_fed_back(x, prediction)
             predictions.append(prediction)
+            window = _advanced(window, prediction)
             done += prediction.shape[3]
-            window = torch.cat((window, prediction), dim=3)[:, :, :, -given:]
         return torch.cat(predictions, dim=3)[:, :, :, :frames]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,7 +220,11 @@ class OperatorModule(LightningModule):
 
         Args:
             checkpoint: The Lightning checkpoint; gets the key "args" where the network has a mapping `config`.
+
+        Raises:
+            FloatingPointError: If weights or the optimizer's averages are not finite; no file is then written.
         """
+        self._watch.check_checkpoint(self, checkpoint)
         config = getattr(self.network, "config", None)
         if isinstance(config, Mapping):
             checkpoint["args"] = dict(config)
@@ -185,26 +252,26 @@ class OperatorModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Refuse to go on with a one-cycle schedule that ends before the training does.
+        """Refuse to go on with a schedule that ends before the training does.
 
         Raises:
             MisconfigurationException: If a resumed schedule is shorter than the training.
         """
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         planned = self.trainer.estimated_stepping_batches
-        for scheduler in schedulers:
-            if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < planned:
+        for config in self.trainer.lr_scheduler_configs:
+            steps = steps_of(config.scheduler)
+            if steps < planned:
                 raise MisconfigurationException(
-                    f"Expected the resumed one-cycle schedule to span the training's {int(planned)} steps, but the "
-                    f"checkpoint's ends after {scheduler.total_steps}. Keep the Trainer's `max_epochs` as it was, or "
-                    "start a new training from the checkpoint's weights."
+                    f"Expected the resumed schedule `{self.scheduler}` to span the training's {int(planned)} steps, "
+                    f"but the checkpoint's ends after {steps}. Keep the Trainer's `max_epochs` as it was, or start a "
+                    "new training from the checkpoint's weights."
                 )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Relative L2 error of the next frames.
+        """Mean relative L2 error of the next predictions.
 
         Args:
-            batch: Given frames (batch, X, Y, T_in, channels) and the next ones (batch, X, Y, T_out, channels).
+            batch: Given frames (batch, X, Y, T_in, channels) and the next ones (batch, X, Y, k * T_out, channels).
             batch_idx: Number of the batch in the epoch.
 
         Returns:
@@ -212,35 +279,80 @@ class OperatorModule(LightningModule):
 
         Raises:
             ValueError: If the batch does not fit the network.
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss is not finite, in any of the processes.
         """
-        x, y = batch
-        prediction = self(self._with_noise(x))
-        if prediction.shape != y.shape:
-            raise ValueError(_target_message(prediction, y))
-        loss = relative_l2_error(prediction, y)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(self._not_finite_message(x, y, batch_idx))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
+        loss = torch.stack(self._prediction_errors(*batch, batch_idx)).mean()
+        self._watch.check_loss(self, loss, batch, batch_idx)
+        size = len(batch[0])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def on_train_epoch_end(self) -> None:
+        """Stop if the weights are no longer finite, before a checkpoint callback comes."""
+        self._watch.check_weights(self)
+
+    def on_validation_start(self) -> None:
+        """Stop a training if the weights are no longer finite."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._watch.check_weights(self)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Roll out to the last frame of y and log ``val/l2re`` and ``val/nrmse``.
 
         Args:
             batch: Given frames (batch, X, Y, T_in, channels) and all that follow (batch, X, Y, T, channels).
             batch_idx: Number of the batch in the epoch.
-        """
-        self._evaluate(batch, "val", self.val_l2re, self.val_nrmse)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Roll out to the last frame of y and log ``test/l2re`` and ``test/nrmse``.
+        Returns:
+            Fields in physical units: "given", "prediction" and "target".
+        """
+        fields = self._rolled_out(batch)
+        size = len(fields["given"])
+        self.val_l2re.update(fields["prediction"], fields["target"])
+        self.val_nrmse.update(fields["prediction"], fields["target"])
+        self.log("val/l2re", self.val_l2re, on_epoch=True, prog_bar=True, batch_size=size)
+        self.log("val/nrmse", self.val_nrmse, on_epoch=True, batch_size=size)
+        return fields
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what a test that was broken off has left."""
+        for metric in (self.test_l2re, self.test_errors, self.test_fourier):
+            metric.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Roll out to the last frame of y and take its errors.
 
         Args:
             batch: Given frames (batch, X, Y, T_in, channels) and all that follow (batch, X, Y, T, channels).
             batch_idx: Number of the batch in the epoch.
+
+        Returns:
+            Fields in physical units: "given", "prediction" and "target".
         """
-        self._evaluate(batch, "test", self.test_l2re, self.test_nrmse)
+        fields = self._rolled_out(batch)
+        prediction, target = fields["prediction"], fields["target"]
+        self.test_l2re.update(prediction, target)
+        self.test_errors.update(prediction, target)
+        least = 2 * (self.test_fourier.high + 1)
+        if min(target.shape[1:3]) >= least:
+            self.test_fourier.update(prediction, target)
+        elif batch_idx == 0:
+            rank_zero_info(
+                f"Leaving out test/fourier_low, _mid and _high: the highest band needs {least} x {least} points, but "
+                f"the fields have {target.shape[1]} x {target.shape[2]}."
+            )
+        return fields
+
+    def on_test_epoch_end(self) -> None:
+        """Log the errors of the whole test set."""
+        per_channel = self.test_l2re.compute()
+        names = self._channel_names(len(per_channel))
+        errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
+        errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}
+        if self.test_fourier.update_called:
+            bands = zip(_BANDS, self.test_fourier.compute(), strict=True)
+            errors |= {f"fourier_{band}": error for band, error in bands}
+        self.log_dict({f"test/{name}": error for name, error in errors.items()}, sync_dist=True)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Roll out over the frames of y.
@@ -250,10 +362,10 @@ class OperatorModule(LightningModule):
             batch_idx: Number of the batch in the epoch.
 
         Returns:
-            The predicted frames, of the shape of y.
+            The predicted frames in physical units, of the shape of y.
         """
         x, y = batch
-        return self.rollout(x, y.shape[3])
+        return self._physical(self.rollout(x, y.shape[3]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam and its schedule, which ends with the training.
@@ -268,112 +380,58 @@ class OperatorModule(LightningModule):
         optimizer = kind(self.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         if self.scheduler == "none":
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
-        }
-
-    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise MisconfigurationException(
                 f"Expected a training of known length for scheduler `{self.scheduler}`, but got an unlimited one. "
                 "Set the Trainer's `max_epochs` or `max_steps`, or use scheduler `none`."
             )
-        if self.scheduler == "cosine":
-            return CosineAnnealingLR(optimizer, T_max=int(steps))
-        return OneCycleLR(
+        schedule = make_schedule(
             optimizer,
-            max_lr=self.lr,
-            total_steps=int(steps),
-            pct_start=_safe_warmup(self.warmup_fraction, int(steps)),
+            self.scheduler,
+            int(steps),
+            lr=self.lr,
+            warmup_fraction=self.warmup_fraction,
             cycle_momentum=self.cycle_momentum,
-            div_factor=_ONE_CYCLE_DIVISOR,
-            final_div_factor=_ONE_CYCLE_DIVISOR,
         )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, l2re: RelativeL2Error, nrmse: NormalizedRMSE) -> None:
+    def _prediction_errors(self, x: Tensor, y: Tensor, batch_idx: int) -> list[Tensor]:
+        """Relative L2 errors of the predictions that count, one after the other."""
+        generator = noise_generator(self.noise_seed, self.current_epoch, batch_idx, self.global_rank, x.device)
+        window = with_noise(x, self.noise, generator)
+        prediction = self(window)
+        check_target(prediction, y, self.pushforward)
+        first, *others = y.split(prediction.shape[3], dim=3)
+        errors = [relative_l2_error(prediction, first)]
+        for number, target in enumerate(others, 1):
+            counts = not self.pushforward or number == len(others)
+            fed_back = prediction.detach() if self.pushforward else prediction
+            window = with_noise(_advanced(window, fed_back), self.noise, generator)
+            with nullcontext() if counts else torch.no_grad():
+                prediction = self(window)
+            if counts:
+                errors.append(relative_l2_error(prediction, target))
+        return errors
+
+    def _rolled_out(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, y = batch
-        prediction = self.rollout(x, y.shape[3])
-        l2re.update(prediction, y)
-        nrmse.update(prediction, y)
-        self.log(f"{stage}/l2re", l2re, on_epoch=True, prog_bar=True, batch_size=len(x))
-        self.log(f"{stage}/nrmse", nrmse, on_epoch=True, batch_size=len(x))
+        fields = {"given": x, "prediction": self.rollout(x, y.shape[3]), "target": y}
+        return {name: self._physical(values) for name, values in fields.items()}
 
-    def _with_noise(self, x: Tensor) -> Tensor:
-        if self.noise == 0:
-            return x
-        root_mean_square = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        return x + self.noise * root_mean_square * torch.randn_like(x)
+    def _physical(self, fields: Tensor) -> Tensor:
+        denormalize: Callable[[Tensor], Tensor] | None = getattr(self._datamodule(), "denormalize", None)
+        return fields if denormalize is None else denormalize(fields)
 
-    def _not_finite_message(self, x: Tensor, y: Tensor, batch_idx: int) -> str:
-        where = f"epoch {self.current_epoch}, batch {batch_idx}"
-        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-            return f"The data hold values that are not finite ({where}). Remove or repair the affected trajectories."
-        return (
-            f"The loss is not finite ({where}), though the data are. Checkpoints written so far are kept. Lower `lr` "
-            f"(now {self.lr:g}), clip the gradients more tightly (the Trainer's `gradient_clip_val`), or train in "
-            "32-bit precision."
-        )
+    def _channel_names(self, number: int) -> tuple[str, ...]:
+        names = tuple(getattr(self._datamodule(), "channels", ()))
+        return names if len(names) == number else tuple(str(channel) for channel in range(number))
+
+    def _datamodule(self) -> object:
+        return getattr(self._trainer, "datamodule", None)
 
 
-def _check_settings(
-    network: object,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    optimizer: str,
-    scheduler: str,
-    warmup_fraction: float,
-    noise: float,
-) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
-    rules = (
-        ("lr", lr, "positive and finite", 0 < lr < math.inf),
-        ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
-        ("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf),
-        ("optimizer", optimizer, '"adam" or "adamw"', optimizer in ("adam", "adamw")),
-        ("scheduler", scheduler, '"onecycle", "cosine" or "none"', scheduler in ("onecycle", "cosine", "none")),
-        ("warmup_fraction", warmup_fraction, "in [0, 1)", 0 <= warmup_fraction < 1),
-        ("noise", noise, "at least 0", 0 <= noise < math.inf),
-    )
-    for name, value, rule, holds in rules:
-        if not holds:
-            raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
-
-
-def _check_input(network: nn.Module, x: Tensor) -> None:
-    if x.ndim != 5:
-        raise ValueError(
-            f"Expected argument `x` to be of shape (batch, X, Y, frames, channels), but got {tuple(x.shape)}."
-        )
-    for attribute, axis in _SIZES:
-        expected = getattr(network, attribute, None)
-        if isinstance(expected, int) and x.shape[axis] != expected:
-            raise ValueError(
-                f"Expected argument `x` to have {expected} {_AXES[axis]}, the network's `{attribute}`, but got "
-                f"{x.shape[axis]} (shape {tuple(x.shape)}). Build the network or the data module with the other value."
-            )
-
-
-def _check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
-    if prediction.ndim != 5 or prediction.shape[:3] != x.shape[:3] or prediction.shape[4] != x.shape[4]:
-        raise ValueError(
-            f"Expected the network's prediction to have the input's points and channels, as in {tuple(x.shape)}, so "
-            f"that it can be fed back, but got {tuple(prediction.shape)}."
-        )
-
-
-def _target_message(prediction: Tensor, y: Tensor) -> str:
-    message = (
-        f"Expected the target to be of the prediction's shape {tuple(prediction.shape)}, but got {tuple(y.shape)}."
-    )
-    if prediction.ndim == y.ndim == 5 and prediction.shape[3] != y.shape[3]:
-        message += " Make the frames per training sample of the data module and `out_timesteps` of the network equal."
-    return message
-
-
-def _safe_warmup(fraction: float, steps: int) -> float:
-    """Warm-up share for OneCycleLR, moved off the one value (a single step) at which it divides zero by zero."""
-    return fraction * 1.001 if math.isclose(fraction * steps, 1.0) else fraction
+def _advanced(window: Tensor, prediction: Tensor) -> Tensor:
+    """The network's next input: as many frames as before, the predicted ones last."""
+    check_can_be_fed_back(window, prediction)
+    return torch.cat((window, prediction.to(window.dtype)), dim=3)[:, :, :, -window.shape[3] :]

@@ -305,7 +305,7 @@ def test_not_a_number_in_the_file(run, tmp_path, capsys, workers):
         run("fit", "--data.path=nan.hdf5", f"--data.num_workers={workers}")
     errors = capsys.readouterr().err
     assert stop.value.code == 1
-    assert "lightning-farms: error: Expected dataset `Vy` of nan.hdf5 to be finite, but trajectory" in errors
+    assert "lightning-farms: error: Expected channel `Vy` of nan.hdf5 to be finite, but trajectory" in errors
     assert "Traceback" not in errors
 
 
@@ -314,7 +314,10 @@ def test_unknown_callback_names_the_known(run, capsys):
         run("fit", "--trainer.callbacks+=TBSigmod")
     errors = capsys.readouterr().err
     assert stop.value.code == 2
-    names = "LayerwiseLearningRate, SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance"
+    names = (
+        "LayerwiseLearningRate, PredictionWriter, RolloutMonitor, SpectralMonitor, TBSigmoid, TempBalance, "
+        "WeightDecayBalance"
+    )
     assert errors.endswith(f"package: {names}. Lightning's own go by their class names too.\n")
 
 

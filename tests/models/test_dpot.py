@@ -1,15 +1,17 @@
 import copy
 import inspect
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_farms.models import DPOT, DPOTConfig, DPOTOutput
-from lightning_farms.models.dpot import TimeAggregation
+from lightning_farms.models.dpot_layers import TimeAggregation
+from tests.models.plain_dpot import plain_forward
 
 # Shapes and outputs of the released program: reference/other.json, key "dpot"; the recipe that fills the weights too.
 _BLOCK = """norm1.weight:E norm1.bias:E filter.w1:2,K,W,W filter.b1:2,K,W filter.w2:2,K,W,W filter.b2:2,K,W
@@ -162,73 +164,47 @@ def test_released_sizes(config, parameters, tensors):
     assert len(model.state_dict()) == tensors
 
 
-def _forward_by_definition(state, x, config):
-    """DPOT for normalize=False, written anew from its definition: one frame, patch, frequency at a time where cheap."""
-    batch, side, _, frames, channels = x.shape
-    patch, grid = config["patch_size"], config["img_size"] // config["patch_size"]
-    positions, times = torch.linspace(0, 1, side, dtype=x.dtype), torch.linspace(0, 1, frames, dtype=x.dtype)
-    features = 0
-    for t in range(frames):
-        frame = torch.empty(batch, channels + 3, side, side, dtype=x.dtype)
-        frame[:, :channels] = x[:, :, :, t].movedim(-1, 1)
-        frame[:, -3], frame[:, -2], frame[:, -1] = positions[:, None], positions[None, :], times[t]
-        cut = frame.unfold(2, patch, patch).unfold(3, patch, patch)  # batch, channel, row, column, patch x, patch y
-        hidden = torch.einsum("bcrsxy,ocxy->bors", cut, state["patch_embed.proj.0.weight"])
-        hidden = F.gelu(hidden + state["patch_embed.proj.0.bias"][:, None, None])
-        embedded = torch.einsum("bers,fe->bfrs", hidden, state["patch_embed.proj.2.weight"][:, :, 0, 0])
-        embedded = embedded + state["patch_embed.proj.2.bias"][:, None, None] + state["pos_embed"]
-        embedded = embedded * torch.cos(times[t] * state["time_agg_layer.gamma"][0])[:, None, None]
-        features = features + torch.einsum("bfrs,fg->bgrs", embedded, state["time_agg_layer.w"][t])
-    for index in range(config["depth"]):
-        features = _block_by_definition(features, state, f"blocks.{index}.", config)
-    pooled = features.mean((2, 3))
-    for layer in (0, 2):
-        pooled = F.gelu(F.linear(pooled, state[f"cls_head.{layer}.weight"], state[f"cls_head.{layer}.bias"]))
-    logits = F.linear(pooled, state["cls_head.4.weight"], state["cls_head.4.bias"])
-    fields = torch.einsum("bers,ecxy->bcrxsy", features, state["out_layer.0.weight"])
-    fields = fields.reshape(batch, -1, grid * patch, grid * patch) + state["out_layer.0.bias"][:, None, None]
-    for layer in (2, 4):
-        weight, bias = state[f"out_layer.{layer}.weight"][:, :, 0, 0], state[f"out_layer.{layer}.bias"]
-        fields = torch.einsum("bcxy,oc->boxy", F.gelu(fields), weight) + bias[:, None, None]
-    return fields.movedim(1, -1).unsqueeze(3), logits
-
-
-def _block_by_definition(x, state, prefix, config):
-    def norm(field, name):
-        groups = field.reshape(len(field), 8, -1)
-        centred = groups - groups.mean(-1, keepdim=True)
-        scaled = (centred / (groups.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()).reshape(field.shape)
-        return scaled * state[prefix + name + ".weight"][:, None, None] + state[prefix + name + ".bias"][:, None, None]
-
-    inner = norm(x, "norm1")
-    spectrum = torch.fft.rfft2(inner, norm="ortho")
-    mixed = torch.zeros_like(spectrum)
-    size = config["embed_dim"] // config["n_blocks"]
-    for k in range(config["n_blocks"]):
-        kept = (slice(None), slice(k * size, (k + 1) * size), slice(config["modes"]), slice(config["modes"]))
-        w1, b1, w2, b2 = (torch.complex(*state[f"{prefix}filter.{name}"][:, k]) for name in ("w1", "b1", "w2", "b2"))
-        hidden = torch.einsum("bixy,io->boxy", spectrum[kept], w1) + b1[:, None, None]
-        hidden = torch.complex(F.gelu(hidden.real), F.gelu(hidden.imag))
-        mixed[kept] = torch.einsum("bixy,io->boxy", hidden, w2) + b2[:, None, None]
-    inner = norm(inner + torch.fft.irfft2(mixed, s=x.shape[-2:], norm="ortho"), "norm2")
-    for layer in (0, 2):
-        weight, bias = state[f"{prefix}mlp.{layer}.weight"][:, :, 0, 0], state[f"{prefix}mlp.{layer}.bias"]
-        inner = torch.einsum("bcxy,oc->boxy", F.gelu(inner) if layer else inner, weight) + bias[:, None, None]
-    return x + inner
-
-
-def test_outputs_and_gradients_equal_an_independent_formulation():
-    model = _fill(DPOT(**SMALL)).double()
-    x = _reference_input(SMALL).double()
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_outputs_and_gradients_equal_the_plain_formulation(case):
+    model = _fill(DPOT(**case["config"])).double()
+    x = _reference_input(case["config"]).double()
     results = []
-    for forward in (model, lambda frames: _forward_by_definition(dict(model.named_parameters()), frames, SMALL)):
+    for forward in (model, lambda frames: plain_forward(model, frames)):
         model.zero_grad()
-        prediction, logits = forward(x)
+        frames = x.clone().requires_grad_()
+        prediction, logits = forward(frames)
         (prediction.square().sum() + logits.square().sum()).backward()
-        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-        results.append((prediction.detach(), logits.detach(), gradients))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
-    assert all(gradient.abs().max() > 0 for gradient in results[0][2].values())
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((prediction.detach(), logits.detach(), frames.grad, gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+    assert all(gradient.abs().max() > 0 for gradient in results[0][3].values())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_float32_gradients_are_those_of_float64(case):
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        model = _fill(DPOT(**case["config"])).to(dtype)
+        prediction, logits = model(_reference_input(case["config"]).to(dtype))
+        (prediction.square().sum() + logits.square().sum()).backward()
+        gradients.append({name: parameter.grad.double() for name, parameter in model.named_parameters()})
+    for name, exact in gradients[1].items():
+        assert (gradients[0][name] - exact).norm() < 1e-5 * exact.norm(), name
+
+
+def test_tiny_takes_no_more_products_than_counted_by_hand():
+    """Multiplications of a forward pass: full width is reached once for all frames, few frequencies are computed."""
+    batch, frames, patches, pixels = 4, 10, 16 * 16, 128 * 128
+    hidden, width, out = 4 * 8 + 3, 512, 32
+    stem = batch * patches * frames * (4 * 8 * 8) * hidden + batch * patches * frames * hidden * width
+    once = 2 * 16 * 8 * hidden + frames * (hidden + 1) * width**2 + patches * width**2  # coordinates, fold, positions
+    transforms = 2 * batch * width * (16 * 18 * 16 + 9 * 32 * 32)
+    block = transforms + 2 * batch * (16 * 9) * 4 * 256**2 + 2 * batch * patches * width**2
+    head = batch * (2 * width**2 + width * 12)
+    painting = batch * patches * width * 8 * 8 * out + batch * pixels * out * (out + 4)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        DPOT()(torch.zeros(batch, 128, 128, frames, 4))
+    assert counter.get_total_flops() == 2 * (stem + once + 4 * block + head + painting)
 
 
 def test_normalised_network_is_equivariant_to_units():
@@ -295,6 +271,38 @@ def test_bfloat16_autocast_stays_close_to_float32():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             prediction = model(x).prediction.float()
     assert (prediction - expected).norm() < 0.03 * expected.norm()
+
+
+def test_bfloat16_parameters_stay_close_to_float32():
+    model = _fill(DPOT(**SMALL))
+    x = _reference_input(SMALL)
+    with torch.no_grad():
+        expected = model(x).prediction
+        prediction = model.bfloat16()(x.bfloat16()).prediction
+    assert prediction.dtype == torch.bfloat16
+    assert (prediction.float() - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inductor's own use
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_into_one_graph(backend):
+    model = _fill(DPOT(**SMALL, normalize=True))
+    x = _reference_input(SMALL)
+    results = []
+    for forward in (model, torch.compile(model, backend=backend, fullgraph=True)):
+        model.zero_grad()
+        prediction, logits = forward(x)
+        (prediction.square().sum() + logits.square().sum()).backward()
+        results.append((prediction.detach(), logits.detach(), [p.grad.clone() for p in model.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+def test_copies_and_pickles_compute_the_same():
+    model = _fill(DPOT(**SMALL))
+    x = _reference_input(SMALL)
+    expected = model(x).prediction
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x).prediction, expected)
 
 
 def test_input_is_not_changed_and_repeats_give_the_same():

@@ -1,52 +1,15 @@
 """OperatorModule on small networks whose rollout, loss and learning rates are known in closed form."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_farms.models.operator_module import OperatorModule
-
-X = Y = 4
-GIVEN, CHANNELS = 3, 2
-
-
-class Output(NamedTuple):
-    prediction: torch.Tensor
-    logits: torch.Tensor
-
-
-class Doubling(nn.Module):
-    """Next frames: 2, 4, ... times the last given one, so that a rollout is a known geometric series."""
-
-    def __init__(self, out_timesteps=1, named=False):
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(2.0))
-        self.out_timesteps = out_timesteps
-        self.named = named
-
-    def forward(self, x):
-        frames = [x[:, :, :, -1:] * self.factor ** (k + 1) for k in range(self.out_timesteps)]
-        prediction = torch.cat(frames, dim=3)
-        return Output(prediction, prediction.mean(dim=(1, 2, 3))) if self.named else prediction
-
-
-class Linear(nn.Module):
-    """A small trainable network with DPOT's attributes."""
-
-    def __init__(self, img_size: int = X, in_timesteps: int = GIVEN, in_channels: int = CHANNELS):
-        super().__init__()
-        self.img_size, self.in_timesteps, self.in_channels = img_size, in_timesteps, in_channels
-        self.mix = nn.Linear(in_timesteps * in_channels, in_channels)
-
-    def forward(self, x):
-        return self.mix(x.flatten(3))[:, :, :, None]
+from tests.models.small_operators import CHANNELS, GIVEN, Doubling, Fields, Linear, X, Y, trainer
 
 
 class Bare(nn.Module):
@@ -59,42 +22,7 @@ class Narrow(nn.Module):
         return x[..., :1]
 
 
-class Fields(LightningDataModule):
-    """Decaying random fields: 8 training samples of one next frame, 3 validation samples of five."""
-
-    def __init__(self, batch_size=2):
-        super().__init__()
-        self.batch_size = batch_size
-
-    def _loader(self, samples, frames, seed):
-        start = 1 + torch.rand(samples, X, Y, 1, CHANNELS, generator=torch.Generator().manual_seed(seed))
-        time = torch.arange(GIVEN + frames).reshape(1, 1, 1, -1, 1)
-        u = start * 0.9**time
-        return DataLoader(TensorDataset(u[:, :, :, :GIVEN], u[:, :, :, GIVEN:]), batch_size=self.batch_size)
-
-    def train_dataloader(self):
-        return self._loader(8, 1, 0)
-
-    def val_dataloader(self):
-        return self._loader(3, 5, 1)
-
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
-
-
 no_trainer = pytest.mark.filterwarnings(r"ignore:You are trying to `self.log\(\)` but the `self.trainer` reference")
-
-
-def trainer(tmp_path, **settings):
-    settings = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, **settings}
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -138,7 +66,8 @@ def test_validation_and_test_log_the_rollouts_error(tmp_path):
     (validated,) = run.validate(module, datamodule=Fields(), verbose=False)
     (tested,) = run.test(module, datamodule=Fields(), verbose=False)
     assert validated == pytest.approx({"val/l2re": l2re, "val/nrmse": nrmse}, rel=1e-5)
-    assert tested == pytest.approx({"test/l2re": l2re, "test/nrmse": nrmse}, rel=1e-5)
+    assert tested["test/l2re"] == pytest.approx(l2re, rel=1e-5)
+    assert tested["test/nrmse"] == pytest.approx(nrmse, rel=1e-5)
 
 
 def test_predict_returns_the_rollouts(tmp_path):
@@ -220,14 +149,22 @@ def test_unlimited_training_needs_scheduler_none(tmp_path):
     assert run.global_step == 2
 
 
-def test_resuming_beyond_a_one_cycle_schedule_is_refused(tmp_path):
-    run = trainer(tmp_path, max_epochs=2)
-    run.fit(OperatorModule(Linear()), datamodule=Fields())
-    run.save_checkpoint(tmp_path / "done.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"training's 12 steps, but the checkpoint's ends after 8"):
-        trainer(tmp_path, max_epochs=3).fit(
-            OperatorModule(Linear()), datamodule=Fields(), ckpt_path=tmp_path / "done.ckpt"
-        )
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "none"])
+def test_resuming_beyond_the_schedule_is_refused(tmp_path, scheduler):
+    """A one-cycle schedule would raise at the step after its last; a cosine would silently rise again."""
+
+    def fit(epochs, checkpoint=None):
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(OperatorModule(Linear(), scheduler=scheduler), datamodule=Fields(), ckpt_path=checkpoint)
+        return run
+
+    fit(2).save_checkpoint(tmp_path / "done.ckpt")
+    if scheduler == "none":
+        assert fit(3, tmp_path / "done.ckpt").global_step == 12
+        return
+    found = rf"`{scheduler}` to span the training's 12 steps, but the checkpoint's ends after 8"
+    with pytest.raises(MisconfigurationException, match=found):
+        fit(3, tmp_path / "done.ckpt")
 
 
 def test_class_head_is_left_alone(tmp_path):
@@ -316,47 +253,6 @@ def test_checkpoint_of_other_shapes_names_them(tmp_path):
         OperatorModule.load_from_checkpoint(tmp_path / "module.ckpt", network=Linear(in_timesteps=5))
 
 
-def test_noise_is_relative_to_the_samples_and_channels_size():
-    seed_everything(2)
-    module = OperatorModule(Linear(), noise=0.1)
-    x = (
-        torch.ones(2, 40, 40, GIVEN, CHANNELS)
-        * torch.tensor([1.0, 100.0])
-        * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
-    )
-    noise = (module._with_noise(x) - x) / x
-    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.full((2, 2), 0.1), rtol=0.05, atol=0)
-    assert OperatorModule(Linear())._with_noise(x) is x
-
-
-@pytest.mark.parametrize(
-    ("where", "match"), [("x", "data hold values"), ("y", "data hold values"), ("w", "Lower `lr`")]
-)
-def test_a_loss_that_is_not_finite_stops_with_the_remedy(where, match):
-    module = OperatorModule(Linear())
-    x, y = torch.ones(1, X, Y, GIVEN, CHANNELS), torch.ones(1, X, Y, 1, CHANNELS)
-    if where == "w":
-        module.network.mix.weight.data[0, 0] = float("nan")
-    else:
-        {"x": x, "y": y}[where][0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=match):
-        module.training_step((x, y), 0)
-
-
-def test_divergence_keeps_the_checkpoint(tmp_path):
-    class Poison(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 1:
-                pl_module.network.mix.weight.data.fill_(float("inf"))
-
-    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
-    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[saver, Poison()])
-    with pytest.raises(FloatingPointError, match=r"epoch 1, batch 0.*Checkpoints written so far are kept"):
-        run.fit(OperatorModule(Linear()), datamodule=Fields())
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.isfinite(value).all() for value in state.values())
-
-
 @pytest.mark.parametrize(
     ("shape", "match"),
     [
@@ -374,8 +270,8 @@ def test_input_that_does_not_fit_the_network(shape, match):
 
 def test_target_or_output_that_does_not_fit():
     x = torch.ones(1, X, Y, GIVEN, CHANNELS)
-    with pytest.raises(ValueError, match=r"target to be of the prediction's shape.*`out_timesteps`"):
-        OperatorModule(Linear()).training_step((x, torch.ones(1, X, Y, 2, CHANNELS)), 0)
+    with pytest.raises(ValueError, match=r"prediction's samples, points and channels, as in \(1, 4, 4, 1, 2\)"):
+        OperatorModule(Linear()).training_step((x, torch.ones(1, X, 8, 1, CHANNELS)), 0)
     with pytest.raises(TypeError, match=r"named tuple with a field `prediction`, but got tuple"):
         OperatorModule(Bare())(x)
     with pytest.raises(ValueError, match=r"so that it can be fed back, but got \(1, 4, 4, 3, 1\)"):
@@ -395,6 +291,7 @@ def test_target_or_output_that_does_not_fit():
         ({"scheduler": "step"}, r"`scheduler` to be"),
         ({"warmup_fraction": 1.0}, r"`warmup_fraction` to be in \[0, 1\), but got 1.0"),
         ({"noise": -0.1}, r"`noise` to be at least 0"),
+        ({"noise_seed": -1}, r"`noise_seed` to be at least 0, but got -1"),
     ],
 )
 def test_bad_settings(settings, match):

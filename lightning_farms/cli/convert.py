@@ -1,0 +1,112 @@
+"""`lightning-farms convert IN OUT`: a DPOT checkpoint in another format."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.cli.messages import fail, traceback_wanted, with_options
+from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
+from lightning_farms.models.afno import Activation
+from lightning_farms.models.hub import find_checkpoint
+from lightning_farms.models.released import settings_beyond_shapes
+
+_USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+_SUFFIXES = (".safetensors", ".pth")
+_DESCRIPTION = """Write the DPOT in a checkpoint as safetensors, or in the released format, which the original program
+reads. Only its weights and settings are written, with their precision, not the state of an optimizer. Nothing in the
+file is run: it is read with weights_only. Exit status: 0 done; 1 the file cannot be converted; 2 wrong arguments; 130
+interrupted."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `lightning-farms convert` was asked to do.
+
+    Attributes:
+        source: file, or name of a released size.
+        target: file to write.
+        overwrite: whether an existing one may be replaced.
+        modes: number of modes, where the file does not say it.
+        act: activation, likewise.
+        cache_dir: folder for downloads.
+        revision: of the repository of the released sizes.
+        local_files_only: whether to leave the network alone.
+    """
+
+    source: str
+    target: Path
+    overwrite: bool
+    modes: int | None
+    act: Activation | None
+    cache_dir: str | None
+    revision: str | None
+    local_files_only: bool
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms convert`.
+
+    Args:
+        args: what follows `convert` on the command line.
+
+    Raises:
+        SystemExit: with status 1 where the file cannot be converted, 2 for wrong arguments.
+    """
+    options = _parse(args)
+    try:
+        _convert(options)
+    except _USER_MISTAKES as error:
+        if traceback_wanted():
+            raise
+        fail(error, with_options(str(error)))
+
+
+def _parse(args: list[str]) -> ConvertOptions:
+    parser = ArgumentParser(prog="lightning-farms convert", description=_DESCRIPTION, usage="%(prog)s IN OUT [options]")
+    names = ", ".join(size.name for size in RELEASED_SIZES)
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        type=str,
+        help=f"released .pth, state dict, Lightning .ckpt, .safetensors, or a released size ({names}), which is "
+        "downloaded from the Hugging Face Hub once",
+    )
+    parser.add_argument(
+        "target", metavar="OUT", type=str, help="file to write: .safetensors, or .pth (released format)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--modes", type=int, default=None, help="the network's modes, if IN does not say them")
+    parser.add_argument("--act", type=Activation, default=None, help="its activation, if IN does not say it")
+    parser.add_argument("--cache_dir", type=str, default=None, metavar="DIR", help="folder for downloaded files")
+    parser.add_argument("--revision", type=str, default=None, help="branch, tag or commit of the released sizes")
+    parser.add_argument("--local_files_only", action="store_true", help="do not download")
+    given = parser.parse_args(args).as_dict()
+    target = Path(given.pop("target"))
+    if target.suffix not in _SUFFIXES:
+        parser.error(f"Expected OUT to end in {' or '.join(_SUFFIXES)}, but got {str(target)!r}.")
+    return ConvertOptions(target=target, **given)
+
+
+def _convert(options: ConvertOptions) -> None:
+    if options.target.is_dir() or (options.target.exists() and not options.overwrite):
+        what = "is a folder" if options.target.is_dir() else "exists. Give --overwrite to replace it"
+        raise FileExistsError(f"Expected OUT to be a new file, but {str(options.target)!r} {what}.")
+    file = find_checkpoint(
+        options.source,
+        cache_dir=options.cache_dir,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+    )
+    known = settings_beyond_shapes(options.source)
+    modes = known.get("modes") if options.modes is None else options.modes
+    act = known.get("act") if options.act is None else options.act
+    converted = convert_checkpoint(file, options.target, modes=modes, act=act)
+    config = converted.config
+    sys.stderr.write(
+        f"Written to {options.target}: DPOT of {converted.parameters:,} parameters in {converted.tensors} tensors, "
+        f"{options.target.stat().st_size / 1e6:.1f} MB; modes={config['modes']}, act={config['act']}\n"
+    )

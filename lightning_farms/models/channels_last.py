@@ -1,0 +1,74 @@
+"""Convolutions whose windows do not overlap, as matrix products on features with channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ELEMENTWISE = (nn.GELU, nn.SiLU, nn.ReLU, nn.Tanh)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Return whether calling a module does what its class says and nothing else.
+
+    Only then may its weights be used without calling it. It is not so for subclasses (LoRA, quantised, sharded or
+    parametrised layers), for modules with hooks (weight normalisation, pruning, probes), nor with a replaced forward.
+
+    Args:
+        module: what to look at; its children are not looked at.
+        kinds: the classes that it may have.
+
+    Returns:
+        True if the class is one of these and nothing is attached.
+
+    Example:
+        >>> layer = nn.Conv2d(4, 4, 1)
+        >>> is_untouched(layer, nn.Conv2d), is_untouched(nn.utils.parametrizations.weight_norm(layer), nn.Conv2d)
+        (True, False)
+    """
+    attached = "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
+    return type(module) in kinds and not attached
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Return whether a module is an untouched 1x1 convolution, or an untouched activation without parameters."""
+    if not is_untouched(module, nn.Conv2d):
+        return is_untouched(module, *_ELEMENTWISE)
+    layer = cast(nn.Conv2d, module)
+    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+
+
+def is_patchwise(module: nn.Module, kind: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> bool:
+    """Return whether a module is an untouched convolution of this kind whose windows tile the plane."""
+    if not is_untouched(module, kind):
+        return False
+    layer = cast(nn.Conv2d, module)
+    geometry = (layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups)
+    return geometry == (layer.kernel_size, (0, 0), (0, 0), (1, 1), 1)
+
+
+def pointwise(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
+    """Apply layers, of which `is_pointwise` says so, to features with channels last.
+
+    Args:
+        layers: 1x1 convolutions and activations.
+        features: shape (..., channels).
+
+    Returns:
+        Shape (..., channels of the last layer).
+
+    Example:
+        >>> import torch
+        >>> pointwise([nn.Conv2d(3, 5, kernel_size=1), nn.GELU()], torch.zeros(2, 4, 3)).shape
+        torch.Size([2, 4, 5])
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            features = F.linear(features, layer.weight.flatten(1), layer.bias)
+        else:
+            features = layer(features)
+    return features

@@ -1,0 +1,143 @@
+"""What OperatorModule refuses: settings out of range, and fields that do not fit the network."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+_SIZES = (("img_size", 1), ("img_size", 2), ("in_timesteps", 3), ("in_channels", 4))
+_AXES = ("samples", "points along X", "points along Y", "frames", "channels")
+
+
+def check_network(network: object) -> None:
+    """Refuse what is no module.
+
+    Args:
+        network: To be trained.
+
+    Raises:
+        TypeError: If it is not a `torch.nn.Module`.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
+
+
+def check_optimization(lr: float, betas: tuple[float, float], weight_decay: float, optimizer: str) -> None:
+    """Refuse settings of the optimizer that are out of range.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay rates of Adam's running means.
+        weight_decay: Weight decay.
+        optimizer: Its name.
+
+    Raises:
+        ValueError: Naming the first that is out of range.
+    """
+    _check(
+        ("lr", lr, "positive and finite", 0 < lr < math.inf),
+        ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
+        ("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf),
+        ("optimizer", optimizer, '"adam" or "adamw"', optimizer in ("adam", "adamw")),
+    )
+
+
+def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_seed: int) -> None:
+    """Refuse settings of the schedule and of the noise that are out of range.
+
+    Args:
+        scheduler: Its name.
+        warmup_fraction: Share of the steps to warm up for.
+        noise: Scale of the noise.
+        noise_seed: Seed of the noise.
+
+    Raises:
+        ValueError: Naming the first that is out of range.
+    """
+    _check(
+        ("scheduler", scheduler, '"onecycle", "cosine" or "none"', scheduler in ("onecycle", "cosine", "none")),
+        ("warmup_fraction", warmup_fraction, "in [0, 1)", 0 <= warmup_fraction < 1),
+        ("noise", noise, "at least 0", 0 <= noise < math.inf),
+        ("noise_seed", noise_seed, "at least 0", noise_seed >= 0),
+    )
+
+
+def check_input(network: nn.Module, x: Tensor) -> None:
+    """Refuse given frames that do not fit the network.
+
+    Args:
+        network: With or without the attributes `img_size`, `in_timesteps` and `in_channels`.
+        x: Given frames.
+
+    Raises:
+        ValueError: If ``x`` is not 5-dimensional, or not of the sizes that the network names.
+    """
+    if x.ndim != 5:
+        raise ValueError(
+            f"Expected argument `x` to be of shape (batch, X, Y, frames, channels), but got {tuple(x.shape)}."
+        )
+    for attribute, axis in _SIZES:
+        expected = getattr(network, attribute, None)
+        if isinstance(expected, int) and x.shape[axis] != expected:
+            raise ValueError(
+                f"Expected argument `x` to have {expected} {_AXES[axis]}, the network's `{attribute}`, but got "
+                f"{x.shape[axis]} (shape {tuple(x.shape)}). Build the network or the data module with the other value."
+            )
+
+
+def check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
+    """Refuse a prediction that cannot become part of the next input.
+
+    Args:
+        x: Given frames.
+        prediction: The network's.
+
+    Raises:
+        ValueError: If points or channels differ.
+    """
+    if prediction.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(x):
+        raise ValueError(
+            f"Expected the network's prediction to have the input's points and channels, as in {tuple(x.shape)}, so "
+            f"that it can be fed back, but got {tuple(prediction.shape)}."
+        )
+
+
+def check_target(prediction: Tensor, y: Tensor, pushforward: bool) -> None:
+    """Refuse a target that is not made up of whole predictions.
+
+    Args:
+        prediction: The network's first one.
+        y: The frames to be predicted.
+        pushforward: Whether the training is by pushforward, which needs two predictions or more.
+
+    Raises:
+        ValueError: With the settings that have to agree.
+    """
+    if prediction.ndim != 5 or y.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(y):
+        raise ValueError(
+            f"Expected the target to have the prediction's samples, points and channels, as in "
+            f"{tuple(prediction.shape)}, but got {tuple(y.shape)}."
+        )
+    frames = prediction.shape[3]
+    if y.shape[3] % frames:
+        raise ValueError(
+            f"Expected the target to have a multiple of the {frames} frames that the network predicts at once, but got "
+            f"{y.shape[3]}. Make `out_timesteps` of the data module and of the network equal; a training item then has "
+            "`out_timesteps` times the data module's `autoregressive_steps` frames."
+        )
+    if pushforward and y.shape[3] == frames:
+        raise ValueError(
+            "Expected the target of a training with `pushforward` to span at least two predictions, but got one. Set "
+            "the data module's `autoregressive_steps` to 2 or more."
+        )
+
+
+def _all_but_frames(fields: Tensor) -> tuple[int, ...]:
+    return (*fields.shape[:3], fields.shape[4])
+
+
+def _check(*rules: tuple[str, object, str, bool]) -> None:
+    for name, value, rule, holds in rules:
+        if not holds:
+            raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")

@@ -1,0 +1,68 @@
+"""The learning-rate schedules of OperatorModule, which end with the training."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+_ONE_CYCLE_DIVISOR = 1e4
+
+
+def make_schedule(
+    optimizer: Optimizer,
+    kind: Literal["onecycle", "cosine"],
+    steps: int,
+    *,
+    lr: float,
+    warmup_fraction: float,
+    cycle_momentum: bool,
+) -> LRScheduler:
+    r"""A schedule over a known number of optimizer steps.
+
+    "onecycle" rises by half a cosine from :math:`\eta / 10^4` to :math:`\eta` and falls by another to
+    :math:`\eta / 10^8`; "cosine" falls from :math:`\eta` to 0.
+
+    Args:
+        optimizer: Whose rates are set.
+        kind: Shape of the schedule.
+        steps: Optimizer steps of the training, at least 1.
+        lr: :math:`\eta`.
+        warmup_fraction: Share of the steps in which "onecycle" rises, in [0, 1).
+        cycle_momentum: Whether "onecycle" also swings Adam's first beta from 0.95 to 0.85 and back.
+
+    Returns:
+        The schedule, to be advanced at every step.
+    """
+    if kind == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    return OneCycleLR(
+        optimizer,
+        max_lr=lr,
+        total_steps=steps,
+        pct_start=_safe_warmup(warmup_fraction, steps),
+        cycle_momentum=cycle_momentum,
+        div_factor=_ONE_CYCLE_DIVISOR,
+        final_div_factor=_ONE_CYCLE_DIVISOR,
+    )
+
+
+def steps_of(schedule: object) -> float:
+    """Optimizer steps that a schedule was made for.
+
+    Args:
+        schedule: Any; a resumed one has the length of the run that it was saved in.
+
+    Returns:
+        The number of steps; infinity where the schedule has no end.
+    """
+    if isinstance(schedule, OneCycleLR):
+        return schedule.total_steps
+    return schedule.T_max if isinstance(schedule, CosineAnnealingLR) else math.inf
+
+
+def _safe_warmup(fraction: float, steps: int) -> float:
+    """Warm-up share for OneCycleLR, moved off the one value (a single step) at which it divides zero by zero."""
+    return fraction * 1.001 if math.isclose(fraction * steps, 1.0) else fraction

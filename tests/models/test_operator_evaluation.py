@@ -1,0 +1,119 @@
+"""What validation, test and predict return and log: physical units, every error, per channel."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from lightning_farms import metrics
+from lightning_farms.models.operator_module import OperatorModule
+from tests.models.small_operators import CHANNELS, Doubling, Fields, Linear, trainer
+
+SCALE = torch.tensor([2.0, 0.5])
+SHIFT = torch.tensor([1.0, -3.0])
+ERRORS = {
+    "test/l2re": metrics.relative_l2_error,
+    "test/nrmse": metrics.normalized_rmse,
+    "test/rmse": metrics.rmse,
+    "test/vrmse": metrics.vrmse,
+    "test/conserved_rmse": metrics.conserved_rmse,
+    "test/max_error": metrics.max_error,
+    "test/boundary_rmse": metrics.boundary_rmse,
+}
+
+
+class Normalized(Fields):
+    """Fields that the network sees in other units than the physical ones."""
+
+    channels = ("Vx", "density")
+
+    def denormalize(self, fields):
+        return fields * SCALE + SHIFT
+
+
+class Returned(Callback):
+    """What the steps returned, and which loss was logged."""
+
+    def __init__(self):
+        self.fields = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.fields.append({name: value.clone() for name, value in outputs.items()})
+
+    on_test_batch_end = on_validation_batch_end
+
+    def all(self, name):
+        return torch.cat([fields[name] for fields in self.fields])
+
+
+def evaluated(folder, datamodule, stage):
+    seed_everything(0)
+    module, returned = OperatorModule(Linear(img_size=datamodule.size)), Returned()
+    run = trainer(folder, callbacks=[returned])
+    (logged,) = getattr(run, stage)(module, datamodule=datamodule, verbose=False)
+    return module, returned, logged
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_steps_return_physical_fields(tmp_path, stage, normalized):
+    data = (Normalized if normalized else Fields)(size=26)
+    physical = data.denormalize if normalized else torch.clone
+    module, returned, _ = evaluated(tmp_path, data, stage)
+    x, y = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    with torch.no_grad():
+        expected = {"given": physical(x), "prediction": physical(module.rollout(x, 5)), "target": physical(y)}
+    assert set(returned.fields[0]) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(returned.all(name), value)
+
+
+@pytest.mark.parametrize("kind", [Fields, Normalized])
+def test_every_error_of_the_whole_test_set_is_logged(tmp_path, kind):
+    """Batches of two and one: the expectation is the function on all samples at once, in physical units."""
+    _, returned, logged = evaluated(tmp_path, kind(size=26), "test")
+    prediction, target = returned.all("prediction"), returned.all("target")
+    expected = {name: float(function(prediction, target)) for name, function in ERRORS.items()}
+    bands = metrics.fourier_rmse(prediction, target).tolist()
+    expected |= {f"test/fourier_{band}": value for band, value in zip(("low", "mid", "high"), bands, strict=True)}
+    names = getattr(kind, "channels", ("0", "1"))
+    channels = metrics.relative_l2_error(prediction, target, per="channel").tolist()
+    expected |= {f"test/l2re/{name}": value for name, value in zip(names, channels, strict=True)}
+    assert logged == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_logs_two_errors_in_physical_units(tmp_path):
+    _, returned, logged = evaluated(tmp_path, Normalized(), "validate")
+    prediction, target = returned.all("prediction"), returned.all("target")
+    expected = {
+        "val/l2re": float(metrics.relative_l2_error(prediction, target)),
+        "val/nrmse": float(metrics.normalized_rmse(prediction, target)),
+    }
+    assert logged == pytest.approx(expected, rel=1e-5)
+
+
+def test_grids_without_a_high_band_leave_it_out_and_say_so(tmp_path, caplog):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        _, _, logged = evaluated(tmp_path, Fields(), "test")
+    (said,) = (message for message in caplog.messages if "Leaving out test/fourier_low" in message)
+    assert "highest band needs 26 x 26 points, but the fields have 4 x 4" in said
+    assert set(logged) == {*ERRORS, "test/l2re/0", "test/l2re/1"}
+
+
+def test_a_second_test_starts_anew(tmp_path):
+    module, run = OperatorModule(Linear()), trainer(tmp_path)
+    first, second = (run.test(module, datamodule=Fields(), verbose=False) for _ in range(2))
+    assert first == second
+
+
+def test_predictions_are_physical_and_the_loss_is_not(tmp_path):
+    """Of doubling fields the loss is that of the numbers the network sees; a shift would change it."""
+    data = Normalized(train_frames=1)
+    module = OperatorModule(Doubling(), lr=1e-12)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data)
+    assert float(run.callback_metrics["train/loss"]) == pytest.approx((2 - 0.9) / 0.9, rel=1e-5)
+    predictions = torch.cat(run.predict(module, datamodule=data))
+    x = torch.cat([x for x, _ in data.predict_dataloader()])
+    doubled = torch.cat([x[:, :, :, -1:] * 2.0**k for k in range(1, 6)], dim=3)
+    assert predictions.shape[-1] == CHANNELS
+    torch.testing.assert_close(predictions, doubled * SCALE + SHIFT)
