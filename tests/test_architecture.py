@@ -36,7 +36,18 @@ OUTSIDE = {
     "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
     "metrics": {"torch", "torchmetrics"},
 }
-LAZY = {"huggingface_hub", "matplotlib", "mpl_toolkits", "pandas", "pooch", "safetensors", "sklearn", "tensorboard", "wandb"}
+LAZY = {
+    "huggingface_hub",
+    "matplotlib",
+    "mpl_toolkits",
+    "pandas",
+    "pooch",
+    "requests",
+    "safetensors",
+    "sklearn",
+    "tensorboard",
+    "wandb",
+}
 MOST_LINES = 500
 
 

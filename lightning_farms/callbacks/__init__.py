@@ -3,6 +3,8 @@
 from lightning_farms.callbacks.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
 from lightning_farms.callbacks.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
+from lightning_farms.callbacks.prediction_writer import PredictionWriter
+from lightning_farms.callbacks.rollout_monitor import RolloutMonitor
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.callbacks.tb_sigmoid import TBSigmoid
 from lightning_farms.callbacks.temp_balance import TempBalance
@@ -14,6 +16,8 @@ __all__ = [
     "LayerwiseLearningRate",
     "LinearMap",
     "Log2Map",
+    "PredictionWriter",
+    "RolloutMonitor",
     "SigmoidMap",
     "SpectralMonitor",
     "SqrtMap",

@@ -12,6 +12,7 @@ import lightning_farms.callbacks
 from lightning_farms.analysis import FARMS, WholeMatrix, analyze
 from tests.callbacks.two_processes import CALLBACKS, DEPTH, EVERYTHING, SIZE, Net
 from tests.callbacks.two_processes_launch import launch
+from tests.callbacks.two_processes_rollouts import CALLBACKS as OF_ROLLOUTS
 
 QUESTIONS = {"SpectralMonitor": (WholeMatrix(), EVERYTHING), "sharded": (FARMS(), EVERYTHING)}
 LAYERS = [*(f"layers.{i}.0" for i in range(DEPTH)), f"layers.{DEPTH + 1}"]
@@ -37,7 +38,9 @@ def results(run):
 
 def test_every_callback_takes_part():
     names = lightning_farms.callbacks.__all__
-    assert set(CALLBACKS) == {n for n in names if issubclass(getattr(lightning_farms.callbacks, n), Callback)}
+    assert {*CALLBACKS, *OF_ROLLOUTS} == {
+        n for n in names if issubclass(getattr(lightning_farms.callbacks, n), Callback)
+    }
 
 
 @pytest.mark.parametrize("name", FITS)

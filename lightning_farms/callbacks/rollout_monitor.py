@@ -1,0 +1,289 @@
+"""Draw what a neural operator predicts beside what is true, and how its error grows over the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from lightning_farms.callbacks.pictures import hand_out
+from lightning_farms.callbacks.rollout_pictures import Earlier, Evaluation, Names, rollout_pictures
+from lightning_farms.callbacks.rollout_record import (
+    Errors,
+    RolloutRecord,
+    expected_outputs,
+    rollouts_of,
+    spread,
+)
+from lightning_farms.callbacks.sinks import log_scalars, sinks
+from lightning_farms.metrics import RelativeL2Error
+
+_STATE_VERSION = 1
+_LOGGED_FRAMES = 3  # first, middle, last
+_UNEVEN = (
+    "RolloutMonitor expected all rollouts of an evaluation to have the same number of frames and channels, but got "
+    "several: those that differ from the first are left out of its errors and pictures."
+)
+
+
+class RolloutMonitor(Callback):
+    """Draws predicted fields beside the true ones, and the error over the frames, from validation and test rollouts.
+
+    It uses what ``validation_step`` and ``test_step`` return: a mapping with the tensors "prediction" and "target" of
+    shape (batch, X, Y, frames, channels), and "given", the frames before them, from which frames are numbered (as
+    :class:`~lightning_farms.models.OperatorModule` does). Names of channels and times of frames come from the data
+    module's ``channels`` and ``coordinates``, where it has them. Nothing of the training is changed, and only what is
+    drawn is kept in memory.
+
+    Log keys (``val``; for a test run ``test``, where they are written once; pictures go to TensorBoard, and, as far as
+    they have a place for it, to Weights & Biases, MLflow and any logger with a ``log_image`` of Lightning's form):
+
+    ================================  =================================================================================
+    ``val/fields/<channel>``          truth, prediction and error of the first trajectory over a few frames, as a
+                                      figure, every ``every_n_epochs`` and at the end; ``<channel>/2``: the second, ...
+    ``val/error_over_time``           relative L2 error over the frames, a line a channel, and that of the first
+                                      validation, as a figure, as often
+    ``val/l2re_frame/<number>``       relative L2 error of the first, the middle and the last frame, mean over channels,
+                                      each validation; other callbacks can monitor them
+    ``test/l2re_over_time/<channel>`` scalars whose step is the frame's number, so that TensorBoard draws the curve;
+                                      ``<channel>`` is also ``mean``
+    ================================  =================================================================================
+
+    With several data loaders, ``/dataloader_idx_<i>`` is added. Errors are per frame and channel over space, then
+    averaged over all trajectories of all processes; under a distributed sampler its repetitions are left out, and
+    the trajectories drawn are the first of process zero.
+
+    Args:
+        every_n_epochs: draw at the first validation after every n-th epoch, and at the end of training; 0: at the end
+            only.
+        samples: number of trajectories whose fields are drawn, at least 0.
+        frames: number of frames drawn of each, spread from the first to the last predicted one, at least 1.
+
+    Attributes:
+        errors: relative L2 error in the last evaluation of the (first) data loader, a list of frames of channels;
+            None before.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> monitor = RolloutMonitor(every_n_epochs=20, samples=2)
+    """
+
+    def __init__(self, every_n_epochs: int = 10, *, samples: int = 1, frames: int = 5) -> None:
+        for name, value, least in (
+            ("every_n_epochs", every_n_epochs, 0),
+            ("samples", samples, 0),
+            ("frames", frames, 1),
+        ):
+            if value < least:
+                raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+        self.every_n_epochs = every_n_epochs
+        self.samples = samples
+        self.frames = frames
+        self._warned_of: set[str] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.errors: Errors | None = None
+        self._first: dict[str, Earlier] = {}  # of each data loader
+        self._drawn_after = 0  # epochs
+        self._records: dict[int, RolloutRecord] = {}
+        self._undrawn: list[Evaluation] = []
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epochs at the last drawing and errors of the first validation, in plain types."""
+        first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
+        return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store the values."""
+        version = state_dict.get("version")
+        if version != _STATE_VERSION:
+            raise ValueError(
+                f"Expected a {type(self).__name__} state of version {_STATE_VERSION}, but the checkpoint has "
+                f"{version!r}; remove the callback's state from it or use the version that wrote it."
+            )
+        self._drawn_after = state_dict["drawn_after"]
+        self._first = {suffix: Earlier(**earlier) for suffix, earlier in state_dict["first"].items()}
+
+    # ---- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run; say where nothing can be written."""
+        if stage == "fit" and trainer.global_step == 0 and trainer.current_epoch == 0:
+            self._reset()
+        if stage != "predict" and not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._warn_once(
+                "logger",
+                f"{type(self).__name__} has no logger to write to: its errors are still available. "
+                "Give the Trainer a TensorBoardLogger to see fields and curves.",
+            )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._records = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Sum up errors, keep the first trajectories."""
+        self._add(trainer, "validation_step", outputs, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log errors; draw, if that is due; not of the sanity check."""
+        if trainer.sanity_checking:
+            return
+        self._undrawn = self._evaluations(trainer, pl_module, "val")
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._draw(trainer)
+            return
+        for evaluation in self._undrawn:
+            self._first.setdefault(evaluation.suffix, Earlier(evaluation.when, evaluation.errors))
+        often, epochs = self.every_n_epochs, _epochs(trainer)
+        if often and epochs // often > self._drawn_after // often:
+            self._drawn_after = epochs
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last validation."""
+        self._draw(trainer)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._records = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Sum up errors, keep the first trajectories."""
+        self._add(trainer, "test_step", outputs, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log errors, also as curves over the frames; draw."""
+        self._undrawn = self._evaluations(trainer, pl_module, "test")
+        for evaluation in self._undrawn:
+            _log_curves(trainer, evaluation)
+        self._draw(trainer)
+
+    # ---- stages ------------------------------------------------------------------------------------------------------
+
+    def _add(self, trainer: Trainer, step: str, outputs: STEP_OUTPUT, loader: int) -> None:
+        rollouts = rollouts_of(outputs)
+        if isinstance(rollouts, str):
+            self._warn_once(step, expected_outputs(step, rollouts))
+            return
+        if loader not in self._records:
+            metric = RelativeL2Error(per="frame_and_channel").to(rollouts.target.device)
+            self._records[loader] = RolloutRecord(metric, self.samples if sinks(trainer) else 0, self.frames)
+        if not self._records[loader].add(rollouts, _loaders(trainer)[loader]):
+            self._warn_once("frames", _UNEVEN)
+
+    def _evaluations(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[Evaluation]:
+        """Errors over all processes, logged through the module; and all that is drawn."""
+        found = []
+        several = len(_loaders(trainer)) > 1
+        for index, record in sorted(self._records.items()):
+            suffix = f"/dataloader_idx_{index}" if several else ""
+            try:
+                errors = record.errors()
+            except ValueError:  # on all processes
+                self._warn_once("frames", _UNEVEN)
+                continue
+            names = _names(trainer, record.given, errors)
+            found.append(
+                Evaluation(stage, suffix, _when(trainer), _step(trainer), names, errors, record.kept, record.drawn)
+            )
+            scalars = {
+                f"{stage}/l2re_frame/{names.frames[i]}{suffix}": _mean(errors[i])
+                for i in spread(len(errors), _LOGGED_FRAMES)
+            }
+            pl_module.log_dict(scalars, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
+        self.errors = found[0].errors if found else self.errors
+        self._records = {}
+        return found
+
+    def _draw(self, trainer: Trainer) -> None:
+        """Draw the last evaluation, unless that has been done."""
+        for evaluation in self._undrawn:
+            earlier = self._first.get(evaluation.suffix) if evaluation.stage == "val" else None
+            drawings = rollout_pictures(evaluation, earlier)
+            for error in hand_out(drawings, sinks(trainer), evaluation.step)[:1]:
+                what = f"{type(error).__name__}: {error}"
+                self._warn_once("pictures", f"Pictures of the rollouts could not be written. {what}")
+        self._undrawn = []
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned_of:
+            self._warned_of.add(what)
+            rank_zero_warn(message)
+
+
+def _loaders(trainer: Trainer) -> Sequence[object]:
+    """The data loaders of the evaluation that runs."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    flat: list[object] = CombinedLoader(loaders).flattened
+    return flat
+
+
+def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
+    """From the data module, where it has names, and as many as are needed."""
+    data = getattr(trainer, "datamodule", None)
+    frames, channels = len(errors), len(errors[0])
+    names = getattr(data, "channels", None) or ()
+    if len(names) != channels:
+        names = [f"channel {i}" for i in range(channels)]
+    numbers = list(range(given, given + frames))
+    t = getattr(getattr(data, "coordinates", None), "t", None)
+    times = None if t is None or len(t) < given + frames else [float(t[number]) for number in numbers]
+    return Names(list(names), numbers, times)
+
+
+def _log_curves(trainer: Trainer, evaluation: Evaluation) -> None:
+    """A scalar a frame and channel, at the frame's number as its step."""
+    key = f"{evaluation.stage}/l2re_over_time"
+    for frame, row in zip(evaluation.names.frames, evaluation.errors, strict=True):
+        values = {**dict(zip(evaluation.names.channels, row, strict=True)), "mean": _mean(row)}
+        log_scalars(trainer, {f"{key}/{name}{evaluation.suffix}": value for name, value in values.items()}, frame)
+
+
+def _mean(row: Sequence[float]) -> float:
+    return sum(row) / len(row)
+
+
+def _epochs(trainer: Trainer) -> int:
+    """Complete epochs; one whose last step is done counts."""
+    return trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def _when(trainer: Trainer) -> str:
+    """How long the network has been trained, as far as this Trainer knows."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        return ""
+    at_epoch_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    number, unit = (_epochs(trainer), "epoch") if at_epoch_end else (trainer.global_step, "step")
+    return f"after {number} {unit}{'' if number == 1 else 's'}"
+
+
+def _step(trainer: Trainer) -> int:
+    """The step under which Lightning logs an evaluation's scalars."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
