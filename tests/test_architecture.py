@@ -18,8 +18,8 @@ ARROWS = {
     "plotting": {"functional"},
     "callbacks": {"functional", "analysis", "optim", "plotting"},
     "metrics": set(),
-    "models": set(),
-    "data": set(),
+    "models": {"atomic"},
+    "data": {"atomic"},
     "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting"},
 }
 # what a single file may import besides

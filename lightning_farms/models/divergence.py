@@ -50,7 +50,7 @@ class DivergenceWatch:
         if not _everywhere(module, data_finite):
             raise FloatingPointError(
                 f"The data{_whose(data_finite)} hold values that are not finite ({where}). Remove or repair the "
-                "affected trajectories."
+                "affected samples."
             )
         self._skipped_in_a_row += 1
         if not _steps_are_skipped(module) or self._skipped_in_a_row >= _MOST_SKIPPED:

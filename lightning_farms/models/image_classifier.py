@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,6 +13,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
+
+from lightning_farms.models.divergence import DivergenceWatch
 
 
 class ImageClassifier(LightningModule):
@@ -67,6 +68,7 @@ class ImageClassifier(LightningModule):
         self.train_accuracy = MeanMetric()
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
+        self._watch = DivergenceWatch(lr)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.
@@ -94,12 +96,19 @@ class ImageClassifier(LightningModule):
             FloatingPointError: If the loss is not finite.
         """
         loss = self._evaluate(batch, "train", self.train_accuracy)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is not finite (epoch {self.current_epoch}, batch {batch_idx}). Lower `lr` (now "
-                f"{self.lr:g}), or clip the gradients (the Trainer's `gradient_clip_val`)."
-            )
+        self._watch.check_loss(self, loss, batch[:1], batch_idx)
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save what is not finite, so that the last good checkpoint stays.
+
+        Args:
+            checkpoint: The Lightning checkpoint; not changed.
+
+        Raises:
+            FloatingPointError: If weights or the optimizer's averages are not finite; no file is then written.
+        """
+        self._watch.check_checkpoint(self, checkpoint)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` and ``val/accuracy``.

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_farms.atomic import complete_or_nothing
 from lightning_farms.models.checkpoint import SAFETENSORS_SETTINGS
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def write_checkpoint(tensors: Mapping[str, Tensor], config: DPOTConfig, path: st
     plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     settings = dict(config)
     write = _write_safetensors if target.suffix == ".safetensors" else _write_released
-    with _complete_or_nothing(target) as draft:
+    with complete_or_nothing(target) as draft:
         write(plain, settings, draft)
 
 
@@ -104,17 +103,3 @@ def _released_args(settings: dict[str, Any]) -> argparse.Namespace:
         "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
     }
     return argparse.Namespace(**renamed | as_there)
-
-
-@contextmanager
-def _complete_or_nothing(target: Path) -> Iterator[Path]:
-    """A name beside the target to write to; it becomes the target when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
