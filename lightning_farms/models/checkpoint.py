@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+
+from lightning_farms.safe_load import damaged, load_safely
 
 SAFETENSORS_SETTINGS = "config"
 """Where the metadata of our safetensors files hold DPOT's settings, as JSON."""
@@ -59,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"Expected argument `path` to be an existing checkpoint file, but got {str(path)!r}.")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
-    content = _load_safely(file)
+    content = load_safely(file)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds "
@@ -119,36 +118,6 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[st
     return sizes | {name: value for name, value in saved.items() if value is not None}
 
 
-def _load_safely(path: Path) -> object:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any way inside the reader, also as OSError
-        if "global" not in str(error).lower():
-            raise _damaged(path, error) from error
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds "
-            f"other pickled objects, which could run code: {_first_reason(error)}. If you trust its source, "
-            "load it yourself and save {'model': state_dict} alone."
-        ) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"Expected argument `path` to be a checkpoint (torch.save, or safetensors of that suffix), but {str(path)!r} "
-        f"is damaged, truncated or of another format ({type(error).__name__}). Copy or download it again."
-    )
-
-
-def _first_reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = [line.partition("WeightsUnpickler error: ")[2] or line for line in lines if "global" in line.lower()]
-    return named[0].split(". ")[0].removesuffix(".")
-
-
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         from safetensors import SafetensorError, safe_open
@@ -162,7 +131,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         settings = json.loads(metadata.get(SAFETENSORS_SETTINGS, "{}"))
     except (SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return Checkpoint(_strip_prefix(tensors, path), settings if isinstance(settings, dict) else {})
 
 

@@ -75,7 +75,7 @@ def test_damaged_safetensors(tmp_path, content):
     path = tmp_path / "model.safetensors"
     save_weights(_model(), path)
     path.write_bytes(path.read_bytes()[:-1] if content is None else content)
-    with pytest.raises(ValueError, match="is damaged, truncated or of another format"):
+    with pytest.raises(ValueError, match="is damaged, cut short or of another format"):
         DPOT.from_checkpoint(path)
 
 

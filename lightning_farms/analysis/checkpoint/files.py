@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint.outlines import Outlines, StoredTensors
+from lightning_farms.safe_load import damaged, load_safely
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
@@ -30,7 +28,6 @@ _PREFERRED = (
 _SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
 _UNSLICED = {"F4"}  # two numbers a byte
-_PICKLE = b"\x80"  # the first byte since protocol 2
 _SHOWN = 5
 
 
@@ -106,7 +103,7 @@ def _open_file(path: Path) -> Mapping[str, Tensor]:
         return _Shards(path)
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         return _Safetensors(path)
-    return _state_dict(_load(path), path)
+    return _state_dict(load_safely(path), path)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -129,7 +126,7 @@ class _Safetensors(StoredTensors):
         try:
             self._file: Any = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         self._names = _names_in(self._file)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -208,7 +205,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _damaged(index, error) from error
+        raise damaged(index, error) from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(
@@ -220,55 +217,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorting key that takes runs of digits as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _load(path: Path) -> object:
-    """What a file of ``torch.save`` holds; no more than tensors, plain values and ``argparse.Namespace``."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any way inside the reader
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: Exception) -> ValueError:
-    text = str(error)
-    if "TorchScript" in text:
-        return ValueError(
-            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
-            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
-        )
-    if "global" in text.lower() or ("Unsupported operand" in text and _is_pickle(path)):
-        return ValueError(
-            f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds "
-            f"pickled objects that are not read, as that could run code: {_first_reason(text)}. If you trust its "
-            "source, load it yourself with weights_only=False and save the state dict alone with torch.save."
-        )
-    return _damaged(path, error)
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, or an archive that holds one: what is unknown in it is a newer protocol's then."""
-    with path.open("rb") as file:
-        return file.read(1) == _PICKLE or zipfile.is_zipfile(path)
-
-
-def _first_reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines()]
-    reasons = [line for line in lines if "global" in line.lower() or "Unsupported operand" in line]
-    named = [line.partition("WeightsUnpickler error: ")[2] or line for line in reasons]
-    return named[0].split(". ")[0].removesuffix(".")
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
-        f"{str(path)!r} is damaged, cut short or of another format ({type(error).__name__}). If it should be one, copy "
-        "or download it again."
-    )
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

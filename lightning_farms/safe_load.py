@@ -1,0 +1,81 @@
+"""Reading files of torch.save without running anything that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+_PICKLE = b"\x80"  # the first byte since protocol 2
+
+
+def load_safely(path: Path) -> object:
+    """Read a file of ``torch.save`` into memory-mapped tensors; nothing in it is run.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What it holds: tensors, plain values and ``argparse.Namespace``, no more.
+
+    Raises:
+        ValueError: it is damaged, or holds other objects.
+        PermissionError: it may not be read.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file can fail in any way inside the reader
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> ValueError:
+    text = str(error)
+    if "TorchScript" in text:
+        return ValueError(
+            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
+            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
+        )
+    if "global" in text.lower() or ("Unsupported operand" in text and _is_pickle(path)):
+        return ValueError(
+            f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds "
+            f"pickled objects that are not read, as that could run code: {_first_reason(text)}. If you trust its "
+            "source, load it yourself with weights_only=False and save the state dict alone with torch.save."
+        )
+    return damaged(path, error)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, or an archive that holds one: what is unknown in it is a newer protocol's then."""
+    with path.open("rb") as file:
+        return file.read(1) == _PICKLE or zipfile.is_zipfile(path)
+
+
+def _first_reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    reasons = [line for line in lines if "global" in line.lower() or "Unsupported operand" in line]
+    named = [line.partition("WeightsUnpickler error: ")[2] or line for line in reasons]
+    return named[0].split(". ")[0].removesuffix(".")
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """Say that a file is no readable checkpoint.
+
+    Args:
+        path: the file.
+        error: what the reader raised.
+
+    Returns:
+        The error to raise.
+    """
+    return ValueError(
+        f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
+        f"{str(path)!r} is damaged, cut short or of another format ({type(error).__name__}). If it should be one, copy "
+        "or download it again."
+    )
