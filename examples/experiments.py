@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 CHECKPOINT = "last.ckpt"
+_LARGE = 1000  # from here on a mean is that of a training that went wrong, and its decimals say nothing
 
 
 class Run(Protocol):
@@ -264,8 +265,13 @@ def spread(values: Sequence[float], wanted: int, digits: int) -> str:
     """Mean ± standard deviation, and how many there are where that is not as many as wanted."""
     if not values:
         return "-"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}" + ("" if len(values) == wanted else f" ({len(values)})")
+    deviation = f" ± {_number(statistics.stdev(values), digits)}" if len(values) > 1 else ""
+    count = "" if len(values) == wanted else f" ({len(values)})"
+    return f"{_number(statistics.mean(values), digits)}{deviation}{count}"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.2g}"
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -140,9 +140,11 @@ def starting_network(job: Job) -> DPOT:
     network = DPOT(**REDUCED, **sizes)
     path = pretrained_path(job.pretraining, network, data)
     if not path.exists():
+        print(f"Pre-training for {job.pretraining.epochs} epochs; the weights will be kept in {path}")
         trainer = Trainer(
             accelerator="auto", devices=1, max_epochs=job.pretraining.epochs, gradient_clip_val=1e4,
             limit_val_batches=0, logger=False, enable_checkpointing=False, enable_model_summary=False,
+            enable_progress_bar=False,  # Lightning's takes down that of the runs
         )  # fmt: skip
         pretrain(job.pretraining, network, data, trainer, path)
     load_weights(network, path)
@@ -176,31 +178,39 @@ def train(run: Run, job: Job, folder: Path, on_epoch: OnEpoch) -> Result:
     return Result(curve.values[-1], min(curve.values), curve.seconds)
 
 
-def table_of(runs: Sequence[Run], table: RunTable) -> str:
-    """Means and standard deviations over seeds, and the paired differences to the uniform rate, as Markdown."""
-    found = {run: float(row["l2re"]) for run in runs if (row := table.finished(run)) is not None}
+def tables_of(runs: Sequence[Run], table: RunTable) -> str:
+    """The errors after the last epoch, and the lowest of all evaluations, as Markdown."""
+    last = _table_of(runs, table, "l2re")
+    lowest = _table_of(runs, table, "best_l2re")
+    return (
+        f"Test L2RE (%) after the last epoch, mean ± standard deviation over seeds\n\n{last}\n"
+        f"The lowest of the {EVALUATIONS} evaluations (a choice by the test trajectories themselves)\n\n{lowest}"
+    )
+
+
+def _table_of(runs: Sequence[Run], table: RunTable, column: str) -> str:
+    """Means and standard deviations over seeds, and the differences to the uniform rate, seed by seed."""
+    found = {run: 100 * float(row[column]) for run in runs if (row := table.finished(run)) is not None}
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
     lines = []
-    for run in dict.fromkeys(run._replace(method=methods[0], seed=seeds[0]) for run in runs):
-        values = {
-            method: [found[same] for seed in seeds if (same := run._replace(method=method, seed=seed)) in found]
+    for row in dict.fromkeys(run._replace(method="FT", seed=0) for run in runs):
+        errors = {
+            method: {seed: found[run] for seed in seeds if (run := row._replace(method=method, seed=seed)) in found}
             for method in methods
         }
+        uniform = errors.get("FT", {})
         differences = [
-            [found[other] - found[base] for seed in seeds
-             if (other := run._replace(method=method, seed=seed)) in found
-             and (base := run._replace(method="FT", seed=seed)) in found]
-            for method in methods if method != "FT"
-        ]  # fmt: skip
-        lines.append([
-            run.setting.size, f"{100 * run.fraction:g} %",
-            *(spread([100 * value for value in values[method]], len(seeds), 3) for method in methods),
-            *(spread([100 * value for value in column], len(seeds), 3) for column in differences),
-        ])  # fmt: skip
+            [error - uniform[seed] for seed, error in errors[method].items() if seed in uniform]
+            for method in methods
+            if method != "FT"
+        ]
+        cells = [*(list(errors[method].values()) for method in methods), *differences]
+        percent = f"{100 * row.fraction:g} %"
+        lines.append([row.setting.size, percent, *(spread(values, len(seeds), 3) for values in cells)])
     titles = [TITLES[method] for method in methods]
     header = ["DPOT", "data", *titles, *(f"{title} - FT" for title in titles if title != "FT")]
-    return f"Test L2RE (%), mean ± standard deviation over seeds\n\n{markdown(header, lines)}"
+    return markdown(header, lines)
 
 
 def plot(runs: Sequence[Run], table: RunTable, path: Path) -> None:
@@ -318,7 +328,7 @@ def main(
         lambda run, folder, on_epoch: train(run, jobs[run.setting.size], folder, on_epoch)._asdict(),
         _summary,
     )
-    text = table_of(runs, table)
+    text = tables_of(runs, table)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text, encoding="utf-8")
     plot(runs, table, out / "table.png")

@@ -18,8 +18,8 @@ ARROWS = {
     "plotting": {"functional"},
     "callbacks": {"functional", "analysis", "optim", "plotting"},
     "metrics": set(),
-    "models": {"atomic", "safe_load"},
-    "data": {"atomic"},
+    "models": {"atomic", "noise", "safe_load", "seeding"},
+    "data": {"atomic", "noise", "seeding"},
     "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting"},
 }
 # what a single file may import besides

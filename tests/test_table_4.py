@@ -158,6 +158,13 @@ def test_all_methods_start_from_the_same_pretrained_weights(table_4, job, tmp_pa
     torch.testing.assert_close(dict(first.named_parameters()), dict(second.named_parameters()), rtol=0, atol=0)
 
 
+def test_pretraining_leaves_the_bar_of_the_runs_alone(table_4, job, tmp_path):
+    options = {"methods": ["FT"], "fractions": [0.5], "seeds": [1], "epochs": 1, "pretrain_epochs": 1}
+    paths = {"path": job.data["path"], "pretrain_path": tmp_path / "other.hdf5", "out": tmp_path / "out"}
+    assert table_4.main(**options, **paths) == 0
+    assert (tmp_path / "out" / "table.md").exists()
+
+
 def test_fractions_are_of_the_training_trajectories(table_4, job):
     def items(fraction):
         data = table_4.data_module(job, table_4.Run(job.setting, fraction, 1e-3, "FT", 3))

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from lightning_farms.callbacks.data_facts import channel_names, datamodule_of
 from lightning_farms.data import EvaluationTrajectories
 from lightning_farms.data.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
 
@@ -113,7 +114,7 @@ class PredictionWriter(BasePredictionWriter):
         predicted = _predicted(prediction)
         given = _given(trainer, batch, predicted)
         if self._share is None:
-            channels = _channels(trainer, predicted.shape[4])
+            channels = channel_names(trainer, predicted.shape[4])
             path = self._share_path(trainer.global_rank)
             self._share = PredictionShare(path, channels, given_frames=given.shape[3])
             self._origin = _origins(trainer)
@@ -140,7 +141,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def _share_path(self, rank: int) -> Path:
         assert self._target is not None
-        return self._target.with_name(f".{self._target.name}.{self._stem}.{rank}.tmp")
+        return self._target.with_name(f".{self._target.name}.{rank}.{self._stem}.tmp")
 
     def _join(self, trainer: Trainer, expected: int) -> None:
         assert self._target is not None
@@ -184,7 +185,7 @@ def _given(trainer: Trainer, batch: object, predicted: Tensor) -> Tensor:
             f"Expected a batch to be a pair whose first part is the given frames {_LAYOUT}, but got "
             f"{_described(fields)}. Load such pairs, as CFDDataModule does, or leave out PredictionWriter."
         )
-    denormalize = getattr(_datamodule(trainer), "denormalize", None)
+    denormalize = getattr(datamodule_of(trainer), "denormalize", None)
     given: Tensor = fields if denormalize is None else denormalize(fields)
     return given.to(predicted.device, torch.float32)
 
@@ -193,17 +194,8 @@ def _described(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _datamodule(trainer: Trainer) -> object:
-    return getattr(trainer, "datamodule", None)
-
-
 def _loader(trainer: Trainer) -> object:
     return CombinedLoader(trainer.predict_dataloaders).flattened[0]
-
-
-def _channels(trainer: Trainer, count: int) -> list[str]:
-    names = getattr(_datamodule(trainer), "channels", None) or ()
-    return list(names) if len(names) == count else [f"channel {i}" for i in range(count)]
 
 
 def _items(trainer: Trainer, batch_indices: Sequence[int] | None, before: int, count: int) -> list[int]:
@@ -228,7 +220,7 @@ def _origins(trainer: Trainer) -> Callable[[int], Origin]:
 
 
 def _header(trainer: Trainer) -> PredictionHeader:
-    data = _datamodule(trainer)
+    data = datamodule_of(trainer)
     coordinates = getattr(data, "coordinates", None)
     return PredictionHeader(
         x=getattr(coordinates, "x", None),

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_farms.callbacks.data_facts import channel_names, datamodule_of
 from lightning_farms.callbacks.pictures import hand_out
 from lightning_farms.callbacks.rollout_pictures import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks.rollout_record import (
@@ -247,15 +248,10 @@ def _loaders(trainer: Trainer) -> Sequence[object]:
 
 def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
     """From the data module, where it has names, and as many as are needed."""
-    data = getattr(trainer, "datamodule", None)
-    frames, channels = len(errors), len(errors[0])
-    names = getattr(data, "channels", None) or ()
-    if len(names) != channels:
-        names = [f"channel {i}" for i in range(channels)]
-    numbers = list(range(given, given + frames))
-    t = getattr(getattr(data, "coordinates", None), "t", None)
-    times = None if t is None or len(t) < given + frames else [float(t[number]) for number in numbers]
-    return Names(list(names), numbers, times)
+    numbers = list(range(given, given + len(errors)))
+    t = getattr(getattr(datamodule_of(trainer), "coordinates", None), "t", None)
+    times = None if t is None or len(t) <= numbers[-1] else [float(t[number]) for number in numbers]
+    return Names(channel_names(trainer, len(errors[0])), numbers, times)
 
 
 def _log_curves(trainer: Trainer, evaluation: Evaluation) -> None:

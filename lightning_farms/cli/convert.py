@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lightning_farms.cli.messages import fail, traceback_wanted, with_options
+from lightning_farms.cli.target import check_target
 from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
 from lightning_farms.models.afno import Activation
 from lightning_farms.models.hub import find_checkpoint
@@ -92,9 +93,7 @@ def _parse(args: list[str]) -> ConvertOptions:
 
 
 def _convert(options: ConvertOptions) -> None:
-    if options.target.is_dir() or (options.target.exists() and not options.overwrite):
-        what = "is a folder" if options.target.is_dir() else "exists. Give --overwrite to replace it"
-        raise FileExistsError(f"Expected OUT to be a new file, but {str(options.target)!r} {what}.")
+    check_target(options.target, overwrite=options.overwrite)
     file = find_checkpoint(
         options.source,
         cache_dir=options.cache_dir,

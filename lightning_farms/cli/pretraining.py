@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -34,7 +35,8 @@ class Pretraining:
         windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
         seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
         cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
-        path: PDEBench file to pre-train on, thinned out to the data's resolution; a set is simulated when left out.
+        path: PDEBench file, or one with the data's `fields`, to pre-train on, thinned out to the data's resolution; a
+            set is simulated when left out.
         simulation: The simulated pre-training set. Its `resolution` follows the data's and need not be given.
     """
 
@@ -103,11 +105,13 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
 
 
 def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
-    """The data to pre-train on, laid out as those of the main run."""
+    """The data to pre-train on, laid out and scaled as those of the main run."""
     simulation = replace(pretraining.simulation, resolution=data.img_size)
     trajectories, stride = simulation.trajectories, 1
+    layout: dict[str, Any] = {"channel_order": data.channel_order}
     if pretraining.path is not None:
-        shape = PDEBenchFile(pretraining.path).shape
+        layout |= {"fields": data.fields, "axes": data.axes}
+        shape = PDEBenchFile(pretraining.path, **layout).shape
         trajectories, stride = shape.trajectories, max(1, shape.x // data.img_size)
     regime = CFDDataModule(
         pretraining.path,
@@ -117,12 +121,19 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
         out_timesteps=data.out_timesteps,
         windows_per_trajectory=pretraining.windows_per_trajectory,
         stride=stride,
-        channel_order=data.channel_order,
+        time_stride=data.time_stride,
+        normalize=data.normalize,
         num_workers=data.num_workers,
         seed=pretraining.seed,
         test_fraction=max(0.1, 1.5 / trajectories),  # at least one, though it is not used
         simulation=simulation,
+        **layout,
     )
+    if regime.channels != data.channels:
+        raise ValueError(
+            f"Expected argument `path` of the pre-training to be given, a file with the data's `fields`, but a set "
+            f"would be simulated, of channels {list(regime.channels)} and not {list(data.channels)}."
+        )
     if regime.img_size != data.img_size:
         raise ValueError(
             f"Expected argument `path` of the pre-training to be a file of the data's {data.img_size} cells along each "
@@ -133,7 +144,10 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
 
 def _set_name(regime: CFDDataModule) -> str:
     """A name that changes with the set: with a simulation's settings and version, or a file's size and time."""
-    if regime.path is None:
-        return regime.data_path.name
-    state = regime.data_path.stat()
-    return f"{regime.data_path.name} {state.st_size} {state.st_mtime_ns} {regime.stride}"
+    name = regime.data_path.name
+    if regime.path is not None:
+        state = regime.data_path.stat()
+        name = f"{name} {state.st_size} {state.st_mtime_ns} {regime.stride}"
+    if regime.time_stride > 1:
+        name += f", every {regime.time_stride} frames"
+    return f"{name}, normalized" if regime.normalize else name

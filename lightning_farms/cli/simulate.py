@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
 from lightning_farms.cli.messages import fail, traceback_wanted, with_options
 from lightning_farms.cli.progress import progress_is_shown
-
-if TYPE_CHECKING:
-    from lightning_farms.data import SimulationConfig
+from lightning_farms.cli.target import check_target
+from lightning_farms.data import SimulationConfig, simulate_to_file
+from lightning_farms.data.arguments import check_at_least
+from lightning_farms.data.simulation import chosen_device
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -62,9 +63,6 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> SimulateOptions:
-    from lightning_farms.data import SimulationConfig
-    from lightning_farms.data.simulation import chosen_device
-
     parser = ArgumentParser(prog="lightning-farms simulate", description=_DESCRIPTION, usage="%(prog)s OUT [options]")
     parser.add_argument("target", metavar="OUT", type=str, help="file to write, .hdf5")
     parser.add_class_arguments(SimulationConfig, as_group=False)
@@ -82,20 +80,15 @@ def _parse(args: list[str]) -> SimulateOptions:
     target = Path(given.pop("target"))
     try:
         chosen_device(rest["device"])
-        if rest["batch_size"] is not None and rest["batch_size"] < 1:
-            raise ValueError(f"Expected --batch_size to be at least 1, but got {rest['batch_size']}.")
+        check_at_least(1, batch_size=1 if rest["batch_size"] is None else rest["batch_size"])
         return SimulateOptions(target=target, config=SimulationConfig(**given), **rest)
     except ValueError as error:
         parser.error(with_options(str(error)))
 
 
 def _simulate(options: SimulateOptions) -> None:
-    from lightning_farms.data import simulate_to_file
-
     target, config = options.target, options.config
-    if target.is_dir() or (target.exists() and not options.overwrite):
-        what = "is a folder" if target.is_dir() else "exists. Give --overwrite to replace it"
-        raise FileExistsError(f"Expected OUT to be a new file, but {str(target)!r} {what}.")
+    check_target(target, overwrite=options.overwrite)
     simulate_to_file(target, config, batch_size=options.batch_size, device=options.device, progress=progress_is_shown())
     sys.stderr.write(
         f"Written to {target}: {config.trajectories} trajectories of {config.frames} frames at "

@@ -1,4 +1,4 @@
-"""Checks of a data module's arguments, and one form for those that have several."""
+"""Checks of arguments, and one form for those of a data module that have several."""
 
 import math
 from collections.abc import Mapping, Sequence

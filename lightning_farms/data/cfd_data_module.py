@@ -165,7 +165,7 @@ class CFDDataModule(LightningDataModule):
         self.simulation = simulation
         self._split_name: SplitName = split
         self._fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        self._split(simulation.trajectories)
+        self._split(simulation.trajectories)  # what is wrong with its arguments is told now, not at `setup`
 
     @property
     def data_path(self) -> Path:

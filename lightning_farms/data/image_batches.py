@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_farms.data.images import ChannelStatistics, LabelledImages, crop_and_flip, normalise
+from lightning_farms.data.images import LabelledImages, crop_and_flip, normalise
+from lightning_farms.data.normalization import ChannelStatistics
+from lightning_farms.seeding import seeded_generator
 
 
 class Augmentation(NamedTuple):
@@ -110,8 +111,7 @@ class ImageBatchSampler(DistributedSampler[BatchKey]):
 
     def _draw(self) -> BatchKey:
         number = len(self.dataset)  # type: ignore[arg-type]
-        entropy = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(entropy)
+        generator = seeded_generator((self.seed, self.epoch))
         padding, flip = self.augmentation
         return BatchKey(
             torch.randperm(number, generator=generator) if self.shuffle else torch.arange(number),

@@ -8,14 +8,15 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 
+from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.image_batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
 from lightning_farms.data.images import (
-    ChannelStatistics,
     LabelledImages,
-    channel_statistics,
     check_fraction,
+    image_statistics,
     stratified_split,
 )
+from lightning_farms.data.normalization import ChannelStatistics
 
 _STAGES = ("fit", "validate", "test", "predict")
 
@@ -61,14 +62,8 @@ class ImageDataModule(LightningDataModule, ABC):
         pin_memory: bool,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("padding", augmentation.padding, 0),
-            ("seed", 0 if seed is None else seed, 0),
-            ("split_seed", split_seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, padding=augmentation.padding, seed=0 if seed is None else seed, split_seed=split_seed)
         check_fraction("val_fraction", val_fraction)
         self.num_classes = num_classes
         self.batch_size, self.augmentation, self.val_fraction = batch_size, augmentation, val_fraction
@@ -106,7 +101,7 @@ class ImageDataModule(LightningDataModule, ABC):
         kept, held_out = stratified_split(train.labels, self.val_fraction, self.split_seed)
         val = train.part(held_out) if self.val_fraction > 0 else test
         train = train.part(kept) if self.val_fraction > 0 else train
-        statistics = channel_statistics(train.images)
+        statistics = image_statistics(train.images)
         padding = self.augmentation.padding
         self._parts = {
             "train": ImageBatches(train, statistics, padding),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_farms.data.normalization import ChannelStatistics
+
 _GREY_LEVELS = 256
 
 
@@ -34,27 +36,20 @@ class LabelledImages(NamedTuple):
         return LabelledImages(self.images[indices], self.labels[indices])
 
 
-class ChannelStatistics(NamedTuple):
-    """Mean and standard deviation of each channel, float32 of shape (channels,), with white as 1."""
-
-    mean: Tensor
-    std: Tensor
-
-
-def channel_statistics(images: Tensor) -> ChannelStatistics:
+def image_statistics(images: Tensor) -> ChannelStatistics:
     """Mean and standard deviation of each channel over all pixels of all images.
 
     Args:
         images: uint8, shape (number, channels, height, width), at least one.
 
     Returns:
-        Both, in units of the brightest value (255 is 1).
+        Both in float32, in units of the brightest value (255 is 1).
 
     Raises:
         ValueError: a channel has the same value everywhere, so that images cannot be normalised by it.
 
     Example:
-        >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
+        >>> image_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
         ChannelStatistics(mean=tensor([0.5000]), std=tensor([0.5000]))
     """
     values = torch.arange(_GREY_LEVELS, dtype=torch.float64) / (_GREY_LEVELS - 1)

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
+
+from lightning_farms.data.arguments import check_at_least
+from lightning_farms.seeding import seeded_generator, shuffled
 
 SplitName = Literal["dpot", "pdebench"]
 
@@ -103,9 +105,7 @@ def split_trajectories(
 def _subset(pool: range, fraction: float, seed: int) -> Sequence[int]:
     if fraction == 1:
         return pool
-    # Not a newer generator: numpy promises that RandomState draws the same in every version.
-    order = np.random.RandomState(seed).permutation(len(pool))
-    return tuple(sorted(pool[int(place)] for place in order[: _share(len(pool), fraction)]))
+    return tuple(sorted(pool[place] for place in shuffled(len(pool), seed)[: _share(len(pool), fraction)]))
 
 
 def _share(count: int, fraction: float) -> int:
@@ -114,8 +114,7 @@ def _share(count: int, fraction: float) -> int:
 
 
 def _check_split(count: int, split: str, test_fraction: float, val_fraction: float, train_fraction: float) -> None:
-    if count < 1:
-        raise ValueError(f"Expected argument `count` to be at least 1, but got {count}.")
+    check_at_least(1, count=count)
     if split not in ("dpot", "pdebench"):
         raise ValueError(f"Expected argument `split` to be 'dpot' or 'pdebench', but got {split!r}.")
     if not 0 < test_fraction < 1:
@@ -204,11 +203,9 @@ def epoch_windows(items: int, starts: int, *, seed: int, epoch: int, shuffle: bo
         >>> sorted(key.item for key in epoch_windows(3, 11, seed=0, epoch=1))
         [0, 1, 2]
     """
-    for name, value, least in (("items", items, 1), ("starts", starts, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
-        if value < least:
-            raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
-    entropy = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator().manual_seed(entropy)
+    check_at_least(1, items=items, starts=starts)
+    check_at_least(0, seed=seed, epoch=epoch)
+    generator = seeded_generator((seed, epoch))
     first = torch.randint(starts, (items,), generator=generator).tolist()
     order = torch.randperm(items, generator=generator).tolist() if shuffle else range(items)
     return [WindowKey(item, first[item], epoch) for item in order]

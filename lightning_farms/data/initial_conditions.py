@@ -2,11 +2,11 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_farms.data.euler import GAMMA
+from lightning_farms.seeding import seeded_generator
 
 WINDOWED_SHARE = 0.625
 """Share of trajectories at rest outside a window in PDEBench's M0.1, eta = zeta = 0.01 set: 25 of 40."""
@@ -56,8 +56,7 @@ def random_initial_state(
     Reference:
         Takamoto et al., PDEBench (2022), arXiv 2210.07182, whose 2D compressible flows are measured here.
     """
-    entropy = int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator().manual_seed(entropy)
+    generator = seeded_generator((seed, index))
     uniform = torch.rand(4, generator=generator, dtype=torch.float64)
     density, temperature = (0.1 + 9.9 * uniform[:2]).tolist()
     perturbation = 0.01 + 0.19 * uniform[2:]

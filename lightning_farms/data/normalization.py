@@ -11,8 +11,8 @@ class ChannelStatistics(NamedTuple):
     """Statistics of each channel.
 
     Args:
-        mean: (C,), float64, in the fields' units.
-        std: (C,), float64, same units, at least 0; dividing by the number of values.
+        mean: (C,), in the values' units.
+        std: (C,), same units, at least 0; dividing by the number of values.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ def channel_statistics(samples: Iterable[Tensor]) -> ChannelStatistics:
         samples: tensors of shape (..., C), at least one.
 
     Returns:
-        The statistics; std = sqrt(S / n).
+        The statistics in float64; std = sqrt(S / n).
 
     Raises:
         ValueError: if there is no sample.

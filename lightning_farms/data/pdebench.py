@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.field_layout import FieldLayout
 
 ChannelOrder = Literal["dpot", "pdebench"]
@@ -182,9 +183,7 @@ class PDEBenchFile:
                 f"Expected arguments `start` and `stop` to name some of the {frames} frames of {self.path}, "
                 f"but got {start} and {stop}."
             )
-        for name, value in (("stride", stride), ("time_stride", time_stride)):
-            if value < 1:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+        check_at_least(1, stride=stride, time_stride=time_stride)
 
     def _read_fields(self, dataset: str, trajectory: int, frames: range) -> dict[int, np.ndarray[Any, Any]]:
         index = self.layout.index(dataset, trajectory, slice(frames.start, frames.stop, frames.step))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
+from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.normalization import ChannelStatistics, channel_statistics, standardize
 from lightning_farms.data.pdebench import PDEBenchFile
+from lightning_farms.seeding import shuffled
 
 
 class FilePart(NamedTuple):
@@ -41,8 +42,7 @@ class Trajectories:
     def __init__(self, parts: Sequence[FilePart], *, time_stride: int = 1) -> None:
         if not parts:
             raise ValueError("Expected argument `parts` to hold at least one part of a file, but got none.")
-        if time_stride < 1:
-            raise ValueError(f"Expected argument `time_stride` to be at least 1, but got {time_stride}.")
+        check_at_least(1, time_stride=time_stride)
         frames = parts[0].file.shape.frames
         for part in parts:
             if part.file.shape.frames != frames:
@@ -79,9 +79,12 @@ class Trajectories:
             (X, Y, T, C), float32.
 
         Raises:
-            ValueError: for arguments out of range, or values that are not finite.
+            IndexError: if there is no such trajectory.
+            ValueError: for frames out of range, or values that are not finite.
             OSError: if the data cannot be read.
         """
+        if not 0 <= number < len(self):
+            raise IndexError(f"Expected argument `number` to be in [0, {len(self)}), but got {number}.")
         place = bisect_right(self._ends, number)
         part = self.parts[place]
         first = self._ends[place] - len(part.trajectories)
@@ -111,6 +114,4 @@ def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64)
             "empty: raise `train_fraction`, or give a checkpoint that has the statistics."
         )
     raw = Trajectories(trajectories.parts, time_stride=trajectories.time_stride)
-    # Not a newer generator: numpy promises that RandomState draws the same in every version.
-    order = np.random.RandomState(seed).permutation(len(raw))
-    return channel_statistics(raw.read(number) for number in sorted(order[:most].tolist()))
+    return channel_statistics(raw.read(number) for number in sorted(shuffled(len(raw), seed)[:most]))

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.indexing import WindowKey, epoch_windows
-from lightning_farms.data.noise import add_noise
 from lightning_farms.data.trajectories import Trajectories
+from lightning_farms.noise import add_noise
+from lightning_farms.seeding import seeded_generator
+
+_NOISE = 0x6E6F697365  # tells its draws from those of the same seed for other purposes
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -57,7 +61,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         item, start, epoch = WindowKey(key, 0, 0) if isinstance(key, int) else key
         window = self.trajectories.read(item // self.windows_per_trajectory, start, start + self._span)
         x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
-        return add_noise(x, self.noise, seed=(self.seed, epoch, item)), y
+        return add_noise(x, self.noise, seeded_generator((_NOISE, self.seed, epoch, item))), y
 
     @property
     def _span(self) -> int:
@@ -149,9 +153,7 @@ def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: i
     Raises:
         ValueError: naming the frames there are.
     """
-    for name, value in (("in_timesteps", in_timesteps), ("out_timesteps", out_timesteps)):
-        if value < 1:
-            raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+    check_at_least(1, in_timesteps=in_timesteps, out_timesteps=out_timesteps)
     if in_timesteps + out_timesteps > trajectories.frames:
         stride = trajectories.time_stride
         thinned = f" at a stride in time of {stride}" if stride > 1 else ""

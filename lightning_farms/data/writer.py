@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_farms.atomic import complete_or_nothing
+from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.pdebench import FIELDS
 from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, chosen_device, simulate_cfd
 
@@ -90,8 +91,7 @@ def simulate_to_file(
     if batch_size is None:
         cells = _CELLS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
         batch_size = max(1, cells // config.resolution**2)
-    if batch_size < 1:
-        raise ValueError(f"Expected argument `batch_size` to be at least 1, but got {batch_size}.")
+    check_at_least(1, batch_size=batch_size)
     starts = range(0, config.trajectories, batch_size)
     columns = (
         TextColumn("{task.description}"),

@@ -46,7 +46,7 @@ def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tenso
     """
     check_fields(prediction, target)
     check_per(per)
-    return average(rmse_per_sample(prediction, target).mean(0), per)
+    return average(_per_sample(prediction, target).mean(0), per)
 
 
 class RMSE(FieldMetric):
@@ -74,21 +74,7 @@ class RMSE(FieldMetric):
         super().__init__(per)
 
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return rmse_per_sample(prediction, target)
-
-
-def rmse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Root-mean-square error over space: a stage of several errors, without checks.
-
-    Args:
-        prediction: Predicted fields, (batch, X, Y, frames, channels).
-        target: True fields, the same shape.
-
-    Returns:
-        (batch, frames, channels), at least float32.
-    """
-    prediction, target = at_least_float32(prediction, target)
-    return rms_over_space(prediction - target)
+        return _per_sample(prediction, target)
 
 
 def rms_over_space(fields: Tensor) -> Tensor:
@@ -103,3 +89,9 @@ def rms_over_space(fields: Tensor) -> Tensor:
     points = fields.shape[1] * fields.shape[2]
     norm: Tensor = torch.linalg.vector_norm(fields, dim=(1, 2))
     return norm / math.sqrt(points)
+
+
+def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
+    """(batch, frames, channels)."""
+    prediction, target = at_least_float32(prediction, target)
+    return rms_over_space(prediction - target)

@@ -71,7 +71,7 @@ def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
         >>> adapted.tensors["pos_embed"].shape, adapted.changes
         (torch.Size([1, 4, 3, 3]), {'pos_embed': '2 x 2 patches resized bicubically to 3 x 3'})
     """
-    left_out = _without_counterpart(tensors, saved, wanted)
+    left_out = _without_counterpart(saved, wanted)
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     changes: dict[str, str] = {}
     for rule in (_positions, _given_frames, _time_coordinate, _given_channels, _statistics, _hidden_units, _predicted):
@@ -82,7 +82,7 @@ def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
     return Adapted(kept, changes, left_out)
 
 
-def _without_counterpart(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> dict[str, str]:
+def _without_counterpart(saved: DPOTConfig, wanted: DPOTConfig) -> dict[str, str]:
     left_out = {}
     if saved["n_cls"] != wanted["n_cls"]:
         why = f"{saved['n_cls']} classes in the file, {wanted['n_cls']} in the model"
@@ -185,7 +185,6 @@ def _hidden_units(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
         following = _resize(following, 1, new)
         note = f"{old} -> {new} hidden units: copies of the first, without weight in what follows yet"
     else:
-        given = torch.cat((weight.flatten(1), bias[:, None]), dim=1)
         given = torch.cat((weight.flatten(1), bias[:, None]), dim=1)
         strength = given.norm(dim=1) * following.flatten(2).norm(dim=(0, 2))
         units = strength.topk(new).indices.sort().values

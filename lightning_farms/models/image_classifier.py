@@ -37,6 +37,7 @@ class ImageClassifier(LightningModule):
         TypeError: If ``network`` is not a module.
 
     Example:
+        >>> import torch
         >>> from lightning_farms.models import resnet18
         >>> module = ImageClassifier(resnet18(10, width=8), lr=0.1)
         >>> module(torch.zeros(2, 3, 32, 32)).shape

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_farms.models.adapting import Adapted, adapt_tensors
 from lightning_farms.models.checkpoint import Checkpoint, infer_sizes, read_checkpoint
 from lightning_farms.models.hub import find_checkpoint
+from lightning_farms.models.released import settings_beyond_shapes
 
 if TYPE_CHECKING:
     from lightning_farms.models.dpot import DPOT, DPOTConfig
@@ -135,7 +136,7 @@ def load_weights(
     checkpoint = read_checkpoint(file)
     plan = plan_loading(model, checkpoint, file, components=components, adapt=adapt)
     model.load_state_dict(plan.tensors, strict=False)
-    _warn_of_another_function(model, checkpoint, file)
+    _warn_of_another_function(model, checkpoint.settings | settings_beyond_shapes(path), file)
     return plan.report
 
 
@@ -168,10 +169,11 @@ def plan_loading(
     if adapt:
         saved = cast("DPOTConfig", infer_sizes(checkpoint, path))
         adapted = adapt_tensors(offered, saved, model.config)
+    left_out = {name: why for name, why in adapted.left_out.items() if component_of(name) in asked}
     own = {name: tensor for name, tensor in model.state_dict().items() if component_of(name) in asked}
-    counted = {name: tensor for name, tensor in own.items() if name not in adapted.left_out}
+    counted = {name: tensor for name, tensor in own.items() if name not in left_out}
     _check_fit(counted, adapted.tensors, path)
-    why_not = {name: adapted.left_out.get(name, _NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
+    why_not = {name: left_out.get(name, _NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
     report = LoadReport(
         source=os.fspath(path),
         loaded=tuple(name for name in counted if name not in adapted.changes),
@@ -250,9 +252,9 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: s
         )
 
 
-def _warn_of_another_function(model: DPOT, checkpoint: Checkpoint, path: Path) -> None:
+def _warn_of_another_function(model: DPOT, settings: Mapping[str, object], path: Path) -> None:
     """Compare what shapes do not show; numbers of modes beyond those that there are mean the same."""
-    settings, config = checkpoint.settings, model.config
+    config = model.config
     grid = config["img_size"] // config["patch_size"]
     modes = settings.get("modes")
     others: list[tuple[str, object, object]] = []

@@ -38,7 +38,7 @@ def check_optimization(lr: float, betas: tuple[float, float], weight_decay: floa
     _check(
         ("lr", lr, "positive and finite", 0 < lr < math.inf),
         ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
-        ("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf),
+        ("weight_decay", weight_decay, "at least 0 and finite", 0 <= weight_decay < math.inf),
         ("optimizer", optimizer, '"adam" or "adamw"', optimizer in ("adam", "adamw")),
     )
 
@@ -58,7 +58,7 @@ def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_see
     _check(
         ("scheduler", scheduler, '"onecycle", "cosine" or "none"', scheduler in ("onecycle", "cosine", "none")),
         ("warmup_fraction", warmup_fraction, "in [0, 1)", 0 <= warmup_fraction < 1),
-        ("noise", noise, "at least 0", 0 <= noise < math.inf),
+        ("noise", noise, "at least 0 and finite", 0 <= noise < math.inf),
         ("noise_seed", noise_seed, "at least 0", noise_seed >= 0),
     )
 

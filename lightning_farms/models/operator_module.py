@@ -38,7 +38,8 @@ from lightning_farms.models.operator_checks import (
     check_target,
 )
 from lightning_farms.models.operator_schedule import make_schedule, steps_of
-from lightning_farms.models.training_noise import noise_generator, with_noise
+from lightning_farms.noise import add_noise
+from lightning_farms.seeding import seeded_generator
 
 _SHOWN = 3
 _BANDS = ("low", "mid", "high")
@@ -349,7 +350,7 @@ class OperatorModule(LightningModule):
         names = self._channel_names(len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
         errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}
-        if self.test_fourier.update_called:
+        if self.trainer.strategy.reduce_boolean_decision(self.test_fourier.update_called, all=False):
             bands = zip(_BANDS, self.test_fourier.compute(), strict=True)
             errors |= {f"fourier_{band}": error for band, error in bands}
         self.log_dict({f"test/{name}": error for name, error in errors.items()}, sync_dist=True)
@@ -398,8 +399,8 @@ class OperatorModule(LightningModule):
 
     def _prediction_errors(self, x: Tensor, y: Tensor, batch_idx: int) -> list[Tensor]:
         """Relative L2 errors of the predictions that count, one after the other."""
-        generator = noise_generator(self.noise_seed, self.current_epoch, batch_idx, self.global_rank, x.device)
-        window = with_noise(x, self.noise, generator)
+        generator = seeded_generator((self.noise_seed, self.current_epoch, batch_idx, self.global_rank), x.device)
+        window = add_noise(x, self.noise, generator)
         prediction = self(window)
         check_target(prediction, y, self.pushforward)
         first, *others = y.split(prediction.shape[3], dim=3)
@@ -407,7 +408,7 @@ class OperatorModule(LightningModule):
         for number, target in enumerate(others, 1):
             counts = not self.pushforward or number == len(others)
             fed_back = prediction.detach() if self.pushforward else prediction
-            window = with_noise(_advanced(window, fed_back), self.noise, generator)
+            window = add_noise(_advanced(window, fed_back), self.noise, generator)
             with nullcontext() if counts else torch.no_grad():
                 prediction = self(window)
             if counts:

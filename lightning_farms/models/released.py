@@ -44,8 +44,6 @@ def released_size(name: str) -> ReleasedSize:
     Example:
         >>> released_size("Ti").file, released_size("tiny").parameters
         ('model_Ti.pth', 7534643)
-        >>> DPOT(**released_size("tiny").config).config["embed_dim"]  # doctest: +SKIP
-        512
 
     Reference:
         Hao et al., DPOT, ICML 2024, table 7 and the README of its program; the sizes of the files.

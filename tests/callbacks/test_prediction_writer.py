@@ -1,5 +1,7 @@
 """Files of predictions: what they hold, when they are refused, and that they appear whole or not at all."""
 
+import os
+
 import h5py
 import lightning.pytorch as pl
 import numpy as np
@@ -225,6 +227,21 @@ def test_each_batch_is_written_as_it_comes(predict, tmp_path):
     writer = PredictionWriter(tmp_path / "a.hdf5")
     predict(writer, Watched(), dataloaders=loader(7))
     assert sizes == [2, 4, 6, 7]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(predict, tmp_path):
+    left = []
+
+    class Watched(Operator):
+        def on_predict_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+            left.append(writer._share.path)
+
+    writer = PredictionWriter(tmp_path / "a.hdf5")
+    predict(writer, Watched(), dataloaders=loader())
+    left[0].touch()
+    os.utime(left[0], (0, 0))
+    predict(PredictionWriter(tmp_path / "b.hdf5"), dataloaders=loader())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.hdf5", "b.hdf5"}
 
 
 def test_fast_dev_run_leaves_no_file(predict, tmp_path):

@@ -11,15 +11,6 @@ from torch.utils.data import get_worker_info
 from lightning_farms.data import epoch_windows
 from tests.data.labelled_flows import label, labels, module, write_labelled
 
-quiet_trainer = pytest.mark.filterwarnings(
-    "ignore:The '.*_dataloader' does not have many workers",
-    "ignore:Trying to infer the `batch_size`",
-    "ignore:.*does not have a `configure_optimizers`",
-    "ignore:Checkpoint directory .* exists and is not empty",
-    # Lightning 2.6's own call of torch's pytree.
-    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",
-)
-
 
 @pytest.fixture
 def path(tmp_path):
@@ -69,7 +60,6 @@ def fit(path, folder, *, epochs, resume=None, data=None, model=Recorder, callbac
     return model.seen
 
 
-@quiet_trainer
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("model", [Recorder, ScheduledRecorder])
 def test_resumed_epochs_have_the_batches_of_a_straight_run(path, tmp_path, workers, model):
@@ -120,7 +110,6 @@ def saver(folder):
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
 
-@quiet_trainer
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the resumed run keeps its checkpoints elsewhere
 @pytest.mark.parametrize(
     ("step", "workers", "model"),
@@ -147,7 +136,6 @@ def test_resumed_within_an_epoch_the_rest_of_it_is_that_of_a_straight_run(straig
         assert torch.equal(seen[key], expected[key]), key
 
 
-@quiet_trainer
 def test_training_items_are_noisy_and_the_others_are_not(straight, path, tmp_path):
     plain = fit(path, tmp_path, epochs=1, data=module(path, seed=3), model=BatchRecorder)
     for batch in range(3):
@@ -160,7 +148,6 @@ def test_training_items_are_noisy_and_the_others_are_not(straight, path, tmp_pat
     assert all(torch.equal(x.round(decimals=1), x) for x, _ in data.val_dataloader())
 
 
-@quiet_trainer
 def test_a_new_run_after_a_resumed_one_starts_at_the_first_epoch(path, tmp_path):
     data = module(path, num_workers=1)
     first = fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder)
@@ -168,7 +155,6 @@ def test_a_new_run_after_a_resumed_one_starts_at_the_first_epoch(path, tmp_path)
     assert fit(path, tmp_path, epochs=1, data=data, model=ScheduledRecorder) == first
 
 
-@quiet_trainer
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
 def test_overfitting_one_batch_repeats_it(path, tmp_path):
     """Lightning then puts plain numbers in place of our keys."""

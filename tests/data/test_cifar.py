@@ -355,7 +355,7 @@ def server(tmp_path):
             asked.append(self.path)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield folder, f"http://127.0.0.1:{running.server_address[1]}", asked
         running.shutdown()

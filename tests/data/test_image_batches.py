@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_farms.data.image_batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
 from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
-from lightning_farms.data.images import LabelledImages, channel_statistics
+from lightning_farms.data.images import LabelledImages, image_statistics
 from lightning_farms.models import ImageClassifier
 
 NUMBER = 50
@@ -21,7 +21,7 @@ NUMBER = 50
 def dataset(number=NUMBER, padding=2, side=8):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, generator=generator)
-    return ImageBatches(LabelledImages(images, torch.arange(number)), channel_statistics(images), padding)
+    return ImageBatches(LabelledImages(images, torch.arange(number)), image_statistics(images), padding)
 
 
 def keys(epoch=0, **options):

@@ -6,9 +6,9 @@ import torch
 
 from lightning_farms.data.images import (
     LabelledImages,
-    channel_statistics,
     check_fraction,
     crop_and_flip,
+    image_statistics,
     normalise,
     stratified_split,
 )
@@ -41,14 +41,14 @@ def test_crops_and_flips_are_those_of_single_images(padding):
 def test_statistics_are_those_of_numpy():
     images = some_images(50)
     values = images.numpy() / 255
-    statistics = channel_statistics(images)
+    statistics = image_statistics(images)
     np.testing.assert_allclose(statistics.mean, values.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(statistics.std, values.std((0, 2, 3)), rtol=1e-6)
 
 
 def test_normalised_images_have_mean_zero_and_variance_one():
     images = some_images(50)
-    values = normalise(images, channel_statistics(images))
+    values = normalise(images, image_statistics(images))
     assert values.dtype == torch.float32
     torch.testing.assert_close(values.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(values.std((0, 2, 3), correction=0), torch.ones(3))
@@ -58,7 +58,7 @@ def test_a_constant_channel_is_refused():
     images = some_images()
     images[:, 1] = 9
     with pytest.raises(ValueError, match="to vary in every channel"):
-        channel_statistics(images)
+        image_statistics(images)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])

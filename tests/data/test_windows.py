@@ -117,6 +117,13 @@ def test_windows_that_do_not_fit(arguments, message):
         check_frames(Trajectories([FilePart(File(1, 7), range(1))], time_stride=2), *arguments)
 
 
+@pytest.mark.parametrize("number", [-1, 5])
+def test_trajectories_that_there_are_not(number):
+    pool = Trajectories([FilePart(File(2, 3), range(2)), FilePart(File(3, 3), range(3))])
+    with pytest.raises(IndexError, match=rf"`number` to be in \[0, 5\), but got {number}"):
+        pool.read(number)
+
+
 def test_no_parts_or_a_wrong_stride():
     with pytest.raises(ValueError, match="`parts` to hold at least one part of a file, but got none"):
         Trajectories([])

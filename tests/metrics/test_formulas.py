@@ -10,7 +10,7 @@ from tests.metrics.field_oracles import CASES, conserved, fields
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PERS = pytest.mark.parametrize("per", [None, "channel", "frame", "frame_and_channel"])
 
-# pdebench_metrics of shared/reference/other.json: PDEBench's program on the arrays below, iLow 2, iHigh 5
+# reference/other.json, key "pdebench_metrics": PDEBench's program on the arrays below, iLow 2, iHigh 5
 PDEBENCH = {
     "rmse": 0.099565707,
     "nrmse": 0.044572826,

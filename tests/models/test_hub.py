@@ -2,6 +2,7 @@ import functools
 import re
 import sys
 import threading
+from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -122,6 +123,15 @@ def test_settings_that_tensors_do_not_show_are_those_of_the_release(hub, network
     model = DPOT.from_pretrained("tiny", cache_dir=str(tmp_path / "cache"), modes=4, img_size=32)
     assert (model.config["modes"], model.img_size) == (4, 32)
     assert set(model.load_report.adapted) == {"pos_embed"}
+
+
+def test_modes_that_a_released_file_says_wrongly_are_not_warned_of(hub, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    torch.save({"model": network.state_dict(), "args": Namespace(modes=1, act="gelu")}, tmp_path / "wrong.pth")
+    hub.content = (tmp_path / "wrong.pth").read_bytes()
+    load_weights(DPOT(**SMALL), "tiny")
+    with pytest.warns(UserWarning, match="was saved with modes=1, but the model was built with modes=32"):
+        load_weights(DPOT(**SMALL), tmp_path / "wrong.pth")
 
 
 def test_load_weights_by_name(hub, network, tmp_path, monkeypatch):

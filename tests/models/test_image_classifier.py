@@ -111,9 +111,7 @@ def test_a_loss_that_is_not_finite(loader):
     network = linear()
     with torch.no_grad():
         network[1].weight.fill_(math.nan)
-    with pytest.raises(
-        FloatingPointError, match=r"not finite \(epoch 0, batch 0, .*Lower `lr` \(now 0.1\)"
-    ):
+    with pytest.raises(FloatingPointError, match=r"not finite \(epoch 0, batch 0, .*Lower `lr` \(now 0.1\)"):
         trainer().fit(ImageClassifier(network), loader, loader)
 
 

@@ -9,11 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_farms.models.operator_module import OperatorModule
-from lightning_farms.models.training_noise import noise_generator, with_noise
 from tests.models.small_operators import CHANNELS, GIVEN, Doubling, Fields, Linear, X, snapshot, trainer
 
 no_trainer = pytest.mark.filterwarnings(r"ignore:You are trying to `self.log\(\)` but the `self.trainer` reference")
-CPU = torch.device("cpu")
 
 
 def decaying(samples=2, frames=1, points=X):
@@ -85,14 +83,6 @@ def test_frames_that_are_no_whole_predictions_are_refused():
         OperatorModule(Doubling(2), pushforward=True).training_step(decaying(frames=2), 0)
 
 
-def test_noise_is_relative_to_the_samples_and_channels_size():
-    size = torch.tensor([1.0, 100.0]) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
-    x = torch.ones(2, 40, 40, GIVEN, CHANNELS) * size
-    noise = (with_noise(x, 0.1, noise_generator(0, 0, 0, 0, CPU)) - x) / x
-    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.full((2, 2), 0.1), rtol=0.05, atol=0)
-    assert with_noise(x, 0.0, noise_generator(0, 0, 0, 0, CPU)) is x
-
-
 @no_trainer
 def test_noise_is_added_to_the_input_of_every_prediction_and_stays():
     """Frames that remain in the input have been made noisy twice by the second prediction: sqrt(2) times the noise."""
@@ -111,16 +101,6 @@ def test_noise_is_added_to_the_input_of_every_prediction_and_stays():
     assert float((first - 1).std()) == pytest.approx(0.1, rel=0.02)
     assert float((second[:, :, :, :-1] - 1).std()) == pytest.approx(0.1 * math.sqrt(2), rel=0.02)
     assert float((second[:, :, :, -1:] - first[:, :, :, -1:]).std()) == pytest.approx(0.1, rel=0.02)
-
-
-def test_noise_depends_on_its_place_alone():
-    def drawn(*place):
-        torch.rand(1)  # what others draw makes no difference
-        return tuple(torch.randn(3, generator=noise_generator(*place, CPU)).tolist())
-
-    assert drawn(0, 0, 0, 0) == drawn(0, 0, 0, 0)
-    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 1, 0)]
-    assert len({drawn(*place) for place in places}) == len(places)
 
 
 def test_noise_differs_between_batches_epochs_and_processes(tmp_path, monkeypatch):

@@ -78,13 +78,15 @@ def test_what_gets_initial_values_is_warned_of(saved):
     assert torch.equal(loaded.cls_head[2].weight, model.cls_head[2].weight)
 
 
-def test_components_leave_the_rest_initial(saved):
+@pytest.mark.parametrize("others", [{}, {"n_cls": 5, "normalize": True}], ids=["equal", "others that do not fit"])
+def test_components_leave_the_rest_initial(saved, others):
     path, model = saved
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = DPOT.from_pretrained(path, components=["blocks", "pos_embed"])
-    fresh = _model(seed=3)
+        loaded = DPOT.from_pretrained(path, components=["blocks", "pos_embed"], **others)
+    assert set(loaded.load_report.skipped.values()) == {"not among the components asked for"}
+    fresh = _model(seed=3, **others)
     for name, tensor in loaded.state_dict().items():
         source = model if name.startswith(("blocks.", "pos_embed")) else fresh
         assert torch.equal(tensor, source.state_dict()[name])
