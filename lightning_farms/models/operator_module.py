@@ -98,6 +98,7 @@ class OperatorModule(LightningModule):
         pushforward: Train for stability at the cost of two predictions: the loss is the mean of the first prediction's
             error and the last one's, and predictions are fed back without their gradient. Needs batches of at least
             two predictions.
+        compile_network: Compile the network with torch.compile when a run is set up. Names in checkpoints stay.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -132,6 +133,7 @@ class OperatorModule(LightningModule):
         noise: float = 0.0,
         noise_seed: int = 0,
         pushforward: bool = False,
+        compile_network: bool = False,
     ) -> None:
         super().__init__()
         check_network(network)
@@ -153,6 +155,7 @@ class OperatorModule(LightningModule):
         self.cycle_momentum = cycle_momentum
         self.noise, self.noise_seed = noise, noise_seed
         self.pushforward = pushforward
+        self.compile_network = compile_network
         self.val_l2re = RelativeL2Error()
         self.val_nrmse = NormalizedRMSE()
         self.test_l2re = RelativeL2Error(per="channel")
@@ -169,6 +172,15 @@ class OperatorModule(LightningModule):
             compute_groups=False,
         )
         self._watch = DivergenceWatch(lr)
+
+    def setup(self, stage: str) -> None:
+        """Compile the network, if asked for.
+
+        Args:
+            stage: Of the run.
+        """
+        if self.compile_network:
+            self.network.compile()
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict the frames that follow.

@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_farms.models.dpot import DPOT
 from lightning_farms.models.operator_module import OperatorModule
 from tests.models.small_operators import CHANNELS, GIVEN, Doubling, Fields, Linear, X, snapshot, trainer
 
@@ -155,3 +157,27 @@ def test_a_resumed_run_draws_the_noise_of_a_straight_one(tmp_path, accumulate, s
     assert all(torch.equal(resumed[name], value) for name, value in straight.items())
     assert not any(torch.equal(fit(noise=0.0)[name], value) for name, value in straight.items())
     assert not any(torch.equal(fit(seed=1)[name], value) for name, value in straight.items())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inductor's own use
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_trains_alike(tmp_path, monkeypatch, backend):
+    compiled = []
+
+    def compile_with_backend(module):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=backend)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_with_backend)
+    sizes = {"img_size": 16, "patch_size": 4, "in_timesteps": 4, "embed_dim": 16, "depth": 1, "n_blocks": 2}
+    x = torch.rand(5, 16, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    batches = DataLoader(TensorDataset(x, 0.9 * x[:, :, :, -1:]), batch_size=2)  # the last batch is smaller
+    states = []
+    for compile_network in (False, True):
+        seed_everything(0)
+        module = OperatorModule(DPOT(**sizes), lr=1e-3, compile_network=compile_network)
+        trainer(tmp_path, max_epochs=2).fit(module, batches, batches)
+        states.append(module.state_dict())
+        assert compiled == ([module.network] if compile_network else [])
+    assert states[0].keys() == states[1].keys()
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)
