@@ -12,14 +12,15 @@ ROOT = Path(find_spec(PACKAGE).origin).parent
 
 # room -> the rooms it may import; the top level (__init__, __main__) may import all of them
 ARROWS = {
+    "common": set(),
     "functional": set(),
-    "analysis": {"functional", "safe_load"},
+    "analysis": {"functional", "common"},
     "optim": set(),
     "plotting": {"functional"},
-    "callbacks": {"functional", "analysis", "optim", "plotting"},
+    "callbacks": {"functional", "analysis", "optim", "plotting", "common"},
     "metrics": set(),
-    "models": {"atomic", "noise", "safe_load", "seeding"},
-    "data": {"atomic", "noise", "seeding"},
+    "models": {"common"},
+    "data": {"common"},
     "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting"},
 }
 # what a single file may import besides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Pretraining:
         checkpoint: File with the starting weights of a DPOT (the released format, a plain state dict, safetensors, or a
             Lightning checkpoint), or the name of a released one, such as "tiny", which is downloaded once. Weights for
             another image size, other channels or frames are adapted, and a report says how. Wins over `epochs`.
-        components: The parts of the checkpoint to load; all when left out.
+        components: The parts of the checkpoint to load, as a list; all when left out.
         epochs: Epochs of pre-training if there is no checkpoint; 0 starts from random weights. The resulting weights
             are kept and used again by the next run with the same settings.
         lr: Learning rate of the pre-training, the same for all layers. Positive.
@@ -54,6 +55,11 @@ class Pretraining:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ValueError(f"Expected argument `epochs` to be at least 0, but got {self.epochs}.")
+        if self.components is not None and self.checkpoint is None:
+            raise ValueError(
+                f"Expected argument `checkpoint` of the pre-training to be given with `components`, but got "
+                f"{self.components} of none."
+            )
         if self.simulation.trajectories < 2:
             raise ValueError(
                 "Expected argument `simulation.trajectories` of the pre-training to be at least 2, but got "
@@ -97,6 +103,9 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
         trainer: Runs the pre-training.
         path: File to write.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"Expected argument `cache_dir` to be a folder to write to, but {path.parent} is not.")
     with isolate_rng():
         torch.manual_seed(pretraining.seed)
         twin = DPOT(**network.config)

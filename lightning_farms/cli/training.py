@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_farms.callbacks import PredictionWriter
 from lightning_farms.cli.classes import class_of, classes_are_named, network_sizes
@@ -120,8 +120,15 @@ class FarmsCLI(LightningCLI):
 
     def _load_for_evaluation(self) -> None:
         checkpoint = self._get(self.config_init, "pretrain").checkpoint
-        if checkpoint is not None and not self._resumes():
-            self._load(self._dpot(), checkpoint)
+        if self._resumes():
+            return
+        if checkpoint is None:
+            rank_zero_warn(
+                f"`{self.subcommand}` uses the weights that the network was built with, as a rule random ones: give "
+                "`--ckpt_path` (or, for a DPOT, `--pretrain.checkpoint`)."
+            )
+            return
+        self._load(self._dpot(), checkpoint)
 
     def _load(self, network: DPOT, checkpoint: str) -> None:
         components = self._get(self.config_init, "pretrain").components

@@ -266,10 +266,16 @@ class CFDDataModule(LightningDataModule):
             self._opened.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, as (epoch, batches of it that are done), and the statistics of normalized data."""
+        """Where the training is, as (epoch, batches of it that are done), the channels, and how they are scaled."""
         epoch, batches = self._progress()
         statistics = None if self._statistics is None else self._statistics._asdict()
-        return {"epoch": epoch, "batches": batches, "normalize": self.normalize, "statistics": statistics}
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "channels": list(self.channels),
+            "normalize": self.normalize,
+            "statistics": statistics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written, and scale as it did.
@@ -279,8 +285,14 @@ class CFDDataModule(LightningDataModule):
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
-                its channels are others.
+                its channels are others, or in another order.
         """
+        channels = tuple(state_dict.get("channels", self.channels))
+        if channels != self.channels:
+            raise ValueError(
+                f"Expected the channels to be {list(channels)}, as in the training of the checkpoint, but got "
+                f"{list(self.channels)}. Give the `channel_order` or `fields` of its training."
+            )
         normalized = bool(state_dict.get("normalize", False))
         if normalized != self.normalize:
             raise ValueError(
@@ -289,7 +301,7 @@ class CFDDataModule(LightningDataModule):
             )
         statistics = state_dict.get("statistics")
         if statistics is not None:
-            self._statistics = _matching(ChannelStatistics(**statistics), self.n_channels)
+            self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
         self._resumed = (int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
@@ -401,15 +413,6 @@ class CFDDataModule(LightningDataModule):
         if epoch.ready <= epoch.processed:
             return (int(epoch.processed), 0)
         return (int(epoch.processed), int(loop.epoch_loop.batch_progress.current.processed))
-
-
-def _matching(statistics: ChannelStatistics, channels: int) -> ChannelStatistics:
-    if len(statistics.mean) != channels:
-        raise ValueError(
-            f"Expected a checkpoint with the statistics of {channels} channels, but it has {len(statistics.mean)}: "
-            "give the `fields` of its training."
-        )
-    return statistics
 
 
 def _cache_name(config: SimulationConfig) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.data.images import LabelledImages, crop_and_flip, normalise
 from lightning_farms.data.normalization import ChannelStatistics
-from lightning_farms.seeding import seeded_generator
 
 
 class Augmentation(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lightning_farms.common.seeding import seeded_generator, shuffled
 from lightning_farms.data.arguments import check_at_least
-from lightning_farms.seeding import seeded_generator, shuffled
 
 SplitName = Literal["dpot", "pdebench"]
 

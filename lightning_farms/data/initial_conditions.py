@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.data.euler import GAMMA
-from lightning_farms.seeding import seeded_generator
 
 WINDOWED_SHARE = 0.625
 """Share of trajectories at rest outside a window in PDEBench's M0.1, eta = zeta = 0.01 set: 25 of 40."""

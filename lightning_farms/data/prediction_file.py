@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_farms.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 
 _CHUNK = 2**20  # bytes
 _BOOKKEEPING = "share"

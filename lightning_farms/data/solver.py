@@ -170,7 +170,8 @@ class _Scheme:
             raise RuntimeError(
                 "Expected density and pressure to stay positive and finite, and time steps above a millionth of "
                 f"a frame, but they did not in trajectory {bad}. "
-                "Lower `cfl` or `mach`, or raise `eta`, `zeta` or `resolution`."
+                "Raise `resolution` or lower `mach`; raise `eta` and `zeta` if they are small for the grid, lower them "
+                "if they are large. `integrate` also takes a smaller `cfl`."
             )
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_farms.common.seeding import shuffled
 from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.normalization import ChannelStatistics, channel_statistics, standardize
 from lightning_farms.data.pdebench import PDEBenchFile
-from lightning_farms.seeding import shuffled
 
 
 class FilePart(NamedTuple):

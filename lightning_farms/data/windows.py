@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from lightning_farms.common.noise import add_noise
+from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.indexing import WindowKey, epoch_windows
 from lightning_farms.data.trajectories import Trajectories
-from lightning_farms.noise import add_noise
-from lightning_farms.seeding import seeded_generator
 
 _NOISE = 0x6E6F697365  # tells its draws from those of the same seed for other purposes
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_farms.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.data.arguments import check_at_least
 from lightning_farms.data.pdebench import FIELDS
 from lightning_farms.data.simulation import CFDSimulation, SimulationConfig, chosen_device, simulate_cfd

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.safe_load import damaged, load_safely
+from lightning_farms.common.safe_load import damaged, load_safely
 
 SAFETENSORS_SETTINGS = "config"
 """Where the metadata of our safetensors files hold DPOT's settings, as JSON."""

@@ -10,13 +10,17 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Adam, AdamW
 from torchmetrics import MetricCollection
 
+from lightning_farms.common.noise import add_noise
+from lightning_farms.common.repetitions import own_items
+from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.metrics import (
     RMSE,
     VRMSE,
@@ -38,8 +42,6 @@ from lightning_farms.models.operator_checks import (
     check_target,
 )
 from lightning_farms.models.operator_schedule import make_schedule, steps_of
-from lightning_farms.noise import add_noise
-from lightning_farms.seeding import seeded_generator
 
 _SHOWN = 3
 _BANDS = ("low", "mid", "high")
@@ -321,11 +323,21 @@ class OperatorModule(LightningModule):
         """
         fields = self._rolled_out(batch)
         size = len(fields["given"])
-        self.val_l2re.update(fields["prediction"], fields["target"])
-        self.val_nrmse.update(fields["prediction"], fields["target"])
+        prediction, target = self._without_repetitions(fields, batch_idx)
+        if len(target):
+            self.val_l2re.update(prediction, target)
+            self.val_nrmse.update(prediction, target)
         self.log("val/l2re", self.val_l2re, on_epoch=True, prog_bar=True, batch_size=size)
         self.log("val/nrmse", self.val_nrmse, on_epoch=True, batch_size=size)
         return fields
+
+    def on_validation_epoch_end(self) -> None:
+        """Warn of rollouts that blow up."""
+        if not math.isfinite(float(self.val_l2re.compute())):
+            rank_zero_warn(
+                f"val/l2re is not finite (epoch {self.current_epoch}): rollouts blow up, though single predictions may "
+                "be good. Lower `lr`, or train on more predictions at once (the data module's `autoregressive_steps`)."
+            )
 
     def on_test_epoch_start(self) -> None:
         """Forget what a test that was broken off has left."""
@@ -343,7 +355,9 @@ class OperatorModule(LightningModule):
             Fields in physical units: "given", "prediction" and "target".
         """
         fields = self._rolled_out(batch)
-        prediction, target = fields["prediction"], fields["target"]
+        prediction, target = self._without_repetitions(fields, batch_idx)
+        if len(target) == 0:
+            return fields
         self.test_l2re.update(prediction, target)
         self.test_errors.update(prediction, target)
         least = 2 * (self.test_fourier.high + 1)
@@ -355,6 +369,17 @@ class OperatorModule(LightningModule):
                 f"the fields have {target.shape[1]} x {target.shape[2]}."
             )
         return fields
+
+    def _without_repetitions(self, fields: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Prediction and target, less the items by which a distributed sampler gives all processes equally many."""
+        prediction, target = fields["prediction"], fields["target"]
+        if self._trainer is None:
+            return prediction, target
+        loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        loader = CombinedLoader(loaders).flattened[0]
+        size = getattr(loader, "batch_size", None) or 0
+        own = own_items(loader, batch_idx * size, len(target)) if size else len(target)
+        return prediction[:own], target[:own]
 
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_farms.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.models.checkpoint import SAFETENSORS_SETTINGS
 
 if TYPE_CHECKING:

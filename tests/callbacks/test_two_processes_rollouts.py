@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_farms.metrics import conserved_rmse, normalized_rmse, relative_l2_error, rmse
 from tests.callbacks.rollouts import CHANNELS, GROWTH, Operator, expected, flows
 from tests.callbacks.two_processes_launch import launch
 from tests.callbacks.two_processes_rollouts import COUNT
@@ -33,6 +34,20 @@ def test_errors_are_exact_on_both_ranks(results):
         torch.testing.assert_close(torch.tensor(result.single), GROWTH, rtol=1e-6, atol=0)
         torch.testing.assert_close(result.metrics["val/l2re_frame/7"], expected(COUNT)[-1].mean(), rtol=1e-6, atol=0)
     assert results[0].state == results[1].state
+
+
+def test_errors_of_the_operator_module_are_those_of_the_whole_set(results):
+    x, y = flows(COUNT).tensors
+    prediction = x[:, :, :, -1:].expand_as(y)
+    for result in results:
+        for name, error in (
+            ("val/l2re", relative_l2_error),
+            ("val/nrmse", normalized_rmse),
+            ("test/l2re", relative_l2_error),
+            ("test/rmse", rmse),
+            ("test/conserved_rmse", conserved_rmse),
+        ):
+            torch.testing.assert_close(result.operator[name], error(prediction, y), rtol=1e-5, atol=0)
 
 
 def test_rank_zero_draws_what_it_has(run):

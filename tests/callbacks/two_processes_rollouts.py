@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_farms.callbacks import PredictionWriter, RolloutMonitor
+from lightning_farms.models import OperatorModule
 from tests.callbacks.rollouts import Operator, flows, loader
 from tests.callbacks.two_processes import PATIENCE
 
@@ -68,9 +69,29 @@ def predicted(folder):
     return {"written": str(writer.written)}
 
 
+class Last(torch.nn.Module):
+    """Predicts the last given frame again."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.weight * x[:, :, :, -1:]
+
+
+def operator_errors():
+    """What OperatorModule logs of as many trajectories as the processes do not share evenly."""
+    trainer = make_trainer(pl.Callback())
+    trainer.validate(OperatorModule(Last()), loader(COUNT), verbose=False)
+    val = dict(trainer.callback_metrics)
+    trainer.test(OperatorModule(Last()), loader(COUNT), verbose=False)
+    return {"operator": val | dict(trainer.callback_metrics)}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    result = {**monitored(folder), **predicted(folder)}
+    result = {**monitored(folder), **predicted(folder), **operator_errors()}
     with (folder / f"rank{RANK}.pkl").open("wb") as file:
         pickle.dump(result, file)
 

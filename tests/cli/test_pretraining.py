@@ -66,3 +66,11 @@ def test_a_file_with_the_fields_of_the_data(data, regime, tmp_path):
     assert (found.channels, found.img_size, first_batch(found).shape[-1]) == (("u",), 8, 1)
     with pytest.raises(ValueError, match=r"a set would be simulated, of channels \['Vx', .* and not \['u'\]"):
         regime(Pretraining(), main, in_channels=1, out_channels=1)
+
+
+def test_components_are_those_of_a_checkpoint():
+    assert Pretraining(checkpoint="tiny", components=["blocks"]).components == ["blocks"]
+    with pytest.raises(
+        ValueError, match=r"`checkpoint` .* to be given with `components`, but got \['blocks'\] of none"
+    ):
+        Pretraining(components=["blocks"])

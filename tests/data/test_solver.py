@@ -226,7 +226,7 @@ def test_initial_state_is_left_alone_and_returned_first():
 def test_lost_positivity_names_the_trajectory_and_a_remedy(value):
     initial = torch.cat((uniform(8), uniform(8)), 1)
     initial[3, 1, 2, 3] = value
-    with pytest.raises(RuntimeError, match=r"positive and finite.* in trajectory \[17\].*Lower `cfl`"):
+    with pytest.raises(RuntimeError, match=r"positive and finite.* in trajectory \[17\].*Raise `resolution`"):
         integrate(initial, [0.0, 0.1], names=[11, 17])
 
 

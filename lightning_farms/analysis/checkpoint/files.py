@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint.outlines import Outlines, StoredTensors
-from lightning_farms.safe_load import damaged, load_safely
+from lightning_farms.common.safe_load import damaged, load_safely
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""

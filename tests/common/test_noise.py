@@ -2,8 +2,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_farms.noise import add_noise
-from lightning_farms.seeding import seeded_generator
+from lightning_farms.common.noise import add_noise
+from lightning_farms.common.seeding import seeded_generator
 
 SIZES = torch.tensor([[3.0, 100.0], [1.0, 0.01]])  # of two samples' two channels
 

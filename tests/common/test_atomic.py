@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lightning_farms.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 
 
 def broken_off(path):

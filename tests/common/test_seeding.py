@@ -1,6 +1,6 @@
 import torch
 
-from lightning_farms.seeding import seeded_generator
+from lightning_farms.common.seeding import seeded_generator
 
 
 def drawn(*place):

@@ -1,0 +1,27 @@
+"""Which items of a process repeat others, so that a distributed sampler's shares are of one size."""
+
+from torch.utils.data import DistributedSampler
+
+
+def own_items(loader: object, seen: int, batch: int) -> int:
+    """How many of a process's next items are no repetitions that fill up the shares of a distributed sampler.
+
+    Args:
+        loader: the data loader.
+        seen: items before.
+        batch: items now.
+
+    Returns:
+        From 0 to `batch`; repetitions are the last ones.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> sampler = DistributedSampler(range(3), num_replicas=2, rank=1, shuffle=False)
+        >>> own_items(DataLoader(range(3), sampler=sampler), seen=0, batch=2)
+        1
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        return batch
+    own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+    return min(batch, max(0, own - seen))
