@@ -174,6 +174,7 @@ class OperatorModule(LightningModule):
             compute_groups=False,
         )
         self._watch = DivergenceWatch(lr)
+        self._blew_up = False
 
     def setup(self, stage: str) -> None:
         """Compile the network, if asked for.
@@ -332,8 +333,9 @@ class OperatorModule(LightningModule):
         return fields
 
     def on_validation_epoch_end(self) -> None:
-        """Warn of rollouts that blow up."""
-        if not math.isfinite(float(self.val_l2re.compute())):
+        """Warn, once, of rollouts that blow up."""
+        if not self._blew_up and not math.isfinite(float(self.val_l2re.compute())):
+            self._blew_up = True
             rank_zero_warn(
                 f"val/l2re is not finite (epoch {self.current_epoch}): rollouts blow up, though single predictions may "
                 "be good. Lower `lr`, or train on more predictions at once (the data module's `autoregressive_steps`)."
