@@ -39,6 +39,7 @@ SEEDS = [43, 37, 13]
 METHODS: tuple[Method, ...] = get_args(Method)
 COLOURS = {"FT": "tab:grey", "TB_Sigmoid": "tab:orange", "FARMS": "tab:blue"}
 TITLES = {"FT": "FT", "TB_Sigmoid": "TB_Sigmoid", "FARMS": "TB_Sigmoid + FARMS"}
+EDGE = 2.5  # times the lowest error: what is beyond is drawn here
 EVALUATIONS = 20  # of the test trajectories during a training
 
 
@@ -214,7 +215,7 @@ def _table_of(runs: Sequence[Run], table: RunTable, column: str) -> str:
 
 
 def plot(runs: Sequence[Run], table: RunTable, path: Path) -> None:
-    """L2RE over the fraction of the data, one line a method, one panel a size; every run a point."""
+    """L2RE over the fraction of the data: medians, and every run as a point, at the edge where it went wrong."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -222,17 +223,25 @@ def plot(runs: Sequence[Run], table: RunTable, path: Path) -> None:
     figure = Figure(figsize=(1 + 4.5 * len(sizes), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
-        for method in dict.fromkeys(run.method for run in runs):
-            points: dict[float, list[float]] = {}
-            for run in runs:
-                row = table.finished(run)
-                if row is not None and (run.setting.size, run.method) == (size, method):
-                    points.setdefault(100 * run.fraction, []).append(100 * float(row["l2re"]))
-            means = [statistics.mean(values) for values in points.values()]
-            axes.plot(list(points), means, color=COLOURS[method], label=TITLES[method])
-            for fraction, values in points.items():
-                axes.plot([fraction] * len(values), values, ".", color=COLOURS[method], alpha=0.6)
-        axes.set(xscale="log", yscale="log", xlabel="training data (%)", ylabel="test L2RE (%)", title=f"DPOT, {size}")
+        points: dict[Method, dict[float, list[float]]] = {}
+        for run in runs:
+            row = table.finished(run)
+            if row is not None and run.setting.size == size:
+                of_method = points.setdefault(run.method, {})
+                of_method.setdefault(100 * run.fraction, []).append(100 * float(row["l2re"]))
+        values = [value for fractions in points.values() for found in fractions.values() for value in found]
+        edge = EDGE * min(values, default=1.0)
+        for place, (method, fractions) in enumerate(points.items()):
+            shift = 1 + 0.03 * (place - 1)  # so that methods do not hide each other
+            medians = [min(statistics.median(found), edge) for found in fractions.values()]
+            axes.plot([shift * at for at in fractions], medians, color=COLOURS[method], label=TITLES[method])
+            for fraction, found in fractions.items():
+                for value in found:
+                    axes.plot(shift * fraction, min(value, edge), "." if value < edge else "^", color=COLOURS[method])
+        ticks = sorted({100 * run.fraction for run in runs})
+        axes.set(xscale="log", xlabel="training data (%)", ylabel="test L2RE (%)", title=f"DPOT, {size}")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
         axes.legend()
     figure.savefig(path, dpi=110)
 
