@@ -1,18 +1,20 @@
 """Simulated sets of random 2D compressible flows, as tensors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_farms.data.initial_conditions import WINDOWED_SHARE, random_initial_state
-from lightning_farms.data.solver import integrate
+from lightning_farms.data.solver import UnstableFlowError, integrate
 from lightning_farms.data.viscosity import STRESSES, Stress
 
 SIMULATOR_VERSION = 2
+_CFL, _LEAST_CFL = 0.8, 0.1
 """Raised when equal settings give other numbers than before."""
 
 
@@ -129,7 +131,7 @@ def simulate_cfd(
 
     Raises:
         ValueError: for indices outside the set, or a CUDA device where there is none.
-        RuntimeError: if a trajectory's density or pressure leaves the positive numbers.
+        UnstableFlowError: if a trajectory's density or pressure leaves the positive numbers, with short steps too.
 
     Example:
         >>> flow = simulate_cfd(SimulationConfig(trajectories=2, resolution=8, frames=3))
@@ -143,17 +145,8 @@ def simulate_cfd(
     indices = range(config.trajectories) if indices is None else indices
     _check_indices(indices, config.trajectories)
     initial = _initial_states(config, indices)
-    times = frame_times(config.frames)
     with torch.no_grad():
-        fields = integrate(
-            initial.to(chosen_device(device), dtype),
-            times,
-            eta=config.eta,
-            zeta=config.zeta,
-            stress=config.stress,
-            names=indices,
-            on_frame=on_frame,
-        ).cpu()
+        fields = _integrate(initial.to(chosen_device(device), dtype), config, indices, _CFL, on_frame).cpu()
     centres = (torch.arange(config.resolution, dtype=dtype) + 0.5) / config.resolution
     return CFDSimulation(
         density=fields[0],
@@ -162,7 +155,7 @@ def simulate_cfd(
         vy=fields[2],
         x=centres,
         y=centres.clone(),
-        t=torch.tensor(times, dtype=dtype),
+        t=torch.tensor(frame_times(config.frames), dtype=dtype),
         eta=config.eta,
         zeta=config.zeta,
         mach=config.mach,
@@ -201,6 +194,30 @@ def _check_indices(indices: range, trajectories: int) -> None:
         raise ValueError(
             f"Expected argument `indices` to lie in [0, {trajectories}) and not be empty, but got {indices}."
         )
+
+
+def _integrate(
+    initial: Tensor,
+    config: SimulationConfig,
+    names: Sequence[int],
+    cfl: float,
+    on_frame: Callable[[], None] | None = None,
+) -> Tensor:
+    """Integrate; trajectories that become unstable again by themselves with steps half as long, and so on."""
+    times = frame_times(config.frames)
+    flow = partial(integrate, eta=config.eta, zeta=config.zeta, stress=config.stress)
+    try:
+        return flow(initial, times, cfl=cfl, names=names, on_frame=on_frame)
+    except UnstableFlowError as error:
+        if cfl / 2 < _LEAST_CFL:
+            raise
+        unstable = [name in error.trajectories for name in names]
+    fields = initial.new_empty((*initial.shape[:2], len(times), *initial.shape[2:]))
+    for are_unstable, smaller in ((True, cfl / 2), (False, cfl)):
+        places = [place for place, is_unstable in enumerate(unstable) if is_unstable == are_unstable]
+        if places:
+            fields[:, places] = _integrate(initial[:, places], config, [names[place] for place in places], smaller)
+    return fields
 
 
 def _initial_states(config: SimulationConfig, indices: range) -> Tensor:

@@ -59,7 +59,7 @@ def integrate(
 
     Raises:
         ValueError: for arguments out of range.
-        RuntimeError: if a trajectory's density or pressure leaves the positive numbers.
+        UnstableFlowError: if a trajectory's density or pressure leaves the positive numbers.
 
     Example:
         >>> at_rest = torch.ones(4, 1, 8, 8) * torch.tensor([1.0, 0.0, 0.0, 1.0]).reshape(4, 1, 1, 1)
@@ -107,6 +107,23 @@ def _check_choices(stress: str, limiter: str) -> None:
         raise ValueError(f"Expected argument `stress` to be 'unmixed' or 'full', but got {stress!r}.")
     if limiter not in get_args(Limiter):
         raise ValueError(f"Expected argument `limiter` to be 'van_leer' or 'none', but got {limiter!r}.")
+
+
+class UnstableFlowError(RuntimeError):
+    """Density or pressure left the positive numbers.
+
+    Args:
+        trajectories: what the names call those in which they did.
+    """
+
+    def __init__(self, trajectories: Sequence[int]) -> None:
+        self.trajectories = tuple(trajectories)
+        super().__init__(
+            "Expected density and pressure to stay positive and finite, and time steps above a millionth of "
+            f"a frame, but they did not in trajectory {list(trajectories)}. "
+            "Raise `resolution` or lower `mach`; raise `eta` and `zeta` if they are small for the grid, lower them "
+            "if they are large. `integrate` also takes a smaller `cfl`."
+        )
 
 
 class _Scheme:
@@ -167,12 +184,7 @@ class _Scheme:
     def _check(good: Tensor, names: Sequence[int]) -> None:
         bad = [name for name, is_good in zip(names, good.tolist(), strict=True) if not is_good]
         if bad:
-            raise RuntimeError(
-                "Expected density and pressure to stay positive and finite, and time steps above a millionth of "
-                f"a frame, but they did not in trajectory {bad}. "
-                "Raise `resolution` or lower `mach`; raise `eta` and `zeta` if they are small for the grid, lower them "
-                "if they are large. `integrate` also takes a smaller `cfl`."
-            )
+            raise UnstableFlowError(bad)
 
 
 def _unchecked_steps(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_farms.data import SimulationConfig, flow_statistics, random_initial_state, simulate_cfd
+from lightning_farms.data.solver import UnstableFlowError, integrate
 
 SMALL = SimulationConfig(trajectories=3, resolution=8, frames=3)
 
@@ -144,3 +145,23 @@ def test_indices_outside_the_set(indices):
 def test_wrong_settings(setting, value, rule):
     with pytest.raises(ValueError, match=f"`{setting}` to be {rule}, but got {value!r}"):
         SimulationConfig(**{setting: value})
+
+
+def test_an_unstable_flow_is_integrated_again_with_shorter_steps_by_itself():
+    """On this coarse grid one step of friction takes flow 2's pressure below zero; its neighbours keep their steps."""
+    config = SimulationConfig(trajectories=20, resolution=16, frames=3, mach=1.0, eta=0.1, zeta=0.1, seed=4)
+    initial = torch.stack(
+        [
+            random_initial_state(i, resolution=16, mach=1.0, seed=4, windowed_share=config.windowed_share)
+            for i in (1, 2)
+        ],
+        1,
+    ).float()
+    options = {"eta": 0.1, "zeta": 0.1, "stress": config.stress}
+    with pytest.raises(UnstableFlowError, match=r"did not in trajectory \[2\]"):
+        integrate(initial, [0.0, 0.5, 1.0], names=(1, 2), **options)
+    flow = simulate_cfd(config, indices=range(1, 3))
+    torch.testing.assert_close(flow.pressure[0], integrate(initial[:, :1], [0.0, 0.5, 1.0], **options)[3, 0])
+    shorter = integrate(initial[:, 1:], [0.0, 0.5, 1.0], cfl=0.4, **options)
+    torch.testing.assert_close(flow.pressure[1], shorter[3, 0])
+    assert flow.pressure.min() > 0
