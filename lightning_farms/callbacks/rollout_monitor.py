@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_farms.callbacks.data_facts import channel_names, datamodule_of
@@ -22,6 +21,7 @@ from lightning_farms.callbacks.rollout_record import (
     spread,
 )
 from lightning_farms.callbacks.sinks import log_scalars, sinks
+from lightning_farms.common.repetitions import evaluation_loaders
 from lightning_farms.metrics import RelativeL2Error
 
 _STATE_VERSION = 1
@@ -196,13 +196,13 @@ class RolloutMonitor(Callback):
         if loader not in self._records:
             metric = RelativeL2Error(per="frame_and_channel").to(rollouts.target.device)
             self._records[loader] = RolloutRecord(metric, self.samples if sinks(trainer) else 0, self.frames)
-        if not self._records[loader].add(rollouts, _loaders(trainer)[loader]):
+        if not self._records[loader].add(rollouts, evaluation_loaders(trainer)[loader]):
             self._warn_once("frames", _UNEVEN)
 
     def _evaluations(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[Evaluation]:
         """Errors over all processes, logged through the module; and all that is drawn."""
         found = []
-        several = len(_loaders(trainer)) > 1
+        several = len(evaluation_loaders(trainer)) > 1
         for index, record in sorted(self._records.items()):
             suffix = f"/dataloader_idx_{index}" if several else ""
             try:
@@ -237,13 +237,6 @@ class RolloutMonitor(Callback):
         if what not in self._warned_of:
             self._warned_of.add(what)
             rank_zero_warn(message)
-
-
-def _loaders(trainer: Trainer) -> Sequence[object]:
-    """The data loaders of the evaluation that runs."""
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    flat: list[object] = CombinedLoader(loaders).flattened
-    return flat
 
 
 def _names(trainer: Trainer, given: int, errors: Errors) -> Names:

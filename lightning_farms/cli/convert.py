@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.cli.messages import fail, traceback_wanted, with_options
+from lightning_farms.cli.messages import failing_on
 from lightning_farms.cli.target import check_target
 from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
 from lightning_farms.models.afno import Activation
@@ -58,12 +58,8 @@ def run(args: list[str]) -> None:
         SystemExit: with status 1 where the file cannot be converted, 2 for wrong arguments.
     """
     options = _parse(args)
-    try:
+    with failing_on(*_USER_MISTAKES):
         _convert(options)
-    except _USER_MISTAKES as error:
-        if traceback_wanted():
-            raise
-        fail(error, with_options(str(error)))
 
 
 def _parse(args: list[str]) -> ConvertOptions:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
@@ -33,6 +35,24 @@ def fail(error: BaseException, message: str | None = None) -> NoReturn:
     text = message_of(error) if message is None else message
     sys.stderr.write(f"lightning-farms: error: {text}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n")
     raise SystemExit(1) from error
+
+
+@contextmanager
+def failing_on(*mistakes: type[Exception]) -> Iterator[None]:
+    """End with a message where the user's input is wrong, in the block; other errors pass.
+
+    Args:
+        mistakes: errors that come of the user's input.
+
+    Raises:
+        SystemExit: With status 1, in place of such an error, unless tracebacks are wanted.
+    """
+    try:
+        yield
+    except mistakes as error:
+        if traceback_wanted():
+            raise
+        fail(error, with_options(str(error)))
 
 
 def message_of(error: BaseException) -> str:

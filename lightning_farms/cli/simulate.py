@@ -9,7 +9,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.cli.messages import fail, traceback_wanted, with_options
+from lightning_farms.cli.messages import failing_on, with_options
 from lightning_farms.cli.progress import progress_is_shown
 from lightning_farms.cli.target import check_target
 from lightning_farms.data import SimulationConfig, simulate_to_file
@@ -54,12 +54,8 @@ def run(args: list[str]) -> None:
         SystemExit: with status 1 where the set cannot be simulated or written, 2 for wrong arguments.
     """
     options = _parse(args)
-    try:
+    with failing_on(*_USER_MISTAKES):
         _simulate(options)
-    except _USER_MISTAKES as error:
-        if traceback_wanted():
-            raise
-        fail(error, with_options(str(error)))
 
 
 def _parse(args: list[str]) -> SimulateOptions:

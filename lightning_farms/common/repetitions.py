@@ -1,6 +1,22 @@
-"""Which items of a process repeat others, so that a distributed sampler's shares are of one size."""
+"""Which items of an evaluation repeat others, so that a distributed sampler's shares are of one size."""
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DistributedSampler
+
+
+def evaluation_loaders(trainer: Trainer) -> list[object]:
+    """The data loaders of the validation or test that runs.
+
+    Args:
+        trainer: that runs it.
+
+    Returns:
+        All of them, in order.
+    """
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    flat: list[object] = CombinedLoader(loaders).flattened
+    return flat
 
 
 def own_items(loader: object, seen: int, batch: int) -> int:

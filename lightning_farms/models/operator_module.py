@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -19,7 +18,7 @@ from torch.optim import Adam, AdamW
 from torchmetrics import MetricCollection
 
 from lightning_farms.common.noise import add_noise
-from lightning_farms.common.repetitions import own_items
+from lightning_farms.common.repetitions import evaluation_loaders, own_items
 from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.metrics import (
     RMSE,
@@ -377,8 +376,7 @@ class OperatorModule(LightningModule):
         prediction, target = fields["prediction"], fields["target"]
         if self._trainer is None:
             return prediction, target
-        loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        loader = CombinedLoader(loaders).flattened[0]
+        loader = evaluation_loaders(self.trainer)[0]
         size = getattr(loader, "batch_size", None) or 0
         own = own_items(loader, batch_idx * size, len(target)) if size else len(target)
         return prediction[:own], target[:own]
