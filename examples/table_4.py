@@ -25,7 +25,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_farms import FARMS, TBSigmoid, WholeMatrix
-from lightning_farms.cli.pretraining import Pretraining, pretrain, pretrained_path
+from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, load_weights
 

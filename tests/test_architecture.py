@@ -14,14 +14,16 @@ ROOT = Path(find_spec(PACKAGE).origin).parent
 ARROWS = {
     "common": set(),
     "functional": set(),
-    "analysis": {"functional", "common"},
+    "metrics": set(),
     "optim": set(),
     "plotting": {"functional"},
-    "callbacks": {"functional", "analysis", "optim", "plotting", "common"},
-    "metrics": set(),
+    "analysis": {"functional", "common"},
+    "balancing": {"analysis", "optim", "functional"},
+    "loggers": {"analysis", "plotting"},
+    "callbacks": {"functional", "analysis", "optim", "balancing", "loggers", "plotting", "common"},
     "models": {"common"},
     "data": {"common"},
-    "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting"},
+    "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting", "common"},
 }
 # what a single file may import besides
 FILE_ARROWS = {
@@ -34,6 +36,7 @@ OUTSIDE = {
     "functional": {"torch"},
     "analysis": {"torch", "pandas", "safetensors"},
     "optim": {"torch"},
+    "balancing": {"torch"},
     "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
     "metrics": {"torch", "torchmetrics"},
 }

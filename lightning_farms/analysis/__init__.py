@@ -1,5 +1,6 @@
 """Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
 
+from lightning_farms.analysis._ranks import Ranks
 from lightning_farms.analysis.checkpoint import checkpoint_changes, checkpoint_weights, open_checkpoint
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -7,7 +8,6 @@ from lightning_farms.analysis.engine import WORKSPACE, analyze, analyze_weights
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.selection import KINDS, Selection
-from lightning_farms.analysis.sharding import Ranks
 from lightning_farms.analysis.summary import Summary
 from lightning_farms.analysis.weights import (
     HasSpectralWeights,

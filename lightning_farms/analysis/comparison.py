@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from lightning_farms.analysis.name_matching import match_names
-from lightning_farms.analysis.records import csv_text, json_text, write_if_asked
+from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
+from lightning_farms.analysis._names import match_names
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.summary import summarize
 

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis.change import changes
-from lightning_farms.analysis.decompose import Task, decompose, one_thread_each, promoted
+from lightning_farms.analysis._decompose import Task, decompose, one_thread_each, promoted
+from lightning_farms.analysis._difference import changes
+from lightning_farms.analysis._measure import NUMBERS, layer_row, layer_seed, measure
+from lightning_farms.analysis._plan import Plan, plan_layer
+from lightning_farms.analysis._ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.diagnostics import Diagnostics
-from lightning_farms.analysis.measure import NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis.method import FARMS, SpectralMethod
-from lightning_farms.analysis.plan import Plan, plan_layer
 from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.sharding import Ranks, check_same_layers, owners
 from lightning_farms.analysis.weights import LayerWeight, layer_weights
 from lightning_farms.analysis.weights.matrices import NO_MATRICES
 from lightning_farms.functional.random_matrix import shuffle_entries

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from lightning_farms.analysis.records import csv_text, json_text, write_if_asked
+from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
 from lightning_farms.analysis.summary import Summary, summarize
 
 if TYPE_CHECKING:

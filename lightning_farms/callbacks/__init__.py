@@ -1,7 +1,7 @@
 """Lightning callbacks: when to analyse, what to log, which hyperparameters to set by the layer. No arithmetic here."""
 
-from lightning_farms.callbacks.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
-from lightning_farms.callbacks.control import Control
+from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
+from lightning_farms.balancing.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.callbacks.rollout_monitor import RolloutMonitor

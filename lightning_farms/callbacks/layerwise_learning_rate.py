@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_farms.callbacks.hyperparameter import LEARNING_RATE, WEIGHT_DECAY, Hyperparameter
-from lightning_farms.callbacks.layerwise_balance import LayerwiseBalance
+from lightning_farms.balancing.hyperparameter import LEARNING_RATE, WEIGHT_DECAY, Hyperparameter
+from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance
 from lightning_farms.optim import LayerwiseScaling, check_decoupled_weight_decay
 
 
@@ -17,7 +17,7 @@ class LayerwiseLearningRate(LayerwiseBalance):
 
     :class:`TempBalance` and :class:`TBSigmoid` are this with a linear and a sigmoid map. The multipliers are computed
     before the first step and after every ``every_n_epochs``-th epoch. For how they are applied see
-    :class:`~lightning_farms.callbacks.layerwise_balance.LayerwiseBalance`; beside the keys of
+    :class:`~lightning_farms.callbacks._layerwise_balance.LayerwiseBalance`; beside the keys of
     :class:`SpectralMonitor` there are:
 
     =============================  ====================================================================================

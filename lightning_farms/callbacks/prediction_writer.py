@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_farms.callbacks.data_facts import channel_names, datamodule_of
+from lightning_farms.callbacks._rollouts.channels import channel_names, datamodule_of
 from lightning_farms.data import EvaluationTrajectories
-from lightning_farms.data.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
+from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
 
 _NAME = "predictions.hdf5"
 _LAYOUT = "(batch, X, Y, frames, channels)"

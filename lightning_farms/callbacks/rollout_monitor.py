@@ -10,18 +10,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks.data_facts import channel_names, datamodule_of
-from lightning_farms.callbacks.pictures import hand_out
-from lightning_farms.callbacks.rollout_pictures import Earlier, Evaluation, Names, rollout_pictures
-from lightning_farms.callbacks.rollout_record import (
+from lightning_farms.callbacks._rollouts.channels import channel_names, datamodule_of
+from lightning_farms.callbacks._rollouts.pictures import Earlier, Evaluation, Names, rollout_pictures
+from lightning_farms.callbacks._rollouts.record import (
     Errors,
     RolloutRecord,
     expected_outputs,
     rollouts_of,
     spread,
 )
-from lightning_farms.callbacks.sinks import log_scalars, sinks
-from lightning_farms.common.repetitions import evaluation_loaders
+from lightning_farms.common.evaluation_shares import evaluation_loaders
+from lightning_farms.loggers.pictures import hand_out
+from lightning_farms.loggers.sinks import log_scalars, sinks
 from lightning_farms.metrics import RelativeL2Error
 
 _STATE_VERSION = 1

@@ -24,15 +24,15 @@ from lightning_farms.analysis import (
     SpectralReport,
     layer_weights,
 )
-from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.measurement import Measurements
-from lightning_farms.callbacks.pictures import analysis_pictures, hand_out, run_figures, spread_over_depth
-from lightning_farms.callbacks.question import Question
-from lightning_farms.callbacks.run_description import Logged, describe
-from lightning_farms.callbacks.schedule import Moment, Schedule
-from lightning_farms.callbacks.sinks import log_scalars, sinks
-from lightning_farms.callbacks.strategies import check_strategy, whole_shapes
-from lightning_farms.callbacks.summary import summary_table
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.callbacks._spectral.measurement import Measurements
+from lightning_farms.callbacks._spectral.question import Question
+from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
+from lightning_farms.callbacks._spectral.strategies import check_strategy, whole_shapes
+from lightning_farms.callbacks._spectral.summary import summary_table
+from lightning_farms.loggers.pictures import analysis_pictures, hand_out, run_figures, spread_over_depth
+from lightning_farms.loggers.run_description import Logged, describe
+from lightning_farms.loggers.sinks import log_scalars, sinks
 
 _STATE_VERSION = 2
 
@@ -87,7 +87,7 @@ class SpectralMonitor(Callback):
 
     Attributes:
         report: the last :class:`~lightning_farms.analysis.SpectralReport`, None before the first analysis.
-        history: alphas of all analyses, a :class:`~lightning_farms.callbacks.history.LayerHistory`.
+        history: alphas of all analyses, a :class:`~lightning_farms.analysis.history.LayerHistory`.
 
     Raises:
         TypeError: ``analysis``, ``selection`` or ``diagnostics`` is no such thing.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
-from lightning_farms.callbacks.alpha_map import LinearMap
-from lightning_farms.callbacks.control import Control
+from lightning_farms.balancing.alpha_map import LinearMap
+from lightning_farms.balancing.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
 from lightning_farms.functional.layerwise import check_ratios
 

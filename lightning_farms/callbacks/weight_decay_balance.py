@@ -5,10 +5,10 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_farms.analysis import FARMS, WORKSPACE, Diagnostics, Selection, SpectralMethod
-from lightning_farms.callbacks.alpha_map import AlphaMap, LinearMap
-from lightning_farms.callbacks.control import Control
-from lightning_farms.callbacks.hyperparameter import WEIGHT_DECAY
-from lightning_farms.callbacks.layerwise_balance import LayerwiseBalance
+from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap
+from lightning_farms.balancing.control import Control
+from lightning_farms.balancing.hyperparameter import WEIGHT_DECAY
+from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance
 
 
 class WeightDecayBalance(LayerwiseBalance):
@@ -18,8 +18,8 @@ class WeightDecayBalance(LayerwiseBalance):
               s_1 \right]
 
     The multipliers are computed before the first step and after every ``every_n_epochs``-th epoch. For how they are
-    applied see :class:`~lightning_farms.callbacks.layerwise_balance.LayerwiseBalance`: groups without weight decay stay
-    without. It goes together with one callback that adjusts learning rates. Beside the keys of
+    applied see :class:`~lightning_farms.callbacks._layerwise_balance.LayerwiseBalance`: groups without weight decay
+    stay without. It goes together with one callback that adjusts learning rates. Beside the keys of
     :class:`SpectralMonitor` there are:
 
     =============================  ====================================================================================

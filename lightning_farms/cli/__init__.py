@@ -1,5 +1,5 @@
 """The command line: `lightning-farms {analyze,fit,validate,test,predict}`, also as `python -m lightning_farms`."""
 
-from lightning_farms.cli.dispatch import main
+from lightning_farms.cli.main import main
 
 __all__ = ["main"]

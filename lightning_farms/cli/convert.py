@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.cli.messages import failing_on
-from lightning_farms.cli.target import check_target
+from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli._target import check_target
 from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
-from lightning_farms.models.afno import Activation
-from lightning_farms.models.hub import find_checkpoint
-from lightning_farms.models.released import settings_beyond_shapes
+from lightning_farms.models.dpot._afno import Activation
+from lightning_farms.models.dpot.weights.hub import find_checkpoint
+from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
 
 _USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
 _SUFFIXES = (".safetensors", ".pth")

@@ -10,9 +10,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_farms.cli.messages import fail, message_of, traceback_wanted
-from lightning_farms.data.catalogue import OFFICIAL_FILES
-from lightning_farms.data.download import download_pdebench
+from lightning_farms.cli._shell import fail, message_of, traceback_wanted
+from lightning_farms.data.download.catalogue import OFFICIAL_FILES
+from lightning_farms.data.download.pdebench import download_pdebench
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
 _WIDE = 200  # columns of a table that is not printed on a terminal

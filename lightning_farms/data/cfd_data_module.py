@@ -12,17 +12,17 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_farms.data.arguments import check_amplitude, check_at_least, check_fields, file_paths, file_strides
-from lightning_farms.data.file_set import Coordinates, FileSet, strided_size
-from lightning_farms.data.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.common.user_cache import user_cache
+from lightning_farms.data._arguments import check_amplitude, check_at_least, check_fields, file_paths, file_strides
+from lightning_farms.data.epochs import Batches, TrainingLoader
+from lightning_farms.data.fields.file_set import Coordinates, FileSet, strided_size
+from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
+from lightning_farms.data.fields.trajectories import Trajectories, sampled_statistics
+from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
+from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.normalization import ChannelStatistics, restore
-from lightning_farms.data.pdebench import ChannelOrder, PDEBenchFile, channel_names
-from lightning_farms.data.simulation import SIMULATOR_VERSION, SimulationConfig
-from lightning_farms.data.training_loader import Batches, TrainingLoader
-from lightning_farms.data.trajectories import Trajectories, sampled_statistics
-from lightning_farms.data.user_cache import user_cache
-from lightning_farms.data.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
-from lightning_farms.data.writer import simulate_to_file
+from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from lightning_farms.data.image_batches import Augmentation
 from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
-from lightning_farms.data.images import LabelledImages, check_fraction, stratified_split
+from lightning_farms.data.images._batches import Augmentation
+from lightning_farms.data.images._labelled_images import LabelledImages, check_fraction, stratified_split
 
 _SIDE, _WHITE, _CLASSES = 8, 16, 10
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightning_farms.data.arguments import check_at_least
-from lightning_farms.data.image_batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
-from lightning_farms.data.images import (
+from lightning_farms.data._arguments import check_at_least
+from lightning_farms.data.images._batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
+from lightning_farms.data.images._labelled_images import (
     LabelledImages,
     check_fraction,
     image_statistics,

@@ -1,6 +1,5 @@
 """Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
 
-from lightning_farms.functional.control import clip_to_quantiles, moving_average, ramp, squeezing_outlier
 from lightning_farms.functional.layerwise import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
 from lightning_farms.functional.random_matrix import (
@@ -13,6 +12,7 @@ from lightning_farms.functional.random_matrix import (
     shuffle_entries,
     spike_threshold,
 )
+from lightning_farms.functional.smoothing import clip_to_quantiles, moving_average, ramp, squeezing_outlier
 from lightning_farms.functional.spectral_metrics import SpectralDensity, effective_rank, log_norm, spectral_density
 from lightning_farms.functional.spectrum import esd, stable_rank
 from lightning_farms.functional.submatrices import fixed_aspect_ratio_submatrices

@@ -1,13 +1,13 @@
 """Errors of predicted fields: torchmetrics classes and the functions behind them."""
 
-from lightning_farms.metrics.boundary import BoundaryRMSE, boundary_rmse
-from lightning_farms.metrics.conserved import ConservedRMSE, conserved_rmse
-from lightning_farms.metrics.fourier import FourierRMSE, fourier_rmse
-from lightning_farms.metrics.maximum import MaxError, max_error
-from lightning_farms.metrics.normalized import NormalizedRMSE, normalized_rmse
-from lightning_farms.metrics.relative_l2 import RelativeL2Error, relative_l2_error
-from lightning_farms.metrics.root_mean_square import RMSE, rmse
-from lightning_farms.metrics.variance_scaled import VRMSE, vrmse
+from lightning_farms.metrics.boundary_rmse import BoundaryRMSE, boundary_rmse
+from lightning_farms.metrics.conserved_rmse import ConservedRMSE, conserved_rmse
+from lightning_farms.metrics.fourier_rmse import FourierRMSE, fourier_rmse
+from lightning_farms.metrics.max_error import MaxError, max_error
+from lightning_farms.metrics.normalized_rmse import NormalizedRMSE, normalized_rmse
+from lightning_farms.metrics.relative_l2_error import RelativeL2Error, relative_l2_error
+from lightning_farms.metrics.rmse import RMSE, rmse
+from lightning_farms.metrics.vrmse import VRMSE, vrmse
 
 __all__ = [
     "RMSE",

@@ -1,14 +1,14 @@
 """Neural operators, the reading and writing of their checkpoints, and image classifiers for small images."""
 
-from lightning_farms.models.dpot import DPOT, DPOTConfig, DPOTOutput
-from lightning_farms.models.hub import download_released
+from lightning_farms.models.dpot.network import DPOT, DPOTConfig, DPOTOutput
+from lightning_farms.models.dpot.weights.building import convert_checkpoint
+from lightning_farms.models.dpot.weights.hub import download_released
+from lightning_farms.models.dpot.weights.loading import LoadReport, load_weights
+from lightning_farms.models.dpot.weights.released import RELEASED_SIZES, ReleasedSize, released_size
+from lightning_farms.models.dpot.weights.saving import save_weights
 from lightning_farms.models.image_classifier import ImageClassifier
-from lightning_farms.models.loading import LoadReport, load_weights
 from lightning_farms.models.operator_module import OperatorModule
-from lightning_farms.models.pretrained import convert_checkpoint
-from lightning_farms.models.released import RELEASED_SIZES, ReleasedSize, released_size
 from lightning_farms.models.resnet import ResNet, resnet18, resnet34
-from lightning_farms.models.saving import save_weights
 from lightning_farms.models.vgg import VGG, vgg16, vgg19
 
 __all__ = [

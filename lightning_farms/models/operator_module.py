@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Adam, AdamW
 from torchmetrics import MetricCollection
 
+from lightning_farms.common.evaluation_shares import evaluation_loaders, own_items
 from lightning_farms.common.noise import add_noise
-from lightning_farms.common.repetitions import evaluation_loaders, own_items
 from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.metrics import (
     RMSE,
@@ -31,8 +31,7 @@ from lightning_farms.metrics import (
     RelativeL2Error,
     relative_l2_error,
 )
-from lightning_farms.models.divergence import DivergenceWatch
-from lightning_farms.models.operator_checks import (
+from lightning_farms.models._operator_checks import (
     check_can_be_fed_back,
     check_input,
     check_network,
@@ -40,7 +39,8 @@ from lightning_farms.models.operator_checks import (
     check_regime,
     check_target,
 )
-from lightning_farms.models.operator_schedule import make_schedule, steps_of
+from lightning_farms.models._operator_schedule import make_schedule, steps_of
+from lightning_farms.models.divergence import DivergenceWatch
 
 _SHOWN = 3
 _BANDS = ("low", "mid", "high")

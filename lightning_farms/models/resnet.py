@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_farms.models.afno import check_positive_int
+from lightning_farms.models.dpot._afno import check_positive_int
 
 
 class BasicBlock(nn.Module):

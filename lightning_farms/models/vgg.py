@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_farms.models.afno import check_positive_int
+from lightning_farms.models.dpot._afno import check_positive_int
 from lightning_farms.models.resnet import initialise_
 
 _WIDTHS = (1, 2, 4, 8, 8)  # channels of the stages in units of the first one's

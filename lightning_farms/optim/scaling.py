@@ -11,8 +11,8 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_farms.optim.group_split import GroupSplit
-from lightning_farms.optim.stand_in import Group
+from lightning_farms.optim._group_split import GroupSplit
+from lightning_farms.optim._scaled_group import Group
 from lightning_farms.optim.support import check_supported
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
-from lightning_farms.analysis import decompose as rooms
-from lightning_farms.analysis.decompose import Task, decompose
-from lightning_farms.analysis.plan import plan_layer
+from lightning_farms.analysis import _decompose as rooms
+from lightning_farms.analysis._decompose import Task, decompose
+from lightning_farms.analysis._plan import plan_layer
 
 GIB = 2**30
 ODD_SHAPES = [(7, 20), (11, 13), (13, 13), (16, 16), (33, 31), (31, 33), (65, 64), (100, 33), (33, 100), (129, 128)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerSpectrum, LayerWeight, WholeMatrix
-from lightning_farms.analysis.measure import METRICS, NUMBERS, layer_row, layer_seed, measure
-from lightning_farms.analysis.plan import plan_layer
+from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure
+from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.functional import esd
 from lightning_farms.functional.submatrices import slice_windows
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, analyze, engine
-from lightning_farms.analysis.measure import NUMBERS, measure
-from lightning_farms.analysis.plan import plan_layer
+from lightning_farms.analysis._measure import NUMBERS, measure
+from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.analysis.weights import LayerWeight
 from lightning_farms.functional import esd
 

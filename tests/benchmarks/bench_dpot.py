@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_farms.models import DPOT
-from tests.models.plain_dpot import plain_forward
+from tests.models.dpot.plain_dpot import plain_forward
 
 SIZES = {"tiny": {}, "small": {"embed_dim": 1024, "depth": 6, "n_blocks": 8}}
 VARIANTS = ("plain", "ours")

@@ -15,8 +15,9 @@ import h5py
 import torch
 from torch import Tensor
 
-from lightning_farms.data import FlowStatistics, SimulationConfig, flow_statistics, integrate, simulate_cfd
-from lightning_farms.data.simulation import frame_times
+from lightning_farms.data import FlowStatistics, SimulationConfig, integrate, simulate_cfd
+from lightning_farms.data.fields import flow_statistics
+from lightning_farms.data.simulation.flows import frame_times
 
 FIELDS = ("density", "pressure", "Vx", "Vy")
 TOLERANCE = 4.0  # standard errors

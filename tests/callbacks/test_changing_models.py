@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_farms import Control, LinearMap, SpectralMonitor, TempBalance, WeightDecayBalance
 from lightning_farms import LayerwiseLearningRate as Rate
-from lightning_farms.callbacks.alpha_map import AlphaMap
+from lightning_farms.balancing.alpha_map import AlphaMap
 
 
 def measure(module, optimizer, step):
@@ -258,7 +258,7 @@ def test_the_share_of_the_epoch_is_there_after_every_epoch_and_counts_all(small_
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_overlap_of_any_callback_of_equal_analysis_counts(order, small_net, loader, make_trainer, monkeypatch):
-    from lightning_farms.callbacks import question
+    from lightning_farms.callbacks._spectral import question
 
     started = []
     background = question.BackgroundAnalysis

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
 from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
-from lightning_farms.analysis.decompose import one_thread_each
-from lightning_farms.callbacks import background, question
-from lightning_farms.callbacks.background import BackgroundAnalysis
+from lightning_farms.analysis._decompose import one_thread_each
+from lightning_farms.callbacks._spectral import background, question
+from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
 from tests.callbacks.conftest import SmallNet
 
 PATIENCE = 20.0

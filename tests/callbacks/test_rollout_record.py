@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_farms.callbacks.rollout_record import RolloutRecord, Rollouts, own_items
+from lightning_farms.callbacks._rollouts.record import RolloutRecord, Rollouts, own_items
 from lightning_farms.metrics import RelativeL2Error
 
 

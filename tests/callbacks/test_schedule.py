@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_farms import SpectralMonitor, TempBalance
-from lightning_farms.callbacks.schedule import Moment, Schedule
+from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 
 
 def due(schedule, moments):

@@ -17,9 +17,9 @@ from lightning_farms import (
     analyze,
 )
 from lightning_farms.analysis import Diagnostics, Selection
-from lightning_farms.callbacks import question
-from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.summary import summary_table
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.callbacks._spectral import question
+from lightning_farms.callbacks._spectral.summary import summary_table
 
 LAYERS = ["conv", "hidden", "head"]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_farms.analysis import Selection, layer_weights, parameter_layers
 from lightning_farms.callbacks import SpectralMonitor, TBSigmoid
-from lightning_farms.callbacks.strategies import check_strategy, structure, whole_shapes
+from lightning_farms.callbacks._spectral.strategies import check_strategy, structure, whole_shapes
 
 
 class DeepSpeedOfTheUser(DeepSpeedStrategy):

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from lightning_farms import LayerSpectrum, SpectralReport
-from lightning_farms.callbacks.history import LayerHistory
-from lightning_farms.callbacks.summary import summary_table
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.callbacks._spectral.summary import summary_table
 
 LONG = "model.decoder.layers.{}.self_attention.query_key_value_projection"
 

@@ -14,7 +14,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, WholeMatrix, analyze
-from lightning_farms.callbacks import pictures, question
+from lightning_farms.callbacks._spectral import question
+from lightning_farms.loggers import pictures
 
 LAYERS = ("conv", "hidden", "head")
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_farms.analysis import Selection, engine, layer_weights, parameter_layers
 from lightning_farms.callbacks import TempBalance
-from lightning_farms.callbacks.strategies import structure, whole_shapes
+from lightning_farms.callbacks._spectral.strategies import structure, whole_shapes
 from lightning_farms.optim import layerwise_param_groups
 from tests.callbacks.two_processes import PATIENCE, RANK, SIZE
 

@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 
 from lightning_farms.cli import download, main
-from lightning_farms.data import OFFICIAL_FILES, catalogue
-from tests.data.range_server import CONTENT, md5, press_ctrl_c, range_server
+from lightning_farms.data import OFFICIAL_FILES
+from lightning_farms.data.download import catalogue
+from tests.data.download.range_server import CONTENT, md5, press_ctrl_c, range_server
 
 NAME = "2d_cfd_M0.1_eta0.01"
 FILE = "2D_CFD_Rand_M0.1_Eta0.01_Zeta0.01_periodic_128_Train.hdf5"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_farms.cli import main
-from lightning_farms.data import PDEBenchFile, SimulationConfig, simulate_cfd, writer
+from lightning_farms.data import PDEBenchFile, SimulationConfig, simulate_cfd
+from lightning_farms.data.fields import writer
 
 SMALL = ("--trajectories", "2", "--resolution", "8", "--frames", "3")
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from lightning_farms.data import CFDDataModule, SimulationConfig, epoch_windows, writer
-from tests.data.labelled_flows import label, labels, module, write_labelled
+from lightning_farms.data import CFDDataModule, SimulationConfig, epoch_windows
+from lightning_farms.data.fields import writer
+from tests.data.fields.labelled_flows import label, labels, module, write_labelled
 
 SIMULATION = SimulationConfig(trajectories=10, resolution=8, frames=5)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_farms.data import Coordinates
-from tests.data.labelled_flows import labels, module, write_labelled
+from tests.data.fields.labelled_flows import labels, module, write_labelled
 
 
 def grow(path, offset):

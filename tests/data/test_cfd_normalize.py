@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_farms.data.trajectories import FilePart, Trajectories, sampled_statistics
-from tests.data.labelled_flows import module
+from lightning_farms.data.fields.trajectories import FilePart, Trajectories, sampled_statistics
+from tests.data.fields.labelled_flows import module
 
 NAMES = ("Vx", "Vy", "density", "pressure")
 

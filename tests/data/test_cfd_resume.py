@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import get_worker_info
 
 from lightning_farms.data import epoch_windows
-from tests.data.labelled_flows import label, labels, module, write_labelled
+from tests.data.fields.labelled_flows import label, labels, module, write_labelled
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, fields, vrmse
+from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, vrmse
+from lightning_farms.metrics import _fields as fields
 from tests.metrics.field_oracles import CASES
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

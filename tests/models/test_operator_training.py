@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.models.dpot import DPOT
+from lightning_farms.models.dpot.network import DPOT
 from lightning_farms.models.operator_module import OperatorModule
 from tests.models.small_operators import CHANNELS, GIVEN, Doubling, Fields, Linear, X, snapshot, trainer
 

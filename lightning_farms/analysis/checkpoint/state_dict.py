@@ -9,15 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.change import changes
-from lightning_farms.analysis.checkpoint.effective import StoredTensor, effective_tensors
-from lightning_farms.analysis.checkpoint.files import open_checkpoint
-from lightning_farms.analysis.checkpoint.low_rank_pairs import low_rank_pairs, low_rank_product
-from lightning_farms.analysis.checkpoint.outlines import Outlines
-from lightning_farms.analysis.checkpoint.stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
-from lightning_farms.analysis.name_matching import match_names
+from lightning_farms.analysis._difference import changes
+from lightning_farms.analysis._names import match_names
+from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors
+from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.common.checkpoints.files import open_checkpoint
+from lightning_farms.common.checkpoints.shapes import Outlines
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 Modules = dict[str, dict[str, StoredTensor]]

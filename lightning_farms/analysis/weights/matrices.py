@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.weights.parametrised import HeldWeight
+from lightning_farms.analysis.weights._parametrised import HeldWeight
 
 
 class ModuleWeight(NamedTuple):

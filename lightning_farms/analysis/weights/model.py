@@ -12,13 +12,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from lightning_farms.analysis.name_matching import WRAPPERS
+from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights.low_rank import low_rank_products
+from lightning_farms.analysis.weights._gathered import full_tensor, is_sharded, modules_read, needs_stand_in, stand_ins
+from lightning_farms.analysis.weights._low_rank import low_rank_products
+from lightning_farms.analysis.weights._parametrised import (
+    evaluated_parametrisations,
+    is_parametrisation,
+    own_parameters,
+)
 from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight, stack
-from lightning_farms.analysis.weights.parametrised import evaluated_parametrisations, is_parametrisation, own_parameters
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
-from lightning_farms.analysis.weights.stand_ins import full_tensor, is_sharded, modules_read, needs_stand_in, stand_ins
 
 _Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
 

@@ -8,7 +8,8 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis.weights.foreign import foreign_weights
+from lightning_farms.analysis.weights._foreign import foreign_weights
+from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
 from lightning_farms.analysis.weights.matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -19,7 +20,6 @@ from lightning_farms.analysis.weights.matrices import (
     stack,
     transposed_convolution_matrices,
 )
-from lightning_farms.analysis.weights.parametrised import HeldWeight, held_weights
 
 _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights, layer_weights
-from lightning_farms.analysis.name_matching import match_names
+from lightning_farms.analysis._names import match_names
 from lightning_farms.models import DPOT
 
 

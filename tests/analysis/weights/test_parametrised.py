@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_farms.analysis import layer_weights, parameter_layers
-from lightning_farms.analysis.weights.parametrised import held_weights
+from lightning_farms.analysis.weights._parametrised import held_weights
 
 
 def owned(model):

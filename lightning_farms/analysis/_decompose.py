@@ -1,0 +1,233 @@
+"""Spectra of the windows of many layers: equal windows together, in jobs that fit the workspace, on all cores."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis._plan import Plan
+from lightning_farms.functional.spectrum import esd
+
+DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+_JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
+_CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
+_JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Task(NamedTuple):
+    """A layer's matrices (P, m, n), oriented, and how to cut them."""
+
+    matrices: Tensor
+    plan: Plan
+
+
+class _Piece(NamedTuple):
+    """Equal windows (w, m', n') of one layer."""
+
+    layer: int
+    views: Tensor
+
+
+class _Job(NamedTuple):
+    """Pieces of equal windows, what they cost in multiplications, and the bytes they need."""
+
+    pieces: list[_Piece]
+    cost: float
+    bytes: int
+
+
+def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: int) -> dict[int, Tensor]:
+    """Eigenvalues of the windows of many layers.
+
+    On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
+    job with it: the result is the same bit for bit.
+
+    Args:
+        tasks: by any key.
+        quick: in float32 where possible, see :func:`lightning_farms.functional.esd`.
+        workspace: bytes for copies of windows, their Gram matrices and what the decomposition needs; one window is
+            decomposed even if it needs more.
+        workers: threads that share the work on the CPU, at least 1.
+
+    Returns:
+        {key: eigenvalues (blocks, P, k), ascending, k those of the plan}; layers whose decomposition fails are missing.
+    """
+    jobs = _jobs(tasks, quick, workspace, workers)
+    spectra: dict[int, list[Tensor]] = {key: [] for key in tasks}
+    failed: set[int] = set()
+    for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
+        for piece, part in zip(job.pieces, outcome, strict=True):
+            if part is None:
+                failed.add(piece.layer)
+            else:
+                spectra[piece.layer].append(part)
+    return {key: _blocks(parts, tasks[key].plan) for key, parts in spectra.items() if key not in failed}
+
+
+def _blocks(parts: list[Tensor], plan: Plan) -> Tensor:
+    blocks: Tensor = torch.cat(parts)[:, -plan.spectrum_size :].unflatten(0, (plan.windows.number, -1))
+    return blocks
+
+
+# ---- cutting -------------------------------------------------------------------------------------------------------
+
+
+def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> list[_Job]:
+    """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for key, (matrices, plan) in tasks.items():
+        groups[matrices.device, _promoted_type(matrices), plan.windows.height, plan.windows.width].append(key)
+    on_cpu = sum(task.plan.cost for task in tasks.values() if _on_cpu(task.matrices))
+    dearest = max(_CHEAPEST_JOB, on_cpu / (workers * _JOBS_A_WORKER))
+    return [job for keys in groups.values() for job in _group_jobs(keys, tasks, quick, workspace, dearest)]
+
+
+def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
+    matrices, plan = tasks[keys[0]]
+    cost = plan.cost / (plan.windows.number * plan.matrices)
+    size = _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128))
+    most = min(workspace / size, dearest / cost) if _on_cpu(matrices) else workspace / _JOBS_ON_A_DEVICE / size
+    most = max(1, int(most))
+    pieces: list[_Piece] = []
+    queued = 0
+    for key in keys:
+        for views in _views(tasks[key], most):
+            if queued + len(views) > most:
+                yield _Job(pieces, queued * cost, queued * size)
+                pieces, queued = [], 0
+            pieces.append(_Piece(key, views))
+            queued += len(views)
+    yield _Job(pieces, queued * cost, queued * size)
+
+
+def _window_bytes(plan: Plan, single: bool) -> int:
+    """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
+    entries, squared = plan.windows.height * plan.windows.width, plan.gram_size**2
+    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if single else 12 * entries + 16 * squared)
+
+
+def _views(task: Task, most: int) -> Iterator[Tensor]:
+    """Views (at most ``most``, m', n') of every window, all matrices of one window together."""
+    windows = task.plan.windows
+    for row in windows.row_starts:
+        for column in windows.column_starts:
+            block = task.matrices[:, row : row + windows.height, column : column + windows.width]
+            yield from block.split(most)
+
+
+def _joined(pieces: list[_Piece]) -> Tensor:
+    """The windows in one tensor."""
+    return torch.cat([promoted(piece.views) for piece in pieces])
+
+
+def promoted(matrices: Tensor) -> Tensor:
+    """Half precision and less as float32, so that types can be joined and summed.
+
+    Args:
+        matrices: any shape, real or complex.
+
+    Returns:
+        The same numbers.
+    """
+    return matrices.to(_promoted_type(matrices))
+
+
+def _promoted_type(matrices: Tensor) -> torch.dtype:
+    if matrices.dtype in (torch.float64, torch.complex128):
+        return matrices.dtype
+    return torch.complex64 if matrices.is_complex() else torch.float32
+
+
+def _on_cpu(matrices: Tensor) -> bool:
+    return matrices.device.type in ("cpu", "mps")  # esd hands MPS work to the CPU
+
+
+# ---- doing ---------------------------------------------------------------------------------------------------------
+
+
+def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None]]:
+    """Spectra of every job's pieces, None where that fails; the workers share the CPU's, the dearest first."""
+    on_cpu = [job for job in jobs if _on_cpu(job.pieces[0].views)]
+    budget = _Budget(workspace)
+
+    def work(job: _Job) -> list[Tensor | None]:
+        with budget.of(job.bytes), torch.no_grad():
+            return _spectra(job.pieces, quick)
+
+    if len(on_cpu) < 2 or workers == 1:
+        with one_thread_each():
+            return [work(job) for job in jobs]
+    size = min(workers, len(on_cpu))
+    with one_thread_each(), _pool(size) as pool:
+        running = {id(job): pool.submit(work, job) for job in sorted(on_cpu, key=lambda job: -job.cost)}
+        return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
+
+
+def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None]:
+    """Spectra of pieces together, or one by one where that fails."""
+    try:
+        return list(esd(_joined(pieces), quick=quick).split([len(piece.views) for piece in pieces]))
+    except DecompositionError:
+        return [None] if len(pieces) == 1 else [_spectra([piece], quick)[0] for piece in pieces]
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads of one intra-op thread each; after an error or Ctrl-C no further job is begun."""
+    pool = ThreadPoolExecutor(workers, "spectra", _settle_on_one_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle_on_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread that has not asked yet takes on what another thread sets later
+
+
+class _Budget:
+    """Bytes shared by threads: a job waits until its own are free; one that needs more than all waits for all."""
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, needed: int) -> Iterator[None]:
+        needed = min(needed, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """One intra-op thread: results do not depend on how many there are. Threads take turns.
+
+    PyTorch's setting is one for each thread: the last one that any thread made before this thread first asked for it
+    (a parallel operation asks, too), then its own. Were two threads in here at a time, the one that came second could
+    so find the 1 of the first, and leave it behind.
+    """
+    with _ONE_AT_A_TIME:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

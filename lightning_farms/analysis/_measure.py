@@ -1,0 +1,243 @@
+"""From a layer's eigenvalues to its numbers, on the device, and from its numbers to its row of the report."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.report import LayerSpectrum
+from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.functional.power_law import PowerLawFit
+from lightning_farms.functional.random_matrix import fit_marchenko_pastur
+from lightning_farms.functional.spectral_metrics import effective_rank
+from lightning_farms.functional.spectrum import QUICK_ERROR, stable_rank
+from lightning_farms.functional.uncertainty import bootstrap_interval, goodness_of_fit
+
+_ZERO = torch.finfo(torch.float32).eps ** 2  # of the largest eigenvalue, times the size: what is below is rounding
+_LARGEST_ALPHA = 1e3  # beyond it the tail lies within 0.1 % of xmin: equal eigenvalues, not a power law
+
+METRICS = (
+    "alpha",
+    "ks_distance",
+    "xmin",
+    "tail_size",
+    "standard_error",
+    "alpha_low",
+    "alpha_high",
+    "p_value",
+    "spectral_norm",
+    "frobenius_norm_squared",
+    "stable_rank",
+    "effective_rank",
+    "alpha_hat",
+    "mp_variance",
+    "mp_lower_edge",
+    "mp_upper_edge",
+    "mp_spike_threshold",
+    "mp_spikes",
+    "mp_soft_rank",
+)
+"""Names of the first numbers of a layer, as in :class:`LayerSpectrum`."""
+
+_COUNTS = ("usable", "deficient", "fits", "rounding")
+NUMBERS = (*METRICS, *_COUNTS)
+"""Names of all numbers of a layer: the metrics, how many fits went how, and the bound on alpha's rounding error."""
+
+
+class _Tail(NamedTuple):
+    """Fits of a layer's spectra, one or one a block, and which of them hold."""
+
+    spectra: Tensor
+    fit: PowerLawFit
+    usable: Tensor
+    deficient: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of the usable fits' values, NaN where there is none."""
+        return torch.where(self.usable, values, 0.0).sum() / self.usable.sum()
+
+
+def measure(
+    eigenvalues: Tensor, weight: LayerWeight, plan: Plan, method: SpectralMethod, wanted: Diagnostics
+) -> Tensor:
+    """The numbers of one layer; nothing waits for the device, except for a scan over xmin.
+
+    Args:
+        eigenvalues: (blocks, P, k), float64, in units of the squared weight.
+        weight: the layer.
+        plan: how its windows were cut.
+        method: how to fit.
+        wanted: what to find out besides.
+
+    Returns:
+        (len(NUMBERS),), float64, on the device of the eigenvalues.
+    """
+    eigenvalues = eigenvalues * method.eigenvalue_scale(weight.kind)
+    tail = _fit(eigenvalues, weight, plan, method)
+    numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))
+    numbers |= _fit_numbers(tail)
+    numbers |= _norms(eigenvalues, tail, method)
+    numbers |= _draws(tail, weight, method, wanted)
+    if wanted.marchenko_pastur and plan.spectrum_size == plan.gram_size:
+        numbers |= _bulk(eigenvalues, plan)
+    numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
+    return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
+
+
+def _fit(eigenvalues: Tensor, weight: LayerWeight, plan: Plan, method: SpectralMethod) -> _Tail:
+    blocks, positions, count = eigenvalues.shape
+    few = positions * count < MIN_EIGENVALUES and method.compat is None
+    pooled = method.pools_blocks(weight.kind, positions) or few
+    spectra = eigenvalues.reshape(1 if pooled else blocks, -1)
+    fit = method.fit_tail(spectra)
+    if method.compat is not None:
+        usable = fit.alpha.isfinite().all().expand_as(fit.alpha)
+        return _Tail(spectra, fit, usable, torch.zeros_like(usable))
+    deficient = fit.xmin <= _ZERO * max(plan.rows, plan.columns) * spectra.amax(-1)
+    return _Tail(spectra, fit, ~deficient & (fit.alpha <= _LARGEST_ALPHA), deficient)
+
+
+def _fit_numbers(tail: _Tail) -> dict[str, Tensor]:
+    usable = tail.usable.sum()
+    return {
+        "alpha": tail.mean(tail.fit.alpha),
+        "ks_distance": tail.mean(tail.fit.ks_distance),
+        "xmin": tail.mean(tail.fit.xmin),
+        "tail_size": tail.fit.tail_size.masked_fill(~tail.usable, 0).sum(),
+        "standard_error": _in_quadrature(tail.fit.standard_error, tail.usable) / usable,
+        "usable": usable,
+        "deficient": tail.deficient.sum(),
+        "fits": tail.spectra.new_full((), len(tail.spectra)),
+    }
+
+
+def _norms(eigenvalues: Tensor, tail: _Tail, method: SpectralMethod) -> dict[str, Tensor]:
+    """Means over windows; under compat those of the fitted spectra, as the authors have them."""
+    measured = eigenvalues if method.compat is None else tail.spectra
+    largest = measured.amax(-1)
+    spectral = largest.mean()
+    if method.compat is None:
+        alpha_hat = tail.mean(tail.fit.alpha) * spectral.log10()
+    else:
+        alpha_hat = (tail.fit.alpha * largest.log10()).mean()
+    return {
+        "spectral_norm": spectral,
+        "frobenius_norm_squared": measured.sum(-1).mean(),
+        "stable_rank": stable_rank(measured).nanmean(),
+        "effective_rank": effective_rank(measured).nanmean(),
+        "alpha_hat": alpha_hat,
+    }
+
+
+def _draws(tail: _Tail, weight: LayerWeight, method: SpectralMethod, wanted: Diagnostics) -> dict[str, Tensor]:
+    numbers = {}
+    seed = layer_seed(weight.name, wanted.seed)
+    if wanted.bootstrap:
+        low, high = bootstrap_interval(
+            tail.spectra, method.fit_tail, draws=wanted.bootstrap, level=wanted.level, seed=seed
+        )
+        alpha, fits = tail.mean(tail.fit.alpha), tail.usable.sum()
+        below, above = (tail.fit.alpha - low).clamp(min=0), (high - tail.fit.alpha).clamp(min=0)
+        numbers["alpha_low"] = alpha - _in_quadrature(below, tail.usable) / fits
+        numbers["alpha_high"] = alpha + _in_quadrature(above, tail.usable) / fits
+    if wanted.p_value:
+        p_value = goodness_of_fit(tail.spectra, method.fit_tail, draws=wanted.p_value, seed=seed)
+        numbers["p_value"] = tail.mean(p_value)
+    return numbers
+
+
+def _in_quadrature(errors: Tensor, usable: Tensor) -> Tensor:
+    """Error of a sum of independent fits."""
+    return errors.masked_fill(~usable, 0).square().sum().sqrt()
+
+
+def layer_seed(name: str, seed: int) -> int:
+    """A layer's own seed: the same whichever other layers there are, and on every machine."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+def _bulk(eigenvalues: Tensor, plan: Plan) -> dict[str, Tensor]:
+    windows = plan.windows
+    law = fit_marchenko_pastur(
+        eigenvalues.flatten(0, 1), windows.height, windows.width, complex_entries=plan.is_complex
+    )
+    return {
+        "mp_variance": law.variance,
+        "mp_lower_edge": law.lower_edge,
+        "mp_upper_edge": law.upper_edge,
+        "mp_spike_threshold": law.spike_threshold,
+        "mp_spikes": law.spikes,
+        "mp_soft_rank": law.soft_rank,
+    }
+
+
+def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
+    r"""Bound on alpha's error if the spectra are quick: :math:`(\alpha - 1)^2 (\epsilon \lambda_{rms} + u) / x_{min}`.
+
+    It follows from :math:`\partial \alpha / \partial \ln x_{min} = (\alpha - 1)^2`; of all errors that of xmin counts
+    most, as those of the other eigenvalues are relatively smaller and average out. :math:`u` is what products that
+    underflow add up to: m'n' times the smallest normal number.
+    """
+    root_mean_square = eigenvalues.square().mean(-1).amax().sqrt()
+    underflow = plan.windows.height * plan.windows.width * torch.finfo(torch.float32).tiny
+    error = QUICK_ERROR * root_mean_square + underflow
+    return ((fit.alpha - 1).square() * error / fit.xmin).nan_to_num(torch.inf).amax()
+
+
+def layer_row(weight: LayerWeight, plan: Plan, values: list[float]) -> LayerSpectrum:
+    """The row of the report that a layer's numbers make.
+
+    Args:
+        weight: the layer.
+        plan: how its windows were cut.
+        values: the numbers, in the order of ``NUMBERS``.
+
+    Returns:
+        The row, of status ``"skipped"`` where no fit holds.
+    """
+    numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
+    counts = {name: numbers.pop(name) for name in _COUNTS}
+    reason = _no_fit(counts) if not counts["usable"] else _remarks(plan, counts)
+    if not counts["usable"]:
+        numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat"), math.nan)
+    return LayerSpectrum(
+        name=weight.name,
+        kind=weight.kind,
+        shape=weight.shape,
+        aspect_ratio=plan.windows.aspect_ratio,
+        windows=plan.windows.number,
+        coverage=plan.windows.coverage(plan.rows, plan.columns),
+        eigenvalue_count=plan.eigenvalue_count,
+        log_norm=_log10(numbers["frobenius_norm_squared"]),
+        log_spectral_norm=_log10(numbers["spectral_norm"]),
+        status="ok" if counts["usable"] else "skipped",
+        reason=reason,
+        **numbers,
+    )
+
+
+def _no_fit(counts: dict[str, float]) -> str:
+    if counts["deficient"]:
+        return "the matrix is rank-deficient: the tail starts at an eigenvalue that is zero to rounding"
+    return "the tail's eigenvalues are equal to rounding, or no fit was found: not a power law"
+
+
+def _remarks(plan: Plan, counts: dict[str, float]) -> str:
+    remarks = []
+    if plan.windows.shrunk:
+        remarks.append(f"window shrunk to {plan.windows.height} x {plan.windows.width} to fit the matrix")
+    unused, fits = counts["fits"] - counts["usable"], counts["fits"]
+    if unused:
+        remarks.append(f"{unused:.0f} of {fits:.0f} blocks left out: rank-deficient or with equal eigenvalues")
+    return "; ".join(remarks)
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else -math.inf if value == 0 else math.nan

@@ -1,0 +1,244 @@
+"""Rules that tell from a stored tensor's name and shape which weight matrices it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.checkpoint._effective import StoredTensor
+from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.analysis.weights.matrices import (
+    GRU_GATES,
+    LSTM_GATES,
+    NO_MATRICES,
+    PROJECTIONS,
+    complex_matrices,
+    convolution_matrices,
+    stack,
+    transposed_convolution_matrices,
+)
+
+_EMBEDDING = re.compile(
+    r"wte|wpe|shared|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
+    r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
+)
+_RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
+_NO_WEIGHT = re.compile(
+    r"running_(mean|var)|num_batches_tracked|(.*_)?mask|(.*_)?bias|inv_freq|freqs_cis|(cos|sin)_cached"
+    r"|relative_coords_table|pe|weight_scale(_inv)?|scales"
+)
+_PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
+_LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
+
+
+class StoredLeaf(NamedTuple):
+    """A tensor that a module holds itself.
+
+    Attributes:
+        module: the module's name.
+        name: the tensor's name within the module.
+        stored: the tensor.
+        siblings: all tensors that the module holds, by name.
+    """
+
+    module: str
+    name: str
+    stored: StoredTensor
+    siblings: Mapping[str, StoredTensor]
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer: the module's for its ``weight``, else with the tensor's."""
+        parts = (self.module,) if self.name == "weight" else (self.module, self.name)
+        return ".".join(part for part in parts if part) or "weight"
+
+    def sibling(self, name: str) -> Tensor | None:
+        """Another tensor of the module, None if it has none of that name."""
+        return self.siblings[name].read() if name in self.siblings else None
+
+
+def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
+    """Weight matrices of one stored tensor, by the first rule that knows it.
+
+    Args:
+        leaf: the tensor.
+
+    Returns:
+        No item for what is no weight (a bias, a buffer); more than one where several matrices are stored as one; one
+        with a reason where the weight cannot be known.
+
+    Example:
+        >>> stored = StoredTensor(lambda: torch.zeros(8, 3, 5, 5))
+        >>> [layer] = leaf_layers(StoredLeaf("stem", "weight", stored, {"weight": stored}))
+        >>> layer.name, layer.kind, tuple(layer.matrices.shape)
+        ('stem', 'convolution', (25, 8, 3))
+    """
+    tensor = leaf.stored.read()
+    if tensor.ndim < 2:
+        return []
+    if not _is_number(tensor.dtype):
+        return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
+    if leaf.stored.reason:
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, leaf.stored.reason)]
+    found = (rule(leaf, tensor) for rule in _RULES)
+    return next((layers for layers in found if layers is not None), [])
+
+
+def skipped_layer(name: str, kind: str, shape: Sequence[int], reason: str) -> LayerWeight:
+    """A layer without values that says why it is not analysed.
+
+    Args:
+        name: of the layer.
+        kind: of the layer.
+        shape: as stored.
+        reason: why.
+
+    Returns:
+        The layer, without matrices.
+    """
+    return LayerWeight(name, kind, tuple(shape), NO_MATRICES, (), reason)
+
+
+def _is_number(dtype: torch.dtype) -> bool:
+    return (dtype.is_floating_point or dtype.is_complex) and dtype.itemsize >= 2
+
+
+def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
+    reason = f"the weight is quantised ({tensor.dtype}): dequantise it, or analyse the original checkpoint"
+    return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
+
+
+def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """Biases, buffers, and the factors of a normalisation over several dimensions."""
+    bias = leaf.sibling("bias") if leaf.name == "weight" else None
+    normalisation = bias is not None and bias.shape == tensor.shape
+    return [] if normalisation or _NO_WEIGHT.fullmatch(leaf.name) else None
+
+
+def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """The projections of ``nn.MultiheadAttention``, apart or one below the other."""
+    if tensor.ndim == 2 and leaf.name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        return _rows_apart(leaf, tensor, "attention", ("",))
+    if leaf.name != "in_proj_weight" or tensor.ndim != 2 or tensor.shape[0] % 3:
+        return None
+    return _rows_apart(leaf, tensor, "attention", PROJECTIONS)
+
+
+def _recurrent(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """The gates of recurrent layers, stored one below the other: as many as weight_hh has squares."""
+    match = _RECURRENT.fullmatch(leaf.name)
+    hidden = leaf.sibling(f"weight_hh{match['layer']}") if match else None
+    if match is None or hidden is None or tensor.ndim != 2:
+        return None
+    if match["side"] == "hr":
+        return _rows_apart(leaf, tensor, "recurrent", ("",))
+    projected = f"weight_hr{match['layer']}" in leaf.siblings  # which LSTM alone knows
+    gates = _GATES.get(4 if projected else hidden.shape[0] // hidden.shape[1], ())
+    return _rows_apart(leaf, tensor, "recurrent", gates) if gates and tensor.shape[0] % len(gates) == 0 else None
+
+
+_GATES = {1: ("",), 3: GRU_GATES, 4: LSTM_GATES}
+
+
+def _rows_apart(leaf: StoredLeaf, tensor: Tensor, kind: str, parts: tuple[str, ...]) -> list[LayerWeight]:
+    matrices = zip(parts, tensor.chunk(len(parts)), strict=True)
+    return [_layer(f"{leaf.layer}.{part}".rstrip("."), kind, matrix.shape, matrix) for part, matrix in matrices]
+
+
+def _layer(name: str, kind: str, shape: Sequence[int], matrices: Tensor) -> LayerWeight:
+    return LayerWeight(name, kind, tuple(shape), stack(matrices), ())
+
+
+def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """AFNO's complex layers w1, b1 and w2, b2, stored as (2, blocks, in, out) and (2, blocks, out)."""
+    bias = leaf.sibling(leaf.name.replace("w", "b"))
+    if leaf.name not in ("w1", "w2", "b1", "b2") or bias is None or len(tensor) != 2:
+        return None
+    if leaf.name.startswith("b"):
+        weight = leaf.sibling(leaf.name.replace("b", "w"))
+        return [] if weight is not None and weight.ndim == tensor.ndim + 1 else None
+    if tensor.ndim != 4 or bias.shape != (*tensor.shape[:2], tensor.shape[3]):
+        return None
+    return [_layer(leaf.layer, "parameter", tensor.shape, complex_matrices(tensor))]
+
+
+def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """FNO's complex weights (inputs, outputs, *modes): a matrix for each mode."""
+    if not tensor.is_complex() or tensor.ndim < 3 or "weight" not in leaf.name:
+        return None
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)))]
+
+
+def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    if not _PRODUCT.fullmatch(leaf.name):
+        return None
+    layer = _layer(leaf.layer, "low-rank product", tensor.shape, tensor)
+    return [layer if leaf.stored.rank is None else layer._replace(rank=leaf.stored.rank())]
+
+
+def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    if leaf.name != "weight" or tensor.ndim != 2 or "bias" in leaf.siblings or not is_embedding(leaf.module):
+        return None
+    return [_layer(leaf.layer, "embedding", tensor.shape, tensor)]
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module's name is one that tables of embeddings bear.
+
+    Args:
+        module: full name of the module.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> [is_embedding(name) for name in ("transformer.wte", "model.embed_tokens", "embed_out", "patch_embed.proj")]
+        [True, True, False, False]
+    """
+    return _EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
+
+
+def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """Weights of linear layers and convolutions; the length of the bias tells which dimension is the output."""
+    if leaf.name != "weight" or tensor.ndim > 5:
+        return None
+    bias = leaf.sibling("bias")
+    outputs = tensor.shape[0] if bias is None or bias.ndim != 1 else len(bias)
+    if tensor.ndim == 2:
+        transposed = outputs == tensor.shape[1] != tensor.shape[0]  # Conv1D of transformers
+        return [_layer(leaf.layer, "linear", tensor.shape, tensor.mT if transposed else tensor)]
+    groups, rest = divmod(outputs, tensor.shape[1])
+    if outputs == tensor.shape[0] or rest or not groups or tensor.shape[0] % groups:
+        return [_layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))]
+    matrices = transposed_convolution_matrices(tensor, groups)
+    return [_layer(leaf.layer, "transposed convolution", tensor.shape, matrices)]
+
+
+def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """DPOT's and other networks' on a grid, (1, channels, height, width): a vector for each place."""
+    if leaf.name != "pos_embed" or tensor.ndim != 4 or len(tensor) != 1:
+        return None
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))]
+
+
+def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
+    """Any other tensor: a batch of matrices of its last two dimensions."""
+    return None if min(tensor.shape[-2:]) < 2 else [_layer(leaf.layer, "parameter", tensor.shape, tensor)]
+
+
+_RULES: tuple[Callable[[StoredLeaf, Tensor], list[LayerWeight] | None], ...] = (
+    _low_rank_product,
+    _no_weight,
+    _attention,
+    _recurrent,
+    _complex_pair,
+    _spectral_convolution,
+    _embedding,
+    _weight,
+    _position_embedding,
+    _parameter,
+)

@@ -1,0 +1,106 @@
+"""How a layer-wise hyperparameter follows the alphas: which layers, how smoothly, how far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis import Selection
+from lightning_farms.balancing.alpha_map import AlphaMap
+from lightning_farms.functional.smoothing import clip_to_quantiles
+
+
+@dataclass(frozen=True)
+class Control:
+    """Between the alphas and the optimizer: what steadies and bounds the multipliers, and which layers have one.
+
+    Layers that are left out here are analysed and logged; they keep the base value, and move no other layer.
+
+    Args:
+        ema_decay: weight of the past in an exponential moving average of each layer's alpha over analyses, in [0, 1);
+            0 for none.
+        clip_quantile: alphas beyond this quantile and its opposite are taken to these before the map, in [0, 0.5); 0
+            for none. At least 1 / (L - 1) takes one outlier of L layers wholly to its neighbour.
+        min_multiplier: no multiplier is smaller, in [0, 1].
+        max_multiplier: no multiplier is larger, at least 1.
+        ramp_steps: number of optimizer steps (of all optimizers) over which the multipliers go linearly from those in
+            force at an analysis to the new ones; 0 for at once.
+        layers: which weights have a say, and their layers a multiplier: ``include``, ``exclude`` (patterns), ``kinds``,
+            ``min_size`` (number of eigenvalues of a matrix), ``max_size``. Whether embeddings and low-rank products are
+            analysed at all is a matter of ``selection``.
+        first_layer: whether the first layer of the model, of those that the analysis selects, is balanced.
+        last_layer: whether the last layer of the model, of those that the analysis selects, is balanced.
+        norms: whether norms (modules without a matrix) follow the layer they belong to.
+        biases: whether biases follow the layer they belong to.
+        compensate_weight_decay: decoupled weight decay shrinks a weight by rate times decay at each step, and so grows
+            and falls with a layer's rate. With this, the decay of the layer is divided by the multiplier of its rate,
+            and the weights shrink as with one rate for all layers. For callbacks that adjust learning rates.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range; when the fit starts: a pattern of ``layers`` fits no layer.
+
+    Example:
+        >>> control = Control(ema_decay=0.5, ramp_steps=100, max_multiplier=2.0, first_layer=False, last_layer=False)
+    """
+
+    ema_decay: float = 0.0
+    clip_quantile: float = 0.0
+    min_multiplier: float = 0.0
+    max_multiplier: float = math.inf
+    ramp_steps: int = 0
+    layers: Selection = Selection()
+    first_layer: bool = True
+    last_layer: bool = True
+    norms: bool = True
+    biases: bool = True
+    compensate_weight_decay: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, Selection):
+            raise TypeError(f"Expected argument `layers` to be Selection(...), but got {self.layers!r}.")
+        for name in ("first_layer", "last_layer", "norms", "biases", "compensate_weight_decay"):
+            self._check_kind(name, bool, "True or False")
+        self._check_kind("ramp_steps", int, "an integer")
+        for name, least, most, rule in (
+            ("ema_decay", 0, math.nextafter(1, 0), "in [0, 1)"),
+            ("clip_quantile", 0, math.nextafter(0.5, 0), "in [0, 0.5)"),
+            ("min_multiplier", 0, 1, "in [0, 1]"),
+            ("max_multiplier", 1, math.inf, "at least 1"),
+            ("ramp_steps", 0, math.inf, "0 or more"),
+        ):
+            self._check_kind(name, (int, float), "a number")
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"Expected argument `{name}` to be {rule}, but got {getattr(self, name)}.")
+
+    def _check_kind(self, name: str, kind: type | tuple[type, ...], description: str) -> None:
+        if not isinstance(getattr(self, name), kind):
+            raise TypeError(f"Expected argument `{name}` to be {description}, but got {getattr(self, name)!r}.")
+
+    def multipliers(self, alphas: Tensor, alpha_map: AlphaMap) -> Tensor:
+        """Clip the finite alphas, map them, clamp what comes of it; 1 for the others.
+
+        Args:
+            alphas: (L,); not finite where a layer is left alone.
+            alpha_map: the map.
+
+        Returns:
+            (L,) multipliers, float64.
+
+        Raises:
+            ValueError: the map's result is not finite and positive, or not of the alphas' shape.
+        """
+        finite = alphas.isfinite()
+        multipliers = torch.ones_like(alphas, dtype=torch.float64)
+        if bool(finite.any()):
+            mapped = alpha_map(clip_to_quantiles(alphas[finite], self.clip_quantile))
+            if mapped.shape != alphas[finite].shape or not bool((mapped.isfinite() & (mapped > 0)).all()):
+                raise ValueError(
+                    f"Expected {alpha_map!r} to give one finite and positive multiplier for each of"
+                    f" {int(finite.sum())} alphas, but got {mapped.tolist()}."
+                )
+            multipliers[finite] = mapped.to(torch.float64).clamp(self.min_multiplier, self.max_multiplier)
+        return multipliers

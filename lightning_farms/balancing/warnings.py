@@ -1,0 +1,61 @@
+"""What a user should know of alphas that a layer-wise control can do little with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from lightning_farms.functional.smoothing import squeezing_outlier
+from lightning_farms.functional.vectors import vector
+
+
+def warnings_of_control(
+    alphas: Mapping[str, float], multipliers: Mapping[str, float], hyperparameter: str
+) -> dict[str, str]:
+    """What there is to warn of: all layers have one multiplier, or one layer's alpha leaves the others nearly one.
+
+    Args:
+        alphas: {layer: alpha}; not finite where the layer is left alone.
+        multipliers: {layer: multiplier}.
+        hyperparameter: what is adjusted, in words.
+
+    Returns:
+        {kind of warning: message with the remedy}, with one entry at most.
+
+    Example:
+        >>> alphas = {"a": 2.0, "b": 2.1, "c": 2.2, "d": 2.1, "e": 2.2, "f": 9.0}
+        >>> multipliers = {"a": 0.5, "b": 0.51, "c": 0.53, "d": 0.51, "e": 0.53, "f": 1.5}
+        >>> warnings_of_control(alphas, multipliers, "learning rate")["outlier"][:53]
+        "layer 'f' has alpha 9.00, the others 2.00 to 2.20, so"
+    """
+    finite = {layer: alpha for layer, alpha in alphas.items() if math.isfinite(alpha)}
+    balanced = vector(multipliers[layer] for layer in finite)
+    if len(finite) < 2 or not bool((balanced != balanced[0]).any()):
+        return {"use": f"all layers have the same {hyperparameter}: {_why_equal(list(finite.values()))}"}
+    index = squeezing_outlier(balanced)
+    return {} if index is None else {"outlier": _of_outlier(finite, list(finite)[index], hyperparameter)}
+
+
+def _why_equal(alphas: list[float]) -> str:
+    if not alphas:
+        return (
+            "none of the layers that the optimizer trains and the selection leaves has an alpha (`callback.report` "
+            "says why for each). Use SpectralMonitor, or select other layers."
+        )
+    if len(alphas) == 1:
+        return "only one is balanced. Select more layers, or use SpectralMonitor."
+    return (
+        f"their alphas lie between {min(alphas):.4f} and {max(alphas):.4f}, and the map makes no difference of that. "
+        "Look for weights that are copies of each other, or for ratios, strengths or clipping that leave no range."
+    )
+
+
+def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str) -> str:
+    others = [alpha for name, alpha in alphas.items() if name != layer]
+    quantile = math.ceil(100 / (len(alphas) - 1)) / 100
+    return (
+        f"layer {layer!r} has alpha {alphas[layer]:.2f}, the others {min(others):.2f} to {max(others):.2f}, so that "
+        f"these have nearly one {hyperparameter}. If that is not meant, clip it with "
+        f"control=Control(clip_quantile={quantile}), or leave the layer out with "
+        f'control=Control(layers=Selection(exclude=("{layer}",))).'
+    )

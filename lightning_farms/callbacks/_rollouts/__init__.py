@@ -1,0 +1,1 @@
+"""What the callbacks that draw rollouts share."""

@@ -1,0 +1,124 @@
+"""Which pictures the rollouts of an evaluation give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from lightning_farms.callbacks._rollouts.record import Errors, KeptRollout
+from lightning_farms.loggers.pictures import Picture
+from lightning_farms.loggers.sinks import Pixels
+from lightning_farms.plotting import error_curves_figure, field_figure, pixels
+
+
+class Names(NamedTuple):
+    """How channels and frames are called.
+
+    Attributes:
+        channels: a name each.
+        frames: number of each predicted frame in its trajectory.
+        times: time of each predicted frame; None where unknown.
+    """
+
+    channels: Sequence[str]
+    frames: Sequence[int]
+    times: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is drawn of one evaluation on one data loader.
+
+    Args:
+        stage: "val" or "test", first part of the keys.
+        suffix: last part of the keys.
+        when: how long the network has been trained, "" where unknown.
+        step: the step that it is logged under.
+        names: of channels and frames.
+        errors: relative L2 error over all trajectories, a row a frame, a column a channel.
+        kept: the first trajectories.
+        drawn: index of each of their frames.
+    """
+
+    stage: str
+    suffix: str
+    when: str
+    step: int
+    names: Names
+    errors: Errors
+    kept: Sequence[KeptRollout]
+    drawn: Sequence[int]
+
+
+class Earlier(NamedTuple):
+    """The errors of an earlier evaluation.
+
+    Attributes:
+        when: as in an evaluation.
+        errors: a row a frame, a column a channel.
+    """
+
+    when: str
+    errors: Errors
+
+
+def rollout_pictures(evaluation: Evaluation, earlier: Earlier | None) -> list[Picture]:
+    """Fields of each kept trajectory and channel, and the error over the frames.
+
+    Args:
+        evaluation: what to draw.
+        earlier: errors to compare with; left out where their shape is another one.
+
+    Returns:
+        The pictures.
+    """
+    stage, suffix = evaluation.stage, evaluation.suffix
+    found = [
+        Picture("figure", f"{stage}/fields/{name}{_number(sample)}{suffix}", partial(_fields, evaluation, sample, i))
+        for sample in range(len(evaluation.kept))
+        for i, name in enumerate(evaluation.names.channels)
+    ]
+    return [*found, Picture("figure", f"{stage}/error_over_time{suffix}", partial(_curves, evaluation, earlier))]
+
+
+def _number(sample: int) -> str:
+    """Part of the key; the first needs none."""
+    return f"/{sample + 1}" if sample else ""
+
+
+def _fields(evaluation: Evaluation, sample: int, channel: int) -> Pixels:
+    kept, names = evaluation.kept[sample], evaluation.names
+    kind = {"val": "validation", "test": "test"}[evaluation.stage]
+    times = names.times
+    columns = [
+        f"frame {names.frames[i]}" + ("" if times is None else f"\nt = {times[i]:.4g}") for i in evaluation.drawn
+    ]
+    title = f"{names.channels[channel]}, {kind} trajectory {sample + 1}{_comma(evaluation.when)}"
+    target, prediction = kept.target[..., channel], kept.prediction[..., channel]
+    return pixels(field_figure(target, prediction, frames=columns, title=title))
+
+
+def _curves(evaluation: Evaluation, earlier: Earlier | None) -> Pixels:
+    names, errors = evaluation.names, evaluation.errors
+    if earlier is not None and (earlier.errors == errors or _shape(earlier.errors) != _shape(errors)):
+        earlier = None
+    figure = error_curves_figure(
+        errors,
+        channels=names.channels,
+        positions=names.frames if names.times is None else names.times,
+        unit="frame" if names.times is None else "time t",
+        before=None if earlier is None else earlier.errors,
+        before_label="" if earlier is None else earlier.when,
+        title=f"Relative L2 error over the rollout{_comma(evaluation.when)}",
+    )
+    return pixels(figure)
+
+
+def _comma(when: str) -> str:
+    return f", {when}" if when else ""
+
+
+def _shape(errors: Errors) -> tuple[int, int]:
+    return len(errors), len(errors[0])

@@ -1,0 +1,154 @@
+"""What is kept of a module's rollouts over one evaluation: errors, and a few frames of the first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_farms.common.evaluation_shares import own_items
+
+_AXES = "(batch, X, Y, frames, channels)"
+
+
+class Rollouts(NamedTuple):
+    """What a validation or test step returns.
+
+    Attributes:
+        prediction: (batch, X, Y, frames, channels).
+        target: the same shape.
+        given: number of frames that precede them.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    given: int
+
+
+class KeptRollout(NamedTuple):
+    """A few frames of a trajectory, on the host.
+
+    Attributes:
+        prediction: (X, Y, frames, channels), float32.
+        target: the same shape.
+    """
+
+    prediction: Tensor
+    target: Tensor
+
+
+Errors: TypeAlias = list[list[float]]  # a row a frame, a column a channel
+
+
+def rollouts_of(outputs: object) -> Rollouts | str:
+    """Read what a step returned.
+
+    Args:
+        outputs: a mapping with the tensors "prediction" and "target", and perhaps "given".
+
+    Returns:
+        The rollouts, or in words what was returned instead.
+
+    Example:
+        >>> fields = torch.ones(2, 8, 8, 3, 4)
+        >>> rollouts_of({"given": fields, "prediction": fields, "target": fields}).given
+        3
+        >>> rollouts_of(None)
+        'None'
+    """
+    if not isinstance(outputs, Mapping):
+        return "None" if outputs is None else f"a {type(outputs).__name__}"
+    prediction, target, given = (outputs.get(name) for name in ("prediction", "target", "given"))
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+        return f"a mapping with the keys {list(outputs)}"
+    fields = prediction.ndim == 5 and prediction.numel() and prediction.shape == target.shape
+    if not fields or not prediction.is_floating_point() or not target.is_floating_point():
+        return f"{prediction.dtype} of shape {tuple(prediction.shape)} and {target.dtype} of {tuple(target.shape)}"
+    frames = given.shape[3] if isinstance(given, Tensor) and given.ndim == 5 else 0
+    return Rollouts(prediction.detach(), target.detach(), frames)
+
+
+def expected_outputs(step: str, got: str) -> str:
+    """The message on what is wrong with what a step returned."""
+    return (
+        f"RolloutMonitor expected `{step}` to return a mapping with the tensors 'prediction' and 'target' of shape "
+        f"{_AXES}, but got {got}. Nothing is drawn. Return them, as OperatorModule does, or leave the callback out."
+    )
+
+
+class RolloutRecord:
+    """Of one evaluation on one data loader.
+
+    Args:
+        metric: error per frame and channel.
+        samples: number of the first trajectories to keep.
+        columns: number of frames to keep of each, spread from the first to the last.
+
+    Attributes:
+        kept: the first trajectories.
+        drawn: index of each of their frames.
+        given: number of frames that precede the predicted ones.
+    """
+
+    def __init__(self, metric: Metric, samples: int, columns: int) -> None:
+        self.kept: list[KeptRollout] = []
+        self.drawn: list[int] = []
+        self.given = 0
+        self._metric = metric
+        self._samples, self._columns = samples, columns
+        self._seen = 0
+        self._shape: torch.Size | None = None
+
+    def add(self, rollouts: Rollouts, loader: object) -> bool:
+        """Add a batch, if it has as many frames and channels as the first.
+
+        Args:
+            rollouts: the batch.
+            loader: the data loader that it comes from.
+
+        Returns:
+            Whether it has.
+        """
+        prediction, target, given = rollouts
+        own = own_items(loader, self._seen, len(target))
+        self._seen += len(target)
+        self._shape = self._shape or target.shape[3:]
+        if target.shape[3:] != self._shape:
+            return False
+        self.given = given
+        if own:
+            self._metric.update(prediction[:own], target[:own])
+        self.drawn = spread(target.shape[3], self._columns)
+        for index in range(min(len(target), self._samples - len(self.kept))):
+            fields = (field[index][:, :, self.drawn].to("cpu", torch.float32) for field in (prediction, target))
+            self.kept.append(KeptRollout(*fields))
+        return True
+
+    def errors(self) -> Errors:
+        """Errors over the trajectories of all processes; each must call it.
+
+        Returns:
+            A row a frame, a column a channel.
+
+        Raises:
+            ValueError: The processes' rollouts differ in frames or channels.
+        """
+        errors: Errors = self._metric.compute().tolist()
+        return errors
+
+
+def spread(length: int, number: int) -> list[int]:
+    """Indices evenly spread from the first to the last.
+
+    Example:
+        >>> spread(11, 5), spread(3, 5), spread(4, 1)
+        ([0, 2, 5, 8, 10], [0, 1, 2], [3])
+    """
+    if number >= length:
+        return list(range(length))
+    if number == 1:
+        return [length - 1]
+    return [round(i * (length - 1) / (number - 1)) for i in range(number)]

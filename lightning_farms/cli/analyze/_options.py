@@ -1,0 +1,215 @@
+"""The options of `lightning-farms analyze`, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.analysis import FARMS, KINDS, Diagnostics, Selection, SpectralMethod, WholeMatrix
+from lightning_farms.analysis.method import Blocks, Compat, Fit
+from lightning_farms.cli._shell import with_options
+from lightning_farms.cli.analyze._outliers import RULE
+
+Format = Literal["table", "csv", "json"]
+Device = Literal["cpu", "cuda"]
+
+_DESCRIPTION = f"""Measure how heavy-tailed the spectrum of every weight matrix in a checkpoint is (alpha, by FARMS or
+on whole matrices). No model class is needed, and nothing in the file is run: it is read with weights_only. The result
+goes to stdout (or --out), everything else to stderr. Outliers are marked: alpha {RULE} Exit status: 0 done; 1 the file
+cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What `lightning-farms analyze` was asked to do.
+
+    Attributes:
+        file: checkpoint to analyse.
+        base: checkpoint to subtract from it first.
+        compare: checkpoint to compare it with.
+        method: how to analyse.
+        selection: which weights to analyse.
+        diagnostics: error bars, goodness of fit and random baselines.
+        format: of the result.
+        out: file for the result; stdout if there is none.
+        plots: folder for figures.
+        workspace: bytes.
+        workers: threads on the CPU.
+        device: where to compute.
+    """
+
+    file: Path
+    base: Path | None
+    compare: Path | None
+    method: SpectralMethod
+    selection: Selection
+    diagnostics: Diagnostics
+    format: Format
+    out: Path | None
+    plots: Path | None
+    workspace: int
+    workers: int | None
+    device: Device
+
+
+def parse_options(args: list[str]) -> AnalyzeOptions:
+    """Parse and check the arguments.
+
+    Args:
+        args: what follows `lightning-farms analyze`.
+
+    Returns:
+        The options.
+
+    Raises:
+        SystemExit: with status 2 for wrong arguments, 0 after --help.
+    """
+    parser = _parser()
+    given = parser.parse_args(args)
+    try:
+        return _options(given.as_dict())
+    except (ValueError, TypeError) as error:
+        parser.error(with_options(str(error)))
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="lightning-farms analyze", description=_DESCRIPTION, usage="%(prog)s FILE [options]")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=str,
+        help="Lightning .ckpt, state dict (.pt, .pth, .bin), .safetensors, index of a sharded checkpoint, or a folder",
+    )
+    _add_method(parser.add_argument_group("how to analyse"))
+    _add_selection(parser.add_argument_group("which weights"))
+    _add_diagnostics(parser.add_argument_group("error bars and baselines"))
+    _add_second_files(parser.add_argument_group("a second checkpoint"))
+    _add_output(parser.add_argument_group("output"))
+    _add_resources(parser.add_argument_group("resources"))
+    return parser
+
+
+def _add_method(group: Any) -> None:  # noqa: ANN401
+    group.add_argument(
+        "--method",
+        type=Literal["farms", "whole"],
+        default="farms",
+        help="windows of one aspect ratio, or the whole matrix",
+    )
+    group.add_argument("--aspect_ratio", type=float, default=1.0, help="columns by rows of a window")
+    group.add_argument("--window", type=int, default=None, help="rows of a window; by default as large as fits")
+    group.add_argument("--steps", type=int, default=None, help="windows per dimension; by default tiles that cover all")
+    group.add_argument("--fit", type=Fit, default="hill", help="where the tail starts: the upper half, or by a search")
+    group.add_argument("--blocks", type=Blocks, default="averaged", help="how the windows of a convolution are joined")
+    group.add_argument(
+        "--compat", type=Compat, default=None, help="the authors' program's numbers; FARMS then needs --window, --steps"
+    )
+
+
+def _add_selection(group: Any) -> None:  # noqa: ANN401
+    group.add_argument(
+        "--include", nargs="+", default=[], metavar="PATTERN", help="layers to analyse: blocks.0, '*.mlp.*'"
+    )
+    group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to leave out")
+    group.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds to analyse: {', '.join(KINDS)}")
+    group.add_argument("--min_size", type=int, default=1, help="least smaller dimension of a matrix")
+    group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
+    group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
+    group.add_argument(
+        "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
+    )
+
+
+def _add_diagnostics(group: Any) -> None:  # noqa: ANN401
+    group.add_argument("--bootstrap", type=int, default=0, metavar="N", help="draws for the interval of alpha")
+    group.add_argument("--level", type=float, default=0.95, help="probability of that interval")
+    group.add_argument("--p_value", type=int, default=0, metavar="N", help="synthetic spectra for the goodness of fit")
+    group.add_argument(
+        "--baseline",
+        action="store_true",
+        help="fit the Marchenko-Pastur law, and analyse each weight with its entries shuffled too",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of all draws")
+
+
+def _add_second_files(group: Any) -> None:  # noqa: ANN401
+    group.add_argument("--compare", type=str, default=None, metavar="OTHER", help="list alpha in both, and its change")
+    group.add_argument(
+        "--base", type=str, default=None, metavar="BASE", help="analyse FILE minus BASE: what fine-tuning added"
+    )
+
+
+def _add_output(group: Any) -> None:  # noqa: ANN401
+    group.add_argument(
+        "--format", type=Format, default=None, help="by default as --out ends (.csv, .json), or else a table"
+    )
+    group.add_argument("--out", type=str, default=None, metavar="PATH", help="file for the result")
+    group.add_argument("--plots", type=str, default=None, metavar="DIR", help="folder for figures (.png)")
+
+
+def _add_resources(group: Any) -> None:  # noqa: ANN401
+    group.add_argument("--workspace", type=float, default=1.0, metavar="GIB", help="memory for windows, in GiB")
+    group.add_argument("--workers", type=int, default=None, metavar="N", help="threads; by default PyTorch's")
+    group.add_argument("--device", type=Device, default="cpu", help="where to compute")
+
+
+def _options(given: dict[str, Any]) -> AnalyzeOptions:
+    if given["base"] is not None and given["compare"] is not None:
+        raise ValueError("--base and --compare exclude each other.")
+    if not given["workspace"] > 0:
+        raise ValueError(f"Expected --workspace to be positive, but got {given['workspace']}.")
+    if given["workers"] is not None and given["workers"] < 1:
+        raise ValueError(f"Expected --workers to be at least 1, but got {given['workers']}.")
+    _check_device(given["device"])
+    names = ("include", "exclude", "kinds", "min_size", "max_size", "embeddings", "low_rank_products")
+    return AnalyzeOptions(
+        file=Path(given["file"]),
+        base=_path(given["base"]),
+        compare=_path(given["compare"]),
+        method=_method(given),
+        selection=Selection(**{name: given[name] for name in names}),
+        diagnostics=Diagnostics(
+            given["bootstrap"],
+            given["p_value"],
+            marchenko_pastur=given["baseline"] or given["plots"] is not None,
+            twin=given["baseline"],
+            level=given["level"],
+            seed=given["seed"],
+        ),
+        format=given["format"] or _format_of(given["out"]),
+        out=_path(given["out"]),
+        plots=_path(given["plots"]),
+        workspace=max(1, int(given["workspace"] * 2**30)),
+        workers=given["workers"],
+        device=given["device"],
+    )
+
+
+def _method(given: dict[str, Any]) -> SpectralMethod:
+    windows = {name: given[name] for name in ("aspect_ratio", "window", "steps", "blocks")}
+    if given["method"] == "farms":
+        return FARMS(**windows, fit=given["fit"], compat=given["compat"])
+    defaults = {"aspect_ratio": 1.0, "window": None, "steps": None, "blocks": "averaged"}
+    superfluous = [f"--{name}" for name, value in windows.items() if value != defaults[name]]
+    if superfluous:
+        raise ValueError(f"{', '.join(superfluous)}: of no use with --method whole, which has no windows.")
+    return WholeMatrix(fit=given["fit"], compat=given["compat"])
+
+
+def _check_device(device: Device) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here.")
+
+
+def _format_of(out: str | None) -> Format:
+    ending = Path(out).suffix.removeprefix(".") if out else ""
+    return next((name for name in get_args(Format) if name == ending), "table")
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

@@ -1,0 +1,203 @@
+"""`lightning-farms analyze FILE`: the spectra of a checkpoint's weights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from lightning_farms.analysis import (
+    Diagnostics,
+    LayerWeight,
+    Selection,
+    SpectralReport,
+    analyze_weights,
+    checkpoint_changes,
+    checkpoint_weights,
+    open_checkpoint,
+)
+from lightning_farms.analysis.comparison import Comparison, compare
+from lightning_farms.cli._shell import fail, traceback_wanted, with_options
+from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
+from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
+from lightning_farms.cli.analyze._tables import print_comparison, print_report
+from lightning_farms.common.progress import progress_bar, progress_is_shown
+
+_USER_MISTAKES = (ValueError, OSError, ImportError)
+_BROKEN_PIPE = 141  # 128 and the number of the signal, as shells have it
+_WIDE = 1000  # columns of a table that is not printed on a terminal: it takes as many as it needs
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms analyze`.
+
+    Args:
+        args: what follows `analyze` on the command line.
+
+    Raises:
+        SystemExit: with status 1 where the file cannot be analysed or no layer in it, 2 for wrong arguments, 141
+            where the reader of stdout has gone.
+    """
+    options = parse_options(args)
+    try:
+        _analyze(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
+        raise SystemExit(_BROKEN_PIPE) from None
+    except _USER_MISTAKES as error:
+        if traceback_wanted():
+            raise
+        fail(error, with_options(str(error)))
+
+
+def _analyze(options: AnalyzeOptions) -> None:
+    """Open the files and make the folders first, so that what is wrong with them comes before the long work."""
+    tensors = open_checkpoint(options.file)
+    other = None if options.compare is None else open_checkpoint(options.compare)
+    base = None if options.base is None else open_checkpoint(options.base)
+    if other is not None and options.compare is not None:
+        for opened, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
+            _check_patterns(opened, options.selection, name)
+    _make_folders(options)
+    report = _report(tensors, base, options, _name(options.file))
+    comparison = None
+    if other is not None and options.compare is not None:
+        alphas_only = replace(options, diagnostics=Diagnostics(), plots=None)
+        comparison = compare(report, _report(other, None, alphas_only, _name(options.compare)))
+    _write(report, comparison, options)
+    if options.plots is not None:
+        _draw(report, comparison, options, options.plots)
+    _check_any_analysed(report, comparison)
+
+
+def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection, name: str) -> None:
+    """Of two files, tell in which one a pattern matches no layer."""
+    try:
+        checkpoint_weights(tensors, selection, values=False)
+    except ValueError as error:
+        raise ValueError(f"In {name}: {error}") from error
+
+
+def _make_folders(options: AnalyzeOptions) -> None:
+    if options.out is not None:
+        if options.out.is_dir():
+            raise IsADirectoryError(f"Expected --out to be a file, but {str(options.out)!r} is a folder.")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(options.out if options.out.exists() else options.out.parent, "--out to be a place")
+    if options.plots is not None:
+        if options.plots.exists() and not options.plots.is_dir():
+            raise NotADirectoryError(f"Expected --plots to be a folder, but {str(options.plots)!r} is a file.")
+        options.plots.mkdir(parents=True, exist_ok=True)
+        _check_writable(options.plots, "--plots to be a folder")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"Expected {what} that can be written to, but {str(path)!r} cannot.")
+
+
+def _report(
+    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None, options: AnalyzeOptions, name: str
+) -> SpectralReport:
+    def weights() -> Iterator[LayerWeight]:
+        if base is None:
+            return checkpoint_weights(tensors, options.selection)
+        return checkpoint_changes(tensors, base, options.selection)
+
+    total = sum(1 for _ in checkpoint_weights(tensors, options.selection, values=False)) if progress_is_shown() else 0
+    with progress_bar(f"Analysing {name}", total) as progress:
+        return analyze_weights(
+            _on_device(weights(), options.device),
+            options.method,
+            diagnostics=options.diagnostics,
+            keep_eigenvalues=options.plots is not None,
+            workspace=options.workspace,
+            workers=options.workers,
+            progress=progress,
+        )
+
+
+def _on_device(weights: Iterator[LayerWeight], device: str) -> Iterator[LayerWeight]:
+    return (weight._replace(matrices=weight.matrices.to(device)) for weight in weights)
+
+
+def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
+    if options.format == "table" and options.out is None:
+        _print(_Stdout() if sys.stdout.isatty() else _Stdout(width=_WIDE), report, comparison, options)
+        return
+    if options.format == "table":
+        stream = StringIO()
+        _print(Console(file=stream, width=_WIDE), report, comparison, options)
+        text = stream.getvalue()
+    else:
+        result = report if comparison is None else comparison
+        text = result.to_csv() if options.format == "csv" else result.to_json()
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        options.out.write_text(text, encoding="utf-8")
+        sys.stderr.write(f"Written to {options.out}\n")
+    sys.stderr.write(f"alpha of {_analysed(options)}: {report.summary}\n")
+
+
+class _Stdout(Console):
+    """Console that leaves it to :func:`run` what happens when the reader goes away, as rich's exit status is 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where BrokenPipeError was caught."""
+        raise  # noqa: PLE0704
+
+
+def _print(console: Console, report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
+    if comparison is not None and options.compare is not None:
+        print_comparison(console, comparison, names=_names(options.file, options.compare))
+        return
+    given = ", ".join(f"{name}={value!r}" for name, value in vars(options.method).items() if value is not None)
+    title = f"{_analysed(options)}, {type(options.method).__name__}({given})"
+    print_report(console, report, title=title, fit=options.method.fit)
+
+
+def _analysed(options: AnalyzeOptions) -> str:
+    name = _name(options.file)
+    return name if options.base is None else f"{name} minus {_name(options.base)}"
+
+
+def _draw(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions, folder: Path) -> None:
+    pictures = report_pictures(report, name=_analysed(options))
+    if comparison is not None and options.compare is not None:
+        pictures += comparison_pictures(comparison, names=_names(options.file, options.compare))
+    with progress_bar("Drawing", len(pictures)) as progress:
+        for _ in draw(pictures, folder):
+            progress(1)
+    sys.stderr.write(f"{len(pictures)} figures in {folder}\n")
+
+
+def _names(file: Path, other: Path) -> tuple[str, str]:
+    """Names of two files that differ: with their folders where the names alone are equal."""
+    names = _name(file), _name(other)
+    return names if names[0] != names[1] else (str(file), str(other))
+
+
+def _name(path: Path) -> str:
+    """The last part of a path, also of ``.``."""
+    return Path(os.path.abspath(path)).name  # not resolve(): links may lead to files that are called by their hashes
+
+
+def _check_any_analysed(report: SpectralReport, comparison: Comparison | None) -> None:
+    if comparison is not None and not comparison.layers:
+        raise ValueError("Expected two checkpoints with layers in common that have an alpha in both, but got none.")
+    if any(row.status == "ok" for row in report):
+        return
+    if not len(report):
+        raise ValueError("Expected a checkpoint with weight matrices, but got vectors, integers and buffers only.")
+    reasons = Counter(row.reason for row in report).most_common(3)
+    listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+    raise ValueError(f"Expected a layer that can be analysed, but got none among {len(report)}: {listed}.")

@@ -1,0 +1,77 @@
+"""The entry point: which subcommand is meant. A subcommand's own imports are made when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+_DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
+with learning rates per layer that follow from it."""
+_INTERRUPTED = 130  # 128 and the number of the signal, as shells have it
+_SUBCOMMANDS = {
+    "analyze": "Analyse the weights in a checkpoint file; no model class is needed.",
+    "fit": "Train a neural operator on 2D compressible flow, or a model of another class.",
+    "validate": "Evaluate it on the validation part of the data.",
+    "test": "Evaluate it on the test part of the data.",
+    "predict": "Predict the test part of the data with it (an operator: roll it out).",
+    "download": "Download an official PDEBench file of 2D compressible flow.",
+    "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
+    "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
+}
+_OWN = ("analyze", "download", "simulate", "convert")  # each a module with a function `run`; the rest is LightningCLI's
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
+    arguments, 130 when interrupted, unless in training); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1 to
+    see where it was raised.
+
+    Args:
+        args: Arguments; those of the process when left out.
+
+    Raises:
+        SystemExit: With a status other than 0 after an error.
+    """
+    if sys.stdout is None:  # or the next file that is opened takes its place, and what is printed goes there
+        sys.stderr.write(
+            "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
+        )
+        raise SystemExit(1)
+    arguments = sys.argv[1:] if args is None else args
+    if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
+        _parser().parse_args(arguments[:1])
+    if arguments[0] not in _OWN:
+        from lightning_farms.cli.train import train
+
+        train(args)
+        return
+    try:
+        import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("\nlightning-farms: interrupted\n")
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _version() -> str:
+    try:
+        return version("lightning-farms")
+    except PackageNotFoundError:
+        return "(run from its sources, not installed)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A parser of the subcommand's name alone."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-farms",
+        description=_DESCRIPTION,
+        epilog="`lightning-farms SUBCOMMAND --help` explains a subcommand's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND", title="subcommands")
+    for name, help_text in _SUBCOMMANDS.items():
+        subcommands.add_parser(name, help=help_text, add_help=False)
+    return parser

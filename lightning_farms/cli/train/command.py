@@ -1,0 +1,222 @@
+"""The subcommands fit, validate, test and predict: LightningCLI with sizes from the data and starting weights."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_farms.callbacks import PredictionWriter
+from lightning_farms.cli._shell import fail, traceback_wanted
+from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
+from lightning_farms.cli.train._known_names import known_names
+from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
+from lightning_farms.data import CFDDataModule
+from lightning_farms.models import DPOT, OperatorModule, load_weights
+
+_USER_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MisconfigurationException)
+_DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, or a model and data named by their class
+(--model ImageClassifier --data CIFARDataModule), with spectral analysis of every weight matrix during training (FARMS)
+and learning rates per layer that follow from it."""
+
+
+class FarmsParser(LightningArgumentParser):
+    """Parser that tells the names of this package's classes where one is unknown."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message and exit status 2.
+
+        Args:
+            message: What is wrong.
+            ex: The cause.
+        """
+        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
+
+
+class FarmsCLI(LightningCLI):
+    """LightningCLI whose network takes its sizes from the data, and which loads or makes the starting weights.
+
+    Under a strategy whose processes Lightning starts itself (DDP on one node), the first process pre-trains before it
+    starts the others, which then find the weights in the cache. Under an external launcher (torchrun, SLURM) all
+    processes start at once: there, pre-train in a run with one process first, or give a checkpoint.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the group `pretrain`.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_class_arguments(Pretraining, "pretrain")
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse what is no Lightning checkpoint before Lightning takes the model's settings from it."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path is not None and Path(path).is_file():
+            _check_lightning_checkpoint(Path(path))
+        super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        """Set the network's sizes (or its number of classes), where it has such arguments, to the data's.
+
+        They are set in the configuration, not linked, so that the saved one and the checkpoint's hyperparameters hold
+        them, and a network without them is left alone.
+        """
+        if self.subcommand == "predict":
+            self.config.predict.return_predictions = False  # nobody is there to take them
+        network = self._arguments("model").get("network")
+        arguments = {} if network is None else network.get("init_args", {})
+        data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
+        for name, size in network_sizes(data, self._arguments("data")).items():
+            if name in arguments:
+                arguments[name] = size
+
+    def before_fit(self) -> None:
+        """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
+        pretraining: Pretraining = self._get(self.config_init, "pretrain")
+        if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
+            return
+        network = self._dpot()
+        if pretraining.checkpoint is not None:
+            self._load(network, pretraining.checkpoint)
+            return
+        if self.datamodule.path is not None:
+            self.datamodule.setup("fit")  # what is wrong with the user's own file comes before minutes of pre-training
+        path = pretrained_path(pretraining, network, self.datamodule)
+        if self._get(self.config_init, "trainer")["fast_dev_run"]:
+            rank_zero_info("Leaving out the pre-training under fast_dev_run")
+            return
+        if path.exists():
+            rank_zero_info(f"Starting from the pre-trained weights kept in {path} (delete the file to make them anew)")
+        else:
+            self._pretrain(pretraining, path)
+        load_weights(network, path)
+
+    def before_validate(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        self._load_for_evaluation()
+
+    def before_test(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
+        self._load_for_evaluation()
+
+    def before_predict(self) -> None:
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given; write flows to a file."""
+        self._load_for_evaluation()
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        writers = any(isinstance(callback, PredictionWriter) for callback in callbacks)
+        if isinstance(self.datamodule, CFDDataModule) and not writers:
+            callbacks.append(PredictionWriter())
+
+    def _load_for_evaluation(self) -> None:
+        checkpoint = self._get(self.config_init, "pretrain").checkpoint
+        if self._resumes():
+            return
+        if checkpoint is None:
+            rank_zero_warn(
+                f"`{self.subcommand}` uses the weights that the network was built with, as a rule random ones: give "
+                "`--ckpt_path` (or, for a DPOT, `--pretrain.checkpoint`)."
+            )
+            return
+        self._load(self._dpot(), checkpoint)
+
+    def _load(self, network: DPOT, checkpoint: str) -> None:
+        components = self._get(self.config_init, "pretrain").components
+        report = load_weights(network, checkpoint, components=components, adapt=True)
+        rank_zero_info(f"Starting from pre-trained weights. {report}")
+
+    def _arguments(self, key: str) -> Namespace:
+        """The arguments in the configuration of the model or the data, whether their class is named or not."""
+        part: Namespace = self._get(self.config, key)
+        return part.get("init_args", Namespace()) if "class_path" in part else part  # type: ignore[no-untyped-call]
+
+    def _resumes(self) -> bool:
+        return self._get(self.config_init, "ckpt_path") is not None
+
+    def _dpot(self) -> DPOT:
+        network = getattr(self.model, "network", None)
+        if not isinstance(network, DPOT) or not isinstance(self.datamodule, CFDDataModule):
+            raise ValueError(
+                "Expected argument `model.network` to be a DPOT, and `data` a CFDDataModule, when `pretrain` is used, "
+                f"but got {type(network).__name__} and {type(self.datamodule).__name__}. Leave "
+                "`pretrain` out, or continue from a `--ckpt_path`."
+            )
+        return network
+
+    def _pretrain(self, pretraining: Pretraining, path: Path) -> None:
+        launcher = getattr(self.trainer.strategy, "cluster_environment", None)
+        if self.trainer.world_size > 1 and launcher is not None and launcher.creates_processes_externally:
+            raise MisconfigurationException(
+                "Expected pre-trained weights to exist when an external launcher starts several processes, but there "
+                f"is no {path}. Run once with one process, or give `--pretrain.checkpoint`."
+            )
+        rank_zero_info(f"Pre-training for {pretraining.epochs} epochs; the weights will be kept in {path}")
+        settings = self._get(self.config_init, "trainer")
+        trainer = Trainer(
+            accelerator=settings["accelerator"],
+            devices=1,
+            precision=settings["precision"],
+            gradient_clip_val=settings["gradient_clip_val"],
+            enable_progress_bar=settings["enable_progress_bar"],
+            max_epochs=pretraining.epochs,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        pretrain(pretraining, self._dpot(), self.datamodule, trainer, path)
+
+
+def train(args: list[str] | None = None) -> None:
+    """Run fit, validate, test or predict.
+
+    Args:
+        args: The subcommand and its arguments; those of the process when left out.
+
+    Raises:
+        SystemExit: With status 1 after an error through the user's input, 2 for unknown or malformed arguments.
+    """
+    warnings.filterwarnings(
+        "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
+    )
+    named = classes_are_named(args)
+    try:
+        FarmsCLI(
+            LightningModule if named else OperatorModule,
+            LightningDataModule if named else CFDDataModule,
+            subclass_mode_model=named,
+            subclass_mode_data=named,
+            seed_everything_default=42,
+            parser_class=FarmsParser,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
+            args=args,
+        )
+    except _USER_MISTAKES as error:
+        if traceback_wanted():
+            raise
+        fail(error)
+
+
+def _check_lightning_checkpoint(path: Path) -> None:
+    remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file can fail in any way inside the reader
+        raise ValueError(
+            f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "
+            f"({type(error).__name__}): it is damaged, cut short or of another format. {remedy}"
+        ) from error
+    if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise ValueError(f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} is none. {remedy}")

@@ -1,0 +1,162 @@
+"""Starting weights of a network: a checkpoint, or a brief pre-training on another flow, kept for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_farms.data import CFDDataModule, PDEBenchFile, SimulationConfig
+from lightning_farms.models import DPOT, OperatorModule, save_weights
+from lightning_farms.models.dpot.weights.loading import Component
+
+_PRETRAINING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Where the starting weights come from: a file, a brief pre-training on another flow regime, or neither.
+
+    Args:
+        checkpoint: File with the starting weights of a DPOT (the released format, a plain state dict, safetensors, or a
+            Lightning checkpoint), or the name of a released one, such as "tiny", which is downloaded once. Weights for
+            another image size, other channels or frames are adapted, and a report says how. Wins over `epochs`.
+        components: The parts of the checkpoint to load, as a list; all when left out.
+        epochs: Epochs of pre-training if there is no checkpoint; 0 starts from random weights. The resulting weights
+            are kept and used again by the next run with the same settings.
+        lr: Learning rate of the pre-training, the same for all layers. Positive.
+        batch_size: Training items per batch of the pre-training, at least 1.
+        windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
+        seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
+        cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
+        path: PDEBench file, or one with the data's `fields`, to pre-train on, thinned out to the data's resolution; a
+            set is simulated when left out.
+        simulation: The simulated pre-training set. Its `resolution` follows the data's and need not be given.
+    """
+
+    checkpoint: str | None = None
+    components: list[Component] | None = None
+    epochs: int = 0
+    lr: float = 1e-3
+    batch_size: int = 8
+    windows_per_trajectory: int = 1
+    seed: int = 0
+    cache_dir: str | None = None
+    path: str | None = None
+    simulation: SimulationConfig = field(default_factory=lambda: SimulationConfig(mach=1.0, eta=0.1, zeta=0.1, seed=1))
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"Expected argument `epochs` to be at least 0, but got {self.epochs}.")
+        if self.components is not None and self.checkpoint is None:
+            raise ValueError(
+                f"Expected argument `checkpoint` of the pre-training to be given with `components`, but got "
+                f"{self.components} of none."
+            )
+        if self.simulation.trajectories < 2:
+            raise ValueError(
+                "Expected argument `simulation.trajectories` of the pre-training to be at least 2, but got "
+                f"{self.simulation.trajectories}."
+            )
+
+
+def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule) -> Path:
+    """File in the cache for the weights that these settings lead to.
+
+    Args:
+        pretraining: Settings of the pre-training.
+        network: The network, for its sizes.
+        data: The data of the main run, for the layout of the training items.
+
+    Returns:
+        The path; its name holds a hash of everything that the weights depend on.
+    """
+    settings = asdict(pretraining) | {
+        "version": _PRETRAINING_VERSION,
+        "set": _set_name(_regime(pretraining, data)),
+        "network": network.config,
+        "channels": data.channels,
+    }
+    for name in ("checkpoint", "components", "cache_dir", "path", "simulation"):  # the set's name tells the last two
+        del settings[name]
+    text = json.dumps(settings, sort_keys=True)
+    folder = data.cache_dir if pretraining.cache_dir is None else Path(pretraining.cache_dir)
+    return folder / f"pretrained-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pth"
+
+
+def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, trainer: Trainer, path: Path) -> None:
+    """Train a twin of a network, from its own seed, on the pre-training set and write its weights.
+
+    The random number generators are left as they were found, and the file appears complete or not at all.
+
+    Args:
+        pretraining: Settings of the pre-training.
+        network: The network, for its sizes; it is not changed.
+        data: The data of the main run, for the layout of the training items; not read.
+        trainer: Runs the pre-training.
+        path: File to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"Expected argument `cache_dir` to be a folder to write to, but {path.parent} is not.")
+    with isolate_rng():
+        torch.manual_seed(pretraining.seed)
+        twin = DPOT(**network.config)
+        trainer.fit(OperatorModule(twin, lr=pretraining.lr), datamodule=_regime(pretraining, data))
+    save_weights(twin, path)
+
+
+def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
+    """The data to pre-train on, laid out and scaled as those of the main run."""
+    simulation = replace(pretraining.simulation, resolution=data.img_size)
+    trajectories, stride = simulation.trajectories, 1
+    layout: dict[str, Any] = {"channel_order": data.channel_order}
+    if pretraining.path is not None:
+        layout |= {"fields": data.fields, "axes": data.axes}
+        shape = PDEBenchFile(pretraining.path, **layout).shape
+        trajectories, stride = shape.trajectories, max(1, shape.x // data.img_size)
+    regime = CFDDataModule(
+        pretraining.path,
+        cache_dir=data.cache_dir,
+        batch_size=pretraining.batch_size,
+        in_timesteps=data.in_timesteps,
+        out_timesteps=data.out_timesteps,
+        windows_per_trajectory=pretraining.windows_per_trajectory,
+        stride=stride,
+        time_stride=data.time_stride,
+        normalize=data.normalize,
+        num_workers=data.num_workers,
+        seed=pretraining.seed,
+        test_fraction=max(0.1, 1.5 / trajectories),  # at least one, though it is not used
+        simulation=simulation,
+        **layout,
+    )
+    if regime.channels != data.channels:
+        raise ValueError(
+            f"Expected argument `path` of the pre-training to be given, a file with the data's `fields`, but a set "
+            f"would be simulated, of channels {list(regime.channels)} and not {list(data.channels)}."
+        )
+    if regime.img_size != data.img_size:
+        raise ValueError(
+            f"Expected argument `path` of the pre-training to be a file of the data's {data.img_size} cells along each "
+            f"side, or a multiple of them, but {pretraining.path} gives {regime.img_size}."
+        )
+    return regime
+
+
+def _set_name(regime: CFDDataModule) -> str:
+    """A name that changes with the set: with a simulation's settings and version, or a file's size and time."""
+    name = regime.data_path.name
+    if regime.path is not None:
+        state = regime.data_path.stat()
+        name = f"{name} {state.st_size} {state.st_mtime_ns} {regime.stride}"
+    if regime.time_stride > 1:
+        name += f", every {regime.time_stride} frames"
+    return f"{name}, normalized" if regime.normalize else name

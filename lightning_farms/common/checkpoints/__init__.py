@@ -1,0 +1,1 @@
+"""Reading any checkpoint file, safely and tensor by tensor."""

@@ -1,0 +1,241 @@
+"""Checkpoint files as mappings of names to tensors, read when asked for; nothing is ever unpickled freely."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_farms.common.checkpoints.safe_load import damaged, load_safely
+from lightning_farms.common.checkpoints.shapes import Outlines, StoredTensors
+
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+"""Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
+
+_INDEX_SUFFIX = ".index.json"
+_PREFERRED = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
+_UNSLICED = {"F4"}  # two numbers a byte
+_SHOWN = 5
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """Open a checkpoint of any common format as a mapping from names to tensors on the CPU.
+
+    Tensors are read when they are asked for, and the mapping keeps none: safetensors are read one by one, the files
+    that ``torch.save`` writes are mapped into memory (those of torch before 1.6, which cannot be, are read whole).
+
+    Args:
+        path: one of
+
+            - a Lightning checkpoint, or any file of ``torch.save`` that holds a state dict by itself or under one of
+              the keys of :data:`STATE_DICT_KEYS` (the released DPOT files among them);
+            - a ``.safetensors`` file (needs the package safetensors);
+            - the index of a sharded checkpoint, ``*.safetensors.index.json`` or ``*.bin.index.json``;
+            - a folder that holds one of these.
+
+    Returns:
+        The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
+        as these formats do not keep the model's.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
+        ValueError: the file is damaged, of another format, holds no tensor, or can only be read by running code.
+        ImportError: a safetensors file, and the package safetensors is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": torch.nn.Linear(3, 2).state_dict(), "epoch": 7}, f"{folder}/last.ckpt")
+        ...     {name: tuple(tensor.shape) for name, tensor in open_checkpoint(folder).items()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+    file = _weights_file(Path(path))
+    tensors = _open_file(file)
+    if not tensors:
+        raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
+    return tensors
+
+
+def _weights_file(path: Path) -> Path:
+    """The file itself, or the one that a folder means."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}.")
+    if (path / _DISTRIBUTED).is_file():
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint in one piece, but {str(path)!r} is a distributed one. Join "
+            "it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE."
+        )
+    for name in _PREFERRED:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_SUFFIXES))
+    chosen = [file for file in files if file.name.endswith(_INDEX_SUFFIX)] or files
+    if not chosen:
+        raise FileNotFoundError(
+            f"Expected argument `path` to be a folder with weights ({', '.join('*' + s for s in _SUFFIXES)}), but "
+            f"{str(path)!r} holds none."
+        )
+    if len(chosen) > 1:
+        raise ValueError(
+            f"Expected argument `path` to be a folder with one checkpoint, but {str(path)!r} holds {len(chosen)}: "
+            f"{_listed([file.name for file in chosen])}. Give one of the files."
+        )
+    return chosen[0]
+
+
+def _open_file(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".json":
+        return _Shards(path)
+    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
+        return _Safetensors(path)
+    return _state_dict(load_safely(path), path)
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whether a file starts with the length of a JSON header and that header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+
+
+class _Safetensors(StoredTensors):
+    """A safetensors file, read tensor by tensor."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise ImportError(
+                f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
+            ) from error
+        try:
+            self._file: Any = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise damaged(path, error) from error
+        self._names = _names_in(self._file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def outline(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        part = self._file.get_slice(name)
+        shape = part.get_shape()
+        if not shape or part.get_dtype() in _UNSLICED:
+            return self[name].to("meta")
+        return torch.empty(shape, dtype=part[:0].dtype, device="meta")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _names_in(file: Any) -> dict[str, None]:  # noqa: ANN401
+    return dict.fromkeys(sorted(file.keys(), key=_natural))
+
+
+class _Shards(StoredTensors):
+    """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
+
+    def __init__(self, index: Path) -> None:
+        self._index = index
+        self._shard_of = _weight_map(index)
+        missing = sorted({shard for shard in self._shard_of.values() if not (index.parent / shard).is_file()})
+        if missing:
+            raise FileNotFoundError(
+                f"Expected the shards that {str(index)!r} names to be beside it, but {len(missing)} are missing: "
+                f"{_listed(missing)}. Copy or download them too."
+            )
+        self._opened: dict[str, Mapping[str, Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._holder(name)[name]
+
+    def outline(self, name: str) -> Tensor:
+        return Outlines(self._holder(name))[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def _holder(self, name: str) -> Mapping[str, Tensor]:
+        """The opened shard with a tensor."""
+        shard = self._shard_of[name]
+        if shard not in self._opened:
+            self._opened[shard] = _open_file(self._index.parent / shard)
+        if name not in self._opened[shard]:
+            raise ValueError(
+                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
+                "says, but it does not. Copy or download both again."
+            )
+        return self._opened[shard]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: shard} in natural order."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(index, error) from error
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
+        )
+    return {name: shards[name] for name in sorted(shards, key=_natural)}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key that takes runs of digits as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, wherever in the file it is."""
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
+            f"{type(content).__name__}."
+        )
+    found = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
+            f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
+            f"{_listed([str(key) for key in content]) or '(none)'}. Save the state dict alone."
+        )
+    return tensors
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,1 @@
+"""Trajectories of fields in HDF5 files: reading, windows of frames, writing."""

@@ -1,0 +1,143 @@
+"""Several files that are read as one set: what they must have in common, and what they share."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.data.fields.indexing import Split
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectories import FilePart, Trajectories
+
+
+class Coordinates(NamedTuple):
+    """Where and when the values of a data module's items are.
+
+    Args:
+        x: centres of the cells along x, (X,), or None if unknown.
+        y: centres of the cells along y, (Y,), or None if unknown.
+        t: times of a whole trajectory's frames, (T,), or None if unknown.
+    """
+
+    x: Tensor | None
+    y: Tensor | None
+    t: Tensor | None
+
+
+class FileSet:
+    """Files with one image size after the strides.
+
+    Args:
+        files: at least one, with the same channels.
+        strides: every stride-th cell along x and y, for each file.
+
+    Raises:
+        ValueError: naming the file that is not square, whose resolution a stride does not divide, or that has another
+            size or another number of frames than the first.
+    """
+
+    def __init__(self, files: Sequence[PDEBenchFile], strides: Sequence[int]) -> None:
+        self.files, self.strides = tuple(files), tuple(strides)
+        sizes = [_img_size(file, stride) for file, stride in zip(files, strides, strict=True)]
+        for file, size in zip(files, sizes, strict=True):
+            if size != sizes[0]:
+                raise ValueError(
+                    f"Expected all files to have as many cells along each side, after the stride, as {files[0].path}, "
+                    f"{sizes[0]}, but {file.path} has {size}. Give `stride` as a list with one number for each file."
+                )
+        self.img_size = sizes[0]
+
+    def trajectories(self, parts: Sequence[Sequence[int]], *, time_stride: int) -> Trajectories:
+        """Some trajectories of each file as one sequence.
+
+        Args:
+            parts: for each file, the numbers of its trajectories.
+            time_stride: every time_stride-th frame, at least 1.
+
+        Returns:
+            The sequence, in the files' order.
+
+        Raises:
+            ValueError: if the files have different numbers of frames.
+        """
+        chosen = [FilePart(*part) for part in zip(self.files, parts, self.strides, strict=True)]
+        return Trajectories(chosen, time_stride=time_stride)
+
+    def splits(self, split: Callable[[int], Split]) -> list[Split]:
+        """Split each file for itself.
+
+        Args:
+            split: from a number of trajectories to their split.
+
+        Returns:
+            One split for each file.
+        """
+        return [split(file.shape.trajectories) for file in self.files]
+
+    def coordinates(self, time_stride: int) -> Coordinates:
+        """The coordinates that all files have in common, after the strides.
+
+        Args:
+            time_stride: every time_stride-th frame, at least 1.
+
+        Returns:
+            Coordinates; None for one that a file lacks or that differs between files.
+        """
+        x = _common([_every(file.x, file.shape.x, stride) for file, stride in self._strided()])
+        y = _common([_every(file.y, file.shape.y, stride) for file, stride in self._strided()])
+        return Coordinates(x, y, _common([_every(file.t, file.shape.frames, time_stride) for file in self.files]))
+
+    def physics(self) -> dict[str, float]:
+        """Those of the attributes eta, zeta and M that all files have, with one value."""
+        known = [{"eta": file.eta, "zeta": file.zeta, "M": file.mach} for file in self.files]
+        shared = {name: value for name, value in known[0].items() if all(other[name] == value for other in known)}
+        return {name: value for name, value in shared.items() if value is not None}
+
+    def close(self) -> None:
+        """Close all files; they open again when read."""
+        for file in self.files:
+            file.close()
+
+    def _strided(self) -> list[tuple[PDEBenchFile, int]]:
+        return list(zip(self.files, self.strides, strict=True))
+
+
+def _img_size(file: PDEBenchFile, stride: int) -> int:
+    size = tuple(file.shape[2:])
+    if size[0] != size[1]:
+        raise ValueError(f"Expected {file.path} to have as many cells along x as along y, but got {size}.")
+    return strided_size(size[0], stride)
+
+
+def strided_size(resolution: int, stride: int) -> int:
+    """Cells along a side after the stride.
+
+    Args:
+        resolution: cells before, at least 1.
+        stride: at least 1, a divisor of it.
+
+    Returns:
+        Their quotient.
+
+    Raises:
+        ValueError: if the stride is no divisor.
+    """
+    if resolution % stride:
+        raise ValueError(
+            f"Expected argument `stride` to divide the resolution {resolution} of the data, but got {stride}."
+        )
+    return resolution // stride
+
+
+def _every(values: Tensor | None, count: int, stride: int) -> Tensor | None:
+    """Every stride-th of the first ``count`` values: PDEBench's files have one time more than frames."""
+    return None if values is None or len(values) < count else values[:count:stride]
+
+
+def _common(values: Sequence[Tensor | None]) -> Tensor | None:
+    first = values[0]
+    if first is None:
+        return None
+    same = all(other is not None and other.shape == first.shape and torch.allclose(other, first) for other in values)
+    return first if same else None

@@ -1,0 +1,117 @@
+"""The trajectories of one or several files, numbered through."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_farms.common.seeding import shuffled
+from lightning_farms.data._arguments import check_at_least
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.normalization import ChannelStatistics, channel_statistics, standardize
+
+
+class FilePart(NamedTuple):
+    """Some trajectories of a file.
+
+    Args:
+        file: where to read.
+        trajectories: their numbers.
+        stride: every stride-th cell along x and y, at least 1.
+    """
+
+    file: PDEBenchFile
+    trajectories: Sequence[int]
+    stride: int = 1
+
+
+class Trajectories:
+    """Parts of files read as one, in their order.
+
+    Args:
+        parts: at least one, of files with the same number of frames.
+        time_stride: every time_stride-th frame, at least 1.
+
+    Raises:
+        ValueError: for no part, a stride below 1, or numbers of frames that differ.
+    """
+
+    def __init__(self, parts: Sequence[FilePart], *, time_stride: int = 1) -> None:
+        if not parts:
+            raise ValueError("Expected argument `parts` to hold at least one part of a file, but got none.")
+        check_at_least(1, time_stride=time_stride)
+        frames = parts[0].file.shape.frames
+        for part in parts:
+            if part.file.shape.frames != frames:
+                raise ValueError(
+                    f"Expected all files to have as many frames as {parts[0].file.path}, {frames}, but "
+                    f"{part.file.path} has {part.file.shape.frames}. Use a data module for each."
+                )
+        self.parts, self.time_stride = tuple(parts), time_stride
+        self.statistics: ChannelStatistics | None = None
+        self._ends = list(accumulate(len(part.trajectories) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def stored_frames(self) -> int:
+        """Frames of a trajectory in the files."""
+        return self.parts[0].file.shape.frames
+
+    @property
+    def frames(self) -> int:
+        """Frames of a trajectory that are left with the stride in time."""
+        return math.ceil(self.stored_frames / self.time_stride)
+
+    def read(self, number: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read every time_stride-th frame from start on of one trajectory, standardized if there are `statistics`.
+
+        Args:
+            number: its place in the sequence, in [0, len).
+            start: first frame, as counted in the file.
+            stop: one past the last frame, as counted in the file; to the end when left out.
+
+        Returns:
+            (X, Y, T, C), float32.
+
+        Raises:
+            IndexError: if there is no such trajectory.
+            ValueError: for frames out of range, or values that are not finite.
+            OSError: if the data cannot be read.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"Expected argument `number` to be in [0, {len(self)}), but got {number}.")
+        place = bisect_right(self._ends, number)
+        part = self.parts[place]
+        first = self._ends[place] - len(part.trajectories)
+        frames = part.file.read(
+            part.trajectories[number - first], start, stop, stride=part.stride, time_stride=self.time_stride
+        )
+        return frames if self.statistics is None else standardize(frames, self.statistics)
+
+
+def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64) -> ChannelStatistics:
+    """Statistics of the channels over a sample of trajectories, read one after the other.
+
+    Args:
+        trajectories: what to sample; read without standardizing.
+        seed: of the draw, in [0, 2^32).
+        most: trajectories to read, all if there are no more.
+
+    Returns:
+        The statistics of all cells and (with the stride in time) frames of the sample.
+
+    Raises:
+        ValueError: if there is no trajectory.
+    """
+    if len(trajectories) == 0:
+        raise ValueError(
+            "Expected the train split to have trajectories to take the statistics of `normalize` from, but it is "
+            "empty: raise `train_fraction`, or give a checkpoint that has the statistics."
+        )
+    raw = Trajectories(trajectories.parts, time_stride=trajectories.time_stride)
+    return channel_statistics(raw.read(number) for number in sorted(shuffled(len(raw), seed)[:most]))

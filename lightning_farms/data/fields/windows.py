@@ -1,0 +1,164 @@
+"""Datasets of training windows and evaluation trajectories, and the sampler of the former."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from lightning_farms.common.noise import add_noise
+from lightning_farms.common.seeding import seeded_generator
+from lightning_farms.data._arguments import check_at_least
+from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
+from lightning_farms.data.fields.trajectories import Trajectories
+
+_NOISE = 0x6E6F697365  # tells its draws from those of the same seed for other purposes
+
+
+class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Windows of consecutive frames: the first are the input, the others the target.
+
+    Which window an item shows, and which noise, is in its key, drawn by `WindowSampler`. With a stride in time, a
+    window's first frame is any of the file's, not only every time_stride-th.
+
+    Args:
+        trajectories: the training trajectories.
+        in_timesteps: frames of the input, at least 1.
+        out_timesteps: frames of the target, at least 1.
+        windows_per_trajectory: items for each trajectory, at least 1.
+        noise: amplitude of the Gaussian noise on the input, in units of each item's and channel's root mean square, at
+            least 0.
+        seed: of the noise, at least 0.
+
+    Raises:
+        ValueError: if the files have too few frames for one window.
+    """
+
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        *,
+        in_timesteps: int = 10,
+        out_timesteps: int = 1,
+        windows_per_trajectory: int = 1,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        check_frames(trajectories, in_timesteps, out_timesteps)
+        self.trajectories = trajectories
+        self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
+        self.windows_per_trajectory = windows_per_trajectory
+        self.noise, self.seed = noise, seed
+
+    @property
+    def starts(self) -> int:
+        """Number of possible first frames of a window."""
+        return self.trajectories.stored_frames - self._span + 1
+
+    def __len__(self) -> int:
+        return len(self.trajectories) * self.windows_per_trajectory
+
+    def __getitem__(self, key: WindowKey | int) -> tuple[Tensor, Tensor]:
+        item, start, epoch = WindowKey(key, 0, 0) if isinstance(key, int) else key
+        window = self.trajectories.read(item // self.windows_per_trajectory, start, start + self._span)
+        x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
+        return add_noise(x, self.noise, seeded_generator((_NOISE, self.seed, epoch, item))), y
+
+    @property
+    def _span(self) -> int:
+        """Frames of the file from a window's first to its last."""
+        return (self.in_timesteps + self.out_timesteps - 1) * self.trajectories.time_stride + 1
+
+
+class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
+    """Whole trajectories: the first frames are the input, all that follow the target.
+
+    Args:
+        trajectories: the trajectories.
+        in_timesteps: frames of the input, at least 1.
+
+    Raises:
+        ValueError: if the files have no frame to predict.
+    """
+
+    def __init__(self, trajectories: Trajectories, *, in_timesteps: int = 10) -> None:
+        check_frames(trajectories, in_timesteps, 1)
+        self.trajectories, self.in_timesteps = trajectories, in_timesteps
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        frames = self.trajectories.read(item)
+        return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
+
+
+class WindowSampler(DistributedSampler[WindowKey]):
+    """Order and windows of an epoch, drawn from (seed, epoch) alone, and this process's share of them.
+
+    It is a DistributedSampler so that Lightning leaves it as it is under a distributed strategy and calls its
+    `set_epoch` before each epoch. Every process draws the same epoch; process r takes keys r, r + replicas, and so on,
+    the first keys repeated at the end where the count is not divisible.
+
+    Args:
+        windows: the training items.
+        seed: at least 0.
+        num_replicas: processes that share the items, at least 1.
+        rank: this process among them, in [0, num_replicas).
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_farms.data import FilePart, PDEBenchFile, SimulationConfig, simulate_to_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = SimulationConfig(trajectories=3, resolution=8, frames=6)
+        ...     simulate_to_file(f"{folder}/flow.hdf5", config, progress=False)
+        ...     flows = Trajectories([FilePart(PDEBenchFile(f"{folder}/flow.hdf5"), range(3))])
+        ...     windows = TrainingWindows(flows, in_timesteps=2)
+        ...     sampler = WindowSampler(windows, seed=0)
+        ...     sampler.set_epoch(1)
+        ...     x, y = windows[next(iter(sampler))]
+        ...     len(sampler), windows.starts, x.shape, y.shape
+        (3, 4, torch.Size([8, 8, 2, 4]), torch.Size([8, 8, 1, 4]))
+    """
+
+    def __init__(self, windows: TrainingWindows, *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(windows, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self._windows = windows
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, items: int) -> None:
+        """Leave out the items of an epoch that an interrupted run has already seen.
+
+        Args:
+            epoch: the epoch, at least 0; others are whole.
+            items: how many of this process's items to leave out, at least 0.
+        """
+        self._resumed = (epoch, items)
+
+    def __iter__(self) -> Iterator[WindowKey]:
+        windows = self._windows
+        keys = epoch_windows(len(windows), windows.starts, seed=self.seed, epoch=self.epoch)
+        epoch, seen = self._resumed
+        shares = range(self.rank, self.total_size, self.num_replicas)[seen if epoch == self.epoch else 0 :]
+        return iter([keys[position % len(keys)] for position in shares])
+
+
+def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: int) -> None:
+    """Refuse windows that the files cannot hold.
+
+    Args:
+        trajectories: where the windows are to be.
+        in_timesteps: frames of the input, at least 1.
+        out_timesteps: frames of the target, at least 1.
+
+    Raises:
+        ValueError: naming the frames there are.
+    """
+    check_at_least(1, in_timesteps=in_timesteps, out_timesteps=out_timesteps)
+    if in_timesteps + out_timesteps > trajectories.frames:
+        stride = trajectories.time_stride
+        thinned = f" at a stride in time of {stride}" if stride > 1 else ""
+        raise ValueError(
+            f"Expected {trajectories.parts[0].file.path} to have at least {in_timesteps} given + {out_timesteps} "
+            f"target frames{thinned}, but it has {trajectories.frames}: lower `in_timesteps`, or `out_timesteps`, "
+            "`autoregressive_steps` or `time_stride`."
+        )

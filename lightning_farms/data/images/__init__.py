@@ -1,0 +1,1 @@
+"""Labelled images: CIFAR's archives, and batches of images in memory."""

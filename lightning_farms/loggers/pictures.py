@@ -1,0 +1,170 @@
+"""Which pictures an analysis gives: each is drawn once and handed to all loggers that take it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.loggers.sinks import Pixels, Sink
+from lightning_farms.plotting import (
+    alpha_depth_figure,
+    esd_figure,
+    layer_heatmap_figure,
+    layer_heatmap_image,
+    log_histogram,
+    pixels,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAP_COLUMNS = 120
+
+
+class Picture(NamedTuple):
+    """Something to draw.
+
+    Attributes:
+        kind: Which method of a sink takes it.
+        key: Its name.
+        draw: Draws it.
+    """
+
+    kind: Literal["histogram", "image", "figure"]
+    key: str
+    draw: Callable[[], Any]
+
+
+def analysis_pictures(label: str, report: SpectralReport | None, history: LayerHistory) -> list[Picture]:
+    """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled.
+
+    Args:
+        label: First part of the keys.
+        report: The analysis; None where another callback shows it.
+        history: The run's analyses.
+
+    Returns:
+        The pictures; a quantity without a layer or without a finite value has none.
+    """
+    alphas = [alpha for alpha in report.alphas.values() if math.isfinite(alpha)] if report else []
+    histogram = Picture("histogram", f"{label}/alpha_histogram", partial(log_histogram, alphas, scale="linear"))
+    maps = [
+        Picture("image", f"{label}/{quantity}_map", partial(_map_image, history, quantity))
+        for quantity in filter(history.layers, history.quantities())
+    ]
+    return [histogram, *maps] if alphas else maps
+
+
+def run_figures(
+    label: str, report: SpectralReport | None, history: LayerHistory, spectra: Iterable[LayerSpectrum]
+) -> list[Picture]:
+    """The labelled figures: layers by time, alpha over depth, spectra.
+
+    Args:
+        label: First part of the keys.
+        report: The last analysis; None where another callback shows it.
+        history: The run's analyses.
+        spectra: Rows of the layers whose ESD is drawn, with their eigenvalues.
+
+    Returns:
+        The pictures; a quantity without a layer, and a row without eigenvalues, have none.
+    """
+    drawings: dict[str, Callable[[], Figure]] = {
+        f"{label}/{quantity}_map_labelled": partial(_map_figure, history, quantity)
+        for quantity in filter(history.layers, history.quantities())
+    }
+    if report is not None and report.alphas:
+        drawings[f"{label}/alpha_over_depth"] = partial(_depth_figure, report, history)
+    for row in spectra:
+        if row.status == "ok" and row.eigenvalues is not None:
+            drawings[f"{label}/esd/{row.name}"] = partial(_esd_figure, row)
+    return [Picture("figure", key, partial(_drawn, draw)) for key, draw in drawings.items()]
+
+
+def hand_out(pictures: Iterable[Picture], sinks: Sequence[Sink], step: int) -> list[Exception]:
+    """Draw each picture once and give it to every sink; one that fails keeps no other from being given.
+
+    Args:
+        pictures: What to draw.
+        sinks: Who takes them; with none, nothing is drawn.
+        step: The step they belong to.
+
+    Returns:
+        What went wrong.
+    """
+    errors: list[Exception] = []
+    for picture in pictures if sinks else ():
+        try:
+            drawn = picture.draw()
+        except Exception as error:
+            errors.append(error)
+            continue
+        for sink in sinks:
+            try:
+                getattr(sink, picture.kind)(picture.key, drawn, step)
+            except Exception as error:
+                errors.append(error)
+    return errors
+
+
+def spread_over_depth(report: SpectralReport, number: int) -> list[str]:
+    """Names of ``number`` analysed layers, evenly spread from the first to the last."""
+    names = [row.name for row in report if row.status == "ok"]
+    if number >= len(names):
+        return names
+    return [names[round(i * (len(names) - 1) / max(1, number - 1))] for i in range(number)]
+
+
+def _map_image(history: LayerHistory, quantity: str) -> Pixels:
+    """Of a long history every k-th analysis, counted from the last, so that images stay small."""
+    stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
+    rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
+    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity != "alpha"), 0, -1)
+
+
+def _map_figure(history: LayerHistory, quantity: str) -> Figure:
+    unit, numbers = history.positions()
+    return layer_heatmap_figure(
+        history.rows(quantity),
+        layers=history.layers(quantity),
+        epochs=numbers,
+        unit=unit,
+        title=f"{quantity.replace('_', ' ')} of every layer",
+        label="PL_Alpha_Hill" if quantity == "alpha" else quantity.replace("_", " "),
+        logarithmic=quantity != "alpha",
+    )
+
+
+def _depth_figure(report: SpectralReport, history: LayerHistory) -> Figure:
+    first = {layer: row[0] for layer, row in zip(history.layers("alpha"), history.rows("alpha"), strict=True)}
+    unit, numbers = history.positions()
+    began = "before training" if numbers[0] == 0 else f"after {numbers[0]}"
+    return alpha_depth_figure(
+        report.alphas,
+        before=first,
+        intervals={row.name: row.interval for row in report},
+        title=f"alpha {began} and after {numbers[-1]} {unit}s",
+    )
+
+
+def _esd_figure(row: LayerSpectrum) -> Figure:
+    assert row.eigenvalues is not None
+    return esd_figure(
+        row.eigenvalues,
+        alpha=row.alpha,
+        xmin=row.xmin,
+        ks_distance=row.ks_distance,
+        title=row.name,
+        mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
+        spike_threshold=row.mp_spike_threshold,
+    )
+
+
+def _drawn(draw: Callable[[], Figure]) -> Pixels:
+    return pixels(draw())

@@ -1,0 +1,122 @@
+"""What a run is: its options as a text, and how its scalars are arranged in charts."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+import lightning
+import torch
+from lightning.pytorch import Callback
+
+from lightning_farms.loggers.sinks import Sink
+
+
+class Logged(NamedTuple):
+    """What logs under one label.
+
+    Attributes:
+        callbacks: The callbacks that share the analysis.
+        scalars: What is logged by the layer, without the layer: ``farms/alpha``, ``lr-SGD``.
+    """
+
+    callbacks: Sequence[Callback]
+    scalars: Sequence[str]
+
+
+def options(callback: Callback) -> dict[str, object]:
+    """Arguments with which a callback was made, as its attributes of the same names have them now.
+
+    Args:
+        callback: It keeps each argument of its ``__init__`` under the argument's name; others are left out.
+
+    Returns:
+        {argument: value}, in the order of the signature.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> options(EarlyStopping("loss", patience=5))["patience"]
+        5
+    """
+    names = inspect.signature(type(callback).__init__).parameters
+    return {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}
+
+
+def options_text(callbacks: Iterable[Callback]) -> str:
+    """Options of callbacks and versions of what they run on, as Markdown tables.
+
+    Args:
+        callbacks: The callbacks.
+
+    Returns:
+        The text.
+    """
+    tables = [_table(type(callback).__name__, options(callback)) for callback in callbacks]
+    versions = {
+        "lightning_farms": version("lightning-farms"),
+        "lightning": lightning.__version__,
+        "torch": torch.__version__,
+    }
+    return "\n".join([*tables, _table("Versions", versions)])
+
+
+def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[str]]]:
+    r"""Arrange the scalars of all analyses of a run in charts: one a quantity, of all layers.
+
+    Args:
+        analyses: {label: what is logged by the layer beside it}: quantities of the analysis, and such as
+            ``lr-SGD``, whose keys do not begin with the label.
+
+    Returns:
+        {label: {chart: regular expressions of keys}}.
+
+    Example:
+        >>> layout = chart_layout({"farms": ["farms/alpha", "lr-SGD"]})
+        >>> layout["farms"]["alpha of every layer"], layout["farms"]["lr-SGD of every layer"]
+        (['farms/alpha/'], ['lr\\-SGD/'])
+    """
+    layout: dict[str, dict[str, list[str]]] = {}
+    for label, prefixes in analyses.items():
+        own = f"{label}/"
+        charts = {f"{prefix.removeprefix(own)} of every layer": [re.escape(f"{prefix}/")] for prefix in prefixes}
+        charts["mean of alpha over layers"] = [re.escape(f"{own}alpha_mean") + "$"]
+        charts["standard deviation of alpha over layers"] = [re.escape(f"{own}alpha_std") + "$"]
+        charts["seconds of analysis and of logging"] = [re.escape(f"{own}time/") + ".*_seconds$"]
+        charts["share of the epoch"] = [re.escape(f"{own}time/epoch_share") + "$"]
+        layout[label] = charts
+    return layout
+
+
+def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -> list[Exception]:
+    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it.
+
+    Args:
+        sinks: Who takes it; one that fails keeps no other from being given.
+        analyses: {label: who logs under it}.
+        step: The step of the texts.
+
+    Returns:
+        What went wrong.
+    """
+    errors: list[Exception] = []
+    layout = chart_layout({label: logged.scalars for label, logged in analyses.items()})
+    for sink in sinks:
+        try:
+            sink.layout(layout)
+            for label, logged in analyses.items():
+                sink.text(f"{label}/options", options_text(logged.callbacks), step)
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+def _table(title: str, entries: Mapping[str, object]) -> str:
+    lines = [f"| {name} | {_cell(value)} |" for name, value in entries.items()]
+    return "\n".join([f"### {title}", "", "| option | value |", "| --- | --- |", *lines, ""])
+
+
+def _cell(value: object) -> str:
+    return "`" + " ".join(repr(value).replace("|", r"\|").replace("`", "'").split()) + "`"

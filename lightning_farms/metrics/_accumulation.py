@@ -1,0 +1,124 @@
+"""The state of every error of this room: sums or maxima per frame and channel, exact under any batching."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_farms.metrics._fields import Per, accumulation_dtype, average, check_fields, check_per
+
+
+class FieldMetric(Metric):
+    """An error of fields from a statistic of each sample, which is summed (or its maximum taken) over all samples.
+
+    Batches, processes and `forward` only add up that statistic, per frame and channel; roots and means over channels
+    and frames come last. So the result is the function's on all samples at once, however they were divided. A process
+    that saw no sample takes part with zeros. Sums are kept in float64, or in float32 on devices that lack it (MPS).
+
+    Args:
+        per: What the error is told for.
+        settings: Whatever else the statistic depends on; metrics that agree in class and settings may share their
+            state in a `MetricCollection`, others never do.
+
+    Raises:
+        ValueError: If ``per`` is none of the words it may be.
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    reduction: ClassVar[Literal["sum", "max"]] = "sum"
+
+    count: Tensor
+
+    def __init__(self, per: Per | None, settings: str = "") -> None:
+        super().__init__(dist_sync_fn=_gather)
+        check_per(per)
+        self.per = per
+        # collections compare states by name and value: equal values of two errors by chance must not make them one
+        self._total = re.sub(r"\W", "_", f"{self.reduction}_{type(self).__name__}_{settings}")
+        self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx=self.reduction)
+        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def total(self) -> Tensor:
+        """Sum or maximum so far, (..., frames, channels); a scalar zero before the first batch."""
+        total: Tensor = getattr(self, self._total)
+        return total
+
+    @abstractmethod
+    def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Statistic of each sample, (batch, ..., frames, channels)."""
+
+    def _error(self, statistic: Tensor) -> Tensor:
+        """Error of each frame and channel from the statistic's mean (or maximum) over the samples."""
+        return statistic
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Predicted fields, (batch, X, Y, frames, channels).
+            target: True fields, the same shape.
+
+        Raises:
+            ValueError: If the shapes differ, or numbers of frames or channels are not those of earlier batches.
+            TypeError: If an argument is not a real floating-point tensor.
+        """
+        check_fields(prediction, target)
+        statistic = self._per_sample(prediction, target).to(accumulation_dtype(target.device))
+        _check_same_shape(self.total.shape, statistic.shape[1:])
+        if self.reduction == "sum":
+            total = self.total + statistic.sum(0)
+        else:
+            total = torch.maximum(self.total, statistic.amax(0))
+        setattr(self, self._total, total)
+        self.count = self.count + len(target)
+
+    def compute(self) -> Tensor:
+        """Error over all samples added since the last reset.
+
+        Returns:
+            The error in float32, of the shape that ``per`` asks for; torchmetrics makes a scalar of a single number.
+
+        Raises:
+            ValueError: If no batch was added.
+        """
+        if self.count == 0:
+            raise ValueError("Expected at least one sample before `compute`, but got none. Call `update` first.")
+        statistic = self.total / self.count if self.reduction == "sum" else self.total
+        return average(self._error(statistic), self.per).float()
+
+    def _reduce_states(self, incoming_state: Mapping[str, Any]) -> None:
+        """Join two states, which torch would broadcast."""
+        _check_same_shape(incoming_state[self._total].shape, self.total.shape)
+        super()._reduce_states(dict(incoming_state))
+
+
+def _check_same_shape(earlier: torch.Size, later: torch.Size) -> None:
+    if earlier and later and earlier != later:
+        raise ValueError(
+            "Expected all batches to have equal numbers of frames and channels (and Fourier bins), but got "
+            f"{tuple(later)} after {tuple(earlier)}. Use a metric of its own for each, or call `reset` between."
+        )
+
+
+def _gather(state: Tensor, group: Any) -> list[Tensor]:  # noqa: ANN401
+    """The state of every process, of one shape and type also where a process has seen no sample."""
+    shapes: list[tuple[int, ...]] = [()] * dist.get_world_size(group)
+    dist.all_gather_object(shapes, tuple(state.shape), group=group)
+    shape = max(shapes, key=len)
+    for other in shapes:
+        _check_same_shape(torch.Size(shape), torch.Size(other))
+    if state.is_floating_point():
+        state = state.to(accumulation_dtype(state.device))
+    return gather_all_tensors(state.expand(shape), group)

@@ -1,0 +1,1 @@
+"""Checkpoints of DPOT: finding, reading, adapting, loading and writing them."""

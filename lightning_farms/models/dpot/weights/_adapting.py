@@ -1,0 +1,226 @@
+"""Pretrained DPOT tensors for a network of another image size, or of other numbers of channels, frames or classes.
+
+Every rule keeps as much of the pretrained function as there is in the new sizes, and draws no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from lightning_farms.models.dpot.network import DPOTConfig
+
+_STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
+_TIME, _GAMMA = "time_agg_layer.w", "time_agg_layer.gamma"
+_LEAST_COSINE = 0.1  # below, a cosine is not divided by
+
+
+class Adapted(NamedTuple):
+    """Tensors that were made to fit.
+
+    Attributes:
+        tensors: all tensors, those that needed no change as they were.
+        changes: what was done, by the names of the tensors that were changed.
+        left_out: why tensors of the file or the network have no counterpart, by name.
+    """
+
+    tensors: dict[str, Tensor]
+    changes: dict[str, str]
+    left_out: dict[str, str]
+
+
+class _Change(NamedTuple):
+    tensors: dict[str, Tensor]
+    note: str
+
+
+def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> Adapted:
+    """Make a DPOT's tensors fit a DPOT of other sizes.
+
+    - Another image size: the position embedding is resized bicubically (corners not aligned).
+    - Frames given: the newest frames act as before. Matrices and time coordinate are shifted, so that the newest frame
+      keeps its own; more frames than before have no weight at first; of fewer ones the oldest acts for those that
+      are missing too. The cosines of the time aggregation are divided out where they are 0.1 or larger.
+    - Channels given, matched by position: new ones have no weight at first; missing ones act as if they were all one,
+      which is what the original fills them with.
+    - Channels predicted, matched by position: new ones are zero at first. The stem's hidden width depends on their
+      number: new hidden units are copies without weight in what follows; of too many the strongest are kept.
+    - Frames predicted: the first ones; further ones repeat the last.
+    - Another number of classes: the last layer of the class head has no counterpart.
+    - Normalisation in one of both only: its layers have no counterpart.
+
+    Other sizes are no concern of this function: their tensors stay as they are.
+
+    Args:
+        tensors: the pretrained tensors by name, all of a DPOT or those of some of its components; not changed.
+        saved: the settings of the network they are from.
+        wanted: the settings of the network they are to fit.
+
+    Returns:
+        The tensors, and what was done to which.
+
+    Example:
+        >>> saved = dict(img_size=16, patch_size=8, normalize=False, n_cls=2) | dict.fromkeys(
+        ...     ("in_channels", "out_channels", "in_timesteps", "out_timesteps"), 1)
+        >>> adapted = adapt_tensors({"pos_embed": torch.ones(1, 4, 2, 2)}, saved, saved | {"img_size": 24})
+        >>> adapted.tensors["pos_embed"].shape, adapted.changes
+        (torch.Size([1, 4, 3, 3]), {'pos_embed': '2 x 2 patches resized bicubically to 3 x 3'})
+    """
+    left_out = _without_counterpart(saved, wanted)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    changes: dict[str, str] = {}
+    for rule in (_positions, _given_frames, _time_coordinate, _given_channels, _statistics, _hidden_units, _predicted):
+        change = rule(kept, saved, wanted)
+        kept |= change.tensors
+        for name in change.tensors:
+            changes[name] = "; ".join(filter(None, (changes.get(name), change.note)))
+    return Adapted(kept, changes, left_out)
+
+
+def _without_counterpart(saved: DPOTConfig, wanted: DPOTConfig) -> dict[str, str]:
+    left_out = {}
+    if saved["n_cls"] != wanted["n_cls"]:
+        why = f"{saved['n_cls']} classes in the file, {wanted['n_cls']} in the model"
+        left_out = dict.fromkeys(("cls_head.4.weight", "cls_head.4.bias"), why)
+    if saved["normalize"] != wanted["normalize"]:
+        why = f"normalize={saved['normalize']} in the file, {wanted['normalize']} in the model"
+        names = (f"scale_feats_{name}" for name in ("mu.weight", "mu.bias", "sigma.weight", "sigma.bias"))
+        left_out |= dict.fromkeys(names, why)
+    return left_out
+
+
+def _positions(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    old, new = (config["img_size"] // config["patch_size"] for config in (saved, wanted))
+    if old == new or "pos_embed" not in tensors:
+        return _Change({}, "")
+    positions = tensors["pos_embed"].float()
+    resized = F.interpolate(positions, size=(new, new), mode="bicubic", align_corners=False)
+    return _Change({"pos_embed": resized}, f"{old} x {old} patches resized bicubically to {new} x {new}")
+
+
+def _given_frames(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    old, new = saved["in_timesteps"], wanted["in_timesteps"]
+    if old == new or _TIME not in tensors:
+        return _Change({}, "")
+    weight, gamma = tensors[_TIME].float(), tensors.get(_GAMMA)
+    kernel = weight * _cosines(old, gamma)
+    if new < old:
+        kernel = torch.cat((kernel[: old - new + 1].sum(0, keepdim=True), kernel[old - new + 1 :]))
+        how = "the oldest acts for the missing ones too"
+    else:
+        kernel = torch.cat((kernel.new_zeros(new - old, *kernel.shape[1:]), kernel))
+        how = "the further, older ones have no weight yet"
+    cosines = _cosines(new, gamma)
+    bounded = torch.where(cosines < 0, -1.0, 1.0) * cosines.abs().clamp(min=_LEAST_COSINE)
+    return _Change({_TIME: kernel / bounded}, f"{old} -> {new} given frames: the newest keep their matrices, {how}")
+
+
+def _cosines(frames: int, gamma: Tensor | None) -> Tensor:
+    """What the time aggregation multiplies its matrices by, shape (frames, embed_dim, 1); ones without gamma."""
+    if gamma is None:
+        return torch.ones(frames, 1, 1)
+    return torch.cos(torch.linspace(0, 1, frames)[:, None] * gamma.float()).unsqueeze(-1)
+
+
+def _time_coordinate(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    """Give the newest frames the time coordinates of old, slope * new time + offset, through the first layer."""
+    old, new = saved["in_timesteps"], wanted["in_timesteps"]
+    if old == new or not {_STEM, _STEM_BIAS} <= tensors.keys():
+        return _Change({}, "")
+    slope, offset = ((new - 1) / (old - 1), 1 - (new - 1) / (old - 1)) if old > 1 else (0.0, 0.0)
+    weight, bias = tensors[_STEM].float(), tensors[_STEM_BIAS].float()
+    time = weight[:, -1:]
+    changed = {
+        _STEM: torch.cat((weight[:, :-1], slope * time), dim=1),
+        _STEM_BIAS: bias + offset * time.sum(dim=(1, 2, 3)),
+    }
+    return _Change(changed, f"{old} -> {new} given frames: the newest keep their time coordinates")
+
+
+def _given_channels(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    old, new = saved["in_channels"], wanted["in_channels"]
+    if old == new or not {_STEM, _STEM_BIAS} <= tensors.keys():
+        return _Change({}, "")
+    weight, bias = tensors[_STEM].float(), tensors[_STEM_BIAS].float()
+    data, coordinates = weight[:, :old], weight[:, old:]
+    changed = {_STEM: torch.cat((_resize(data, 1, new), coordinates), dim=1)}
+    if new < old and not saved["normalize"]:  # a normalised constant channel is zero
+        changed[_STEM_BIAS] = bias + data[:, new:].sum(dim=(1, 2, 3))
+    return _Change(changed, _channels_note(old, new))
+
+
+def _channels_note(old: int, new: int) -> str:
+    how = "the missing ones act as if they were all one" if new < old else "the new ones have no weight yet"
+    return f"{old} -> {new} given channels, matched by position: {how}"
+
+
+def _statistics(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    """The layers that take every channel's mean, then every channel's standard deviation (zero if it is constant)."""
+    old, new = saved["in_channels"], wanted["in_channels"]
+    if old == new:
+        return _Change({}, "")
+    changed = {}
+    for layer in ("scale_feats_mu", "scale_feats_sigma"):
+        if not {f"{layer}.weight", f"{layer}.bias"} <= tensors.keys():
+            continue
+        weight, bias = tensors[f"{layer}.weight"].float().unflatten(1, (2, old)), tensors[f"{layer}.bias"].float()
+        changed[f"{layer}.weight"] = _resize(weight, 2, new).flatten(1)
+        if new < old:
+            changed[f"{layer}.bias"] = bias + weight[:, 0, new:].sum(dim=1)
+    return _Change(changed, _channels_note(old, new))
+
+
+def _hidden_units(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    old, new = (config["out_channels"] * config["patch_size"] + 3 for config in (saved, wanted))
+    if saved["out_channels"] == wanted["out_channels"] or not {_STEM, _STEM_BIAS, _STEM_NEXT} <= tensors.keys():
+        return _Change({}, "")
+    weight, bias, following = (tensors[name].float() for name in (_STEM, _STEM_BIAS, _STEM_NEXT))
+    if new > old:
+        units = torch.arange(new) % old
+        following = _resize(following, 1, new)
+        note = f"{old} -> {new} hidden units: copies of the first, without weight in what follows yet"
+    else:
+        given = torch.cat((weight.flatten(1), bias[:, None]), dim=1)
+        strength = given.norm(dim=1) * following.flatten(2).norm(dim=(0, 2))
+        units = strength.topk(new).indices.sort().values
+        following = following[:, units]
+        note = f"{old} -> {new} hidden units: the strongest are kept"
+    return _Change({_STEM: weight[units], _STEM_BIAS: bias[units], _STEM_NEXT: following}, note)
+
+
+def _predicted(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
+    """The head's last layer, whose rows are channels within frames."""
+    old, new = ((config["out_timesteps"], config["out_channels"]) for config in (saved, wanted))
+    if old == new:
+        return _Change({}, "")
+    frames = torch.arange(new[0]).clamp(max=old[0] - 1)
+    changed = {
+        name: _resize(tensors[name].float().unflatten(0, old)[frames], 1, new[1]).flatten(0, 1)
+        for name in ("out_layer.4.weight", "out_layer.4.bias")
+        if name in tensors
+    }
+    return _Change(changed, "; ".join(_predicted_notes(old, new)))
+
+
+def _predicted_notes(old: tuple[int, int], new: tuple[int, int]) -> list[str]:
+    notes = []
+    if old[0] != new[0]:
+        how = "the first of them" if new[0] < old[0] else "the further ones repeat the last"
+        notes.append(f"{old[0]} -> {new[0]} predicted frames: {how}")
+    if old[1] != new[1]:
+        how = "the first of them" if new[1] < old[1] else "the new ones are zero at first"
+        notes.append(f"{old[1]} -> {new[1]} predicted channels: {how}")
+    return notes
+
+
+def _resize(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Cut a dimension off at a size, or fill it up with zeros."""
+    kept = tensor.narrow(dim, 0, min(size, tensor.shape[dim]))
+    missing = list(kept.shape)
+    missing[dim] = size - kept.shape[dim]
+    return torch.cat((kept, tensor.new_zeros(missing)), dim=dim)

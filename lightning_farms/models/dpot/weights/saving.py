@@ -1,0 +1,105 @@
+"""Writing DPOT checkpoints: in the released format, or as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.models.dpot.weights._reading import SAFETENSORS_SETTINGS
+
+if TYPE_CHECKING:
+    from lightning_farms.models.dpot.network import DPOT, DPOTConfig
+
+_RELEASED_NAMES = {
+    "img_size": "res",
+    "in_timesteps": "T_in",
+    "out_timesteps": "T_bundle",
+    "embed_dim": "width",
+    "depth": "n_layers",
+    "n_cls": "n_class",
+}
+
+
+def save_weights(model: DPOT, path: str | os.PathLike[str]) -> None:
+    """Write a DPOT's weights and settings: as safetensors if the suffix says so, or else in the released format.
+
+    The released format is a pickle of {'model': tensors, 'args': Namespace}, with the names that the original program
+    has for tensors and options; it loads the file as it loads its own. Safetensors have the settings as JSON in their
+    metadata. The file appears complete or not at all: it is written under another name beside its place, then renamed.
+
+    Args:
+        model: the network; it is not changed.
+        path: where to write; an existing file is replaced, missing folders are made.
+
+    Raises:
+        ImportError: for safetensors, if the package safetensors is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_farms.models import DPOT
+        >>> model = DPOT(img_size=16, patch_size=4, embed_dim=8, depth=1, n_blocks=2, act="silu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(model, f"{folder}/dpot.pth")
+        ...     DPOT.from_checkpoint(f"{folder}/dpot.pth").config["act"]
+        'silu'
+    """
+    write_checkpoint(model.state_dict(), model.config, path)
+
+
+def write_checkpoint(tensors: Mapping[str, Tensor], config: DPOTConfig, path: str | os.PathLike[str]) -> None:
+    """Write tensors and settings as :func:`save_weights` does.
+
+    Args:
+        tensors: a DPOT's state dict.
+        config: its keyword arguments.
+        path: where to write.
+
+    Raises:
+        ImportError: for safetensors, if the package safetensors is not installed.
+    """
+    target = Path(path)
+    plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    settings = dict(config)
+    write = _write_safetensors if target.suffix == ".safetensors" else _write_released
+    with complete_or_nothing(target) as draft:
+        write(plain, settings, draft)
+
+
+def _write_released(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"model": tensors, "args": _released_args(settings)}, file)
+
+
+def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError(
+            'Writing safetensors needs the package safetensors: pip install "lightning-farms[safetensors]"'
+        ) from error
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    readers = path.stat().st_mode  # save_file makes files that only their owner can read
+    save_file(contiguous, path, metadata={"format": "pt", SAFETENSORS_SETTINGS: json.dumps(settings)})
+    path.chmod(readers)
+
+
+def _released_args(settings: dict[str, Any]) -> argparse.Namespace:
+    """The settings as the original program's command line calls and types them, and those it does not have."""
+    renamed = {_RELEASED_NAMES.get(name, name): value for name, value in settings.items()}
+    ratio = settings["mlp_ratio"]
+    as_there = {
+        "model": "DPOT",
+        "n_channels": settings["in_channels"],
+        "normalize": int(settings["normalize"]),
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+    }
+    return argparse.Namespace(**renamed | as_there)

@@ -1,0 +1,145 @@
+"""How the error of a prediction grows over its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_farms.plotting._arrays import Values, as_array
+from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIZE = (7.6, 4.6)  # inches
+_LEGEND = 0.3  # inches a row
+_LEGEND_COLUMNS = (6, 4)  # where all texts are short, and else
+_LEGEND_FONT = 9
+_HANDLE = 0.45  # inches, of a line in the legend
+_COLOURS = 10  # of the cycle, after which dashes tell channels apart
+
+
+def error_curves_figure(
+    errors: Values,
+    *,
+    channels: Sequence[str],
+    positions: Sequence[float],
+    unit: str = "frame",
+    before: Values | None = None,
+    before_label: str = "before",
+    title: str = "Relative L2 error over the rollout",
+) -> Figure:
+    """Draw a line a channel over the frames, and their mean, on a logarithmic axis.
+
+    Errors that are not finite, and those that are not positive, are gaps.
+
+    Args:
+        errors: (frames, channels), at least 0.
+        channels: Name of each channel.
+        positions: Number or time of each frame.
+        unit: What the positions are.
+        before: Earlier errors of the same shape, drawn dotted.
+        before_label: What to call them.
+        title: Title of the figure.
+
+    Returns:
+        The figure, unknown to pyplot: nothing has to be closed.
+
+    Raises:
+        ValueError: If there is no error, or names, positions or earlier errors do not fit the errors.
+
+    Example:
+        >>> figure = error_curves_figure([[0.01, 0.02], [0.03, 0.04]], channels=["Vx", "Vy"], positions=[10, 11])
+        >>> [text.get_text() for text in figure.legends[0].get_texts()], figure.axes[0].get_yscale()
+        (['Vx', 'Vy', 'mean'], 'log')
+    """
+    from matplotlib.figure import Figure
+
+    now = as_array(errors, "errors", 2)
+    earlier = None if before is None else as_array(before, "before", 2)
+    _check(now, earlier, channels, positions)
+    figure = Figure(figsize=_SIZE, dpi=110)
+    names = [_legend_name(name) for name in channels]
+    texts = [*names, "mean", *([] if earlier is None else [before_label])]
+    columns = _LEGEND_COLUMNS[widest(texts, _LEGEND_FONT) + _HANDLE > _SIZE[0] / _LEGEND_COLUMNS[0]]
+    rows = -(-len(texts) // columns)
+    margins = Margins(left=0.85, right=0.15, bottom=0.52 + _LEGEND * rows, top=0.4)
+    axes = add_axes(figure, margins)
+    _draw(axes, now, names, positions)
+    if earlier is not None:
+        _draw_earlier(axes, earlier, positions, before_label)
+    shown = [now] if earlier is None else [now, earlier]
+    if any((np.isfinite(values) & (values > 0)).any() for values in shown):
+        _make_logarithmic(axes)
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.locator_params("x", integer=all(float(position).is_integer() for position in positions))
+    name_axes(
+        axes,
+        margins,
+        title=shortened(title, 76),
+        horizontal=unit,
+        vertical="relative L2 error",
+        legend=_LEGEND * rows,
+    )
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="lower center",
+        ncols=columns,
+        fontsize=_LEGEND_FONT,
+        frameon=False,
+    )
+    return figure
+
+
+def _check(
+    errors: NDArray[np.float64],
+    before: NDArray[np.float64] | None,
+    channels: Sequence[str],
+    positions: Sequence[float],
+) -> None:
+    if not errors.size:
+        raise ValueError(f"Expected argument `errors` to have frames and channels, but got shape {errors.shape}.")
+    if errors.shape != (len(positions), len(channels)):
+        raise ValueError(
+            "Expected argument `errors` to have one row a position and one column a channel, "
+            f"({len(positions)}, {len(channels)}), but got shape {errors.shape}."
+        )
+    if before is not None and before.shape != errors.shape:
+        raise ValueError(
+            f"Expected argument `before` to have the shape of `errors`, {errors.shape}, but got {before.shape}."
+        )
+
+
+def _legend_name(channel: str) -> str:
+    """Short, and without mathematics."""
+    return shortened(channel, 15).replace("$", r"\$")
+
+
+def _colour(channel: int) -> str:
+    return f"C{channel % _COLOURS}"
+
+
+def _draw(axes: Axes, errors: NDArray[np.float64], channels: Sequence[str], positions: Sequence[float]) -> None:
+    for channel, name in enumerate(channels):
+        style = "-" if channel < _COLOURS else "--"
+        axes.plot(positions, errors[:, channel], f"o{style}", ms=3, lw=1.4, color=_colour(channel), label=name)
+    axes.plot(positions, errors.mean(axis=1), "o-", ms=4, lw=2.2, color="black", label="mean")
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    """With plain numbers, which are short enough to stand beside the axis's name; within a decade all have theirs."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+
+
+def _draw_earlier(axes: Axes, errors: NDArray[np.float64], positions: Sequence[float], label: str) -> None:
+    for channel in range(errors.shape[1]):
+        axes.plot(positions, errors[:, channel], ":", lw=1.1, color=_colour(channel), alpha=0.7)
+    axes.plot(positions, errors.mean(axis=1), ":", lw=1.8, color="black", alpha=0.8, label=label)

@@ -1,0 +1,454 @@
+"""`lightning-farms analyze` as a shell user meets it, on small checkpoints."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lightning_farms.analysis import FARMS, Diagnostics, Selection, WholeMatrix, analyze, analyze_weights
+from lightning_farms.cli import main
+from lightning_farms.cli.analyze import command as command
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Flatten(), *(nn.Linear(32, 32) for _ in range(5))]
+    return nn.Sequential(*layers, nn.Linear(32, 4))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with checkpoints, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIGHTNING_FARMS_TRACEBACK", raising=False)
+    state = network().state_dict()
+    torch.save(state, "net.pt")
+    torch.save({"state_dict": {f"net.{name}": tensor for name, tensor in network(1).state_dict().items()}}, "b.ckpt")
+    save_file(state, "net.safetensors")
+    torch.save({"bn.running_mean": torch.ones(3)}, "vectors.pt")
+    Path("notes.txt").write_text("no weights")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """Run the command in process: (status, stdout, stderr)."""
+
+    def call(*arguments):
+        try:
+            main(["analyze", *arguments])
+        except SystemExit as stop:
+            return (stop.code, *capsys.readouterr())
+        return (0, *capsys.readouterr())
+
+    return call
+
+
+def records(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("file", ["net.pt", "net.safetensors"])
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ([], FARMS()),
+        (["--method", "whole", "--fit", "ks"], WholeMatrix(fit="ks")),
+        (["--aspect_ratio", "2", "--window", "8", "--steps", "3"], FARMS(2.0, 8, 3)),
+        (["--compat", "official", "--window", "8", "--steps", "3"], FARMS(1.0, 8, 3, compat="official")),
+        (["--blocks", "pooled"], FARMS(blocks="pooled")),
+    ],
+)
+def test_csv_is_what_the_model_gives(run, file, options, method):
+    status, out, _ = run(file, "--format", "csv", *options)
+    expected = analyze(network(), method)
+    rows = records(out)
+    assert status == 0
+    assert [row["name"] for row in rows] == list(expected.alphas)
+    assert [float(row["alpha"]) for row in rows] == pytest.approx(list(expected.alphas.values()), nan_ok=True)
+    assert rows[0]["shape"] == "16x3x3x3"
+
+
+def test_csv_is_that_of_the_report(run, tmp_path):
+    _, out, _ = run("net.pt", "--format", "csv")
+    analyze(network()).to_csv(tmp_path / "report.csv")
+    assert records(out) == records((tmp_path / "report.csv").read_text())
+
+
+def test_stdout_carries_the_result_only(run):
+    status, out, err = run("net.pt", "--format", "json", "--baseline", "--bootstrap", "20")
+    content = json.loads(out)
+    assert status == 0
+    assert content["summary"]["alpha"]["layers"] == 7
+    assert content["summary"]["alpha"]["mean"] == pytest.approx(analyze(network()).mean_alpha)
+    first = content["layers"][0]
+    assert first["alpha_low"] < first["alpha"] < first["alpha_high"]
+    assert first["relative_alpha"] > 0
+    assert first["mp_variance"] > 0
+    assert content["layers"][-1]["p_value"] is None
+    assert err.startswith("alpha of net.pt: mean ")
+
+
+def test_table(run):
+    torch.save({**network().state_dict(), "wte.weight": torch.randn(50, 16), "up.weight": torch.randn(3, 2)}, "more.pt")
+    status, out, err = run("more.pt")
+    assert status == 0
+    assert err == ""
+    assert all(name in out for name in ("16x3x3x3", "convolution", "stable rank", "more.pt, FARMS(aspect_ratio=1.0"))
+    assert "embeddings are analysed on request: --embeddings: wte" in out
+    assert "Skipped (1): 4 eigenvalues, fewer than the 10 that are fitted: up" in out
+    assert "7 layers analysed, 2 skipped. alpha: mean" in out
+    assert "\x1b" not in out
+    _, out, _ = run("more.pt", "--embeddings")
+    assert "8 layers analysed, 1 skipped" in out
+
+
+def test_a_narrow_terminal_keeps_the_names(run, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    torch.save({f"encoder.layer.{i}.attention.output.dense.weight": torch.randn(32, 32) for i in range(6)}, "long.pt")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    run("long.pt", "--bootstrap", "20")
+    text = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())
+    assert text != terminal.getvalue(), "colours"
+    assert sum(line.startswith(" encoder.layer.") for line in text.splitlines()) == 6
+    assert all(f"encoder.layer.{i}.attention.output.dense " in text for i in range(6))
+    assert "No room here for: kind, windows, D, alpha_hat, log norm, stable rank; --format csv has all." in text
+
+
+def test_outliers_are_marked(run):
+    state = network().state_dict()
+    state["5.weight"] = torch.diag(torch.logspace(0, 6, 32))
+    torch.save(state, "odd.pt")
+    _, out, _ = run("odd.pt")
+    [line] = [line for line in out.splitlines() if line.startswith(" 5 ")]
+    assert re.search(r" 1\.\d{3}- ", line)
+    assert "+ and - mark outliers: alpha more than 3 robust standard deviations" in out
+
+
+def test_nothing_analysed_has_no_summary(run):
+    status, out, _ = run("net.pt", "--max_size", "2")
+    assert status == 1
+    assert out.endswith("0 layers analysed, 7 skipped.\n")
+
+
+def test_selection(run):
+    status, out, _ = run("net.pt", "--format", "json", "--include", "3", "5", "--exclude", "5", "--kinds", "linear")
+    rows = {row["name"]: row for row in json.loads(out)["layers"]}
+    expected = analyze(network(), selection=Selection(include=("3", "5"), exclude=("5",), kinds=("linear",)))
+    assert status == 0
+    assert {name: row["reason"] for name, row in rows.items()} == {row.name: row.reason for row in expected}
+    assert [name for name, row in rows.items() if row["status"] == "ok"] == ["3"]
+
+
+def test_low_rank_products(run):
+    pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
+    torch.save(pair, "adapter.pt")
+    _, out, _ = run("adapter.pt", "--format", "csv", "--method", "whole")
+    assert [row["name"] for row in records(out)] == ["q.lora_A", "q.lora_B"]
+    _, out, _ = run("adapter.pt", "--format", "csv", "--low_rank_products", "--method", "whole")
+    assert [(row["name"], row["kind"]) for row in records(out)] == [("q.lora", "low-rank product")]
+
+
+def test_out_and_its_ending(run):
+    status, out, err = run("net.pt", "--out", "made/of/net.csv")
+    assert (status, out) == (0, "")
+    assert err.startswith("Written to made/of/net.csv\nalpha of net.pt: mean")
+    assert len(records(Path("made/of/net.csv").read_text())) == 7
+    run("net.pt", "--out", "table.txt")
+    assert "7 layers analysed, 0 skipped" in Path("table.txt").read_text(encoding="utf-8")
+    run("net.pt", "--out", "net.csv", "--format", "json")
+    assert json.loads(Path("net.csv").read_text())["layers"]
+
+
+def test_compare(run):
+    after, before = analyze(network(1)).alphas, analyze(network()).alphas
+    status, out, _ = run("b.ckpt", "--compare", "net.pt", "--format", "csv")
+    rows = records(out)
+    assert status == 0
+    assert [row["name"] for row in rows] == [f"net.{name}" for name in before]
+    assert [float(row["delta"]) for row in rows] == pytest.approx([after[name] - before[name] for name in before])
+    _, out, _ = run("b.ckpt", "--compare", "net.pt")
+    assert "b.ckpt against net.pt" in out
+    assert "delta: mean" in out
+    assert "Only in" not in out
+
+
+def test_of_the_second_file_only_alphas_are_wanted(run, monkeypatch):
+    asked = []
+
+    def analyzed(weights, method, **options):
+        asked.append((options["diagnostics"], options["keep_eigenvalues"]))
+        return analyze_weights(weights, method, **options)
+
+    monkeypatch.setattr(command, "analyze_weights", analyzed)
+    run("net.pt", "--compare", "b.ckpt", "--bootstrap", "20", "--plots", "figures", "--kinds", "convolution")
+    assert asked == [(Diagnostics(20, marchenko_pastur=True), True), (Diagnostics(), False)]
+
+
+def test_compare_lists_what_has_no_partner(run):
+    state = network().state_dict()
+    del state["3.weight"]
+    state["extra.weight"], state["4.weight"] = torch.randn(20, 20), torch.full((32, 32), torch.nan)
+    torch.save(state, "c.pt")
+    status, out, _ = run("net.pt", "--compare", "c.pt")
+    assert status == 0
+    assert "Only in net.pt (1): 3" in out
+    assert "Only in c.pt (1): extra" in out
+    assert "Without alpha in one or both (1): 4" in out
+    _, out, _ = run("net.pt", "--compare", "c.pt", "--format", "json")
+    content = json.loads(out)
+    assert {row["name"]: row["status"] for row in content["layers"] if row["status"] != "ok"} == {
+        "3": "only",
+        "extra": "other_only",
+        "4": "without_alpha",
+    }
+    assert content["summary"]["delta"]["layers"] == 5
+
+
+def test_base(run):
+    _, out, err = run("b.ckpt", "--base", "net.pt", "--format", "csv")
+    change = network(1)
+    for name, parameter in change.named_parameters():
+        parameter.data -= network().get_parameter(name)
+    expected = analyze(change).alphas
+    assert {row["name"]: float(row["alpha"]) for row in records(out)} == pytest.approx(
+        {f"net.{name}": alpha for name, alpha in expected.items()}
+    )
+    assert "alpha of b.ckpt minus net.pt" in err
+    status, _, err = run("net.pt", "--base", "net.safetensors")
+    assert status == 1
+    assert "none among 7: unchanged from the base (7)" in err
+
+
+def test_the_file_without_layers_of_a_pattern_is_named(run, monkeypatch):
+    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    torch.save({"head.weight": torch.randn(32, 32)}, "head.pt")
+    for files in (["net.pt", "--compare", "head.pt"], ["head.pt", "--compare", "net.pt"]):
+        status, _, err = run(*files, "--include", "head")
+        assert status == 1
+        assert "error: In net.pt: Expected --include to match layers, but 'head' matches none." in err
+        assert run(*files, "--exclude", "3")[2].startswith("lightning-farms: error: In head.pt: Expected --exclude to")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--base", "b.ckpt"], ["--kinds", "convolution"], ["--low_rank_products"]])
+def test_progress_reaches_its_total(run, monkeypatch, arguments):
+    totals, steps = [], []
+
+    @contextmanager
+    def bar(title, total):
+        totals.append(total)
+        yield steps.append
+
+    monkeypatch.setattr(command, "progress_is_shown", lambda: True)
+    monkeypatch.setattr(command, "progress_bar", bar)
+    pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
+    torch.save({**network().state_dict(), "tied.weight": torch.ones(3, 2), **pair}, "net.pt")
+    assert run("net.pt", *arguments)[0] == 0
+    assert totals == [sum(steps)]
+    assert totals == [9 if "--low_rank_products" in arguments else 10]
+
+
+def test_plots(run):
+    status, _, err = run("net.pt", "--plots", "figures/here", "--compare", "b.ckpt", "--include", "0", "3")
+    assert status == 1, "the pattern 0 matches no layer of b.ckpt"
+    status, out, err = run("b.ckpt", "--plots", "figures/here", "--include", "net.0", "net.3")
+    assert status == 0
+    assert "4 figures in figures/here\n" in err
+    names = {str(path.relative_to("figures/here")) for path in Path("figures/here").rglob("*.png")}
+    assert names == {"alpha_depth.png", "alpha_by_shape.png", "esd/1_net.0.png", "esd/2_net.3.png"}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in Path("figures/here").rglob("*.png"))
+    assert "spikes" in out
+
+
+def test_plot_of_a_comparison(run):
+    _, _, err = run("net.pt", "--plots", "figures", "--compare", "net.safetensors", "--kinds", "convolution")
+    assert "4 figures in figures\n" in err
+    assert Path("figures/comparison.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.pt"], "existing file or folder, but got 'nowhere.pt'"),
+        (["notes.txt"], "damaged, cut short or of another format"),
+        (["vectors.pt"], "a checkpoint with weight matrices, but got vectors"),
+        (["net.pt", "--compare", "nowhere.pt"], "but got 'nowhere.pt'"),
+        (["net.pt", "--base", "notes.txt"], "'notes.txt' is damaged"),
+        (["net.pt", "--include", "fourth"], "Expected --include to match layers, but 'fourth' matches none"),
+        (["net.pt", "--min_size", "900"], "none among 7: the smaller dimension, 32, is below min_size 900 (5); "),
+        (["net.pt", "--out", "."], "--out to be a file, but '.' is a folder"),
+        (["net.pt", "--out", "notes.txt/a.csv"], "notes.txt"),
+        (["net.pt", "--plots", "notes.txt"], "--plots to be a folder, but 'notes.txt' is a file"),
+        (["."], "holds 4: b.ckpt, net.pt, net.safetensors, vectors.pt. Give one of the files"),
+    ],
+)
+def test_mistakes_end_with_one_message(run, arguments, message):
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert err.count("lightning-farms: error:") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "file"),
+        (["net.pt", "--fti", "ks"], "--fti"),
+        (["net.pt", "--fit", "best"], "hill_paper"),
+        (["net.pt", "--format", "xml"], "['table', 'csv', 'json']. Got value: xml"),
+        (["net.pt", "--window", "0"], "Expected --window to be"),
+        (["net.pt", "--window", "big"], "window"),
+        (["net.pt", "--compat", "official"], "Expected --window and --steps to be given"),
+        (["net.pt", "--method", "whole", "--window", "8", "--blocks", "pooled"], "--window, --blocks: of no use with"),
+        (["net.pt", "--kinds", "liner"], "Expected --kinds to be out of linear, "),
+        (["net.pt", "--bootstrap", "-1"], "Expected --bootstrap to be"),
+        (["net.pt", "--level", "2"], "Expected --level to be"),
+        (["net.pt", "--workspace", "0"], "--workspace to be positive"),
+        (["net.pt", "--workers", "0"], "--workers to be at least 1"),
+        (["net.pt", "--base", "b.ckpt", "--compare", "b.ckpt"], "exclude each other"),
+        (["net.pt", "--device", "tpu"], "cuda"),
+    ],
+)
+def test_wrong_arguments(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_no_such_device(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, err = run("net.pt", "--device", "cuda")
+    assert status == 2
+    assert "PyTorch finds no CUDA device here" in err
+
+
+def test_mistakes_come_before_the_long_work(run, monkeypatch):
+    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    for arguments in (["--out", "."], ["--plots", "notes.txt"], ["--compare", "nowhere.pt"], ["--exclude", "fourth"]):
+        assert run("net.pt", *arguments)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "vectors.pt"], "--out to be a place that can be written to, but 'vectors.pt' cannot."),
+        (["--out", "new.csv"], "but '.' cannot."),
+        (["--plots", "new"], "--plots to be a folder that can be written to, but 'new' cannot."),
+    ],
+)
+def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):
+    monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    status, _, err = run("net.pt", *arguments)
+    assert status == 1
+    assert message in err
+
+
+def test_traceback_on_demand(run, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_FARMS_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run("nowhere.pt")
+
+
+def test_interrupted(run, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "analyze_weights", interrupt)
+    assert run("net.pt") == (130, "", "\nlightning-farms: interrupted\n")
+
+
+def test_help(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    options = ("--aspect_ratio", "--include", "--bootstrap", "--baseline", "--compare", "--plots", "--workspace")
+    assert all(option in out for option in options)
+    assert "3 robust standard deviations" in " ".join(out.split())
+
+
+@pytest.fixture
+def shell(folder):
+    """Start the command in a process of its own, which is ended with the test."""
+    processes = []
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "lightning_farms", "analyze", *arguments]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_a_reader_that_goes_away(shell, form):
+    process = shell("net.pt", "--format", form)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 141
+    assert not err or err.startswith("alpha of net.pt: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+@pytest.mark.parametrize("arguments", ["net.pt", "net.pt --out net.csv", "--help"])
+def test_stdout_that_is_closed(folder, arguments):
+    line = f"{shlex.quote(sys.executable)} -m lightning_farms analyze {arguments} >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    message = "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_a_plain_pickle(shell):
+    Path("net.pkl").write_bytes(pickle.dumps({"weight": nn.Linear(3, 2)}, protocol=4))
+    _, err = shell("net.pkl").communicate()
+    assert err.startswith("lightning-farms: error: Expected the path to be a checkpoint of tensors and plain values")
+    assert "'net.pkl' holds pickled objects that are not read" in err
+    assert "Warning" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c(shell, folder):
+    torch.save({f"{i}.weight": torch.randn(1500, 1500) for i in range(6)}, "large.pt")
+    process = shell("large.pt", "--fit", "ks")
+    mapped = folder / "large.pt"
+    while str(mapped) not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "\nlightning-farms: interrupted\n")
+
+
+def test_only_what_is_needed_is_imported(folder):
+    code = (
+        "import sys; from lightning_farms.cli import main; main(['analyze', 'net.pt', '--format', 'csv']); "
+        "heavy = {'lightning', 'torchmetrics', 'tensorboard', 'matplotlib', 'h5py'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

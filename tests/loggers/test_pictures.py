@@ -1,0 +1,75 @@
+import math
+
+import torch
+
+from lightning_farms import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.loggers.pictures import _map_figure, analysis_pictures, hand_out, run_figures, spread_over_depth
+from lightning_farms.loggers.sinks import Sink
+
+
+class Keeper(Sink):
+    """Keeps the pixels by key."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def image(self, key, pixels, step):
+        self.kept[key] = pixels
+
+    figure = image
+
+
+def test_layer_names_are_no_mathematics():
+    history, name, keeper = LayerHistory(), r"$x_$", Keeper()
+    history.append(0, {"alpha": {name: 2.0}})
+    row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
+    assert hand_out(run_figures("farms", SpectralReport([row]), history, [row]), [keeper], 0) == []
+    assert keeper.kept.keys() == {"farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/$x_$"}
+
+
+def test_the_map_of_a_long_run_stays_small_and_ends_with_the_last_analysis():
+    history, keeper = LayerHistory(), Keeper()
+    for epoch in range(1000):
+        history.append(epoch, {"alpha": {"a": float(epoch), "b": 0.0}})
+    assert hand_out(analysis_pictures("farms", None, history), [keeper], 0) == []
+    image = keeper.kept["farms/alpha_map"]
+    assert image.shape[1] <= 480
+    assert image[0, -1].tolist() == [253, 231, 36]
+
+
+def test_history_of_steps_gives_maps_a_step_axis():
+    history = LayerHistory()
+    for step in (0, 50, 100):
+        history.append(step // 100, {"alpha": {"a": 2.0}}, step=step)
+    axes = _map_figure(history, "alpha").axes[0]
+    assert axes.get_xlabel() == "step"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "50", "100"]
+
+
+def test_what_another_callback_shows_is_not_shown_twice():
+    history = LayerHistory()
+    history.append(0, {"alpha": {"a": 2.0}, "weight_decay": {"a": 0.1}})
+    report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=2.0)])
+    keys = [picture.key for picture in analysis_pictures("farms", report, history)]
+    assert keys == ["farms/alpha_histogram", "farms/alpha_map", "farms/weight_decay_map"]
+    assert [picture.key for picture in analysis_pictures("farms", None, history.without("alpha"))] == keys[2:]
+    assert [picture.key for picture in run_figures("farms", None, history.without("alpha"), [])] == [
+        "farms/weight_decay_map_labelled"
+    ]
+    assert history.quantities() == ["alpha", "weight_decay"]
+
+
+def test_a_histogram_needs_a_finite_alpha():
+    report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=math.nan)])
+    assert analysis_pictures("farms", report, LayerHistory()) == []
+
+
+def test_spread_over_depth():
+    rows = [LayerSpectrum(f"l{i}", "linear", (4, 4), alpha=2.0) for i in range(9)]
+    rows[4] = LayerSpectrum("l4", "linear", (1, 4), status="skipped", reason="a vector")
+    report = SpectralReport(rows)
+    assert spread_over_depth(report, 3) in (["l0", "l3", "l8"], ["l0", "l5", "l8"])
+    assert spread_over_depth(report, 1) == ["l0"]
+    assert spread_over_depth(report, 0) == []
+    assert len(spread_over_depth(report, 20)) == 8
