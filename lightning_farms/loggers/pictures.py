@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.loggers.sinks import Pixels, Sink
 from lightning_farms.plotting import (
     alpha_depth_figure,
