@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.spectrum import esd
+from lightning_farms.functional.spectrum import PADDED_TO, esd
 
 DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -110,9 +110,10 @@ def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace:
 
 
 def _window_bytes(plan: Plan, single: bool) -> int:
-    """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
-    entries, squared = plan.windows.height * plan.windows.width, plan.gram_size**2
-    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if single else 12 * entries + 16 * squared)
+    """Bytes of one window's copies, padded, its Gram matrix and the decomposition's own copy of that."""
+    height, width = (size + -size % PADDED_TO for size in (plan.windows.height, plan.windows.width))
+    entries, squared = height * width, min(height, width) ** 2
+    return (2 if plan.is_complex else 1) * (8 * entries + 8 * squared if single else 12 * entries + 16 * squared)
 
 
 def _views(task: Task, most: int) -> Iterator[Tensor]:
