@@ -1,10 +1,10 @@
 """What version 0.1 saved is read by this one: a configuration, and a checkpoint from which the run goes on bit for bit.
 
-tests/data/saved_by_0_1 was written by 0.1 (commit 8dac0ee) with `lightning-farms fit`: `config.yaml` as the run saved it,
-and the checkpoint of its second epoch. `expected.json` is what the checkpoint of the fourth epoch held (tensors as
-hashes) when 0.1 went on from there, with nothing changed but the eigenvalues' last bits (commit 1016d8e, which made them
-the same on every processor). The arithmetic is that of every x86-64 processor (``ENVIRONMENT``), so that bits can be
-compared with those of another machine.
+tests/data/saved_by_0_1 was written by 0.1 (commit 8dac0ee) with `lightning-farms fit`: `config.yaml` as the run saved
+it, and the checkpoint of its second epoch. `expected.json` is what the checkpoint of the fourth epoch held (tensors as
+hashes) when 0.1 went on from there, with nothing changed but the eigenvalues' last bits (commit 1016d8e, which made
+them the same on every processor). The arithmetic is that of every x86-64 processor (``ENVIRONMENT``), so that bits can
+be compared with those of another machine.
 """
 
 import gzip

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
 from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
 from lightning_farms.analysis._decompose import one_thread_each
-from lightning_farms.callbacks._spectral import background, question
+from lightning_farms.callbacks._spectral import background, in_trainer
 from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
 from tests.callbacks.conftest import SmallNet
 
@@ -69,7 +69,7 @@ def started(monkeypatch):
             methods.append(method)
             super().__init__(weights, method, *args)
 
-    monkeypatch.setattr(question, "BackgroundAnalysis", Counted)
+    monkeypatch.setattr(in_trainer, "BackgroundAnalysis", Counted)
     return methods
 
 
@@ -230,7 +230,7 @@ def test_weights_that_cannot_be_copied_are_analysed_in_their_place(fit, monkeypa
 
     one, other = (TBSigmoid(overlap=overlap, summary=False) for overlap in (False, True))
     expected = fit(one)[0]
-    monkeypatch.setattr(question, "layer_weights", no_memory)
+    monkeypatch.setattr(in_trainer, "layer_weights", no_memory)
     assert_same((expected, [one]), (fit(other)[0], [other]))
     assert started == []
 
