@@ -70,8 +70,9 @@ class SpectralMonitor(Callback):
         every_n_epochs: analyse after every n-th epoch (and before the first step).
         every_n_steps: analyse after every n-th optimizer step instead (and before the first); the steps of all
             optimizers count.
-        start_epoch: number of epochs before the first analysis, from which ``every_n_epochs`` is counted.
-        selection: which weights to analyse.
+        start_epoch: number of epochs before the first analysis, from which ``every_n_epochs`` is counted; what is
+            adjusted keeps its base values until then.
+        selection: which weights to analyse; the others keep the base values of what is adjusted.
         diagnostics: error bars, goodness of fit and random baselines.
         workspace: bytes for the analysis, at least 1.
         overlap: analyse a copy of the weights, as they are when the epoch's last validation starts, in a thread of its
