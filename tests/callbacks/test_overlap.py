@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
 from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
 from lightning_farms.analysis._decompose import one_thread_each
-from lightning_farms.callbacks._spectral import background, in_trainer
-from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
+from lightning_farms.callbacks._spectral import in_trainer
+from lightning_farms.callbacks._spectral.in_trainer import BackgroundAnalysis
 from tests.callbacks.conftest import SmallNet
 
 PATIENCE = 20.0
@@ -78,13 +78,13 @@ def in_background(monkeypatch):
     """Have the analyses in the background call a function first."""
 
     def call(function):
-        analyze_weights = background.analyze_weights
+        analyze_weights = in_trainer.analyze_weights
 
         def after(*args, **kwargs):
             function()
             return analyze_weights(*args, **kwargs)
 
-        monkeypatch.setattr(background, "analyze_weights", after)
+        monkeypatch.setattr(in_trainer, "analyze_weights", after)
 
     return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -10,8 +11,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_farms.analysis import Diagnostics, Ranks, SpectralReport, analyze, layer_weights
-from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
+from lightning_farms.analysis import (
+    Diagnostics,
+    LayerWeight,
+    Ranks,
+    SpectralMethod,
+    SpectralReport,
+    analyze,
+    analyze_weights,
+    layer_weights,
+)
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.strategies import whole_shapes
 
@@ -47,6 +56,33 @@ def spectra_in_trainer(
                 ranks=_ranks(trainer, pl_module),
             )
         )
+
+
+class BackgroundAnalysis:
+    """One analysis of weights that nobody else changes, on one core; the result is that of a synchronous one.
+
+    The thread has PyTorch's number of intra-op threads as its creator has it, whatever another analysis has set it to
+    meanwhile.
+    """
+
+    def __init__(
+        self, weights: list[LayerWeight], method: SpectralMethod, diagnostics: Diagnostics, workspace: int
+    ) -> None:
+        self._pool = ThreadPoolExecutor(1, "background-analysis", torch.set_num_threads, (torch.get_num_threads(),))
+        self._future: Future[SpectralReport] = self._pool.submit(
+            analyze_weights, weights, method, diagnostics=diagnostics, workspace=workspace, workers=1
+        )
+
+    def report(self) -> SpectralReport:
+        """Wait for the analysis; raises what it raised."""
+        try:
+            return self._future.result()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Wait until the thread has ended, whatever came of it."""
+        self._pool.shutdown(wait=True)
 
 
 def analyze_in_background(

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from lightning_farms.analysis import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
 from lightning_farms.callbacks._spectral.in_trainer import (
+    BackgroundAnalysis,
     analyze_in_background,
     analyze_in_trainer,
     attempt,
