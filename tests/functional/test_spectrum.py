@@ -132,7 +132,7 @@ def ways_to_hand_over(matrix, others):
 )
 def test_same_bits_alone_in_batches_and_at_shifted_addresses(dtype, quick):
     differ = {}
-    for size, longer in itertools.product([*range(1, 141), 257], [0, 7]):
+    for size, longer in itertools.product(range(1, 141), [0, 7]):
         *others, matrix = draw((3, size, size + longer), dtype)
         expected = esd(matrix.clone(), quick=quick)
         for way, matrices in ways_to_hand_over(matrix, others):
