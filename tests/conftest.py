@@ -1,4 +1,4 @@
-"""One intra-op thread (the matrices here are small, and several test runs may share a machine); what is read of files."""
+"""One intra-op thread: the matrices are small, and several test runs may share a machine. What is read of files."""
 
 import pytest
 import safetensors
