@@ -12,9 +12,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lightning_farms.analysis import SpectralReport, Status
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison
+from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.outliers import SPREAD, outliers, rule
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
 from lightning_farms.analysis.table import LEFT, MARKS, counts_text, listed, listed_reasons, report_cells, shape_text
 
