@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli._target import check_target
 from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
-from lightning_farms.models.dpot._afno import Activation
+from lightning_farms.models.dpot.config import Activation
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
 

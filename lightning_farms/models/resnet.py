@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_farms.models.dpot._afno import check_positive_int
+from lightning_farms.common.arguments import check_integers
 
 
 class BasicBlock(nn.Module):
@@ -79,9 +79,7 @@ class ResNet(nn.Module):
         super().__init__()
         if len(blocks) != 4:
             raise ValueError(f"Expected argument `blocks` to have 4 entries, but got {len(blocks)}.")
-        for name, value in (*((f"blocks[{i}]", n) for i, n in enumerate(blocks)), ("width", width)):
-            check_positive_int(name, value)
-        check_positive_int("num_classes", num_classes)
+        check_integers(1, **{f"blocks[{i}]": n for i, n in enumerate(blocks)}, width=width, num_classes=num_classes)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, blocks[0], stride=1)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -20,6 +18,7 @@ from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._known_names import known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
+from lightning_farms.common.checkpoints import load_safely
 from lightning_farms.data import CFDDataModule
 from lightning_farms.models import DPOT, OperatorModule, load_weights
 
@@ -212,11 +211,11 @@ def train(args: list[str] | None = None) -> None:
 def _check_lightning_checkpoint(path: Path) -> None:
     remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file can fail in any way inside the reader
+        content = load_safely(path, admitted=())  # as Lightning reads it
+    except ValueError as error:
         raise ValueError(
             f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "
-            f"({type(error).__name__}): it is damaged, cut short or of another format. {remedy}"
+            f"({type(error.__cause__).__name__}): it is damaged, cut short or of another format. {remedy}"
         ) from error
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         raise ValueError(f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} is none. {remedy}")

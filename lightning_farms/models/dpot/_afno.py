@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.arguments import check_integers
 from lightning_farms.models.dpot._fourier_modes import analyse, synthesise
-
-Activation = Literal["gelu", "silu", "relu", "tanh"]
+from lightning_farms.models.dpot.config import Activation
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -35,29 +34,6 @@ def build_activation(name: Activation) -> nn.Module:
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected argument `act` to be one of {sorted(_ACTIVATIONS)}, but got {name!r}.")
     return _ACTIVATIONS[name]()
-
-
-def check_positive_int(name: str, value: object) -> None:
-    """Raise unless the value is an integer of at least 1.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what the caller gave.
-
-    Raises:
-        TypeError: if the value is not an integer (a bool is not one).
-        ValueError: if the value is smaller than 1.
-
-    Example:
-        >>> check_positive_int("depth", 0)
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected argument `depth` to be an integer of at least 1, but got 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value}.")
 
 
 class AFNO2d(nn.Module):
@@ -99,8 +75,7 @@ class AFNO2d(nn.Module):
 
     def __init__(self, channels: int, *, n_blocks: int = 4, modes: int = 32, act: Activation = "gelu") -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("n_blocks", n_blocks), ("modes", modes)):
-            check_positive_int(name, value)
+        check_integers(1, channels=channels, n_blocks=n_blocks, modes=modes)
         if channels % n_blocks:
             raise ValueError(
                 f"Expected argument `channels` to be a multiple of `n_blocks`, but got {channels} and {n_blocks}."

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_farms.models.dpot._afno import Activation, AFNO2d, build_activation
+from lightning_farms.models.dpot._afno import AFNO2d, build_activation
 from lightning_farms.models.dpot._channels_last import is_pointwise, is_untouched, pointwise
-
-TimeAggregationKind = Literal["exp_mlp", "mlp"]
-
-NORM_GROUPS = 8
+from lightning_farms.models.dpot.config import NORM_GROUPS, Activation, TimeAggregationKind
 
 
 class PatchEmbedding(nn.Module):

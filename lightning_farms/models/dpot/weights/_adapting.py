@@ -6,14 +6,13 @@ Every rule keeps as much of the pretrained function as there is in the new sizes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig
 
 _STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
 _TIME, _GAMMA = "time_agg_layer.w", "time_agg_layer.gamma"

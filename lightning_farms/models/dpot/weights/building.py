@@ -1,47 +1,33 @@
-"""Building a DPOT from a checkpoint, and converting checkpoints."""
+"""Building the network that a checkpoint holds."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import torch
 
-from lightning_farms.models.dpot._afno import Activation
-from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
-from lightning_farms.models.dpot.weights.loading import Component, left_without_being_asked, plan_loading
-from lightning_farms.models.dpot.weights.saving import write_checkpoint
+from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
+from lightning_farms.models.dpot.weights._reading import infer_sizes, read_checkpoint
+from lightning_farms.models.dpot.weights.loading import plan_loading
+from lightning_farms.models.dpot.weights.report import Component, left_without_being_asked
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOT, DPOTConfig
+Network = TypeVar("Network", bound=ConfiguredNetwork)
 
-_NOT_IN_SHAPES = ("modes", "act")
-
-
-class Converted(NamedTuple):
-    """What was written.
-
-    Attributes:
-        tensors: how many.
-        parameters: how many numbers they hold.
-        config: the settings that were written with them.
-    """
-
-    tensors: int
-    parameters: int
-    config: DPOTConfig
+NOT_IN_SHAPES = ("modes", "act")
 
 
 def build_from_checkpoint(
-    cls: type[DPOT],
+    cls: Callable[..., Network],
     path: str | os.PathLike[str],
     overrides: DPOTConfig,
     *,
     components: Collection[Component] | None = None,
     adapt: bool = False,
-) -> DPOT:
+) -> Network:
     """Build the network that a checkpoint holds, with other settings where they are given, and load it.
 
     Initial values are drawn only if some are needed. The report of the loading is the network's `load_report`.
@@ -65,10 +51,10 @@ def build_from_checkpoint(
             loaded keep their initial values.
     """
     checkpoint = read_checkpoint(path)
-    config = _config(checkpoint, path, overrides)
+    config = infer_sizes(checkpoint, path) | overrides
     with torch.device("meta"):
         model = cls(**config)
-    unknown = [name for name in _NOT_IN_SHAPES if name not in config]
+    unknown = [name for name in NOT_IN_SHAPES if name not in config]
     if unknown:
         used = ", ".join(f"{name}={model.config[name]!r}" for name in unknown)  # type: ignore[literal-required]
         message = f"{os.fspath(path)!r} does not say {' and '.join(unknown)}; using {used}. Pass keywords to choose."
@@ -83,52 +69,3 @@ def build_from_checkpoint(
     if left_without_being_asked(plan.report):
         warnings.warn(f"Not everything could be loaded. {plan.report}", UserWarning, stacklevel=3)
     return model
-
-
-def convert_checkpoint(
-    path: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    modes: int | None = None,
-    act: Activation | None = None,
-) -> Converted:
-    """Write the DPOT that a checkpoint holds in another format.
-
-    That is safetensors if the target's suffix says so, or else the released format. Tensors keep
-    their values and precision; an optimizer's state and other things in the file are left out.
-
-    Args:
-        path: the checkpoint.
-        target: where to write; an existing file is replaced, missing folders are made.
-        modes: the network's number of modes, if the file does not say it or is wrong.
-        act: the network's activation, likewise.
-
-    Returns:
-        What was written.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read safely, holds no complete DPOT, or does not say `modes` or `act`.
-        ImportError: for safetensors, if the package safetensors is not installed.
-    """
-    from lightning_farms.models.dpot.network import DPOT
-
-    given = {name: value for name, value in (("modes", modes), ("act", act)) if value is not None}
-    checkpoint = read_checkpoint(path)
-    config = _config(checkpoint, path, cast("DPOTConfig", given))
-    unknown = [f"`{name}`" for name in _NOT_IN_SHAPES if name not in config]
-    if unknown:
-        plural = "s" if len(unknown) > 1 else ""
-        raise ValueError(
-            f"Expected argument{plural} {' and '.join(unknown)} to be given, as {os.fspath(path)!r} does not say what "
-            "the network was trained with."
-        )
-    with torch.device("meta"):
-        model = DPOT(**config)
-    tensors = plan_loading(model, checkpoint, path).tensors
-    write_checkpoint({name: tensors[name] for name in model.state_dict()}, model.config, target)
-    return Converted(len(tensors), sum(tensor.numel() for tensor in tensors.values()), model.config)
-
-
-def _config(checkpoint: Checkpoint, path: str | os.PathLike[str], overrides: DPOTConfig) -> DPOTConfig:
-    return cast("DPOTConfig", infer_sizes(checkpoint, path) | dict(overrides))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig
 
 REPOSITORY = "hzk17/DPOT"
 """Where the Hugging Face Hub keeps the released checkpoints."""

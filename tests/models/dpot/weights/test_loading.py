@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_farms.models import DPOT, LoadReport, load_weights, save_weights
-from lightning_farms.models.dpot.weights.loading import component_of
+from lightning_farms.models.dpot.weights.report import component_of
 
 SMALL = {
     "img_size": 8, "patch_size": 4, "in_channels": 2, "out_channels": 2, "in_timesteps": 3, "embed_dim": 8,
