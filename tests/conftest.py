@@ -1,5 +1,27 @@
-"""One intra-op thread: the matrices here are small, and several test runs may share a machine."""
+"""One intra-op thread: the matrices are small, and several test runs may share a machine. What is read of files."""
 
+import pytest
+import safetensors
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def values_read(monkeypatch):
+    """Names of the tensors that are read from safetensors files; a single number may be."""
+    names = []
+
+    class Counting:
+        def __init__(self, *args, **options):
+            self.file = original(*args, **options)
+            self.keys, self.get_slice = self.file.keys, self.file.get_slice
+
+        def get_tensor(self, name):
+            tensor = self.file.get_tensor(name)
+            names.extend([name] if tensor.ndim else [])
+            return tensor
+
+    original = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", Counting)
+    return names

@@ -1,22 +1,20 @@
 """Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
 
 from lightning_farms.analysis._ranks import Ranks
-from lightning_farms.analysis.checkpoint import checkpoint_changes, checkpoint_weights, open_checkpoint
+from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import WORKSPACE, analyze, analyze_weights
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
-from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.analysis.summary import Summary
-from lightning_farms.analysis.weights import (
-    HasSpectralWeights,
-    LayerWeight,
-    ModuleWeight,
-    layer_weights,
-    module_weights,
-    parameter_layers,
-)
+from lightning_farms.analysis.weights.layer_weight import LayerWeight, ModuleWeight
+from lightning_farms.analysis.weights.model import layer_weights
+from lightning_farms.analysis.weights.ownership import parameter_layers
+from lightning_farms.analysis.weights.registry import HasSpectralWeights, module_weights
+from lightning_farms.common.checkpoints.files import open_checkpoint
 
 __all__ = [
     "FARMS",
@@ -33,6 +31,7 @@ __all__ = [
     "Selection",
     "SpectralMethod",
     "SpectralReport",
+    "Status",
     "Summary",
     "WholeMatrix",
     "analyze",

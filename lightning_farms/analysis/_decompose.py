@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.spectrum import esd
+from lightning_farms.functional.spectrum import PADDED_TO, esd
 
 DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -23,54 +23,30 @@ _JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large a
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Task(NamedTuple):
-    """A layer's matrices (P, m, n), oriented, and how to cut them."""
-
-    matrices: Tensor
-    plan: Plan
-
-
-class _Piece(NamedTuple):
-    """Equal windows (w, m', n') of one layer."""
-
-    layer: int
-    views: Tensor
-
-
 class _Job(NamedTuple):
-    """Pieces of equal windows, what they cost in multiplications, and the bytes they need."""
+    """Equal windows (layer, (w, m', n')), what they cost in multiplications, and the bytes they need."""
 
-    pieces: list[_Piece]
+    pieces: list[tuple[int, Tensor]]
     cost: float
     bytes: int
 
 
-def decompose(tasks: dict[int, Task], *, quick: bool, workspace: int, workers: int) -> dict[int, Tensor]:
+def decompose(plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int) -> dict[int, Tensor]:
     """Eigenvalues of the windows of many layers.
 
     On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
     job with it: the result is the same bit for bit.
-
-    Args:
-        tasks: by any key.
-        quick: in float32 where possible, see :func:`lightning_farms.functional.esd`.
-        workspace: bytes for copies of windows, their Gram matrices and what the decomposition needs; one window is
-            decomposed even if it needs more.
-        workers: threads that share the work on the CPU, at least 1.
-
-    Returns:
-        {key: eigenvalues (blocks, P, k), ascending, k those of the plan}; layers whose decomposition fails are missing.
     """
-    jobs = _jobs(tasks, quick, workspace, workers)
-    spectra: dict[int, list[Tensor]] = {key: [] for key in tasks}
+    jobs = _jobs(plans, quick, workspace, workers)
+    spectra: dict[int, list[Tensor]] = {key: [] for key in plans}
     failed: set[int] = set()
     for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
-        for piece, part in zip(job.pieces, outcome, strict=True):
+        for (key, _), part in zip(job.pieces, outcome, strict=True):
             if part is None:
-                failed.add(piece.layer)
+                failed.add(key)
             else:
-                spectra[piece.layer].append(part)
-    return {key: _blocks(parts, tasks[key].plan) for key, parts in spectra.items() if key not in failed}
+                spectra[key].append(part)
+    return {key: _blocks(parts, plans[key]) for key, parts in spectra.items() if key not in failed}
 
 
 def _blocks(parts: list[Tensor], plan: Plan) -> Tensor:
@@ -81,63 +57,60 @@ def _blocks(parts: list[Tensor], plan: Plan) -> Tensor:
 # ---- cutting -------------------------------------------------------------------------------------------------------
 
 
-def _jobs(tasks: dict[int, Task], quick: bool, workspace: int, workers: int) -> list[_Job]:
+def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int) -> list[_Job]:
     """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for key, (matrices, plan) in tasks.items():
-        groups[matrices.device, _promoted_type(matrices), plan.windows.height, plan.windows.width].append(key)
-    on_cpu = sum(task.plan.cost for task in tasks.values() if _on_cpu(task.matrices))
+    for key, plan in plans.items():
+        groups[plan.matrices.device, _promoted_type(plan.matrices), plan.windows.height, plan.windows.width].append(key)
+    on_cpu = sum(plan.cost for plan in plans.values() if _on_cpu(plan.matrices))
     dearest = max(_CHEAPEST_JOB, on_cpu / (workers * _JOBS_A_WORKER))
-    return [job for keys in groups.values() for job in _group_jobs(keys, tasks, quick, workspace, dearest)]
+    return [job for keys in groups.values() for job in _group_jobs(keys, plans, quick, workspace, dearest)]
 
 
-def _group_jobs(keys: list[int], tasks: dict[int, Task], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
-    matrices, plan = tasks[keys[0]]
-    cost = plan.cost / (plan.windows.number * plan.matrices)
+def _group_jobs(keys: list[int], plans: dict[int, Plan], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
+    plan = plans[keys[0]]
+    matrices = plan.matrices
+    cost = plan.cost / (plan.windows.number * len(matrices))
     size = _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128))
     most = min(workspace / size, dearest / cost) if _on_cpu(matrices) else workspace / _JOBS_ON_A_DEVICE / size
     most = max(1, int(most))
-    pieces: list[_Piece] = []
+    pieces: list[tuple[int, Tensor]] = []
     queued = 0
     for key in keys:
-        for views in _views(tasks[key], most):
+        for views in _views(plans[key], most):
             if queued + len(views) > most:
                 yield _Job(pieces, queued * cost, queued * size)
                 pieces, queued = [], 0
-            pieces.append(_Piece(key, views))
+            pieces.append((key, views))
             queued += len(views)
     yield _Job(pieces, queued * cost, queued * size)
 
 
 def _window_bytes(plan: Plan, single: bool) -> int:
-    """Bytes of one window's copies, its Gram matrix and the decomposition's own copy of that."""
-    entries, squared = plan.windows.height * plan.windows.width, plan.gram_size**2
-    return (2 if plan.is_complex else 1) * (4 * entries + 8 * squared if single else 12 * entries + 16 * squared)
+    """Bytes of one window's copies, padded, its Gram matrix and the decomposition's own copy of that."""
+    height, width = (size + -size % PADDED_TO for size in (plan.windows.height, plan.windows.width))
+    entries, squared = height * width, min(height, width) ** 2
+    return (2 if plan.matrices.is_complex() else 1) * (
+        8 * entries + 8 * squared if single else 12 * entries + 16 * squared
+    )
 
 
-def _views(task: Task, most: int) -> Iterator[Tensor]:
+def _views(plan: Plan, most: int) -> Iterator[Tensor]:
     """Views (at most ``most``, m', n') of every window, all matrices of one window together."""
-    windows = task.plan.windows
+    windows = plan.windows
     for row in windows.row_starts:
         for column in windows.column_starts:
-            block = task.matrices[:, row : row + windows.height, column : column + windows.width]
+            block = plan.matrices[:, row : row + windows.height, column : column + windows.width]
             yield from block.split(most)
 
 
-def _joined(pieces: list[_Piece]) -> Tensor:
+def _joined(views: list[Tensor]) -> Tensor:
     """The windows in one tensor."""
-    return torch.cat([promoted(piece.views) for piece in pieces])
+    return torch.cat([promoted(each) for each in views])
 
 
 def promoted(matrices: Tensor) -> Tensor:
-    """Half precision and less as float32, so that types can be joined and summed.
-
-    Args:
-        matrices: any shape, real or complex.
-
-    Returns:
-        The same numbers.
-    """
+    """Half precision and less as float32, so that types can be joined and summed."""
     return matrices.to(_promoted_type(matrices))
 
 
@@ -156,12 +129,12 @@ def _on_cpu(matrices: Tensor) -> bool:
 
 def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None]]:
     """Spectra of every job's pieces, None where that fails; the workers share the CPU's, the dearest first."""
-    on_cpu = [job for job in jobs if _on_cpu(job.pieces[0].views)]
+    on_cpu = [job for job in jobs if _on_cpu(job.pieces[0][1])]
     budget = _Budget(workspace)
 
     def work(job: _Job) -> list[Tensor | None]:
         with budget.of(job.bytes), torch.no_grad():
-            return _spectra(job.pieces, quick)
+            return _spectra([views for _, views in job.pieces], quick)
 
     if len(on_cpu) < 2 or workers == 1:
         with one_thread_each():
@@ -172,12 +145,12 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
 
 
-def _spectra(pieces: list[_Piece], quick: bool) -> list[Tensor | None]:
+def _spectra(windows: list[Tensor], quick: bool) -> list[Tensor | None]:
     """Spectra of pieces together, or one by one where that fails."""
     try:
-        return list(esd(_joined(pieces), quick=quick).split([len(piece.views) for piece in pieces]))
+        return list(esd(_joined(windows), quick=quick).split([len(each) for each in windows]))
     except DecompositionError:
-        return [None] if len(pieces) == 1 else [_spectra([piece], quick)[0] for piece in pieces]
+        return [None] if len(windows) == 1 else [_spectra([each], quick)[0] for each in windows]
 
 
 @contextmanager

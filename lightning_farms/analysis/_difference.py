@@ -1,4 +1,4 @@
-"""Weights relative to those they started from."""
+"""The difference of weights from those they started from."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.weights import LayerWeight
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 
-def changes(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
-    """What training has added to each weight: W - W_base, in float32 at least, on the device of W.
-
-    Args:
-        weights: the weights after it.
-        base: the weights before; held until their layer comes.
-
-    Yields:
-        The weights with the matrices of the change, or with the reason why there is none: no layer of that name in
-        the base, or one of another shape.
-    """
+def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
+    """What training has added to each weight: W - W_base, in float32 at least, on the device of W."""
     before = {weight.name: weight for weight in base}
     for weight in weights:
         start = before.pop(weight.name, None)
@@ -30,10 +20,10 @@ def changes(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iter
             yield weight._replace(matrices=NO_MATRICES, reason=reason)
         else:
             assert start is not None
-            yield weight._replace(matrices=_difference(weight.matrices, start.matrices), rank=_rank(weight, start))
+            yield weight._replace(matrices=_minus(weight.matrices, start.matrices), rank=_rank(weight, start))
 
 
-def _difference(after: Tensor, before: Tensor) -> Tensor:
+def _minus(after: Tensor, before: Tensor) -> Tensor:
     """In float32 at least: half precision would round it; without values where one of the two has none."""
     device = before.device if before.is_meta else after.device
     dtype = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)

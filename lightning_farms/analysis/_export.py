@@ -13,19 +13,7 @@ from typing import Any
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    r"""One line a record, after a header; shapes as ``64x3x3x3``, missing numbers as ``nan``.
-
-    Args:
-        records: with a value for each column.
-        columns: in their order.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> csv_text([{"name": "fc", "shape": (8, 4)}], ["name", "shape"])
-        'name,shape\nfc,8x4\n'
-    """
+    r"""One line a record, after a header; shapes as ``64x3x3x3``, missing numbers as ``nan``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
@@ -34,31 +22,12 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    r"""Indented JSON, missing numbers as ``null``.
-
-    Args:
-        content: mappings, lists, tuples, strings and numbers.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> json_text({"alpha": float("nan")})
-        '{\n  "alpha": null\n}\n'
-    """
+    r"""Indented JSON, missing numbers as ``null``."""
     return json.dumps(_without_nan(content), indent=2) + "\n"
 
 
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
-    """Write a text to a file, if there is a path.
-
-    Args:
-        text: the text.
-        path: of the file, which is replaced.
-
-    Returns:
-        The text.
-    """
+    """Write a text to a file, if there is a path."""
     if path is not None:
         Path(path).write_text(text, encoding="utf-8", newline="")
     return text

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
-from lightning_farms.analysis.report import LayerSpectrum
-from lightning_farms.analysis.weights import LayerWeight
 from lightning_farms.functional.power_law import PowerLawFit
 from lightning_farms.functional.random_matrix import fit_marchenko_pastur
 from lightning_farms.functional.spectral_metrics import effective_rank
@@ -64,43 +63,30 @@ class _Tail(NamedTuple):
         return torch.where(self.usable, values, 0.0).sum() / self.usable.sum()
 
 
-def measure(
-    eigenvalues: Tensor, weight: LayerWeight, plan: Plan, method: SpectralMethod, wanted: Diagnostics
-) -> Tensor:
-    """The numbers of one layer; nothing waits for the device, except for a scan over xmin.
-
-    Args:
-        eigenvalues: (blocks, P, k), float64, in units of the squared weight.
-        weight: the layer.
-        plan: how its windows were cut.
-        method: how to fit.
-        wanted: what to find out besides.
-
-    Returns:
-        (len(NUMBERS),), float64, on the device of the eigenvalues.
-    """
-    eigenvalues = eigenvalues * method.eigenvalue_scale(weight.kind)
-    tail = _fit(eigenvalues, weight, plan, method)
+def measure(eigenvalues: Tensor, plan: Plan, method: SpectralMethod, wanted: Diagnostics) -> Tensor:
+    """Eigenvalues (blocks, P, k) -> ``NUMBERS``; nothing waits for the device, except for a scan over xmin."""
+    eigenvalues = eigenvalues * method.eigenvalue_scale(plan.weight.kind)
+    tail = _fit(eigenvalues, plan, method)
     numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))
     numbers |= _fit_numbers(tail)
     numbers |= _norms(eigenvalues, tail, method)
-    numbers |= _draws(tail, weight, method, wanted)
+    numbers |= _draws(tail, plan.weight.name, method, wanted)
     if wanted.marchenko_pastur and plan.spectrum_size == plan.gram_size:
         numbers |= _bulk(eigenvalues, plan)
     numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
     return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
 
 
-def _fit(eigenvalues: Tensor, weight: LayerWeight, plan: Plan, method: SpectralMethod) -> _Tail:
+def _fit(eigenvalues: Tensor, plan: Plan, method: SpectralMethod) -> _Tail:
     blocks, positions, count = eigenvalues.shape
     few = positions * count < MIN_EIGENVALUES and method.compat is None
-    pooled = method.pools_blocks(weight.kind, positions) or few
+    pooled = method.pools_blocks(plan.weight.kind, positions) or few
     spectra = eigenvalues.reshape(1 if pooled else blocks, -1)
     fit = method.fit_tail(spectra)
     if method.compat is not None:
         usable = fit.alpha.isfinite().all().expand_as(fit.alpha)
         return _Tail(spectra, fit, usable, torch.zeros_like(usable))
-    deficient = fit.xmin <= _ZERO * max(plan.rows, plan.columns) * spectra.amax(-1)
+    deficient = fit.xmin <= _ZERO * max(plan.matrices.shape[-2:]) * spectra.amax(-1)
     return _Tail(spectra, fit, ~deficient & (fit.alpha <= _LARGEST_ALPHA), deficient)
 
 
@@ -136,9 +122,9 @@ def _norms(eigenvalues: Tensor, tail: _Tail, method: SpectralMethod) -> dict[str
     }
 
 
-def _draws(tail: _Tail, weight: LayerWeight, method: SpectralMethod, wanted: Diagnostics) -> dict[str, Tensor]:
+def _draws(tail: _Tail, name: str, method: SpectralMethod, wanted: Diagnostics) -> dict[str, Tensor]:
     numbers = {}
-    seed = layer_seed(weight.name, wanted.seed)
+    seed = layer_seed(name, wanted.seed)
     if wanted.bootstrap:
         low, high = bootstrap_interval(
             tail.spectra, method.fit_tail, draws=wanted.bootstrap, level=wanted.level, seed=seed
@@ -166,7 +152,7 @@ def layer_seed(name: str, seed: int) -> int:
 def _bulk(eigenvalues: Tensor, plan: Plan) -> dict[str, Tensor]:
     windows = plan.windows
     law = fit_marchenko_pastur(
-        eigenvalues.flatten(0, 1), windows.height, windows.width, complex_entries=plan.is_complex
+        eigenvalues.flatten(0, 1), windows.height, windows.width, complex_entries=plan.matrices.is_complex()
     )
     return {
         "mp_variance": law.variance,
@@ -191,33 +177,24 @@ def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
     return ((fit.alpha - 1).square() * error / fit.xmin).nan_to_num(torch.inf).amax()
 
 
-def layer_row(weight: LayerWeight, plan: Plan, values: list[float]) -> LayerSpectrum:
-    """The row of the report that a layer's numbers make.
-
-    Args:
-        weight: the layer.
-        plan: how its windows were cut.
-        values: the numbers, in the order of ``NUMBERS``.
-
-    Returns:
-        The row, of status ``"skipped"`` where no fit holds.
-    """
+def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
+    """The row of the report that a layer's numbers make."""
     numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
     counts = {name: numbers.pop(name) for name in _COUNTS}
     reason = _no_fit(counts) if not counts["usable"] else _remarks(plan, counts)
     if not counts["usable"]:
         numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat"), math.nan)
     return LayerSpectrum(
-        name=weight.name,
-        kind=weight.kind,
-        shape=weight.shape,
+        name=plan.weight.name,
+        kind=plan.weight.kind,
+        shape=plan.weight.shape,
         aspect_ratio=plan.windows.aspect_ratio,
         windows=plan.windows.number,
-        coverage=plan.windows.coverage(plan.rows, plan.columns),
+        coverage=plan.windows.coverage(*plan.matrices.shape[-2:]),
         eigenvalue_count=plan.eigenvalue_count,
         log_norm=_log10(numbers["frobenius_norm_squared"]),
         log_spectral_norm=_log10(numbers["spectral_norm"]),
-        status="ok" if counts["usable"] else "skipped",
+        status=Status.OK if counts["usable"] else Status.SKIPPED,
         reason=reason,
         **numbers,
     )

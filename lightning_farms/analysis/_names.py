@@ -9,19 +9,7 @@ WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Pair names; where the two have none in common, what all names of either begin with is left out first.
-
-    Args:
-        names: dotted names.
-        others: dotted names.
-
-    Returns:
-        {name: the other name that means the same}, in the order of ``names``; names without a partner are left out.
-
-    Example:
-        >>> match_names(["network.stem", "network.head"], ["stem", "body", "head"])
-        {'network.stem': 'stem', 'network.head': 'head'}
-    """
+    """Pair names; where the two have none in common, what all names of either begin with is left out first."""
     known = set(others)
     if not known.isdisjoint(names):
         return {name: name for name in names if name in known}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
-from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 from lightning_farms.functional.submatrices import Windows
 
 MIN_EIGENVALUES = 10
@@ -15,23 +19,11 @@ _CALL = 1e6  # multiplications that take as long as to call the decomposition of
 
 
 class Plan(NamedTuple):
-    """How a layer will be analysed.
+    """A layer that will be analysed: its weight, the same matrices (P, m, n) as the method turns them, the windows."""
 
-    Attributes:
-        windows: grid of windows on each of its matrices.
-        matrices: number P of its matrices.
-        rows: rows of each oriented matrix.
-        columns: columns of each oriented matrix.
-        is_complex: whether the entries are complex.
-        rank: of each matrix at most, where that is known to be less than its shape allows.
-    """
-
+    weight: LayerWeight
+    matrices: Tensor
     windows: Windows
-    matrices: int
-    rows: int
-    columns: int
-    is_complex: bool
-    rank: int | None = None
 
     @property
     def gram_size(self) -> int:
@@ -41,45 +33,47 @@ class Plan(NamedTuple):
     @property
     def spectrum_size(self) -> int:
         """Eigenvalues of one window, without those that are zero whatever the entries are."""
-        return self.gram_size if self.rank is None else min(self.gram_size, self.rank)
+        return self.gram_size if self.weight.rank is None else min(self.gram_size, self.weight.rank)
 
     @property
     def eigenvalue_count(self) -> int:
         """Eigenvalues of all windows of all matrices."""
-        return self.windows.number * self.matrices * self.spectrum_size
+        return self.windows.number * len(self.matrices) * self.spectrum_size
 
     @property
     def cost(self) -> float:
         """Multiplications of the Gram matrices and their decompositions, roughly."""
         k, long = self.gram_size, max(self.windows.height, self.windows.width)
-        each = (4.0 if self.is_complex else 1.0) * k * k * (long + 4.0 * k) + _CALL
-        return self.windows.number * self.matrices * each
+        each = (4.0 if self.matrices.is_complex() else 1.0) * k * k * (long + 4.0 * k) + _CALL
+        return self.windows.number * len(self.matrices) * each
+
+    def without_values(self) -> Plan:
+        """The same from shapes and types only, which holds no memory."""
+        return Plan(
+            self.weight._replace(matrices=NO_MATRICES), torch.empty_like(self.matrices, device="meta"), self.windows
+        )
 
 
-def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | str:
-    """Plan the analysis of a layer from its shape and type.
-
-    Args:
-        weight: the layer; its values are not looked at.
-        method: how to analyse.
-
-    Returns:
-        The plan, or the reason why there is none.
-    """
+def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpectrum:
+    """The plan of a layer, or the row of one that is skipped."""
     reason = weight.reason or _unusable(weight, method)
     if reason:
-        return reason
-    oriented = method.orient(weight.matrices, weight.kind)
-    rows, columns = oriented.shape[-2:]
+        return skipped_row(weight, reason)
+    matrices = method.orient(weight.matrices, weight.kind)
+    rows, columns = matrices.shape[-2:]
     try:
-        windows = method.windows(rows, columns, weight.kind)
-    except ValueError as error:
-        return str(error)
-    plan = Plan(windows, len(weight.matrices), rows, columns, weight.matrices.is_complex(), weight.rank)
+        plan = Plan(weight, matrices, method.windows(rows, columns, weight.kind))
+    except ValueError as error:  # the authors' rule has no answer for this shape
+        return skipped_row(weight, str(error))
     least = MIN_EIGENVALUES if method.compat is None else 2
     if plan.eigenvalue_count < least:
-        return f"{plan.eigenvalue_count} eigenvalues, fewer than the {least} that are fitted"
+        return skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues, fewer than the {least} that are fitted")
     return plan
+
+
+def skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
+    """The row of a layer without an alpha."""
+    return LayerSpectrum(weight.name, weight.kind, weight.shape, status=Status.SKIPPED, reason=reason)
 
 
 def _unusable(weight: LayerWeight, method: SpectralMethod) -> str | None:

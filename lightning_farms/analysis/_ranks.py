@@ -11,13 +11,7 @@ from torch import Tensor
 
 
 class Ranks(NamedTuple):
-    """The processes that share an analysis.
-
-    Attributes:
-        rank: number of this process.
-        world_size: number of processes.
-        sum: returns the sum over all processes of a float64 tensor on the CPU, on the CPU; a collective.
-    """
+    """The processes that share an analysis."""
 
     rank: int
     world_size: int
@@ -26,17 +20,6 @@ class Ranks(NamedTuple):
 
 def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
     """Give each layer to a rank: the dearest first, each to the rank that has least to do so far.
-
-    Args:
-        costs: {layer: cost}.
-        world_size: number of ranks, at least 1.
-
-    Returns:
-        {layer: rank}, the same on every rank.
-
-    Example:
-        >>> owners({"a": 1.0, "b": 3.0, "c": 2.0}, 2)
-        {'b': 0, 'c': 1, 'a': 1}
 
     Reference:
         Graham, SIAM Journal on Applied Mathematics 17 (1969): at most 4/3 of the best possible makespan.
@@ -51,15 +34,7 @@ def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
 
 
 def check_same_layers(names: Sequence[str], ranks: Ranks) -> None:
-    """Make sure that all ranks have found the same layers, before they sum a table of them; a collective.
-
-    Args:
-        names: of the layers that this rank has found, in order.
-        ranks: all of them.
-
-    Raises:
-        RuntimeError: on every rank: one has found other layers than another.
-    """
+    """Make sure that all ranks have found the same layers, before they sum a table of them; a collective."""
     digests = torch.zeros(ranks.world_size, dtype=torch.float64, device="cpu")
     digests[ranks.rank] = crc32("\n".join(names).encode())
     if len(set(ranks.sum(digests).tolist())) > 1:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
 from lightning_farms.analysis._names import match_names
-from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
 
 

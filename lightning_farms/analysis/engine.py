@@ -7,22 +7,23 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis._decompose import Task, decompose, one_thread_each, promoted
-from lightning_farms.analysis._difference import changes
+from lightning_farms.analysis._decompose import decompose, one_thread_each, promoted
+from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._measure import NUMBERS, layer_row, layer_seed, measure
-from lightning_farms.analysis._plan import Plan, plan_layer
+from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
 from lightning_farms.analysis._ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.method import FARMS, SpectralMethod
-from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights import LayerWeight, layer_weights
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
+from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.functional.random_matrix import shuffle_entries
 
 WORKSPACE = 2**30
@@ -32,23 +33,21 @@ LARGEST_ROUNDING = 7e-5
 """Bound on the error of an alpha from float32 spectra; where it is not sure to hold, float64 spectra are made."""
 
 _DEAREST_STEP = 1e10  # multiplications between two signs of progress: about half a second on two cores
-_DONE, _NOT_FINITE, _FAILED, _BROKEN = 0.0, 1.0, 2.0, 3.0  # status of a layer in the table that ranks exchange
-_FAILURES = {
-    _NOT_FINITE: "the weights are not all finite",
-    _FAILED: "the eigenvalue decomposition failed",
-    _BROKEN: "the analysis failed on the layer's rank, which has warned why",
-}
 _ROUNDING = NUMBERS.index("rounding")
+_NOT_READ = "the weight could not be read on every rank"
 
 
-class _Outcome(NamedTuple):
-    """Status and numbers of a layer (the status, then ``NUMBERS``, then the twin's), and its spectrum."""
+class _Failure(Enum):
+    """Why a layer that was planned has no numbers; in the table that ranks exchange, by its place from 1."""
 
-    numbers: list[float]
-    eigenvalues: Tensor | None = None
+    NOT_FINITE = "the weights are not all finite"
+    NOT_DECOMPOSED = "the eigenvalue decomposition failed"
+    RANK_FAILED = "the analysis failed on the layer's rank, which has warned why"
 
 
-_Layers = dict[int, tuple[LayerWeight, Plan]]
+_FAILURES = tuple(_Failure)
+_Found = list[float] | _Failure  # ``NUMBERS``, followed by those of the twin if it is asked for
+_Plans = dict[int, Plan]
 
 
 def analyze(
@@ -109,7 +108,7 @@ def analyze(
         if base is None:
             return weights
         everything = replace(selection, include=(), exclude=())  # the base may lack layers that a pattern names
-        return changes(weights, layer_weights(base, everything, values=values))
+        return differences(weights, layer_weights(base, everything, values=values))
 
     return analysis.of(source(True)) if ranks is None else _analyze_on_ranks(source, analysis, ranks)
 
@@ -173,160 +172,164 @@ class _Analysis:
     def of(self, weights: Iterable[LayerWeight], progress: Callable[[int], object] | None = None) -> SpectralReport:
         """The report on weights, a workspace of them at a time."""
         rows: dict[int, LayerSpectrum] = {}
-        for skipped, chunk in self.chunks(weights, dearest=math.inf if progress is None else _DEAREST_STEP):
+        plans = (plan_layer(weight, self.method) for weight in weights)
+        for skipped, chunk in self.chunks(enumerate(plans), math.inf if progress is None else _DEAREST_STEP):
+            found, spectra = self.found(chunk)
             rows |= skipped
-            rows |= {index: self.row(*chunk[index], outcome) for index, outcome in self.outcomes(chunk).items()}
+            rows |= {index: self.row(plan, found[index], spectra.get(index)) for index, plan in chunk.items()}
             if progress is not None:
                 progress(len(skipped) + len(chunk))
             chunk.clear()  # so that the next weights do not come on top of these
         return SpectralReport([rows[index] for index in sorted(rows)])
 
     def chunks(
-        self, weights: Iterable[LayerWeight], dearest: float = math.inf
-    ) -> Iterator[tuple[dict[int, LayerSpectrum], _Layers]]:
-        """Rows of skipped weights and plans for the others, as many as fill half the workspace or cost enough."""
+        self, plans: Iterable[tuple[int, Plan | LayerSpectrum]], dearest: float = math.inf
+    ) -> Iterator[tuple[dict[int, LayerSpectrum], _Plans]]:
+        """Rows of skipped layers and plans of the others, as many as fill half the workspace or cost enough."""
         skipped: dict[int, LayerSpectrum] = {}
-        chunk: _Layers = {}
+        chunk: _Plans = {}
         held, cost = 0, 0.0
-        for index, weight in enumerate(weights):
-            plan = plan_layer(weight, self.method)
-            if isinstance(plan, str):
-                skipped[index] = _skipped_row(weight, plan)
+        for index, plan in plans:
+            if isinstance(plan, LayerSpectrum):
+                skipped[index] = plan
                 continue
-            chunk[index] = weight, plan
-            held += weight.matrices.numel() * weight.matrices.element_size()
+            chunk[index] = plan
+            held += plan.matrices.numel() * plan.matrices.element_size()
             cost += plan.cost
             if held > self.workspace // 2 or cost > dearest:
                 yield skipped, chunk
                 skipped, chunk, held, cost = {}, {}, 0, 0.0
+            del plan  # or its weight is still there when later ones are read
         yield skipped, chunk
 
     @torch.no_grad()
-    def outcomes(self, layers: _Layers) -> dict[int, _Outcome]:
-        """What is measured of layers; the numbers leave each device together."""
-        finite = _finite(layers)
+    def found(self, plans: _Plans) -> tuple[dict[int, _Found], dict[int, Tensor]]:
+        """What is found of layers, and the eigenvalues to be kept; the numbers leave each device together."""
+        finite = _finite(plans)
         spectra, numbers = self._measured(finite)
-        twins: dict[int, list[float]] = {}
         if self.diagnostics.twin:
-            seed = self.diagnostics.seed
-            twins = self._measured({i: _twin(*layer, seed) for i, layer in finite.items() if i in numbers})[1]
-        outcomes = {}
-        for index in layers:
-            if index not in numbers:
-                outcomes[index] = _Outcome(_outcome(_FAILED if index in finite else _NOT_FINITE))
-                continue
-            eigenvalues = spectra[index].flatten().sort().values.cpu() if self.keep_eigenvalues else None
-            outcomes[index] = _Outcome(_outcome(_DONE, numbers[index], twins.get(index)), eigenvalues)
-        return outcomes
+            twins = self._measured({i: self._twin(plan) for i, plan in finite.items() if i in numbers})[1]
+            missing = [math.nan] * len(NUMBERS)
+            numbers = {i: values + twins.get(i, missing) for i, values in numbers.items()}
+        failures = {i: _Failure.NOT_DECOMPOSED if i in finite else _Failure.NOT_FINITE for i in plans}
+        kept = {i: each.flatten().sort().values.cpu() for i, each in spectra.items() if self.keep_eigenvalues}
+        return {**failures, **numbers}, kept
 
-    def _measured(self, layers: _Layers) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
+    def _measured(self, plans: _Plans) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
         """Spectra and numbers; first in float32, then in float64 where that may not do."""
         if not self.method.forgives_rounding or self.keep_eigenvalues:
-            return self._pass(layers, quick=False)
-        spectra, numbers = self._pass(layers, quick=True)
+            return self._pass(plans, quick=False)
+        spectra, numbers = self._pass(plans, quick=True)
         sure = {i for i, values in numbers.items() if values[_ROUNDING] <= LARGEST_ROUNDING}
-        again = self._pass({i: layer for i, layer in layers.items() if i not in sure}, quick=False)
+        again = self._pass({i: plan for i, plan in plans.items() if i not in sure}, quick=False)
         return spectra | again[0], numbers | again[1]
 
-    def _pass(self, layers: _Layers, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
-        tasks = {i: Task(self.method.orient(w.matrices, w.kind), plan) for i, (w, plan) in layers.items()}
-        spectra = decompose(tasks, quick=quick, workspace=self.workspace, workers=self.workers)
+    def _pass(self, plans: _Plans, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
+        spectra = decompose(plans, quick=quick, workspace=self.workspace, workers=self.workers)
         by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
         with one_thread_each():  # sums over many eigenvalues depend on the number of threads
             for index, eigenvalues in spectra.items():
-                by_device[eigenvalues.device][index] = measure(
-                    eigenvalues, *layers[index], method=self.method, wanted=self.diagnostics
-                )
+                numbers_there = measure(eigenvalues, plans[index], self.method, self.diagnostics)
+                by_device[eigenvalues.device][index] = numbers_there
         numbers: dict[int, list[float]] = {}
         for on_device in by_device.values():
             numbers.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))
         return spectra, numbers
 
-    def row(self, weight: LayerWeight, plan: Plan, outcome: _Outcome) -> LayerSpectrum:
+    def _twin(self, plan: Plan) -> Plan:
+        """The layer with its entries shuffled, which gives it full rank."""
+        matrices = shuffle_entries(plan.weight.matrices, layer_seed(plan.weight.name, self.diagnostics.seed))
+        weight = plan.weight._replace(matrices=matrices, rank=None)
+        return Plan(weight, self.method.orient(matrices, weight.kind), plan.windows)
+
+    def row(self, plan: Plan, found: _Found, eigenvalues: Tensor | None) -> LayerSpectrum:
         """The row of a layer."""
-        status, *numbers = outcome.numbers
-        if status != _DONE:
-            return _skipped_row(weight, _FAILURES[status])
-        row = layer_row(weight, plan, numbers[: len(NUMBERS)])
+        if isinstance(found, _Failure):
+            return skipped_row(plan.weight, found.value)
+        row = layer_row(plan, found[: len(NUMBERS)])
         if self.diagnostics.twin:
-            twin = layer_row(weight, plan._replace(rank=None), numbers[len(NUMBERS) :])
+            twin = layer_row(plan._replace(weight=plan.weight._replace(rank=None)), found[len(NUMBERS) :])
             row = replace(row, twin=twin, relative_alpha=row.alpha / twin.alpha)
-        return replace(row, eigenvalues=outcome.eigenvalues)
+        return replace(row, eigenvalues=eigenvalues)
 
 
 def _analyze_on_ranks(
     source: Callable[[bool], Iterable[LayerWeight]], analysis: _Analysis, ranks: Ranks
 ) -> SpectralReport:
     """Every rank goes through all weights (to gather one is a collective) and measures its own; then all is summed."""
-    costs = {w.name: plan.cost for w in source(False) if not isinstance(plan := plan_layer(w, analysis.method), str)}
+    plans = ((weight.name, plan_layer(weight, analysis.method)) for weight in source(False))
+    costs = {name: plan.cost for name, plan in plans if isinstance(plan, Plan)}
     owner = owners(costs, 1 if analysis.keep_eigenvalues else ranks.world_size)
-    layers: list[tuple[LayerWeight, Plan | str]] = []
+    names: list[str] = []
+    layers: list[Plan | LayerSpectrum] = []
 
-    def own() -> Iterator[LayerWeight]:
-        for weight in source(True):
-            layers.append((weight._replace(matrices=NO_MATRICES), plan_layer(weight, analysis.method)))
-            yield weight if owner.get(weight.name, 0) == ranks.rank else weight._replace(reason="another rank's")
+    def own() -> Iterator[tuple[int, Plan]]:
+        for index, weight in enumerate(source(True)):
+            plan = plan_layer(weight, analysis.method)
+            names.append(weight.name)
+            layers.append(plan.without_values() if isinstance(plan, Plan) else plan)
+            if isinstance(plan, Plan) and owner.get(weight.name, 0) == ranks.rank:
+                yield index, plan
 
-    outcomes: dict[int, _Outcome] = {}
+    found: dict[int, _Found] = {}
+    spectra: dict[int, Tensor] = {}
     failures: list[Exception] = []
     for _, chunk in analysis.chunks(own()):
-        outcomes |= _attempted(analysis, chunk, failures)
+        found_now, spectra_now = _attempted(analysis, chunk, failures)
+        found, spectra = found | found_now, spectra | spectra_now
         chunk.clear()
-    check_same_layers([weight.name for weight, _ in layers], ranks)
-    table = torch.zeros(len(layers), 1 + len(_outcome(_DONE)), dtype=torch.float64, device="cpu")
-    table[:, 0] = torch.tensor([isinstance(plan, str) for _, plan in layers])
-    for index, outcome in outcomes.items():
-        table[index, 1:] = torch.tensor(outcome.numbers, dtype=torch.float64)
-    table = ranks.sum(table)
+    check_same_layers(names, ranks)
+    refusals = torch.tensor([[isinstance(layer, LayerSpectrum)] for layer in layers], dtype=torch.float64, device="cpu")
+    numbers = torch.zeros(len(layers), 1 + 2 * len(NUMBERS), dtype=torch.float64, device="cpu")
+    for index, each in found.items():
+        numbers[index] = torch.tensor(_as_numbers(each), dtype=torch.float64)
+    table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
     for error in failures:  # not before: where warnings are errors, the other ranks would wait
         warnings.warn(f"The analysis failed on this rank: {type(error).__name__}: {error}", stacklevel=3)
     rows = []
-    for index, ((weight, plan), (refusals, *numbers)) in enumerate(zip(layers, table.tolist(), strict=True)):
-        if 0 < refusals < ranks.world_size:
-            rows.append(_skipped_row(weight, "the weight could not be read on every rank"))
-        elif isinstance(plan, str):
-            rows.append(_skipped_row(weight, plan))
+    for index, (layer, (refused, *shared)) in enumerate(zip(layers, table.tolist(), strict=True)):
+        if isinstance(layer, LayerSpectrum):
+            reason = layer.reason if refused == ranks.world_size else _NOT_READ
+            rows.append(replace(layer, reason=reason))
+        elif refused:
+            rows.append(skipped_row(layer.weight, _NOT_READ))
         else:
-            eigenvalues = outcomes[index].eigenvalues if index in outcomes else None
-            rows.append(analysis.row(weight, plan, _Outcome(numbers, eigenvalues)))
+            rows.append(analysis.row(layer, _from_numbers(shared), spectra.get(index)))
     return SpectralReport(rows)
 
 
-def _attempted(analysis: _Analysis, chunk: _Layers, failures: list[Exception]) -> dict[int, _Outcome]:
-    """Outcomes; where anything goes wrong the other ranks must not wait for this one, and learn it from the sum."""
+def _attempted(
+    analysis: _Analysis, chunk: _Plans, failures: list[Exception]
+) -> tuple[dict[int, _Found], dict[int, Tensor]]:
+    """What is found; if anything goes wrong, the other ranks must not wait for this one, and learn it from the sum."""
     try:
-        return analysis.outcomes(chunk)
+        return analysis.found(chunk)
     except Exception as error:
         failures.append(error.with_traceback(None))
-        return dict.fromkeys(chunk, _Outcome(_outcome(_BROKEN)))
+        return dict.fromkeys(chunk, _Failure.RANK_FAILED), {}
 
 
-def _outcome(status: float, numbers: list[float] | None = None, twin: list[float] | None = None) -> list[float]:
-    """One row of the table that ranks exchange; what is not known is NaN."""
-    missing = [math.nan] * len(NUMBERS)
-    return [status, *(numbers or missing), *(twin or missing)]
+def _as_numbers(found: _Found) -> list[float]:
+    """A layer's row of the table that ranks exchange: which failure, and the numbers; what is not known is NaN."""
+    failure, known = (_FAILURES.index(found) + 1, []) if isinstance(found, _Failure) else (0, found)
+    return [failure, *known, *[math.nan] * (2 * len(NUMBERS) - len(known))]
 
 
-def _skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
-    return LayerSpectrum(weight.name, weight.kind, weight.shape, status="skipped", reason=reason)
+def _from_numbers(shared: list[float]) -> _Found:
+    failure, *known = shared
+    return _FAILURES[int(failure) - 1] if failure else known
 
 
-def _finite(layers: _Layers) -> _Layers:
+def _finite(plans: _Plans) -> _Plans:
     """The layers whose weights are all finite, with one transfer from each device."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, (weight, _) in layers.items():
-        by_device[weight.matrices.device].append(index)
+    for index, plan in plans.items():
+        by_device[plan.matrices.device].append(index)
     finite: set[int] = set()
     for indices in by_device.values():
-        matrices = {index: layers[index][0].matrices for index in indices}
+        matrices = {index: plans[index].weight.matrices for index in indices}
         sums = torch.stack([promoted(each).sum().isfinite() for each in matrices.values()])  # the quickest test by far
         for (index, each), flag in zip(matrices.items(), sums.tolist(), strict=True):
             if flag or promoted(each).isfinite().all():  # a sum of finite numbers may overflow
                 finite.add(index)
-    return {index: layer for index, layer in layers.items() if index in finite}
-
-
-def _twin(weight: LayerWeight, plan: Plan, seed: int) -> tuple[LayerWeight, Plan]:
-    """The layer with its entries shuffled, which gives it full rank."""
-    matrices = shuffle_entries(weight.matrices, layer_seed(weight.name, seed))
-    return weight._replace(matrices=matrices), plan._replace(rank=None)
+    return {index: plan for index, plan in plans.items() if index in finite}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -79,6 +79,39 @@ class LayerHistory:
         history.epochs, history.steps = self.epochs, self.steps
         history._quantities = {name: rows for name, rows in self._quantities.items() if name not in quantities}
         return history
+
+    @classmethod
+    def merged(cls, histories: Iterable[LayerHistory], quantity: str) -> LayerHistory:
+        """One quantity over the analyses of several histories, each analysis once, in the order of time.
+
+        Args:
+            histories: Of one run.
+            quantity: The quantity.
+
+        Returns:
+            A history of its own.
+
+        Example:
+            >>> odd, even = LayerHistory(), LayerHistory()
+            >>> odd.append(1, {"alpha": {"fc": 2.5}}, step=10)
+            >>> even.append(0, {"alpha": {"fc": 2.6}}, step=0)
+            >>> LayerHistory.merged([odd, even], "alpha").rows("alpha")
+            [[2.6, 2.5]]
+        """
+        analyses: dict[tuple[int, int], tuple[int | None, dict[str, float]]] = {}
+        for history in histories:
+            for index, (epochs, step) in enumerate(zip(history.epochs, history.steps, strict=True)):
+                columns = history._quantities.get(quantity, {}).items()
+                values = {layer: row[index] for layer, row in columns if index < len(row)}
+                analyses.setdefault((epochs, -1 if step is None else step), (step, values))
+        merged = cls()
+        for (epochs, _), (step, values) in sorted(analyses.items(), key=lambda item: item[0]):
+            merged.append(epochs, {quantity: values}, step=step)
+        return merged
+
+    def ends_at(self, epochs: int, step: int) -> bool:
+        """Tell whether the last analysis was made after so many epochs and steps."""
+        return bool(self.epochs) and (self.epochs[-1], self.steps[-1]) == (epochs, step)
 
     def layers(self, quantity: str) -> list[str]:
         """Layers for which the quantity was recorded."""

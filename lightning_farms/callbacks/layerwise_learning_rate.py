@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
-
-from lightning_farms.balancing.hyperparameter import LEARNING_RATE, WEIGHT_DECAY, Hyperparameter
+from lightning_farms.balancing.hyperparameter import LEARNING_RATE
 from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance
-from lightning_farms.optim import LayerwiseScaling, check_decoupled_weight_decay
 
 
 class LayerwiseLearningRate(LayerwiseBalance):
@@ -34,17 +28,8 @@ class LayerwiseLearningRate(LayerwiseBalance):
             ``StepMap(...)`` or your own.
         analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        every_n_steps: analyse after every n-th optimizer step instead (and before the first).
-        start_epoch: number of epochs with the base rates before the first analysis.
         control: what steadies and bounds the multipliers, and which layers have one.
-        selection: which weights to analyse; the others keep the base rate.
-        diagnostics: error bars, goodness of fit and random baselines.
-        workspace: bytes for the analysis, at least 1.
-        overlap: analyse a copy of the weights in a thread of its own while the epoch's last validation runs; as in
-            :class:`SpectralMonitor`.
-        figures_every_n_epochs: write labelled figures every n epochs and at the end of training; 0: at the end only.
-        esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
-        summary: whether to print a table of all layers at the end of training.
+        **options: those of :class:`SpectralMonitor`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -60,18 +45,3 @@ class LayerwiseLearningRate(LayerwiseBalance):
     """
 
     _adjusts = LEARNING_RATE
-
-    def _adjusted(self) -> set[Hyperparameter]:
-        return {LEARNING_RATE, WEIGHT_DECAY} if self.control.compensate_weight_decay else {LEARNING_RATE}
-
-    def _scalings_of(self, optimizer: Any, layer_of: Mapping[Tensor, str]) -> list[LayerwiseScaling]:  # noqa: ANN401
-        scalings = super()._scalings_of(optimizer, layer_of)
-        if self.control.compensate_weight_decay:
-            check_decoupled_weight_decay(optimizer)
-            scalings.append(LayerwiseScaling(optimizer, layer_of, key=WEIGHT_DECAY.key))
-        return scalings
-
-    def _scaling_multipliers(self, scaling: LayerwiseScaling) -> dict[str, float]:
-        if scaling.key == LEARNING_RATE.key:
-            return self.multipliers
-        return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}

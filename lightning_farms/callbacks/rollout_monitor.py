@@ -21,7 +21,8 @@ from lightning_farms.callbacks._rollouts.record import (
 )
 from lightning_farms.common.evaluation_shares import evaluation_loaders
 from lightning_farms.loggers.pictures import hand_out
-from lightning_farms.loggers.sinks import log_scalars, sinks
+from lightning_farms.loggers.scalars import log_scalars
+from lightning_farms.loggers.sinks import sinks
 from lightning_farms.metrics import RelativeL2Error
 
 _STATE_VERSION = 1

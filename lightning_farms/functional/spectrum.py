@@ -8,6 +8,9 @@ from torch import Tensor
 QUICK_ERROR = 8 * torch.finfo(torch.float32).eps
 """Error of xmin in the quick way, by the root mean square of the eigenvalues (inferred from alphas: up to 5.5 eps)."""
 
+PADDED_TO = 4
+"""Rows and columns of the CPU's copies of matrices are multiples of this, see :func:`esd`."""
+
 _GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
 
 
@@ -18,6 +21,10 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
     decomposed in float64: their absolute error is about 1e-16 of the largest one, less than that of a float32
     singular value decomposition, and this is faster. Rounding below zero is set to zero. A device without float64
     (MPS) hands the work to the CPU.
+
+    On the CPU the result has the same bits wherever the matrix lies in memory and whichever matrices share the call
+    with it, for one number of intra-op threads. (The libraries' rounding depends on addresses, and that of matrices of
+    odd size within a batch so on their place in it; each matrix is copied to where all is aligned alike.)
 
     Args:
         matrices: (..., m, n), real or complex, finite.
@@ -42,10 +49,25 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
         raise TypeError(f"Expected argument `matrices` to be real or complex, but got {matrices.dtype}.")
     matrices = matrices.cpu() if matrices.device.type == "mps" else matrices
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    wide = wide.to(_working_type(matrices.dtype, quick))
+    working_type = _working_type(matrices.dtype, quick)
+    copies = _aligned(wide, working_type) if wide.device.type == "cpu" else wide.to(working_type).unsqueeze(0)
     with torch.autocast(wide.device.type, enabled=False):
-        eigenvalues: Tensor = torch.linalg.eigvalsh(_upper_gram(wide), UPLO="U")
-    return eigenvalues.to(torch.float64).clamp_(min=0.0)
+        eigenvalues: Tensor = torch.linalg.eigvalsh(_upper_gram(copies), UPLO="U")
+    return eigenvalues.squeeze(0).to(torch.float64).clamp_(min=0.0)[..., -wide.shape[-2] :]
+
+
+def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copies (1, ..., m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
+
+    The zeros that fill them up to multiples of four (m' n' entries, and m' m', are then of 64 bytes and more) change no
+    product and add eigenvalues of zero, the smallest there are. The leading dimension makes of a single matrix a batch
+    as well: single ones are multiplied by another routine.
+    """
+    height, width = wide.shape[-2:]
+    above, right = -height % PADDED_TO, -width % PADDED_TO
+    copies = wide.new_zeros(1, *wide.shape[:-2], height + above, width + right, dtype=dtype)
+    copies[0, ..., above:, :width] = wide
+    return copies
 
 
 def _upper_gram(wide: Tensor) -> Tensor:

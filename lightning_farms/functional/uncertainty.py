@@ -134,7 +134,8 @@ def goodness_of_fit(eigenvalues: Tensor, fit: FitFunction, *, draws: int = 200, 
         uniform = uniform.reshape(-1, *[1] * (ordered.ndim - 1), ordered.shape[-1])
         index = torch.where(position == below - 1, position, (uniform * below).long())
         body = ordered.expand(index.shape).gather(-1, index)
-        return torch.where(position < below, body, xmin * (1 - uniform) ** -scale)
+        tail = xmin * ((-uniform).log1p() * -scale).exp()  # not a power: its last bit depends on the place in the batch
+        return torch.where(position < below, body, tail)
 
     distances = _refits(ordered, fit, resample, draws=draws, seed=seed).ks_distance
     p_value = (distances >= fitted.ks_distance).sum(0) / (~distances.isnan()).sum(0).to(torch.float64)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.analysis.report import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.loggers.sinks import Pixels, Sink
 from lightning_farms.plotting import (
     alpha_depth_figure,
@@ -41,35 +42,36 @@ class Picture(NamedTuple):
     draw: Callable[[], Any]
 
 
-def analysis_pictures(label: str, report: SpectralReport | None, history: LayerHistory) -> list[Picture]:
+def analysis_pictures(label: str, report: SpectralReport, histories: Sequence[LayerHistory]) -> list[Picture]:
     """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled.
 
     Args:
         label: First part of the keys.
-        report: The analysis; None where another callback shows it.
-        history: The run's analyses.
+        report: The analysis.
+        histories: What has been recorded over time.
 
     Returns:
         The pictures; a quantity without a layer or without a finite value has none.
     """
-    alphas = [alpha for alpha in report.alphas.values() if math.isfinite(alpha)] if report else []
+    alphas = [alpha for alpha in report.alphas.values() if math.isfinite(alpha)]
     histogram = Picture("histogram", f"{label}/alpha_histogram", partial(log_histogram, alphas, scale="linear"))
     maps = [
         Picture("image", f"{label}/{quantity}_map", partial(_map_image, history, quantity))
+        for history in histories
         for quantity in filter(history.layers, history.quantities())
     ]
     return [histogram, *maps] if alphas else maps
 
 
 def run_figures(
-    label: str, report: SpectralReport | None, history: LayerHistory, spectra: Iterable[LayerSpectrum]
+    label: str, report: SpectralReport, histories: Sequence[LayerHistory], spectra: Iterable[LayerSpectrum]
 ) -> list[Picture]:
     """The labelled figures: layers by time, alpha over depth, spectra.
 
     Args:
         label: First part of the keys.
-        report: The last analysis; None where another callback shows it.
-        history: The run's analyses.
+        report: The last analysis.
+        histories: What has been recorded over time, the first with the alphas.
         spectra: Rows of the layers whose ESD is drawn, with their eigenvalues.
 
     Returns:
@@ -77,10 +79,11 @@ def run_figures(
     """
     drawings: dict[str, Callable[[], Figure]] = {
         f"{label}/{quantity}_map_labelled": partial(_map_figure, history, quantity)
+        for history in histories
         for quantity in filter(history.layers, history.quantities())
     }
-    if report is not None and report.alphas:
-        drawings[f"{label}/alpha_over_depth"] = partial(_depth_figure, report, history)
+    if report.alphas:
+        drawings[f"{label}/alpha_over_depth"] = partial(_depth_figure, report, histories[0])
     for row in spectra:
         if row.status == "ok" and row.eigenvalues is not None:
             drawings[f"{label}/esd/{row.name}"] = partial(_esd_figure, row)

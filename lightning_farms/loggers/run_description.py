@@ -34,15 +34,14 @@ def options(callback: Callback) -> dict[str, object]:
         callback: It keeps each argument of its ``__init__`` under the argument's name; others are left out.
 
     Returns:
-        {argument: value}, in the order of the signature.
+        {argument: value}, in the order of the signature, those of the class before those of its bases.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
         >>> options(EarlyStopping("loss", patience=5))["patience"]
         5
     """
-    names = inspect.signature(type(callback).__init__).parameters
-    return {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}
+    return {name: getattr(callback, name) for name in _arguments(type(callback)) if hasattr(callback, name)}
 
 
 def options_text(callbacks: Iterable[Callback]) -> str:
@@ -111,6 +110,18 @@ def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -
         except Exception as error:
             errors.append(error)
     return errors
+
+
+def _arguments(kind: type) -> list[str]:
+    """Names of a class's arguments, and of those that it hands on to its bases as ``**options``."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))
 
 
 def _table(title: str, entries: Mapping[str, object]) -> str:

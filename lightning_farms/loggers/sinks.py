@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Layout: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
-
-_MOST_SCALARS = 1000  # that MLflow takes at a time
 
 
 class Sink:
@@ -203,23 +199,3 @@ def _sink(logger: Logger) -> Sink | None:
     if callable(getattr(type(logger), "log_image", None)):  # of the class: fast_dev_run's logger has every attribute
         return ImageSink(logger)
     return None
-
-
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys.
-
-    Args:
-        trainer: Its loggers are given them.
-        scalars: {key: value}; values that are not finite are left out.
-        step: The step they belong to.
-    """
-    finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
-    for logger in trainer.loggers if finite else ():
-        for part in _parts(finite, _MOST_SCALARS if isinstance(logger, MLFlowLogger) else len(finite)):
-            logger.log_metrics(part, step=step)
-
-
-def _parts(scalars: Mapping[str, float], most: int) -> Iterator[dict[str, float]]:
-    left = iter(scalars.items())
-    while part := dict(islice(left, most)):
-        yield part

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import Diagnostics, LayerWeight, analyze, analyze_weights, layer_weights
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
+from lightning_farms.analysis.weights import NO_MATRICES
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import LayerWeight, Selection, WholeMatrix, analyze
-from lightning_farms.analysis._difference import changes
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
+from lightning_farms.analysis._difference import differences
+from lightning_farms.analysis.weights import NO_MATRICES
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_weights_are_left_alone_and_yielded_one_by_one():
             started.append(name)
             yield weight_of(name, after)
 
-    found = changes(weights(), [weight_of("b", before), weight_of("a", before)])
+    found = differences(weights(), [weight_of("b", before), weight_of("a", before)])
     first = next(found)
     assert started == ["a"]
     assert first.matrices.equal(after - before)
@@ -97,7 +97,7 @@ def test_weights_are_left_alone_and_yielded_one_by_one():
     ],
 )
 def test_reasons(weight, base, reason):
-    (change,) = changes([weight], base)
+    (change,) = differences([weight], base)
     assert change.reason.startswith(reason)
     assert change.matrices.numel() == 0
     assert change.shape == weight.shape
@@ -147,7 +147,7 @@ def test_shapes_alone_may_be_compared(meta):
     after, before = (
         torch.ones(1, 12, 12, device="meta" if meta in (side, "both") else "cpu") for side in ("after", "before")
     )
-    (change,) = changes([weight_of("a", after)], [weight_of("a", before)])
+    (change,) = differences([weight_of("a", after)], [weight_of("a", before)])
     assert change.matrices.is_meta
     assert change.matrices.shape == (1, 12, 12)
     assert not change.reason

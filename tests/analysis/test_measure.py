@@ -28,7 +28,7 @@ def spectra_of(layer, method):
 
 def numbers_of(layer, method=FARMS(), wanted=Diagnostics()):
     spectra, plan = spectra_of(layer, method)
-    values = measure(spectra, layer, plan, method, wanted)
+    values = measure(spectra, plan, method, wanted)
     assert values.shape == (len(NUMBERS),)
     assert values.dtype == torch.float64
     return dict(zip(NUMBERS, values.tolist(), strict=True)), spectra.numpy(), plan
@@ -94,7 +94,7 @@ def test_block_without_a_fit_is_left_out_of_every_mean():
     assert numbers["standard_error"] == pytest.approx(math.hypot(*errors) / 2, rel=1e-12)
     assert numbers["alpha_low"] < numbers["alpha"] < numbers["alpha_high"]
     assert 0 <= numbers["p_value"] <= 1
-    row = layer_row(layer, plan, list(numbers.values()))
+    row = layer_row(plan, list(numbers.values()))
     assert row.reason == "1 of 3 blocks left out: rank-deficient or with equal eigenvalues"
 
 
@@ -109,7 +109,7 @@ def test_block_without_a_fit_is_left_out_of_every_mean():
 def test_row_without_a_fit_has_norms_but_no_numbers_of_a_fit(matrices, reason):
     layer = LINEAR._replace(matrices=matrices.double(), shape=tuple(matrices.shape[1:]))
     numbers, spectra, plan = numbers_of(layer, wanted=Diagnostics(bootstrap=5, p_value=5))
-    row = layer_row(layer, plan, list(numbers.values()))
+    row = layer_row(plan, list(numbers.values()))
     assert row.status == "skipped"
     assert reason in row.reason
     names = ("alpha", "standard_error", "tail_size", "alpha_low", "alpha_high", "p_value", "ks_distance", "alpha_hat")
@@ -124,7 +124,7 @@ def test_row_tells_the_plan_and_logarithms():
     layer = drawn(LINEAR)
     method = FARMS(0.5, 10, 2)
     numbers, _, plan = numbers_of(layer, method)
-    row = layer_row(layer, plan, list(numbers.values()))
+    row = layer_row(plan, list(numbers.values()))
     assert isinstance(row, LayerSpectrum)
     assert (row.name, row.kind, row.shape) == ("fc", "linear", (40, 14))
     assert (row.aspect_ratio, row.windows, row.eigenvalue_count) == (0.5, 4, 20)
@@ -148,7 +148,7 @@ def test_official_convolutions_are_halved_and_one_infinite_block_makes_the_mean_
     assert numbers["spectral_norm"] == pytest.approx(0.5 * spectra.max(-1).mean())
     layer.matrices[0, :14] = torch.eye(14)
     numbers, _, plan = numbers_of(layer, method)
-    assert layer_row(layer, plan, list(numbers.values())).status == "skipped"
+    assert layer_row(plan, list(numbers.values())).status == "skipped"
 
 
 def test_seeds_are_the_layers_own():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_farms.analysis import FARMS, LayerWeight, WholeMatrix
+from lightning_farms.analysis import FARMS, LayerWeight, Status, WholeMatrix
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan, plan_layer
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
+from lightning_farms.analysis.weights import NO_MATRICES
 from lightning_farms.functional.submatrices import Windows
 
 
@@ -27,7 +27,7 @@ def weight_of(*shape, kind="linear", stored=None, dtype=torch.float32, reason=""
 def test_counts(method, shape, expected):
     plan = plan_layer(weight_of(*shape), method)
     assert (plan.windows.number, plan.eigenvalue_count) == expected
-    assert (plan.matrices, plan.rows, plan.columns, plan.is_complex) == (*shape, False)
+    assert tuple(plan.matrices.shape) == shape
 
 
 def test_eigenvalues_that_are_zero_in_any_case_are_not_counted():
@@ -36,22 +36,33 @@ def test_eigenvalues_that_are_zero_in_any_case_are_not_counted():
     assert (low.spectrum_size, low.eigenvalue_count, low.gram_size, low.cost) == (6, 3 * 2 * 6, 20, whole.cost)
     assert plan_layer(weight._replace(rank=50), FARMS()).spectrum_size == 20
     reason = "6 eigenvalues, fewer than the 10 that are fitted"
-    assert plan_layer(weight_of(1, 20, 20)._replace(rank=6), FARMS()) == reason
+    assert plan_layer(weight_of(1, 20, 20)._replace(rank=6), FARMS()).reason == reason
 
 
 def test_values_are_not_looked_at():
-    assert plan_layer(weight_of(1, 5000, 5000, dtype=torch.complex128), FARMS()).is_complex
+    plan = plan_layer(weight_of(1, 5000, 5000, dtype=torch.complex128), FARMS())
+    assert plan.cost == 4 * plan_layer(weight_of(1, 5000, 5000), FARMS()).cost - 3e6
+
+
+def test_a_plan_without_values_is_the_same_and_holds_no_memory():
+    plan = plan_layer(LayerWeight("w", "linear", (64, 20), torch.zeros(1, 64, 20), ()), FARMS())
+    outline = plan.without_values()
+    assert outline.matrices.is_meta
+    assert outline.weight.matrices is NO_MATRICES
+    assert (outline.cost, outline.eigenvalue_count) == (plan.cost, plan.eigenvalue_count)
 
 
 def test_official_convolutions_are_planned_as_they_are_cut():
     plan = plan_layer(weight_of(9, 20, 64, kind="convolution", stored=(20, 64, 3, 3)), WholeMatrix(compat="official"))
-    assert (plan.rows, plan.columns) == (64, 20)
+    assert tuple(plan.matrices.shape) == (9, 64, 20)
 
 
 def test_cost_is_that_of_all_windows_and_grows_with_their_size():
     def cost(size, number, matrices, is_complex=False):
         windows = Windows(size, size, tuple(range(number)), (0,))
-        return Plan(windows, matrices, size, size, is_complex).cost
+        dtype = torch.complex64 if is_complex else torch.float32
+        weight = weight_of(matrices, size, size, dtype=dtype)
+        return Plan(weight, weight.matrices, windows).cost
 
     assert cost(32, 3, 5) == pytest.approx(15 * cost(32, 1, 1))
     assert cost(2048, 1, 1) == pytest.approx(8 * cost(1024, 1, 1), rel=0.01)
@@ -75,7 +86,8 @@ def test_cost_is_that_of_all_windows_and_grows_with_their_size():
 )
 @pytest.mark.parametrize("method", [FARMS(), WholeMatrix()])
 def test_reasons(weight, reason, method):
-    assert plan_layer(weight, method) == reason
+    row = plan_layer(weight, method)
+    assert (row.name, row.kind, row.status, row.reason) == ("w", "linear", Status.SKIPPED, reason)
 
 
 @pytest.mark.parametrize("size", [9, 10])
@@ -87,7 +99,7 @@ def test_fewest_eigenvalues(size):
 def test_official_takes_two_eigenvalues_and_vectors_but_not_one():
     method = WholeMatrix(compat="official")
     assert plan_layer(weight_of(1, 2, 2), method).eigenvalue_count == 2
-    assert plan_layer(weight_of(1, 2, 1), method) == "1 eigenvalues, fewer than the 2 that are fitted"
+    assert plan_layer(weight_of(1, 2, 1), method).reason == "1 eigenvalues, fewer than the 2 that are fitted"
 
 
 @pytest.mark.parametrize(
@@ -102,10 +114,10 @@ def test_official_takes_two_eigenvalues_and_vectors_but_not_one():
 )
 def test_official_refusals(kind, stored, matrices):
     weight = weight_of(*matrices, kind=kind, stored=stored)
-    reason = plan_layer(weight, FARMS(1.0, 10, 3, compat="official"))
+    reason = plan_layer(weight, FARMS(1.0, 10, 3, compat="official")).reason
     assert reason == 'compat="official" covers Linear weights and those of Conv2d without groups only'
     assert isinstance(plan_layer(weight, FARMS()), Plan)
 
 
 def test_official_window_that_does_not_fit_is_a_reason():
-    assert "use a smaller `window`" in plan_layer(weight_of(1, 8, 30), FARMS(1.0, 10, 3, compat="official"))
+    assert "use a smaller `window`" in plan_layer(weight_of(1, 8, 30), FARMS(1.0, 10, 3, compat="official")).reason

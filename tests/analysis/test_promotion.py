@@ -193,7 +193,7 @@ def test_rounding_is_a_bound(size, fit):
             weight = LayerWeight("w", "linear", tuple(matrices.shape[1:]), matrices, ())
             plan = plan_layer(weight, method)
             quick, exact = (
-                measure(esd(matrices.to(dtype), quick=True)[None], weight, plan, method, Diagnostics())
+                measure(esd(matrices.to(dtype), quick=True)[None], plan, method, Diagnostics())
                 for dtype in (torch.float32, torch.float64)
             )
             assert abs(quick[0] - exact[0]) <= quick[ROUNDING], (kind, seed)

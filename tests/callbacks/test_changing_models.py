@@ -258,11 +258,11 @@ def test_the_share_of_the_epoch_is_there_after_every_epoch_and_counts_all(small_
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_overlap_of_any_callback_of_equal_analysis_counts(order, small_net, loader, make_trainer, monkeypatch):
-    from lightning_farms.callbacks._spectral import question
+    from lightning_farms.callbacks._spectral import in_trainer
 
     started = []
-    background = question.BackgroundAnalysis
-    monkeypatch.setattr(question, "BackgroundAnalysis", lambda *a: started.append(1) or background(*a))
+    background = in_trainer.BackgroundAnalysis
+    monkeypatch.setattr(in_trainer, "BackgroundAnalysis", lambda *a: started.append(1) or background(*a))
     model = small_net()
     model.validation_step = lambda batch, batch_idx: None
     callbacks = [TempBalance(summary=False), SpectralMonitor(overlap=True, summary=False)][::order]

@@ -137,11 +137,30 @@ def test_csv_logger_only(name, options, small_net, loader, make_trainer, tmp_pat
     assert ("wd-AdamW/hidden" in header) == (name == "WeightDecayBalance")
 
 
+def constructors(kind):
+    """The classes whose arguments a callback takes: its own, and those to which it hands its ``**options``."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            yield base
+            if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(base).parameters.values()):
+                return
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_every_option_is_an_attribute_and_documented(name, options):
-    kind = getattr(lightning_farms.callbacks, name)
     callback = build(name, options)
-    documented = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
-    for option in inspect.signature(kind).parameters:
-        assert hasattr(callback, option)
-        assert f"{option}:" in documented
+    kinds = list(constructors(type(callback)))
+    assert (SpectralMonitor in kinds) == isinstance(callback, SpectralMonitor), "the common options are there"
+    for kind in kinds:
+        documented = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
+        for option, parameter in inspect.signature(kind).parameters.items():
+            assert hasattr(callback, option) or parameter.kind == parameter.VAR_KEYWORD
+            assert f"{option}:" in documented
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("PredictionWriter", "RolloutMonitor")])
+def test_an_option_that_is_unknown_is_named(name):
+    kind = getattr(lightning_farms.callbacks, name)
+    options = {"alpha_map": SqrtMap()} if name == "LayerwiseLearningRate" else {}
+    with pytest.raises(TypeError, match="every_n_epoch'"):
+        kind(**options, every_n_epoch=5)

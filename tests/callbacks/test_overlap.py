@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
 from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
 from lightning_farms.analysis._decompose import one_thread_each
-from lightning_farms.callbacks._spectral import background, question
-from lightning_farms.callbacks._spectral.background import BackgroundAnalysis
+from lightning_farms.callbacks._spectral import in_trainer
+from lightning_farms.callbacks._spectral.in_trainer import BackgroundAnalysis
 from tests.callbacks.conftest import SmallNet
 
 PATIENCE = 20.0
@@ -69,7 +69,7 @@ def started(monkeypatch):
             methods.append(method)
             super().__init__(weights, method, *args)
 
-    monkeypatch.setattr(question, "BackgroundAnalysis", Counted)
+    monkeypatch.setattr(in_trainer, "BackgroundAnalysis", Counted)
     return methods
 
 
@@ -78,13 +78,13 @@ def in_background(monkeypatch):
     """Have the analyses in the background call a function first."""
 
     def call(function):
-        analyze_weights = background.analyze_weights
+        analyze_weights = in_trainer.analyze_weights
 
         def after(*args, **kwargs):
             function()
             return analyze_weights(*args, **kwargs)
 
-        monkeypatch.setattr(background, "analyze_weights", after)
+        monkeypatch.setattr(in_trainer, "analyze_weights", after)
 
     return call
 
@@ -230,7 +230,7 @@ def test_weights_that_cannot_be_copied_are_analysed_in_their_place(fit, monkeypa
 
     one, other = (TBSigmoid(overlap=overlap, summary=False) for overlap in (False, True))
     expected = fit(one)[0]
-    monkeypatch.setattr(question, "layer_weights", no_memory)
+    monkeypatch.setattr(in_trainer, "layer_weights", no_memory)
     assert_same((expected, [one]), (fit(other)[0], [other]))
     assert started == []
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from PIL import Image
 
 from lightning_farms import SpectralMonitor, TBSigmoid
-from lightning_farms.loggers.sinks import log_scalars
+from lightning_farms.loggers.scalars import log_scalars
 
 pytestmark = pytest.mark.slow
 

@@ -144,7 +144,8 @@ def test_a_state_of_version_1_is_read(kind, fit):
     history = {"epochs": [0, 1], "quantities": {"alpha": {"conv": [2.0, 3.0]}}}
     callback.load_state_dict({"version": 1, "analysed": 1, "history": history, "multipliers": {"conv": 1.5}})
     assert callback.history.steps == [None, None]
-    assert callback._ramp.at(17) == {"conv": 1.5}
+    ramp = callback.state_dict()["ramp"]
+    assert (ramp["target"], ramp["steps"]) == ({"conv": 1.5}, 0)  # in force at once
 
 
 def test_options_of_the_control_may_change_between_a_run_and_its_resumption(fit, tmp_path):

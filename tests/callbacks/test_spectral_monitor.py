@@ -18,7 +18,7 @@ from lightning_farms import (
 )
 from lightning_farms.analysis import Diagnostics, Selection
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.callbacks._spectral import question
+from lightning_farms.callbacks._spectral import in_trainer
 from lightning_farms.callbacks._spectral.summary import summary_table
 
 LAYERS = ["conv", "hidden", "head"]
@@ -34,7 +34,7 @@ def count_analyses(monkeypatch):
             calls.append(method)
         return analyze(model, method, **kwargs)
 
-    monkeypatch.setattr(question, "analyze", counted)
+    monkeypatch.setattr(in_trainer, "analyze", counted)
     return calls
 
 
@@ -190,7 +190,7 @@ def test_a_failing_analysis_is_reported_once_and_never_stops_training(small_net,
     def broken(model, method, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(question, "analyze", broken)
+    monkeypatch.setattr(in_trainer, "analyze", broken)
     balance = TBSigmoid(summary=False)
     trainer = make_trainer([balance])
     with pytest.warns(

@@ -6,8 +6,10 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from torch import nn
 
 from lightning_farms.analysis import Selection, layer_weights, parameter_layers
+from lightning_farms.balancing import Control
+from lightning_farms.balancing.structure import structure
 from lightning_farms.callbacks import SpectralMonitor, TBSigmoid
-from lightning_farms.callbacks._spectral.strategies import check_strategy, structure, whole_shapes
+from lightning_farms.callbacks._spectral.strategies import check_strategy, whole_shapes
 
 
 class DeepSpeedOfTheUser(DeepSpeedStrategy):
@@ -39,8 +41,8 @@ def test_other_strategies_are_not(strategy):
 def test_without_fsdp_the_structure_is_that_of_the_model():
     net = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.MultiheadAttention(6, 2))
     trainer = mock.Mock(strategy=mock.Mock(spec=DDPStrategy))
-    found = structure(trainer, net, Selection(), biases=False)
-    assert found.layer_of == parameter_layers(net, biases=False)
-    assert found.holders == {weight.name: weight.holders for weight in layer_weights(net)}
     with whole_shapes(trainer) as stand_ins:
         assert stand_ins == {}
+        found = structure(net, Selection(), Control(biases=False), stand_ins)
+    assert found.layer_of == parameter_layers(net, biases=False)
+    assert found.holders == {weight.name: weight.holders for weight in layer_weights(net)}

@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, WholeMatrix, analyze
-from lightning_farms.callbacks._spectral import question
+from lightning_farms.callbacks._spectral import in_trainer
 from lightning_farms.loggers import pictures
 
 LAYERS = ("conv", "hidden", "head")
@@ -160,7 +160,7 @@ def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
             raise RuntimeError("out of memory")
         return analyze(model, method, **options)
 
-    monkeypatch.setattr(question, "analyze", out_of_memory)
+    monkeypatch.setattr(in_trainer, "analyze", out_of_memory)
     with pytest.warns(UserWarning, match="failed and was skipped; training goes on. RuntimeError: out of memory"):
         events = run(SpectralMonitor(summary=False), max_epochs=1)
     assert set(events.Tags()["images"]) == {

@@ -91,9 +91,9 @@ class Record(pl.Callback):
     def teardown(self, trainer, pl_module, stage):
         engine.measure, DTensor.full_tensor = self.measure, self.full_tensor
 
-    def _measure(self, eigenvalues, weight, *args, **kwargs):
-        self.measured.add(weight.name)
-        return self.measure(eigenvalues, weight, *args, **kwargs)
+    def _measure(self, eigenvalues, plan, *args, **kwargs):
+        self.measured.add(plan.weight.name)
+        return self.measure(eigenvalues, plan, *args, **kwargs)
 
     def _full_tensor(self, tensor):
         full = self.full_tensor(tensor)

@@ -21,8 +21,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_farms.analysis import Selection, engine, layer_weights, parameter_layers
+from lightning_farms.balancing import Control
+from lightning_farms.balancing.structure import structure
 from lightning_farms.callbacks import TempBalance
-from lightning_farms.callbacks._spectral.strategies import structure, whole_shapes
+from lightning_farms.callbacks._spectral.strategies import whole_shapes
 from lightning_farms.optim import layerwise_param_groups
 from tests.callbacks.two_processes import PATIENCE, RANK, SIZE
 
@@ -272,7 +274,8 @@ def flattened(make_model, folder, *, use_orig_params=True):
     )
     trainer = SimpleNamespace(strategy=strategy)
     try:
-        layer_of, holders, _ = structure(trainer, model, Selection())
+        with whole_shapes(trainer) as original:
+            layer_of, holders, _ = structure(model, Selection(), Control(), original)
     except MisconfigurationException as error:
         return str(error)
     with whole_shapes(trainer):

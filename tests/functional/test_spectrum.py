@@ -1,5 +1,7 @@
 """Eigenvalues against numpy's singular values."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,58 @@ def test_a_matrix_and_its_transpose_and_its_copies_have_the_same_bits(size, quic
     assert esd(matrices.mT, quick=quick).equal(expected)
     assert esd(matrices.mT.contiguous(), quick=quick).allclose(expected, rtol=1e-4)
     assert esd(torch.cat([matrices[1:], matrices[1:]]), quick=quick).equal(expected[1:].repeat(2, 1))
+
+
+def at_address(matrices, entries):
+    """The same numbers, so many entries after a 64-byte boundary."""
+    storage = torch.zeros(matrices.numel() + entries, dtype=matrices.dtype)
+    shifted = storage[entries:].view(matrices.shape)
+    assert shifted.data_ptr() % 64 == entries * matrices.element_size() % 64
+    return shifted.copy_(matrices)
+
+
+def ways_to_hand_over(matrix, others):
+    """How, and matrices of which the second one and every other one after it is this matrix."""
+    batch = torch.stack([others[0], matrix, others[1], matrix])
+    yield "in a batch", batch[:2]
+    yield "in a nested batch at a shifted address", at_address(batch, 1).unflatten(0, (2, 2))
+    yield "in a batch of views of larger matrices", torch.nn.functional.pad(batch[:2], (1, 2, 3, 0))[:, 3:, 1:-2]
+    yield "alone, stored transposed", matrix.mT.contiguous().mT
+    for entries in (1, 2, 3):
+        yield f"alone, shifted by {entries}", at_address(matrix, entries)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quick"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.float64, False),
+        (torch.complex64, False),
+        (torch.complex64, True),
+        (torch.complex128, False),
+    ],
+)
+def test_same_bits_alone_in_batches_and_at_shifted_addresses(dtype, quick):
+    differ = {}
+    for size, longer in itertools.product(range(1, 141), [0, 7]):
+        *others, matrix = draw((3, size, size + longer), dtype)
+        expected = esd(matrix.clone(), quick=quick)
+        for way, matrices in ways_to_hand_over(matrix, others):
+            got = esd(matrices, quick=quick).reshape(-1, size)
+            if any(not each.equal(expected) for each in (got[1::2] if len(got) > 1 else got)):
+                differ.setdefault(way, []).append((size, size + longer))
+    assert differ == {}
+
+
+def test_zeros_of_padding_take_no_eigenvalue_away():
+    """Of odd sizes, and of rank one and zero, where the matrix has zeros of its own."""
+    for size in (1, 2, 3, 5, 6, 7, 9, 33):
+        vector = torch.arange(1.0, size + 1, dtype=torch.float64)
+        got = esd(torch.stack([torch.outer(vector, vector), torch.zeros(size, size), torch.eye(size)]))
+        expected = torch.zeros(3, size, dtype=torch.float64)
+        expected[0, -1], expected[2] = vector.square().sum() ** 2, 1
+        torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14 * expected.max().item())
 
 
 def test_quick_esd_under_autocast_is_not_rounded_further():

@@ -140,14 +140,27 @@ def test_results_follow_from_the_seed_and_the_spectrum_alone(monkeypatch, estima
     torch.manual_seed(5)
     assert torch.equal(numbers(values), whole)
     assert not torch.equal(numbers(values, seed=1), whole)
-    torch.testing.assert_close(
-        numbers(values[1, 2].flip(-1) if estimate is goodness_of_fit else values[1, 2]),
-        whole[..., 1, 2],
-        rtol=1e-12,
-        atol=0,
+    assert torch.equal(
+        numbers(values[1, 2].flip(-1) if estimate is goodness_of_fit else values[1, 2]), whole[..., 1, 2]
     )
     monkeypatch.setattr(uncertainty, "_REFIT_ELEMENTS", 1000)
-    torch.testing.assert_close(numbers(values), whole, rtol=1e-12, atol=0)
+    assert torch.equal(numbers(values), whole)
+
+
+def test_samples_of_the_fitted_law_have_the_same_bits_whatever_else_is_in_the_batch():
+    values = pareto(7, 51)
+    drawn = []
+
+    def fit(eigenvalues):
+        drawn[-1].append(eigenvalues)
+        return fit_hill(eigenvalues)
+
+    for batch in (values, *values):
+        drawn.append([])
+        goodness_of_fit(batch, fit, draws=20)
+    (_, together), *alone = drawn
+    for index, (_, samples) in enumerate(alone):
+        assert torch.equal(samples, together[:, index])
 
 
 def test_the_memory_of_the_refits_is_bounded(monkeypatch):

@@ -24,7 +24,7 @@ def test_layer_names_are_no_mathematics():
     history, name, keeper = LayerHistory(), r"$x_$", Keeper()
     history.append(0, {"alpha": {name: 2.0}})
     row = LayerSpectrum(name, "linear", (9, 9), alpha=2.0, xmin=1.0, ks_distance=0.1, eigenvalues=torch.arange(1.0, 9))
-    assert hand_out(run_figures("farms", SpectralReport([row]), history, [row]), [keeper], 0) == []
+    assert hand_out(run_figures("farms", SpectralReport([row]), [history], [row]), [keeper], 0) == []
     assert keeper.kept.keys() == {"farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/$x_$"}
 
 
@@ -32,7 +32,7 @@ def test_the_map_of_a_long_run_stays_small_and_ends_with_the_last_analysis():
     history, keeper = LayerHistory(), Keeper()
     for epoch in range(1000):
         history.append(epoch, {"alpha": {"a": float(epoch), "b": 0.0}})
-    assert hand_out(analysis_pictures("farms", None, history), [keeper], 0) == []
+    assert hand_out(analysis_pictures("farms", SpectralReport([]), [history]), [keeper], 0) == []
     image = keeper.kept["farms/alpha_map"]
     assert image.shape[1] <= 480
     assert image[0, -1].tolist() == [253, 231, 36]
@@ -47,22 +47,28 @@ def test_history_of_steps_gives_maps_a_step_axis():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "50", "100"]
 
 
-def test_what_another_callback_shows_is_not_shown_twice():
-    history = LayerHistory()
-    history.append(0, {"alpha": {"a": 2.0}, "weight_decay": {"a": 0.1}})
+def test_every_quantity_of_every_history_is_shown():
+    history, other = LayerHistory(), LayerHistory()
+    history.append(0, {"alpha": {"a": 2.0}})
+    other.append(0, {"alpha": {"a": 2.0}, "weight_decay": {"a": 0.1}})
     report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=2.0)])
-    keys = [picture.key for picture in analysis_pictures("farms", report, history)]
-    assert keys == ["farms/alpha_histogram", "farms/alpha_map", "farms/weight_decay_map"]
-    assert [picture.key for picture in analysis_pictures("farms", None, history.without("alpha"))] == keys[2:]
-    assert [picture.key for picture in run_figures("farms", None, history.without("alpha"), [])] == [
-        "farms/weight_decay_map_labelled"
+    histories = [history, other.without("alpha")]
+    assert [picture.key for picture in analysis_pictures("farms", report, histories)] == [
+        "farms/alpha_histogram",
+        "farms/alpha_map",
+        "farms/weight_decay_map",
     ]
-    assert history.quantities() == ["alpha", "weight_decay"]
+    assert [picture.key for picture in run_figures("farms", report, histories, [])] == [
+        "farms/alpha_map_labelled",
+        "farms/weight_decay_map_labelled",
+        "farms/alpha_over_depth",
+    ]
+    assert other.quantities() == ["alpha", "weight_decay"]
 
 
 def test_a_histogram_needs_a_finite_alpha():
     report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=math.nan)])
-    assert analysis_pictures("farms", report, LayerHistory()) == []
+    assert analysis_pictures("farms", report, [LayerHistory()]) == []
 
 
 def test_spread_over_depth():

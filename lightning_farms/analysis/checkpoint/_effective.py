@@ -16,13 +16,7 @@ _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a checkpoint, or one that follows from several.
-
-    Attributes:
-        read: returns it.
-        reason: why it cannot be known; empty where it can.
-        rank: returns the rank of its matrices at most, where that is known to be less than their shape allows.
-    """
+    """A tensor of a checkpoint, or one that follows from several."""
 
     read: Callable[[], Tensor]
     reason: str = ""
@@ -35,18 +29,6 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     weight_norm: :math:`W = g V / |V|`; spectral_norm: :math:`W / (u^T W v)`; pruning: :math:`W M`, in the forms of
     ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``. Of any other parametrisation a state dict does not
     tell the function. The wrappers of DDP, FSDP and ``torch.compile`` are left out of the names.
-
-    Args:
-        tensors: by name; none is read before it is asked for.
-
-    Returns:
-        {name: tensor}, in the order of the names.
-
-    Example:
-        >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
-        >>> effective = effective_tensors(layer.state_dict())
-        >>> list(effective), torch.allclose(effective["weight"].read(), layer.weight)
-        (['bias', 'weight'], True)
     """
     names = plain_names(list(tensors))
     groups: dict[str, dict[str, str]] = {}
@@ -57,18 +39,7 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
 
 
 def plain_names(names: list[str]) -> dict[str, str]:
-    """Names without what wrappers (DDP, FSDP, ``torch.compile``) add.
-
-    Args:
-        names: as stored.
-
-    Returns:
-        {plain name: stored name}.
-
-    Example:
-        >>> plain_names(["module.net._orig_mod.weight", "module.bias"])
-        {'net.weight': 'module.net._orig_mod.weight', 'bias': 'module.bias'}
-    """
+    """Names without what wrappers (DDP, FSDP, ``torch.compile``) add."""
     in_ddp = all(name.startswith("module.") for name in names)
     parts = {name: name.removeprefix("module.").split(".") if in_ddp else name.split(".") for name in names}
     plain = {".".join(part for part in parts[name] if part not in WRAPPERS): name for name in names}

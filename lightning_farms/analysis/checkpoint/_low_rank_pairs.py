@@ -16,14 +16,7 @@ _SECOND = {"lora_A": "lora_B", "lora_down": "lora_up", "lora_embedding_A": "lora
 
 
 class LowRankPair(NamedTuple):
-    """Names of the two factors of an update of a module's weight.
-
-    Attributes:
-        module: whose weight is updated.
-        leaf: what the update is called within the module: ``lora``, with the adapter's name if it has one.
-        first: A, applied first.
-        second: B.
-    """
+    """Names of the two factors of an update of a module's weight."""
 
     module: str
     leaf: str
@@ -32,18 +25,7 @@ class LowRankPair(NamedTuple):
 
 
 def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
-    """Find the pairs.
-
-    Args:
-        names: of all tensors.
-
-    Returns:
-        {name of the first factor: the pair}, in the order of the names.
-
-    Example:
-        >>> low_rank_pairs({"q.lora_A.default.weight": 0, "q.lora_B.default.weight": 0})["q.lora_A.default.weight"].leaf
-        'lora.default'
-    """
+    """Find the pairs."""
     pairs: dict[str, LowRankPair] = {}
     for name in names:
         if match := _FIRST.fullmatch(name):
@@ -56,15 +38,7 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
 
 
 def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair) -> StoredTensor:
-    """The product of a pair, without the scale that a state dict does not tell (alpha does not depend on it).
-
-    Args:
-        tensors: by name.
-        pair: of them.
-
-    Returns:
-        B A, computed when it is asked for: (outputs, inputs), for a convolution (positions, outputs, inputs).
-    """
+    """The product of a pair, without the scale that a state dict does not tell (alpha does not depend on it)."""
 
     def product() -> Tensor:
         down, up = tensors[pair.first].read(), tensors[pair.second].read()

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights import LayerWeight
-from lightning_farms.analysis.weights.matrices import (
+from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
-    NO_MATRICES,
     PROJECTIONS,
     complex_matrices,
     convolution_matrices,
     stack,
     transposed_convolution_matrices,
 )
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
     r"wte|wpe|shared|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
@@ -36,14 +35,7 @@ _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
 
 class StoredLeaf(NamedTuple):
-    """A tensor that a module holds itself.
-
-    Attributes:
-        module: the module's name.
-        name: the tensor's name within the module.
-        stored: the tensor.
-        siblings: all tensors that the module holds, by name.
-    """
+    """A tensor that a module holds itself."""
 
     module: str
     name: str
@@ -62,21 +54,7 @@ class StoredLeaf(NamedTuple):
 
 
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
-    """Weight matrices of one stored tensor, by the first rule that knows it.
-
-    Args:
-        leaf: the tensor.
-
-    Returns:
-        No item for what is no weight (a bias, a buffer); more than one where several matrices are stored as one; one
-        with a reason where the weight cannot be known.
-
-    Example:
-        >>> stored = StoredTensor(lambda: torch.zeros(8, 3, 5, 5))
-        >>> [layer] = leaf_layers(StoredLeaf("stem", "weight", stored, {"weight": stored}))
-        >>> layer.name, layer.kind, tuple(layer.matrices.shape)
-        ('stem', 'convolution', (25, 8, 3))
-    """
+    """Weight matrices of one stored tensor, by the first rule that knows it."""
     tensor = leaf.stored.read()
     if tensor.ndim < 2:
         return []
@@ -89,17 +67,7 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
 
 
 def skipped_layer(name: str, kind: str, shape: Sequence[int], reason: str) -> LayerWeight:
-    """A layer without values that says why it is not analysed.
-
-    Args:
-        name: of the layer.
-        kind: of the layer.
-        shape: as stored.
-        reason: why.
-
-    Returns:
-        The layer, without matrices.
-    """
+    """A layer without values that says why it is not analysed."""
     return LayerWeight(name, kind, tuple(shape), NO_MATRICES, (), reason)
 
 
@@ -187,18 +155,7 @@ def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module's name is one that tables of embeddings bear.
-
-    Args:
-        module: full name of the module.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> [is_embedding(name) for name in ("transformer.wte", "model.embed_tokens", "embed_out", "patch_embed.proj")]
-        [True, True, False, False]
-    """
+    """Whether a module's name is one that tables of embeddings bear."""
     return _EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
 
 

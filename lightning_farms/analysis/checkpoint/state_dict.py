@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._difference import changes
+from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._names import match_names
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights import LayerWeight
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.common.checkpoints import MetaTensors, open_checkpoint
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -94,7 +94,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         found = _module_layers(earlier, partners[name], everything) if name in partners else ()
         start = len(partners.get(name, ""))
         before = (_in_single_precision(layer)._replace(name=name + layer.name[start:]) for layer in found)
-        return changes(after, before)
+        return differences(after, before)
 
     return (_unless_zero(change) for name in modules for change in of_module(name))
 

@@ -1,7 +1,7 @@
 """Which weight matrices the modules of a model hold, and which layer each parameter belongs to."""
 
-from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight
-from lightning_farms.analysis.weights.model import LayerWeight, layer_weights
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
+from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.analysis.weights.ownership import parameter_layers
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, module_weights
 

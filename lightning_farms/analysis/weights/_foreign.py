@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.analysis.weights._matrices import complex_matrices, stack
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
-from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight, complex_matrices, stack
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
 
 def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
@@ -19,12 +20,6 @@ def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
     or factorised, and the original FNO): (inputs, outputs, *modes), a complex matrix for each mode. ``AFNO...``: pairs
     (2, blocks, inputs, outputs) of real and imaginary parts. Quantised modules of ``torch.ao`` and of other packages:
     a reason.
-
-    Args:
-        module: the module.
-
-    Returns:
-        One item a weight; None for a class that is not known.
     """
     names = [cls.__name__ for cls in type(module).__mro__]
     if "Conv1D" in names and hasattr(module, "nf"):
@@ -40,14 +35,7 @@ def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
 
 
 def is_spectral_convolution(module: nn.Module) -> bool:
-    """Whether a module is one of the Fourier layers called ``SpectralConv...``.
-
-    Args:
-        module: the module.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether a module is one of the Fourier layers called ``SpectralConv...``."""
     return any(cls.__name__.startswith("SpectralConv") for cls in type(module).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""Plain tensors in the place of parameters that are sharded over processes or not strided."""
+"""Parameters that are sharded over processes, or not strided, gathered into plain tensors for a while."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from lightning_farms.analysis.weights._foreign import is_spectral_convolution
 
 
 def modules_read(module: nn.Module) -> list[nn.Module]:
-    """The modules whose parameters the weights of a module are computed from.
-
-    Args:
-        module: the module.
-
-    Returns:
-        The module itself, the parts of its parametrisations, low-rank factors, and the parts of a spectral weight.
-    """
+    """The modules whose parameters the weights of a module are computed from."""
     if is_spectral_convolution(module):
         return list(module.modules())
     read = [module]
@@ -31,15 +24,8 @@ def modules_read(module: nn.Module) -> list[nn.Module]:
     return read
 
 
-def needs_stand_in(tensor: Tensor) -> bool:
-    """Whether a tensor is sharded, or of a sparse or other layout that is not strided.
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        Whether it is.
-    """
+def must_be_gathered(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded, or of a sparse or other layout that is not strided."""
     return is_sharded(tensor) or tensor.layout != torch.strided
 
 
@@ -47,26 +33,12 @@ def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is held in parts by several processes: a DTensor, or whatever else has a ``full_tensor()``.
 
     DTensor itself is not asked for: to import it takes half a second.
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        Whether it is.
     """
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
-    """All of a tensor, in one plain strided tensor, or its shape only.
-
-    Args:
-        tensor: any tensor. To gather a sharded one is a collective: every process that holds a part must call this.
-        values: whether the values are wanted. Without, nothing is communicated.
-
-    Returns:
-        The tensor; on the meta device without ``values``.
-    """
+    """All of a tensor, in one plain strided tensor, or its shape only."""
     if not values:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if is_sharded(tensor):
@@ -76,31 +48,24 @@ def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
 
 
 @contextmanager
-def stand_ins(modules: Iterable[nn.Module], *, values: bool) -> Iterator[dict[int, Tensor]]:
-    """Put plain tensors into modules for a while.
+def gathered(modules: Iterable[nn.Module], *, values: bool) -> Iterator[dict[int, Tensor]]:
+    """Plain tensors in the place of parameters and buffers that must be gathered; without values, of all, on meta.
 
-    Args:
-        modules: whose own parameters and buffers are meant.
-        values: whether the stand-ins have values: full tensors for those that need it. Without, all parameters and
-            buffers are replaced, by tensors on the meta device.
-
-    Yields:
-        {id of a stand-in: the tensor in whose place it is}. At the end everything is put back.
+    Yields {id of a plain tensor: the original}; at the end the originals are put back.
     """
-    originals: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    behind: dict[int, Tensor] = {}
+    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    originals: dict[int, Tensor] = {}
     try:
         for module in modules:
             for held in (cast("dict[str, Tensor | None]", module._parameters), module._buffers):
                 for name, tensor in list(held.items()):
-                    if tensor is None or (values and not needs_stand_in(tensor)):
+                    if tensor is None or (values and not must_be_gathered(tensor)):
                         continue
                     plain = full_tensor(tensor, values=values)
-                    is_parameter = held is module._parameters
-                    stand_in = nn.Parameter(plain, requires_grad=False) if is_parameter else plain
-                    originals.append((held, name, tensor))
-                    held[name], behind[id(stand_in)] = stand_in, tensor
-        yield behind
+                    plain = nn.Parameter(plain, requires_grad=False) if held is module._parameters else plain
+                    replaced.append((held, name, tensor))
+                    held[name], originals[id(plain)] = plain, tensor
+        yield originals
     finally:
-        for held, name, tensor in originals:
+        for held, name, tensor in replaced:
             held[name] = tensor

@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.analysis.weights._matrices import convolution_matrices, stack
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
-from lightning_farms.analysis.weights.matrices import ModuleWeight, convolution_matrices, stack
+from lightning_farms.analysis.weights.layer_weight import ModuleWeight
 
 _PAIRS = {"lora": ("lora_A", "lora_B"), "lora_embedding": ("lora_embedding_A", "lora_embedding_B")}
 
@@ -19,18 +20,6 @@ def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
 
     Known are the layers of peft (``lora_A`` and ``lora_B`` hold a module or parameter for each adapter, the scales
     :math:`s` are in ``scaling``) and of loralib (two parameters). Of a convolution each kernel position is a matrix.
-
-    Args:
-        module: the module.
-
-    Yields:
-        One item a pair, called ``lora``, or ``lora.<adapter>``, and its rank: more eigenvalues are not fitted.
-
-    Example:
-        >>> layer = nn.Module()
-        >>> layer.lora_A, layer.lora_B = nn.Linear(64, 4, bias=False), nn.Linear(4, 32, bias=False)
-        >>> [(w.suffix, tuple(w.matrices.shape)) for w in low_rank_products(layer)]
-        [('lora', (1, 32, 64))]
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, equation 3.

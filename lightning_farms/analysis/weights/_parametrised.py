@@ -25,17 +25,6 @@ def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
 
     Covers ``torch.nn.utils.parametrizations`` and whatever else is registered as a parametrisation, and the hooks
     that ``weight_norm``, ``spectral_norm`` and pruning of ``torch.nn.utils`` put before the forward pass.
-
-    Args:
-        module: the module.
-
-    Returns:
-        {name: tensor}; empty for a module without parameters of its own.
-
-    Example:
-        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
-        >>> {name: len(held.parameters) for name, held in held_weights(layer).items()}
-        {'weight': 2, 'bias': 1}
     """
     computed = {**_parametrised(module), **_by_hooks(module)}
     used = {id(parameter) for held in computed.values() for parameter in held.parameters}
@@ -48,14 +37,7 @@ def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
 
 
 def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
-    """Parameters held by the module itself, the originals where one is parametrised.
-
-    Args:
-        module: the module.
-
-    Returns:
-        The parameters.
-    """
+    """Parameters held by the module itself, the originals where one is parametrised."""
     own = list(module.parameters(recurse=False))
     if parametrize.is_parametrized(module):
         own.extend(module.parametrizations.parameters())  # type: ignore[union-attr]
@@ -63,27 +45,13 @@ def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def is_parametrisation(name: str) -> bool:
-    """Whether a module's name is that of a part of a parametrisation, which its owner speaks for.
-
-    Args:
-        name: as in ``model.named_modules()``.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether a module's name is that of a part of a parametrisation, which its owner speaks for."""
     return "parametrizations" in name.split(".")
 
 
 @contextmanager
 def evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
-    """Parametrisations in evaluation mode: to read a spectral_norm weight in training mode changes its buffers.
-
-    Args:
-        module: the module whose parametrisations are meant.
-
-    Yields:
-        Nothing; the mode is put back at the end.
-    """
+    """Parametrisations in evaluation mode: to read a spectral_norm weight in training mode changes its buffers."""
     parts = module.parametrizations.modules() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
     training = [part for part in parts if part.training]
     for part in training:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,45 +13,18 @@ from torch.nn.parameter import is_lazy
 
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights._gathered import full_tensor, is_sharded, modules_read, needs_stand_in, stand_ins
+from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered
 from lightning_farms.analysis.weights._low_rank import low_rank_products
+from lightning_farms.analysis.weights._matrices import stack
 from lightning_farms.analysis.weights._parametrised import (
     evaluated_parametrisations,
     is_parametrisation,
     own_parameters,
 )
-from lightning_farms.analysis.weights.matrices import NO_MATRICES, ModuleWeight, stack
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
 
 _Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
-
-
-class LayerWeight(NamedTuple):
-    """A weight of a model.
-
-    Attributes:
-        name: of the layer, unique in the model.
-        kind: one of :data:`lightning_farms.analysis.KINDS`.
-        shape: as stored; empty where it is not known.
-        matrices: (P, m, n); (0, 0, 0) where there is a reason.
-        parameters: the parameters that hold the weight, then those that go with it (its bias).
-        reason: why the weight cannot be analysed or is not selected; empty where it is to be analysed.
-        rank: of each matrix at most, where that is known to be less than its shape allows: the other eigenvalues,
-            which are zero, are left out.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    matrices: Tensor
-    parameters: tuple[Tensor, ...]
-    reason: str = ""
-    rank: int | None = None
-
-    @property
-    def holders(self) -> tuple[Tensor, ...]:
-        """The parameters that hold the weight: those of two or more dimensions, or else the first."""
-        return tuple(p for p in self.parameters if p.ndim >= 2) or self.parameters[:1]
 
 
 def layer_weights(
@@ -154,13 +126,13 @@ def _module_layers(
         return [] if reader is low_rank_products else _uninitialised(name, module)
     read = modules_read(module)
     try:
-        if not any(needs_stand_in(tensor) for part in read for tensor in _tensors(part)):
+        if not any(must_be_gathered(tensor) for part in read for tensor in _tensors(part)):
             return _read(name, module, reader, selection, {}, values=values)
         shapes = _shapes(name, module, reader, selection)
         if shapes is not None and (not values or all(layer.reason for layer in shapes)):
             return shapes
-        with stand_ins(read, values=values) as behind:
-            return _read(name, module, reader, selection, behind, values=values)
+        with gathered(read, values=values) as originals:
+            return _read(name, module, reader, selection, originals, values=values)
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0]
         reason = f"the weight could not be computed: {type(error).__name__}: {first_line}"
@@ -175,8 +147,8 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def _shapes(name: str, module: nn.Module, reader: _Reader, selection: Selection) -> list[LayerWeight] | None:
     """The weights on the meta device; None where they cannot be computed without values."""
     try:
-        with stand_ins(modules_read(module), values=False) as behind:
-            return _read(name, module, reader, selection, behind, values=False)
+        with gathered(modules_read(module), values=False) as originals:
+            return _read(name, module, reader, selection, originals, values=False)
     except Exception:
         return None
 
@@ -186,7 +158,7 @@ def _read(
     module: nn.Module,
     reader: _Reader,
     selection: Selection,
-    behind: dict[int, Tensor],
+    originals: dict[int, Tensor],
     *,
     values: bool,
 ) -> list[LayerWeight]:
@@ -199,7 +171,7 @@ def _read(
             ]
         else:
             weights = list(reader(module))
-        layers = [_layer(name, module, weight, behind, selection, values) for weight in weights]
+        layers = [_layer(name, module, weight, originals, selection, values) for weight in weights]
     if len({layer.name for layer in layers}) < len(layers):
         raise ValueError(f"two weights have one name: {', '.join(layer.name for layer in layers)}")
     return layers
@@ -209,19 +181,19 @@ def _layer(
     module_name: str,
     module: nn.Module,
     weight: ModuleWeight,
-    behind: dict[int, Tensor],
+    originals: dict[int, Tensor],
     selection: Selection,
     values: bool,
 ) -> LayerWeight:
     name = ".".join(part for part in (module_name, weight.suffix) if part) or "weight"
-    parameters = tuple(behind.get(id(parameter), parameter) for parameter in weight.parameters)
+    parameters = tuple(originals.get(id(parameter), parameter) for parameter in weight.parameters)
     shape = weight.shape or _stored_shape(module, weight)
     if weight.reason:
         return _skipped(name, weight.kind, shape, parameters, weight.reason)
     matrices = weight.matrices.detach()
-    gathered = is_sharded(matrices)  # computed from parameters of other modules
-    matrices = stack(full_tensor(matrices, values=values) if gathered else matrices)
-    has_values = values or not (behind or gathered)
+    elsewhere = is_sharded(matrices)  # computed from parameters of other modules
+    matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
+    has_values = values or not (originals or elsewhere)
     reason = selection.refusal(name, weight.kind, matrices.shape) or _unreadable(matrices, has_values)
     if reason:
         return _skipped(name, weight.kind, shape, parameters, reason)

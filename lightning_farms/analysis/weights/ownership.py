@@ -9,8 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._parametrised import is_parametrisation, own_parameters
-from lightning_farms.analysis.weights.matrices import NO_MATRICES
-from lightning_farms.analysis.weights.model import LayerWeight, layer_weights
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
+from lightning_farms.analysis.weights.model import layer_weights
 
 
 def parameter_layers(

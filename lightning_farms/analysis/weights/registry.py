@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, singledispatch
 from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from lightning_farms.analysis.weights._foreign import foreign_weights
-from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
-from lightning_farms.analysis.weights.matrices import (
+from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
     PROJECTIONS,
-    ModuleWeight,
-    bare_weights,
     convolution_matrices,
     stack,
     transposed_convolution_matrices,
 )
+from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
+from lightning_farms.analysis.weights.layer_weight import ModuleWeight
 
 _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),
@@ -76,18 +75,11 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
         ['weight_ih.r', 'weight_ih.z', 'weight_ih.n']
     """
     foreign = foreign_weights(module)
-    return bare_weights(held_weights(module), sole_name=True) if foreign is None else foreign
+    return _bare_weights(held_weights(module), sole_name=True) if foreign is None else foreign
 
 
 def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
-    """What the module says itself, or else what is registered for its class.
-
-    Args:
-        module: the module.
-
-    Yields:
-        One item a weight.
-    """
+    """What the module says itself, or else what is registered for its class."""
     if not isinstance(module, HasSpectralWeights):
         yield from module_weights(module)
         return
@@ -96,18 +88,7 @@ def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def kind_of(module: nn.Module) -> str:
-    """The kind of a module's weight, by its class.
-
-    Args:
-        module: the module.
-
-    Returns:
-        The kind; ``"parameter"`` for a class that is not PyTorch's.
-
-    Example:
-        >>> kind_of(nn.LSTM(3, 3)), kind_of(nn.Bilinear(2, 2, 2))
-        ('recurrent', 'parameter')
-    """
+    """The kind of a module's weight, by its class; ``"parameter"`` for a class that is not PyTorch's."""
     return next((kind for classes, kind in _CLASS_KINDS if isinstance(module, classes)), "parameter")
 
 
@@ -147,7 +128,7 @@ def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor]) -> 
     value, holders = found.pop("weight") if "weight" in found else HeldWeight(cast(Tensor, module.weight))
     bias = found.pop("bias").parameters if "bias" in found else ()
     yield ModuleWeight("", kind_of(module), to_matrices(value), holders + bias, tuple(value.shape))
-    yield from bare_weights(found)
+    yield from _bare_weights(found)
 
 
 @module_weights.register
@@ -160,7 +141,7 @@ def _attention(module: nn.MultiheadAttention) -> Iterator[ModuleWeight]:
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         if name in found:
             yield from _rows_apart(name, found.pop(name), (), bias, "attention")
-    yield from bare_weights(found)
+    yield from _bare_weights(found)
 
 
 @module_weights.register(nn.RNNBase)
@@ -178,7 +159,7 @@ def _recurrent(module: nn.RNNBase | nn.RNNCellBase) -> Iterator[ModuleWeight]:
         projection = name.startswith("weight_hr")
         parts = () if projection else gates
         yield from _rows_apart(name, found.pop(name), parts, bias.parameters if bias else (), "recurrent")
-    yield from bare_weights(found)
+    yield from _bare_weights(found)
 
 
 def _rows_apart(
@@ -188,3 +169,15 @@ def _rows_apart(
     for part, matrix in zip(parts or ("",), held.value.chunk(len(parts) or 1), strict=True):
         suffix = f"{name}.{part}" if part else name
         yield ModuleWeight(suffix, kind, stack(matrix), held.parameters + bias, tuple(matrix.shape))
+
+
+def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
+    """Every tensor whose last two dimensions are at least 2; a vector goes with the weight whose bias it is by name."""
+    names = [name for name, held in found.items() if held.value.ndim >= 2 and min(held.value.shape[-2:]) >= 2]
+    for name in names:
+        value, parameters = found[name]
+        bias = found.get(name.replace("weight", "bias"))  # weight_ih_l1 and bias_ih_l1
+        if bias is not None and bias.value.ndim == 1:
+            parameters += bias.parameters
+        suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
+        yield ModuleWeight(suffix, "parameter", stack(value), parameters, tuple(value.shape))

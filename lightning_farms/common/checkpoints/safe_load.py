@@ -71,6 +71,6 @@ def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
     """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
-        f"{os.fspath(path)!r} is damaged, cut short or of another format ({type(error).__name__}). If it should be one, "
-        "copy or download it again."
+        f"{os.fspath(path)!r} is damaged, cut short or of another format ({type(error).__name__}). "
+        "If it should be one, copy or download it again."
     )

@@ -176,7 +176,7 @@ def test_mlflow_gets_figures_and_texts_under_names_that_it_allows():
     ("bases", "parts"), [((ScalarLogger,), [2300]), ((ScalarLogger, MLFlowLogger), [1000, 1000, 300])]
 )
 def test_mlflow_is_given_as_many_scalars_at_a_time_as_it_takes(bases, parts, make_trainer):
-    from lightning_farms.loggers.sinks import log_scalars
+    from lightning_farms.loggers.scalars import log_scalars
 
     logger = type("Kept", bases, {"__init__": lambda self: None})()
     logger.scalars = []
@@ -190,7 +190,7 @@ def test_mlflow_is_given_as_many_scalars_at_a_time_as_it_takes(bases, parts, mak
 
 def test_csv_of_many_layers_is_written_anew_once_at_most(make_trainer, tmp_path, monkeypatch):
     """200 layers, 30 analyses among Lightning's own lines, as its connector writes them."""
-    from lightning_farms.loggers.sinks import log_scalars
+    from lightning_farms.loggers.scalars import log_scalars
 
     logger = CSVLogger(tmp_path)
     rewritten = []

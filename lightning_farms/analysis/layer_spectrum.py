@@ -1,0 +1,127 @@
+"""What an analysis found about one layer: its row of the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from enum import Enum
+
+from torch import Tensor
+
+
+class Status(str, Enum):
+    """Whether a layer has an alpha; equal to, and written as, the plain words ``"ok"`` and ``"skipped"``."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+
+    __str__ = str.__str__
+    __repr__ = str.__repr__
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Spectrum of one layer's weight.
+
+    All quantities are in units of the squared weight. Norms and stable rank are those of a window (of the matrix, for
+    a whole-matrix analysis), averaged over windows, so that they too can be compared between layers; under
+    ``compat="official"`` they are those of the pooled spectrum, averaged over a convolution's blocks.
+
+    Where several blocks of a convolution are fitted, alpha, D, xmin and the p-value are means over them, and errors
+    are those of the mean of independent blocks. Quantities that were not asked for are NaN.
+
+    Attributes:
+        name: layer's name: the module's, with the parameter's where the module has several weights.
+        kind: one of :data:`lightning_farms.analysis.KINDS`.
+        shape: the weight's shape as stored.
+        aspect_ratio: realised aspect ratio n'/m' of the windows.
+        windows: number of windows on each matrix.
+        coverage: fraction of the matrix's entries that lie in a window.
+        eigenvalue_count: number of eigenvalues of all windows and matrices; of a low-rank product without those that
+            are zero in any case.
+        alpha: exponent PL_Alpha_Hill (or of the fit asked for); NaN where ``status`` is ``"skipped"``.
+        ks_distance: Kolmogorov-Smirnov distance D between the spectrum's tail and the fit.
+        xmin: where the tail starts.
+        tail_size: number of eigenvalues in the tail, of all fits.
+        standard_error: of alpha, (alpha - 1) / sqrt(tail_size): what independent eigenvalues would have.
+        alpha_low: lower end of alpha's bootstrap interval (``Diagnostics.bootstrap``).
+        alpha_high: upper end of alpha's bootstrap interval.
+        p_value: goodness of fit, the share of power-law samples that fit worse (``Diagnostics.p_value``).
+        spectral_norm: largest eigenvalue, the square of the largest singular value (as in WeightWatcher).
+        frobenius_norm_squared: sum of the eigenvalues.
+        log_norm: log10 of frobenius_norm_squared.
+        log_spectral_norm: log10 of spectral_norm.
+        stable_rank: sum of the eigenvalues by the largest.
+        effective_rank: exponential of the entropy of the eigenvalues' shares.
+        alpha_hat: alpha * log10(spectral_norm).
+        mp_variance: variance of the entries by a Marchenko-Pastur fit (``Diagnostics.marchenko_pastur``).
+        mp_lower_edge: lower edge of that law.
+        mp_upper_edge: upper edge of that law.
+        mp_spike_threshold: the upper edge and the Tracy-Widom margin: noise exceeds it once in 100 matrices.
+        mp_spikes: eigenvalues beyond that threshold, mean over the windows of all matrices.
+        mp_soft_rank: upper edge by the largest eigenvalue.
+        relative_alpha: alpha by that of the twin: 1 for a matrix of independent entries, whatever its shape.
+        status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
+        reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
+        eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
+        twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    aspect_ratio: float = math.nan
+    windows: int = 0
+    coverage: float = math.nan
+    eigenvalue_count: int = 0
+    alpha: float = math.nan
+    ks_distance: float = math.nan
+    xmin: float = math.nan
+    tail_size: float = math.nan
+    standard_error: float = math.nan
+    alpha_low: float = math.nan
+    alpha_high: float = math.nan
+    p_value: float = math.nan
+    spectral_norm: float = math.nan
+    frobenius_norm_squared: float = math.nan
+    log_norm: float = math.nan
+    log_spectral_norm: float = math.nan
+    stable_rank: float = math.nan
+    effective_rank: float = math.nan
+    alpha_hat: float = math.nan
+    mp_variance: float = math.nan
+    mp_lower_edge: float = math.nan
+    mp_upper_edge: float = math.nan
+    mp_spike_threshold: float = math.nan
+    mp_spikes: float = math.nan
+    mp_soft_rank: float = math.nan
+    relative_alpha: float = math.nan
+    status: Status = Status.OK
+    reason: str = ""
+    eigenvalues: Tensor | None = None
+    twin: LayerSpectrum | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status(self.status))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all but the eigenvalues are equal; NaN equals NaN."""
+        return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[object, ...]:
+        values = (getattr(self, name) for name in (*COLUMNS, "twin"))
+        return tuple(None if value != value else value for value in values)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The bootstrap interval of alpha where there is one, or else alpha -+ 1.96 standard errors."""
+        if math.isfinite(self.alpha_low):
+            return self.alpha_low, self.alpha_high
+        return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
+
+
+COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin"))
+"""Attributes of a row that are plain values, in order."""

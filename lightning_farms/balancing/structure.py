@@ -1,0 +1,64 @@
+"""Which of a model's parameters hold which weight, and belong to which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_farms.analysis import Selection, layer_weights, parameter_layers
+from lightning_farms.balancing.control import Control
+
+
+class Structure(NamedTuple):
+    """The parameters that optimizers hold, by layer and by weight.
+
+    Attributes:
+        layer_of: {parameter: layer}, as of :func:`lightning_farms.analysis.parameter_layers`.
+        holders: {weight: parameters that hold it}, in the report's order.
+        unbalanced: weights whose layer the control leaves out.
+    """
+
+    layer_of: dict[Tensor, str]
+    holders: dict[str, tuple[Tensor, ...]]
+    unbalanced: set[str]
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """{weight: layer that it belongs to}."""
+        return {name: self.layer_of[holders[0]] for name, holders in self.holders.items() if holders}
+
+
+def structure(
+    model: nn.Module, selection: Selection, control: Control, original: Mapping[Tensor, Tensor] | None = None
+) -> Structure:
+    """The structure of a model; nothing is computed or communicated.
+
+    Args:
+        model: the model.
+        selection: which weights are analysed.
+        control: which layers are balanced, and whether norms and biases follow theirs.
+        original: {tensor that stands in the model: parameter that the optimizer holds}, where they differ (FSDP1).
+
+    Returns:
+        The structure.
+
+    Raises:
+        ValueError: a pattern of ``control.layers`` fits no layer.
+    """
+    original = original or {}
+    layer_of = parameter_layers(model, selection, norms=control.norms, biases=control.biases)
+    layer_of = {original.get(p, p): layer for p, layer in layer_of.items()}
+    holders, selected = {}, []
+    for weight in layer_weights(model, selection, values=False):
+        holders[weight.name] = tuple(original.get(p, p) for p in weight.holders)
+        if not weight.reason:
+            selected.append(weight.name)
+    found = Structure(layer_of, holders, set())
+    ordered = list(dict.fromkeys(found.layers[name] for name in selected if name in found.layers))
+    ends = {*(() if control.first_layer else ordered[:1]), *(() if control.last_layer else ordered[-1:])}
+    layers = replace(control.layers, embeddings=True, low_rank_products=selection.low_rank_products)
+    refused = {weight.name for weight in layer_weights(model, layers, values=False) if weight.reason}
+    return found._replace(unbalanced=refused | {name for name, layer in found.layers.items() if layer in ends})

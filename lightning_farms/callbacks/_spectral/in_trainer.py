@@ -1,0 +1,135 @@
+"""Analyses of the weights as a Trainer holds them: shared out over its processes, or of a copy in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_farms.analysis import (
+    Diagnostics,
+    LayerWeight,
+    Ranks,
+    SpectralMethod,
+    SpectralReport,
+    analyze,
+    analyze_weights,
+    layer_weights,
+)
+from lightning_farms.callbacks._spectral.options import AnalysisOptions
+from lightning_farms.callbacks._spectral.strategies import whole_shapes
+
+
+def analyze_in_trainer(
+    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int
+) -> SpectralReport | str:
+    """The report, the same on every rank, or what went wrong; a collective."""
+    analysis, selection, diagnostics = options
+    with whole_shapes(trainer):
+        ranks = _ranks(trainer, pl_module)
+        outcome = attempt(
+            lambda: analyze(
+                pl_module, analysis, selection=selection, diagnostics=diagnostics, workspace=workspace, ranks=ranks
+            )
+        )
+    return _agreed(outcome, trainer, pl_module)
+
+
+def spectra_in_trainer(
+    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int, names: Sequence[str]
+) -> SpectralReport | str:
+    """The report on the named layers, with their eigenvalues (on rank zero) and the random bulk; a collective."""
+    with whole_shapes(trainer):
+        return attempt(
+            lambda: analyze(
+                pl_module,
+                options.analysis,
+                selection=replace(options.selection, include=tuple(names), exclude=()),
+                diagnostics=Diagnostics(marchenko_pastur=True),
+                keep_eigenvalues=True,
+                workspace=workspace,
+                ranks=_ranks(trainer, pl_module),
+            )
+        )
+
+
+class BackgroundAnalysis:
+    """One analysis of weights that nobody else changes, on one core; the result is that of a synchronous one.
+
+    The thread has PyTorch's number of intra-op threads as its creator has it, whatever another analysis has set it to
+    meanwhile.
+    """
+
+    def __init__(
+        self, weights: list[LayerWeight], method: SpectralMethod, diagnostics: Diagnostics, workspace: int
+    ) -> None:
+        self._pool = ThreadPoolExecutor(1, "background-analysis", torch.set_num_threads, (torch.get_num_threads(),))
+        self._future: Future[SpectralReport] = self._pool.submit(
+            analyze_weights, weights, method, diagnostics=diagnostics, workspace=workspace, workers=1
+        )
+
+    def report(self) -> SpectralReport:
+        """Wait for the analysis; raises what it raised."""
+        try:
+            return self._future.result()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Wait until the thread has ended, whatever came of it."""
+        self._pool.shutdown(wait=True)
+
+
+def analyze_in_background(
+    options: AnalysisOptions, pl_module: LightningModule, workspace: int
+) -> BackgroundAnalysis | None:
+    """The analysis of a copy of the weights, under way; None where they cannot be copied."""
+    try:
+        copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, options.selection)]
+    except Exception:
+        return None
+    return BackgroundAnalysis(copies, options.analysis, options.diagnostics, workspace)
+
+
+def attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:
+    """The report, or what went wrong; never raises."""
+    try:
+        return analysis()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _ranks(trainer: Trainer, pl_module: LightningModule) -> Ranks | None:
+    """The Trainer's processes, None where there is one."""
+    if trainer.world_size == 1:
+        return None
+    return Ranks(trainer.global_rank, trainer.world_size, partial(_total, trainer, pl_module))
+
+
+def _total(trainer: Trainer, pl_module: LightningModule, table: Tensor) -> Tensor:
+    """The sum over all ranks of a table on the CPU, there; a collective."""
+    summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed.cpu()
+
+
+def _agreed(outcome: SpectralReport | str, trainer: Trainer, pl_module: LightningModule) -> SpectralReport | str:
+    """The outcome, or what went wrong on the first rank that has none; a collective.
+
+    Ranks that go on differently wait for each other in vain. One alone has no report where it has to warn of a failed
+    decomposition and warnings are errors.
+    """
+    if trainer.world_size == 1:
+        return outcome
+    failed = torch.zeros(trainer.world_size, dtype=torch.float64, device="cpu")
+    failed[trainer.global_rank] = float(isinstance(outcome, str))
+    ranks = _total(trainer, pl_module, failed).nonzero().flatten().tolist()
+    if not ranks:
+        return outcome
+    reason = trainer.strategy.broadcast(outcome if isinstance(outcome, str) else "", src=ranks[0])
+    return f"On rank {ranks[0]}: {reason}"

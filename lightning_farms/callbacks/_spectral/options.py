@@ -1,0 +1,25 @@
+"""What an analysis is asked for; callbacks that ask for the same share it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lightning_farms.analysis import Diagnostics, Selection, SpectralMethod
+
+
+class AnalysisOptions(NamedTuple):
+    """How to analyse, which weights, and what to find out besides."""
+
+    analysis: SpectralMethod
+    selection: Selection
+    diagnostics: Diagnostics
+
+    def columns(self) -> list[str]:
+        """Columns of the report that are logged by the layer."""
+        wanted = {
+            "alpha": True,
+            "relative_alpha": self.diagnostics.twin,
+            "mp_spikes": self.diagnostics.marchenko_pastur,
+            "p_value": self.diagnostics.p_value,
+        }
+        return [name for name, asked_for in wanted.items() if asked_for]

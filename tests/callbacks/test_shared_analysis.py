@@ -1,0 +1,107 @@
+"""Callbacks that ask for the same: one analysis, one history of alphas, and options that suit all of them."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_farms import SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance, WholeMatrix
+from lightning_farms.analysis import Selection
+from lightning_farms.callbacks._spectral import in_trainer
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+@pytest.fixture
+def events(small_net, loader, make_trainer, tmp_path):
+    """Fit with TensorBoard and read what was written."""
+
+    def run(callbacks, **settings):
+        logger = TensorBoardLogger(tmp_path, name="tb", version=0)
+        trainer = make_trainer(callbacks, logger=logger, **settings)
+        trainer.fit(small_net(), loader)
+        found = EventAccumulator(logger.log_dir, {"images": 0, "scalars": 0})
+        found.Reload()
+        return found
+
+    return run
+
+
+def steps(found, tag):
+    return [event.step for event in found.Images(tag)]
+
+
+@pytest.fixture
+def workspaces(monkeypatch):
+    """Workspaces with which analyses were made."""
+    seen, analyze = [], in_trainer.analyze
+    monkeypatch.setattr(in_trainer, "analyze", lambda *a, **o: seen.append(o["workspace"]) or analyze(*a, **o))
+    return seen
+
+
+def test_the_least_workspace_holds(small_net, loader, make_trainer, workspaces):
+    callbacks = [TempBalance(workspace=10**8, summary=False), SpectralMonitor(workspace=10**6, summary=False)]
+    make_trainer(callbacks, max_epochs=1).fit(small_net(), loader)
+    assert set(workspaces) == {10**6}
+
+
+def test_the_most_frequent_figures_and_the_most_spectra_hold(events):
+    often = SpectralMonitor(figures_every_n_epochs=2, esd_layers=1, summary=False)
+    seldom = TempBalance(figures_every_n_epochs=0, esd_layers=3, summary=False)
+    found = events([seldom, often], max_epochs=4)
+    assert len(steps(found, "farms/alpha_map_labelled")) == 2  # after epochs 2 and 4, the end
+    assert len(steps(found, "farms/learning_rate_map_labelled")) == 2
+    assert sum(tag.startswith("farms/esd/") for tag in found.Tags()["images"]) == 3
+
+
+def test_schedules_that_do_not_nest_draw_alpha_over_all_analyses(events):
+    twos, threes = SpectralMonitor(every_n_epochs=2, summary=False), TempBalance(every_n_epochs=3, summary=False)
+    found = events([twos, threes], max_epochs=6)
+    assert twos.history.epochs == [0, 2, 4, 6]
+    assert threes.history.epochs == [0, 3, 6]
+    analyses = [event.step for event in found.Scalars("farms/alpha_mean")]
+    assert len(analyses) == len(set(analyses)) == 5  # 0, 2, 3, 4, 6
+    assert steps(found, "farms/alpha_map") == analyses
+    assert len(steps(found, "farms/learning_rate_map")) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_alphas_of_a_resumed_run_are_those_of_all_callbacks(small_net, loader, make_trainer, tmp_path):
+    def pair():
+        return [SpectralMonitor(every_n_epochs=2, summary=False), TempBalance(every_n_epochs=3, summary=False)]
+
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    make_trainer([*pair(), saver], max_epochs=3, enable_checkpointing=True).fit(small_net(), loader)
+    resumed = pair()
+    seen = []
+
+    class Look(SpectralMonitor):
+        def on_train_end(self, trainer, pl_module):
+            seen.extend(resumed[0]._analyses.history.epochs)
+
+    saver = ModelCheckpoint(tmp_path / "resumed", filename="{epoch}", save_top_k=-1)
+    callbacks = [*resumed, Look(WholeMatrix(), summary=False), saver]
+    trainer = make_trainer(callbacks, max_epochs=4, enable_checkpointing=True)
+    trainer.fit(small_net(), loader, ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert seen == [0, 2, 3, 4]
+
+
+def test_one_closing_table_with_the_factors_of_all(small_net, loader, make_trainer, capsys):
+    callbacks = [SpectralMonitor(summary=False), TBSigmoid(), WeightDecayBalance(summary=False)]
+    make_trainer(callbacks).fit(small_net(make_optimizer=adamw), loader)
+    printed = capsys.readouterr().out
+    assert printed.count("Spectra after 2 epochs") == 1
+    assert "decay" in printed
+    assert "lr" in printed
+
+
+def test_labels_are_those_of_the_trainers_order_for_the_whole_fit(events):
+    one = SpectralMonitor(selection=Selection(exclude=("conv",)), summary=False)
+    found = events([one, TempBalance(start_epoch=1, summary=False)], max_epochs=2)
+    tags = found.Tags()["scalars"]
+    assert "farms/alpha/hidden" in tags
+    assert "farms-2/alpha/conv" in tags
+    assert "farms/alpha/conv" not in tags
