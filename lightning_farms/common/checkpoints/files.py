@@ -7,8 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,7 +100,7 @@ def read_stored(path: str | os.PathLike[str]) -> StoredCheckpoint:
     file = _weights_file(Path(path))
     if _is_read_by_name(file):
         tensors = _open_by_name(file)
-        return StoredCheckpoint(tensors, {}, tensors.metadata)
+        return StoredCheckpoint(tensors, {}, tensors.metadata() if isinstance(tensors, _Safetensors) else {})
     content = _dictionary(file)
     key = _state_dict_key(content)
     if key is None:
@@ -148,7 +147,7 @@ def _is_read_by_name(path: Path) -> bool:
     return path.suffix in (".json", ".safetensors") or _looks_like_safetensors(path)
 
 
-def _open_by_name(path: Path) -> _Shards | _Safetensors:
+def _open_by_name(path: Path) -> StoredTensors:
     return _Shards(path) if path.suffix == ".json" else _Safetensors(path)
 
 
@@ -173,8 +172,11 @@ class _Safetensors(StoredTensors):
             self._file: Any = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
             raise damaged(path, error) from error
-        self.metadata: Mapping[str, str] = self._file.metadata() or {}  # type: ignore[no-untyped-call]
         self._names = _names_in(self._file)
+
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -207,8 +209,6 @@ def _names_in(file: Any) -> dict[str, None]:  # noqa: ANN401
 
 class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
-
-    metadata: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, index: Path) -> None:
         self._index = index
