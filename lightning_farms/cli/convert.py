@@ -25,18 +25,7 @@ interrupted."""
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `lightning-farms convert` was asked to do.
-
-    Attributes:
-        source: file, or name of a released size.
-        target: file to write.
-        overwrite: whether an existing one may be replaced.
-        modes: number of modes, where the file does not say it.
-        act: activation, likewise.
-        cache_dir: folder for downloads.
-        revision: of the repository of the released sizes.
-        local_files_only: whether to leave the network alone.
-    """
+    """What `lightning-farms convert` was asked to do."""
 
     source: str
     target: Path
@@ -49,14 +38,7 @@ class ConvertOptions:
 
 
 def run(args: list[str]) -> None:
-    """Run `lightning-farms convert`.
-
-    Args:
-        args: what follows `convert` on the command line.
-
-    Raises:
-        SystemExit: with status 1 where the file cannot be converted, 2 for wrong arguments.
-    """
+    """Run `lightning-farms convert`."""
     options = _parse(args)
     with failing_on(*_USER_MISTAKES):
         _convert(options)

@@ -15,11 +15,6 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation, and the input added before the last activation.
 
     The input passes a 1 x 1 convolution with batch normalisation where its shape differs from the output's.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -106,9 +101,6 @@ class ResNet(nn.Module):
 
 def initialise_(model: nn.Module) -> None:
     r"""Draw the weights of all Conv2d and Linear layers from :math:`N(0, 2 / n)`, n a neuron's inputs; biases zero.
-
-    Args:
-        model: changed in place.
 
     Reference:
         Hu et al., ICML 2025, Appendix A.1.

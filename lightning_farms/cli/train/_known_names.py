@@ -12,14 +12,7 @@ from lightning_farms import callbacks, data, models  # which also makes them kno
 
 
 def known_names(message: str) -> str:
-    """What can be named instead of a class that the parser does not know.
-
-    Args:
-        message: The parser's, of any error.
-
-    Returns:
-        A sentence to go with it; empty for other errors, and for places at which this package has nothing to offer.
-    """
+    """What can be named instead of a class that the parser does not know."""
     if "Expected a dot import path" not in message:
         return ""
     if 'key "trainer.callbacks' in message:

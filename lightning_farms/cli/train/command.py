@@ -32,12 +32,7 @@ class FarmsParser(LightningArgumentParser):
     """Parser that tells the names of this package's classes where one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message and exit status 2.
-
-        Args:
-            message: What is wrong.
-            ex: The cause.
-        """
+        """End with a message and exit status 2."""
         super().error("\n".join(filter(None, (message, known_names(message)))), ex)
 
 
@@ -50,11 +45,7 @@ class FarmsCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group `pretrain`.
-
-        Args:
-            parser: The parser of a subcommand.
-        """
+        """Add the group `pretrain`."""
         parser.add_class_arguments(Pretraining, "pretrain")
 
     def _parse_ckpt_path(self) -> None:
@@ -177,14 +168,7 @@ class FarmsCLI(LightningCLI):
 
 
 def train(args: list[str] | None = None) -> None:
-    """Run fit, validate, test or predict.
-
-    Args:
-        args: The subcommand and its arguments; those of the process when left out.
-
-    Raises:
-        SystemExit: With status 1 after an error through the user's input, 2 for unknown or malformed arguments.
-    """
+    """Run fit, validate, test or predict."""
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
     )

@@ -16,21 +16,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "r
 
 
 def build_activation(name: Activation) -> nn.Module:
-    """Build a fresh activation module from its name.
-
-    Args:
-        name: one of "gelu", "silu", "relu", "tanh".
-
-    Returns:
-        The module; "gelu" is the exact one (error function), not its tanh approximation.
-
-    Raises:
-        ValueError: if the name is not known.
-
-    Example:
-        >>> build_activation("silu")
-        SiLU()
-    """
+    """Build a fresh activation module from its name; "gelu" is the exact one (error function)."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected argument `act` to be one of {sorted(_ACTIVATIONS)}, but got {name!r}.")
     return _ACTIVATIONS[name]()
@@ -49,24 +35,6 @@ class AFNO2d(nn.Module):
     weights are stored as real pairs: index 0 of the leading dimension is the real part, index 1 the imaginary.
     The transform and the products run in float32 (float64 for float64 input), under autocast too; on a GPU that
     `torch.set_float32_matmul_precision` allows to round float32 products to TF32, they are rounded like all others.
-
-    Args:
-        channels: number of channels, a multiple of `n_blocks`.
-        n_blocks: number of channel groups.
-        modes: how many rows and columns of frequencies are kept, counted from frequency zero; more than there
-            are means all of them.
-        act: activation between the two layers.
-
-    Raises:
-        TypeError: if an integer argument is not an integer.
-        ValueError: if an argument is out of range, or `channels` is not a multiple of `n_blocks`.
-
-    Example:
-        >>> mixer = AFNO2d(8, n_blocks=2, modes=3)
-        >>> mixer(torch.zeros(1, 8, 6, 6)).shape
-        torch.Size([1, 8, 6, 6])
-        >>> {name: tuple(parameter.shape) for name, parameter in mixer.named_parameters()}
-        {'w1': (2, 2, 4, 4), 'b1': (2, 2, 4), 'w2': (2, 2, 4, 4), 'b2': (2, 2, 4)}
 
     Reference:
         Guibas et al., Adaptive Fourier Neural Operators, ICLR 2022, section 4; Hao et al., DPOT, ICML 2024,
@@ -106,14 +74,7 @@ class AFNO2d(nn.Module):
         return f"channels={self.channels}, n_blocks={self.n_blocks}, modes={self.modes}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the operator to a batch of fields.
-
-        Args:
-            x: real field, shape (batch, channels, height, width).
-
-        Returns:
-            Field of the same shape and dtype; channels last in memory.
-        """
+        """Map (batch, channels, height, width) to the same shape and dtype, channels last in memory."""
         with autocast_off(x.device.type):
             field = x.movedim(1, -1).to(torch.promote_types(x.dtype, torch.float32))
             mixed = synthesise(self._mix(analyse(field, self.modes)), *field.shape[1:3])

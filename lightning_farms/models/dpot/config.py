@@ -11,6 +11,7 @@ Activation = Literal["gelu", "silu", "relu", "tanh"]
 TimeAggregationKind = Literal["exp_mlp", "mlp"]
 
 NORM_GROUPS = 8
+NOT_IN_SHAPES = ("modes", "act")  # what the tensors of a checkpoint do not tell
 
 
 class DPOTConfig(TypedDict, total=False):

@@ -21,16 +21,10 @@ _ANCHOR = "pos_embed"  # a tensor that every DPOT has at its top level: what sta
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds of a DPOT.
+    """What a checkpoint file holds of a DPOT."""
 
-    Attributes:
-        tensors: the network's tensors by name, without any prefix, on the CPU. They may be mapped from the file.
-        settings: the saved settings (`args` of the released format, `hyper_parameters` of Lightning), as they
-            were named there; empty if there are none.
-    """
-
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
+    tensors: dict[str, Tensor]  # without any prefix, on the CPU; they may be mapped from the file
+    settings: dict[str, Any]  # as they are named there; empty if there are none
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -38,18 +32,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Tensors are mapped into memory where the format allows it, so that what is not used, such as an optimizer's state,
     is not read, and large files are not held twice.
-
-    Args:
-        path: file in the released format ({'model', 'args', ...}, names with or without 'module.'), a plain
-            state dict, a Lightning checkpoint ('state_dict', any prefix such as 'network.'), or safetensors.
-
-    Returns:
-        Tensors and settings.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds more than tensors and plain values, or holds no DPOT.
-        ImportError: for a safetensors file, if the package safetensors is not installed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Expected argument `path` to be an existing checkpoint file, but got {str(path)!r}.")
@@ -61,16 +43,6 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTCon
     """Work out DPOT's settings from the shapes of its tensors, and from the saved settings what shapes cannot tell.
 
     Only `modes` and `act` leave no trace in the shapes; they are in the result only if the file says them.
-
-    Args:
-        checkpoint: tensors and saved settings.
-        path: where they come from, for the message.
-
-    Returns:
-        Keyword arguments for DPOT.
-
-    Raises:
-        ValueError: if a tensor that a DPOT must have is missing or cannot be one of a DPOT.
     """
     tensors = checkpoint.tensors
     try:

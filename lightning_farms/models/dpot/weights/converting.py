@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_farms.models.dpot.config import Activation, DPOTConfig
+from lightning_farms.models.dpot.config import NOT_IN_SHAPES, Activation, DPOTConfig
 from lightning_farms.models.dpot.network import DPOT
 from lightning_farms.models.dpot.weights._reading import infer_sizes, read_checkpoint
-from lightning_farms.models.dpot.weights.building import NOT_IN_SHAPES
 from lightning_farms.models.dpot.weights.loading import plan_loading
 from lightning_farms.models.dpot.weights.saving import write_checkpoint
 

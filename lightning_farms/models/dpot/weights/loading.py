@@ -21,14 +21,9 @@ _SHOWN = 5
 
 
 class LoadPlan(NamedTuple):
-    """What is to be loaded.
+    """What is to be loaded."""
 
-    Attributes:
-        tensors: for :meth:`torch.nn.Module.load_state_dict` with strict=False.
-        report: what that means.
-    """
-
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # to be loaded with strict=False
     report: LoadReport
 
 
@@ -92,21 +87,7 @@ def plan_loading(
     components: Collection[Component] | None = None,
     adapt: bool = False,
 ) -> LoadPlan:
-    """Decide what of a checkpoint goes into a network; nothing is changed.
-
-    Args:
-        model: the network; it may be on the meta device.
-        checkpoint: what the file holds.
-        path: the file, for messages.
-        components: what to load; everything when left out.
-        adapt: whether to make tensors of other sizes fit.
-
-    Returns:
-        The tensors to load and the report of that.
-
-    Raises:
-        ValueError: if tensors are missing, left over or of other shapes, or there is no component of a name.
-    """
+    """Decide what of a checkpoint goes into a network; nothing is changed."""
     asked = _check_components(components)
     offered = {name: tensor for name, tensor in checkpoint.tensors.items() if component_of(name) in asked}
     adapted = Adapted(offered, {}, {})

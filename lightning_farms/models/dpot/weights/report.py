@@ -63,30 +63,12 @@ class LoadReport:
 
 
 def left_without_being_asked(report: LoadReport) -> dict[str, str]:
-    """Which tensors of the network keep their initial values although their component was to be loaded.
-
-    Args:
-        report: of the loading.
-
-    Returns:
-        Why, by name.
-    """
+    """Which tensors of the network keep their initial values although their component was to be loaded."""
     return {name: why for name, why in report.skipped.items() if why != NOT_ASKED_FOR}
 
 
 def component_of(name: str) -> str:
-    """Return the component that a tensor of a DPOT belongs to.
-
-    Args:
-        name: of the tensor.
-
-    Returns:
-        The component's name.
-
-    Example:
-        >>> component_of("out_layer.4.weight"), component_of("blocks.0.norm1.bias")
-        ('out', 'blocks')
-    """
+    """Return the component that a tensor of a DPOT belongs to."""
     first = name.split(".")[0]
     return _COMPONENT_OF.get(first, first)
 

@@ -54,16 +54,7 @@ def save_weights(model: ConfiguredNetwork, path: str | os.PathLike[str]) -> None
 
 
 def write_checkpoint(tensors: Mapping[str, Tensor], config: DPOTConfig, path: str | os.PathLike[str]) -> None:
-    """Write tensors and settings as :func:`save_weights` does.
-
-    Args:
-        tensors: a DPOT's state dict.
-        config: its keyword arguments.
-        path: where to write.
-
-    Raises:
-        ImportError: for safetensors, if the package safetensors is not installed.
-    """
+    """Write tensors and settings as :func:`save_weights` does."""
     target = Path(path)
     plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     settings = dict(config)

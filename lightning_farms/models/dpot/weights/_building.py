@@ -9,15 +9,13 @@ from typing import TypeVar
 
 import torch
 
-from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.config import NOT_IN_SHAPES, DPOTConfig
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import infer_sizes, read_checkpoint
 from lightning_farms.models.dpot.weights.loading import plan_loading
 from lightning_farms.models.dpot.weights.report import Component, left_without_being_asked
 
 Network = TypeVar("Network", bound=ConfiguredNetwork)
-
-NOT_IN_SHAPES = ("modes", "act")
 
 
 def build_from_checkpoint(
@@ -31,24 +29,6 @@ def build_from_checkpoint(
     """Build the network that a checkpoint holds, with other settings where they are given, and load it.
 
     Initial values are drawn only if some are needed. The report of the loading is the network's `load_report`.
-
-    Args:
-        cls: DPOT or a subclass.
-        path: checkpoint file.
-        overrides: keyword arguments of DPOT that replace what the file says.
-        components: what to load; everything when left out.
-        adapt: whether to make tensors of other sizes fit.
-
-    Returns:
-        The network on the default device, in training mode.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read safely, holds no DPOT, or its tensors do not fit.
-
-    Warns:
-        UserWarning: if nothing says `modes` and `act`, so that the defaults are used, or if weights that were to be
-            loaded keep their initial values.
     """
     checkpoint = read_checkpoint(path)
     config = infer_sizes(checkpoint, path) | overrides
