@@ -89,7 +89,7 @@ def _strip_prefix(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
             "Save the state dict of the DPOT alone."
         )
     prefix = prefixes[0]
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
 
 def _settings(stored: StoredCheckpoint, path: str | os.PathLike[str]) -> dict[str, Any]:
