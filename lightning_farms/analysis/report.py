@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
 from lightning_farms.analysis.layer_spectrum import COLUMNS, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
+from lightning_farms.analysis.table import html_table, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 _OF_TWIN = ("alpha", "ks_distance", "spectral_norm", "stable_rank", "effective_rank", "alpha_hat", "mp_soft_rank")
@@ -32,6 +34,10 @@ class SpectralReport:
         >>> report = SpectralReport([LayerSpectrum("fc", "linear", (8, 4), alpha=2.5)])
         >>> report["fc"].alpha, report.alphas
         (2.5, {'fc': 2.5})
+        >>> print(report)  # doctest: +ELLIPSIS
+        layer  kind    shape  windows  alpha
+        fc     linear    8x4        0  2.500
+        1 layers analysed, 0 skipped. alpha: mean 2.500  std 0.000  quantiles 5% 2.500  25% 2.500 ...
     """
 
     def __init__(self, rows: list[LayerSpectrum]) -> None:
@@ -54,6 +60,33 @@ class SpectralReport:
         except KeyError:
             known = ", ".join(list(self._rows)[:10]) + (", ..." if len(self) > 10 else "")
             raise KeyError(f"no layer {name!r} in this report; it has {known or 'no layers'}") from None
+
+    def __str__(self) -> str:
+        """A table of all layers, as `lightning-farms analyze` prints it."""
+        return text_table(list(self), self.summary)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(list(self), self.summary)
+
+    def plot(self, *, before: SpectralReport | None = None, title: str = "Alpha over depth") -> Figure:
+        """Draw alpha of every layer over depth, with its interval (needs no display).
+
+        Args:
+            before: an earlier report, whose alphas are drawn as hollow marks.
+            title: of the figure.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ValueError: the report has no layer.
+        """
+        from lightning_farms.plotting import alpha_depth_figure
+
+        intervals = {row.name: row.interval for row in self}
+        earlier = None if before is None else before.alphas
+        return alpha_depth_figure(self.alphas, before=earlier, intervals=intervals, title=title)
 
     def __repr__(self) -> str:
         skipped = sum(row.status is Status.SKIPPED for row in self)

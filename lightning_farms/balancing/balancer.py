@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_farms.analysis import SpectralReport
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing._ramp import MultiplierRamp
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
@@ -20,7 +20,8 @@ from lightning_farms.balancing.structure import Structure
 from lightning_farms.balancing.warnings import warnings_of_control
 from lightning_farms.functional.smoothing import moving_average
 from lightning_farms.functional.vectors import vector
-from lightning_farms.optim import LayerwiseScaling, check_decoupled_weight_decay
+from lightning_farms.optim.scaling import LayerwiseScaling
+from lightning_farms.optim.weight_decay import check_decoupled_weight_decay
 
 
 class Balancer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis import Selection
+from lightning_farms.analysis.selection import Selection
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.functional.smoothing import clip_to_quantiles
 

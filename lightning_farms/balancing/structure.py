@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis import Selection, layer_weights, parameter_layers
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights.model import layer_weights
+from lightning_farms.analysis.weights.ownership import parameter_layers
 from lightning_farms.balancing.control import Control
 
 

@@ -9,7 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.analysis import FARMS, SpectralMethod, SpectralReport
+from lightning_farms.analysis.method import FARMS, SpectralMethod
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.balancer import Balancer
 from lightning_farms.balancing.control import Control

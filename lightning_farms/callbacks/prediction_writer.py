@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_farms.callbacks._rollouts.channels import channel_names, datamodule_of
-from lightning_farms.data import EvaluationTrajectories
 from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
+from lightning_farms.data.fields.windows import EvaluationTrajectories
 
 _NAME = "predictions.hdf5"
 _LAYOUT = "(batch, X, Y, frames, channels)"

@@ -23,7 +23,7 @@ from lightning_farms.common.evaluation_shares import evaluation_loaders
 from lightning_farms.loggers.pictures import hand_out
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
-from lightning_farms.metrics import RelativeL2Error
+from lightning_farms.metrics.relative_l2_error import RelativeL2Error
 
 _STATE_VERSION = 1
 _LOGGED_FRAMES = 3  # first, middle, last

@@ -10,16 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.analysis import (
-    FARMS,
-    WORKSPACE,
-    Diagnostics,
-    Selection,
-    SpectralMethod,
-    SpectralReport,
-    layer_weights,
-)
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.engine import WORKSPACE
 from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.method import FARMS, SpectralMethod
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 from lightning_farms.callbacks._spectral.shared_analysis import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_farms.analysis import FARMS, SpectralMethod
+from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.balancing.alpha_map import SigmoidMap
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
 

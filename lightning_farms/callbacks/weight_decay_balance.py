@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_farms.analysis import FARMS, SpectralMethod
+from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap
 from lightning_farms.balancing.hyperparameter import WEIGHT_DECAY
 from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance

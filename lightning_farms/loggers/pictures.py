@@ -19,8 +19,8 @@ from lightning_farms.plotting import (
     layer_heatmap_figure,
     layer_heatmap_image,
     log_histogram,
-    pixels,
 )
+from lightning_farms.plotting._canvas import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

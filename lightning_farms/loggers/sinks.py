@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 
-from lightning_farms.plotting import HistogramSummary
+from lightning_farms.plotting.log_histogram import HistogramSummary
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

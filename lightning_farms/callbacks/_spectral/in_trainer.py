@@ -11,16 +11,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_farms.analysis import (
-    Diagnostics,
-    LayerWeight,
-    Ranks,
-    SpectralMethod,
-    SpectralReport,
-    analyze,
-    analyze_weights,
-    layer_weights,
-)
+from lightning_farms.analysis._ranks import Ranks
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.engine import analyze, analyze_weights
+from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
+from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.strategies import whole_shapes
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightning_farms.analysis import Diagnostics, Selection, SpectralMethod
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.selection import Selection
 
 
 class AnalysisOptions(NamedTuple):

@@ -13,8 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 
-from lightning_farms.analysis import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.callbacks._spectral.in_trainer import (
     BackgroundAnalysis,
     analyze_in_background,

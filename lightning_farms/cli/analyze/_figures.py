@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_farms.analysis import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.comparison import Comparison
-from lightning_farms.plotting import alpha_depth_figure, comparison_figure, esd_figure, shape_heatmap_figure
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
+from lightning_farms.plotting.alpha_depth_figure import comparison_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

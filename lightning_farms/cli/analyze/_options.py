@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.analysis import FARMS, KINDS, Diagnostics, Selection, SpectralMethod, WholeMatrix
-from lightning_farms.analysis.method import Blocks, Compat, Fit
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, SpectralMethod, WholeMatrix
+from lightning_farms.analysis.outliers import RULE
+from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.cli._shell import with_options
-from lightning_farms.cli.analyze._outliers import RULE
 
 Format = Literal["table", "csv", "json"]
 Device = Literal["cpu", "cuda"]

@@ -13,21 +13,18 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from lightning_farms.analysis import (
-    Diagnostics,
-    LayerWeight,
-    Selection,
-    SpectralReport,
-    analyze_weights,
-    checkpoint_changes,
-    checkpoint_weights,
-    open_checkpoint,
-)
+from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.comparison import Comparison, compare
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.engine import analyze_weights
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._shell import fail, traceback_wanted, with_options
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
+from lightning_farms.common.checkpoints.files import open_checkpoint
 from lightning_farms.common.progress import progress_bar, progress_is_shown
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import median_abs_deviation
 
-from lightning_farms.cli.analyze._outliers import outliers
+from lightning_farms.analysis.outliers import outliers
 
 
 def test_three_robust_standard_deviations():
