@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_farms import callbacks, data, models  # which also makes them known by their short names
 from lightning_farms.callbacks import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
@@ -33,7 +34,7 @@ class FarmsParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
-        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
+        super().error("\n".join(filter(None, (message, known_names(message, callbacks, models, data)))), ex)
 
 
 class FarmsCLI(LightningCLI):

@@ -34,7 +34,7 @@ CONFIG = {
         "simulation": {"trajectories": 4, "resolution": 16, "frames": 6},
     },
 }
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
 class Plain(nn.Module):
@@ -343,6 +343,10 @@ def test_faults_of_the_program_keep_their_traceback(run, monkeypatch):
     monkeypatch.setattr(OperatorModule, "training_step", fault)
     with pytest.raises(KeyError, match="a fault"):
         run("fit")
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
