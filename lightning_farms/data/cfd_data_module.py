@@ -11,16 +11,17 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_farms.common.arguments import check_amplitude, check_at_least
 from lightning_farms.common.user_cache import user_cache
-from lightning_farms.data._arguments import check_amplitude, check_at_least, check_fields, file_paths, file_strides
+from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
-from lightning_farms.data.fields.file_set import Coordinates, FileSet, strided_size
+from lightning_farms.data.fields._arguments import check_fields, file_paths, file_strides
+from lightning_farms.data.fields._file_set import FileSet, strided_size
 from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
 from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
-from lightning_farms.data.fields.trajectories import Trajectories, sampled_statistics
+from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file
-from lightning_farms.data.normalization import ChannelStatistics, restore
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
@@ -150,7 +151,7 @@ class CFDDataModule(LightningDataModule):
             time_stride=time_stride,
         )
         check_at_least(0, num_workers=num_workers, seed=seed)
-        check_amplitude(noise)
+        check_amplitude(noise=noise)
         check_fields(path, fields, axes)
         self.path = file_paths(path)
         self._strides = file_strides(stride, self.path)

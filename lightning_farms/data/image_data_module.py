@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.common.arguments import check_at_least, check_share
+from lightning_farms.data._normalization import ChannelStatistics
 from lightning_farms.data.epochs import EpochLoader, batches_to_leave_out, replica_of
 from lightning_farms.data.images._batches import Augmentation, ImageBatch, ImageBatches, ImageBatchSampler, image_loader
 from lightning_farms.data.images._labelled_images import (
-    LabelledImages,
-    check_fraction,
+    TrainAndTest,
     image_statistics,
     stratified_split,
 )
-from lightning_farms.data.normalization import ChannelStatistics
+
+__all__ = ["ImageDataModule", "TrainAndTest"]
 
 _STAGES = ("fit", "validate", "test", "predict")
-
-
-class TrainAndTest(NamedTuple):
-    """The two parts of a set."""
-
-    train: LabelledImages
-    test: LabelledImages
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -65,7 +58,7 @@ class ImageDataModule(LightningDataModule, ABC):
         super().__init__()
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, padding=augmentation.padding, seed=0 if seed is None else seed, split_seed=split_seed)
-        check_fraction("val_fraction", val_fraction)
+        check_share(val_fraction=val_fraction)
         self.num_classes = num_classes
         self.batch_size, self.augmentation, self.val_fraction = batch_size, augmentation, val_fraction
         self.seed, self.split_seed, self.pin_memory = seed, split_seed, pin_memory

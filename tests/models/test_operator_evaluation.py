@@ -96,7 +96,7 @@ def test_grids_without_a_high_band_leave_it_out_and_say_so(tmp_path, caplog):
         _, _, logged = evaluated(tmp_path, Fields(), "test")
     (said,) = (message for message in caplog.messages if "Leaving out test/fourier_low" in message)
     assert "highest band needs 26 x 26 points, but the fields have 4 x 4" in said
-    assert set(logged) == {*ERRORS, "test/l2re/0", "test/l2re/1"}
+    assert set(logged) == {*ERRORS, "test/l2re/channel 0", "test/l2re/channel 1"}
 
 
 def test_a_second_test_starts_anew(tmp_path):

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from lightning_farms.data.download._byte_progress import Advance, StartBar, byte_progress
+from lightning_farms.common.progress import Advance, StartBar, progress_bars, progress_is_shown
 from lightning_farms.data.download._checksum import md5_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fetch_file(url: str, target: Path, *, md5: str, extra: str = "download", pro
         ConnectionError: The file cannot be fetched, or what came has another checksum.
         OSError: There is not enough space.
     """
-    with byte_progress(show=progress) as start_bar:
+    with progress_bars(unit="bytes", show=progress and progress_is_shown()) as start_bar:
         if target.exists():
             _check_existing(target, md5, start_bar)
             return target

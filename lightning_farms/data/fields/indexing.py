@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lightning_farms.common.arguments import check_at_least, check_share
 from lightning_farms.common.seeding import seeded_generator, shuffled
-from lightning_farms.data._arguments import check_at_least
 
 SplitName = Literal["dpot", "pdebench"]
 
@@ -119,8 +119,7 @@ def _check_split(count: int, split: str, test_fraction: float, val_fraction: flo
         raise ValueError(f"Expected argument `split` to be 'dpot' or 'pdebench', but got {split!r}.")
     if not 0 < test_fraction < 1:
         raise ValueError(f"Expected argument `test_fraction` to be in (0, 1), but got {test_fraction}.")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"Expected argument `val_fraction` to be in [0, 1), but got {val_fraction}.")
+    check_share(val_fraction=val_fraction)
     if not 0 < train_fraction <= 1:
         raise ValueError(f"Expected argument `train_fraction` to be in (0, 1], but got {train_fraction}.")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.data.fields._layout import FieldLayout
 
 ChannelOrder = Literal["dpot", "pdebench"]

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
-from lightning_farms.data._arguments import check_at_least
 from lightning_farms.data.epochs import EpochSampler
 from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
 from lightning_farms.data.fields.trajectories import Trajectories

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_farms.common.seeding import seeded_generator
+from lightning_farms.data._normalization import ChannelStatistics
 from lightning_farms.data.epochs import EpochLoader, EpochSampler, own_generator
 from lightning_farms.data.images._labelled_images import LabelledImages, crop_and_flip, normalise
-from lightning_farms.data.normalization import ChannelStatistics
 
 
 class Augmentation(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_farms.data.normalization import ChannelStatistics
+from lightning_farms.common.arguments import check_share
+from lightning_farms.data._normalization import ChannelStatistics
 
 _GREY_LEVELS = 256
 
@@ -34,6 +35,13 @@ class LabelledImages(NamedTuple):
             A copy of the part.
         """
         return LabelledImages(self.images[indices], self.labels[indices])
+
+
+class TrainAndTest(NamedTuple):
+    """The two parts of a set."""
+
+    train: LabelledImages
+    test: LabelledImages
 
 
 def image_statistics(images: Tensor) -> ChannelStatistics:
@@ -83,7 +91,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         >>> len(kept), len(held_out), torch.tensor([0, 0, 0, 0, 1, 1])[held_out].tolist()
         (3, 3, [0, 0, 1])
     """
-    check_fraction("fraction", fraction)
+    check_share(fraction=fraction)
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -141,17 +149,3 @@ def normalise(images: Tensor, statistics: ChannelStatistics) -> Tensor:
     scale = 1 / ((_GREY_LEVELS - 1) * statistics.std)
     offset = -statistics.mean / statistics.std
     return images * scale[:, None, None] + offset[:, None, None]
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raise unless a share is in [0, 1).
-
-    Args:
-        name: of the argument.
-        value: the share.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not 0 <= value < 1:
-        raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")

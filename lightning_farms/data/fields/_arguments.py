@@ -1,38 +1,10 @@
-"""Checks of arguments, and one form for those of a data module that have several."""
+"""Checks of the flow data module's arguments, and one form for those that have several."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.data.fields._layout import FieldLayout
-
-
-def check_at_least(least: int, **values: int) -> None:
-    """Refuse numbers that are too small.
-
-    Args:
-        least: the smallest allowed.
-        values: the arguments by name.
-
-    Raises:
-        ValueError: naming the first that is smaller.
-    """
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
-
-
-def check_amplitude(noise: float) -> None:
-    """Refuse a negative or infinite amplitude.
-
-    Args:
-        noise: at least 0.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"Expected argument `noise` to be at least 0 and finite, but got {noise}.")
 
 
 def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> None:

@@ -1,28 +1,13 @@
 """Several files that are read as one set: what they must have in common, and what they share."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_farms.data.fields.indexing import Split
 from lightning_farms.data.fields.pdebench import PDEBenchFile
-from lightning_farms.data.fields.trajectories import FilePart, Trajectories
-
-
-class Coordinates(NamedTuple):
-    """Where and when the values of a data module's items are.
-
-    Args:
-        x: centres of the cells along x, (X,), or None if unknown.
-        y: centres of the cells along y, (Y,), or None if unknown.
-        t: times of a whole trajectory's frames, (T,), or None if unknown.
-    """
-
-    x: Tensor | None
-    y: Tensor | None
-    t: Tensor | None
+from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
 
 
 class FileSet:
