@@ -45,14 +45,7 @@ class SimulateOptions:
 
 
 def run(args: list[str]) -> None:
-    """Run `lightning-farms simulate`.
-
-    Args:
-        args: what follows `simulate` on the command line.
-
-    Raises:
-        SystemExit: with status 1 where the set cannot be simulated or written, 2 for wrong arguments.
-    """
+    """Run `lightning-farms simulate`."""
     options = _parse(args)
     with failing_on(*_USER_MISTAKES):
         _simulate(options)

@@ -8,17 +8,7 @@ from lightning_farms.data.fields._layout import FieldLayout
 
 
 def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> None:
-    """Refuse names of datasets that cannot be read, or that belong to no file.
-
-    Args:
-        path: the file or files; None for a simulated set.
-        fields: {channel: dataset}, or None for PDEBench's.
-        axes: order of the datasets' axes.
-
-    Raises:
-        ValueError: for a field that is not named as `parse_field` reads it, for fields without a file, or for axes
-            without fields.
-    """
+    """Refuse names of datasets that cannot be read, or that belong to no file."""
     if fields is not None:
         FieldLayout(fields, axes)
     if path is None and fields is not None:
@@ -28,17 +18,7 @@ def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> N
 
 
 def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """One path, or several.
-
-    Args:
-        path: a file, several, or None.
-
-    Returns:
-        The same as paths.
-
-    Raises:
-        ValueError: for no file in a list, or one that is there twice.
-    """
+    """The same as paths; refuse a list without any, or with one twice."""
     if path is None or isinstance(path, (str, Path)):
         return None if path is None else Path(path)
     paths = [Path(each) for each in path]
@@ -50,18 +30,7 @@ def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Pa
 
 
 def file_strides(stride: int | Sequence[int], path: Path | list[Path] | None) -> list[int]:
-    """One stride for each file.
-
-    Args:
-        stride: one for all files, at least 1, or one for each.
-        path: the file or files; None for a simulated set.
-
-    Returns:
-        As many strides as files.
-
-    Raises:
-        ValueError: for another number of strides, or one below 1.
-    """
+    """As many strides as files, each at least 1."""
     files = len(path) if isinstance(path, list) else 1
     strides = [stride] * files if isinstance(stride, int) else list(stride)
     if len(strides) != files:

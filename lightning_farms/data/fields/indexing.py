@@ -136,18 +136,6 @@ def check_split(
 ) -> None:
     """Refuse a split in which a part that is needed is empty.
 
-    Args:
-        split: the split.
-        count: number of trajectories that were split.
-        purposes: the needed parts, of "train", "val", "test".
-        test_fraction: share of the test trajectories that was asked for, for the message.
-        val_fraction: share of the validation trajectories that was asked for, for the message.
-        train_fraction: share of the training trajectories that was asked for, for the message.
-        source: what was split, for the message.
-
-    Raises:
-        ValueError: naming the empty part and the remedy.
-
     Example:
         >>> check_split(split_trajectories(40), count=40, purposes=("train", "val"))
     """

@@ -204,15 +204,6 @@ class PDEBenchFile:
 def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:
     """Name the channels of an order.
 
-    Args:
-        channel_order: "dpot" or "pdebench".
-
-    Returns:
-        The names of the datasets, in order.
-
-    Raises:
-        ValueError: for another name.
-
     Example:
         >>> channel_names("dpot")
         ('Vx', 'Vy', 'density', 'pressure')

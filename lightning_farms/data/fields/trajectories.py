@@ -109,19 +109,7 @@ class Trajectories:
 
 
 def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64) -> ChannelStatistics:
-    """Statistics of the channels over a sample of trajectories, read one after the other.
-
-    Args:
-        trajectories: what to sample; read without standardizing.
-        seed: of the draw, in [0, 2^32).
-        most: trajectories to read, all if there are no more.
-
-    Returns:
-        The statistics of all cells and (with the stride in time) frames of the sample.
-
-    Raises:
-        ValueError: if there is no trajectory.
-    """
+    """Statistics of the channels over a sample of trajectories, read one after the other."""
     if len(trajectories) == 0:
         raise ValueError(
             "Expected the train split to have trajectories to take the statistics of `normalize` from, but it is "

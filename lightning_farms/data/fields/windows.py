@@ -135,16 +135,7 @@ class WindowSampler(EpochSampler[WindowKey]):
 
 
 def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: int) -> None:
-    """Refuse windows that the files cannot hold.
-
-    Args:
-        trajectories: where the windows are to be.
-        in_timesteps: frames of the input, at least 1.
-        out_timesteps: frames of the target, at least 1.
-
-    Raises:
-        ValueError: naming the frames there are.
-    """
+    """Refuse windows that the files cannot hold."""
     check_at_least(1, in_timesteps=in_timesteps, out_timesteps=out_timesteps)
     if in_timesteps + out_timesteps > trajectories.frames:
         stride = trajectories.time_stride

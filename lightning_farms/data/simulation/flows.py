@@ -165,15 +165,6 @@ def simulate_cfd(
 def chosen_device(device: str | torch.device) -> torch.device:
     """Find the device that is meant.
 
-    Args:
-        device: "auto" for CUDA where there is any and the CPU otherwise, or a device.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: for a CUDA device where there is none.
-
     Example:
         >>> chosen_device("cpu")
         device(type='cpu')
@@ -236,12 +227,6 @@ def _initial_states(config: SimulationConfig, indices: range) -> Tensor:
 
 def frame_times(frames: int) -> list[float]:
     """Give equally spaced times from 0 to 1.
-
-    Args:
-        frames: how many, at least 2.
-
-    Returns:
-        The times.
 
     Example:
         >>> frame_times(3)

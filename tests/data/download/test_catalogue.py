@@ -19,7 +19,7 @@ def test_an_entry_agrees_with_itself(found):
     start, mach, eta, zeta, cells = re.fullmatch(
         r"2D_CFD_(Rand|Turb)_M(.+)_Eta(.+)_Zeta(.+)_periodic_(\d+)_Train\.hdf5", found.file
     ).groups()
-    assert found.name == f"2d_cfd_turb_M{mach}" if start == "Turb" else f"2d_cfd_M{mach}_eta{eta}"
+    assert found.name == (f"2d_cfd_turb_M{mach}" if start == "Turb" else f"2d_cfd_M{mach}_eta{eta}")
     assert (eta, int(cells)) == (zeta, found.resolution)
     assert found.trajectories * found.resolution**2 in (10_000 * 128**2, 1_000 * 512**2)
     assert re.fullmatch("[0-9a-f]{32}", found.md5)
