@@ -39,14 +39,7 @@ class EpochSampler(DistributedSampler[KeyT], ABC):
 
     @abstractmethod
     def keys(self, items: Sequence[int]) -> Iterator[KeyT]:
-        """Draw the epoch, and give the keys of some of its items.
-
-        Args:
-            items: their positions in the epoch's order, each in [0, number of items).
-
-        Returns:
-            The keys, in the order of `items`.
-        """
+        """Draw the epoch, and give the keys of the items at some positions of its order, each below their number."""
 
     def resume(self, epoch: int, items: int) -> None:
         """Leave out the items of an epoch that an interrupted run has already seen.
@@ -58,11 +51,7 @@ class EpochSampler(DistributedSampler[KeyT], ABC):
         self._resumed = (epoch, items)
 
     def resume_first(self, items: Callable[[], int]) -> None:
-        """Leave out items of the epoch that is gone through first, whichever it is.
-
-        Args:
-            items: called when its first key is asked for: how many of this process's items to leave out.
-        """
+        """Leave out as many items of the epoch gone through first as `items` tells when its first key is asked for."""
         self._seen_first = items
 
     def __iter__(self) -> Iterator[KeyT]:

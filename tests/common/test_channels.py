@@ -10,12 +10,12 @@ from lightning_farms.common.channels import channel_names
 @pytest.mark.parametrize(
     ("datamodule", "expected"),
     [
-        (SimpleNamespace(channels=("u", "v")), ("u", "v")),
-        (SimpleNamespace(channels=["u", "v"]), ("u", "v")),
-        (SimpleNamespace(channels=("u",)), ("channel 0", "channel 1")),
-        (SimpleNamespace(channels=None), ("channel 0", "channel 1")),
-        (object(), ("channel 0", "channel 1")),
-        (None, ("channel 0", "channel 1")),
+        (SimpleNamespace(channels=("u", "v")), ["u", "v"]),
+        (SimpleNamespace(channels=["u", "v"]), ["u", "v"]),
+        (SimpleNamespace(channels=("u",)), ["channel 0", "channel 1"]),
+        (SimpleNamespace(channels=None), ["channel 0", "channel 1"]),
+        (object(), ["channel 0", "channel 1"]),
+        (None, ["channel 0", "channel 1"]),
     ],
 )
 def test_names(datamodule, expected):

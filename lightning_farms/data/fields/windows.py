@@ -122,14 +122,7 @@ class WindowSampler(EpochSampler[WindowKey]):
         self._windows = windows
 
     def keys(self, items: Sequence[int]) -> Iterator[WindowKey]:
-        """Draw the epoch's windows, and give those of some of its items.
-
-        Args:
-            items: their positions in the epoch's order.
-
-        Returns:
-            The windows, in the order of `items`.
-        """
+        """Draw the epoch, and give the windows at some positions of its order."""
         drawn = epoch_windows(len(self._windows), self._windows.starts, seed=self.seed, epoch=self.epoch)
         return iter([drawn[item] for item in items])
 

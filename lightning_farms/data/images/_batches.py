@@ -78,7 +78,7 @@ class ImageBatchSampler(EpochSampler[BatchKey]):
         return math.ceil(self.num_samples / self.batch_size)
 
     def keys(self, items: Sequence[int]) -> Iterator[BatchKey]:
-        """Draw the epoch, and give the batches of some of its items."""
+        """Draw the epoch, and give the batches of the images at some positions of its order."""
         epoch = self._draw()
         for batch in torch.tensor(items, dtype=torch.int64).split(self.batch_size):
             if len(batch):

@@ -14,8 +14,9 @@ from lightning_farms.data.simulation.initial_conditions import WINDOWED_SHARE, r
 from lightning_farms.data.simulation.solver import UnstableFlowError, integrate
 
 SIMULATOR_VERSION = 2
-_CFL, _LEAST_CFL = 0.8, 0.1
 """Raised when equal settings give other numbers than before."""
+
+_CFL, _LEAST_CFL = 0.8, 0.1
 
 
 @dataclass(frozen=True)
