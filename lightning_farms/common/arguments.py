@@ -17,7 +17,7 @@ def check_share(**arguments: float) -> None:
             raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")
 
 
-def check_amplitude(**arguments: float) -> None:
+def check_not_negative(**arguments: float) -> None:
     """Refuse the first of some numbers, given by name, that is negative or not finite."""
     for name, value in arguments.items():
         if not 0 <= value < math.inf:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_farms.common.arguments import check_amplitude, check_at_least
+from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
@@ -151,7 +151,7 @@ class CFDDataModule(LightningDataModule):
             time_stride=time_stride,
         )
         check_at_least(0, num_workers=num_workers, seed=seed)
-        check_amplitude(noise=noise)
+        check_not_negative(noise=noise)
         check_fields(path, fields, axes)
         self.path = file_paths(path)
         self._strides = file_strides(stride, self.path)

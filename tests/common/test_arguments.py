@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_farms.common.arguments import check_amplitude, check_at_least, check_share
+from lightning_farms.common.arguments import check_at_least, check_not_negative, check_share
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from lightning_farms.common.arguments import check_amplitude, check_at_least, ch
     [
         (lambda **values: check_at_least(2, **values), (2, 3), (1, -1), "at least 2"),
         (check_share, (0, 0.999), (-0.1, 1.0, math.nan), r"in \[0, 1\)"),
-        (check_amplitude, (0, 1e9), (-0.1, math.inf, math.nan), "at least 0 and finite"),
+        (check_not_negative, (0, 1e9), (-0.1, math.inf, math.nan), "at least 0 and finite"),
     ],
 )
 def test_the_first_argument_out_of_range_is_named(check, within, outside, rule):
