@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Adam, AdamW
 from torchmetrics import MetricCollection
 
+from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders, own_items
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
@@ -384,7 +385,7 @@ class OperatorModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""
         per_channel = self.test_l2re.compute()
-        names = self._channel_names(len(per_channel))
+        names = channel_names(self._datamodule(), len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
         errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}
         if self.trainer.strategy.reduce_boolean_decision(self.test_fourier.update_called, all=False):
@@ -460,10 +461,6 @@ class OperatorModule(LightningModule):
     def _physical(self, fields: Tensor) -> Tensor:
         denormalize: Callable[[Tensor], Tensor] | None = getattr(self._datamodule(), "denormalize", None)
         return fields if denormalize is None else denormalize(fields)
-
-    def _channel_names(self, number: int) -> tuple[str, ...]:
-        names = tuple(getattr(self._datamodule(), "channels", ()))
-        return names if len(names) == number else tuple(str(channel) for channel in range(number))
 
     def _datamodule(self) -> object:
         return getattr(self._trainer, "datamodule", None)

@@ -66,15 +66,7 @@ class Earlier(NamedTuple):
 
 
 def rollout_pictures(evaluation: Evaluation, earlier: Earlier | None) -> list[Picture]:
-    """Fields of each kept trajectory and channel, and the error over the frames.
-
-    Args:
-        evaluation: what to draw.
-        earlier: errors to compare with; left out where their shape is another one.
-
-    Returns:
-        The pictures.
-    """
+    """Fields of each kept trajectory and channel, and the error over the frames beside `earlier` of the same shape."""
     stage, suffix = evaluation.stage, evaluation.suffix
     found = [
         Picture("figure", f"{stage}/fields/{name}{_number(sample)}{suffix}", partial(_fields, evaluation, sample, i))
