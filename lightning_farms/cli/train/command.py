@@ -18,9 +18,11 @@ from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
-from lightning_farms.common.checkpoints import load_safely
-from lightning_farms.data import CFDDataModule
-from lightning_farms.models import DPOT, OperatorModule, load_weights
+from lightning_farms.common.checkpoints.safe_load import load_safely
+from lightning_farms.data.cfd_data_module import CFDDataModule
+from lightning_farms.models.dpot.network import DPOT
+from lightning_farms.models.dpot.weights.loading import load_weights
+from lightning_farms.models.operator_module import OperatorModule
 
 _USER_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MisconfigurationException)
 _DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, or a model and data named by their class
