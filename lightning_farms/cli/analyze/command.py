@@ -20,7 +20,7 @@ from lightning_farms.analysis.engine import analyze_weights
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
-from lightning_farms.cli._shell import fail, traceback_wanted, with_options
+from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
@@ -43,16 +43,13 @@ def run(args: list[str]) -> None:
             where the reader of stdout has gone.
     """
     options = parse_options(args)
-    try:
-        _analyze(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
-        raise SystemExit(_BROKEN_PIPE) from None
-    except _USER_MISTAKES as error:
-        if traceback_wanted():
-            raise
-        fail(error, with_options(str(error)))
+    with failing_on(*_USER_MISTAKES):
+        try:
+            _analyze(options)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
+            raise SystemExit(_BROKEN_PIPE) from None
 
 
 def _analyze(options: AnalyzeOptions) -> None:
