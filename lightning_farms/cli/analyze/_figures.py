@@ -22,27 +22,14 @@ _LONGEST_NAME = 100
 
 
 class Picture(NamedTuple):
-    """A figure to be drawn.
-
-    Attributes:
-        path: within the folder.
-        draw: makes the figure.
-    """
+    """A figure to be drawn."""
 
     path: str
     draw: Callable[[], Figure]
 
 
 def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
-    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer.
-
-    Args:
-        report: with eigenvalues.
-        name: what was analysed.
-
-    Returns:
-        The pictures; none where no layer has an alpha.
-    """
+    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer."""
     rows = [row for row in report if row.status == "ok"]
     if not rows:
         return []
@@ -59,15 +46,7 @@ def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
 
 
 def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> list[Picture]:
-    """Alpha of each layer in both, and the difference.
-
-    Args:
-        comparison: the result.
-        names: of the two files.
-
-    Returns:
-        The pictures; none where the two have no layer in common.
-    """
+    """Alpha of each layer in both, and the difference."""
     if not comparison.layers:
         return []
     after = {layer.name: layer.alpha for layer in comparison.layers}
@@ -77,15 +56,7 @@ def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> li
 
 
 def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
-    """Draw and write pictures one by one.
-
-    Args:
-        pictures: what to draw.
-        folder: where to; folders that are missing are made.
-
-    Yields:
-        Each file when it is written.
-    """
+    """Draw and write pictures one by one."""
     for picture in pictures:
         path = folder / picture.path
         path.parent.mkdir(parents=True, exist_ok=True)
