@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli._target import check_target
 from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
-from lightning_farms.models.dpot._afno import Activation
+from lightning_farms.models.dpot.config import Activation
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
 
@@ -25,18 +25,7 @@ interrupted."""
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `lightning-farms convert` was asked to do.
-
-    Attributes:
-        source: file, or name of a released size.
-        target: file to write.
-        overwrite: whether an existing one may be replaced.
-        modes: number of modes, where the file does not say it.
-        act: activation, likewise.
-        cache_dir: folder for downloads.
-        revision: of the repository of the released sizes.
-        local_files_only: whether to leave the network alone.
-    """
+    """What `lightning-farms convert` was asked to do."""
 
     source: str
     target: Path
@@ -49,14 +38,7 @@ class ConvertOptions:
 
 
 def run(args: list[str]) -> None:
-    """Run `lightning-farms convert`.
-
-    Args:
-        args: what follows `convert` on the command line.
-
-    Raises:
-        SystemExit: with status 1 where the file cannot be converted, 2 for wrong arguments.
-    """
+    """Run `lightning-farms convert`."""
     options = _parse(args)
     with failing_on(*_USER_MISTAKES):
         _convert(options)

@@ -22,14 +22,6 @@ class FieldMetric(Metric):
     Batches, processes and `forward` only add up that statistic, per frame and channel; roots and means over channels
     and frames come last. So the result is the function's on all samples at once, however they were divided. A process
     that saw no sample takes part with zeros. Sums are kept in float64, or in float32 on devices that lack it (MPS).
-
-    Args:
-        per: What the error is told for.
-        settings: Whatever else the statistic depends on; metrics that agree in class and settings may share their
-            state in a `MetricCollection`, others never do.
-
-    Raises:
-        ValueError: If ``per`` is none of the words it may be.
     """
 
     is_differentiable = True
@@ -45,6 +37,7 @@ class FieldMetric(Metric):
         check_per(per)
         self.per = per
         # collections compare states by name and value: equal values of two errors by chance must not make them one
+        # (settings: whatever else the statistic depends on)
         self._total = re.sub(r"\W", "_", f"{self.reduction}_{type(self).__name__}_{settings}")
         self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx=self.reduction)
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -14,16 +14,7 @@ _LAYOUT = "(batch, X, Y, frames, channels)"
 
 
 def check_fields(prediction: Tensor, target: Tensor) -> None:
-    """Refuse what the errors are not defined for.
-
-    Args:
-        prediction: Predicted fields.
-        target: True fields.
-
-    Raises:
-        ValueError: If the shapes differ, are not 5-dimensional or hold no elements.
-        TypeError: If an argument is not a real floating-point tensor.
-    """
+    """Refuse what the errors are not defined for."""
     for name, value in (("prediction", prediction), ("target", target)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -40,67 +31,30 @@ def check_fields(prediction: Tensor, target: Tensor) -> None:
 
 
 def check_eps(eps: float) -> None:
-    """Refuse what is no floor of a denominator.
-
-    Args:
-        eps: The floor.
-
-    Raises:
-        ValueError: If it is not positive.
-    """
+    """Refuse what is no floor of a denominator."""
     if not eps > 0:
         raise ValueError(f"Expected argument `eps` to be positive, but got {eps}.")
 
 
 def check_per(per: Per | None) -> None:
-    """Refuse other words than those of `Per`.
-
-    Args:
-        per: What the error is to be told for.
-
-    Raises:
-        ValueError: If it is none of them, and not None.
-    """
+    """Refuse other words than those of `Per`."""
     if per is not None and per not in get_args(Per):
         raise ValueError(f"Expected argument `per` to be None or one of {get_args(Per)}, but got {per!r}.")
 
 
 def at_least_float32(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both fields in the wider of their types, and in float32 if that is narrower.
-
-    Args:
-        prediction: Predicted fields.
-        target: True fields.
-
-    Returns:
-        The same values.
-    """
+    """Both fields in the wider of their types, and in float32 if that is narrower."""
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype), target.to(dtype)
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The type for sums of many numbers: float64, or float32 where a device lacks it.
-
-    Args:
-        device: Where the sum is taken.
-
-    Returns:
-        The type.
-    """
+    """The type for sums of many numbers: float64, or float32 where a device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def average(values: Tensor, per: Per | None) -> Tensor:
-    """Mean over the frames and channels that nobody asks to see apart.
-
-    Args:
-        values: (..., frames, channels).
-        per: What to keep.
-
-    Returns:
-        (...) for None, (..., channels), (..., frames), or the values as they are.
-    """
+    """Mean over those of (..., frames, channels) that nobody asks to see apart."""
     if per == "frame_and_channel":
         return values
     if per is None:
@@ -109,13 +63,6 @@ def average(values: Tensor, per: Per | None) -> Tensor:
 
 
 def root(values: Tensor) -> Tensor:
-    """Square root whose derivative at zero is zero, so that a perfect prediction has a gradient.
-
-    Args:
-        values: Not negative; NaN stays NaN.
-
-    Returns:
-        The same shape.
-    """
+    """Square root whose derivative at zero is zero, so that a perfect prediction has a gradient."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), values.detach())

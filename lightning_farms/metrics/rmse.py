@@ -78,14 +78,7 @@ class RMSE(FieldMetric):
 
 
 def rms_over_space(fields: Tensor) -> Tensor:
-    """Root-mean-square over space.
-
-    Args:
-        fields: (batch, X, Y, frames, channels).
-
-    Returns:
-        (batch, frames, channels).
-    """
+    """Root-mean-square over space."""
     points = fields.shape[1] * fields.shape[2]
     norm: Tensor = torch.linalg.vector_norm(fields, dim=(1, 2))
     return norm / math.sqrt(points)

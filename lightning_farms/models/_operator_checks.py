@@ -11,30 +11,13 @@ _AXES = ("samples", "points along X", "points along Y", "frames", "channels")
 
 
 def check_network(network: object) -> None:
-    """Refuse what is no module.
-
-    Args:
-        network: To be trained.
-
-    Raises:
-        TypeError: If it is not a `torch.nn.Module`.
-    """
+    """Refuse what is no module."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
 
 
 def check_optimization(lr: float, betas: tuple[float, float], weight_decay: float, optimizer: str) -> None:
-    """Refuse settings of the optimizer that are out of range.
-
-    Args:
-        lr: Learning rate.
-        betas: Decay rates of Adam's running means.
-        weight_decay: Weight decay.
-        optimizer: Its name.
-
-    Raises:
-        ValueError: Naming the first that is out of range.
-    """
+    """Refuse settings of the optimizer that are out of range."""
     _check(
         ("lr", lr, "positive and finite", 0 < lr < math.inf),
         ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
@@ -44,17 +27,7 @@ def check_optimization(lr: float, betas: tuple[float, float], weight_decay: floa
 
 
 def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_seed: int) -> None:
-    """Refuse settings of the schedule and of the noise that are out of range.
-
-    Args:
-        scheduler: Its name.
-        warmup_fraction: Share of the steps to warm up for.
-        noise: Scale of the noise.
-        noise_seed: Seed of the noise.
-
-    Raises:
-        ValueError: Naming the first that is out of range.
-    """
+    """Refuse settings of the schedule and of the noise that are out of range."""
     _check(
         ("scheduler", scheduler, '"onecycle", "cosine" or "none"', scheduler in ("onecycle", "cosine", "none")),
         ("warmup_fraction", warmup_fraction, "in [0, 1)", 0 <= warmup_fraction < 1),
@@ -64,15 +37,7 @@ def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_see
 
 
 def check_input(network: nn.Module, x: Tensor) -> None:
-    """Refuse given frames that do not fit the network.
-
-    Args:
-        network: With or without the attributes `img_size`, `in_timesteps` and `in_channels`.
-        x: Given frames.
-
-    Raises:
-        ValueError: If ``x`` is not 5-dimensional, or not of the sizes that the network names.
-    """
+    """Refuse given frames that do not fit the network."""
     if x.ndim != 5:
         raise ValueError(
             f"Expected argument `x` to be of shape (batch, X, Y, frames, channels), but got {tuple(x.shape)}."
@@ -87,15 +52,7 @@ def check_input(network: nn.Module, x: Tensor) -> None:
 
 
 def check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
-    """Refuse a prediction that cannot become part of the next input.
-
-    Args:
-        x: Given frames.
-        prediction: The network's.
-
-    Raises:
-        ValueError: If points or channels differ.
-    """
+    """Refuse a prediction that cannot become part of the next input."""
     if prediction.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(x):
         raise ValueError(
             f"Expected the network's prediction to have the input's points and channels, as in {tuple(x.shape)}, so "
@@ -104,16 +61,7 @@ def check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
 
 
 def check_target(prediction: Tensor, y: Tensor, pushforward: bool) -> None:
-    """Refuse a target that is not made up of whole predictions.
-
-    Args:
-        prediction: The network's first one.
-        y: The frames to be predicted.
-        pushforward: Whether the training is by pushforward, which needs two predictions or more.
-
-    Raises:
-        ValueError: With the settings that have to agree.
-    """
+    """Refuse a target that is not made up of whole predictions."""
     if prediction.ndim != 5 or y.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(y):
         raise ValueError(
             f"Expected the target to have the prediction's samples, points and channels, as in "

@@ -24,17 +24,6 @@ def make_schedule(
 
     "onecycle" rises by half a cosine from :math:`\eta / 10^4` to :math:`\eta` and falls by another to
     :math:`\eta / 10^8`; "cosine" falls from :math:`\eta` to 0.
-
-    Args:
-        optimizer: Whose rates are set.
-        kind: Shape of the schedule.
-        steps: Optimizer steps of the training, at least 1.
-        lr: :math:`\eta`.
-        warmup_fraction: Share of the steps in which "onecycle" rises, in [0, 1).
-        cycle_momentum: Whether "onecycle" also swings Adam's first beta from 0.95 to 0.85 and back.
-
-    Returns:
-        The schedule, to be advanced at every step.
     """
     if kind == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
@@ -50,14 +39,7 @@ def make_schedule(
 
 
 def steps_of(schedule: object) -> float:
-    """Optimizer steps that a schedule was made for.
-
-    Args:
-        schedule: Any; a resumed one has the length of the run that it was saved in.
-
-    Returns:
-        The number of steps; infinity where the schedule has no end.
-    """
+    """Optimizer steps that a schedule was made for."""
     if isinstance(schedule, OneCycleLR):
         return schedule.total_steps
     return schedule.T_max if isinstance(schedule, CosineAnnealingLR) else math.inf

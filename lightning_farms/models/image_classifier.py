@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
-from lightning_farms.models.divergence import DivergenceWatch
+from lightning_farms.models._divergence import DivergenceWatch
 
 
 class ImageClassifier(LightningModule):

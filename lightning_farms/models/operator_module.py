@@ -31,6 +31,7 @@ from lightning_farms.metrics import (
     RelativeL2Error,
     relative_l2_error,
 )
+from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._operator_checks import (
     check_can_be_fed_back,
     check_input,
@@ -40,7 +41,6 @@ from lightning_farms.models._operator_checks import (
     check_target,
 )
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
-from lightning_farms.models.divergence import DivergenceWatch
 
 _SHOWN = 3
 _BANDS = ("low", "mid", "high")

@@ -8,18 +8,13 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_farms.models.dpot._afno import check_positive_int
+from lightning_farms.common.arguments import check_integers
 
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation, and the input added before the last activation.
 
     The input passes a 1 x 1 convolution with batch normalisation where its shape differs from the output's.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -79,9 +74,7 @@ class ResNet(nn.Module):
         super().__init__()
         if len(blocks) != 4:
             raise ValueError(f"Expected argument `blocks` to have 4 entries, but got {len(blocks)}.")
-        for name, value in (*((f"blocks[{i}]", n) for i, n in enumerate(blocks)), ("width", width)):
-            check_positive_int(name, value)
-        check_positive_int("num_classes", num_classes)
+        check_integers(1, **{f"blocks[{i}]": n for i, n in enumerate(blocks)}, width=width, num_classes=num_classes)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, blocks[0], stride=1)
@@ -108,9 +101,6 @@ class ResNet(nn.Module):
 
 def initialise_(model: nn.Module) -> None:
     r"""Draw the weights of all Conv2d and Linear layers from :math:`N(0, 2 / n)`, n a neuron's inputs; biases zero.
-
-    Args:
-        model: changed in place.
 
     Reference:
         Hu et al., ICML 2025, Appendix A.1.

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_farms.models.dpot._afno import check_positive_int
+from lightning_farms.common.arguments import check_integers
 from lightning_farms.models.resnet import initialise_
 
 _WIDTHS = (1, 2, 4, 8, 8)  # channels of the stages in units of the first one's
@@ -47,9 +47,8 @@ class VGG(nn.Module):
             raise ValueError(
                 f"Expected argument `convolutions` to have {len(_WIDTHS)} entries, but got {len(convolutions)}."
             )
-        for name, value in (*((f"convolutions[{i}]", n) for i, n in enumerate(convolutions)), ("width", width)):
-            check_positive_int(name, value)
-        check_positive_int("num_classes", num_classes)
+        counts = {f"convolutions[{i}]": n for i, n in enumerate(convolutions)}
+        check_integers(1, **counts, width=width, num_classes=num_classes)
         layers: list[nn.Module] = []
         channels = 3
         for factor, count in zip(_WIDTHS, convolutions, strict=True):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, vrmse
-from lightning_farms.metrics import _fields as fields
+from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, conserved_rmse, vrmse
+from lightning_farms.metrics._fields import accumulation_dtype
 from tests.metrics.field_oracles import CASES
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -66,15 +66,14 @@ def test_constant_target_gives_absolute_error_over_the_root_of_eps():
     torch.testing.assert_close(value, torch.tensor([0.0, 6.0]))
 
 
-def test_root_has_a_derivative_at_zero():
-    values = torch.tensor([0.0, 4.0, float("nan")], requires_grad=True)
-    roots = fields.root(values)
-    torch.testing.assert_close(roots, torch.tensor([0.0, 2.0, float("nan")]), equal_nan=True)
-    roots[:2].sum().backward()
-    torch.testing.assert_close(values.grad[:2], torch.tensor([0.0, 0.25]))
+def test_a_perfect_channel_has_a_gradient_of_zero_and_a_nan_stays():
+    prediction = torch.tensor([0.0, 4.0, float("nan")]).repeat(1, 2, 2, 1, 1).requires_grad_()
+    errors = conserved_rmse(prediction, torch.zeros(1, 2, 2, 1, 3), per="channel")
+    torch.testing.assert_close(errors, torch.tensor([0.0, 4.0, float("nan")]), equal_nan=True)
+    errors[:2].sum().backward()
+    torch.testing.assert_close(prediction.grad[0, :, :, 0, :2], torch.tensor([0.0, 0.25]).expand(2, 2, 2))
 
 
-def test_sums_are_in_float64_where_the_device_has_it():
-    assert fields.accumulation_dtype(torch.device("cpu")) == torch.float64
-    assert fields.accumulation_dtype(torch.device("cuda")) == torch.float64
-    assert fields.accumulation_dtype(torch.device("mps")) == torch.float32
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
+def test_sums_are_in_float64_where_the_device_has_it(device, dtype):
+    assert accumulation_dtype(torch.device(device)) == getattr(torch, dtype)

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_farms.callbacks import TBSigmoid
-from lightning_farms.models.divergence import newest_checkpoint
+from lightning_farms.models._divergence import newest_checkpoint
 from lightning_farms.models.operator_module import OperatorModule
 from tests.callbacks.two_processes_launch import launch
 from tests.models.small_operators import Fields, Linear, trainer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._names import WRAPPERS
-from lightning_farms.common.checkpoints.shapes import Outlines
+from lightning_farms.common.checkpoints import MetaTensors
 
 _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)")
 
@@ -59,7 +59,7 @@ def _split(name: str, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _effective(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StoredTensor:
-    outlines = Outlines(tensors)
+    outlines = MetaTensors(tensors)
 
     def read(part: str) -> Tensor:
         return tensors[parts[part]]

@@ -16,8 +16,7 @@ from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, 
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
-from lightning_farms.common.checkpoints.files import open_checkpoint
-from lightning_farms.common.checkpoints.shapes import Outlines
+from lightning_farms.common.checkpoints import MetaTensors, open_checkpoint
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 Modules = dict[str, dict[str, StoredTensor]]
@@ -57,7 +56,7 @@ def checkpoint_weights(
     """
     tensors = _opened(source)
     _check_patterns(tensors, selection)
-    modules = _modules(tensors if values else Outlines(tensors), selection)
+    modules = _modules(tensors if values else MetaTensors(tensors), selection)
     return (layer for name in modules for layer in _module_layers(modules, name, selection))
 
 
@@ -153,7 +152,7 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None:
     if selection.include or selection.exclude:
         everything = replace(selection, include=(), exclude=())
-        modules = _modules(Outlines(tensors), everything)
+        modules = _modules(MetaTensors(tensors), everything)
         selection.check_patterns(
             [layer.name for name in modules for layer in _module_layers(modules, name, everything)]
         )

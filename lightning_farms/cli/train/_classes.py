@@ -17,15 +17,7 @@ _NAMES = ("model", "data")
 
 
 def classes_are_named(args: list[str] | None) -> bool:
-    """Whether a command line, or a configuration file that it gives, names the class of the model or of the data.
-
-    Args:
-        args: The subcommand and its arguments; those of the process when left out.
-
-    Returns:
-        True for ``--model CLASS``, ``--model.help CLASS``, the same of ``--data``, and a ``class_path`` under ``model``
-        or ``data`` in a file.
-    """
+    """Whether a command line, or a configuration file that it gives, names the class of the model or of the data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     for name in _NAMES:
@@ -41,15 +33,7 @@ def classes_are_named(args: list[str] | None) -> bool:
 
 
 def network_sizes(data: type, settings: Namespace) -> dict[str, int]:
-    """Arguments of a network that the data decide.
-
-    Args:
-        data: Class of the data module.
-        settings: Its arguments.
-
-    Returns:
-        {argument: value}; empty for data that are not of this package.
-    """
+    """Arguments of a network that the data decide."""
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
@@ -66,14 +50,7 @@ def network_sizes(data: type, settings: Namespace) -> dict[str, int]:
 
 
 def class_of(path: str) -> type:
-    """The class with an import path.
-
-    Args:
-        path: As in ``class_path``, resolved.
-
-    Returns:
-        The class.
-    """
+    """The class with an import path."""
     module, _, name = path.rpartition(".")
     found: type = getattr(import_module(module), name)
     return found

@@ -8,18 +8,9 @@ from types import ModuleType
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch.nn import Module
 
-from lightning_farms import callbacks, data, models  # which also makes them known by their short names
 
-
-def known_names(message: str) -> str:
-    """What can be named instead of a class that the parser does not know.
-
-    Args:
-        message: The parser's, of any error.
-
-    Returns:
-        A sentence to go with it; empty for other errors, and for places at which this package has nothing to offer.
-    """
+def known_names(message: str, callbacks: ModuleType, models: ModuleType, data: ModuleType) -> str:
+    """What can be named instead of a class that the parser does not know."""
     if "Expected a dot import path" not in message:
         return ""
     if 'key "trainer.callbacks' in message:

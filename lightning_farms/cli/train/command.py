@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_farms import callbacks, data, models  # which also makes them known by their short names
 from lightning_farms.callbacks import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._known_names import known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
+from lightning_farms.common.checkpoints import load_safely
 from lightning_farms.data import CFDDataModule
 from lightning_farms.models import DPOT, OperatorModule, load_weights
 
@@ -33,13 +33,8 @@ class FarmsParser(LightningArgumentParser):
     """Parser that tells the names of this package's classes where one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message and exit status 2.
-
-        Args:
-            message: What is wrong.
-            ex: The cause.
-        """
-        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
+        """End with a message and exit status 2."""
+        super().error("\n".join(filter(None, (message, known_names(message, callbacks, models, data)))), ex)
 
 
 class FarmsCLI(LightningCLI):
@@ -51,11 +46,7 @@ class FarmsCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group `pretrain`.
-
-        Args:
-            parser: The parser of a subcommand.
-        """
+        """Add the group `pretrain`."""
         parser.add_class_arguments(Pretraining, "pretrain")
 
     def _parse_ckpt_path(self) -> None:
@@ -178,14 +169,7 @@ class FarmsCLI(LightningCLI):
 
 
 def train(args: list[str] | None = None) -> None:
-    """Run fit, validate, test or predict.
-
-    Args:
-        args: The subcommand and its arguments; those of the process when left out.
-
-    Raises:
-        SystemExit: With status 1 after an error through the user's input, 2 for unknown or malformed arguments.
-    """
+    """Run fit, validate, test or predict."""
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
     )
@@ -212,11 +196,11 @@ def train(args: list[str] | None = None) -> None:
 def _check_lightning_checkpoint(path: Path) -> None:
     remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file can fail in any way inside the reader
+        content = load_safely(path, admitted=())  # as Lightning reads it
+    except ValueError as error:
         raise ValueError(
             f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "
-            f"({type(error).__name__}): it is damaged, cut short or of another format. {remedy}"
+            f"({type(error.__cause__).__name__}): it is damaged, cut short or of another format. {remedy}"
         ) from error
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         raise ValueError(f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} is none. {remedy}")

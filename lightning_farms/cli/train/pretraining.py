@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule, save_weights
-from lightning_farms.models.dpot.weights.loading import Component
+from lightning_farms.models.dpot.weights.report import Component
 
 _PRETRAINING_VERSION = 1
 

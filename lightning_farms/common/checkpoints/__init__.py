@@ -1,1 +1,16 @@
-"""Reading any checkpoint file, safely and tensor by tensor."""
+"""The one reader of checkpoint files of any kind: safely, and tensor by tensor."""
+
+from lightning_farms.common.checkpoints.files import STATE_DICT_KEYS, StoredCheckpoint, open_checkpoint, read_stored
+from lightning_farms.common.checkpoints.safe_load import damaged, load_safely
+from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
+
+__all__ = [
+    "STATE_DICT_KEYS",
+    "MetaTensors",
+    "StoredCheckpoint",
+    "StoredTensors",
+    "damaged",
+    "load_safely",
+    "open_checkpoint",
+    "read_stored",
+]

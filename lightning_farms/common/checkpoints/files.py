@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints.safe_load import damaged, load_safely
-from lightning_farms.common.checkpoints.shapes import Outlines, StoredTensors
+from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
@@ -29,6 +29,20 @@ _SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
 _UNSLICED = {"F4"}  # two numbers a byte
 _SHOWN = 5
+
+
+class StoredCheckpoint(NamedTuple):
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: the state dict, on the CPU; they may be mapped from the file, or read when asked for.
+        beside: what stands in the file of ``torch.save`` beside the state dict, such as hyperparameters.
+        metadata: what a safetensors file says of itself.
+    """
+
+    tensors: Mapping[str, Tensor]
+    beside: Mapping[str, Any]
+    metadata: Mapping[str, str]
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
@@ -69,6 +83,32 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     return tensors
 
 
+def read_stored(path: str | os.PathLike[str]) -> StoredCheckpoint:
+    """Open a checkpoint as :func:`open_checkpoint` does, also one without tensors, with what is stored beside them.
+
+    Args:
+        path: as there.
+
+    Returns:
+        The tensors and the rest.
+
+    Raises:
+        FileNotFoundError: as there, and so the other two.
+        ValueError: the file is damaged, of another format, or can only be read by running code.
+        ImportError: a safetensors file, and the package safetensors is not installed.
+    """
+    file = _weights_file(Path(path))
+    if _is_read_by_name(file):
+        tensors = _open_by_name(file)
+        return StoredCheckpoint(tensors, {}, tensors.metadata() if isinstance(tensors, _Safetensors) else {})
+    content = _dictionary(file)
+    key = _state_dict_key(content)
+    if key is None:
+        return StoredCheckpoint(_tensors_in(content), {}, {})
+    beside = {str(name): value for name, value in content.items() if name != key}
+    return StoredCheckpoint(_tensors_in(content[key]), beside, {})
+
+
 def _weights_file(path: Path) -> Path:
     """The file itself, or the one that a folder means."""
     if path.is_file():
@@ -99,11 +139,16 @@ def _weights_file(path: Path) -> Path:
 
 
 def _open_file(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".json":
-        return _Shards(path)
-    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-        return _Safetensors(path)
-    return _state_dict(load_safely(path), path)
+    return _open_by_name(path) if _is_read_by_name(path) else _state_dict(path)
+
+
+def _is_read_by_name(path: Path) -> bool:
+    """Whether tensors can be read one by one."""
+    return path.suffix in (".json", ".safetensors") or _looks_like_safetensors(path)
+
+
+def _open_by_name(path: Path) -> StoredTensors:
+    return _Shards(path) if path.suffix == ".json" else _Safetensors(path)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -129,13 +174,17 @@ class _Safetensors(StoredTensors):
             raise damaged(path, error) from error
         self._names = _names_in(self._file)
 
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self._file.metadata() or {}
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
-    def outline(self, name: str) -> Tensor:
+    def without_values(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
         part = self._file.get_slice(name)
@@ -175,8 +224,8 @@ class _Shards(StoredTensors):
     def __getitem__(self, name: str) -> Tensor:
         return self._holder(name)[name]
 
-    def outline(self, name: str) -> Tensor:
-        return Outlines(self._holder(name))[name]
+    def without_values(self, name: str) -> Tensor:
+        return MetaTensors(self._holder(name))[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of
@@ -219,15 +268,30 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+def _dictionary(path: Path) -> Mapping[Any, Any]:
+    content = load_safely(path)
+    if isinstance(content, Mapping):
+        return content
+    raise ValueError(
+        f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
+        f"{type(content).__name__}."
+    )
+
+
+def _state_dict_key(content: Mapping[Any, Any]) -> str | None:
+    """Under which key the state dict is; None where it is by itself."""
+    return next((key for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
+
+
+def _tensors_in(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict, wherever in the file it is."""
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
-            f"{type(content).__name__}."
-        )
-    found = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    content = _dictionary(path)
+    key = _state_dict_key(content)
+    tensors = _tensors_in(content if key is None else content[key])
     if not tensors:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,21 +14,22 @@ import torch
 _PICKLE = b"\x80"  # the first byte since protocol 2
 
 
-def load_safely(path: Path) -> object:
+def load_safely(path: Path, *, admitted: Sequence[type] = (argparse.Namespace,)) -> object:
     """Read a file of ``torch.save`` into memory-mapped tensors; nothing in it is run.
 
     Args:
         path: the file.
+        admitted: classes of which it may hold objects, besides tensors and plain values.
 
     Returns:
-        What it holds: tensors, plain values and ``argparse.Namespace``, no more.
+        What it holds.
 
     Raises:
-        ValueError: it is damaged, or holds other objects.
+        ValueError: it is damaged, or holds other objects; its cause is what torch raised.
         PermissionError: it may not be read.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(list(admitted)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (MemoryError, PermissionError):
@@ -64,18 +67,10 @@ def _first_reason(text: str) -> str:
     return named[0].split(". ")[0].removesuffix(".")
 
 
-def damaged(path: Path, error: Exception) -> ValueError:
-    """Say that a file is no readable checkpoint.
-
-    Args:
-        path: the file.
-        error: what the reader raised.
-
-    Returns:
-        The error to raise.
-    """
+def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
-        f"{str(path)!r} is damaged, cut short or of another format ({type(error).__name__}). If it should be one, copy "
-        "or download it again."
+        f"{os.fspath(path)!r} is damaged, cut short or of another format ({type(error).__name__}). "
+        "If it should be one, copy or download it again."
     )

@@ -16,18 +16,11 @@ class StoredTensors(Mapping[str, Tensor]):
         """Whether there is a tensor of that name; Mapping would read it to see."""
 
     @abstractmethod
-    def outline(self, name: str) -> Tensor:
-        """A tensor without its values.
-
-        Args:
-            name: of the tensor.
-
-        Returns:
-            One of the same shape and type on the meta device.
-        """
+    def without_values(self, name: str) -> Tensor:
+        """A tensor of the same shape and type on the meta device."""
 
 
-class Outlines(Mapping[str, Tensor]):
+class MetaTensors(Mapping[str, Tensor]):
     """Tensors by name on the meta device, where products and norms have shapes and types, and cost nothing.
 
     No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it.
@@ -37,7 +30,7 @@ class Outlines(Mapping[str, Tensor]):
 
     Example:
         >>> import torch
-        >>> Outlines({"weight": torch.ones(2, 3)})["weight"]
+        >>> MetaTensors({"weight": torch.ones(2, 3)})["weight"]
         tensor(..., device='meta', size=(2, 3))
     """
 
@@ -46,7 +39,7 @@ class Outlines(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):
-            return self._tensors.outline(name)
+            return self._tensors.without_values(name)
         return self._tensors[name].to("meta")
 
     def __contains__(self, name: object) -> bool:

@@ -4,60 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.arguments import check_integers
 from lightning_farms.models.dpot._fourier_modes import analyse, synthesise
-
-Activation = Literal["gelu", "silu", "relu", "tanh"]
+from lightning_farms.models.dpot.config import Activation
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def build_activation(name: Activation) -> nn.Module:
-    """Build a fresh activation module from its name.
-
-    Args:
-        name: one of "gelu", "silu", "relu", "tanh".
-
-    Returns:
-        The module; "gelu" is the exact one (error function), not its tanh approximation.
-
-    Raises:
-        ValueError: if the name is not known.
-
-    Example:
-        >>> build_activation("silu")
-        SiLU()
-    """
+    """Build a fresh activation module from its name; "gelu" is the exact one (error function)."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected argument `act` to be one of {sorted(_ACTIVATIONS)}, but got {name!r}.")
     return _ACTIVATIONS[name]()
-
-
-def check_positive_int(name: str, value: object) -> None:
-    """Raise unless the value is an integer of at least 1.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what the caller gave.
-
-    Raises:
-        TypeError: if the value is not an integer (a bool is not one).
-        ValueError: if the value is smaller than 1.
-
-    Example:
-        >>> check_positive_int("depth", 0)
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected argument `depth` to be an integer of at least 1, but got 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value}.")
 
 
 class AFNO2d(nn.Module):
@@ -74,24 +36,6 @@ class AFNO2d(nn.Module):
     The transform and the products run in float32 (float64 for float64 input), under autocast too; on a GPU that
     `torch.set_float32_matmul_precision` allows to round float32 products to TF32, they are rounded like all others.
 
-    Args:
-        channels: number of channels, a multiple of `n_blocks`.
-        n_blocks: number of channel groups.
-        modes: how many rows and columns of frequencies are kept, counted from frequency zero; more than there
-            are means all of them.
-        act: activation between the two layers.
-
-    Raises:
-        TypeError: if an integer argument is not an integer.
-        ValueError: if an argument is out of range, or `channels` is not a multiple of `n_blocks`.
-
-    Example:
-        >>> mixer = AFNO2d(8, n_blocks=2, modes=3)
-        >>> mixer(torch.zeros(1, 8, 6, 6)).shape
-        torch.Size([1, 8, 6, 6])
-        >>> {name: tuple(parameter.shape) for name, parameter in mixer.named_parameters()}
-        {'w1': (2, 2, 4, 4), 'b1': (2, 2, 4), 'w2': (2, 2, 4, 4), 'b2': (2, 2, 4)}
-
     Reference:
         Guibas et al., Adaptive Fourier Neural Operators, ICLR 2022, section 4; Hao et al., DPOT, ICML 2024,
         section 3.2 (without soft-thresholding).
@@ -99,8 +43,7 @@ class AFNO2d(nn.Module):
 
     def __init__(self, channels: int, *, n_blocks: int = 4, modes: int = 32, act: Activation = "gelu") -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("n_blocks", n_blocks), ("modes", modes)):
-            check_positive_int(name, value)
+        check_integers(1, channels=channels, n_blocks=n_blocks, modes=modes)
         if channels % n_blocks:
             raise ValueError(
                 f"Expected argument `channels` to be a multiple of `n_blocks`, but got {channels} and {n_blocks}."
@@ -131,14 +74,7 @@ class AFNO2d(nn.Module):
         return f"channels={self.channels}, n_blocks={self.n_blocks}, modes={self.modes}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the operator to a batch of fields.
-
-        Args:
-            x: real field, shape (batch, channels, height, width).
-
-        Returns:
-            Field of the same shape and dtype; channels last in memory.
-        """
+        """Map (batch, channels, height, width) to the same shape and dtype, channels last in memory."""
         with autocast_off(x.device.type):
             field = x.movedim(1, -1).to(torch.promote_types(x.dtype, torch.float32))
             mixed = synthesise(self._mix(analyse(field, self.modes)), *field.shape[1:3])

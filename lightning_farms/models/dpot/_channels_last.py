@@ -17,18 +17,6 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
 
     Only then may its weights be used without calling it. It is not so for subclasses (LoRA, quantised, sharded or
     parametrised layers), for modules with hooks (weight normalisation, pruning, probes), nor with a replaced forward.
-
-    Args:
-        module: what to look at; its children are not looked at.
-        kinds: the classes that it may have.
-
-    Returns:
-        True if the class is one of these and nothing is attached.
-
-    Example:
-        >>> layer = nn.Conv2d(4, 4, 1)
-        >>> is_untouched(layer, nn.Conv2d), is_untouched(nn.utils.parametrizations.weight_norm(layer), nn.Conv2d)
-        (True, False)
     """
     attached = "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
     return type(module) in kinds and not attached
@@ -52,20 +40,7 @@ def is_patchwise(module: nn.Module, kind: type[nn.Conv2d] | type[nn.ConvTranspos
 
 
 def pointwise(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
-    """Apply layers, of which `is_pointwise` says so, to features with channels last.
-
-    Args:
-        layers: 1x1 convolutions and activations.
-        features: shape (..., channels).
-
-    Returns:
-        Shape (..., channels of the last layer).
-
-    Example:
-        >>> import torch
-        >>> pointwise([nn.Conv2d(3, 5, kernel_size=1), nn.GELU()], torch.zeros(2, 4, 3)).shape
-        torch.Size([2, 4, 5])
-    """
+    """Apply layers, of which `is_pointwise` says so, to features (..., channels)."""
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             features = F.linear(features, layer.weight.flatten(1), layer.bias)

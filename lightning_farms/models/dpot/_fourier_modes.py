@@ -14,20 +14,8 @@ def analyse(field: Tensor, modes: int) -> Tensor:
     .. math:: z_{kl} = \frac{1}{\sqrt{HW}} \sum_{hw} x_{hw}\, e^{-2\pi i (kh/H + lw/W)}
 
     Two real matrix products, over the columns and then over the rows: for the grids of a neural operator (16 x 16)
-    faster than a fast transform, the discarded frequencies are never computed, and channels stay last.
-
-    Args:
-        field: real, shape (batch, height, width, channels).
-        modes: rows and columns of frequencies to keep, counted from frequency zero; more than there are (height
-            and width // 2 + 1) means all of them.
-
-    Returns:
-        Real and imaginary parts, shape (batch, 2, kept rows, kept columns, channels).
-
-    Example:
-        >>> spectrum = analyse(torch.ones(1, 4, 4, 1), modes=2)
-        >>> spectrum.shape, round(spectrum[0, 0, 0, 0].item(), 6)
-        (torch.Size([1, 2, 2, 2, 1]), 4.0)
+    faster than a fast transform, the discarded frequencies are never computed, and channels stay last: from (batch,
+    height, width, channels) to (batch, real or imaginary, rows, columns, channels), at most `modes` rows and columns.
     """
     batch, height, width, channels = field.shape
     along_rows, along_columns = _row_matrix(height, modes, field), _column_matrix(width, modes, field)
@@ -39,20 +27,7 @@ def analyse(field: Tensor, modes: int) -> Tensor:
 def synthesise(spectrum: Tensor, height: int, width: int) -> Tensor:
     """Return the field that has the given first coefficients and zeros elsewhere: the inverse of `analyse`.
 
-    Like every real inverse transform it takes the frequencies of the other half plane to be conjugates of these.
-
-    Args:
-        spectrum: real and imaginary parts, shape (batch, 2, kept rows, kept columns, channels), as by `analyse`.
-        height: rows of the field.
-        width: columns of the field.
-
-    Returns:
-        Real field, shape (batch, height, width, channels).
-
-    Example:
-        >>> field = torch.arange(12.0).view(1, 3, 4, 1)
-        >>> torch.allclose(synthesise(analyse(field, modes=4), 3, 4), field, atol=1e-5)
-        True
+    Like every real inverse transform, it takes the frequencies of the other half plane to be conjugates of these.
     """
     batch, _, rows, columns, channels = spectrum.shape
     along_rows, along_columns = _row_matrix(height, rows, spectrum), _column_matrix(width, columns, spectrum)

@@ -15,13 +15,7 @@ def paint(features: Tensor, layers: nn.Sequential) -> Tensor:
 
     The pixels stay grouped by patch, with channels last, until only the output's few channels have to be moved. If
     something is attached to one of the modules (see `is_untouched`), they are called the ordinary way.
-
-    Args:
-        features: shape (batch, rows, columns, features).
-        layers: the layers.
-
-    Returns:
-        Shape (batch, x, y, channels).
+    From (batch, rows, columns, features) to (batch, x, y, channels).
     """
     if not _tiles(layers):
         return cast(Tensor, layers(features.movedim(-1, 1))).movedim(1, -1)

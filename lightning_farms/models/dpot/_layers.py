@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_farms.models.dpot._afno import Activation, AFNO2d, build_activation
+from lightning_farms.models.dpot._afno import AFNO2d, build_activation
 from lightning_farms.models.dpot._channels_last import is_pointwise, is_untouched, pointwise
-
-TimeAggregationKind = Literal["exp_mlp", "mlp"]
-
-NORM_GROUPS = 8
+from lightning_farms.models.dpot.config import NORM_GROUPS, Activation, TimeAggregationKind
 
 
 class PatchEmbedding(nn.Module):
-    """Turn every frame into one feature vector for each patch: a strided convolution, an activation, a 1x1 one.
-
-    Args:
-        in_channels: channels of a frame, coordinates included.
-        hidden_channels: channels between the two convolutions.
-        embed_dim: length of the feature vectors.
-        patch_size: side of a patch in pixels.
-        act: activation between the two convolutions.
-    """
+    """Turn every frame into one feature vector for each patch: a strided convolution, an activation, a 1x1 one."""
 
     def __init__(
         self, in_channels: int, *, hidden_channels: int, embed_dim: int, patch_size: int, act: Activation
@@ -40,14 +29,7 @@ class PatchEmbedding(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Embed frames.
-
-        Args:
-            frames: shape (frames, in_channels, x, y).
-
-        Returns:
-            Features, shape (frames, embed_dim, x / patch_size, y / patch_size).
-        """
+        """Map (frames, in_channels, x, y) to (frames, embed_dim, x / patch_size, y / patch_size)."""
         return cast(Tensor, self.proj(frames))
 
 
@@ -57,11 +39,6 @@ class TimeAggregation(nn.Module):
     .. math:: y_j = \sum_t \sum_i w_{tij} \cos(\tau_t \gamma_i)\, x_{ti}, \qquad \tau_t = t / (T - 1)
 
     for kind "exp_mlp"; without the cosine for "mlp".
-
-    Args:
-        timesteps: number of frames T.
-        embed_dim: length of the feature vectors.
-        kind: "exp_mlp" or "mlp".
 
     Reference:
         Hao et al., DPOT, ICML 2024, section 3.2 (temporal aggregation layer).
@@ -101,28 +78,13 @@ class TimeAggregation(nn.Module):
         return self.w * self.waves().to(self.w.dtype).unsqueeze(-1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Sum over time.
-
-        Args:
-            features: shape (batch, T, embed_dim, height, width).
-
-        Returns:
-            Shape (batch, embed_dim, height, width).
-        """
+        """Map (batch, T, embed_dim, height, width) to (batch, embed_dim, height, width)."""
         weight = self.kernel().flatten(0, 1).t()[..., None, None]
         return F.conv2d(features.flatten(1, 2), weight)
 
 
 class DPOTBlock(nn.Module):
-    """One block: x + MLP(norm(AFNO(norm(x)))), with group normalisation of 8 groups and 1x1 convolutions.
-
-    Args:
-        embed_dim: number of channels.
-        n_blocks: channel groups of the AFNO.
-        modes: rows and columns of frequencies that the AFNO keeps.
-        hidden_dim: channels between the two convolutions of the MLP.
-        act: activation of AFNO and MLP.
-    """
+    """One block: x + MLP(norm(AFNO(norm(x)))), with group normalisation of 8 groups and 1x1 convolutions."""
 
     def __init__(self, embed_dim: int, *, n_blocks: int, modes: int, hidden_dim: int, act: Activation) -> None:
         super().__init__()

@@ -25,15 +25,7 @@ def embed(x: Tensor, embedding: PatchEmbedding, positions: Tensor, aggregation: 
     computed as on the right: the full width is reached once instead of once for each frame. The coordinates are the
     same for all samples; what they add to the hidden features is computed once and broadcast. If something is
     attached to one of the modules (see `is_untouched`), they are called one by one, as on the left.
-
-    Args:
-        x: frames, shape (batch, x, y, time, channels).
-        embedding: patch embedding of channels + 3 channels.
-        positions: position embedding p, shape (1, features, rows, columns).
-        aggregation: time aggregation with the matrices K.
-
-    Returns:
-        Shape (batch, rows, columns, features).
+    From (batch, x, y, time, channels) to (batch, rows, columns, features); `positions` are p, `aggregation` has the K.
     """
     if _is_foldable(embedding, aggregation, x.shape[-1]):
         return _embed_folded(x, embedding, positions, aggregation)

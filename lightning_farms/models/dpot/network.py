@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_farms.models.dpot._afno import Activation, build_activation, check_positive_int
+from lightning_farms.models.dpot._afno import build_activation
 from lightning_farms.models.dpot._head import paint
-from lightning_farms.models.dpot._layers import (
-    NORM_GROUPS,
-    DPOTBlock,
-    PatchEmbedding,
-    TimeAggregation,
-    TimeAggregationKind,
-)
+from lightning_farms.models.dpot._layers import DPOTBlock, PatchEmbedding, TimeAggregation
 from lightning_farms.models.dpot._stem import COORDINATES, embed
-from lightning_farms.models.dpot.weights.building import build_from_checkpoint
+from lightning_farms.models.dpot.config import Activation, DPOTConfig, TimeAggregationKind, check_config
+from lightning_farms.models.dpot.weights._building import build_from_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
-from lightning_farms.models.dpot.weights.loading import Component, LoadReport
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
-
-
-class DPOTConfig(TypedDict, total=False):
-    """Keyword arguments of DPOT, which documents them."""
-
-    img_size: int
-    patch_size: int
-    in_channels: int
-    out_channels: int
-    in_timesteps: int
-    out_timesteps: int
-    embed_dim: int
-    depth: int
-    n_blocks: int
-    modes: int
-    mlp_ratio: float
-    out_layer_dim: int
-    n_cls: int
-    normalize: bool
-    time_agg: TimeAggregationKind
-    act: Activation
+from lightning_farms.models.dpot.weights.report import Component, LoadReport
 
 
 class DPOTOutput(NamedTuple):
@@ -146,7 +119,7 @@ class DPOT(nn.Module):
             time_agg=time_agg,
             act=act,
         )
-        _check_config(self._config)
+        check_config(self._config)
         self.img_size, self.in_channels, self.in_timesteps = img_size, in_channels, in_timesteps
         self.out_channels, self.out_timesteps = out_channels, out_timesteps
         self._build(**self._config)
@@ -319,38 +292,3 @@ class DPOT(nn.Module):
                 f"(batch, {', '.join(map(str, expected))}), but got {tuple(x.shape)}. "
                 "Give the model the data's sizes, or select frames and channels."
             )
-
-
-def _check_config(config: DPOTConfig) -> None:
-    for name, value in config.items():
-        if name not in ("mlp_ratio", "normalize", "time_agg", "act"):
-            check_positive_int(name, value)
-    ratio = config["mlp_ratio"]
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-        raise TypeError(f"Expected argument `mlp_ratio` to be a number, but got {ratio!r}.")
-    if not 1 <= ratio * config["embed_dim"] < math.inf:
-        raise ValueError(f"Expected argument `mlp_ratio` to be at least 1 / embed_dim, but got {ratio}.")
-    if not isinstance(config["normalize"], bool):
-        raise TypeError(f"Expected argument `normalize` to be True or False, but got {config['normalize']!r}.")
-    if config["time_agg"] not in ("exp_mlp", "mlp"):
-        raise ValueError(f"Expected argument `time_agg` to be 'exp_mlp' or 'mlp', but got {config['time_agg']!r}.")
-    _check_sizes(config)
-
-
-def _check_sizes(config: DPOTConfig) -> None:
-    embed_dim = config["embed_dim"]
-    if config["img_size"] % config["patch_size"]:
-        raise ValueError(
-            f"Expected argument `img_size` to be a multiple of `patch_size`, but got {config['img_size']} and "
-            f"{config['patch_size']}."
-        )
-    for name, divisor in (("the 8 groups of group normalisation", NORM_GROUPS), ("`n_blocks`", config["n_blocks"])):
-        if embed_dim % divisor:
-            raise ValueError(
-                f"Expected argument `embed_dim` to be a multiple of {name}, but got {embed_dim} and {divisor}."
-            )
-    if config["normalize"] and config["in_channels"] != config["out_channels"]:
-        raise ValueError(
-            "Expected argument `out_channels` to equal `in_channels` with normalize=True (the output is "
-            f"de-normalised by the input's statistics), but got {config['out_channels']} and {config['in_channels']}."
-        )

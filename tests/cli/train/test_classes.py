@@ -11,7 +11,7 @@ from lightning_farms.cli import main
 from lightning_farms.cli.train._classes import classes_are_named
 from lightning_farms.models import ImageClassifier, ResNet
 
-FOLDER = Path(__file__).parents[2] / "examples" / "image_classification"
+FOLDER = Path(__file__).parents[3] / "examples" / "image_classification"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
 # Table 13 of the paper, "Ours (no LS)": parameters of the network, initial rate, scaling ratio
 TABLE_13 = {

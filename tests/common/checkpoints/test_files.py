@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_farms.analysis import open_checkpoint
+from lightning_farms.common.checkpoints import STATE_DICT_KEYS, load_safely, read_stored
 
 
 class Pickled:
@@ -227,3 +228,35 @@ def test_safetensors_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r'pip install "lightning-farms\[safetensors\]"'):
         open_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("key", STATE_DICT_KEYS)
+def test_what_stands_beside_the_state_dict(tmp_path, key):
+    torch.save({key: state(), "epoch": 7, "args": argparse.Namespace(modes=3)}, tmp_path / "a.ckpt")
+    stored = read_stored(tmp_path / "a.ckpt")
+    torch.testing.assert_close(dict(stored.tensors), state(), rtol=0, atol=0)
+    assert stored.beside == {"epoch": 7, "args": argparse.Namespace(modes=3)}
+    assert stored.metadata == {}
+
+
+def test_a_state_dict_by_itself_has_nothing_beside_it(tmp_path):
+    torch.save(state() | {"epoch": 7}, tmp_path / "a.pt")
+    stored = read_stored(tmp_path / "a.pt")
+    assert stored.tensors.keys() == state().keys()
+    assert (stored.beside, stored.metadata) == ({}, {})
+    torch.save({"epoch": 7}, tmp_path / "a.pt")
+    assert read_stored(tmp_path / "a.pt").tensors == {}
+
+
+def test_what_a_safetensors_file_says_of_itself(tmp_path):
+    save_file(state(), tmp_path / "a.safetensors", metadata={"config": "{}"})
+    stored = read_stored(tmp_path / "a.safetensors")
+    torch.testing.assert_close(dict(stored.tensors), state(), rtol=0, atol=0)
+    assert (stored.beside, stored.metadata) == ({}, {"config": "{}"})
+
+
+def test_a_namespace_is_admitted_only_where_it_is_asked_for(tmp_path):
+    torch.save({"args": argparse.Namespace(modes=3)}, tmp_path / "a.pth")
+    assert load_safely(tmp_path / "a.pth") == {"args": argparse.Namespace(modes=3)}
+    with pytest.raises(ValueError, match="holds pickled objects that are not read"):
+        load_safely(tmp_path / "a.pth", admitted=())

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_farms.analysis import open_checkpoint
-from lightning_farms.common.checkpoints.shapes import Outlines
+from lightning_farms.common.checkpoints import MetaTensors
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "complex64", "int64", "int8", "uint8", "bool")
 FORMATS = ("torch", "safetensors", "shards of torch", "shards of safetensors")
@@ -36,7 +36,7 @@ def write(folder, stored, form):
 @pytest.mark.parametrize("form", FORMATS)
 def test_of_files(tmp_path, form, values_read):
     expected = tensors()
-    outlines = Outlines(open_checkpoint(write(tmp_path, expected, form)))
+    outlines = MetaTensors(open_checkpoint(write(tmp_path, expected, form)))
     assert outlines.keys() == expected.keys()
     assert len(outlines) == len(expected)
     for name, outline in outlines.items():
@@ -59,7 +59,7 @@ def test_values_are_read_when_they_are_asked_for(tmp_path, form, values_read):
 def test_packed_numbers(tmp_path):
     packed = torch.zeros(4, 6, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     save_file({"weight": packed}, tmp_path / "a.safetensors")
-    outline = Outlines(open_checkpoint(tmp_path / "a.safetensors"))["weight"]
+    outline = MetaTensors(open_checkpoint(tmp_path / "a.safetensors"))["weight"]
     assert (outline.shape, outline.dtype) == (packed.shape, packed.dtype)
 
 
@@ -76,7 +76,7 @@ def test_of_any_other_mapping():
         def __len__(self):
             return len(self.state)
 
-    outlines = Outlines(Doubled())
+    outlines = MetaTensors(Doubled())
     assert {name: (tensor.shape, tensor.is_meta) for name, tensor in outlines.items()} == {
         "weight": ((2, 3), True),
         "bias": ((2,), True),
@@ -88,6 +88,6 @@ def test_of_any_other_mapping():
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_unknown_names_are_key_errors(tmp_path, form):
-    outlines = Outlines(open_checkpoint(write(tmp_path, tensors(), form)))
+    outlines = MetaTensors(open_checkpoint(write(tmp_path, tensors(), form)))
     with pytest.raises(KeyError):
         outlines["layer.9"]

@@ -6,14 +6,13 @@ Every rule keeps as much of the pretrained function as there is in the new sizes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig
 
 _STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
 _TIME, _GAMMA = "time_agg_layer.w", "time_agg_layer.gamma"
@@ -21,17 +20,11 @@ _LEAST_COSINE = 0.1  # below, a cosine is not divided by
 
 
 class Adapted(NamedTuple):
-    """Tensors that were made to fit.
+    """Tensors that were made to fit."""
 
-    Attributes:
-        tensors: all tensors, those that needed no change as they were.
-        changes: what was done, by the names of the tensors that were changed.
-        left_out: why tensors of the file or the network have no counterpart, by name.
-    """
-
-    tensors: dict[str, Tensor]
-    changes: dict[str, str]
-    left_out: dict[str, str]
+    tensors: dict[str, Tensor]  # all, those that needed no change as they were
+    changes: dict[str, str]  # what was done, by the names of the tensors that were changed
+    left_out: dict[str, str]  # why tensors of the file or the network have no counterpart, by name
 
 
 class _Change(NamedTuple):
@@ -55,21 +48,6 @@ def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
     - Normalisation in one of both only: its layers have no counterpart.
 
     Other sizes are no concern of this function: their tensors stay as they are.
-
-    Args:
-        tensors: the pretrained tensors by name, all of a DPOT or those of some of its components; not changed.
-        saved: the settings of the network they are from.
-        wanted: the settings of the network they are to fit.
-
-    Returns:
-        The tensors, and what was done to which.
-
-    Example:
-        >>> saved = dict(img_size=16, patch_size=8, normalize=False, n_cls=2) | dict.fromkeys(
-        ...     ("in_channels", "out_channels", "in_timesteps", "out_timesteps"), 1)
-        >>> adapted = adapt_tensors({"pos_embed": torch.ones(1, 4, 2, 2)}, saved, saved | {"img_size": 24})
-        >>> adapted.tensors["pos_embed"].shape, adapted.changes
-        (torch.Size([1, 4, 3, 3]), {'pos_embed': '2 x 2 patches resized bicubically to 3 x 3'})
     """
     left_out = _without_counterpart(saved, wanted)
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}

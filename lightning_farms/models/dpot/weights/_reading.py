@@ -1,7 +1,4 @@
-"""Reading DPOT checkpoints: the released format, plain state dicts, Lightning checkpoints and safetensors.
-
-Nothing is unpickled freely: only tensors, plain Python containers and `argparse.Namespace` are admitted.
-"""
+"""What of a checkpoint file is a DPOT: its tensors, without any prefix, and its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.common.checkpoints.safe_load import damaged, load_safely
+from lightning_farms.common.checkpoints import StoredCheckpoint, damaged, read_stored
+from lightning_farms.models.dpot.config import DPOTConfig
 
 SAFETENSORS_SETTINGS = "config"
 """Where the metadata of our safetensors files hold DPOT's settings, as JSON."""
@@ -23,16 +21,10 @@ _ANCHOR = "pos_embed"  # a tensor that every DPOT has at its top level: what sta
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds of a DPOT.
+    """What a checkpoint file holds of a DPOT."""
 
-    Attributes:
-        tensors: the network's tensors by name, without any prefix, on the CPU. They may be mapped from the file.
-        settings: the saved settings (`args` of the released format, `hyper_parameters` of Lightning), as they
-            were named there; empty if there are none.
-    """
-
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
+    tensors: dict[str, Tensor]  # without any prefix, on the CPU; they may be mapped from the file
+    settings: dict[str, Any]  # as they are named there; empty if there are none
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -40,50 +32,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Tensors are mapped into memory where the format allows it, so that what is not used, such as an optimizer's state,
     is not read, and large files are not held twice.
-
-    Args:
-        path: file in the released format ({'model', 'args', ...}, names with or without 'module.'), a plain
-            state dict, a Lightning checkpoint ('state_dict', any prefix such as 'network.'), or safetensors.
-
-    Returns:
-        Tensors and settings.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds more than tensors and plain values, or holds no DPOT.
-        ImportError: for a safetensors file, if the package safetensors is not installed.
     """
-    file = Path(path)
-    if not file.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"Expected argument `path` to be an existing checkpoint file, but got {str(path)!r}.")
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
-    content = load_safely(file)
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds "
-            f"a {type(content).__name__}."
-        )
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            return Checkpoint(_strip_prefix(content[key], path), _settings(content))
-    return Checkpoint(_strip_prefix(content, path), {})
+    stored = read_stored(path)
+    return Checkpoint(_strip_prefix(stored.tensors, path), _settings(stored, path))
 
 
-def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[str, Any]:
+def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTConfig:
     """Work out DPOT's settings from the shapes of its tensors, and from the saved settings what shapes cannot tell.
 
     Only `modes` and `act` leave no trace in the shapes; they are in the result only if the file says them.
-
-    Args:
-        checkpoint: tensors and saved settings.
-        path: where they come from, for the message.
-
-    Returns:
-        Keyword arguments for DPOT.
-
-    Raises:
-        ValueError: if a tensor that a DPOT must have is missing or cannot be one of a DPOT.
     """
     tensors = checkpoint.tensors
     try:
@@ -91,7 +50,7 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[st
         _, embed_dim, rows, columns = shapes["pos_embed"]
         hidden, stem_inputs, patch_size, _ = shapes["patch_embed.proj.0.weight"]
         out_channels = (hidden - 3) // patch_size
-        sizes: dict[str, Any] = {
+        sizes: DPOTConfig = {
             "img_size": rows * patch_size,
             "patch_size": patch_size,
             "in_channels": stem_inputs - 3,
@@ -114,29 +73,14 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> dict[st
         ) from error
     if rows != columns:
         raise ValueError(f"Expected a checkpoint for square images, but `pos_embed` has {rows} x {columns} patches.")
-    saved = {name: checkpoint.settings.get(name) for name in ("modes", "act")}
-    return sizes | {name: value for name, value in saved.items() if value is not None}
+    if checkpoint.settings.get("modes") is not None:
+        sizes["modes"] = checkpoint.settings["modes"]
+    if checkpoint.settings.get("act") is not None:
+        sizes["act"] = checkpoint.settings["act"]
+    return sizes
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(
-            f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
-        ) from error
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = json.loads(metadata.get(SAFETENSORS_SETTINGS, "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise damaged(path, error) from error
-    return Checkpoint(_strip_prefix(tensors, path), settings if isinstance(settings, dict) else {})
-
-
-def _strip_prefix(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+def _strip_prefix(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> dict[str, Tensor]:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")]
     if len(prefixes) != 1:
         found = f"{len(prefixes)} of them, under {prefixes}" if prefixes else f"no tensor `{_ANCHOR}`"
@@ -145,12 +89,18 @@ def _strip_prefix(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
             "Save the state dict of the DPOT alone."
         )
     prefix = prefixes[0]
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
 
-def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the saved settings of DPOT: a Namespace or dictionary, possibly nested as LightningCLI writes them."""
-    saved = content.get("args", content.get("hyper_parameters"))
+def _settings(stored: StoredCheckpoint, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The saved settings of DPOT: a Namespace or dictionary, possibly nested as LightningCLI writes them, or JSON."""
+    try:
+        of_safetensors = json.loads(stored.metadata.get(SAFETENSORS_SETTINGS, "{}"))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if of_safetensors:
+        return of_safetensors if isinstance(of_safetensors, dict) else {}
+    saved = stored.beside.get("args", stored.beside.get("hyper_parameters"))
     settings = vars(saved) if isinstance(saved, argparse.Namespace) else saved
     return _find_settings(settings) if isinstance(settings, Mapping) else {}
 

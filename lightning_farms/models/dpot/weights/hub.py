@@ -17,22 +17,7 @@ def find_checkpoint(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Find a checkpoint file: a path as it is, a released size in the cache or on the Hugging Face Hub.
-
-    Args:
-        path: a file, or the name of a released size. For a file that is called like one, write ./tiny.
-        cache_dir: as for :func:`download_released`; of no use for a file.
-        revision: likewise.
-        local_files_only: likewise.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileNotFoundError: if there is neither a file nor a released size of that name.
-        ImportError: as :func:`download_released` raises it, as the following.
-        OSError: the file cannot be downloaded.
-    """
+    """Find a checkpoint file: a path as it is, or a released size by name (so that a file called tiny is ./tiny)."""
     size = find_released(path)
     if size is not None:
         return download_released(size.name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)

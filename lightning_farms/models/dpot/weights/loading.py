@@ -5,91 +5,30 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 from torch import Tensor
 
 from lightning_farms.models.dpot.weights._adapting import Adapted, adapt_tensors
+from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
+from lightning_farms.models.dpot.weights.report import NOT_ASKED_FOR, Component, LoadReport, component_of
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOT, DPOTConfig
-
-Component = Literal["patch_embed", "pos_embed", "blocks", "time_agg", "scale_feats", "cls_head", "out"]
-"""Parts of a DPOT that can be loaded by themselves; scale_feats is there with `normalize` only."""
-
-_COMPONENT_OF = {
-    "time_agg_layer": "time_agg",
-    "out_layer": "out",
-    "scale_feats_mu": "scale_feats",
-    "scale_feats_sigma": "scale_feats",
-}
 _SHOWN = 5
-_NOT_ASKED_FOR = "not among the components asked for"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a checkpoint's tensors; `str()` tells it in a few lines.
-
-    Attributes:
-        source: the file.
-        loaded: names of the tensors that were taken over as they are.
-        adapted: what was done to tensors of other sizes, by name.
-        skipped: why tensors of the network were left at their initial values, by name.
-        unused: why tensors of the file were not used, by name.
-
-    Example:
-        >>> adapted = {"pos_embed": "16 x 16 patches resized bicubically to 8 x 8"}
-        >>> print(LoadReport("model_Ti.pth", ("blocks.0.norm1.weight", "blocks.0.norm1.bias"), adapted, {}, {}))
-        model_Ti.pth: 2 tensors loaded, 1 adapted, 0 left at their initial values
-          loaded: blocks
-          adapted: pos_embed (16 x 16 patches resized bicubically to 8 x 8)
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    adapted: Mapping[str, str]
-    skipped: Mapping[str, str]
-    unused: Mapping[str, str]
-
-    def __str__(self) -> str:
-        """Return the counts, and a line for every outcome and reason."""
-        counts = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} left"
-        lines = [f"{self.source}: {counts} at their initial values"]
-        if self.loaded:
-            incomplete = {component_of(name) for name in (*self.adapted, *self.skipped)}
-            components = dict.fromkeys(map(component_of, self.loaded))
-            named = (f"the rest of {name}" if name in incomplete else name for name in components)
-            lines.append(f"  loaded: {', '.join(named)}")
-        only_there = {name: why for name, why in self.unused.items() if name not in self.skipped}
-        for title, outcome in (
-            ("adapted", self.adapted),
-            ("initial values", self.skipped),
-            ("in the file only", only_there),
-        ):
-            lines += [f"  {title}: {names} ({why})" for why, names in _by_reason(outcome).items()]
-        return "\n".join(lines)
 
 
 class LoadPlan(NamedTuple):
-    """What is to be loaded.
+    """What is to be loaded."""
 
-    Attributes:
-        tensors: for :meth:`torch.nn.Module.load_state_dict` with strict=False.
-        report: what that means.
-    """
-
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # to be loaded with strict=False
     report: LoadReport
 
 
 def load_weights(
-    model: DPOT,
+    model: ConfiguredNetwork,
     path: str | os.PathLike[str],
     *,
     components: Collection[Component] | None = None,
@@ -141,39 +80,25 @@ def load_weights(
 
 
 def plan_loading(
-    model: DPOT,
+    model: ConfiguredNetwork,
     checkpoint: Checkpoint,
     path: str | os.PathLike[str],
     *,
     components: Collection[Component] | None = None,
     adapt: bool = False,
 ) -> LoadPlan:
-    """Decide what of a checkpoint goes into a network; nothing is changed.
-
-    Args:
-        model: the network; it may be on the meta device.
-        checkpoint: what the file holds.
-        path: the file, for messages.
-        components: what to load; everything when left out.
-        adapt: whether to make tensors of other sizes fit.
-
-    Returns:
-        The tensors to load and the report of that.
-
-    Raises:
-        ValueError: if tensors are missing, left over or of other shapes, or there is no component of a name.
-    """
+    """Decide what of a checkpoint goes into a network; nothing is changed."""
     asked = _check_components(components)
     offered = {name: tensor for name, tensor in checkpoint.tensors.items() if component_of(name) in asked}
     adapted = Adapted(offered, {}, {})
     if adapt:
-        saved = cast("DPOTConfig", infer_sizes(checkpoint, path))
+        saved = infer_sizes(checkpoint, path)
         adapted = adapt_tensors(offered, saved, model.config)
     left_out = {name: why for name, why in adapted.left_out.items() if component_of(name) in asked}
     own = {name: tensor for name, tensor in model.state_dict().items() if component_of(name) in asked}
     counted = {name: tensor for name, tensor in own.items() if name not in left_out}
     _check_fit(counted, adapted.tensors, path)
-    why_not = {name: left_out.get(name, _NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
+    why_not = {name: left_out.get(name, NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
     report = LoadReport(
         source=os.fspath(path),
         loaded=tuple(name for name in counted if name not in adapted.changes),
@@ -182,35 +107,6 @@ def plan_loading(
         unused={name: why_not[name] for name in checkpoint.tensors if name not in adapted.tensors},
     )
     return LoadPlan(adapted.tensors, report)
-
-
-def left_without_being_asked(report: LoadReport) -> dict[str, str]:
-    """Which tensors of the network keep their initial values although their component was to be loaded.
-
-    Args:
-        report: of the loading.
-
-    Returns:
-        Why, by name.
-    """
-    return {name: why for name, why in report.skipped.items() if why != _NOT_ASKED_FOR}
-
-
-def component_of(name: str) -> str:
-    """Return the component that a tensor of a DPOT belongs to.
-
-    Args:
-        name: of the tensor.
-
-    Returns:
-        The component's name.
-
-    Example:
-        >>> component_of("out_layer.4.weight"), component_of("blocks.0.norm1.bias")
-        ('out', 'blocks')
-    """
-    first = name.split(".")[0]
-    return _COMPONENT_OF.get(first, first)
 
 
 def _check_components(components: Collection[Component] | None) -> set[str]:
@@ -252,7 +148,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: s
         )
 
 
-def _warn_of_another_function(model: DPOT, settings: Mapping[str, object], path: Path) -> None:
+def _warn_of_another_function(model: ConfiguredNetwork, settings: Mapping[str, object], path: Path) -> None:
     """Compare what shapes do not show; numbers of modes beyond those that there are mean the same."""
     config = model.config
     grid = config["img_size"] // config["patch_size"]
@@ -265,11 +161,3 @@ def _warn_of_another_function(model: DPOT, settings: Mapping[str, object], path:
     for name, saved, own in others:
         message = f"{str(path)!r} was saved with {name}={saved!r}, but the model was built with {name}={own!r}."
         warnings.warn(message, UserWarning, stacklevel=3)
-
-
-def _by_reason(outcome: Mapping[str, str]) -> dict[str, str]:
-    """The names that go with every reason; where it is that nobody asked for them, those of their components."""
-    names: dict[str, dict[str, None]] = {}
-    for name, why in outcome.items():
-        names.setdefault(why, {})[component_of(name) if why == _NOT_ASKED_FOR else name] = None
-    return {why: ", ".join(found) for why, found in names.items()}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig
 
 REPOSITORY = "hzk17/DPOT"
 """Where the Hugging Face Hub keeps the released checkpoints."""
@@ -55,31 +54,13 @@ def released_size(name: str) -> ReleasedSize:
 
 
 def find_released(name: object) -> ReleasedSize | None:
-    """Look up a released size, or return None where there is none of that name.
-
-    Args:
-        name: anything; as in :func:`released_size`.
-
-    Returns:
-        The size, or None.
-    """
+    """Look up a released size, or return None where there is none of that name."""
     asked = name.lower() if isinstance(name, str) else None
     return next((size for size in RELEASED_SIZES if asked in (size.name, _letters(size.file))), None)
 
 
 def settings_beyond_shapes(name: object) -> DPOTConfig:
-    """Return what the tensors of a released network do not show.
-
-    Args:
-        name: anything; as in :func:`released_size`.
-
-    Returns:
-        `modes` and `act` of the released size of that name; nothing where there is none.
-
-    Example:
-        >>> settings_beyond_shapes("tiny"), settings_beyond_shapes("dpot.pth")
-        ({'modes': 32, 'act': 'gelu'}, {})
-    """
+    """Return what the tensors of a released network do not show."""
     size = find_released(name)
     return {} if size is None else {"modes": size.config["modes"], "act": size.config["act"]}
 

@@ -7,16 +7,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import SAFETENSORS_SETTINGS
-
-if TYPE_CHECKING:
-    from lightning_farms.models.dpot.network import DPOT, DPOTConfig
 
 _RELEASED_NAMES = {
     "img_size": "res",
@@ -28,7 +27,7 @@ _RELEASED_NAMES = {
 }
 
 
-def save_weights(model: DPOT, path: str | os.PathLike[str]) -> None:
+def save_weights(model: ConfiguredNetwork, path: str | os.PathLike[str]) -> None:
     """Write a DPOT's weights and settings: as safetensors if the suffix says so, or else in the released format.
 
     The released format is a pickle of {'model': tensors, 'args': Namespace}, with the names that the original program
@@ -55,16 +54,7 @@ def save_weights(model: DPOT, path: str | os.PathLike[str]) -> None:
 
 
 def write_checkpoint(tensors: Mapping[str, Tensor], config: DPOTConfig, path: str | os.PathLike[str]) -> None:
-    """Write tensors and settings as :func:`save_weights` does.
-
-    Args:
-        tensors: a DPOT's state dict.
-        config: its keyword arguments.
-        path: where to write.
-
-    Raises:
-        ImportError: for safetensors, if the package safetensors is not installed.
-    """
+    """Write tensors and settings as :func:`save_weights` does."""
     target = Path(path)
     plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     settings = dict(config)

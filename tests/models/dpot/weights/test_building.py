@@ -5,8 +5,8 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from lightning_farms.analysis import open_checkpoint
 from lightning_farms.models import DPOT, convert_checkpoint, save_weights
-from lightning_farms.models.dpot.weights._reading import read_checkpoint
 
 SMALL = {
     "img_size": 8, "patch_size": 4, "in_channels": 2, "out_channels": 2, "in_timesteps": 3, "embed_dim": 8,
@@ -145,9 +145,9 @@ def test_conversion_keeps_everything(tmp_path, dtype):
     assert converted.config == model.config
     convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.pth")
     for name in ("a.safetensors", "b.pth"):
-        stored = read_checkpoint(tmp_path / name)
-        assert {tensor.dtype for tensor in stored.tensors.values()} == {dtype}
-        torch.testing.assert_close(stored.tensors, dict(model.state_dict()), rtol=0, atol=0)
+        stored = dict(open_checkpoint(tmp_path / name))
+        assert {tensor.dtype for tensor in stored.values()} == {dtype}
+        torch.testing.assert_close(stored, dict(model.state_dict()), rtol=0, atol=0)
         assert DPOT.from_checkpoint(tmp_path / name).config == model.config
 
 

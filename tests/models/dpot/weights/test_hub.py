@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lightning_farms.models import DPOT, download_released, load_weights, released_size, save_weights
-from lightning_farms.models.dpot.weights.hub import find_checkpoint
 
 SMALL = {
     "img_size": 16, "patch_size": 8, "in_timesteps": 3, "embed_dim": 8, "depth": 1, "n_blocks": 2, "out_layer_dim": 4,
@@ -215,7 +214,7 @@ def test_unknown_name(name, tmp_path, monkeypatch):
     with pytest.raises(
         FileNotFoundError, match=rf"existing checkpoint file or a released size \('tiny'.* got '{name}'"
     ):
-        find_checkpoint(name)
+        DPOT.from_pretrained(name)
 
 
 def test_every_size_has_its_file(hub):

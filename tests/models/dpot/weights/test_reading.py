@@ -83,6 +83,13 @@ def test_released_checkpoint_gives_the_same_network(tmp_path, variant, prefix):
     _assert_same(DPOT.from_checkpoint(tmp_path / "model.pth"), model)
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_state_dict_under_any_known_key(tmp_path, key):
+    model = _model(act="silu")
+    torch.save({key: model.state_dict(), "args": model.config}, tmp_path / "model.pt")
+    _assert_same(DPOT.from_checkpoint(tmp_path / "model.pt"), model)
+
+
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_save_and_read_back(tmp_path, variant):
     model = _model(**variant)

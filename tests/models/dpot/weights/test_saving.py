@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_farms.analysis import open_checkpoint
 from lightning_farms.models import DPOT, load_weights, save_weights
-from lightning_farms.models.dpot.weights._reading import read_checkpoint
 
 SMALL = {
     "img_size": 8, "patch_size": 4, "in_channels": 2, "out_channels": 2, "in_timesteps": 3, "embed_dim": 8,
@@ -171,6 +171,6 @@ def test_precision_and_layout_are_kept(tmp_path):
     model.pos_embed.data = model.pos_embed.data.to(memory_format=torch.channels_last)
     for name in ("model.pth", "model.safetensors"):
         save_weights(model, tmp_path / name)
-        stored = read_checkpoint(tmp_path / name).tensors
+        stored = dict(open_checkpoint(tmp_path / name))
         assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
         torch.testing.assert_close(stored, dict(model.state_dict()), rtol=0, atol=0)

@@ -19,9 +19,6 @@ class DivergenceWatch:
 
     Under a gradient scaler, which leaves out a step whose gradients are not finite, only the tenth loss in a row that
     is not finite stops the training.
-
-    Args:
-        lr: The largest learning rate, for the message.
     """
 
     def __init__(self, lr: float) -> None:
@@ -29,17 +26,7 @@ class DivergenceWatch:
         self._skipped_in_a_row = 0
 
     def check_loss(self, module: LightningModule, loss: Tensor, batch: Iterable[Tensor], batch_idx: int) -> None:
-        """Look at the loss of a training step; every process has to ask.
-
-        Args:
-            module: The one that trains.
-            loss: Of this step.
-            batch: What the loss was taken of.
-            batch_idx: Number of the batch in the epoch.
-
-        Raises:
-            FloatingPointError: If the loss is not finite in any process; other words if that is through the data.
-        """
+        """Look at the loss of a training step; every process has to ask."""
         batch = tuple(batch)
         finite = all_finite([loss.detach()])
         if _everywhere(module, finite):
@@ -60,28 +47,13 @@ class DivergenceWatch:
             )
 
     def check_weights(self, module: LightningModule) -> None:
-        """Look at the weights; every process has to ask.
-
-        Args:
-            module: The one that trains.
-
-        Raises:
-            FloatingPointError: If a weight is not finite in any process.
-        """
+        """Look at the weights; every process has to ask."""
         if not _everywhere(module, _has_finite_weights(module)):
             self._forbid_rescue(module)
             raise FloatingPointError(f"The weights are no longer finite ({_step(module)}). {self._advice(module)}")
 
     def check_checkpoint(self, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Look at a Lightning checkpoint before it is written; every process has to ask.
-
-        Args:
-            module: The one that is saved.
-            checkpoint: The content of the checkpoint.
-
-        Raises:
-            FloatingPointError: If a weight or a number of an optimizer's state is not finite in any process.
-        """
+        """Look at a Lightning checkpoint before it is written; every process has to ask."""
         buffers = {name for name, _ in module.named_buffers()}
         if not _everywhere(module, all_finite(_saved_tensors(checkpoint, buffers))):
             raise FloatingPointError(
@@ -105,30 +77,12 @@ class DivergenceWatch:
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or NaN; of a sharded tensor, this process's part is looked at.
-
-    Args:
-        values: Tensors of any type, shape and device; those that have no values yet are passed over.
-
-    Returns:
-        Whether all are finite.
-
-    Example:
-        >>> all_finite([torch.ones(2), torch.tensor([1.0, float("inf")])])
-        False
-    """
+    """Whether no value is infinite or NaN; of a sharded tensor, this process's part is looked at."""
     return all(bool(torch.isfinite(_local(value)).all()) for value in values if not is_lazy(value))
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:
-    """The last checkpoint that was written completely: by a checkpoint callback, or the one the run started from.
-
-    Args:
-        trainer: Of the run.
-
-    Returns:
-        Its path, or None if there is none in the local file system.
-    """
+    """The last checkpoint that was written completely: by a checkpoint callback, or the one the run started from."""
     paths = [
         str(getattr(callback, name, "") or "")
         for callback in trainer.checkpoint_callbacks

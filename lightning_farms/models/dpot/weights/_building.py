@@ -1,0 +1,51 @@
+"""Building the network that a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+import torch
+
+from lightning_farms.models.dpot.config import NOT_IN_SHAPES, DPOTConfig
+from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
+from lightning_farms.models.dpot.weights._reading import infer_sizes, read_checkpoint
+from lightning_farms.models.dpot.weights.loading import plan_loading
+from lightning_farms.models.dpot.weights.report import Component, left_without_being_asked
+
+Network = TypeVar("Network", bound=ConfiguredNetwork)
+
+
+def build_from_checkpoint(
+    cls: Callable[..., Network],
+    path: str | os.PathLike[str],
+    overrides: DPOTConfig,
+    *,
+    components: Collection[Component] | None = None,
+    adapt: bool = False,
+) -> Network:
+    """Build the network that a checkpoint holds, with other settings where they are given, and load it.
+
+    Initial values are drawn only if some are needed. The report of the loading is the network's `load_report`.
+    """
+    checkpoint = read_checkpoint(path)
+    config = infer_sizes(checkpoint, path) | overrides
+    with torch.device("meta"):
+        model = cls(**config)
+    unknown = [name for name in NOT_IN_SHAPES if name not in config]
+    if unknown:
+        used = ", ".join(f"{name}={model.config[name]!r}" for name in unknown)  # type: ignore[literal-required]
+        message = f"{os.fspath(path)!r} does not say {' and '.join(unknown)}; using {used}. Pass keywords to choose."
+        warnings.warn(message, UserWarning, stacklevel=3)
+    plan = plan_loading(model, checkpoint, path, components=components, adapt=adapt)
+    if plan.report.skipped:
+        model = cls(**config)
+    else:
+        model.to_empty(device=torch.get_default_device())
+    model.load_state_dict(plan.tensors, strict=False)
+    model.load_report = plan.report
+    if left_without_being_asked(plan.report):
+        warnings.warn(f"Not everything could be loaded. {plan.report}", UserWarning, stacklevel=3)
+    return model

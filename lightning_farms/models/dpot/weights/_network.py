@@ -1,0 +1,28 @@
+"""What a network has to offer so that checkpoints are loaded into it and written of it; DPOT does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.weights.report import LoadReport
+
+
+class ConfiguredNetwork(Protocol):
+    """A module that knows the keyword arguments it was built with."""
+
+    load_report: LoadReport | None
+
+    @property
+    def config(self) -> DPOTConfig:
+        """The keyword arguments."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every module, and so the other two."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> object: ...
+
+    def to_empty(self, *, device: torch.device) -> object: ...
