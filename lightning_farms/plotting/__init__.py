@@ -1,7 +1,7 @@
 """Figures of spectra, fields and errors, and cheap images; matplotlib is imported when one is drawn, pyplot never."""
 
-from lightning_farms.plotting._canvas import pixels
 from lightning_farms.plotting.alpha_depth_figure import alpha_depth_figure, comparison_figure
+from lightning_farms.plotting.canvas import pixels
 from lightning_farms.plotting.error_curves_figure import error_curves_figure
 from lightning_farms.plotting.esd_figure import esd_figure
 from lightning_farms.plotting.field_figure import field_figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_farms.analysis.comparison import Comparison
-from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
@@ -22,7 +22,7 @@ _LONGEST_NAME = 100
 
 
 class Picture(NamedTuple):
-    """A figure to be drawn."""
+    """A figure to be drawn: its path within the folder, and what draws it."""
 
     path: str
     draw: Callable[[], Figure]
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 
 def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
     """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer."""
-    rows = [row for row in report if row.status == "ok"]
+    rows = [row for row in report if row.status is Status.OK]
     if not rows:
         return []
     alphas = {row.name: row.alpha for row in rows}
