@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_farms.callbacks._rollouts.channels import channel_names, datamodule_of
+from lightning_farms.common.channels import channel_names
 from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
 from lightning_farms.data.fields.windows import EvaluationTrajectories
 
@@ -114,7 +114,7 @@ class PredictionWriter(BasePredictionWriter):
         predicted = _predicted(prediction)
         given = _given(trainer, batch, predicted)
         if self._share is None:
-            channels = channel_names(trainer, predicted.shape[4])
+            channels = channel_names(_datamodule(trainer), predicted.shape[4])
             path = self._share_path(trainer.global_rank)
             self._share = PredictionShare(path, channels, given_frames=given.shape[3])
             self._origin = _origins(trainer)
@@ -185,7 +185,7 @@ def _given(trainer: Trainer, batch: object, predicted: Tensor) -> Tensor:
             f"Expected a batch to be a pair whose first part is the given frames {_LAYOUT}, but got "
             f"{_described(fields)}. Load such pairs, as CFDDataModule does, or leave out PredictionWriter."
         )
-    denormalize = getattr(datamodule_of(trainer), "denormalize", None)
+    denormalize = getattr(_datamodule(trainer), "denormalize", None)
     given: Tensor = fields if denormalize is None else denormalize(fields)
     return given.to(predicted.device, torch.float32)
 
@@ -219,8 +219,12 @@ def _origins(trainer: Trainer) -> Callable[[int], Origin]:
     return [Origin(str(part.file.path), number) for part in parts for number in part.trajectories].__getitem__
 
 
+def _datamodule(trainer: Trainer) -> object:
+    return getattr(trainer, "datamodule", None)
+
+
 def _header(trainer: Trainer) -> PredictionHeader:
-    data = datamodule_of(trainer)
+    data = _datamodule(trainer)
     coordinates = getattr(data, "coordinates", None)
     return PredictionHeader(
         x=getattr(coordinates, "x", None),

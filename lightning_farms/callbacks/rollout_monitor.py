@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks._rollouts.channels import channel_names, datamodule_of
 from lightning_farms.callbacks._rollouts.pictures import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
@@ -19,6 +18,8 @@ from lightning_farms.callbacks._rollouts.record import (
     rollouts_of,
     spread,
 )
+from lightning_farms.common.arguments import check_at_least
+from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders
 from lightning_farms.loggers.pictures import hand_out
 from lightning_farms.loggers.scalars import log_scalars
@@ -78,13 +79,8 @@ class RolloutMonitor(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 10, *, samples: int = 1, frames: int = 5) -> None:
-        for name, value, least in (
-            ("every_n_epochs", every_n_epochs, 0),
-            ("samples", samples, 0),
-            ("frames", frames, 1),
-        ):
-            if value < least:
-                raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+        check_at_least(0, every_n_epochs=every_n_epochs, samples=samples)
+        check_at_least(1, frames=frames)
         self.every_n_epochs = every_n_epochs
         self.samples = samples
         self.frames = frames
@@ -243,9 +239,10 @@ class RolloutMonitor(Callback):
 def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
     """From the data module, where it has names, and as many as are needed."""
     numbers = list(range(given, given + len(errors)))
-    t = getattr(getattr(datamodule_of(trainer), "coordinates", None), "t", None)
+    data = getattr(trainer, "datamodule", None)
+    t = getattr(getattr(data, "coordinates", None), "t", None)
     times = None if t is None or len(t) <= numbers[-1] else [float(t[number]) for number in numbers]
-    return Names(channel_names(trainer, len(errors[0])), numbers, times)
+    return Names(channel_names(data, len(errors[0])), numbers, times)
 
 
 def _log_curves(trainer: Trainer, evaluation: Evaluation) -> None:

@@ -6,15 +6,7 @@ from pathlib import Path
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken, before the work is done.
-
-    Args:
-        target: file to write, OUT on the command line.
-        overwrite: whether an existing file may be replaced; a folder never is.
-
-    Raises:
-        FileExistsError: if there is something already.
-    """
+    """Refuse a place that is taken, before the work is done; a folder is never replaced."""
     if target.is_dir() or (target.exists() and not overwrite):
         what = "is a folder" if target.is_dir() else "exists. Give --overwrite to replace it"
         raise FileExistsError(f"Expected OUT to be a new file, but {str(target)!r} {what}.")

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_farms.cli._shell import fail, message_of, traceback_wanted
+from lightning_farms.cli._shell import failing_on
 from lightning_farms.data.download.catalogue import OFFICIAL_FILES
 from lightning_farms.data.download.pdebench import download_pdebench
 
@@ -22,14 +22,7 @@ status: 0 done; 1 it cannot be downloaded; 2 wrong arguments; 130 interrupted.""
 
 
 def run(args: list[str]) -> None:
-    """Run `lightning-farms download`.
-
-    Args:
-        args: what follows `download` on the command line.
-
-    Raises:
-        SystemExit: with status 1 where the file cannot be downloaded, 2 for wrong arguments.
-    """
+    """Run `lightning-farms download`."""
     parser = _parser()
     given = parser.parse_args(args)
     if given.list:
@@ -53,11 +46,8 @@ def _parser() -> ArgumentParser:
 
 def _download(given: Any) -> None:  # noqa: ANN401
     try:
-        path = download_pdebench(given.name, Path(given.dir), url=given.url)
-    except _USER_MISTAKES as error:
-        if traceback_wanted():
-            raise
-        fail(error, message_of(error).replace("argument `name`", "NAME"))
+        with failing_on(*_USER_MISTAKES, name="NAME"):
+            path = download_pdebench(given.name, Path(given.dir), url=given.url)
     except KeyboardInterrupt:
         sys.stderr.write("\nRun the same command again to continue.")
         raise

@@ -11,10 +11,10 @@ from jsonargparse import ArgumentParser
 
 from lightning_farms.cli._shell import failing_on, with_options
 from lightning_farms.cli._target import check_target
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.progress import progress_is_shown
-from lightning_farms.data import SimulationConfig, simulate_to_file
-from lightning_farms.data._arguments import check_at_least
-from lightning_farms.data.simulation.flows import chosen_device
+from lightning_farms.data.fields.writer import simulate_to_file
+from lightning_farms.data.simulation.flows import SimulationConfig, chosen_device
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -45,14 +45,7 @@ class SimulateOptions:
 
 
 def run(args: list[str]) -> None:
-    """Run `lightning-farms simulate`.
-
-    Args:
-        args: what follows `simulate` on the command line.
-
-    Raises:
-        SystemExit: with status 1 where the set cannot be simulated or written, 2 for wrong arguments.
-    """
+    """Run `lightning-farms simulate`."""
     options = _parse(args)
     with failing_on(*_USER_MISTAKES):
         _simulate(options)

@@ -6,14 +6,7 @@ from torch.utils.data import DistributedSampler
 
 
 def evaluation_loaders(trainer: Trainer) -> list[object]:
-    """The data loaders of the validation or test that runs.
-
-    Args:
-        trainer: that runs it.
-
-    Returns:
-        All of them, in order.
-    """
+    """The data loaders of the validation or test that runs."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     flat: list[object] = CombinedLoader(loaders).flattened
     return flat
@@ -21,14 +14,6 @@ def evaluation_loaders(trainer: Trainer) -> list[object]:
 
 def own_items(loader: object, seen: int, batch: int) -> int:
     """How many of a process's next items are no repetitions that fill up the shares of a distributed sampler.
-
-    Args:
-        loader: the data loader.
-        seen: items before.
-        batch: items now.
-
-    Returns:
-        From 0 to `batch`; repetitions are the last ones.
 
     Example:
         >>> from torch.utils.data import DataLoader

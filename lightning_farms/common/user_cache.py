@@ -7,9 +7,5 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """The folder lightning_farms in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache.
-
-    Returns:
-        The folder, which need not exist yet.
-    """
+    """The folder lightning_farms in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_farms"

@@ -7,26 +7,27 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
-from lightning_farms.data._arguments import check_amplitude, check_at_least, check_fields, file_paths, file_strides
-from lightning_farms.data.epochs import Batches, TrainingLoader
-from lightning_farms.data.fields.file_set import Coordinates, FileSet, strided_size
+from lightning_farms.data._normalization import ChannelStatistics, restore
+from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
+from lightning_farms.data.fields._arguments import check_fields, file_paths, file_strides
+from lightning_farms.data.fields._file_set import FileSet, strided_size
 from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
 from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
-from lightning_farms.data.fields.trajectories import Trajectories, sampled_statistics
+from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file
-from lightning_farms.data.normalization import ChannelStatistics, restore
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
+Batches = DataLoader[tuple[Tensor, Tensor]]
 DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
@@ -110,7 +111,7 @@ class CFDDataModule(LightningDataModule):
     _test: EvaluationTrajectories | None = None
     _statistics: ChannelStatistics | None = None
     _sampler: WindowSampler | None = None
-    _resumed = (0, 0)
+    _resumed = Progress()
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class CFDDataModule(LightningDataModule):
             time_stride=time_stride,
         )
         check_at_least(0, num_workers=num_workers, seed=seed)
-        check_amplitude(noise)
+        check_not_negative(noise=noise)
         check_fields(path, fields, axes)
         self.path = file_paths(path)
         self._strides = file_strides(stride, self.path)
@@ -235,7 +236,7 @@ class CFDDataModule(LightningDataModule):
         if stage not in _PURPOSES:
             raise ValueError(f"Expected argument `stage` to be one of {list(_PURPOSES)}, but got {stage!r}.")
         if stage == "fit":
-            self._resumed, self._sampler, self._statistics = (0, 0), None, None
+            self._resumed, self._sampler, self._statistics = Progress(), None, None
         files = self._files()
         splits = files.splits(self._split)
         for file, split in zip(files.files, splits, strict=True):
@@ -267,11 +268,11 @@ class CFDDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, as (epoch, batches of it that are done), the channels, and how they are scaled."""
-        epoch, batches = self._progress()
+        progress = progress_of(self.trainer)
         statistics = None if self._statistics is None else self._statistics._asdict()
         return {
-            "epoch": epoch,
-            "batches": batches,
+            "epoch": progress.epoch,
+            "batches": progress.batches,
             "channels": list(self.channels),
             "normalize": self.normalize,
             "statistics": statistics,
@@ -303,7 +304,7 @@ class CFDDataModule(LightningDataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
-        self._resumed = (int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
+        self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
             self._resume(self._sampler)
 
@@ -311,19 +312,9 @@ class CFDDataModule(LightningDataModule):
         """Load training windows, this process's share of them."""
         windows = _ready(self._train, "train")
         self._hand_out_statistics()
-        self._sampler = WindowSampler(windows, seed=self.seed, **self._replica())
+        self._sampler = WindowSampler(windows, seed=self.seed, **replica_of(self.trainer))
         self._resume(self._sampler)
-        # A generator of its own keeps the loader from drawing on the global one.
-        generator = torch.Generator().manual_seed(self.seed)
-        return TrainingLoader(
-            windows,
-            batch_size=self.batch_size,
-            sampler=self._sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-            generator=generator,
-        )
+        return EpochLoader(windows, sampler=self._sampler, **self._loader_options())
 
     def val_dataloader(self) -> Batches:
         """Load validation trajectories in order."""
@@ -372,14 +363,16 @@ class CFDDataModule(LightningDataModule):
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories) -> Batches:
         self._hand_out_statistics()
-        return DataLoader(
-            trajectories,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return DataLoader(trajectories, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": self.pin_memory,
+            "generator": own_generator(self.seed),
+        }
 
     def _known_statistics(self) -> ChannelStatistics:
         """The checkpoint's statistics, or those of a sample of the training part, the same in every process."""
@@ -395,24 +388,8 @@ class CFDDataModule(LightningDataModule):
                 if dataset is not None:
                     dataset.trajectories.statistics = statistics
 
-    def _replica(self) -> dict[str, int]:
-        """The trainer's share-out of the data: number of replicas and this process's rank among them."""
-        kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return {} if kwargs is None else {name: int(kwargs[name]) for name in ("num_replicas", "rank")}
-
     def _resume(self, sampler: WindowSampler) -> None:
-        epoch, batches = self._resumed
-        sampler.resume(epoch, batches * self.batch_size)
-
-    def _progress(self) -> tuple[int, int]:
-        """The epoch that is trained or comes next, and how many of its batches are done."""
-        if self.trainer is None:
-            return (0, 0)
-        loop: Any = self.trainer.fit_loop
-        epoch = loop.epoch_progress.current
-        if epoch.ready <= epoch.processed:
-            return (int(epoch.processed), 0)
-        return (int(epoch.processed), int(loop.epoch_loop.batch_progress.current.processed))
+        sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size)
 
 
 def _cache_name(config: SimulationConfig) -> str:

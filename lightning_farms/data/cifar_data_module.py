@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_farms.common.user_cache import user_cache
-from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
+from lightning_farms.data.image_data_module import ImageDataModule
 from lightning_farms.data.images._batches import Augmentation
+from lightning_farms.data.images._labelled_images import TrainAndTest
 from lightning_farms.data.images.cifar import SOURCES, Classes, download_cifar, read_cifar
 
 

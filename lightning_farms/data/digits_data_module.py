@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
+from lightning_farms.common.arguments import check_share
+from lightning_farms.data.image_data_module import ImageDataModule
 from lightning_farms.data.images._batches import Augmentation
-from lightning_farms.data.images._labelled_images import LabelledImages, check_fraction, stratified_split
+from lightning_farms.data.images._labelled_images import LabelledImages, TrainAndTest, stratified_split
 
 _SIDE, _WHITE, _CLASSES = 8, 16, 10
 
@@ -61,7 +62,7 @@ class DigitsDataModule(ImageDataModule):
     ) -> None:
         if size < _SIDE or size % _SIDE:
             raise ValueError(f"Expected argument `size` to be a multiple of {_SIDE}, but got {size}.")
-        check_fraction("test_fraction", test_fraction)
+        check_share(test_fraction=test_fraction)
         if test_fraction == 0:
             raise ValueError("Expected argument `test_fraction` to be in (0, 1), but got 0.")
         super().__init__(

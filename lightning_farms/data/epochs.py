@@ -1,15 +1,72 @@
-"""The loader of training windows."""
+"""Epochs that an interrupted training goes on with where it was: one sampler and one loader for all data modules."""
 
-from collections.abc import Iterator
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor
-from torch.utils.data import DataLoader
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+KeyT = TypeVar("KeyT", covariant=True)
+BatchT = TypeVar("BatchT", covariant=True)
 
 
-class TrainingLoader(Batches):
+class EpochSampler(DistributedSampler[KeyT], ABC):
+    """An epoch's keys, drawn from (seed, epoch) alone: this process's share of them, less those that were seen.
+
+    It is a DistributedSampler so that Lightning leaves it as it is under a distributed strategy and calls its
+    `set_epoch` before each epoch. Every process draws the same epoch; process r takes items r, r + replicas, and so on,
+    the first items repeated at the end where the number is not divisible. Nothing is drawn before the first key is
+    asked for: a trainer knows the epoch and its progress by then.
+
+    Args:
+        dataset: what the keys are of.
+        seed: at least 0.
+        shuffle: whether the order is random.
+        num_replicas: processes that share the items, at least 1.
+        rank: this process among them, in [0, num_replicas).
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], *, seed: int = 0, shuffle: bool = True, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self._resumed = (0, 0)
+        self._seen_first: Callable[[], int] | None = None
+
+    @abstractmethod
+    def keys(self, items: Sequence[int]) -> Iterator[KeyT]:
+        """Draw the epoch, and give the keys of the items at some positions of its order, each below their number."""
+
+    def resume(self, epoch: int, items: int) -> None:
+        """Leave out the items of an epoch that an interrupted run has already seen.
+
+        Args:
+            epoch: the epoch, at least 0; others are whole.
+            items: how many of this process's items to leave out, at least 0.
+        """
+        self._resumed = (epoch, items)
+
+    def resume_first(self, items: Callable[[], int]) -> None:
+        """Leave out as many items of the epoch gone through first as `items` tells when its first key is asked for."""
+        self._seen_first = items
+
+    def __iter__(self) -> Iterator[KeyT]:
+        seen = self._seen()
+        number = len(self.dataset)  # type: ignore[arg-type]
+        share = range(self.rank, self.total_size, self.num_replicas)[seen:]
+        yield from self.keys([position % number for position in share])
+
+    def _seen(self) -> int:
+        first, self._seen_first = self._seen_first, None
+        epoch, items = self._resumed
+        return first() if first is not None else items if epoch == self.epoch else 0
+
+
+class EpochLoader(DataLoader[BatchT]):
     """DataLoader whose epoch starts with its first batch, and that Lightning takes for resumable.
 
     A plain loader starts its workers, and draws the order, as soon as Lightning prepares the training; for a resumed
@@ -21,12 +78,54 @@ class TrainingLoader(Batches):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module's state, which Lightning restores earlier, says where to go on."""
+        """Nothing: the data module and the trainer, which are restored earlier, say where to go on."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore.
+        """Do nothing."""
 
-        Args:
-            state_dict: what `state_dict` gave.
-        """
+
+class Progress(NamedTuple):
+    """The epoch that is trained or comes next, and how many of its batches are done."""
+
+    epoch: int = 0
+    batches: int = 0
+
+
+def progress_of(trainer: Trainer | None) -> Progress:
+    """Where a training is, for a checkpoint written now."""
+    if trainer is None:
+        return Progress()
+    loop: Any = trainer.fit_loop
+    epoch = loop.epoch_progress.current
+    if epoch.ready <= epoch.processed:
+        return Progress(int(epoch.processed))
+    return Progress(int(epoch.processed), int(loop.epoch_loop.batch_progress.current.processed))
+
+
+def batches_to_leave_out(trainer: Trainer | None) -> Callable[[], int] | None:
+    """How many batches the checkpoint's training had done of its epoch, known when the first batch is asked for.
+
+    Nothing but for the first loaders of a training that goes on from a checkpoint.
+    """
+    if trainer is None or trainer.ckpt_path is None or trainer.train_dataloader is not None:
+        return None
+    return lambda: int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+class Replica(TypedDict):
+    """Number of processes that share the data, and this one's number among them."""
+
+    num_replicas: int
+    rank: int
+
+
+def replica_of(trainer: Trainer | None) -> Replica:
+    """The trainer's share-out of the data."""
+    kwargs = (None if trainer is None else trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+    return Replica(num_replicas=int(kwargs["num_replicas"]), rank=int(kwargs["rank"]))
+
+
+def own_generator(seed: int) -> torch.Generator:
+    """For a loader, which otherwise draws on the global one."""
+    return torch.Generator().manual_seed(seed)

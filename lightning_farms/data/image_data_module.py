@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightning_farms.data._arguments import check_at_least
-from lightning_farms.data.images._batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
+from lightning_farms.common.arguments import check_at_least, check_share
+from lightning_farms.data._normalization import ChannelStatistics
+from lightning_farms.data.epochs import EpochLoader, batches_to_leave_out, replica_of
+from lightning_farms.data.images._batches import Augmentation, ImageBatch, ImageBatches, ImageBatchSampler, image_loader
 from lightning_farms.data.images._labelled_images import (
-    LabelledImages,
-    check_fraction,
+    TrainAndTest,
     image_statistics,
     stratified_split,
 )
-from lightning_farms.data.normalization import ChannelStatistics
+
+__all__ = ["ImageDataModule", "TrainAndTest"]
 
 _STAGES = ("fit", "validate", "test", "predict")
-
-
-class TrainAndTest(NamedTuple):
-    """The two parts of a set."""
-
-    train: LabelledImages
-    test: LabelledImages
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -64,7 +58,7 @@ class ImageDataModule(LightningDataModule, ABC):
         super().__init__()
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, padding=augmentation.padding, seed=0 if seed is None else seed, split_seed=split_seed)
-        check_fraction("val_fraction", val_fraction)
+        check_share(val_fraction=val_fraction)
         self.num_classes = num_classes
         self.batch_size, self.augmentation, self.val_fraction = batch_size, augmentation, val_fraction
         self.seed, self.split_seed, self.pin_memory = seed, split_seed, pin_memory
@@ -109,7 +103,7 @@ class ImageDataModule(LightningDataModule, ABC):
             "test": ImageBatches(test, statistics, 0),
         }
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> EpochLoader[ImageBatch]:
         """Load training images in random order, cropped and flipped; this process's share of them."""
         images = self._part("train")
         sampler = ImageBatchSampler(
@@ -118,43 +112,31 @@ class ImageDataModule(LightningDataModule, ABC):
             shuffle=True,
             augmentation=self.augmentation,
             seed=torch.initial_seed() if self.seed is None else self.seed,
-            first_batch=self._batches_done if self._resumes() else None,
-            replica=self._replica(),
+            **replica_of(self.trainer),
         )
-        return ImageLoader(images, sampler=sampler, pin_memory=self.pin_memory)
+        batches = batches_to_leave_out(self.trainer)
+        if batches is not None:
+            sampler.resume_first(lambda: batches() * self.batch_size)
+        return image_loader(images, sampler, pin_memory=self.pin_memory)
 
-    def val_dataloader(self) -> ImageLoader:
+    def val_dataloader(self) -> EpochLoader[ImageBatch]:
         """Load validation images in order."""
         return self._in_order("val")
 
-    def test_dataloader(self) -> ImageLoader:
+    def test_dataloader(self) -> EpochLoader[ImageBatch]:
         """Load test images in order."""
         return self._in_order("test")
 
-    def predict_dataloader(self) -> ImageLoader:
+    def predict_dataloader(self) -> EpochLoader[ImageBatch]:
         """Load test images in order."""
         return self._in_order("test")
 
-    def _in_order(self, name: str) -> ImageLoader:
+    def _in_order(self, name: str) -> EpochLoader[ImageBatch]:
         images = self._part(name)
-        sampler = ImageBatchSampler(images, batch_size=self.batch_size, replica=self._replica())
-        return ImageLoader(images, sampler=sampler, pin_memory=self.pin_memory)
+        sampler = ImageBatchSampler(images, batch_size=self.batch_size, **replica_of(self.trainer))
+        return image_loader(images, sampler, pin_memory=self.pin_memory)
 
     def _part(self, name: str) -> ImageBatches:
         if name not in self._parts:
             raise RuntimeError(f"Expected `setup` to have read the {name} images, but it has not: call it first.")
         return self._parts[name]
-
-    def _resumes(self) -> bool:
-        """Whether these are the first loaders of a training that goes on from a checkpoint."""
-        trainer = self.trainer
-        return trainer is not None and trainer.ckpt_path is not None and trainer.train_dataloader is None
-
-    def _batches_done(self) -> int:
-        assert self.trainer is not None
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-
-    def _replica(self) -> tuple[int, int]:
-        """The trainer's share-out of the data: number of replicas and this process's rank among them."""
-        kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return (1, 0) if kwargs is None else (int(kwargs["num_replicas"]), int(kwargs["rank"]))

@@ -17,20 +17,19 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Adam, AdamW
 from torchmetrics import MetricCollection
 
+from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders, own_items
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
-from lightning_farms.metrics import (
-    RMSE,
-    VRMSE,
-    BoundaryRMSE,
-    ConservedRMSE,
-    FourierRMSE,
-    MaxError,
-    NormalizedRMSE,
-    RelativeL2Error,
-    relative_l2_error,
-)
+from lightning_farms.metrics import relative_l2_error
+from lightning_farms.metrics.boundary_rmse import BoundaryRMSE
+from lightning_farms.metrics.conserved_rmse import ConservedRMSE
+from lightning_farms.metrics.fourier_rmse import FourierRMSE
+from lightning_farms.metrics.max_error import MaxError
+from lightning_farms.metrics.normalized_rmse import NormalizedRMSE
+from lightning_farms.metrics.relative_l2_error import RelativeL2Error
+from lightning_farms.metrics.rmse import RMSE
+from lightning_farms.metrics.vrmse import VRMSE
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._operator_checks import (
     check_can_be_fed_back,
@@ -384,7 +383,7 @@ class OperatorModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""
         per_channel = self.test_l2re.compute()
-        names = self._channel_names(len(per_channel))
+        names = channel_names(self._datamodule(), len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
         errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}
         if self.trainer.strategy.reduce_boolean_decision(self.test_fourier.update_called, all=False):
@@ -460,10 +459,6 @@ class OperatorModule(LightningModule):
     def _physical(self, fields: Tensor) -> Tensor:
         denormalize: Callable[[Tensor], Tensor] | None = getattr(self._datamodule(), "denormalize", None)
         return fields if denormalize is None else denormalize(fields)
-
-    def _channel_names(self, number: int) -> tuple[str, ...]:
-        names = tuple(getattr(self._datamodule(), "channels", ()))
-        return names if len(names) == number else tuple(str(channel) for channel in range(number))
 
     def _datamodule(self) -> object:
         return getattr(self._trainer, "datamodule", None)

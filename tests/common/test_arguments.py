@@ -1,16 +1,26 @@
+"""Range checks: what lies within passes, the first argument that does not is named with its value."""
+
+import math
+
 import pytest
 
-from lightning_farms.common.arguments import check_at_least, check_integers
+from lightning_farms.common.arguments import check_at_least, check_integers, check_not_negative, check_share
 
 
-def test_what_fits_is_let_through():
-    check_at_least(1, stride=1, share=1.5)
-    check_integers(0, seed=0, depth=3)
-
-
-def test_the_first_too_small_one_is_named():
-    with pytest.raises(ValueError, match="`stride` to be at least 2, but got 1"):
-        check_at_least(2, size=2, stride=1, count=0)
+@pytest.mark.parametrize(
+    ("check", "within", "outside", "rule"),
+    [
+        (lambda **values: check_at_least(2, **values), (2, 3), (1, -1), "at least 2"),
+        (check_share, (0, 0.999), (-0.1, 1.0, math.nan), r"in \[0, 1\)"),
+        (check_not_negative, (0, 1e9), (-0.1, math.inf, math.nan), "at least 0 and finite"),
+    ],
+)
+def test_the_first_argument_out_of_range_is_named(check, within, outside, rule):
+    assert check() is None
+    assert check(a=within[0], b=within[1]) is None
+    for value in outside:
+        with pytest.raises(ValueError, match=f"^Expected argument `second` to be {rule}, but got {value}.$"):
+            check(first=within[0], second=value, third=value)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, None, "1"])

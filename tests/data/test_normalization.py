@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_farms.data.normalization import ChannelStatistics, channel_statistics, restore, standardize
+from lightning_farms.data._normalization import ChannelStatistics, channel_statistics, restore, standardize
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])

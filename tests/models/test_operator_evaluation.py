@@ -75,7 +75,7 @@ def test_every_error_of_the_whole_test_set_is_logged(tmp_path, kind):
     expected = {name: float(function(prediction, target)) for name, function in ERRORS.items()}
     bands = metrics.fourier_rmse(prediction, target).tolist()
     expected |= {f"test/fourier_{band}": value for band, value in zip(("low", "mid", "high"), bands, strict=True)}
-    names = getattr(kind, "channels", ("0", "1"))
+    names = getattr(kind, "channels", ("channel 0", "channel 1"))
     channels = metrics.relative_l2_error(prediction, target, per="channel").tolist()
     expected |= {f"test/l2re/{name}": value for name, value in zip(names, channels, strict=True)}
     assert logged == pytest.approx(expected, rel=1e-5)
@@ -96,7 +96,7 @@ def test_grids_without_a_high_band_leave_it_out_and_say_so(tmp_path, caplog):
         _, _, logged = evaluated(tmp_path, Fields(), "test")
     (said,) = (message for message in caplog.messages if "Leaving out test/fourier_low" in message)
     assert "highest band needs 26 x 26 points, but the fields have 4 x 4" in said
-    assert set(logged) == {*ERRORS, "test/l2re/0", "test/l2re/1"}
+    assert set(logged) == {*ERRORS, "test/l2re/channel 0", "test/l2re/channel 1"}
 
 
 def test_a_second_test_starts_anew(tmp_path):

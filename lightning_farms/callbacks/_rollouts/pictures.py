@@ -11,7 +11,7 @@ from lightning_farms.callbacks._rollouts.record import Errors, KeptRollout
 from lightning_farms.loggers.pictures import Picture
 from lightning_farms.loggers.sinks import Pixels
 from lightning_farms.plotting import error_curves_figure, field_figure
-from lightning_farms.plotting.canvas import pixels
+from lightning_farms.plotting.pixels import pixels
 
 
 class Names(NamedTuple):
@@ -66,15 +66,7 @@ class Earlier(NamedTuple):
 
 
 def rollout_pictures(evaluation: Evaluation, earlier: Earlier | None) -> list[Picture]:
-    """Fields of each kept trajectory and channel, and the error over the frames.
-
-    Args:
-        evaluation: what to draw.
-        earlier: errors to compare with; left out where their shape is another one.
-
-    Returns:
-        The pictures.
-    """
+    """Fields of each kept trajectory and channel, and the error over the frames beside `earlier` of the same shape."""
     stage, suffix = evaluation.stage, evaluation.suffix
     found = [
         Picture("figure", f"{stage}/fields/{name}{_number(sample)}{suffix}", partial(_fields, evaluation, sample, i))

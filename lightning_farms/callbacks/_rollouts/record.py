@@ -44,13 +44,7 @@ Errors: TypeAlias = list[list[float]]  # a row a frame, a column a channel
 
 
 def rollouts_of(outputs: object) -> Rollouts | str:
-    """Read what a step returned.
-
-    Args:
-        outputs: a mapping with the tensors "prediction" and "target", and perhaps "given".
-
-    Returns:
-        The rollouts, or in words what was returned instead.
+    """Read what a step returned; in words what it was, if it was no mapping with "prediction" and "target".
 
     Example:
         >>> fields = torch.ones(2, 8, 8, 3, 4)
@@ -82,11 +76,6 @@ def expected_outputs(step: str, got: str) -> str:
 class RolloutRecord:
     """Of one evaluation on one data loader.
 
-    Args:
-        metric: error per frame and channel.
-        samples: number of the first trajectories to keep.
-        columns: number of frames to keep of each, spread from the first to the last.
-
     Attributes:
         kept: the first trajectories.
         drawn: index of each of their frames.
@@ -103,15 +92,7 @@ class RolloutRecord:
         self._shape: torch.Size | None = None
 
     def add(self, rollouts: Rollouts, loader: object) -> bool:
-        """Add a batch, if it has as many frames and channels as the first.
-
-        Args:
-            rollouts: the batch.
-            loader: the data loader that it comes from.
-
-        Returns:
-            Whether it has.
-        """
+        """Add a batch; False, and nothing added, if it has other frames or channels than the first."""
         prediction, target, given = rollouts
         own = own_items(loader, self._seen, len(target))
         self._seen += len(target)
@@ -128,14 +109,7 @@ class RolloutRecord:
         return True
 
     def errors(self) -> Errors:
-        """Errors over the trajectories of all processes; each must call it.
-
-        Returns:
-            A row a frame, a column a channel.
-
-        Raises:
-            ValueError: The processes' rollouts differ in frames or channels.
-        """
+        """Errors over the trajectories of all processes; each must call it, and gets a ValueError if shapes differ."""
         errors: Errors = self._metric.compute().tolist()
         return errors
 

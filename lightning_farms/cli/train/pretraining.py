@@ -13,9 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_farms.data import CFDDataModule, PDEBenchFile, SimulationConfig
-from lightning_farms.models import DPOT, OperatorModule, save_weights
+from lightning_farms.data.cfd_data_module import CFDDataModule
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.simulation.flows import SimulationConfig
+from lightning_farms.models.dpot.network import DPOT
 from lightning_farms.models.dpot.weights.report import Component
+from lightning_farms.models.dpot.weights.saving import save_weights
+from lightning_farms.models.operator_module import OperatorModule
 
 _PRETRAINING_VERSION = 1
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from lightning_farms.data.download._byte_progress import Advance, StartBar, byte_progress
+from lightning_farms.common.progress import Advance, StartBar, progress_bars, progress_is_shown
 from lightning_farms.data.download._checksum import md5_of
 
 if TYPE_CHECKING:
@@ -33,24 +33,8 @@ def fetch_file(url: str, target: Path, *, md5: str, extra: str = "download", pro
     continued, at once after a dropped connection, at the next call after anything else; the server is asked for the
     rest on the condition that its file is still the same, and a server that cannot do that starts anew. An existing
     file is checked and left alone. If another process is at the same file, wait for it.
-
-    Args:
-        url: Where the file is.
-        target: Where it shall be; the folder is made if need be.
-        md5: Its checksum.
-        extra: The package's extra that brings pooch, for the message when it is missing.
-        progress: Whether to show bars on a terminal.
-
-    Returns:
-        ``target``.
-
-    Raises:
-        ImportError: pooch is not installed.
-        FileExistsError: There is another file of that name already.
-        ConnectionError: The file cannot be fetched, or what came has another checksum.
-        OSError: There is not enough space.
     """
-    with byte_progress(show=progress) as start_bar:
+    with progress_bars(unit="bytes", show=progress and progress_is_shown()) as start_bar:
         if target.exists():
             _check_existing(target, md5, start_bar)
             return target

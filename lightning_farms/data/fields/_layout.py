@@ -24,15 +24,6 @@ class FieldSource(NamedTuple):
 def parse_field(text: str) -> FieldSource:
     """Read the name of a dataset, or of one component of it.
 
-    Args:
-        text: such as "density", "t0_fields/density", "t1_fields/velocity[0]" or "t2_fields/stress[0, 1]".
-
-    Returns:
-        The dataset and the component.
-
-    Raises:
-        ValueError: for anything else.
-
     Example:
         >>> parse_field("t1_fields/velocity[0]")
         FieldSource(dataset='t1_fields/velocity', component=(0,))
@@ -52,13 +43,6 @@ class FieldLayout:
 
     A dataset has the axes trajectory (b), frame (t), x and y, and, where components are picked, one axis for each of
     their numbers: where `axes` has a "c", else last.
-
-    Args:
-        fields: {channel: dataset or component of it}, in the order of the channels.
-        axes: order of the axes, each of the letters b, t, x, y once and c at most once.
-
-    Raises:
-        ValueError: for no field, one that is not named as `parse_field` reads it, or other axes.
 
     Example:
         >>> layout = FieldLayout({"u": "velocity[0]", "v": "velocity[1]", "p": "pressure"})
@@ -89,18 +73,7 @@ class FieldLayout:
         return tuple(self._components)
 
     def sizes(self, dataset: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Trajectories, frames and cells along x and y of a dataset.
-
-        Args:
-            dataset: its name.
-            shape: its shape.
-
-        Returns:
-            (B, T, X, Y).
-
-        Raises:
-            ValueError: if it has another number of axes than its channels need, or too few components.
-        """
+        """(B, T, X, Y) of a dataset of a shape that suits its channels."""
         for component in self._components[dataset].values():
             letters = self._letters(len(component))
             extents = [size for size, letter in zip(shape, letters, strict=False) if letter == "c"]
@@ -109,30 +82,13 @@ class FieldLayout:
         return tuple(shape[letters.index(letter)] for letter in "btxy")
 
     def index(self, dataset: str, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
-        """What to read of a dataset.
-
-        Args:
-            dataset: its name.
-            trajectory: the trajectory's number.
-            frames: the frames.
-
-        Returns:
-            An index for the dataset; components are read together.
-        """
+        """An index to read a dataset with; its components are read together."""
         letters = self._letters(self._rank(dataset))
         chosen: dict[str, int | slice] = {"b": trajectory, "t": frames}
         return tuple(chosen.get(letter, slice(None)) for letter in letters)
 
     def channel_fields(self, dataset: str, read: np.ndarray[Any, Any]) -> dict[int, np.ndarray[Any, Any]]:
-        """The channels in what was read.
-
-        Args:
-            dataset: the dataset's name.
-            read: what `index` led to.
-
-        Returns:
-            {number of the channel: view of shape (T, X, Y)}.
-        """
+        """{number of the channel: view of shape (T, X, Y)} in what `index` led to."""
         letters = self._letters(self._rank(dataset)).replace("b", "")
         left = letters.replace("c", "")
         order = [left.index(letter) for letter in "txy"]

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lightning_farms.common.arguments import check_at_least, check_share
 from lightning_farms.common.seeding import seeded_generator, shuffled
-from lightning_farms.data._arguments import check_at_least
 
 SplitName = Literal["dpot", "pdebench"]
 
@@ -119,8 +119,7 @@ def _check_split(count: int, split: str, test_fraction: float, val_fraction: flo
         raise ValueError(f"Expected argument `split` to be 'dpot' or 'pdebench', but got {split!r}.")
     if not 0 < test_fraction < 1:
         raise ValueError(f"Expected argument `test_fraction` to be in (0, 1), but got {test_fraction}.")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"Expected argument `val_fraction` to be in [0, 1), but got {val_fraction}.")
+    check_share(val_fraction=val_fraction)
     if not 0 < train_fraction <= 1:
         raise ValueError(f"Expected argument `train_fraction` to be in (0, 1], but got {train_fraction}.")
 
@@ -136,18 +135,6 @@ def check_split(
     source: str = "the file",
 ) -> None:
     """Refuse a split in which a part that is needed is empty.
-
-    Args:
-        split: the split.
-        count: number of trajectories that were split.
-        purposes: the needed parts, of "train", "val", "test".
-        test_fraction: share of the test trajectories that was asked for, for the message.
-        val_fraction: share of the validation trajectories that was asked for, for the message.
-        train_fraction: share of the training trajectories that was asked for, for the message.
-        source: what was split, for the message.
-
-    Raises:
-        ValueError: naming the empty part and the remedy.
 
     Example:
         >>> check_split(split_trajectories(40), count=40, purposes=("train", "val"))

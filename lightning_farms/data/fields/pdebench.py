@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.data.fields._layout import FieldLayout
 
 ChannelOrder = Literal["dpot", "pdebench"]
@@ -203,15 +203,6 @@ class PDEBenchFile:
 
 def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:
     """Name the channels of an order.
-
-    Args:
-        channel_order: "dpot" or "pdebench".
-
-    Returns:
-        The names of the datasets, in order.
-
-    Raises:
-        ValueError: for another name.
 
     Example:
         >>> channel_names("dpot")

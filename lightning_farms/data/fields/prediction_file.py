@@ -63,16 +63,7 @@ class PredictionHeader:
 
 
 class PredictionShare:
-    """One process's trajectories, in a file of its own that grows with each batch.
-
-    Args:
-        path: file to write; its folder is created if need be.
-        channels: name of each channel's dataset.
-        given_frames: number of frames, from the first, that were given and not predicted.
-
-    Raises:
-        FileExistsError: if there is a file already.
-    """
+    """One process's trajectories, in a file of its own that grows with each batch."""
 
     def __init__(self, path: Path, channels: Sequence[str], *, given_frames: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,16 +73,7 @@ class PredictionShare:
         self._file.attrs.update({"channels": list(channels), "given_frames": given_frames})
 
     def append(self, fields: Tensor, items: Sequence[int], origins: Sequence[Origin]) -> None:
-        """Write trajectories.
-
-        Args:
-            fields: (batch, X, Y, frames, channels), on any device; all batches have the same X, Y and frames.
-            items: place of each trajectory in the data set.
-            origins: where each comes from.
-
-        Raises:
-            ValueError: if the fields do not fit the channels, the items or the earlier batches.
-        """
+        """Write (batch, X, Y, frames, channels); `items`: places in the data set, `origins`: where each comes from."""
         values = fields.detach().to("cpu", torch.float32).numpy()
         if values.ndim != 5 or values.shape[4] != len(self._channels) or not len(values) == len(items) == len(origins):
             raise ValueError(
@@ -142,14 +124,6 @@ def join_shares(path: Path, shares: Sequence[Path], header: PredictionHeader) ->
 
     A trajectory that several processes have (a distributed sampler repeats some) is taken once. The file appears under
     its name only once it is complete and on disk; an existing one is replaced.
-
-    Args:
-        path: file to write.
-        shares: the closed shares, at least one, in the same folder.
-        header: what else to write.
-
-    Returns:
-        What the file holds.
     """
     with complete_or_nothing(path) as temporary:
         if len(shares) == 1 and _in_order(shares[0]):

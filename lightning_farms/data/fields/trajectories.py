@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.seeding import shuffled
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.data._normalization import ChannelStatistics, channel_statistics, standardize
 from lightning_farms.data.fields.pdebench import PDEBenchFile
-from lightning_farms.data.normalization import ChannelStatistics, channel_statistics, standardize
 
 
 class FilePart(NamedTuple):
@@ -26,6 +26,20 @@ class FilePart(NamedTuple):
     file: PDEBenchFile
     trajectories: Sequence[int]
     stride: int = 1
+
+
+class Coordinates(NamedTuple):
+    """Where and when the values of a data module's items are.
+
+    Args:
+        x: centres of the cells along x, (X,), or None if unknown.
+        y: centres of the cells along y, (Y,), or None if unknown.
+        t: times of a whole trajectory's frames, (T,), or None if unknown.
+    """
+
+    x: Tensor | None
+    y: Tensor | None
+    t: Tensor | None
 
 
 class Trajectories:
@@ -95,19 +109,7 @@ class Trajectories:
 
 
 def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64) -> ChannelStatistics:
-    """Statistics of the channels over a sample of trajectories, read one after the other.
-
-    Args:
-        trajectories: what to sample; read without standardizing.
-        seed: of the draw, in [0, 2^32).
-        most: trajectories to read, all if there are no more.
-
-    Returns:
-        The statistics of all cells and (with the stride in time) frames of the sample.
-
-    Raises:
-        ValueError: if there is no trajectory.
-    """
+    """Statistics of the channels over a sample of trajectories, read one after the other."""
     if len(trajectories) == 0:
         raise ValueError(
             "Expected the train split to have trajectories to take the statistics of `normalize` from, but it is "

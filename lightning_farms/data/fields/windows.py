@@ -1,13 +1,14 @@
 """Datasets of training windows and evaluation trajectories, and the sampler of the former."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.data.epochs import EpochSampler
 from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
 from lightning_farms.data.fields.trajectories import Trajectories
 
@@ -92,12 +93,8 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
 
 
-class WindowSampler(DistributedSampler[WindowKey]):
+class WindowSampler(EpochSampler[WindowKey]):
     """Order and windows of an epoch, drawn from (seed, epoch) alone, and this process's share of them.
-
-    It is a DistributedSampler so that Lightning leaves it as it is under a distributed strategy and calls its
-    `set_epoch` before each epoch. Every process draws the same epoch; process r takes keys r, r + replicas, and so on,
-    the first keys repeated at the end where the count is not divisible.
 
     Args:
         windows: the training items.
@@ -121,38 +118,17 @@ class WindowSampler(DistributedSampler[WindowKey]):
     """
 
     def __init__(self, windows: TrainingWindows, *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(windows, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        super().__init__(windows, seed=seed, num_replicas=num_replicas, rank=rank)
         self._windows = windows
-        self._resumed = (0, 0)
 
-    def resume(self, epoch: int, items: int) -> None:
-        """Leave out the items of an epoch that an interrupted run has already seen.
-
-        Args:
-            epoch: the epoch, at least 0; others are whole.
-            items: how many of this process's items to leave out, at least 0.
-        """
-        self._resumed = (epoch, items)
-
-    def __iter__(self) -> Iterator[WindowKey]:
-        windows = self._windows
-        keys = epoch_windows(len(windows), windows.starts, seed=self.seed, epoch=self.epoch)
-        epoch, seen = self._resumed
-        shares = range(self.rank, self.total_size, self.num_replicas)[seen if epoch == self.epoch else 0 :]
-        return iter([keys[position % len(keys)] for position in shares])
+    def keys(self, items: Sequence[int]) -> Iterator[WindowKey]:
+        """Draw the epoch, and give the windows at some positions of its order."""
+        drawn = epoch_windows(len(self._windows), self._windows.starts, seed=self.seed, epoch=self.epoch)
+        return iter([drawn[item] for item in items])
 
 
 def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: int) -> None:
-    """Refuse windows that the files cannot hold.
-
-    Args:
-        trajectories: where the windows are to be.
-        in_timesteps: frames of the input, at least 1.
-        out_timesteps: frames of the target, at least 1.
-
-    Raises:
-        ValueError: naming the frames there are.
-    """
+    """Refuse windows that the files cannot hold."""
     check_at_least(1, in_timesteps=in_timesteps, out_timesteps=out_timesteps)
     if in_timesteps + out_timesteps > trajectories.frames:
         stride = trajectories.time_stride

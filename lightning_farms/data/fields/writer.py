@@ -8,11 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.atomic import complete_or_nothing
-from lightning_farms.data._arguments import check_at_least
+from lightning_farms.common.progress import progress_bars
 from lightning_farms.data.fields.pdebench import FIELDS
 from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, chosen_device, simulate_cfd
 
@@ -93,28 +92,23 @@ def simulate_to_file(
         batch_size = max(1, cells // config.resolution**2)
     check_at_least(1, batch_size=batch_size)
     starts = range(0, config.trajectories, batch_size)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
     with (
         complete_or_nothing(Path(path)) as temporary,
         h5py.File(temporary, "x") as file,
-        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+        progress_bars(unit="percent", show=progress, stays=True) as start_bar,
         _threads_for(min(batch_size, config.trajectories) * config.resolution**2),
     ):
-        task = bar.add_task(
+        advance = start_bar(
             f"Simulating {config.trajectories} flows at {config.resolution}x{config.resolution}",
-            total=len(starts) * (config.frames - 1),
+            len(starts) * (config.frames - 1),
+            0,
         )
         for start in starts:
             part = simulate_cfd(
                 config,
                 indices=range(start, min(start + batch_size, config.trajectories)),
                 device=device,
-                on_frame=lambda: bar.advance(task),
+                on_frame=lambda: advance(1),
             )
             if start == 0:
                 _create(file, part, config.trajectories)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from lightning_farms.common.seeding import seeded_generator
+from lightning_farms.data._normalization import ChannelStatistics
+from lightning_farms.data.epochs import EpochLoader, EpochSampler, own_generator
 from lightning_farms.data.images._labelled_images import LabelledImages, crop_and_flip, normalise
-from lightning_farms.data.normalization import ChannelStatistics
 
 
 class Augmentation(NamedTuple):
@@ -43,13 +44,7 @@ class ImageBatch(NamedTuple):
 
 
 class ImageBatches(Dataset[ImageBatch]):
-    """Batches of images by their keys.
-
-    Args:
-        data: the images.
-        statistics: mean and standard deviation to normalise by.
-        padding: border within which images are shifted.
-    """
+    """Batches of images by their keys, shifted within a border of `padding` pixels."""
 
     def __init__(self, data: LabelledImages, statistics: ChannelStatistics, padding: int) -> None:
         self.data, self.statistics, self.padding = data, statistics, padding
@@ -62,23 +57,8 @@ class ImageBatches(Dataset[ImageBatch]):
         return ImageBatch(normalise(images, self.statistics), self.data.labels[key.indices])
 
 
-class ImageBatchSampler(DistributedSampler[BatchKey]):
-    """Keys of an epoch's batches, drawn from (seed, epoch) alone, and this process's share of them.
-
-    It is a DistributedSampler so that Lightning leaves it as it is under a distributed strategy and calls its
-    `set_epoch` before each epoch. Every process draws the same epoch; process r takes images r, r + replicas, and so
-    on, the first images repeated at the end where the number is not divisible.
-
-    Args:
-        dataset: the images.
-        batch_size: images in a batch of one process, at least 1; the last batch may be smaller.
-        shuffle: whether the order is random.
-        augmentation: what is changed at random.
-        seed: at least 0.
-        first_batch: called when the first batch of the first iteration is asked for: how many batches of that epoch
-            are done already. Later iterations start at 0.
-        replica: number of processes that share the images, and this one's number among them, from 0.
-    """
+class ImageBatchSampler(EpochSampler[BatchKey]):
+    """Keys of an epoch's batches: order, shifts and flips. The last batch may be smaller."""
 
     def __init__(
         self,
@@ -88,26 +68,21 @@ class ImageBatchSampler(DistributedSampler[BatchKey]):
         shuffle: bool = False,
         augmentation: Augmentation = Augmentation(),  # noqa: B008
         seed: int = 0,
-        first_batch: Callable[[], int] | None = None,
-        replica: tuple[int, int] = (1, 0),
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        super().__init__(dataset, num_replicas=replica[0], rank=replica[1], shuffle=shuffle, seed=seed)
+        super().__init__(dataset, seed=seed, shuffle=shuffle, num_replicas=num_replicas, rank=rank)
         self.batch_size, self.augmentation = batch_size, augmentation
-        self._first_batch = first_batch
 
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)
 
-    def __iter__(self) -> Iterator[BatchKey]:
-        first_batch, self._first_batch = self._first_batch, None
-        return self._keys(first_batch)
-
-    def _keys(self, first_batch: Callable[[], int] | None) -> Iterator[BatchKey]:
-        """Nothing is drawn before the first key is asked for: a trainer knows the epoch and its progress by then."""
+    def keys(self, items: Sequence[int]) -> Iterator[BatchKey]:
+        """Draw the epoch, and give the batches of the images at some positions of its order."""
         epoch = self._draw()
-        share = torch.arange(self.rank, self.rank + self.total_size, self.num_replicas) % len(epoch.indices)
-        for batch in share.split(self.batch_size)[0 if first_batch is None else first_batch() :]:
-            yield BatchKey(*(part[batch] for part in epoch))
+        for batch in torch.tensor(items, dtype=torch.int64).split(self.batch_size):
+            if len(batch):
+                yield BatchKey(*(part[batch] for part in epoch))
 
     def _draw(self) -> BatchKey:
         number = len(self.dataset)  # type: ignore[arg-type]
@@ -120,26 +95,8 @@ class ImageBatchSampler(DistributedSampler[BatchKey]):
         )
 
 
-class ImageLoader(DataLoader[ImageBatch]):
-    """Loads whole batches; Lightning takes it for resumable within an epoch, which it is through its sampler.
-
-    Worker processes are of no use: the images are in memory, and a batch is made in about a millisecond.
-
-    Args:
-        dataset: the images.
-        sampler: says which batches.
-        pin_memory: whether batches are copied to pinned memory.
-    """
-
-    def __init__(self, dataset: ImageBatches, *, sampler: ImageBatchSampler, pin_memory: bool = False) -> None:
-        # A generator of its own keeps the loader from drawing on the global one.
-        super().__init__(
-            dataset, batch_size=None, sampler=sampler, pin_memory=pin_memory, generator=torch.Generator().manual_seed(0)
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: where an epoch goes on after a resume is the trainer's to say."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing."""
+def image_loader(
+    dataset: ImageBatches, sampler: ImageBatchSampler, *, pin_memory: bool = False
+) -> EpochLoader[ImageBatch]:
+    """Loads whole batches; without workers, since images are in memory and a batch takes about a millisecond."""
+    return EpochLoader(dataset, batch_size=None, sampler=sampler, pin_memory=pin_memory, generator=own_generator(0))

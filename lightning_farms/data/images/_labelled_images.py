@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_farms.data.normalization import ChannelStatistics
+from lightning_farms.common.arguments import check_share
+from lightning_farms.data._normalization import ChannelStatistics
 
 _GREY_LEVELS = 256
 
@@ -25,28 +26,19 @@ class LabelledImages(NamedTuple):
     labels: Tensor
 
     def part(self, indices: Tensor) -> LabelledImages:
-        """The images with these indices, in that order.
-
-        Args:
-            indices: int64, shape (part,).
-
-        Returns:
-            A copy of the part.
-        """
+        """The images with these indices, in that order."""
         return LabelledImages(self.images[indices], self.labels[indices])
+
+
+class TrainAndTest(NamedTuple):
+    """The two parts of a set."""
+
+    train: LabelledImages
+    test: LabelledImages
 
 
 def image_statistics(images: Tensor) -> ChannelStatistics:
     """Mean and standard deviation of each channel over all pixels of all images.
-
-    Args:
-        images: uint8, shape (number, channels, height, width), at least one.
-
-    Returns:
-        Both in float32, in units of the brightest value (255 is 1).
-
-    Raises:
-        ValueError: a channel has the same value everywhere, so that images cannot be normalised by it.
 
     Example:
         >>> image_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
@@ -67,23 +59,12 @@ def image_statistics(images: Tensor) -> ChannelStatistics:
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Hold out the same share of every class, at random.
 
-    Args:
-        labels: int64, shape (number,).
-        fraction: share of each class that is held out, in [0, 1); its number is rounded, ties to even.
-        seed: of the choice, at least 0.
-
-    Returns:
-        Indices of what stays and of what is held out, both ascending.
-
-    Raises:
-        ValueError: the fraction is out of range or holds out nothing or all of a class though it is not 0.
-
     Example:
         >>> kept, held_out = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
         >>> len(kept), len(held_out), torch.tensor([0, 0, 0, 0, 1, 1])[held_out].tolist()
         (3, 3, [0, 0, 1])
     """
-    check_fraction("fraction", fraction)
+    check_share(fraction=fraction)
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -129,29 +110,7 @@ def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -
 
 
 def normalise(images: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Images of mean 0 and variance 1 in every channel of the set that the statistics are of.
-
-    Args:
-        images: uint8, shape (batch, channels, height, width).
-        statistics: of the set.
-
-    Returns:
-        float32, of the images' shape.
-    """
+    """uint8 images as float32, of mean 0 and variance 1 in every channel of the set that the statistics are of."""
     scale = 1 / ((_GREY_LEVELS - 1) * statistics.std)
     offset = -statistics.mean / statistics.std
     return images * scale[:, None, None] + offset[:, None, None]
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raise unless a share is in [0, 1).
-
-    Args:
-        name: of the argument.
-        value: the share.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not 0 <= value < 1:
-        raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")

@@ -65,18 +65,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickler that looks up no names but the few that arrays need."""
 
     def find_class(self, module: str, name: str) -> object:
-        """What stands for the object of this name, if it is allowed.
-
-        Args:
-            module: where it is.
-            name: its own.
-
-        Returns:
-            A callable of its own for each call, because a pickle may set its attributes.
-
-        Raises:
-            pickle.UnpicklingError: it is not allowed; nothing was imported.
-        """
+        """What stands for the object of this name: new for each call, because a pickle may set its attributes."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data of this kind never do")
         return partial(_ALLOWED[module, name])
@@ -84,15 +73,6 @@ class _ArraysOnly(pickle.Unpickler):
 
 def load_arrays(content: bytes) -> object:
     """Unpickle a dict of lists and arrays, Python 2's strings as bytes; no code of the pickle's choice is run.
-
-    Args:
-        content: of the file.
-
-    Returns:
-        What was pickled; the arrays among a dict's values are read-only.
-
-    Raises:
-        ValueError: the content is damaged, cut short, no pickle, or asks for anything but arrays of uint8.
 
     Example:
         >>> load_arrays(pickle.dumps({"data": np.arange(3, dtype=np.uint8), "labels": [3, 5]}))

@@ -16,8 +16,7 @@ import torch
 
 from lightning_farms.data.download._checksum import md5_of
 from lightning_farms.data.download.resumable import fetch_file
-from lightning_farms.data.image_data_module import TrainAndTest
-from lightning_farms.data.images._labelled_images import LabelledImages
+from lightning_farms.data.images._labelled_images import LabelledImages, TrainAndTest
 from lightning_farms.data.images._restricted_pickle import load_arrays
 
 Classes = Literal[10, 100]

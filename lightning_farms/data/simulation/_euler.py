@@ -13,15 +13,9 @@ _LEAST_SHARE = 0.1  # of a cell's density and pressure, in what is extrapolated 
 
 
 def to_primitive(conserved: Tensor) -> Tensor:
-    r"""Turn conserved fields into primitive ones.
+    r"""(density, x-velocity, y-velocity, pressure) of (density, x-momentum, y-momentum, energy per volume), (4, ...).
 
     $$p = (\gamma - 1) (E - \rho |v|^2 / 2)$$
-
-    Args:
-        conserved: (4, ...): density, x-momentum, y-momentum, total energy per volume.
-
-    Returns:
-        (4, ...): density, x-velocity, y-velocity, pressure.
 
     Example:
         >>> to_primitive(torch.tensor([2.0, 4.0, 0.0, 7.0]))
@@ -37,15 +31,9 @@ def to_primitive(conserved: Tensor) -> Tensor:
 
 
 def to_conserved(primitive: Tensor) -> Tensor:
-    r"""Turn primitive fields into conserved ones, the inverse of `to_primitive`.
+    r"""The inverse of `to_primitive`.
 
     $$E = p / (\gamma - 1) + \rho |v|^2 / 2$$
-
-    Args:
-        primitive: (4, ...): density, x-velocity, y-velocity, pressure.
-
-    Returns:
-        (4, ...): density, x-momentum, y-momentum, total energy per volume.
 
     Example:
         >>> to_conserved(torch.tensor([2.0, 2.0, 0.0, 2.0]))
@@ -57,20 +45,11 @@ def to_conserved(primitive: Tensor) -> Tensor:
 
 
 def euler_step(conserved: Tensor, dt: Tensor, spacing: tuple[float, float], limiter: Limiter) -> Tensor:
-    """Advance the Euler equations by one step of the MUSCL-Hancock scheme with HLLC fluxes.
+    """Advance (4, B, X, Y) conserved fields by one MUSCL-Hancock step with HLLC fluxes, (B,) time steps long.
 
     Each cell's primitive fields get slopes along x and y, are advanced by half a step with them, and are extrapolated
     to the faces; what differs there is settled by HLLC. Stable while dt times the largest
     (|vx| + sound) / dx + (|vy| + sound) / dy stays below 1.
-
-    Args:
-        conserved: (4, B, X, Y).
-        dt: (B,), the step of each trajectory; 0 leaves it as it is.
-        spacing: cell sizes along x and y.
-        limiter: "van_leer", or "none" for smooth flow.
-
-    Returns:
-        (4, B, X, Y), conserved fields after the step.
 
     Reference:
         Toro, Riemann Solvers and Numerical Methods for Fluid Dynamics, sections 10.4, 14.4 and 16.5.

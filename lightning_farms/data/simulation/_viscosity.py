@@ -47,12 +47,6 @@ def stages_for(ratio: float) -> int:
 
     $$(s^2 + s - 2) / 4 \ge r$$
 
-    Args:
-        ratio: r, of the step to the limit, at least 0.
-
-    Returns:
-        The least such number, at least 2.
-
     Example:
         >>> [stages_for(ratio) for ratio in (0.5, 1.1, 27.0)]
         [2, 3, 10]
@@ -62,12 +56,6 @@ def stages_for(ratio: float) -> int:
 
 def stable_ratio(stages: int) -> float:
     """The largest stable multiple of the forward Euler method's limit, see `stages_for`.
-
-    Args:
-        stages: at least 2.
-
-    Returns:
-        The multiple.
 
     Example:
         >>> stable_ratio(3)

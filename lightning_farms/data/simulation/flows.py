@@ -1,6 +1,5 @@
 """Simulated sets of random 2D compressible flows, as tensors."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.common.arguments import check_not_negative
 from lightning_farms.data.simulation._viscosity import STRESSES, Stress
 from lightning_farms.data.simulation.initial_conditions import WINDOWED_SHARE, random_initial_state
 from lightning_farms.data.simulation.solver import UnstableFlowError, integrate
 
 SIMULATOR_VERSION = 2
-_CFL, _LEAST_CFL = 0.8, 0.1
 """Raised when equal settings give other numbers than before."""
+
+_CFL, _LEAST_CFL = 0.8, 0.1
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class SimulationConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
-        for name, most in (("mach", 2.0), ("windowed_share", 1.0), ("eta", math.inf), ("zeta", math.inf)):
+        for name, most in (("mach", 2.0), ("windowed_share", 1.0)):
             value = getattr(self, name)
-            if not 0 <= value <= most or math.isinf(value):
-                limit = "at least 0 and finite" if math.isinf(most) else f"in [0, {most:g}]"
-                raise ValueError(f"Expected argument `{name}` to be {limit}, but got {value!r}.")
+            if not 0 <= value <= most:
+                raise ValueError(f"Expected argument `{name}` to be in [0, {most:g}], but got {value!r}.")
+        check_not_negative(eta=self.eta, zeta=self.zeta)
         if self.stress not in STRESSES:
             raise ValueError(f"Expected argument `stress` to be one of {list(STRESSES)}, but got {self.stress!r}.")
 
@@ -165,15 +166,6 @@ def simulate_cfd(
 def chosen_device(device: str | torch.device) -> torch.device:
     """Find the device that is meant.
 
-    Args:
-        device: "auto" for CUDA where there is any and the CPU otherwise, or a device.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: for a CUDA device where there is none.
-
     Example:
         >>> chosen_device("cpu")
         device(type='cpu')
@@ -236,12 +228,6 @@ def _initial_states(config: SimulationConfig, indices: range) -> Tensor:
 
 def frame_times(frames: int) -> list[float]:
     """Give equally spaced times from 0 to 1.
-
-    Args:
-        frames: how many, at least 2.
-
-    Returns:
-        The times.
 
     Example:
         >>> frame_times(3)

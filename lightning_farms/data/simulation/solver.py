@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_farms.common.arguments import check_not_negative
 from lightning_farms.data.simulation._euler import GAMMA, Limiter, euler_step, to_conserved, to_primitive
 from lightning_farms.data.simulation._viscosity import (
     STRESSES,
@@ -102,9 +103,7 @@ def _check_flow(initial: Tensor, times: Sequence[float]) -> None:
 
 
 def _check_settings(eta: float, zeta: float, cfl: float) -> None:
-    for name, value in (("eta", eta), ("zeta", zeta)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"Expected argument `{name}` to be a finite number of at least 0, but got {value}.")
+    check_not_negative(eta=eta, zeta=zeta)
     if not 0 < cfl <= 1:
         raise ValueError(f"Expected argument `cfl` to be in (0, 1], but got {cfl}.")
 

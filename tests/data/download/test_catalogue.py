@@ -1,29 +1,30 @@
 """The table of official files."""
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 
 from lightning_farms.data import OFFICIAL_FILES, official_file
 
 
-def test_names_and_files():
-    assert [found.name for found in OFFICIAL_FILES] == [
-        "2d_cfd_M0.1_eta0.01",
-        "2d_cfd_M0.1_eta0.1",
-        "2d_cfd_M0.1_eta1e-08",
-        "2d_cfd_M1.0_eta0.01",
-        "2d_cfd_M1.0_eta0.1",
-        "2d_cfd_M1.0_eta1e-08",
-        "2d_cfd_turb_M0.1",
-        "2d_cfd_turb_M1.0",
-    ]
-    assert len({found.md5 for found in OFFICIAL_FILES}) == len({found.url for found in OFFICIAL_FILES}) == 8
-    assert all(re.fullmatch("[0-9a-f]{32}", found.md5) for found in OFFICIAL_FILES)
-    turbulent = official_file("2d_cfd_turb_M1.0")
-    assert turbulent.file == "2D_CFD_Turb_M1.0_Eta1e-08_Zeta1e-08_periodic_512_Train.hdf5"
-    assert (turbulent.resolution, turbulent.trajectories) == (512, 1000)
-    assert turbulent.url == "https://darus.uni-stuttgart.de/api/access/datafile/164686"
+@pytest.mark.parametrize("attribute", ["name", "file", "number", "md5", "url"])
+def test_no_two_files_have_one(attribute):
+    assert len({getattr(found, attribute) for found in OFFICIAL_FILES}) == len(OFFICIAL_FILES)
+
+
+@pytest.mark.parametrize("found", OFFICIAL_FILES, ids=lambda found: found.name)
+def test_an_entry_agrees_with_itself(found):
+    """The short name, the file's own name and the figures say the same."""
+    start, mach, eta, zeta, cells = re.fullmatch(
+        r"2D_CFD_(Rand|Turb)_M(.+)_Eta(.+)_Zeta(.+)_periodic_(\d+)_Train\.hdf5", found.file
+    ).groups()
+    assert found.name == (f"2d_cfd_turb_M{mach}" if start == "Turb" else f"2d_cfd_M{mach}_eta{eta}")
+    assert (eta, int(cells)) == (zeta, found.resolution)
+    assert found.trajectories * found.resolution**2 in (10_000 * 128**2, 1_000 * 512**2)
+    assert re.fullmatch("[0-9a-f]{32}", found.md5)
+    address = urlsplit(found.url)
+    assert (address.scheme, address.path.rpartition("/")[2]) == ("https", str(found.number))
 
 
 @pytest.mark.parametrize(

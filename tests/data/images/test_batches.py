@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 from lightning_farms.data.image_data_module import ImageDataModule, TrainAndTest
-from lightning_farms.data.images._batches import Augmentation, ImageBatches, ImageBatchSampler, ImageLoader
+from lightning_farms.data.images._batches import Augmentation, ImageBatches, ImageBatchSampler, image_loader
 from lightning_farms.data.images._labelled_images import LabelledImages, image_statistics
 from lightning_farms.models import ImageClassifier
 
@@ -70,7 +70,7 @@ def test_shifts_and_flips_are_uniform():
 
 def test_without_augmentation_images_come_as_they_are():
     data = dataset(padding=0)
-    images, labels = next(iter(ImageLoader(data, sampler=ImageBatchSampler(data, batch_size=NUMBER))))
+    images, labels = next(iter(image_loader(data, ImageBatchSampler(data, batch_size=NUMBER))))
     restored = images * data.statistics.std[:, None, None] + data.statistics.mean[:, None, None]
     torch.testing.assert_close(restored * 255, data.data.images.float(), atol=1e-3, rtol=0)
     assert labels.tolist() == list(range(NUMBER))
@@ -78,7 +78,7 @@ def test_without_augmentation_images_come_as_they_are():
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_processes_share_an_epoch(replicas):
-    parts = [joined(keys(replica=(replicas, rank))) for rank in range(replicas)]
+    parts = [joined(keys(num_replicas=replicas, rank=rank)) for rank in range(replicas)]
     assert len({len(part[0]) for part in parts}) == 1, "all have as many, or the slower ones wait for ever"
     assert set(torch.cat([part[0] for part in parts]).tolist()) == set(range(NUMBER))
     whole = joined(keys())
@@ -88,14 +88,15 @@ def test_processes_share_an_epoch(replicas):
 
 
 def test_only_the_first_iteration_skips():
-    sampler = ImageBatchSampler(dataset(), batch_size=16, shuffle=True, first_batch=lambda: 3)
+    sampler = ImageBatchSampler(dataset(), batch_size=16, shuffle=True)
+    sampler.resume_first(lambda: 3 * 16)
     assert [len(list(sampler)) for _ in range(2)] == [1, 4]
 
 
 def test_a_batch_takes_about_a_millisecond():
     data = dataset(number=256, padding=4, side=32)
     sampler = ImageBatchSampler(data, batch_size=128, shuffle=True, augmentation=Augmentation(4, True))
-    loader = ImageLoader(data, sampler=sampler)
+    loader = image_loader(data, sampler)
     list(loader)
     fastest = min(_seconds(lambda: list(loader)) for _ in range(10))
     assert fastest / len(loader) < 0.02, "twenty times what it takes alone on one core"

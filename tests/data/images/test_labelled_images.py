@@ -6,7 +6,6 @@ import torch
 
 from lightning_farms.data.images._labelled_images import (
     LabelledImages,
-    check_fraction,
     crop_and_flip,
     image_statistics,
     normalise,
@@ -90,8 +89,8 @@ def test_shares_that_cannot_be(fraction, message):
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_fractions_out_of_range(value):
-    with pytest.raises(ValueError, match=r"Expected argument `val_fraction` to be in \[0, 1\), but got"):
-        check_fraction("val_fraction", value)
+    with pytest.raises(ValueError, match=r"Expected argument `fraction` to be in \[0, 1\), but got"):
+        stratified_split(torch.zeros(4, dtype=torch.int64), value, 0)
 
 
 def test_part():

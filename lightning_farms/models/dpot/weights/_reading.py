@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.common.checkpoints import StoredCheckpoint, damaged, read_stored
+from lightning_farms.common.checkpoints.files import StoredCheckpoint, read_stored
+from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.models.dpot.config import DPOTConfig
 
 SAFETENSORS_SETTINGS = "config"

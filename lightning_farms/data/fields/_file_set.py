@@ -1,41 +1,17 @@
 """Several files that are read as one set: what they must have in common, and what they share."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_farms.data.fields.indexing import Split
 from lightning_farms.data.fields.pdebench import PDEBenchFile
-from lightning_farms.data.fields.trajectories import FilePart, Trajectories
-
-
-class Coordinates(NamedTuple):
-    """Where and when the values of a data module's items are.
-
-    Args:
-        x: centres of the cells along x, (X,), or None if unknown.
-        y: centres of the cells along y, (Y,), or None if unknown.
-        t: times of a whole trajectory's frames, (T,), or None if unknown.
-    """
-
-    x: Tensor | None
-    y: Tensor | None
-    t: Tensor | None
+from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
 
 
 class FileSet:
-    """Files with one image size after the strides.
-
-    Args:
-        files: at least one, with the same channels.
-        strides: every stride-th cell along x and y, for each file.
-
-    Raises:
-        ValueError: naming the file that is not square, whose resolution a stride does not divide, or that has another
-            size or another number of frames than the first.
-    """
+    """Files with one image size after the strides."""
 
     def __init__(self, files: Sequence[PDEBenchFile], strides: Sequence[int]) -> None:
         self.files, self.strides = tuple(files), tuple(strides)
@@ -49,41 +25,16 @@ class FileSet:
         self.img_size = sizes[0]
 
     def trajectories(self, parts: Sequence[Sequence[int]], *, time_stride: int) -> Trajectories:
-        """Some trajectories of each file as one sequence.
-
-        Args:
-            parts: for each file, the numbers of its trajectories.
-            time_stride: every time_stride-th frame, at least 1.
-
-        Returns:
-            The sequence, in the files' order.
-
-        Raises:
-            ValueError: if the files have different numbers of frames.
-        """
+        """Some trajectories of each file as one sequence."""
         chosen = [FilePart(*part) for part in zip(self.files, parts, self.strides, strict=True)]
         return Trajectories(chosen, time_stride=time_stride)
 
     def splits(self, split: Callable[[int], Split]) -> list[Split]:
-        """Split each file for itself.
-
-        Args:
-            split: from a number of trajectories to their split.
-
-        Returns:
-            One split for each file.
-        """
+        """Split each file for itself."""
         return [split(file.shape.trajectories) for file in self.files]
 
     def coordinates(self, time_stride: int) -> Coordinates:
-        """The coordinates that all files have in common, after the strides.
-
-        Args:
-            time_stride: every time_stride-th frame, at least 1.
-
-        Returns:
-            Coordinates; None for one that a file lacks or that differs between files.
-        """
+        """The coordinates that all files have in common, after the strides."""
         x = _common([_every(file.x, file.shape.x, stride) for file, stride in self._strided()])
         y = _common([_every(file.y, file.shape.y, stride) for file, stride in self._strided()])
         return Coordinates(x, y, _common([_every(file.t, file.shape.frames, time_stride) for file in self.files]))
@@ -111,18 +62,7 @@ def _img_size(file: PDEBenchFile, stride: int) -> int:
 
 
 def strided_size(resolution: int, stride: int) -> int:
-    """Cells along a side after the stride.
-
-    Args:
-        resolution: cells before, at least 1.
-        stride: at least 1, a divisor of it.
-
-    Returns:
-        Their quotient.
-
-    Raises:
-        ValueError: if the stride is no divisor.
-    """
+    """Cells along a side after the stride."""
     if resolution % stride:
         raise ValueError(
             f"Expected argument `stride` to divide the resolution {resolution} of the data, but got {stride}."

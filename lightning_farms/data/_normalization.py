@@ -26,15 +26,6 @@ def channel_statistics(samples: Iterable[Tensor]) -> ChannelStatistics:
     m = (n_1 m_1 + n_2 m_2) / n and S = S_1 + S_2 + (m_2 - m_1)^2 n_1 n_2 / n, so one sample is in memory at a time and
     nothing cancels.
 
-    Args:
-        samples: tensors of shape (..., C), at least one.
-
-    Returns:
-        The statistics in float64; std = sqrt(S / n).
-
-    Raises:
-        ValueError: if there is no sample.
-
     Example:
         >>> channel_statistics([torch.tensor([[0.0, 5.0]]), torch.tensor([[2.0, 5.0], [4.0, 5.0]])]).mean.tolist()
         [2.0, 5.0]
@@ -58,29 +49,13 @@ def channel_statistics(samples: Iterable[Tensor]) -> ChannelStatistics:
 
 
 def standardize(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Subtract each channel's mean and divide by its standard deviation, or by 1 where that is 0.
-
-    Args:
-        fields: (..., C).
-        statistics: of C channels.
-
-    Returns:
-        The same shape and type.
-    """
+    """Subtract each channel's mean and divide by its standard deviation, or by 1 where that is 0."""
     mean, scale = _as(fields, statistics)
     return (fields - mean) / scale
 
 
 def restore(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Undo `standardize`.
-
-    Args:
-        fields: (..., C).
-        statistics: of C channels.
-
-    Returns:
-        The same shape and type.
-    """
+    """Undo `standardize`."""
     mean, scale = _as(fields, statistics)
     return fields * scale + mean
 
