@@ -21,7 +21,7 @@ from lightning_farms.balancing.warnings import warnings_of_control
 from lightning_farms.functional.smoothing import moving_average
 from lightning_farms.functional.vectors import vector
 from lightning_farms.optim.scaling import LayerwiseScaling
-from lightning_farms.optim.weight_decay import check_decoupled_weight_decay
+from lightning_farms.optim.support import check_decoupled_weight_decay
 
 
 class Balancer:

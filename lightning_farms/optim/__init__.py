@@ -2,7 +2,6 @@
 
 from lightning_farms.optim.param_groups import layerwise_param_groups
 from lightning_farms.optim.scaling import LayerwiseScaling
-from lightning_farms.optim.support import check_supported
-from lightning_farms.optim.weight_decay import check_decoupled_weight_decay
+from lightning_farms.optim.support import check_decoupled_weight_decay, check_supported
 
 __all__ = ["LayerwiseScaling", "check_decoupled_weight_decay", "check_supported", "layerwise_param_groups"]

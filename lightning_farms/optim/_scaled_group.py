@@ -11,17 +11,12 @@ MEMBERSHIP = ("params", "param_names")
 _PLAIN = (bool, int, float, complex, str, bytes)
 
 
-class StandIn:
+class ScaledGroup:
     """Some of a parameter group's parameters, with the group's hyperparameters and one of them scaled.
 
-    The same dictionary is filled anew before every update; the group itself is only read.
-
-    Args:
-        layers: The layers of the parameters to stand in for, None for those that belong to none.
-        own: The "params" (and "param_names", if the group has them) to stand in for, and hyperparameters that differ
-            from the group's.
-        key: The hyperparameter to scale.
-        factor: What to multiply it by.
+    The same dictionary is filled anew before every update; the group itself is only read. `own` are the "params" (and
+    "param_names") of `layers`, None for parameters that belong to none, and hyperparameters that differ from the
+    group's.
     """
 
     __slots__ = ("_key", "_own", "_put", "_version", "factor", "group", "layers")

@@ -11,7 +11,7 @@ def layerwise_param_groups(
 ) -> list[dict[str, Any]]:
     """Sort parameters into one uniquely named group a layer, to be handed to an optimizer.
 
-    `LayerwiseScaling` then never has to divide a group: every group has one stand-in, in its place. Optimizers that
+    `LayerwiseScaling` then never has to divide a group: one scaled group takes its place. Optimizers that
     keep state per group, copy hyperparameters group by group (`ZeroRedundancyOptimizer`), or know their groups by
     position need such groups.
 

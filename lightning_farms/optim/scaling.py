@@ -22,9 +22,9 @@ class LayerwiseScaling:
     .. math:: \eta_l(t) = \eta(t) \cdot m_l
 
     At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never meet a
-    multiplier. Between the optimizer's step pre-hook and post-hook stand-ins, one a distinct multiplier, take the place
-    of the user's groups, which are never changed for it. One assignment to ``optimizer.param_groups[:]`` puts them in
-    force and one takes them out, so that a signal handler finds either the one or the other.
+    multiplier. Between the optimizer's step pre-hook and post-hook scaled groups, one a distinct multiplier, take the
+    place of the user's groups, which are never changed for it. One assignment to ``optimizer.param_groups[:]`` puts
+    them in force and one takes them out, so that a signal handler finds either the one or the other.
     A closure given to ``step`` (Lightning runs forward and backward in it) sees the base values and the user's own
     groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it is called, also in a signal
     handler, and leaves everything as it was. Values that the update writes into the groups are kept.
@@ -45,12 +45,12 @@ class LayerwiseScaling:
         ValueError: If a group lacks `key`, or its value is neither a number nor a tensor.
 
     Note:
-        Optimizers that gather statistics in a group (schedule-free ones, say) get their own statistics for each
-        stand-in, but a checkpoint holds only the group's. Others know their groups by position, in lists of their own.
-        Give such optimizers `layerwise_param_groups`: then every group has one stand-in, in its place.
+        Optimizers that gather statistics in a group (schedule-free ones, say) get their own statistics for each scaled
+        group, but a checkpoint holds only the group's. Others know their groups by position, in lists of their own.
+        Give such optimizers `layerwise_param_groups`: then one scaled group takes the place of every group.
         Only ``state_dict`` is safe at any moment: copying or pickling the optimizer itself inside an update, or reading
-        ``param_groups`` there, meets the stand-ins, and another thread that calls ``state_dict`` ends the scaling of
-        the update that is under way.
+        ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the scaling
+        of the update that is under way.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
@@ -86,9 +86,13 @@ class LayerwiseScaling:
         self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
-        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a stand-in (so that its id stays its own), its group}
+        self._origin: dict[
+            int, tuple[Group, Group]
+        ] = {}  # {id: a scaled group (so that its id stays its own), its group}
         self._last_step: list[tuple[torch.Tensor, bool]] = []  # its parameters, and whether they required a gradient
-        self._interrupted: list[list[Group] | None] = []  # what each running state_dict found in force, if stand-ins
+        self._interrupted: list[
+            list[Group] | None
+        ] = []  # what each running state_dict found in force, if scaled groups
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
 
@@ -303,10 +307,10 @@ class LayerwiseScaling:
         if self._is_open():
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
                 split.write_back()
-            self._optimizer.param_groups[:] = self._without_stand_ins(self._optimizer.param_groups)
+            self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
-    def _without_stand_ins(self, groups: list[Group]) -> list[Group]:
-        """List the user's group once for the stand-ins that are there for it, and any other group as it is."""
+    def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
+        """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
         own = (self._origin.get(id(group), (group, group))[1] for group in groups)
         return list({id(group): group for group in own}.values())
 
@@ -314,7 +318,7 @@ class LayerwiseScaling:
         """List the groups that are in force while this window is closed, whether it is or not."""
         groups: list[Group] = self._optimizer.param_groups
         for scaling in reversed(self._with_those_opened_later()):
-            groups = scaling._without_stand_ins(groups)
+            groups = scaling._without_scaled_groups(groups)
         return groups
 
     def _current_splits(self) -> list[GroupSplit]:

@@ -11,23 +11,7 @@ Values: TypeAlias = torch.Tensor | NDArray[Any] | Sequence[Any]
 
 
 def as_array(values: Values, name: str, ndim: int) -> NDArray[np.float64]:
-    """Convert numbers to a float64 array on the host; the input is left alone.
-
-    Args:
-        values: A tensor on any device and of any real type, an array or nested sequences of numbers.
-        name: What to call it in the message.
-        ndim: The number of dimensions it must have.
-
-    Returns:
-        The numbers, float64.
-
-    Raises:
-        ValueError: If the number of dimensions is another one.
-
-    Example:
-        >>> as_array(torch.tensor([1.5, 2.0], dtype=torch.bfloat16), "values", 1)
-        array([1.5, 2. ])
-    """
+    """Convert numbers to a float64 array on the host; the input is left alone."""
     if isinstance(values, torch.Tensor):
         array = values.detach().to(device="cpu", dtype=torch.float64).numpy()
     else:

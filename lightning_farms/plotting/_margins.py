@@ -18,14 +18,7 @@ _UNKNOWN = 1.0  # width of a character that the font lacks, by its size
 
 
 class Margins(NamedTuple):
-    """Room around axes, in inches.
-
-    Attributes:
-        left: For the labels and the name of the vertical axis.
-        right: For a colour bar.
-        bottom: For the labels and the name of the horizontal axis, and a legend.
-        top: For the title.
-    """
+    """Room around axes, in inches."""
 
     left: float
     right: float
@@ -34,31 +27,14 @@ class Margins(NamedTuple):
 
 
 def add_axes(figure: Figure, margins: Margins) -> Axes:
-    """Put axes into a figure.
-
-    Args:
-        figure: The figure; it must have no layout engine.
-        margins: Room around the axes.
-
-    Returns:
-        The axes.
-    """
+    """Put axes into a figure."""
     width, height = figure.get_size_inches()
     size = (1 - (margins.left + margins.right) / width, 1 - (margins.bottom + margins.top) / height)
     return figure.add_axes((margins.left / width, margins.bottom / height, *size))
 
 
 def name_axes(axes: Axes, margins: Margins, *, title: str, horizontal: str, vertical: str, legend: float = 0.0) -> None:
-    """Write a title and the names of the axes at fixed places, so that nothing has to be measured to find them.
-
-    Args:
-        axes: The axes.
-        margins: Room around them.
-        title: The title; text between dollars is no mathematics.
-        horizontal: Name of the horizontal axis.
-        vertical: Name of the vertical axis, at the left border.
-        legend: Height of what lies below the horizontal axis's name, in inches.
-    """
+    """Write a title and the names of the axes at fixed places, so that nothing has to be measured to find them."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     box = axes.get_position()
@@ -72,19 +48,7 @@ def name_axes(axes: Axes, margins: Margins, *, title: str, horizontal: str, vert
 
 
 def widest(texts: Iterable[str], size: float) -> float:
-    """Width that texts take.
-
-    Args:
-        texts: The texts, without mathematics.
-        size: Size of the font in points.
-
-    Returns:
-        An upper bound of the widest one's width in inches; 0 without texts.
-
-    Example:
-        >>> 0.9 < widest(["conv1", "layer4.1.conv2"], 9) < 1.1
-        True
-    """
+    """Width that texts take."""
     return max((sum(map(_advance, text)) for text in texts), default=0.0) * size / _POINTS * _SLACK
 
 

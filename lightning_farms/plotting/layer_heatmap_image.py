@@ -46,16 +46,7 @@ def layer_heatmap_image(
 
 
 def check_cells(cells: NDArray[np.float64], vmin: float | None, vmax: float | None) -> None:
-    """Refuse a heat map without cells or with an empty range.
-
-    Args:
-        cells: (layers, epochs).
-        vmin: Value of the first colour, or None.
-        vmax: Value of the last colour, or None.
-
-    Raises:
-        ValueError: If there is no cell, or vmin is not below vmax.
-    """
+    """Refuse a heat map without cells or with an empty range."""
     if not cells.size:
         raise ValueError(f"Expected argument `values` to have at least one cell, but got shape {cells.shape}.")
     if vmin is not None and vmax is not None and not vmin < vmax:

@@ -1,4 +1,4 @@
-"""Which stand-ins there are, that they are kept, and which optimizers follow them."""
+"""Which scaled groups there are, that they are kept, and which optimizers follow them."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def record_inside(optimizer):
     return inside
 
 
-def test_one_stand_in_a_distinct_multiplier(measured_rates):
+def test_one_scaled_group_a_distinct_multiplier(measured_rates):
     params, layer_of = layer_net(5)
     optimizer = SGD([{"params": params[:4]}, {"params": params[4:]}], lr=0.5)
     own = list(optimizer.param_groups)
@@ -38,7 +38,7 @@ def test_one_stand_in_a_distinct_multiplier(measured_rates):
     assert not any(group is own[0] for group in inside[0])
 
 
-def test_no_stand_ins_when_all_multipliers_are_one(measured_rates):
+def test_no_scaled_groups_when_all_multipliers_are_one(measured_rates):
     params, layer_of = layer_net(3)
     optimizer = SGD(params, lr=0.5)
     with LayerwiseScaling(optimizer, layer_of) as scaling:
@@ -51,7 +51,7 @@ def test_no_stand_ins_when_all_multipliers_are_one(measured_rates):
 
 
 @pytest.mark.parametrize("layerwise", [True, False])
-def test_stand_ins_are_kept_from_step_to_step_and_along_a_ramp(layerwise, measured_rates):
+def test_scaled_groups_are_kept_from_step_to_step_and_along_a_ramp(layerwise, measured_rates):
     params, layer_of = layer_net(3)
     named = ((f"p{i}", p) for i, p in enumerate(params))
     optimizer = SGD(layerwise_param_groups(named, layer_of) if layerwise else params, lr=0.5)
@@ -77,7 +77,7 @@ class Summing(SGD):
         return result
 
 
-def test_values_on_which_stand_ins_disagree_are_divided_further_but_not_merged():
+def test_values_on_which_scaled_groups_disagree_are_divided_further_but_not_merged():
     params, layer_of = layer_net(3)
     optimizer = Summing(params, lr=1.0)
     group = optimizer.param_groups[0]
@@ -155,7 +155,7 @@ ORDERS = list(itertools.product([False, True], [False, True]))
 
 @pytest.mark.parametrize(("rates_first", "rates_leave_first"), ORDERS)
 def test_two_hyperparameters_divide_into_products(rates_first, rates_leave_first, snapshot):
-    """Two rates times three decays: four stand-ins; from weight 1 with gradient 0 the change is lr * wd."""
+    """Two rates times three decays: four scaled groups; from weight 1 with gradient 0 the change is lr * wd."""
     params, layer_of = layer_net(4)
     optimizer = AdamW(params, lr=0.5, weight_decay=0.25)
     rest = snapshot(optimizer)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_farms.analysis.comparison import Comparison
-from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
@@ -22,28 +22,15 @@ _LONGEST_NAME = 100
 
 
 class Picture(NamedTuple):
-    """A figure to be drawn.
-
-    Attributes:
-        path: within the folder.
-        draw: makes the figure.
-    """
+    """A figure to be drawn: its path within the folder, and what draws it."""
 
     path: str
     draw: Callable[[], Figure]
 
 
 def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
-    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer.
-
-    Args:
-        report: with eigenvalues.
-        name: what was analysed.
-
-    Returns:
-        The pictures; none where no layer has an alpha.
-    """
-    rows = [row for row in report if row.status == "ok"]
+    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer."""
+    rows = [row for row in report if row.status is Status.OK]
     if not rows:
         return []
     alphas = {row.name: row.alpha for row in rows}
@@ -59,15 +46,7 @@ def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
 
 
 def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> list[Picture]:
-    """Alpha of each layer in both, and the difference.
-
-    Args:
-        comparison: the result.
-        names: of the two files.
-
-    Returns:
-        The pictures; none where the two have no layer in common.
-    """
+    """Alpha of each layer in both, and the difference."""
     if not comparison.layers:
         return []
     after = {layer.name: layer.alpha for layer in comparison.layers}
@@ -77,15 +56,7 @@ def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> li
 
 
 def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
-    """Draw and write pictures one by one.
-
-    Args:
-        pictures: what to draw.
-        folder: where to; folders that are missing are made.
-
-    Yields:
-        Each file when it is written.
-    """
+    """Draw and write pictures one by one."""
     for picture in pictures:
         path = folder / picture.path
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,22 +25,7 @@ cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """What `lightning-farms analyze` was asked to do.
-
-    Attributes:
-        file: checkpoint to analyse.
-        base: checkpoint to subtract from it first.
-        compare: checkpoint to compare it with.
-        method: how to analyse.
-        selection: which weights to analyse.
-        diagnostics: error bars, goodness of fit and random baselines.
-        format: of the result.
-        out: file for the result; stdout if there is none.
-        plots: folder for figures.
-        workspace: bytes.
-        workers: threads on the CPU.
-        device: where to compute.
-    """
+    """What `lightning-farms analyze` was asked to do."""
 
     file: Path
     base: Path | None
@@ -57,17 +42,7 @@ class AnalyzeOptions:
 
 
 def parse_options(args: list[str]) -> AnalyzeOptions:
-    """Parse and check the arguments.
-
-    Args:
-        args: what follows `lightning-farms analyze`.
-
-    Returns:
-        The options.
-
-    Raises:
-        SystemExit: with status 2 for wrong arguments, 0 after --help.
-    """
+    """Parse and check the arguments."""
     parser = _parser()
     given = parser.parse_args(args)
     try:

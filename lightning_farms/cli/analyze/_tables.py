@@ -29,14 +29,7 @@ _GIVE_WAY += ("spikes", "relative", "p", "interval")
 
 
 def print_report(console: Console, report: SpectralReport, *, title: str, fit: str) -> None:
-    """Print one line a layer, what was skipped and why, and the summary.
-
-    Args:
-        console: where to.
-        report: the result.
-        title: of the table.
-        fit: how alpha was found, for the rule of outliers.
-    """
+    """Print one line a layer, what was skipped and why, and the summary."""
     analysed = [row for row in report if row.status is Status.OK]
     marked = outliers(report.alphas, fit=fit, errors={row.name: row.standard_error for row in analysed})
     if analysed:
@@ -77,13 +70,7 @@ def _width(console: Console, table: Table) -> int:
 
 
 def print_comparison(console: Console, comparison: Comparison, *, names: tuple[str, str]) -> None:
-    """Print alpha in both, its change, what has no partner, and the summary.
-
-    Args:
-        console: where to.
-        comparison: the result.
-        names: of the two files.
-    """
+    """Print alpha in both, its change, what has no partner, and the summary."""
     if comparison.layers:
         marked = outliers({layer.name: layer.delta for layer in comparison.layers}, fit="")
         cells = _compared(comparison.layers, marked)

@@ -17,6 +17,7 @@ from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, c
 from lightning_farms.analysis.comparison import Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze_weights
+from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
@@ -188,7 +189,7 @@ def _name(path: Path) -> str:
 def _check_any_analysed(report: SpectralReport, comparison: Comparison | None) -> None:
     if comparison is not None and not comparison.layers:
         raise ValueError("Expected two checkpoints with layers in common that have an alpha in both, but got none.")
-    if any(row.status == "ok" for row in report):
+    if any(row.status is Status.OK for row in report):
         return
     if not len(report):
         raise ValueError("Expected a checkpoint with weight matrices, but got vectors, integers and buffers only.")
