@@ -31,8 +31,7 @@ from lightning_farms.metrics import (
     RelativeL2Error,
     relative_l2_error,
 )
-from lightning_farms.models._divergence import DivergenceWatch
-from lightning_farms.models._operator_checks import (
+from lightning_farms.models._checks import (
     check_can_be_fed_back,
     check_input,
     check_network,
@@ -40,6 +39,7 @@ from lightning_farms.models._operator_checks import (
     check_regime,
     check_target,
 )
+from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 
 _SHOWN = 3

@@ -345,10 +345,6 @@ def test_faults_of_the_program_keep_their_traceback(run, monkeypatch):
         run("fit")
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) >= 2
-
-
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 def test_examples_parse(run, capsys, example, subcommand):
