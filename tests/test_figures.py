@@ -220,8 +220,8 @@ def test_teacher_and_student_from_the_command_line(teacher, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_readme_shows_each_small_picture_with_its_command(name):
-    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert f"(figures/{name}.png)" in readme
+    readme = (EXAMPLES / "figures" / "README.md").read_text(encoding="utf-8")
+    assert f"({name}.png)" in readme
     assert f"python examples/figures/{name}.py" in readme
     assert (EXAMPLES / "figures" / f"{name}.png").stat().st_size < MOST_BYTES
 

@@ -22,7 +22,7 @@ def seeded_generator(place: Sequence[int], device: torch.device | str = "cpu") -
         >>> torch.equal(*(torch.randn(2, generator=seeded_generator((0, 3))) for _ in range(2)))
         True
     """
-    entropy = int(np.random.SeedSequence(tuple(place)).generate_state(1, np.uint64)[0] >> 1)
+    entropy = int(np.random.SeedSequence(tuple(place)).generate_state(1, np.uint64)[0]) >> 1
     return torch.Generator(device).manual_seed(entropy)
 
 
