@@ -1,12 +1,12 @@
 """Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
 
-from lightning_farms.analysis._ranks import Ranks
 from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import WORKSPACE, analyze, analyze_weights
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
+from lightning_farms.analysis.ranks import Ranks
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.analysis.summary import Summary

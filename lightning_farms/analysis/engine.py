@@ -16,10 +16,10 @@ from lightning_farms.analysis._decompose import decompose, one_thread_each, prom
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._measure import NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
-from lightning_farms.analysis._ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.method import FARMS, SpectralMethod
+from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight

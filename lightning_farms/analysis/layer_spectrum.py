@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from enum import Enum
+from enum import StrEnum
 
 from torch import Tensor
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """Whether a layer has an alpha; equal to, and written as, the plain words ``"ok"`` and ``"skipped"``."""
 
     OK = "ok"
     SKIPPED = "skipped"
 
-    __str__ = str.__str__
     __repr__ = str.__repr__
 
 

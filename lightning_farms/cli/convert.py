@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser
 
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli._target import check_target
-from lightning_farms.models import RELEASED_SIZES, convert_checkpoint
 from lightning_farms.models.dpot.config import Activation
+from lightning_farms.models.dpot.weights.converting import convert_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
-from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
+from lightning_farms.models.dpot.weights.released import RELEASED_SIZES, settings_beyond_shapes
 
 _USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
 _SUFFIXES = (".safetensors", ".pth")

@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
         _parser().parse_args(arguments[:1])
     if arguments[0] not in _OWN:
-        from lightning_farms.cli.train import train
+        from lightning_farms.cli.train.command import train
 
         train(args)
         return

@@ -20,7 +20,7 @@ from lightning_farms.plotting import (
     layer_heatmap_image,
     log_histogram,
 )
-from lightning_farms.plotting._canvas import pixels
+from lightning_farms.plotting.pixels import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,5 @@
 """Figures of spectra, fields and errors, and cheap images; matplotlib is imported when one is drawn, pyplot never."""
 
-from lightning_farms.plotting._canvas import pixels
 from lightning_farms.plotting.alpha_depth_figure import alpha_depth_figure, comparison_figure
 from lightning_farms.plotting.error_curves_figure import error_curves_figure
 from lightning_farms.plotting.esd_figure import esd_figure
@@ -8,6 +7,7 @@ from lightning_farms.plotting.field_figure import field_figure
 from lightning_farms.plotting.layer_heatmap_figure import layer_heatmap_figure
 from lightning_farms.plotting.layer_heatmap_image import layer_heatmap_image
 from lightning_farms.plotting.log_histogram import HistogramSummary, log_histogram
+from lightning_farms.plotting.pixels import pixels
 from lightning_farms.plotting.shape_heatmap_figure import shape_heatmap_figure
 
 __all__ = [

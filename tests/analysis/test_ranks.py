@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, Ranks, Selection, WholeMatrix, analyze, engine
-from lightning_farms.analysis._ranks import owners
+from lightning_farms.analysis.ranks import owners
 
 PATIENCE = 20.0  # seconds after which a rank that waits for another is taken to hang
 RANK = threading.local()

@@ -11,7 +11,7 @@ from lightning_farms.callbacks._rollouts.record import Errors, KeptRollout
 from lightning_farms.loggers.pictures import Picture
 from lightning_farms.loggers.sinks import Pixels
 from lightning_farms.plotting import error_curves_figure, field_figure
-from lightning_farms.plotting._canvas import pixels
+from lightning_farms.plotting.pixels import pixels
 
 
 class Names(NamedTuple):

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_farms.analysis._ranks import Ranks
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze, analyze_weights
 from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.ranks import Ranks
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights

@@ -11,7 +11,9 @@ from pathlib import Path
 import yaml
 from jsonargparse import Namespace
 
-from lightning_farms.data import CFDDataModule, ImageDataModule, SimulationConfig
+from lightning_farms.data.cfd_data_module import CFDDataModule
+from lightning_farms.data.image_data_module import ImageDataModule
+from lightning_farms.data.simulation.flows import SimulationConfig
 
 _NAMES = ("model", "data")
 

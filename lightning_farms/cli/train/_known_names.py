@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import inspect
-from types import ModuleType
+from importlib import import_module
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch.nn import Module
 
+_ROOMS = ("callbacks", "data", "models")
 
-def known_names(message: str, callbacks: ModuleType, models: ModuleType, data: ModuleType) -> str:
+
+def import_rooms() -> None:
+    """Have the parser know the classes by their short names: it finds those that have been imported."""
+    for room in _ROOMS:
+        import_module(f"lightning_farms.{room}")
+
+
+def known_names(message: str) -> str:
     """What can be named instead of a class that the parser does not know."""
     if "Expected a dot import path" not in message:
         return ""
     if 'key "trainer.callbacks' in message:
-        return f"Callbacks{_classes(callbacks, Callback)} Lightning's own go by their class names too."
+        return f"Callbacks{_classes('callbacks', Callback)} Lightning's own go by their class names too."
     by_path = "Others are named by their import path"
     if 'network":' in message:  # stands within a message on the model
-        networks = _classes(models, Module, but=LightningModule)
+        networks = _classes("models", Module, but=LightningModule)
         return f"Networks{networks} {by_path}, such as lightning_farms.models.resnet18."
     if 'key "model":' in message:
-        return f"Models{_classes(models, LightningModule)} {by_path}."
+        return f"Models{_classes('models', LightningModule)} {by_path}."
     if 'key "data":' in message:
-        return f"Data modules{_classes(data, LightningDataModule)} {by_path}."
+        return f"Data modules{_classes('data', LightningDataModule)} {by_path}."
     return ""
 
 
-def _classes(room: ModuleType, kind: type, *, but: type | tuple[type, ...] = ()) -> str:
-    found = ((name, getattr(room, name)) for name in room.__all__)
+def _classes(room: str, kind: type, *, but: type | tuple[type, ...] = ()) -> str:
+    module = import_module(f"lightning_farms.{room}")
+    found = ((name, getattr(module, name)) for name in module.__all__)
     names = [name for name, value in found if _is_a(value, kind) and not issubclass(value, but)]
     return f" of this package: {', '.join(names)}."
 

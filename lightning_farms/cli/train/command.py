@@ -13,11 +13,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_farms import callbacks, data, models  # which also makes them known by their short names
-from lightning_farms.callbacks import PredictionWriter
+from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
-from lightning_farms.cli.train._known_names import known_names
+from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints import load_safely
 from lightning_farms.data import CFDDataModule
@@ -34,7 +33,7 @@ class FarmsParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
-        super().error("\n".join(filter(None, (message, known_names(message, callbacks, models, data)))), ex)
+        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
 
 
 class FarmsCLI(LightningCLI):
@@ -173,6 +172,7 @@ def train(args: list[str] | None = None) -> None:
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
     )
+    import_rooms()
     named = classes_are_named(args)
     try:
         FarmsCLI(
