@@ -14,6 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
+from lightning_farms.models._checks import check_network, check_rules
 from lightning_farms.models._divergence import DivergenceWatch
 
 
@@ -57,7 +58,8 @@ class ImageClassifier(LightningModule):
         scheduler: Literal["cosine", "none"] = "cosine",
     ) -> None:
         super().__init__()
-        _check_settings(network, lr, momentum, weight_decay, scheduler)
+        check_network(network)
+        _check_settings(lr, momentum, weight_decay, scheduler)
         self.save_hyperparameters(ignore=["network"])
         if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then plain settings, not an object
             self.save_hyperparameters()
@@ -176,18 +178,13 @@ class ImageClassifier(LightningModule):
         return loss
 
 
-def _check_settings(network: object, lr: float, momentum: float, weight_decay: float, scheduler: str) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
-    rules = (
+def _check_settings(lr: float, momentum: float, weight_decay: float, scheduler: str) -> None:
+    check_rules(
         ("lr", lr, "positive and finite", 0 < lr < math.inf),
         ("momentum", momentum, "in [0, 1)", 0 <= momentum < 1),
         ("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf),
         ("scheduler", scheduler, '"cosine" or "none"', scheduler in ("cosine", "none")),
     )
-    for name, value, rule, holds in rules:
-        if not holds:
-            raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
 
 
 def _check_logits(logits: Tensor, labels: Tensor) -> None:

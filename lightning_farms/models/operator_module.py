@@ -21,17 +21,18 @@ from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders, own_items
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
-from lightning_farms.metrics import relative_l2_error
-from lightning_farms.metrics.boundary_rmse import BoundaryRMSE
-from lightning_farms.metrics.conserved_rmse import ConservedRMSE
-from lightning_farms.metrics.fourier_rmse import FourierRMSE
-from lightning_farms.metrics.max_error import MaxError
-from lightning_farms.metrics.normalized_rmse import NormalizedRMSE
-from lightning_farms.metrics.relative_l2_error import RelativeL2Error
-from lightning_farms.metrics.rmse import RMSE
-from lightning_farms.metrics.vrmse import VRMSE
-from lightning_farms.models._divergence import DivergenceWatch
-from lightning_farms.models._operator_checks import (
+from lightning_farms.metrics import (
+    RMSE,
+    VRMSE,
+    BoundaryRMSE,
+    ConservedRMSE,
+    FourierRMSE,
+    MaxError,
+    NormalizedRMSE,
+    RelativeL2Error,
+    relative_l2_error,
+)
+from lightning_farms.models._checks import (
     check_can_be_fed_back,
     check_input,
     check_network,
@@ -39,6 +40,7 @@ from lightning_farms.models._operator_checks import (
     check_regime,
     check_target,
 )
+from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 
 _SHOWN = 3

@@ -1,4 +1,4 @@
-"""What OperatorModule refuses: settings out of range, and fields that do not fit the network."""
+"""What the modules refuse: settings out of range, and fields that do not fit the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_network(network: object) -> None:
 
 def check_optimization(lr: float, betas: tuple[float, float], weight_decay: float, optimizer: str) -> None:
     """Refuse settings of the optimizer that are out of range."""
-    _check(
+    check_rules(
         ("lr", lr, "positive and finite", 0 < lr < math.inf),
         ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
         ("weight_decay", weight_decay, "at least 0 and finite", 0 <= weight_decay < math.inf),
@@ -28,7 +28,7 @@ def check_optimization(lr: float, betas: tuple[float, float], weight_decay: floa
 
 def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_seed: int) -> None:
     """Refuse settings of the schedule and of the noise that are out of range."""
-    _check(
+    check_rules(
         ("scheduler", scheduler, '"onecycle", "cosine" or "none"', scheduler in ("onecycle", "cosine", "none")),
         ("warmup_fraction", warmup_fraction, "in [0, 1)", 0 <= warmup_fraction < 1),
         ("noise", noise, "at least 0 and finite", 0 <= noise < math.inf),
@@ -85,7 +85,8 @@ def _all_but_frames(fields: Tensor) -> tuple[int, ...]:
     return (*fields.shape[:3], fields.shape[4])
 
 
-def _check(*rules: tuple[str, object, str, bool]) -> None:
+def check_rules(*rules: tuple[str, object, str, bool]) -> None:
+    """Refuse the first argument, of (name, value, rule, whether it holds), that breaks its rule."""
     for name, value, rule, holds in rules:
         if not holds:
             raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
