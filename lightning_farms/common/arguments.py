@@ -1,34 +1,35 @@
-"""Range checks of arguments, each with its one wording."""
+"""Range checks of arguments, given by name: the first that does not fit is refused."""
 
 from __future__ import annotations
 
 import math
 
 
-def check_at_least(least: int, **values: int) -> None:
-    """Refuse numbers that are too small, naming the first."""
-    for name, value in values.items():
+def check_at_least(least: float, **arguments: float) -> None:
+    """Refuse numbers smaller than ``least``."""
+    for name, value in arguments.items():
         if value < least:
             raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
 
 
-def check_integer_at_least(least: int, **values: object) -> None:
-    """Refuse what is no integer or too small, naming the first."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+def check_integers(least: int, **arguments: object) -> None:
+    """Refuse what is no integer (a bool is none), and smaller ones than ``least``."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
+        if value < least:
+            raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value}.")
 
 
-def check_amplitude(**values: float) -> None:
-    """Refuse negative, infinite and missing numbers, naming the first."""
-    for name, value in values.items():
+def check_share(**arguments: float) -> None:
+    """Refuse numbers that are not in [0, 1)."""
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")
+
+
+def check_not_negative(**arguments: float) -> None:
+    """Refuse numbers that are negative or not finite."""
+    for name, value in arguments.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"Expected argument `{name}` to be at least 0 and finite, but got {value}.")
-
-
-def check_share(kind: str, **values: float) -> None:
-    """Refuse numbers outside (0, 1), [0, 1) or (0, 1], as `kind` says, naming the first."""
-    for name, value in values.items():
-        at_ends = (value == 0 and kind[0] == "[") or (value == 1 and kind[-1] == "]")
-        if not (0 < value < 1 or at_ends):
-            raise ValueError(f"Expected argument `{name}` to be in {kind}, but got {value}.")
