@@ -6,19 +6,12 @@ from typing import NamedTuple
 
 
 class Hyperparameter(NamedTuple):
-    """A hyperparameter of an optimizer's groups.
+    """A hyperparameter of an optimizer's groups."""
 
-    Attributes:
-        key: in the groups.
-        name: in messages.
-        log_prefix: of its log keys.
-        factor: title of its multipliers' column in the closing table.
-    """
-
-    key: str
-    name: str
-    log_prefix: str
-    factor: str
+    key: str  # in the groups
+    name: str  # in messages
+    log_prefix: str  # of its log keys
+    factor: str  # title of its multipliers' column in the closing table
 
     @property
     def quantity(self) -> str:

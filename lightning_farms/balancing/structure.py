@@ -15,17 +15,11 @@ from lightning_farms.balancing.control import Control
 
 
 class Structure(NamedTuple):
-    """The parameters that optimizers hold, by layer and by weight.
+    """The parameters that optimizers hold, by layer and by weight."""
 
-    Attributes:
-        layer_of: {parameter: layer}, as of :func:`lightning_farms.analysis.parameter_layers`.
-        holders: {weight: parameters that hold it}, in the report's order.
-        unbalanced: weights whose layer the control leaves out.
-    """
-
-    layer_of: dict[Tensor, str]
-    holders: dict[str, tuple[Tensor, ...]]
-    unbalanced: set[str]
+    layer_of: dict[Tensor, str]  # as of parameter_layers
+    holders: dict[str, tuple[Tensor, ...]]  # of each weight, in the report's order
+    unbalanced: set[str]  # weights whose layer the control leaves out
 
     @property
     def layers(self) -> dict[str, str]:
@@ -38,17 +32,7 @@ def structure(
 ) -> Structure:
     """The structure of a model; nothing is computed or communicated.
 
-    Args:
-        model: the model.
-        selection: which weights are analysed.
-        control: which layers are balanced, and whether norms and biases follow theirs.
-        original: {tensor that stands in the model: parameter that the optimizer holds}, where they differ (FSDP1).
-
-    Returns:
-        The structure.
-
-    Raises:
-        ValueError: a pattern of ``control.layers`` fits no layer.
+    ``original``: {tensor that stands in the model: parameter that the optimizer holds}, where they differ (FSDP1).
     """
     original = original or {}
     layer_of = parameter_layers(model, selection, norms=control.norms, biases=control.biases)

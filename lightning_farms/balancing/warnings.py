@@ -14,14 +14,6 @@ def warnings_of_control(
 ) -> dict[str, str]:
     """What there is to warn of: all layers have one multiplier, or one layer's alpha leaves the others nearly one.
 
-    Args:
-        alphas: {layer: alpha}; not finite where the layer is left alone.
-        multipliers: {layer: multiplier}.
-        hyperparameter: what is adjusted, in words.
-
-    Returns:
-        {kind of warning: message with the remedy}, with one entry at most.
-
     Example:
         >>> alphas = {"a": 2.0, "b": 2.1, "c": 2.2, "d": 2.1, "e": 2.2, "f": 9.0}
         >>> multipliers = {"a": 0.5, "b": 0.51, "c": 0.53, "d": 0.51, "e": 0.53, "f": 1.5}

@@ -29,30 +29,15 @@ _MAP_COLUMNS = 120
 
 
 class Picture(NamedTuple):
-    """Something to draw.
+    """Something to draw."""
 
-    Attributes:
-        kind: Which method of a sink takes it.
-        key: Its name.
-        draw: Draws it.
-    """
-
-    kind: Literal["histogram", "image", "figure"]
+    kind: Literal["histogram", "image", "figure"]  # which method of a sink takes it
     key: str
     draw: Callable[[], Any]
 
 
 def analysis_pictures(label: str, report: SpectralReport, histories: Sequence[LayerHistory]) -> list[Picture]:
-    """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled.
-
-    Args:
-        label: First part of the keys.
-        report: The analysis.
-        histories: What has been recorded over time.
-
-    Returns:
-        The pictures; a quantity without a layer or without a finite value has none.
-    """
+    """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled."""
     alphas = [alpha for alpha in report.alphas.values() if math.isfinite(alpha)]
     histogram = Picture("histogram", f"{label}/alpha_histogram", partial(log_histogram, alphas, scale="linear"))
     maps = [
@@ -66,17 +51,7 @@ def analysis_pictures(label: str, report: SpectralReport, histories: Sequence[La
 def run_figures(
     label: str, report: SpectralReport, histories: Sequence[LayerHistory], spectra: Iterable[LayerSpectrum]
 ) -> list[Picture]:
-    """The labelled figures: layers by time, alpha over depth, spectra.
-
-    Args:
-        label: First part of the keys.
-        report: The last analysis.
-        histories: What has been recorded over time, the first with the alphas.
-        spectra: Rows of the layers whose ESD is drawn, with their eigenvalues.
-
-    Returns:
-        The pictures; a quantity without a layer, and a row without eigenvalues, have none.
-    """
+    """The labelled figures: layers by time, alpha over depth, spectra."""
     drawings: dict[str, Callable[[], Figure]] = {
         f"{label}/{quantity}_map_labelled": partial(_map_figure, history, quantity)
         for history in histories
@@ -91,16 +66,7 @@ def run_figures(
 
 
 def hand_out(pictures: Iterable[Picture], sinks: Sequence[Sink], step: int) -> list[Exception]:
-    """Draw each picture once and give it to every sink; one that fails keeps no other from being given.
-
-    Args:
-        pictures: What to draw.
-        sinks: Who takes them; with none, nothing is drawn.
-        step: The step they belong to.
-
-    Returns:
-        What went wrong.
-    """
+    """Draw each picture once and give it to every sink; one that fails keeps no other from being given."""
     errors: list[Exception] = []
     for picture in pictures if sinks else ():
         try:

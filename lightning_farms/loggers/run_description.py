@@ -16,25 +16,14 @@ from lightning_farms.loggers.sinks import Sink
 
 
 class Logged(NamedTuple):
-    """What logs under one label.
-
-    Attributes:
-        callbacks: The callbacks that share the analysis.
-        scalars: What is logged by the layer, without the layer: ``farms/alpha``, ``lr-SGD``.
-    """
+    """What logs under one label."""
 
     callbacks: Sequence[Callback]
-    scalars: Sequence[str]
+    scalars: Sequence[str]  # what is logged by the layer, without the layer: ``farms/alpha``, ``lr-SGD``
 
 
 def options(callback: Callback) -> dict[str, object]:
     """Arguments with which a callback was made, as its attributes of the same names have them now.
-
-    Args:
-        callback: It keeps each argument of its ``__init__`` under the argument's name; others are left out.
-
-    Returns:
-        {argument: value}, in the order of the signature, those of the class before those of its bases.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
@@ -45,14 +34,7 @@ def options(callback: Callback) -> dict[str, object]:
 
 
 def options_text(callbacks: Iterable[Callback]) -> str:
-    """Options of callbacks and versions of what they run on, as Markdown tables.
-
-    Args:
-        callbacks: The callbacks.
-
-    Returns:
-        The text.
-    """
+    """Options of callbacks and versions of what they run on, as Markdown tables."""
     tables = [_table(type(callback).__name__, options(callback)) for callback in callbacks]
     versions = {
         "lightning_farms": version("lightning-farms"),
@@ -64,13 +46,6 @@ def options_text(callbacks: Iterable[Callback]) -> str:
 
 def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[str]]]:
     r"""Arrange the scalars of all analyses of a run in charts: one a quantity, of all layers.
-
-    Args:
-        analyses: {label: what is logged by the layer beside it}: quantities of the analysis, and such as
-            ``lr-SGD``, whose keys do not begin with the label.
-
-    Returns:
-        {label: {chart: regular expressions of keys}}.
 
     Example:
         >>> layout = chart_layout({"farms": ["farms/alpha", "lr-SGD"]})
@@ -90,16 +65,7 @@ def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, l
 
 
 def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -> list[Exception]:
-    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it.
-
-    Args:
-        sinks: Who takes it; one that fails keeps no other from being given.
-        analyses: {label: who logs under it}.
-        step: The step of the texts.
-
-    Returns:
-        What went wrong.
-    """
+    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it."""
     errors: list[Exception] = []
     layout = chart_layout({label: logged.scalars for label, logged in analyses.items()})
     for sink in sinks:

@@ -13,13 +13,7 @@ _MOST_SCALARS = 1000  # that MLflow takes at a time
 
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys.
-
-    Args:
-        trainer: Its loggers are given them.
-        scalars: {key: value}; values that are not finite are left out.
-        step: The step they belong to.
-    """
+    """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys."""
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers if finite else ():
         for part in _parts(finite, _MOST_SCALARS if isinstance(logger, MLFlowLogger) else len(finite)):

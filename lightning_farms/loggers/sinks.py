@@ -24,55 +24,23 @@ class Sink:
     """What a logger takes beside scalars. Here: nothing; each kind of logger overrides what it has a place for."""
 
     def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
-        """Take a histogram.
-
-        Args:
-            key: Its name.
-            histogram: Counts and limits.
-            step: The step it belongs to.
-        """
+        """Take a histogram."""
 
     def image(self, key: str, pixels: Pixels, step: int) -> None:
-        """Take one of the small images that follow every analysis.
-
-        Args:
-            key: Its name.
-            pixels: (height, width, 3), red, green and blue.
-            step: The step it belongs to.
-        """
+        """Take one of the small images that follow every analysis."""
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
-        """Take a labelled figure, of which there are few.
-
-        Args:
-            key: Its name.
-            pixels: (height, width, 3), red, green and blue.
-            step: The step it belongs to.
-        """
+        """Take a labelled figure, of which there are few."""
 
     def text(self, key: str, markdown: str, step: int) -> None:
-        """Take a text.
-
-        Args:
-            key: Its name.
-            markdown: The text.
-            step: The step it belongs to.
-        """
+        """Take a text."""
 
     def layout(self, layout: Layout) -> None:
-        """Take the arrangement of scalars in charts.
-
-        Args:
-            layout: {category: {chart: regular expressions that the start of its scalars' keys matches}}.
-        """
+        """Take the arrangement of scalars in charts."""
 
 
 class TensorBoardSink(Sink):
-    """Everything, to a TensorBoardLogger.
-
-    Args:
-        logger: The logger.
-    """
+    """Everything, to a TensorBoardLogger."""
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         self._logger = logger
@@ -112,11 +80,7 @@ class TensorBoardSink(Sink):
 
 
 class ImageSink(Sink):
-    """Images, to a logger with Lightning's ``log_image(key=, images=, step=)``.
-
-    Args:
-        logger: The logger.
-    """
+    """Images, to a logger with Lightning's ``log_image(key=, images=, step=)``."""
 
     def __init__(self, logger: Any) -> None:  # noqa: ANN401 - whatever class has that method
         self._logger = logger
@@ -147,11 +111,7 @@ class WandbSink(ImageSink):
 
 
 class MLflowSink(Sink):
-    """Labelled figures and texts, to an MLFlowLogger; not the images of every analysis: each waits for the server.
-
-    Args:
-        logger: The logger.
-    """
+    """Labelled figures and texts, to an MLFlowLogger; not the images of every analysis: each waits for the server."""
 
     def __init__(self, logger: MLFlowLogger) -> None:
         self._logger = logger
@@ -175,14 +135,7 @@ def _prefix(logger: TensorBoardLogger | MLFlowLogger) -> str:
 
 
 def sinks(trainer: Trainer) -> list[Sink]:
-    """Where the pictures of a run go.
-
-    Args:
-        trainer: Its loggers count.
-
-    Returns:
-        One for each logger that takes pictures, on rank zero; none elsewhere.
-    """
+    """Where the pictures of a run go."""
     if not trainer.is_global_zero:
         return []
     found = (_sink(logger) for logger in trainer.loggers)

@@ -52,17 +52,7 @@ class _Shard(nn.Parameter):
 
 @contextmanager
 def whole_shapes_of_shards(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    """Have stand-ins of their own shapes take the place of a model's cut parameters.
-
-    Args:
-        model: the model as FSDP has wrapped it.
-
-    Yields:
-        {stand-in: parameter}.
-
-    Raises:
-        MisconfigurationException: FSDP keeps no original parameters, or not in the way that is known here.
-    """
+    """Have stand-ins of their own shapes take the place of a model's cut parameters."""
     shards = _shards(model)
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     try:

@@ -9,15 +9,10 @@ from lightning.pytorch import Trainer
 
 
 class Moment(NamedTuple):
-    """A point between two updates.
+    """A point between two updates."""
 
-    Attributes:
-        epochs: complete epochs.
-        step: optimizer steps taken.
-    """
-
-    epochs: int
-    step: int
+    epochs: int  # complete ones
+    step: int  # optimizer steps taken
 
     @classmethod
     def now(cls, trainer: Trainer) -> Moment:
@@ -33,14 +28,6 @@ class Moment(NamedTuple):
 @dataclass(frozen=True)
 class Schedule:
     """First after ``start_epoch`` epochs, then after every n-th epoch from there, or after every n-th step.
-
-    Args:
-        every_n_epochs: at least 1; of no effect with ``every_n_steps``.
-        every_n_steps: optimizer steps, at least 1; ``None`` for epochs.
-        start_epoch: 0 for an analysis before the first step.
-
-    Raises:
-        ValueError: a number is out of range.
 
     Example:
         >>> schedule = Schedule(every_n_epochs=5, start_epoch=2)

@@ -13,15 +13,7 @@ from lightning_farms.callbacks._spectral.fsdp_shards import FLAT_PARAMETERS, who
 
 
 def check_strategy(strategy: Strategy, callback: str) -> None:
-    """Refuse a strategy that leaves no parameter of the model as it is.
-
-    Args:
-        strategy: the Trainer's.
-        callback: name of the callback that asks.
-
-    Raises:
-        MisconfigurationException: DeepSpeed's strategy, or FSDP with ``use_orig_params=False``.
-    """
+    """Refuse a strategy that leaves no parameter of the model as it is."""
     if isinstance(strategy, DeepSpeedStrategy):
         raise MisconfigurationException(
             f"{callback} cannot use weights that {type(strategy).__name__} partitions and updates as flattened copies. "
@@ -33,18 +25,7 @@ def check_strategy(strategy: Strategy, callback: str) -> None:
 
 
 def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor]]:
-    """Have the parameters that FSDP1 keeps in flat parts stand in the model in their own shapes for a while.
-
-    Args:
-        trainer: the Trainer, whose strategy is set up.
-
-    Returns:
-        A context manager, which yields {stand-in: parameter}; there are none with other strategies. A stand-in is on
-        the meta device; its ``full_tensor()``, like a DTensor's, is a collective that returns the values.
-
-    Raises:
-        MisconfigurationException: the model contains a module wrapped in FSDP with ``use_orig_params=False``.
-    """
+    """Have the parameters that FSDP1 keeps in flat parts stand in the model in their own shapes for a while."""
     if not isinstance(trainer.strategy, FSDPStrategy):
         return nullcontext({})
     assert trainer.strategy.model is not None

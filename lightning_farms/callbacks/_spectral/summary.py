@@ -22,17 +22,7 @@ def summary_table(
     *,
     after: str = "training",
 ) -> Table:
-    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out.
-
-    Args:
-        report: the last analysis.
-        history: the run's analyses.
-        factors: {title of a column: {layer: multiplier now in force}}, one for each hyperparameter that is adjusted.
-        after: when the last analysis was made, in words.
-
-    Returns:
-        The table.
-    """
+    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out."""
     table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
