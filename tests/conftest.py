@@ -15,7 +15,7 @@ def values_read(monkeypatch):
     class Counting:
         def __init__(self, *args, **options):
             self.file = original(*args, **options)
-            self.keys, self.get_slice = self.file.keys, self.file.get_slice
+            self.keys, self.get_slice, self.metadata = self.file.keys, self.file.get_slice, self.file.metadata
 
         def get_tensor(self, name):
             tensor = self.file.get_tensor(name)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         {'weight': (2, 3), 'bias': (2,)}
     """
     file = _weights_file(Path(path))
-    tensors = _open_file(file)
+    tensors = _read(file, may_be_empty=False).tensors
     if not tensors:
         raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
     return tensors
@@ -97,16 +97,7 @@ def read_stored(path: str | os.PathLike[str]) -> StoredCheckpoint:
         ValueError: the file is damaged, of another format, or can only be read by running code.
         ImportError: a safetensors file, and the package safetensors is not installed.
     """
-    file = _weights_file(Path(path))
-    if _is_read_by_name(file):
-        tensors = _open_by_name(file)
-        return StoredCheckpoint(tensors, {}, tensors.metadata() if isinstance(tensors, _Safetensors) else {})
-    content = _dictionary(file)
-    key = _state_dict_key(content)
-    if key is None:
-        return StoredCheckpoint(_tensors_in(content), {}, {})
-    beside = {str(name): value for name, value in content.items() if name != key}
-    return StoredCheckpoint(_tensors_in(content[key]), beside, {})
+    return _read(_weights_file(Path(path)), may_be_empty=True)
 
 
 def _weights_file(path: Path) -> Path:
@@ -138,17 +129,29 @@ def _weights_file(path: Path) -> Path:
     return chosen[0]
 
 
-def _open_file(path: Path) -> Mapping[str, Tensor]:
-    return _open_by_name(path) if _is_read_by_name(path) else _state_dict(path)
-
-
-def _is_read_by_name(path: Path) -> bool:
-    """Whether tensors can be read one by one."""
-    return path.suffix in (".json", ".safetensors") or _looks_like_safetensors(path)
-
-
-def _open_by_name(path: Path) -> StoredTensors:
-    return _Shards(path) if path.suffix == ".json" else _Safetensors(path)
+def _read(path: Path, *, may_be_empty: bool) -> StoredCheckpoint:
+    if path.suffix == ".json":
+        return StoredCheckpoint(_Shards(path), {}, {})
+    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
+        file = _Safetensors(path)
+        return StoredCheckpoint(file, {}, file.metadata)
+    content = load_safely(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
+            f"{type(content).__name__}."
+        )
+    key = next((key for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
+    state = content if key is None else content[key]
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors and not may_be_empty:
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
+            f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
+            f"{_listed([str(name) for name in content]) or '(none)'}. Save the state dict alone."
+        )
+    beside = {} if key is None else {str(name): value for name, value in content.items() if name != key}
+    return StoredCheckpoint(tensors, beside, {})
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -169,11 +172,12 @@ class _Safetensors(StoredTensors):
                 f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
             ) from error
         try:
-            self._file: Any = safe_open(path, framework="pt", device="cpu")
+            self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
         except (SafetensorError, OSError) as error:
             raise damaged(path, error) from error
-        self._names = _names_in(self._file)
+        self._names = dict.fromkeys(sorted(self._file.keys(), key=_natural))
 
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What the file says of itself."""
         return self._file.metadata() or {}
@@ -201,10 +205,6 @@ class _Safetensors(StoredTensors):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _names_in(file: Any) -> dict[str, None]:  # noqa: ANN401
-    return dict.fromkeys(sorted(file.keys(), key=_natural))
 
 
 class _Shards(StoredTensors):
@@ -240,7 +240,7 @@ class _Shards(StoredTensors):
         """The opened shard with a tensor."""
         shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = _open_file(self._index.parent / shard)
+            self._opened[shard] = _read(self._index.parent / shard, may_be_empty=False).tensors
         if name not in self._opened[shard]:
             raise ValueError(
                 f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
@@ -266,39 +266,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorting key that takes runs of digits as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _dictionary(path: Path) -> Mapping[Any, Any]:
-    content = load_safely(path)
-    if isinstance(content, Mapping):
-        return content
-    raise ValueError(
-        f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
-        f"{type(content).__name__}."
-    )
-
-
-def _state_dict_key(content: Mapping[Any, Any]) -> str | None:
-    """Under which key the state dict is; None where it is by itself."""
-    return next((key for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
-
-
-def _tensors_in(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, wherever in the file it is."""
-    content = _dictionary(path)
-    key = _state_dict_key(content)
-    tensors = _tensors_in(content if key is None else content[key])
-    if not tensors:
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
-            f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
-            f"{_listed([str(key) for key in content]) or '(none)'}. Save the state dict alone."
-        )
-    return tensors
 
 
 def _listed(names: list[str]) -> str:
