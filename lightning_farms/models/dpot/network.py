@@ -212,7 +212,7 @@ class DPOT(nn.Module):
         """Build a released network, or that of a checkpoint file, also with other sizes, and load its weights.
 
         Another image size, and other numbers of channels, frames or classes, make the weights be adapted
-        (:func:`lightning_farms.models.dpot.weights._adapting.adapt_tensors` has the rules); `load_report` of the
+        (:func:`lightning_farms.models.dpot.weights.adapting.adapt_tensors` has the rules); `load_report` of the
         network says what was done: ``print(model.load_report)``.
 
         Args:

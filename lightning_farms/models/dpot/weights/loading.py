@@ -10,9 +10,9 @@ from typing import NamedTuple, get_args
 
 from torch import Tensor
 
-from lightning_farms.models.dpot.weights._adapting import Adapted, adapt_tensors
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
+from lightning_farms.models.dpot.weights.adapting import Adapted, adapt_tensors
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
 from lightning_farms.models.dpot.weights.report import NOT_ASKED_FOR, Component, LoadReport, component_of
@@ -38,7 +38,7 @@ def load_weights(
 
     As it stands, every tensor must be there and have the model's shape. `components` loads parts only; `adapt` makes
     those of another image size or other numbers of channels, frames or classes fit
-    (:func:`lightning_farms.models.dpot.weights._adapting.adapt_tensors` has the rules).
+    (:func:`lightning_farms.models.dpot.weights.adapting.adapt_tensors` has the rules).
 
     Args:
         model: the network, changed in place. Nothing is changed if an error is raised.

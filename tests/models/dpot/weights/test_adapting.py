@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_farms.models import DPOT
-from lightning_farms.models.dpot.weights._adapting import adapt_tensors
+from lightning_farms.models.dpot.weights.adapting import adapt_tensors
 
 SMALL = {
     "img_size": 8, "patch_size": 4, "in_channels": 2, "out_channels": 2, "in_timesteps": 3, "embed_dim": 16,
