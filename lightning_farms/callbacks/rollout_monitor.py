@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks._rollouts.pictures import Earlier, Evaluation, Names, rollout_pictures
+from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
     RolloutRecord,
