@@ -71,7 +71,8 @@ def _group_jobs(keys: list[int], plans: dict[int, Plan], quick: bool, workspace:
     plan = plans[keys[0]]
     matrices = plan.matrices
     cost = plan.cost / (plan.windows.number * len(matrices))
-    size = _window_bytes(plan, quick and matrices.dtype not in (torch.float64, torch.complex128))
+    double = matrices.dtype in (torch.float64, torch.complex128)
+    size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
     most = min(workspace / size, dearest / cost) if _on_cpu(matrices) else workspace / _JOBS_ON_A_DEVICE / size
     most = max(1, int(most))
     pieces: list[tuple[int, Tensor]] = []
@@ -86,13 +87,11 @@ def _group_jobs(keys: list[int], plans: dict[int, Plan], quick: bool, workspace:
     yield _Job(pieces, queued * cost, queued * size)
 
 
-def _window_bytes(plan: Plan, single: bool) -> int:
-    """Bytes of one window's copies, padded, its Gram matrix and the decomposition's own copy of that."""
+def _window_bytes(plan: Plan, joined: int, working: int) -> int:
+    """Bytes of one window's copies, joined and padded, its Gram matrix and the decomposition's own copy of that."""
     height, width = (size + -size % PADDED_TO for size in (plan.windows.height, plan.windows.width))
     entries, squared = height * width, min(height, width) ** 2
-    return (2 if plan.matrices.is_complex() else 1) * (
-        8 * entries + 8 * squared if single else 12 * entries + 16 * squared
-    )
+    return (2 if plan.matrices.is_complex() else 1) * ((joined + working) * entries + 2 * working * squared)
 
 
 def _views(plan: Plan, most: int) -> Iterator[Tensor]:

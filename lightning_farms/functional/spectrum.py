@@ -53,7 +53,7 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
     copies = _aligned(wide, working_type) if wide.device.type == "cpu" else wide.to(working_type).unsqueeze(0)
     with torch.autocast(wide.device.type, enabled=False):
         eigenvalues: Tensor = torch.linalg.eigvalsh(_upper_gram(copies), UPLO="U")
-    return eigenvalues.squeeze(0).to(torch.float64).clamp_(min=0.0)[..., -wide.shape[-2] :]
+    return eigenvalues.squeeze(0)[..., -wide.shape[-2] :].to(torch.float64).clamp(min=0.0)
 
 
 def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:

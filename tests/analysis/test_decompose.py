@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
 from lightning_farms.analysis import _decompose as rooms
@@ -147,6 +150,38 @@ def test_workspace_bounds_what_is_copied_at_one_time(live, quick, workers):
     assert live["most"] == 32 * 32 * 4  # one window at a time, though it needs more
     assert live["calls"] == 12 * 9 * 2
     assert live["now"] == 0
+
+
+class Allocated(TorchDispatchMode):
+    """Most bytes at one time of the tensors that are made within it, by this thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._bytes = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def storages(values):
+            return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+        result = function(*args, **(kwargs or {}))
+        known = {storage.data_ptr() for storage in storages((args, kwargs))} | set(self._bytes)
+        for storage in storages(result):
+            address = storage.data_ptr()
+            if address and address not in known:
+                self._bytes[address] = storage.nbytes()
+                weakref.finalize(storage, self._bytes.pop, address, None)
+        self.most = max(self.most, sum(self._bytes.values()))
+        return result
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+def test_workspace_bounds_all_copies_gram_matrices_and_decompositions(dtype, quick):
+    plan = plan_of(200, 33, 200, method=WholeMatrix(), dtype=dtype)
+    workspace = 40 * plan.matrices[0].nbytes
+    with Allocated() as allocated:
+        (spectra,) = decompose({0: plan}, quick=quick, workspace=workspace, workers=1).values()
+    assert 0.8 * workspace < allocated.most <= workspace + 3 * spectra.nbytes
 
 
 def fails_on(predicate, exception, monkeypatch):

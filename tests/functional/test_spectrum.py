@@ -29,6 +29,7 @@ def test_esd_is_squared_singular_values(shape, dtype):
     before = matrices.clone()
     got = esd(matrices)
     assert got.dtype == torch.float64
+    assert got.is_contiguous()
     torch.testing.assert_close(got, squared_singular_values(matrices), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(matrices, before, rtol=0, atol=0)
 
