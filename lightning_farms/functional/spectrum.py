@@ -11,6 +11,7 @@ QUICK_ERROR = 8 * torch.finfo(torch.float32).eps
 PADDED_TO = 4
 """Rows and columns of the CPU's copies of matrices are multiples of this, see :func:`esd`."""
 
+_BOUNDARY = 64  # bytes, to which torch aligns what it allocates
 _GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
 
 
@@ -24,7 +25,7 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
 
     On the CPU the result has the same bits wherever the matrix lies in memory and whichever matrices share the call
     with it, for one number of intra-op threads. (The libraries' rounding depends on addresses, and that of matrices of
-    odd size within a batch so on their place in it; each matrix is copied to where all is aligned alike.)
+    odd size within a batch so on their place in it; each matrix that is not aligned is copied to where it is.)
 
     Args:
         matrices: (..., m, n), real or complex, finite.
@@ -57,7 +58,7 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
 
 
 def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copies (1, ..., m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
+    """Matrices (1, ..., m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
 
     The zeros that fill them up to multiples of four (m' n' entries, and m' m', are then of 64 bytes and more) change no
     product and add eigenvalues of zero, the smallest there are. The leading dimension makes of a single matrix a batch
@@ -65,6 +66,9 @@ def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
     """
     height, width = wide.shape[-2:]
     above, right = -height % PADDED_TO, -width % PADDED_TO
+    if not (above or right):
+        copies = wide.to(dtype).resolve_conj().resolve_neg().contiguous().unsqueeze(0)
+        return copies if copies.data_ptr() % _BOUNDARY == 0 else copies.clone()
     copies = wide.new_zeros(1, *wide.shape[:-2], height + above, width + right, dtype=dtype)
     copies[0, ..., above:, :width] = wide
     return copies
