@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from lightning_farms import RolloutMonitor
-from lightning_farms.callbacks._rollouts import pictures as rollout_pictures
+from lightning_farms.callbacks._rollouts import drawings as rollout_pictures
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import OperatorModule
 from tests.callbacks.rollouts import FRAMES, GIVEN, Flows, Operator, Shift, expected, loader
