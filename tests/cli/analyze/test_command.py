@@ -241,7 +241,7 @@ def test_base(run):
 
 
 def test_the_file_without_layers_of_a_pattern_is_named(run, monkeypatch):
-    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *args, **options: pytest.fail("analysed"))
     torch.save({"head.weight": torch.randn(32, 32)}, "head.pt")
     for files in (["net.pt", "--compare", "head.pt"], ["head.pt", "--compare", "net.pt"]):
         status, _, err = run(*files, "--include", "head")
@@ -344,7 +344,7 @@ def test_no_such_device(run, monkeypatch):
 
 
 def test_mistakes_come_before_the_long_work(run, monkeypatch):
-    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *args, **options: pytest.fail("analysed"))
     for arguments in (["--out", "."], ["--plots", "notes.txt"], ["--compare", "nowhere.pt"], ["--exclude", "fourth"]):
         assert run("net.pt", *arguments)[0] == 1
 
@@ -359,7 +359,7 @@ def test_mistakes_come_before_the_long_work(run, monkeypatch):
 )
 def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):
     monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # root may write anywhere
-    monkeypatch.setattr(command, "analyze_weights", lambda *args, **options: pytest.fail("analysed"))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *args, **options: pytest.fail("analysed"))
     status, _, err = run("net.pt", *arguments)
     assert status == 1
     assert message in err
@@ -375,7 +375,7 @@ def test_interrupted(run, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "analyze_weights", interrupt)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", interrupt)
     assert run("net.pt") == (130, "", "\nlightning-farms: interrupted\n")
 
 
