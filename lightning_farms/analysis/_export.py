@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from lightning_farms.analysis.table import shape_text
+
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     r"""One line a record, after a header; shapes as ``64x3x3x3``, missing numbers as ``nan``."""
@@ -34,7 +36,7 @@ def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
 
 
 def _shape(value: object) -> object:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else value
+    return shape_text(value) if isinstance(value, tuple) else value
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401

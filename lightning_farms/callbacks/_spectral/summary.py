@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.table import shape_text
 
 _NAMED = 5  # layers of one reason
 
@@ -33,7 +34,7 @@ def summary_table(
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
-        cells = [escape(row.name), "x".join(map(str, row.shape)), _number(first), _number(row.alpha)]
+        cells = [escape(row.name), shape_text(row.shape), _number(first), _number(row.alpha)]
         cells += [f"{of[row.name]:.3f}" if row.name in of else "not trained" for of in columns.values()]
         table.add_row(*cells, style="dim" if row.status == "skipped" else None)
     mean = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
