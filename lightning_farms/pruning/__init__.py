@@ -1,0 +1,1 @@
+"""Alphas of a network's layers -> sparse networks: how much each layer loses, and which of its weights."""

@@ -1,0 +1,125 @@
+"""Which weights of a decoder are pruned: found by structure, not by names of families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Last parts of the names of linear layers that choose experts: small, and left dense."""
+
+
+@dataclass(frozen=True)
+class PrunableWeight:
+    """A weight of a decoder block that is pruned.
+
+    Attributes:
+        name: of the layer in the model; of fused experts also that of the parameter.
+        block: name of the decoder block it belongs to.
+        module: holds the weight.
+        parameter: its name there.
+        transposed: whether the parameter is stored as (..., inputs, outputs).
+    """
+
+    name: str
+    block: str
+    module: nn.Module
+    parameter: str = "weight"
+    transposed: bool = False
+
+    @property
+    def matrices(self) -> Tensor:
+        """(P, outputs, inputs), P = 1 but for fused experts; a view: what is written to it, the model has."""
+        stored: Tensor = getattr(self.module, self.parameter).detach()
+        matrices = stored.mT if self.transposed else stored
+        return matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.matrices.numel()
+
+
+def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The repeated blocks of a decoder: the children of the ``ModuleList`` that holds most matrix entries.
+
+    Args:
+        model: a language model, or anything else with a list of blocks; its tensors may be on the meta device.
+
+    Returns:
+        The blocks by name, in order.
+
+    Raises:
+        ValueError: there is no list of modules with weights, or the model has an encoder beside the decoder.
+
+    Example:
+        >>> blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+        >>> list(decoder_blocks(nn.ModuleDict({"embed": nn.Embedding(9, 4), "layers": blocks})))
+        ['layers.0', 'layers.1']
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"Expected argument `model` to be a decoder, but {type(model).__name__} has an encoder too.")
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    entries = {name: sum(p.numel() for p in module.parameters() if p.ndim >= 2) for name, module in lists.items()}
+    largest = max(entries, key=entries.__getitem__, default=None)
+    if largest is None or entries[largest] == 0:
+        raise ValueError(
+            f"Expected argument `model` to hold its blocks in a torch.nn.ModuleList, but {type(model).__name__} has none "
+            "with weight matrices."
+        )
+    prefix = f"{largest}." if largest else ""
+    return {f"{prefix}{name}": block for name, block in lists[largest].named_children()}
+
+
+def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = None) -> list[PrunableWeight]:
+    """The weights of a decoder's blocks that are pruned, in the order of the modules.
+
+    These are the weights of linear layers (``torch.nn.Linear``, transformers' ``Conv1D``) and of experts that are fused
+    into parameters of three dimensions. Embeddings, heads, norms, convolutions and the routers of experts stay dense.
+
+    Args:
+        model: a language model.
+        blocks: as :func:`decoder_blocks` finds them; None: find them.
+
+    Returns:
+        The weights; one that several layers share is there once, under its first name.
+
+    Raises:
+        ValueError: there are no blocks, or nothing in them that is pruned.
+
+    Example:
+        >>> blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU()) for _ in range(2))
+        >>> weights = prunable_weights(nn.ModuleDict({"layers": blocks}))
+        >>> [(weight.name, weight.block, tuple(weight.matrices.shape)) for weight in weights]
+        [('layers.0.0', 'layers.0', (1, 6, 4)), ('layers.1.0', 'layers.1', (1, 6, 4))]
+    """
+    found: list[PrunableWeight] = []
+    seen: set[int] = set()
+    for block_name, block in (decoder_blocks(model) if blocks is None else blocks).items():
+        for weight in _weights_of(block_name, block):
+            identity = id(getattr(weight.module, weight.parameter))
+            if identity not in seen:
+                seen.add(identity)
+                found.append(weight)
+    if not found:
+        raise ValueError(
+            f"Expected argument `model` to have linear layers in its blocks, but {type(model).__name__} has none."
+        )
+    return found
+
+
+def _weights_of(block_name: str, block: nn.Module) -> Iterator[PrunableWeight]:
+    for path, module in block.named_modules():
+        name = f"{block_name}.{path}" if path else block_name
+        if isinstance(module, nn.Linear):
+            if name.rpartition(".")[2] not in _ROUTERS:
+                yield PrunableWeight(name, block_name, module)
+        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            yield PrunableWeight(name, block_name, module, transposed=True)
+        elif hasattr(module, "num_experts"):
+            for parameter, values in module.named_parameters(recurse=False):
+                if values.ndim == 3 and values.shape[0] == module.num_experts:
+                    transposed = bool(getattr(module, "is_transposed", False))
+                    yield PrunableWeight(f"{name}.{parameter}", block_name, module, parameter, transposed)
