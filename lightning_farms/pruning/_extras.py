@@ -1,0 +1,16 @@
+"""Packages that only language models need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+def import_extra(package: str, *, extra: str, what: str) -> ModuleType:
+    """Import an optional package, or say which of the project's extras brings what is needed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f'{what} needs the package {package.partition(".")[0]}: pip install "lightning-farms[{extra}]"'
+        ) from error

@@ -1,0 +1,211 @@
+"""A language model and its tokenizer from a folder or a GGUF file, never from the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from lightning_farms.pruning._extras import import_extra
+from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer, rows_of_embedding
+from lightning_farms.pruning._offload import blocks_on_disk
+
+_Config: TypeAlias = Any  # transformers has no types: PreTrainedConfig
+_Model: TypeAlias = Any  # PreTrainedModel
+_Tokenizer: TypeAlias = Any  # PreTrainedTokenizerBase
+
+
+class CausalLM(NamedTuple):
+    """A language model and its tokenizer, as :func:`load_causal_lm` returns them."""
+
+    model: Any
+    """transformers.PreTrainedModel, in evaluation mode, which keeps no cache of keys and values."""
+    tokenizer: Any
+    """transformers.PreTrainedTokenizerBase, or None if the folder has none and it was not required."""
+
+
+def load_causal_lm(
+    folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    offload_folder: str | os.PathLike[str] | None = None,
+    tokenizer_required: bool = True,
+) -> CausalLM:
+    """Load a decoder and its tokenizer from disk, and refuse with a reason what is no whole, unquantised decoder.
+
+    Only files in the folder are read: nothing is downloaded, and no code in the folder is run. A GGUF file is unpacked
+    into floating point, and the model is afterwards like any other: `save_pretrained` writes it.
+
+    Args:
+        folder: a Hugging Face model's folder (config.json, safetensors or .bin), a .gguf file, or a folder with one.
+        device: where the model goes.
+        dtype: of the weights, such as `"bfloat16"`; by default as they are stored (float32 for GGUF).
+        offload_folder: leave the decoder blocks on disk, in the model's own files where they are safetensors and in
+            this folder else, and bring each to the device for its turn (by accelerate): for models larger than memory.
+        tokenizer_required: whether a folder without a tokenizer is refused.
+
+    Returns:
+        The model, in evaluation mode with `use_cache` off, and its tokenizer.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it has no config.json, no weights, not all of them, damaged or quantised ones, no tokenizer, one
+            whose ids go beyond the model's embedding, code of its own, or a model that is no decoder.
+        ImportError: if transformers (for GGUF also gguf, to offload accelerate) is not installed: extra `llm`.
+
+    Example:
+        >>> model, tokenizer = load_causal_lm("SmolLM2-135M")  # doctest: +SKIP
+    """
+    found = find_model(folder)
+    dtype = _checked_dtype(dtype)
+    transformers = import_extra("transformers", extra="llm", what="Loading a language model")
+    if found.gguf is not None:
+        import_extra("gguf", extra="llm", what="Reading a GGUF file")
+        import_extra("accelerate", extra="llm", what="Reading a GGUF file")
+    with _quiet(transformers):
+        config = _decoder_config(transformers, found)
+        tokenizer = _tokenizer(transformers, found) if tokenizer_required or has_tokenizer(found) else None
+        options = _offload_options(transformers, found, config, device, offload_folder)
+        model = _model(transformers, found, config, dtype, options)
+    if tokenizer is not None:
+        _check_fits(tokenizer, model, found)
+    if offload_folder is None:
+        model = model.to(torch.device(device))
+    return CausalLM(_for_measurements(model), tokenizer)
+
+
+def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if chosen == "auto" or (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        return chosen
+    raise ValueError(f"Expected argument `dtype` to be 'auto' or a floating-point dtype of torch, but got {dtype!r}.")
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """No progress bars of transformers meanwhile."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _source(found: ModelFolder) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": str(found.path), "local_files_only": True, "trust_remote_code": False} | (
+        {} if found.gguf is None else {"gguf_file": found.gguf}
+    )
+
+
+def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
+    """The configuration, of a class that transformers has and that predicts the next token."""
+    kind = found.config.get("model_type")
+    if found.gguf is None and kind not in transformers.CONFIG_MAPPING:
+        own = " and asks for code in its folder to be run, which is refused" if "auto_map" in found.config else ""
+        raise ValueError(
+            f"Expected argument `folder` to hold a model of a kind that transformers {transformers.__version__} has, "
+            f"but {str(found.path)!r} is a {kind!r}{own}."
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(**_source(found))
+    except Exception as error:  # transformers raises what it meets, of GGUF files above all
+        raise _damaged(found, "configuration", error) from error
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    named = set(config.architectures or [])
+    decoders = {cls.__name__ for cls in known.values()} if named else set()
+    no_decoder = type(config) not in known or (named and not named & decoders)
+    if no_decoder or getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", None) is False:
+        what = ", ".join(sorted(named)) or config.model_type
+        raise ValueError(
+            f"Expected argument `folder` to hold a decoder that predicts the next token, but {str(found.path)!r} is "
+            f"none ({what})."
+        )
+    return config
+
+
+def _tokenizer(transformers: ModuleType, found: ModelFolder) -> _Tokenizer:
+    if not has_tokenizer(found):
+        raise ValueError(
+            f"Expected argument `folder` to hold the model's tokenizer (tokenizer.json or tokenizer.model), but there "
+            f"is none in {str(found.path)!r}. Copy it there from the model's release."
+        )
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**_source(found))
+    except Exception as error:
+        raise _damaged(found, "tokenizer", error) from error
+
+
+def _offload_options(
+    transformers: ModuleType, found: ModelFolder, config: _Config, device: str | torch.device, folder: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    if folder is None:
+        return {}
+    if found.gguf is not None:
+        raise ValueError(
+            "Expected argument `offload_folder` to be left out with a GGUF file, which is unpacked in memory, but got "
+            f"{os.fspath(folder)!r}. Save the model with save_pretrained on a larger machine, and load that."
+        )
+    import_extra("accelerate", extra="llm", what="Leaving blocks on disk")
+    with torch.device("meta"):
+        shell = transformers.AutoModelForCausalLM.from_config(config)
+    return {"device_map": blocks_on_disk(shell, torch.device(device)), "offload_folder": os.fspath(folder)}
+
+
+def _model(transformers: ModuleType, found: ModelFolder, config: _Config, dtype: str | torch.dtype, options: dict[str, Any]) -> _Model:
+    given = {} if found.gguf is not None else {"config": config}
+    try:
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            **_source(found), **given, dtype=dtype, output_loading_info=True, **options
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(found, "weights", error) from error
+    absent = sorted(loading["missing_keys"])
+    if absent:
+        raise ValueError(
+            f"Expected argument `folder` to hold all weights of {type(model).__name__}, but {len(absent)} are not in "
+            f"{str(found.path)!r}: {', '.join(absent[:4])}{', ...' if len(absent) > 4 else ''}."
+        )
+    return model
+
+
+def _damaged(found: ModelFolder, part: str, error: Exception) -> ValueError:
+    path = found.path if found.gguf is None else found.path / found.gguf
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(
+        f"Expected argument `folder` to hold a model that transformers can read, but the {part} in {str(path)!r} "
+        f"cannot be read ({type(error).__name__}: {reason})."
+    )
+
+
+def _check_fits(tokenizer: _Tokenizer, model: _Model, found: ModelFolder) -> None:
+    """Ids of tokens that were added later (for pictures, for padding) may go beyond: text does not contain them."""
+    rows = rows_of_embedding(model)
+    added = set(tokenizer.added_tokens_encoder)
+    last = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
+    if not 0 <= last < rows:
+        raise ValueError(
+            f"Expected argument `folder` to hold a tokenizer that fits the model, with ids in [0, {rows}), but the "
+            f"ids of that in {str(found.path)!r} go up to {last}."
+        )
+
+
+def _for_measurements(model: _Model) -> _Model:
+    """In evaluation mode, without a cache; after GGUF like any model, or save_pretrained refuses it."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+        model.is_quantized = False
+        for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+            if hasattr(owner, name):
+                delattr(owner, name)
+    model.config.get_text_config().use_cache = False
+    return model.eval()
