@@ -144,7 +144,11 @@ def _tokenizer(transformers: ModuleType, found: ModelFolder) -> _Tokenizer:
 
 
 def _offload_options(
-    transformers: ModuleType, found: ModelFolder, config: _Config, device: str | torch.device, folder: str | os.PathLike[str] | None
+    transformers: ModuleType,
+    found: ModelFolder,
+    config: _Config,
+    device: str | torch.device,
+    folder: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
     if folder is None:
         return {}
@@ -159,7 +163,9 @@ def _offload_options(
     return {"device_map": blocks_on_disk(shell, torch.device(device)), "offload_folder": os.fspath(folder)}
 
 
-def _model(transformers: ModuleType, found: ModelFolder, config: _Config, dtype: str | torch.dtype, options: dict[str, Any]) -> _Model:
+def _model(
+    transformers: ModuleType, found: ModelFolder, config: _Config, dtype: str | torch.dtype, options: dict[str, Any]
+) -> _Model:
     given = {} if found.gguf is not None else {"config": config}
     try:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
