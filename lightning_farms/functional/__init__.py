@@ -2,6 +2,7 @@
 
 from lightning_farms.functional.layerwise import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
+from lightning_farms.functional.pruning_masks import NofM, magnitude_mask, wanda_mask
 from lightning_farms.functional.random_matrix import (
     MarchenkoPasturEdges,
     MarchenkoPasturFit,
@@ -13,6 +14,14 @@ from lightning_farms.functional.random_matrix import (
     spike_threshold,
 )
 from lightning_farms.functional.smoothing import clip_to_quantiles, moving_average, ramp, squeezing_outlier
+from lightning_farms.functional.sparsegpt import Reconstruction, sparsegpt
+from lightning_farms.functional.sparsity import (
+    LayerSparsity,
+    allocate_n_of_m,
+    allocate_sparsity,
+    linear_scores,
+    official_sparsity,
+)
 from lightning_farms.functional.spectral_metrics import SpectralDensity, effective_rank, log_norm, spectral_density
 from lightning_farms.functional.spectrum import esd, stable_rank
 from lightning_farms.functional.submatrices import fixed_aspect_ratio_submatrices
@@ -20,10 +29,15 @@ from lightning_farms.functional.uncertainty import Interval, bootstrap_interval,
 
 __all__ = [
     "Interval",
+    "LayerSparsity",
     "MarchenkoPasturEdges",
     "MarchenkoPasturFit",
+    "NofM",
     "PowerLawFit",
+    "Reconstruction",
     "SpectralDensity",
+    "allocate_n_of_m",
+    "allocate_sparsity",
     "bootstrap_interval",
     "clip_to_quantiles",
     "effective_rank",
@@ -34,13 +48,17 @@ __all__ = [
     "fit_peak",
     "fixed_aspect_ratio_submatrices",
     "goodness_of_fit",
+    "linear_scores",
     "log_norm",
+    "magnitude_mask",
     "marchenko_pastur_cdf",
     "marchenko_pastur_density",
     "marchenko_pastur_edges",
     "moving_average",
+    "official_sparsity",
     "ramp",
     "shuffle_entries",
+    "sparsegpt",
     "spectral_density",
     "spike_threshold",
     "squeezing_outlier",
@@ -50,4 +68,5 @@ __all__ = [
     "tb_sigmoid",
     "tb_sqrt",
     "tb_step",
+    "wanda_mask",
 ]

@@ -1,0 +1,295 @@
+"""Alphas of a network's layers -> how much of each is pruned, exact in whole weights.
+
+The arithmetic is that of fractions: totals beyond 2^53 weights, and sparsities that no float holds, lose nothing.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_farms.functional._allotment import fill_budget, give_rest
+from lightning_farms.functional.vectors import check_vector, vector
+
+_EQUAL = 1e-9  # relative; alphas that differ by less would be blown up to the map's full range
+_OFFICIAL_CUT = {0.7: 0.99999}  # what the authors' program makes of ratios above 1, by the target sparsity
+_OFFICIAL_OTHER_CUT = 0.998
+
+
+class LayerSparsity(NamedTuple):
+    """What each layer loses.
+
+    Args:
+        ratios: (L,) fractions of the layers' weights before they are rounded to whole weights, float64.
+        zeros: (L,) numbers of weights, int64; their sum is the target, rounded to a whole weight.
+    """
+
+    ratios: Tensor
+    zeros: Tensor
+
+
+def linear_scores(alphas: Tensor, epsilon: float = 0.3, groups: Sequence[Hashable] | None = None) -> Tensor:
+    r"""AlphaPruning's linear map from alpha to a layer's share in the pruning: the larger alpha, the more is pruned.
+
+    .. math:: q_l = 1 - \epsilon + 2 \epsilon \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha}
+
+    A layer without a finite alpha gets 1 and moves no other; so do all layers where the alphas are equal (to a
+    relative 1e-9).
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer, or any other figure that is large where much can go.
+        epsilon: Half the range of the scores, in [0, 1].
+        groups: The block of each layer: the finite alphas of a block are replaced by their mean, so that its layers
+            have one score. None: each layer stands for itself.
+
+    Returns:
+        (L,) scores in [1 - epsilon, 1 + epsilon], float64.
+
+    Raises:
+        ValueError: Not a vector, epsilon out of range, or another number of groups than of alphas.
+
+    Example:
+        >>> linear_scores(torch.tensor([2.0, 3.0, 4.0]), 0.2)
+        tensor([0.8000, 1.0000, 1.2000], dtype=torch.float64)
+        >>> linear_scores(torch.tensor([2.0, 3.0, 4.0]), 0.2, groups=["block 0", "block 0", "block 1"])
+        tensor([0.8000, 0.8000, 1.2000], dtype=torch.float64)
+
+    Reference:
+        Lu et al., AlphaPruning, NeurIPS 2024, Section 3; Hu et al., ICML 2025, Section 4.2.
+    """
+    check_vector("alphas", alphas)
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"Expected argument `epsilon` to be in [0, 1], but got {epsilon}.")
+    values = alphas.to(torch.float64)
+    if groups is not None:
+        values = _block_means(values, groups, values.isfinite())
+    finite = values.isfinite()
+    chosen = values[finite]
+    scores = torch.ones_like(values)
+    if chosen.numel() > 0 and bool(chosen.max() - chosen.min() > _EQUAL * chosen.abs().max()):
+        scores[finite] = 1 - epsilon + 2 * epsilon * (chosen - chosen.min()) / (chosen.max() - chosen.min())
+    return scores
+
+
+def allocate_sparsity(
+    scores: Tensor, sizes: Tensor | Sequence[int], sparsity: float, *, floor: float = 0.0, cap: float = 1.0
+) -> LayerSparsity:
+    r"""Ratios in proportion to the scores, within bounds, that reach the sparsity exactly.
+
+    .. math:: r_l = \operatorname{clip}(\lambda q_l, \text{floor}, \text{cap}), \quad
+              \sum_l p_l r_l = S \sum_l p_l
+
+    The left side is piecewise linear in :math:`\lambda`: its breakpoints are sorted, and it is solved on the piece that
+    holds the target. Then whole weights: in all :math:`\lfloor S \sum p + 1/2 \rfloor`, of each layer
+    :math:`\lfloor r_l p_l \rfloor`, and one more of those with the largest remainders (equal ones: the earlier layer),
+    never above :math:`\lfloor \text{cap} \cdot p_l \rfloor`. S, floor and cap are taken as the decimals they are
+    printed as.
+
+    Args:
+        scores: (L,) q, finite and not negative. A layer of score 0 is left at the floor.
+        sizes: (L,) p, numbers of weights, positive.
+        sparsity: S, the fraction of all weights to prune, in [floor, cap].
+        floor: Least ratio of a layer.
+        cap: Greatest ratio of a layer, at most 1.
+
+    Returns:
+        Ratios and numbers of weights of the layers, on the CPU.
+
+    Raises:
+        ValueError: An argument out of range, or a sparsity that the bounds and the layers of score 0 do not allow.
+
+    Example:
+        >>> allocate_sparsity(torch.tensor([0.4, 0.8, 1.2, 1.6]), [100, 100, 100, 100], 0.8).zeros
+        tensor([ 40,  80, 100, 100])
+
+    Reference:
+        Lu et al., AlphaPruning, NeurIPS 2024, Section 3; their program cuts ratios above 1 and misses the target.
+    """
+    counts = _whole_sizes(sizes)
+    target, lowest, highest = _decimals(sparsity, floor, cap)
+    ratios = _exact_ratios(_exact_scores(scores, counts), counts, target, lowest, highest)
+    wanted = [ratio * size for ratio, size in zip(ratios, counts, strict=True)]
+    most = [int(highest * size) for size in counts]
+    total = int(target * sum(counts) + Fraction(1, 2))
+    if total > sum(most):
+        raise ValueError(
+            f"Expected arguments `sparsity` and `cap` to allow {total} zeros in whole weights, but got {sparsity} and "
+            f"{cap}, at most {sum(most)} zeros."
+        )
+    zeros = give_rest(wanted, most, total)
+    return LayerSparsity(vector(map(float, ratios)), torch.tensor(zeros, dtype=torch.int64, device="cpu"))
+
+
+def allocate_n_of_m(
+    scores: Tensor,
+    sizes: Tensor | Sequence[int],
+    sparsity: float,
+    m: int,
+    *,
+    floor: float = 0.0,
+    cap: float = 1.0,
+) -> Tensor:
+    r"""How many of every m inputs each layer loses, for n:m patterns with an n of each layer's own.
+
+    The ratios of :func:`allocate_sparsity`, times m and rounded up or down, such that the total comes as near to the
+    target as this allows and never above it; of several ways, the one that rounds up the largest remainders.
+
+    Args:
+        scores: (L,) q, finite and not negative. A layer of score 0 is left at the floor.
+        sizes: (L,) p, numbers of weights, positive multiples of m.
+        sparsity: S, the fraction of all weights to prune, in [floor, cap].
+        m: Length of the pattern, at least 1.
+        floor: Least ratio of a layer before it is rounded.
+        cap: Greatest ratio of a layer, at most 1; of every m inputs at most floor(cap m) go.
+
+    Returns:
+        (L,) n in [0, m], int64, on the CPU.
+
+    Raises:
+        ValueError: An argument out of range, or a sparsity that the bounds and the layers of score 0 do not allow.
+
+    Example:
+        >>> allocate_n_of_m(torch.tensor([0.5, 1.0, 1.5]), [400, 400, 400], 0.5, 4)
+        tensor([1, 2, 3])
+    """
+    counts = _whole_sizes(sizes)
+    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+        raise ValueError(f"Expected argument `m` to be a positive integer, but got {m}.")
+    if odd := [size for size in counts if size % m]:
+        raise ValueError(f"Expected argument `sizes` to be multiples of m = {m}, but got {odd[0]}.")
+    target, lowest, highest = _decimals(sparsity, floor, cap)
+    most = int(highest * m)
+    if target * m > most:
+        raise ValueError(
+            f"Expected argument `sparsity` to be at most {most} of {m}, as `cap` = {cap} allows, but got {sparsity}."
+        )
+    ratios = _exact_ratios(_exact_scores(scores, counts), counts, target, lowest, Fraction(most, m))
+    kept = [int(ratio * m) for ratio in ratios]
+    units = [size // m for size in counts]
+    budget = int(target * sum(counts)) - sum(n * unit for n, unit in zip(kept, units, strict=True))
+    remainders = [ratio * m - n for ratio, n in zip(ratios, kept, strict=True)]
+    raised = fill_budget(units, remainders, budget)
+    return torch.tensor([n + more for n, more in zip(kept, raised, strict=True)], dtype=torch.int64, device="cpu")
+
+
+def official_sparsity(
+    alphas: Tensor,
+    sizes: Tensor | Sequence[int],
+    sparsity: float,
+    epsilon: float,
+    groups: Sequence[Hashable] | None = None,
+) -> Tensor:
+    r"""The ratios of the authors' program, its cuts and its NaN included; for comparisons only.
+
+    .. math:: r_l = q_l \frac{S \sum p}{\sum p q}
+
+    with q as in :func:`linear_scores`, but NaN everywhere if one alpha is not finite or all are equal. A ratio above 1
+    becomes 0.99999 (S = 0.7) or 0.998, and what is cut is not given to other layers, so that the sparsity is missed.
+
+    Args:
+        alphas: (L,), one PL_Alpha_Hill a layer.
+        sizes: (L,) p, numbers of weights, positive.
+        sparsity: S, the fraction of all weights to prune.
+        epsilon: Half the range of the scores, at least 0; above 1, ratios become negative.
+        groups: The block of each layer: its alphas are replaced by their mean. None: each layer stands for itself.
+
+    Returns:
+        (L,) ratios, float64.
+
+    Raises:
+        ValueError: Not a vector, another number of sizes or groups than of alphas, or epsilon below 0.
+
+    Example:
+        >>> official_sparsity(torch.tensor([1.0, 2.0, 3.0, 4.0]), [100, 100, 100, 100], 0.8, 0.6)
+        tensor([0.3200, 0.6400, 0.9600, 0.9980], dtype=torch.float64)
+
+    Reference:
+        The released programs of Lu et al. (2024) and Hu et al. (2025), ww_sparsity.
+    """
+    check_vector("alphas", alphas)
+    if not 0 <= epsilon < float("inf"):
+        raise ValueError(f"Expected argument `epsilon` to be finite and not negative, but got {epsilon}.")
+    values = alphas.to(torch.float64)
+    if groups is not None:
+        values = _block_means(values, groups, torch.ones_like(values, dtype=torch.bool))
+    weights = torch.tensor(_whole_sizes(sizes), dtype=torch.float64, device=values.device)
+    check_vector("sizes", weights, values.numel())
+    scores = 1 - epsilon + 2 * epsilon * (values - values.min()) / (values.max() - values.min())
+    ratios = scores * (sparsity * weights.sum() / (weights * scores).sum())
+    return ratios.where(~(ratios > 1), _OFFICIAL_CUT.get(sparsity, _OFFICIAL_OTHER_CUT))
+
+
+def _block_means(values: Tensor, groups: Sequence[Hashable], chosen: Tensor) -> Tensor:
+    """Replace each value by the mean of the chosen ones of its block, NaN where there is none."""
+    if len(groups) != values.numel():
+        raise ValueError(f"Expected argument `groups` to have {values.numel()} entries, but got {len(groups)}.")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([numbers[group] for group in groups], dtype=torch.int64, device=values.device)
+    sums = values.new_zeros(len(numbers)).index_add(0, index, values.where(chosen, 0.0))
+    return (sums / values.new_zeros(len(numbers)).index_add(0, index, chosen.to(values)))[index]
+
+
+def _whole_sizes(sizes: Tensor | Sequence[int]) -> list[int]:
+    """Sizes of layers as integers."""
+    listed = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
+    for size in listed:
+        if isinstance(size, bool) or size != int(size) or size < 1:
+            raise ValueError(f"Expected argument `sizes` to be positive whole numbers of weights, but got {size}.")
+    return [int(size) for size in listed]
+
+
+def _decimals(sparsity: float, floor: float, cap: float) -> tuple[Fraction, Fraction, Fraction]:
+    """The sparsity and its bounds, exactly as they are printed."""
+    if not 0 <= floor <= cap <= 1:
+        raise ValueError(
+            f"Expected arguments `floor` and `cap` to satisfy 0 <= floor <= cap <= 1, but got {floor} and {cap}."
+        )
+    if not floor <= sparsity <= cap:
+        raise ValueError(f"Expected argument `sparsity` to be in [floor, cap] = [{floor}, {cap}], but got {sparsity}.")
+    return Fraction(str(float(sparsity))), Fraction(str(float(floor))), Fraction(str(float(cap)))
+
+
+def _exact_scores(scores: Tensor, sizes: list[int]) -> list[Fraction]:
+    """Scores as fractions, checked."""
+    check_vector("scores", scores, len(sizes))
+    values: list[float] = scores.to(torch.float64).tolist()
+    for value in values:
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"Expected argument `scores` to be finite and not negative, but got {value}.")
+    return [Fraction(value) for value in values]
+
+
+def _exact_ratios(
+    scores: list[Fraction], sizes: list[int], target: Fraction, floor: Fraction, cap: Fraction
+) -> list[Fraction]:
+    """clip(lambda q, floor, cap) for the lambda that reaches the target; layers of one score are taken together."""
+    weights: Counter[Fraction] = Counter()
+    for score, size in zip(scores, sizes, strict=True):
+        weights[score] += size
+    wanted = target * sum(sizes)
+
+    def clipped(factor: Fraction, score: Fraction) -> Fraction:
+        return min(max(factor * score, floor), cap)
+
+    def reached(factor: Fraction) -> Fraction:
+        return sum((size * clipped(factor, score) for score, size in weights.items()), Fraction(0))
+
+    positive = [score for score in weights if score > 0]
+    points = sorted({Fraction(0)} | {bound / score for score in positive for bound in (floor, cap)})
+    if reached(points[-1]) < wanted:
+        raise ValueError(
+            f"Expected argument `sparsity` to leave the layers of score 0 at the floor, but got {float(target)}: the "
+            f"others hold enough weights for {float(reached(points[-1]) / sum(sizes)):.6g} only."
+        )
+    above = bisect.bisect_left(points, wanted, key=reached)
+    high = points[above]
+    if reached(high) != wanted:
+        low = points[above - 1]
+        high = low + (high - low) * (wanted - reached(low)) / (reached(high) - reached(low))
+    return [clipped(high, score) for score in scores]
