@@ -22,11 +22,12 @@ ARROWS = {
     "plotting": {"functional"},
     "analysis": {"functional", "common"},
     "balancing": {"analysis", "optim", "functional"},
+    "pruning": {"functional", "analysis", "common"},
     "loggers": {"analysis", "plotting"},
-    "callbacks": {"functional", "analysis", "optim", "balancing", "loggers", "plotting", "common"},
+    "callbacks": {"functional", "analysis", "optim", "balancing", "pruning", "loggers", "plotting", "common"},
     "models": {"common"},
     "data": {"common"},
-    "cli": {"functional", "analysis", "callbacks", "metrics", "models", "data", "plotting", "common"},
+    "cli": {"functional", "analysis", "pruning", "callbacks", "metrics", "models", "data", "plotting", "common"},
 }
 # what a single file may import besides
 FILE_ARROWS = {
@@ -41,11 +42,15 @@ OUTSIDE = {
     "analysis": {"torch", "pandas", "safetensors", "matplotlib"},
     "optim": {"torch"},
     "balancing": {"torch"},
+    "pruning": {"torch", "safetensors", "transformers"},
     "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
     "metrics": {"torch", "torchmetrics"},
 }
 LAZY = {
+    "accelerate",
+    "gguf",
     "huggingface_hub",
+    "lm_eval",
     "matplotlib",
     "mpl_toolkits",
     "pandas",
@@ -54,6 +59,7 @@ LAZY = {
     "safetensors",
     "sklearn",
     "tensorboard",
+    "transformers",
     "wandb",
 }
 MOST_LINES = 500
