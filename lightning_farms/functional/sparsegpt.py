@@ -190,11 +190,11 @@ def _damped_root(hessian: Tensor, dead: Tensor, damping: float) -> tuple[Tensor,
     living = hessian.diagonal()[~dead].to(torch.float64)
     mean = float(living.mean()) if living.numel() else 1.0
     if hessian.dtype != torch.float64 and _condition(hessian, mean, damping) < _MOST_CONDITION:
-        root = _upper_root(hessian.to(torch.float32), dead, mean, damping)
+        root = _upper_root(hessian, dead, mean, damping, torch.float32)
         if root is not None:
             return root, damping
     used = damping
-    while (root := _upper_root(hessian.to(torch.float64), dead, mean, used)) is None:
+    while (root := _upper_root(hessian, dead, mean, used, torch.float64)) is None:
         used = max(used * 10, _LEAST_DAMPING)
         if used > _MOST_DAMPING:
             raise ValueError(
@@ -213,12 +213,12 @@ def _condition(hessian: Tensor, mean: float, damping: float) -> float:
     return float(vector.norm()) / mean / damping + 1 if damping > 0 else math.inf
 
 
-def _upper_root(hessian: Tensor, dead: Tensor, mean: float, damping: float) -> Tensor | None:
+def _upper_root(hessian: Tensor, dead: Tensor, mean: float, damping: float, dtype: torch.dtype) -> Tensor | None:
     """The factor, or None where the damped Hessian is not positive definite in this precision."""
-    damped = hessian.flip(0, 1)
-    diagonal = hessian.diagonal().where(~dead, mean) + damping * mean
-    damped.diagonal().copy_(diagonal.flip(0))
+    damped = hessian.flip(0, 1).to(dtype)
+    damped.diagonal().copy_((hessian.diagonal().to(dtype).where(~dead, mean) + damping * mean).flip(0))
     lower, failed = torch.linalg.cholesky_ex(damped)
+    del damped  # as large as the result
     return None if bool(failed) else lower.flip(0, 1)
 
 
