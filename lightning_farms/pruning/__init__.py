@@ -1,6 +1,7 @@
 """Alphas of a network's layers -> sparse networks: how much each layer loses, and which of its weights."""
 
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
+from lightning_farms.pruning.perplexity import Perplexity, perplexity
 from lightning_farms.pruning.text import Calibration
 
-__all__ = ["Calibration", "CausalLM", "load_causal_lm"]
+__all__ = ["Calibration", "CausalLM", "Perplexity", "load_causal_lm", "perplexity"]

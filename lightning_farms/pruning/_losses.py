@@ -1,0 +1,73 @@
+"""Next-token losses without the logits of a whole window at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+_MOST_LOGITS = 1 << 25
+"""Numbers in the logits that are held at once: 128 MB in float32, and as much again for their losses."""
+
+_Model: TypeAlias = Any  # transformers.PreTrainedModel
+
+
+def next_token_losses(model: _Model, ids: Tensor, first: int = 1, most_logits: int = _MOST_LOGITS) -> Tensor:
+    """Losses in float32 of the tokens of (B, T) ids from `first` on, each given those before it: (B, T - first)."""
+    positions = torch.arange(first - 1, ids.shape[1] - 1, device=ids.device)
+    chunks = positions.split(max(1, most_logits // (len(ids) * _vocabulary(model))))
+    targets = ids[:, first:].split([len(chunk) for chunk in chunks], dim=1)
+    logits = _chunks_of_logits(model, ids, chunks)
+    return torch.cat(
+        [
+            cross_entropy(part.transpose(1, 2).float(), target.to(part.device), reduction="none")
+            for part, target in zip(logits, targets, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def _vocabulary(model: _Model) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _chunks_of_logits(model: _Model, ids: Tensor, chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """The logits at some positions, then at others: the blocks run once, the head for each chunk."""
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        logits = model(ids, **options).logits
+        yield from (logits[:, chunk] for chunk in chunks)
+        return
+    with _decoder_runs_once(model):
+        for chunk in chunks:
+            yield model(ids, logits_to_keep=chunk, **options).logits
+
+
+@contextmanager
+def _decoder_runs_once(model: _Model) -> Iterator[None]:
+    """Meanwhile the decoder under the head answers every call with what it answered the first."""
+    decoder: nn.Module = model.get_decoder()
+    if decoder is model:
+        yield
+        return
+    forward, own = decoder.forward, "forward" in vars(decoder)
+    answers: list[Any] = []
+
+    def answer(*args: object, **options: object) -> object:
+        if not answers:
+            answers.append(forward(*args, **options))
+        return answers[0]
+
+    vars(decoder)["forward"] = answer
+    try:
+        yield
+    finally:
+        if own:  # accelerate puts its own there
+            vars(decoder)["forward"] = forward
+        else:
+            del vars(decoder)["forward"]
