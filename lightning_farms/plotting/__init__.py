@@ -9,6 +9,7 @@ from lightning_farms.plotting.layer_heatmap_image import layer_heatmap_image
 from lightning_farms.plotting.log_histogram import HistogramSummary, log_histogram
 from lightning_farms.plotting.pixels import pixels
 from lightning_farms.plotting.shape_heatmap_figure import shape_heatmap_figure
+from lightning_farms.plotting.sparsity_figure import sparsity_figure
 
 __all__ = [
     "HistogramSummary",
@@ -22,4 +23,5 @@ __all__ = [
     "log_histogram",
     "pixels",
     "shape_heatmap_figure",
+    "sparsity_figure",
 ]
