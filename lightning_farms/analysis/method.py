@@ -111,8 +111,9 @@ class FARMS(SpectralMethod):
         fit: ``"hill"`` (the upper half of the spectrum, the code's form) or ``"hill_paper"`` (the paper's form),
             ``"ks"`` (xmin of least Kolmogorov-Smirnov distance), ``"peak"`` or ``"peak_corrected"`` (xmin near the
             histogram's peak, with the published or the corrected lower bound).
-        compat: ``"official"`` for the numbers of the authors' program: its windows (it needs ``window`` and
-            ``steps``, which it uses for linear layers only), its scale of convolutions; it refuses what they do.
+        compat: ``"official"`` for the numbers of the authors' programs: their windows (it needs ``window`` and
+            ``steps``, which they use for linear layers only; one that does not fit is clamped to the smaller
+            dimension, as in the program for language models), their scale of convolutions; it refuses what they do.
         blocks: for convolutions: ``"averaged"`` fits each window apart and averages the metrics, ``"pooled"`` fits
             the eigenvalues of all windows at once (the two columns of Table 7).
 

@@ -129,10 +129,12 @@ def _starts(size: int, window: int, steps: int | None) -> tuple[int, ...]:
 
 
 def official_linear_windows(rows: int, columns: int, aspect_ratio: float, window: int, steps: int) -> Windows:
-    """Windows of the authors' program for a linear layer: ``window x int(window Q)``, integer steps, nothing shrunk.
+    """Windows of the authors' programs for a linear layer: ``window x int(window Q)``, integer steps.
 
-    Per dimension ``step = max(1, (size - window) // (steps - 1))``, at most ``steps`` windows, start
-    ``min(i step, size - window)``; rows and columns after the last window are not seen.
+    A window that does not fit is clamped to ``s x int(s Q)``, s the smaller dimension, as their program for language
+    models does (the one for images would cut other slices than it means; one that fits is the same in both for Q = 1,
+    and here the latter's). Per dimension ``step = max(1, (size - window) // (steps - 1))``, at most ``steps`` windows,
+    start ``min(i step, size - window)``; rows and columns after the last window are not seen.
 
     Args:
         rows: number of rows of the weight as stored (out_features).
@@ -145,16 +147,24 @@ def official_linear_windows(rows: int, columns: int, aspect_ratio: float, window
         The grid of windows.
 
     Raises:
-        ValueError: the window is larger than the matrix (the authors' slices silently go wrong there).
+        ValueError: the clamped window is still wider than the matrix, as it may be for Q > 1 (the authors' slices
+            silently go wrong there), or it has no column.
+
+    Example:
+        >>> official_linear_windows(32, 64, 1.0, 48, 3)
+        Windows(height=32, width=32, row_starts=(0,), column_starts=(0, 16, 32), shrunk=True)
     """
     check_window_arguments(aspect_ratio, window, steps)
-    height, width = window, int(window * aspect_ratio)
-    if height > rows or width > columns or width < 1:
+    fits = window <= rows and int(window * aspect_ratio) <= columns
+    height = window if fits else min(window, rows, columns)
+    width = int(height * aspect_ratio)
+    if not 1 <= width <= columns:
         raise ValueError(
             f'compat="official" cannot place a {height} x {width} window on a {rows} x {columns} matrix; '
             "use a smaller `window`, or compat=None, which shrinks it with the ratio kept."
         )
-    return Windows(height, width, _official_starts(rows, height, steps), _official_starts(columns, width, steps))
+    row_starts, column_starts = _official_starts(rows, height, steps), _official_starts(columns, width, steps)
+    return Windows(height, width, row_starts, column_starts, shrunk=height < window)
 
 
 def _official_starts(size: int, window: int, steps: int) -> tuple[int, ...]:

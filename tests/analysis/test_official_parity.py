@@ -145,8 +145,16 @@ def test_official_refuses_what_the_program_does_not_know(module, method):
     assert row.reason == 'compat="official" covers Linear weights and those of Conv2d without groups only'
 
 
-def test_official_refuses_a_window_larger_than_the_linear_layer():
-    (row,) = analyze(nn.Linear(64, 10), FARMS(1.0, 100, 9, compat="official"))
+def test_official_clamps_a_window_larger_than_the_linear_layer():
+    module = layer(draw("spiked", (64, 24), 1))
+    (clamped,), (fits,) = (analyze(module, FARMS(1.0, window, 9, compat="official")) for window in (100, 24))
+    assert clamped.alpha == fits.alpha
+    assert clamped.windows == fits.windows == 9
+    assert clamped.reason == "window shrunk to 24 x 24 to fit the matrix"
+
+
+def test_official_refuses_a_window_wider_than_the_linear_layer():
+    (row,) = analyze(nn.Linear(10, 64), FARMS(1.5, 100, 9, compat="official"))
     assert row.status == "skipped"
     assert "use a smaller `window`, or compat=None" in row.reason
 

@@ -120,4 +120,4 @@ def test_official_refusals(kind, stored, matrices):
 
 
 def test_official_window_that_does_not_fit_is_a_reason():
-    assert "use a smaller `window`" in plan_layer(weight_of(1, 8, 30), FARMS(1.0, 10, 3, compat="official")).reason
+    assert "use a smaller `window`" in plan_layer(weight_of(1, 30, 8), FARMS(1.5, 10, 3, compat="official")).reason

@@ -130,13 +130,18 @@ def test_gradient_flows_back_to_every_entry_as_often_as_it_is_seen():
         ((103, 109, 0.75, 100, 9), Windows(100, 75, (0, 1, 2, 3), tuple(range(0, 33, 4)))),
         ((100, 150, 1.5, 100, 9), Windows(100, 150, (0,), (0,))),
         ((120, 130, 1.0, 100, 1), Windows(100, 100, (0,), (0,))),
+        # larger than the smaller dimension: clamped to it; (500 - 90) // 8 = 51
+        ((90, 500, 1.0, 100, 9), Windows(90, 90, (0,), tuple(range(0, 409, 51)), shrunk=True)),
+        ((90, 500, 0.5, 100, 9), Windows(90, 45, (0,), tuple(range(0, 449, 56)), shrunk=True)),
+        ((120, 60, 0.5, 100, 3), Windows(100, 50, (0, 10, 20), (0, 5, 10))),  # fits, though 100 > 60
+        ((32, 64, 2.0, 48, 3), Windows(32, 64, (0,), (0,), shrunk=True)),
     ],
 )
 def test_official_linear_windows(arguments, expected):
     assert official_linear_windows(*arguments) == expected
 
 
-@pytest.mark.parametrize("arguments", [(99, 500, 1.0, 100, 9), (500, 99, 1.0, 100, 9), (100, 149, 1.5, 100, 9)])
+@pytest.mark.parametrize("arguments", [(100, 149, 1.5, 100, 9), (500, 99, 1.5, 100, 9), (9, 3, 0.3, 100, 9)])
 def test_official_linear_windows_refuse_what_the_program_gets_wrong(arguments):
     with pytest.raises(ValueError, match="use a smaller `window`, or compat=None"):
         official_linear_windows(*arguments)
