@@ -1,0 +1,52 @@
+"""Whether the order of the blocks outlives a rounding of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_farms.pruning.allocation.base import Layer, LinearAllocation
+
+_DIGITS = 8  # of the significand of bfloat16, the leading one counted
+
+
+def rounded(weights: Tensor) -> Tensor:
+    """Weights rounded to bfloat16; such as are of that precision already moved within what rounds to them."""
+    coarse = weights.to(torch.bfloat16).to(torch.float32)
+    if not torch.equal(coarse, weights.to(torch.float32)):
+        return coarse
+    generator = torch.Generator(weights.device).manual_seed(0)
+    half_steps = torch.rand(weights.shape, generator=generator, device=weights.device) - 0.5
+    return coarse + torch.ldexp(half_steps, torch.frexp(coarse).exponent - _DIGITS)
+
+
+def order_under_rounding(
+    allocation: LinearAllocation, layers: Sequence[Layer], before: Sequence[float], after: Sequence[float]
+) -> list[str]:
+    """A note where the order of the blocks (or layers) moves, else none."""
+    what = allocation.granularity
+    names = [layer.block if what == "block" else layer.name for layer in layers]
+    first, second = (_of_names(names, allocation.scores(figures, layers, 0.5)) for figures in (before, after))
+    places, new_places = _places(first), _places(second)
+    moved = {name: abs(places[name] - new_places[name]) for name in places if places[name] != new_places[name]}
+    if not moved:
+        return []
+    farthest = max(moved, key=moved.__getitem__)
+    change = max(abs(first[name] - second[name]) for name in first)
+    return [
+        f"rounding the weights to bfloat16 alone moves {len(moved)} of {len(places)} {what}s to another place in the "
+        f"order of the scores, {farthest} the farthest, from {places[farthest] + 1} to {new_places[farthest] + 1}, and "
+        f"a score by up to {change:.2g}"
+    ]
+
+
+def _of_names(names: Sequence[str], scores: Tensor) -> dict[str, float]:
+    return dict(zip(names, scores.tolist(), strict=True))
+
+
+def _places(scores: dict[str, float]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(sorted(scores, key=scores.__getitem__))}

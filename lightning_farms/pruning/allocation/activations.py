@@ -1,0 +1,143 @@
+"""Allocations by weights and inputs together: OWL and DLP. Both look at |W| times the norm of the input."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_farms.pruning.allocation.base import DensityAllocation, Figures, Subject, Weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationAllocation(DensityAllocation):
+    r"""Allocation by a figure of :math:`|W_{ij}| \sqrt{\overline{x_j^2}}` over all weights of a block or a layer."""
+
+    needs_calibration: ClassVar[bool] = True
+
+    def sources(self, subject: Subject) -> Figures:
+        """See the base class: the figure of a block, or of a layer, for each of its weights."""
+        squares = subject.mean_squares()
+        units: dict[str, list[Weight]] = {}
+        for weight in subject.weights:
+            units.setdefault(weight.block if self.granularity == "block" else weight.name, []).append(weight)
+        values: dict[str, float] = {}
+        reasons: dict[str, str] = {}
+        for weights in units.values():
+            unusable = {weight.name: reason for weight in weights if (reason := _unusable(weight, squares))}
+            usable = [weight for weight in weights if weight.name not in unusable]
+            figure = self.figure([_metric(weight, squares) for weight in usable]) if usable else math.nan
+            values |= {weight.name: math.nan if weight.name in unusable else figure for weight in weights}
+            reasons |= unusable
+        return Figures(tuple(values[weight.name] for weight in subject.weights), reasons)
+
+    @abstractmethod
+    def figure(self, metrics: Sequence[Tensor]) -> float:
+        r"""The figure of a unit.
+
+        Args:
+            metrics: :math:`|W| \sqrt{\overline{x^2}}` of its weights, (P, outputs, inputs) each, float32.
+
+        Returns:
+            The figure.
+        """
+
+
+@dataclass(frozen=True)
+class OWLAllocation(ActivationAllocation):
+    r"""Outlier Weighed Layerwise sparsity: who has many outliers loses little.
+
+    The figure is the share of a block's weights with
+    :math:`|W_{ij}| \|x_j\|_2 > M \cdot \operatorname{mean}(|W| \|x\|_2)`, the mean taken over the block too.
+
+    Args:
+        threshold: M, positive; 5 in the authors' program.
+        spread: lambda, half the range of the ratios; 0.08 there.
+        granularity: ``"block"`` or ``"layer"``.
+        floor: least ratio of a layer.
+        cap: greatest ratio of a layer.
+        reverse: whether the order is turned round.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> OWLAllocation().figure([torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])])
+        0.125
+
+    Reference:
+        Yin et al., Outlier Weighed Layerwise Sparsity (OWL), ICML 2024.
+    """
+
+    threshold: float = 5.0
+
+    label: ClassVar[str] = "owl"
+    spares_large: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < math.inf:
+            raise ValueError(f"Expected argument `threshold` to be a positive number, but got {self.threshold}.")
+
+    def figure(self, metrics: Sequence[Tensor]) -> float:
+        """See the base class: the share of outliers."""
+        size = sum(metric.numel() for metric in metrics)
+        mean = sum(metric.sum(dtype=torch.float64).item() for metric in metrics) / size
+        return sum(int((metric > self.threshold * mean).sum()) for metric in metrics) / size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLPAllocation(ActivationAllocation):
+    r"""Dynamic Layerwise Pruning: the larger the median, the less important, the more is pruned.
+
+    The figure is the median of :math:`|W_{ij}| \|x_j\|_2` over a block (of an even number of weights the lower of the
+    two in the middle, as torch has it); relative importance is 1 minus its share in the sum over blocks, and the map
+    from least to most makes the two the same. Inputs enter by their root mean square: one factor for all.
+
+    Args:
+        spread: half the range of the ratios; 0.15 in the authors' program (their alpha).
+        granularity: ``"block"`` or ``"layer"``.
+        floor: least ratio of a layer.
+        cap: greatest ratio of a layer.
+        reverse: whether the order is turned round.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> DLPAllocation().figure([torch.tensor([[[1.0, 2.0, 5.0]]]), torch.tensor([[[3.0, 9.0]]])])
+        3.0
+
+    Reference:
+        Chen et al., DLP: Dynamic Layerwise Pruning in Large Language Models, ICML 2025.
+    """
+
+    spread: float = 0.15
+
+    label: ClassVar[str] = "dlp"
+    spares_large: ClassVar[bool] = False
+
+    def figure(self, metrics: Sequence[Tensor]) -> float:
+        """See the base class: the median."""
+        return torch.cat([metric.flatten() for metric in metrics]).median().item()
+
+
+def _metric(weight: Weight, squares: Mapping[str, Tensor]) -> Tensor:
+    """|W| sqrt(mean x^2), (P, outputs, inputs)."""
+    matrices = weight.matrices
+    norms = squares[weight.name].to(matrices.device, torch.float32).sqrt()
+    return matrices.to(torch.float32).abs() * norms.reshape(-1, 1, matrices.shape[-1])
+
+
+def _unusable(weight: Weight, squares: Mapping[str, Tensor]) -> str:
+    """Why a weight has no figure; empty where it has one."""
+    if weight.name not in squares:
+        return "there are no inputs of it"
+    if not squares[weight.name].isfinite().all():
+        return "its inputs are not all finite"
+    return "" if weight.matrices.isfinite().all() else "the weights are not all finite"

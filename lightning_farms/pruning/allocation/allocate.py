@@ -1,0 +1,195 @@
+"""From a model, or from alphas that are there already, to what each weight loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from lightning_farms.functional import NofM, allocate_n_of_m, allocate_sparsity
+from lightning_farms.pruning.allocation.base import Allocation, Figures, Layer, Subject, Weight
+from lightning_farms.pruning.allocation.spectral import FARMSAllocation
+from lightning_farms.pruning.prunable import prunable_weights
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
+
+MeanSquares: TypeAlias = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+
+DEFAULT_ALLOCATION = FARMSAllocation()
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class WeightsSubject:
+    """Weights, and the mean squares of their inputs if they are known.
+
+    Args:
+        weights: in the model's order.
+        inputs: mean squares of the dense model's inputs by the name of the weight, (inputs,) or (P, inputs); or what
+            finds them when they are asked for; None: there are none.
+    """
+
+    weights: Sequence[Weight]
+    inputs: MeanSquares | None = None
+
+    def mean_squares(self) -> Mapping[str, Tensor]:
+        """The mean squares.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.inputs is None:
+            raise ValueError(
+                "Expected argument `calibration` to be given (--calibration): this allocation looks at the inputs of "
+                "the dense model, but got None."
+            )
+        return self.inputs() if callable(self.inputs) else self.inputs
+
+
+def allocate(
+    model: nn.Module | Subject | Sequence[Weight],
+    sparsity: float | NofM,
+    allocation: Allocation = DEFAULT_ALLOCATION,
+    *,
+    calibration: MeanSquares | None = None,
+    pattern_m: int | None = None,
+) -> LayerRatios:
+    r"""How much of each weight of a decoder's blocks is pruned: nothing is pruned yet.
+
+    The allocation scores the weights; the ratios are in proportion to the scores, within its bounds, and the sparsity
+    over all these weights is exact in whole weights (:func:`lightning_farms.functional.allocate_sparsity`). With a
+    pattern, each layer has its own n of every m, the total as near to the target as that allows and never above.
+
+    Args:
+        model: a language model; or its weights; or these with what is known of their inputs.
+        sparsity: S in [0, 1), the fraction of all these weights to prune; or a pattern ``NofM(n, m)``, which stands
+            for n / m in layers that each have an n of their own.
+        allocation: by what.
+        calibration: mean squares of the dense model's inputs by the name of the weight, or a function that finds them;
+            for allocations that look at them (OWL, DLP).
+        pattern_m: m, where the zeros are to be n of every m consecutive inputs; None: wherever they are.
+
+    Returns:
+        The ratios.
+
+    Raises:
+        ValueError: a sparsity out of range, bounds that do not allow it, inputs that a pattern does not divide, nothing
+            to prune, or no inputs where they are needed.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.ModuleDict({"layers": nn.ModuleList(nn.Sequential(nn.Linear(64, 64)) for _ in range(3))})
+        >>> _ = model["layers"][2][0].weight.data[:4].mul_(9)  # heavy-tailed, and so spared
+        >>> ratios = allocate(model, 0.7)
+        >>> {block: round(ratio, 2) for block, ratio in ratios.by_block().items()}, ratios.zeros, ratios.size
+        ({'layers.0': 0.8, 'layers.1': 0.77, 'layers.2': 0.53}, 8602, 12288)
+    """
+    fraction, m = (sparsity.n / sparsity.m, sparsity.m) if isinstance(sparsity, NofM) else (sparsity, pattern_m)
+    _check_sparsity(fraction)
+    subject = _subject(model, calibration)
+    if m is not None:
+        _check_pattern(subject.weights, m)
+    return _ratios(allocation, allocation.sources(subject), subject.weights, fraction, m)
+
+
+def allocate_from_alphas(
+    alphas: Mapping[str, float],
+    layers: Sequence[Layer],
+    sparsity: float,
+    allocation: Allocation = DEFAULT_ALLOCATION,
+    *,
+    pattern_m: int | None = None,
+) -> LayerRatios:
+    """The same from figures that are there already, such as the alphas of a report.
+
+    Args:
+        alphas: by the name of the layer; not finite where there is none.
+        layers: what is pruned, in the model's order.
+        sparsity: S in [0, 1).
+        allocation: its map, granularity and bounds count; it makes no figures of its own.
+        pattern_m: m, where the zeros are to be n of every m consecutive inputs.
+
+    Returns:
+        The ratios.
+
+    Raises:
+        ValueError: a sparsity out of range, bounds that do not allow it, or layers without an entry.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> Part = namedtuple("Part", "name block size")
+        >>> parts = [Part("a", "0", 100), Part("b", "1", 100)]
+        >>> allocate_from_alphas({"a": 2.0, "b": 3.0}, parts, 0.5).by_block()
+        {'0': 0.4, '1': 0.6}
+    """
+    _check_sparsity(sparsity)
+    if missing := [layer.name for layer in layers if layer.name not in alphas]:
+        raise ValueError(
+            f"Expected argument `alphas` to have an entry for every layer, but {len(missing)} of {len(layers)} have "
+            f"none: {', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}."
+        )
+    values = tuple(float(alphas[layer.name]) for layer in layers)
+    reasons = {layer.name: "no finite alpha" for layer in layers if not math.isfinite(alphas[layer.name])}
+    return _ratios(allocation, Figures(values, reasons), layers, sparsity, pattern_m)
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
+
+
+def _subject(model: nn.Module | Subject | Sequence[Weight], calibration: MeanSquares | None) -> Subject:
+    if isinstance(model, nn.Module):
+        return WeightsSubject(prunable_weights(model), calibration)
+    if isinstance(model, Sequence):
+        return WeightsSubject(model, calibration)
+    return model if calibration is None else WeightsSubject(model.weights, calibration)
+
+
+def _check_pattern(weights: Sequence[Weight], m: int) -> None:
+    odd = [weight for weight in weights if m >= 1 and weight.matrices.shape[-1] % m]
+    if odd:
+        raise ValueError(
+            f"Expected argument `pattern_m` to divide the number of inputs of every layer, but got {m}, and "
+            f"{odd[0].matrices.shape[-1]} inputs in {odd[0].name!r}."
+        )
+
+
+def _ratios(
+    allocation: Allocation, figures: Figures, layers: Sequence[Layer], sparsity: float, m: int | None
+) -> LayerRatios:
+    if not layers:
+        raise ValueError("Expected argument `model` to have weights to prune, but got none.")
+    scores = allocation.scores(figures.values, layers, sparsity)
+    sizes = [layer.size for layer in layers]
+    bounds = {"floor": allocation.floor, "cap": allocation.cap}
+    rows: list[tuple[float, int, NofM | None]]
+    if m is None:
+        found = allocate_sparsity(scores, sizes, sparsity, **bounds)
+        rows = [(ratio, zeros, None) for ratio, zeros in zip(found.ratios.tolist(), found.zeros.tolist(), strict=True)]
+    else:
+        each = allocate_n_of_m(scores, sizes, sparsity, m, **bounds).tolist()
+        rows = [(n / m, size // m * n, NofM(n, m)) for n, size in zip(each, sizes, strict=True)]
+    parts = zip(layers, figures.values, scores.tolist(), rows, strict=True)
+    return LayerRatios(
+        tuple(LayerRatio(layer.name, layer.block, layer.size, a, q, *row) for layer, a, q, row in parts),
+        sparsity,
+        allocation.name,
+        (*_left_out(figures, len(layers)), *figures.notes),
+    )
+
+
+def _left_out(figures: Figures, layers: int) -> list[str]:
+    """A note a reason, with the names of the layers."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in figures.reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"no figure for {len(names)} of {layers} layers, which have no say in their block's, or the score 1 "
+        f"({reason}): {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for reason, names in by_reason.items()
+    ]

@@ -1,0 +1,150 @@
+"""An allocation of one's own, read from a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_farms.pruning.allocation.base import Figures, Granularity, Layer, LinearAllocation, Subject, vector
+
+Column = Literal["ratio", "score", "source"]
+
+_NAMES = ("name", "layer", "block")  # the column of names, the first that is there
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FileAllocation(LinearAllocation):
+    r"""Ratios, scores or raw figures by the name of a layer or of a block, from a JSON or CSV file.
+
+    JSON: an object of names and numbers, or what :meth:`LayerRatios.to_json` writes. CSV: a line a name, with a header
+    of which one column is ``name``, ``layer`` or ``block`` and another is called as ``column`` says, such as
+    :meth:`LayerRatios.to_csv` writes. A layer's own name wins over its block's; every layer has to have a number.
+
+    Args:
+        path: of the file, ``.json`` or ``.csv``.
+        column: what the numbers are. ``"ratio"``: fractions to prune in [0, 1], scaled to the asked sparsity;
+            ``"score"``: shares in the pruning, not negative; ``"source"``: raw figures such as alphas, mapped as
+            FARMS' are, the larger the more is pruned.
+        epsilon: half the range of the scores made of raw figures.
+        granularity: ``"layer"``, the default here, or ``"block"``, the mean over the block.
+        floor: least ratio of a layer.
+        cap: greatest ratio of a layer.
+        reverse: for raw figures only: whether the order is turned round.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference:
+        :class:`lightning_farms.pruning.LayerRatios`, for the files it writes.
+    """
+
+    path: str | os.PathLike[str]
+    column: Column = "ratio"
+    granularity: Granularity = field(default="layer", kw_only=True)
+
+    label: ClassVar[str] = "file"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.column not in get_args(Column):
+            raise ValueError(f"Expected argument `column` to be one of {get_args(Column)}, but got {self.column!r}.")
+        if self.reverse and self.column != "source":
+            raise ValueError(f'Expected argument `reverse` to be False with column="{self.column}", but got True.')
+
+    def sources(self, subject: Subject) -> Figures:
+        """See the base class: the file's numbers.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be read, names what is not there, leaves layers out, or has numbers out of range.
+        """
+        numbers = _read(Path(self.path), self.column)
+        self._check(numbers)
+        _check_names(numbers, subject.weights, os.fspath(self.path))
+        return Figures(tuple(numbers.get(w.name, numbers.get(w.block, math.nan)) for w in subject.weights))
+
+    def scores(self, figures: Sequence[float], layers: Sequence[Layer], sparsity: float) -> Tensor:
+        """See the base class: ratios and scores stand for themselves, or for the mean of their block."""
+        if self.column == "source":
+            return super().scores(figures, layers, sparsity)
+        values = vector(figures)
+        if self.granularity == "block":
+            blocks = [layer.block for layer in layers]
+            means = {b: values[[other == b for other in blocks]].mean() for b in dict.fromkeys(blocks)}
+            values = torch.stack([means[block] for block in blocks])
+        return values / sparsity if self.column == "ratio" and sparsity > 0 else values
+
+    def _check(self, numbers: Mapping[str, float]) -> None:
+        most = {"ratio": 1.0, "score": math.inf, "source": math.inf}[self.column]
+        least = -math.inf if self.column == "source" else 0.0
+        for name, number in numbers.items():
+            if not (least <= number <= most and (math.isfinite(number) or self.column == "source")):
+                rule = "in [0, 1]" if self.column == "ratio" else "finite and not negative"
+                raise ValueError(
+                    f"Expected every {self.column} in {os.fspath(self.path)!r} to be {rule}, but got {number} for "
+                    f"{name!r}."
+                )
+
+
+def _read(path: Path, column: str) -> dict[str, float]:
+    """{name: number}, as they stand in the file; one that is missing there is NaN."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _from_csv(text, column) if path.suffix == ".csv" else _from_json(text, column)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Expected argument `path` to be a JSON object of names and numbers, or a table with the columns `name` "
+            f"and `{column}`, but {str(path)!r} is not ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _from_json(text: str, column: str) -> dict[str, float]:
+    content: Any = json.loads(text)
+    if isinstance(content.get("layers"), list):
+        return {row["name"]: _number(row[column]) for row in content["layers"]}
+    return {name: _number(value) for name, value in content.items()}
+
+
+def _from_csv(text: str, column: str) -> dict[str, float]:
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows:
+        raise ValueError("it has no line")
+    key = next((name for name in _NAMES if name in rows[0]), _NAMES[0])
+    return {row[key]: _number(row[column]) for row in rows}
+
+
+def _number(value: str | float | None) -> float:
+    return math.nan if value is None or value == "" else float(value)
+
+
+def _check_names(numbers: Mapping[str, float], layers: Sequence[Layer], path: str) -> None:
+    """Refuse names that are nobody's, with such as are near, and layers without a number."""
+    known = dict.fromkeys([layer.block for layer in layers] + [layer.name for layer in layers])
+    if unknown := [name for name in numbers if name not in known]:
+        near = {name: get_close_matches(name, known, n=1, cutoff=0.5) for name in unknown[:_SHOWN]}
+        listed = ", ".join(f"{name!r}" + (f" (near: {close[0]!r})" if close else "") for name, close in near.items())
+        raise ValueError(
+            f"Expected the names in {path!r} to be those of layers or blocks of the model, but {len(unknown)} of "
+            f"{len(numbers)} are not: {listed}{_more(unknown)}. It has e.g. {layers[0].name!r} in {layers[0].block!r}."
+        )
+    if missing := [layer.name for layer in layers if layer.name not in numbers and layer.block not in numbers]:
+        raise ValueError(
+            f"Expected {path!r} to have a number for every layer or its block, but {len(missing)} of {len(layers)} "
+            f"have none: {', '.join(missing[:_SHOWN])}{_more(missing)}."
+        )
+
+
+def _more(names: Sequence[str]) -> str:
+    return ", ..." if len(names) > _SHOWN else ""

@@ -1,0 +1,147 @@
+"""Allocations by the heavy tails of the weights' spectra: FARMS, and AlphaPruning's whole matrices."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_farms.analysis import FARMS, LayerWeight, SpectralMethod, WholeMatrix, analyze_weights
+from lightning_farms.analysis.method import Fit
+from lightning_farms.pruning.allocation._rounding import order_under_rounding, rounded
+from lightning_farms.pruning.allocation.base import Figures, LinearAllocation, Subject, Weight
+
+DEFAULT_METHOD = FARMS(window=96)
+"""The method of :class:`FARMSAllocation`: see the table in ``examples/pruning/README.md`` for why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralAllocation(LinearAllocation):
+    """Allocation by the alphas of an analysis: the larger alpha, the less trained, the more is pruned.
+
+    Attributes:
+        check_rounding: whether the analysis is made a second time, of the weights rounded to bfloat16 (or, where they
+            are of that type already, moved at random within what rounds to them), and the report says where the order
+            of the blocks depends on it. It doubles the time, and is off by default: with the Hill fit nothing was seen
+            to move, and with a fit that scans over xmin the report says in any case that it is not stable.
+    """
+
+    check_rounding: bool = False
+
+    @property
+    @abstractmethod
+    def spectral_method(self) -> SpectralMethod:
+        """How spectra are made and fitted."""
+
+    def sources(self, subject: Subject) -> Figures:
+        """See the base class: PL_Alpha_Hill of each weight; the matrices of experts are taken together."""
+        method = self.spectral_method
+        figures = _alphas(subject.weights, method)
+        notes: list[str] = []
+        if method.fit not in ("hill", "hill_paper"):
+            notes.append(
+                f'fit="{method.fit}" looks for xmin among the eigenvalues, and a rounding of the weights may move it '
+                'far; fit="hill" is stable'
+            )
+        if self.check_rounding:
+            again = _alphas(subject.weights, method, round_weights=True)
+            notes += order_under_rounding(self, subject.weights, figures.values, again.values)
+        return figures._replace(notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class FARMSAllocation(SpectralAllocation):
+    """Allocation by FARMS: alphas of windows of one aspect ratio.
+
+    Args:
+        method: windows and fit. By default tiles of 96 x 96 and the Hill fit, the cheapest setting whose ratios agree
+            with those of the paper's windows (``examples/pruning/README.md``). That of the authors' program:
+            ``FARMS(1.0, 2000, 10, fit="peak", compat="official")``.
+        epsilon: half the range of the scores.
+        granularity: ``"block"`` or ``"layer"``.
+        floor: least ratio of a layer.
+        cap: greatest ratio of a layer.
+        reverse: whether the order is turned round.
+        check_rounding: whether the order of the blocks is tried under rounding of the weights.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> FARMSAllocation(epsilon=0.3).name, FARMSAllocation(reverse=True).name
+        ('farms', 'farms-reversed')
+
+    Reference:
+        Hu et al., ICML 2025, Section 4.2; Lu et al., AlphaPruning, NeurIPS 2024.
+    """
+
+    method: FARMS = DEFAULT_METHOD
+
+    label: ClassVar[str] = "farms"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.method, FARMS):
+            raise ValueError(f"Expected argument `method` to be FARMS(...), but got {self.method!r}.")
+
+    @property
+    def spectral_method(self) -> SpectralMethod:
+        """See the base class."""
+        return self.method
+
+
+@dataclass(frozen=True)
+class WholeMatrixAllocation(SpectralAllocation):
+    """AlphaPruning's allocation: alphas of whole matrices.
+
+    Args:
+        fit: how xmin is chosen; ``"peak"`` in the authors' program.
+        epsilon: half the range of the scores.
+        granularity: ``"block"`` or ``"layer"``.
+        floor: least ratio of a layer.
+        cap: greatest ratio of a layer.
+        reverse: whether the order is turned round.
+        check_rounding: whether the order of the blocks is tried under rounding of the weights.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> WholeMatrixAllocation("peak").spectral_method
+        WholeMatrix(fit='peak', compat=None)
+
+    Reference:
+        Lu et al., AlphaPruning, NeurIPS 2024.
+    """
+
+    fit: Fit = "hill"
+
+    label: ClassVar[str] = "whole"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        WholeMatrix(fit=self.fit)  # checks it
+
+    @property
+    def spectral_method(self) -> SpectralMethod:
+        """See the base class."""
+        return WholeMatrix(fit=self.fit)
+
+
+def _alphas(weights: Sequence[Weight], method: SpectralMethod, *, round_weights: bool = False) -> Figures:
+    """Alpha of each weight; not more of them in memory than the analysis holds at a time."""
+    report = analyze_weights(_layers(weights, round_weights), method)
+    reasons = {row.name: row.reason for row in report if not math.isfinite(row.alpha)}
+    return Figures(tuple(row.alpha for row in report), reasons)
+
+
+def _layers(weights: Sequence[Weight], round_weights: bool) -> Iterator[LayerWeight]:
+    for weight in weights:
+        matrices: Tensor = weight.matrices
+        shape = tuple(matrices.shape[1:] if len(matrices) == 1 else matrices.shape)
+        yield LayerWeight(weight.name, "linear", shape, rounded(matrices) if round_weights else matrices, ())
+        del matrices

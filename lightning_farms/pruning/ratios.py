@@ -1,0 +1,233 @@
+"""How much each layer loses: the rows of an allocation, and the forms in which they are shown and kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_farms.functional import NofM
+from lightning_farms.pruning._ratio_table import ratio_table
+
+COLUMNS = ("name", "block", "size", "source", "score", "ratio", "zeros", "pattern")
+_OF_ALL = ("asked", "allocation")  # in every line of a CSV file
+
+
+@dataclass(frozen=True)
+class LayerRatio:
+    """What one weight loses.
+
+    Attributes:
+        name: of the weight, unique in the model.
+        block: the block it belongs to.
+        size: its number of weights p.
+        source: the figure that its score is made of (an alpha, an outlier ratio, ...); NaN where there is none.
+        score: q, its share in the pruning: before bounds the fraction pruned is in proportion to it.
+        ratio: the fraction pruned before it is rounded to whole weights; of a pattern, n / m.
+        zeros: the number of weights pruned.
+        pattern: n of every m consecutive inputs; None: any ``zeros`` of the weights.
+    """
+
+    name: str
+    block: str
+    size: int
+    source: float
+    score: float
+    ratio: float
+    zeros: int
+    pattern: NofM | None = None
+
+    @property
+    def reached(self) -> float:
+        """The fraction pruned, in whole weights."""
+        return self.zeros / self.size
+
+
+@dataclass(frozen=True)
+class LayerRatios:
+    """What each weight of a model loses, in the model's order.
+
+    Args:
+        layers: one row a weight; names are unique.
+        sparsity: S, the fraction of all these weights that was asked for.
+        allocation: by what, e.g. ``"farms"``.
+        notes: what is to be known about it: layers without a figure, a fit that depends on rounding.
+
+    Raises:
+        ValueError: there is no row, two have one name, or a number of zeros is out of range.
+
+    Example:
+        >>> rows = (LayerRatio("a", "0", 60, 2.0, 0.8, 0.4, 24), LayerRatio("b", "1", 40, 3.0, 1.2, 0.6, 24))
+        >>> ratios = LayerRatios(rows, 0.48, "farms")
+        >>> ratios.reached, ratios.by_block(), ratios.amount("b")
+        (0.48, {'0': 0.4, '1': 0.6}, 24)
+        >>> LayerRatios.from_json(ratios.to_json()) == LayerRatios.from_csv(ratios.to_csv()) == ratios
+        True
+        >>> print(ratios)
+        block  layers  weights  source  score  ratio
+        0           1       60   2.000  0.800  0.400
+        1           1       40   3.000  1.200  0.600
+        farms: 0.480000 of 100 weights asked, 0.480000 reached (48 zeros).
+    """
+
+    layers: tuple[LayerRatio, ...]
+    sparsity: float
+    allocation: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"Expected argument `layers` to have at least one row, of unique names, but got {names}.")
+        for layer in self.layers:
+            if not 0 <= layer.zeros <= layer.size or layer.size < 1:
+                raise ValueError(
+                    f"Expected argument `layers` to prune between none and all of a layer's weights, but got "
+                    f"{layer.zeros} of {layer.size} in {layer.name!r}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerRatio]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> LayerRatio:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no weight {name!r} in this allocation; it has {len(self)}, the first {self.layers[0].name!r}")
+
+    def __str__(self) -> str:
+        """A table, by the block where a block's layers have one score, and by the layer otherwise."""
+        return ratio_table(self)
+
+    @property
+    def size(self) -> int:
+        """Number of weights in all."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Number of weights pruned in all."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def reached(self) -> float:
+        """The fraction of all weights that is pruned, from whole numbers."""
+        return self.zeros / self.size
+
+    def by_block(self) -> dict[str, float]:
+        """{block: the fraction of its weights that is pruned}, from whole numbers, in the model's order."""
+        zeros: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        for layer in self.layers:
+            zeros[layer.block] = zeros.get(layer.block, 0) + layer.zeros
+            sizes[layer.block] = sizes.get(layer.block, 0) + layer.size
+        return {block: zeros[block] / size for block, size in sizes.items()}
+
+    def amount(self, name: str) -> int | NofM:
+        """How much of a weight goes, as the functions of :mod:`lightning_farms.functional.pruning_masks` take it.
+
+        Args:
+            name: of the weight.
+
+        Returns:
+            The number of zeros in all its matrices, or the pattern.
+
+        Raises:
+            KeyError: there is no such weight.
+        """
+        layer = self[name]
+        return layer.zeros if layer.pattern is None else layer.pattern
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dictionary a weight, with the keys of :data:`COLUMNS`; a pattern as ``"2:4"``, none as ``""``."""
+        return [{**{name: getattr(row, name) for name in COLUMNS}, "pattern": _pattern_text(row)} for row in self]
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One line a weight, numbers with all their digits (and written to ``path``); the notes are left out."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=[*COLUMNS, *_OF_ALL], lineterminator="\n")
+        writer.writeheader()
+        of_all = {"asked": self.sparsity, "allocation": self.allocation}
+        writer.writerows({**row, **of_all} for row in self.to_rows())
+        return _written(text.getvalue(), path)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """An object with ``sparsity``, ``reached``, ``allocation``, ``notes``, ``layers`` (and written to ``path``)."""
+        rows = [{**row, "source": row["source"] if math.isfinite(row["source"]) else None} for row in self.to_rows()]
+        content = {
+            "sparsity": self.sparsity,
+            "reached": self.reached,
+            "allocation": self.allocation,
+            "notes": list(self.notes),
+            "layers": rows,
+        }
+        return _written(json.dumps(content, indent=2) + "\n", path)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> LayerRatios:
+        """Read what :meth:`to_json` gives.
+
+        Args:
+            source: the text, or the path of the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not what :meth:`to_json` gives.
+        """
+        try:
+            content = json.loads(_text(source, "{"))
+            layers = tuple(_layer(row) for row in content["layers"])
+            return cls(layers, float(content["sparsity"]), content["allocation"], tuple(content["notes"]))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Expected argument `source` to be ratios as JSON, but got {error!r}.") from error
+
+    @classmethod
+    def from_csv(cls, source: str | os.PathLike[str]) -> LayerRatios:
+        """Read what :meth:`to_csv` gives.
+
+        Args:
+            source: the text, or the path of the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not what :meth:`to_csv` gives.
+        """
+        rows = list(csv.DictReader(io.StringIO(_text(source, "name,"))))
+        try:
+            layers = tuple(_layer(row) for row in rows)
+            return cls(layers, float(rows[0]["asked"]), rows[0]["allocation"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"Expected argument `source` to be ratios as CSV, but got {error!r}.") from error
+
+
+def _pattern_text(layer: LayerRatio) -> str:
+    return "" if layer.pattern is None else f"{layer.pattern.n}:{layer.pattern.m}"
+
+
+def _layer(row: dict[str, Any]) -> LayerRatio:
+    pattern = NofM(*map(int, row["pattern"].split(":"))) if row["pattern"] else None
+    source = math.nan if row["source"] is None else float(row["source"])
+    numbers = int(row["size"]), source, float(row["score"]), float(row["ratio"]), int(row["zeros"])
+    return LayerRatio(row["name"], row["block"], *numbers, pattern)
+
+
+def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8", newline="")
+    return text
+
+
+def _text(source: str | os.PathLike[str], beginning: str) -> str:
+    """A text that begins as it should is itself meant, anything else is the path of a file."""
+    if isinstance(source, str) and source.lstrip().startswith(beginning):
+        return source
+    return Path(source).read_text(encoding="utf-8")
