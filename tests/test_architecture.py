@@ -42,7 +42,7 @@ OUTSIDE = {
     "analysis": {"torch", "pandas", "safetensors", "matplotlib"},
     "optim": {"torch"},
     "balancing": {"torch"},
-    "pruning": {"torch", "safetensors", "transformers", "yaml"},
+    "pruning": {"torch", "safetensors", "transformers", "yaml", "accelerate"},
     "plotting": {"torch", "numpy", "matplotlib", "mpl_toolkits"},
     "metrics": {"torch", "torchmetrics"},
 }

@@ -19,8 +19,15 @@ _SUBCOMMANDS = {
     "download": "Download an official PDEBench file of 2D compressible flow.",
     "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
     "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
+    "prune": "Prune a language model, with a ratio of each layer's own.",
 }
-_OWN = ("analyze", "download", "simulate", "convert")  # each a module with a function `run`; the rest is LightningCLI's
+_OWN = (
+    "analyze",
+    "download",
+    "simulate",
+    "convert",
+    "prune",
+)  # each a module with a function `run`; the rest is LightningCLI's
 
 
 def main(args: list[str] | None = None) -> None:

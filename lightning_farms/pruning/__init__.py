@@ -13,10 +13,15 @@ from lightning_farms.pruning.allocation import (
     allocate,
     allocate_from_alphas,
 )
+from lightning_farms.pruning.block_pass import prune
+from lightning_farms.pruning.input_squares import input_mean_squares
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
 from lightning_farms.pruning.perplexity import Perplexity, perplexity
+from lightning_farms.pruning.prunable import PrunableWeight, decoder_blocks, prunable_weights
+from lightning_farms.pruning.pruned_folder import PrunedFolder
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.recipe import llm_compressor_recipe, prune_with_torch
+from lightning_farms.pruning.report import PrunedBlock, PrunedLayer, PruningReport
 from lightning_farms.pruning.text import Calibration
 
 __all__ = [
@@ -31,13 +36,22 @@ __all__ = [
     "LayerRatios",
     "OWLAllocation",
     "Perplexity",
+    "PrunableWeight",
+    "PrunedBlock",
+    "PrunedFolder",
+    "PrunedLayer",
+    "PruningReport",
     "RampAllocation",
     "UniformAllocation",
     "WholeMatrixAllocation",
     "allocate",
     "allocate_from_alphas",
+    "decoder_blocks",
+    "input_mean_squares",
     "llm_compressor_recipe",
     "load_causal_lm",
     "perplexity",
+    "prunable_weights",
+    "prune",
     "prune_with_torch",
 ]

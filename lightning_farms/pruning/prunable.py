@@ -31,15 +31,21 @@ class PrunableWeight:
 
     @property
     def matrices(self) -> Tensor:
-        """(P, outputs, inputs), P = 1 but for fused experts; a view: what is written to it, the model has."""
+        """(P, outputs, inputs), P = 1 but for fused experts; a view: what is written to it, the model has.
+
+        Of a weight that accelerate has left on disk it is a copy, read anew each time.
+        """
         stored: Tensor = getattr(self.module, self.parameter).detach()
+        held = getattr(getattr(self.module, "_hf_hook", None), "weights_map", None)
+        if stored.is_meta and held is not None:
+            stored = held[self.parameter]
         matrices = stored.mT if self.transposed else stored
         return matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
 
     @property
     def size(self) -> int:
         """Number of weights."""
-        return self.matrices.numel()
+        return int(getattr(self.module, self.parameter).numel())
 
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -61,13 +67,15 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"Expected argument `model` to be a decoder, but {type(model).__name__} has an encoder too.")
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
     entries = {name: sum(p.numel() for p in module.parameters() if p.ndim >= 2) for name, module in lists.items()}
     largest = max(entries, key=entries.__getitem__, default=None)
     if largest is None or entries[largest] == 0:
         raise ValueError(
-            f"Expected argument `model` to hold its blocks in a torch.nn.ModuleList, but {type(model).__name__} has none "
-            "with weight matrices."
+            f"Expected argument `model` to hold its blocks in a torch.nn.ModuleList, but {type(model).__name__} has "
+            "none with weight matrices."
         )
     prefix = f"{largest}." if largest else ""
     return {f"{prefix}{name}": block for name, block in lists[largest].named_children()}

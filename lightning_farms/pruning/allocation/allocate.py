@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lightning_farms.functional import NofM, allocate_n_of_m, allocate_sparsity
 from lightning_farms.pruning.allocation.base import Allocation, Figures, Layer, Subject, Weight
 from lightning_farms.pruning.allocation.spectral import FARMSAllocation
+from lightning_farms.pruning.input_squares import input_mean_squares
 from lightning_farms.pruning.prunable import prunable_weights
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 
@@ -54,8 +57,9 @@ def allocate(
     sparsity: float | NofM,
     allocation: Allocation = DEFAULT_ALLOCATION,
     *,
-    calibration: MeanSquares | None = None,
+    calibration: Tensor | MeanSquares | None = None,
     pattern_m: int | None = None,
+    device: torch.device | str | None = None,
 ) -> LayerRatios:
     r"""How much of each weight of a decoder's blocks is pruned: nothing is pruned yet.
 
@@ -68,9 +72,10 @@ def allocate(
         sparsity: S in [0, 1), the fraction of all these weights to prune; or a pattern ``NofM(n, m)``, which stands
             for n / m in layers that each have an n of their own.
         allocation: by what.
-        calibration: mean squares of the dense model's inputs by the name of the weight, or a function that finds them;
-            for allocations that look at them (OWL, DLP).
+        calibration: for allocations that look at the inputs of the weights (OWL, DLP): token ids (N, T), on which the
+            dense model is run; or the inputs' mean squares by the name of the weight, or a function that finds them.
         pattern_m: m, where the zeros are to be n of every m consecutive inputs; None: wherever they are.
+        device: where the model's blocks run on token ids, one at a time; None: where the model is.
 
     Returns:
         The ratios.
@@ -90,6 +95,8 @@ def allocate(
     """
     fraction, m = (sparsity.n / sparsity.m, sparsity.m) if isinstance(sparsity, NofM) else (sparsity, pattern_m)
     _check_sparsity(fraction)
+    if isinstance(calibration, Tensor):
+        calibration = _on_text(model, calibration, device)
     subject = _subject(model, calibration)
     if m is not None:
         _check_pattern(subject.weights, m)
@@ -140,6 +147,14 @@ def allocate_from_alphas(
 def _check_sparsity(sparsity: float) -> None:
     if not 0 <= sparsity < 1:
         raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
+
+
+def _on_text(model: object, ids: Tensor, device: torch.device | str | None) -> MeanSquares:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"Expected argument `model` to be a model where `calibration` is token ids, but got {type(model).__name__}."
+        )
+    return partial(input_mean_squares, model, ids, device=device)
 
 
 def _subject(model: nn.Module | Subject | Sequence[Weight], calibration: MeanSquares | None) -> Subject:

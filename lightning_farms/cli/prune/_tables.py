@@ -1,0 +1,56 @@
+"""The tables that `lightning-farms prune` prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
+from lightning_farms.pruning.report import PruningReport
+
+_MOST_NOTES = 8
+_BAR = 30  # characters for a ratio of 1
+
+
+def print_ratios(ratios: LayerRatios, console: Console) -> None:
+    """A line a block: the mean of what its ratio comes from, the ratio as a number and as a bar."""
+    table = Table(
+        title=f"Sparsity {ratios.reached:.6g}: {ratios.zeros:,} of {ratios.size:,} weights", title_justify="left"
+    )
+    for heading in ("block", "from", "ratio", ""):
+        table.add_column(heading, justify="right" if heading in ("from", "ratio") else "left", no_wrap=True)
+    for block, ratio in ratios.by_block().items():
+        source = _mean(layer for layer in ratios.layers if layer.block == block)
+        table.add_row(
+            block, f"{source:.3f}" if math.isfinite(source) else "", f"{ratio:.4f}", "█" * round(_BAR * ratio)
+        )
+    console.print(table)
+    for note in ratios.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+
+
+def print_result(report: PruningReport, out: Path | None, console: Console) -> None:
+    """What was done, in a few lines."""
+    errors = [block.error for block in report.blocks if math.isfinite(block.error)]
+    console.print(
+        f"Written to {out}: {report.zeros:,} zeros, sparsity {report.reached:.6g} (asked {report.ratios.sparsity:g}), "
+        f"{report.method}, {report.seconds:.1f} s"
+        + (f", block outputs off by {min(errors):.3f} to {max(errors):.3f}" if errors else "")
+        + (f", peak memory {report.peak_memory / 1e9:.2f} GB" if report.peak_memory else ""),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in report.notes[:_MOST_NOTES]:
+        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if len(report.notes) > _MOST_NOTES:
+        console.print(f"Note: {len(report.notes) - _MOST_NOTES} more in pruning_report.csv", markup=False)
+
+
+def _mean(layers: Iterable[LayerRatio]) -> float:
+    finite = [layer.source for layer in layers if math.isfinite(layer.source)]
+    return sum(finite) / len(finite) if finite else math.nan

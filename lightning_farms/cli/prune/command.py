@@ -1,0 +1,151 @@
+"""`lightning-farms prune MODEL --out OUT`: a language model of fewer weights."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli.prune._options import PruneOptions, parse_options
+from lightning_farms.cli.prune._tables import print_ratios, print_result
+from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.progress import progress_bar
+from lightning_farms.plotting import sparsity_figure
+from lightning_farms.pruning.allocation import allocate
+from lightning_farms.pruning.block_pass import prune
+from lightning_farms.pruning.loading import CausalLM, load_causal_lm
+from lightning_farms.pruning.prunable import decoder_blocks
+from lightning_farms.pruning.pruned_folder import PrunedFolder
+from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.recipe import llm_compressor_recipe
+from lightning_farms.pruning.text import Calibration
+
+_USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+_LENGTH = 2048
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms prune`.
+
+    Args:
+        args: what follows `prune` on the command line.
+
+    Raises:
+        SystemExit: with status 1 where the model cannot be pruned, 2 for wrong arguments.
+    """
+    options = parse_options(args)
+    with failing_on(*_USER_MISTAKES):
+        _prune(options)
+
+
+def _prune(options: PruneOptions) -> None:
+    """What is wrong with files is found before the long work."""
+    if options.out is not None and options.out.exists() and not options.dry_run:
+        raise FileExistsError(f"Expected OUT to be a new folder, but {str(options.out)!r} exists.")
+    if options.calibration is not None and not Path(options.calibration).is_file():
+        raise FileNotFoundError(f"Expected --calibration to be a text file, but there is no {options.calibration!r}.")
+    lm = load_causal_lm(
+        options.model,
+        device="cpu",
+        dtype=options.dtype,
+        offload_folder=options.offload_folder,
+        tokenizer_required=options.needs_calibration,
+    )
+    ids = _calibration(options, lm)
+    store = (
+        None if options.dry_run or options.out is None else PrunedFolder(options.out, lm.model, _settings(options, ids))
+    )
+    ratios = _ratios(options, lm.model, ids, store)
+    print_ratios(ratios, Console())
+    _write(options, ratios)
+    if store is None:
+        if options.report is not None:
+            _write_text(options.report, ratios.to_csv() if options.report.suffix == ".csv" else ratios.to_json())
+        return
+    with progress_bar("Pruning", len(decoder_blocks(lm.model))) as advance:
+        report = prune(
+            lm.model,
+            ratios,
+            options.method,
+            None if options.method == "magnitude" else ids,
+            counts=options.counts,
+            column_block=options.column_block,
+            damping=options.damping,
+            device=options.device,
+            hidden_folder=options.hidden_folder,
+            store=store,
+            progress=advance,
+        )
+    store.finish(report, lm.tokenizer)
+    if options.report is not None:
+        report.save(options.report)
+    print_result(report, options.out, Console(stderr=True))
+
+
+def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
+    if options.calibration is None or not options.needs_calibration:
+        return None
+    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", _LENGTH) or _LENGTH
+    length = options.length if options.length is not None else min(_LENGTH, longest)
+    calibration = Calibration(options.calibration, sequences=options.sequences, length=length, seed=options.seed)
+    return calibration.token_ids(lm.tokenizer)
+
+
+def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: PrunedFolder | None) -> LayerRatios:  # noqa: ANN401
+    """Those of the run that is gone on with, or new ones, from the dense model."""
+    kept = None if store is None else store.partial / "ratios.json"
+    if kept is not None and kept.exists():
+        return LayerRatios.from_json(kept.read_text(encoding="utf-8"))
+    ratios = allocate(
+        model, options.sparsity, options.allocation, calibration=ids, pattern_m=options.pattern_m, device=options.device
+    )
+    if kept is not None:
+        _write_text(kept, ratios.to_json())
+    return ratios
+
+
+def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
+    """What the pruned weights depend on."""
+    source = Path(options.model)
+    files = sorted(source.glob("*")) if source.is_dir() else [source]
+    weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
+    return {
+        "version": _version(),
+        "model": str(source.resolve()),
+        "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+        "dtype": options.dtype,
+        "sparsity": options.sparsity,
+        "pattern_m": options.pattern_m,
+        "allocation": repr(options.allocation),
+        "method": options.method,
+        "calibration": None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        "counts": options.counts,
+        "column_block": options.column_block,
+        "damping": options.damping,
+    }
+
+
+def _version() -> str:
+    try:
+        return version("lightning-farms")
+    except PackageNotFoundError:
+        return "(run from its sources, not installed)"
+
+
+def _write(options: PruneOptions, ratios: LayerRatios) -> None:
+    if options.figure is not None:
+        figure = sparsity_figure({ratios.allocation: ratios.by_block()})
+        with complete_or_nothing(options.figure) as draft:
+            figure.savefig(draft, format=options.figure.suffix[1:])
+    if options.recipe is not None and options.method != "magnitude":
+        _write_text(options.recipe, llm_compressor_recipe(ratios, options.method, damping=options.damping))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with complete_or_nothing(path) as draft:
+        draft.write_text(text, encoding="utf-8")

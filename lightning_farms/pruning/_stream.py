@@ -1,0 +1,82 @@
+"""Hidden states on their way through a decoder's blocks, in memory or on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from lightning_farms.pruning._calls import BlockCall, decoder_calls, experts_one_by_one
+from lightning_farms.pruning._moments import WatchInputs
+
+_COMPARED = 8  # sequences whose outputs are kept to measure a block's error
+
+
+class HiddenStream:
+    """The hidden states of N calibration sequences in front of the block that is next.
+
+    They wait on the CPU: in memory, or with `on_disk` in a file of a temporary folder that is mapped into memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        ids: Tensor,
+        device: torch.device,
+        on_disk: Path | None = None,
+    ) -> None:
+        self._until_closed = ExitStack()
+        self._until_closed.enter_context(experts_one_by_one(model))
+        found = decoder_calls(model, blocks, ids, device)
+        self._calls: dict[str, list[BlockCall]] = found.calls
+        self._device = device
+        first = found.hidden[0]
+        shape = (len(found.hidden), *first.shape)
+        if on_disk is None:
+            self._hidden = torch.empty(shape, dtype=first.dtype, device="cpu")
+        else:
+            folder = self._until_closed.enter_context(TemporaryDirectory(dir=on_disk, prefix="hidden-"))
+            file = Path(folder) / "hidden"
+            self._hidden = torch.from_file(str(file), True, math.prod(shape), dtype=first.dtype).view(shape)
+        for place, hidden in zip(self._hidden, found.hidden, strict=True):
+            place.copy_(hidden)
+
+    def watch(self, name: str, block: nn.Module, watch: WatchInputs | None) -> list[Tensor]:
+        """Run a block on every sequence, watched; the hidden states stay. Its outputs for the first sequences."""
+        outputs = []
+        for index, output in enumerate(self._outputs(name, block, watch)):
+            if index < _COMPARED:
+                outputs.append(output)
+        return outputs
+
+    def advance(
+        self, name: str, block: nn.Module, dense: list[Tensor] | None = None, watch: WatchInputs | None = None
+    ) -> float:
+        """Go through a block: its outputs take the hidden states' place. Their relative distance to dense ones."""
+        difference = norm = 0.0
+        for index, output in enumerate(self._outputs(name, block, watch)):
+            if dense is not None and index < len(dense):
+                reference = dense[index].float()
+                difference += float((output.float() - reference).square().sum(dtype=torch.float64))
+                norm += float(reference.square().sum(dtype=torch.float64))
+            self._hidden[index].copy_(output)
+        del self._calls[name]  # masks and positions of blocks that are done
+        return math.sqrt(difference / norm) if norm else math.nan
+
+    def _outputs(self, name: str, block: nn.Module, watch: WatchInputs | None) -> Iterator[Tensor]:
+        for index, call in enumerate(self._calls[name]):
+            hidden = self._hidden[index].to(self._device)
+            with watch if watch is not None else nullcontext():
+                output = call.run(block, hidden)
+            yield output
+
+    def close(self) -> None:
+        """Remove what is on disk, and have the model as it was."""
+        del self._hidden
+        self._until_closed.close()

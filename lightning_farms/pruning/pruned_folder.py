@@ -1,0 +1,161 @@
+"""The Hugging Face folder of a pruned model: written block by block, there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.pruning._extras import import_extra
+from lightning_farms.pruning.report import PrunedBlock, PruningReport
+
+_SETTINGS = "settings.json"
+_Model: TypeAlias = Any  # transformers.PreTrainedModel
+_Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
+_SPARE = 1.02  # headers, the configuration, the tokenizer
+
+
+class PrunedFolder:
+    """Keeps finished blocks in ``.NAME.partial`` beside the folder; :meth:`finish` makes the folder of them.
+
+    A pass that was ended, by ``kill -9`` too, goes on at the first block that is not there when it is given the same
+    settings; the blocks before it are read, and the hidden states go through them once more.
+
+    Args:
+        target: the folder to be; its parent is created if need be.
+        model: a decoder of transformers.
+        settings: what the result depends on, as JSON can hold it: another run's blocks are not taken.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: there are blocks of a run with other settings.
+        OSError: the disk has no room for the model.
+    """
+
+    def __init__(self, target: str | Path, model: _Model, settings: Mapping[str, Any]) -> None:
+        self._target = Path(target)
+        if self._target.exists():
+            raise FileExistsError(f"Expected OUT to be a new folder, but {str(self._target)!r} exists.")
+        self._model = model
+        self._partial = self._target.with_name(f".{self._target.name}.partial")
+        self._start(json.loads(json.dumps(dict(settings))))
+
+    @property
+    def partial(self) -> Path:
+        """Where finished blocks wait."""
+        return self._partial
+
+    def finished(self) -> int:
+        """How many blocks are there already."""
+        return len(list(self._partial.glob("*.block.json")))
+
+    def load(self, name: str, block: nn.Module) -> PrunedBlock | None:
+        """Put a finished block's tensors into the model; None: it is not finished."""
+        facts, values = self._partial / f"{name}.block.json", self._partial / f"{name}.safetensors"
+        if not facts.exists() or not values.exists():
+            return None
+        tensors = _safetensors().load_file(values)
+        with torch.no_grad():
+            for key, value in block.state_dict(keep_vars=True).items():
+                value.copy_(tensors[f"{name}.{key}"])
+        return PrunedBlock.from_dict(json.loads(facts.read_text(encoding="utf-8")))
+
+    def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
+        """Keep a finished block: its tensors, then a file that says so."""
+        tensors = {f"{name}.{key}": value for key, value in block.state_dict().items()}
+        with complete_or_nothing(self._partial / f"{name}.safetensors") as draft:
+            _write(draft, tensors)
+        with complete_or_nothing(self._partial / f"{name}.block.json") as draft:
+            draft.write_text(json.dumps(asdict(done)), encoding="utf-8")
+
+    def finish(self, report: PruningReport, tokenizer: _Tokenizer = None) -> None:
+        """Make the folder: shards of the format that transformers reads, index, configuration, tokenizer, report."""
+        from transformers.core_model_loading import revert_weight_conversion
+        from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+        blocks = [block.name for block in report.blocks]
+        rest = {key: value for key, value in self._rest(blocks).items()}
+        rest = remove_tied_weights_from_state_dict(rest, self._model)
+        places: dict[str, str] = {}
+        size = 0
+        for index, name in enumerate([None, *blocks]):
+            tensors = rest if name is None else _safetensors().load_file(self._partial / f"{name}.safetensors")
+            shard = f"model-{index + 1:05d}-of-{len(blocks) + 1:05d}.safetensors"
+            stored = revert_weight_conversion(self._model, tensors)
+            with complete_or_nothing(self._partial / shard) as draft:
+                _write(draft, stored)
+            places |= dict.fromkeys(stored, shard)
+            size += sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+            if name is not None:
+                (self._partial / f"{name}.safetensors").unlink()
+        index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
+        (self._partial / "model.safetensors.index.json").write_text(json.dumps(index_of_shards, indent=2))
+        self._describe(report, tokenizer)
+        for name in blocks:
+            (self._partial / f"{name}.block.json").unlink()
+        (self._partial / _SETTINGS).rename(self._partial / "pruning_settings.json")
+        os.replace(self._partial, self._target)
+
+    def _describe(self, report: PruningReport, tokenizer: _Tokenizer) -> None:
+        config = self._model.config
+        config.dtype = str(self._model.dtype).removeprefix("torch.")
+        config.architectures = [type(self._model).__name__]
+        config.save_pretrained(self._partial)
+        if getattr(self._model, "generation_config", None) is not None:
+            self._model.generation_config.save_pretrained(self._partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self._partial)
+        report.save(self._partial / "pruning_report.json")
+        report.save(self._partial / "pruning_report.csv")
+
+    def _rest(self, blocks: list[str]) -> dict[str, Tensor]:
+        prefixes = tuple(f"{name}." for name in blocks)
+        return {key: value for key, value in self._model.state_dict().items() if not key.startswith(prefixes)}
+
+    def _start(self, settings: dict[str, Any]) -> None:
+        file = self._partial / _SETTINGS
+        if file.exists():
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            differing = sorted(key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key))
+            if differing:
+                raise ValueError(
+                    f"Expected an interrupted run's blocks in {str(self._partial)!r} to be of the same settings, but "
+                    f"they differ in {', '.join(differing)}. Remove that folder to begin anew, or take another OUT."
+                )
+        self._check_room()
+        self._partial.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with complete_or_nothing(file) as draft:
+                draft.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def _check_room(self) -> None:
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values())
+        there = sum(file.stat().st_size for file in self._partial.glob("*.safetensors"))
+        parent = next(folder for folder in self._target.absolute().parents if folder.exists())
+        free = shutil.disk_usage(parent).free
+        if needed * _SPARE - there > free:
+            raise OSError(
+                f"Expected room for the pruned model in {str(parent)!r}, {(needed * _SPARE - there) / 1e9:.2f} GB, but "
+                f"{free / 1e9:.2f} GB are free."
+            )
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; tensors that share memory are copied."""
+    separate = {
+        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
+    }
+    _safetensors().save_file(separate, path, metadata={"format": "pt"})
+
+
+def _safetensors() -> ModuleType:
+    return import_extra("safetensors.torch", extra="llm", what="Writing a model's folder")

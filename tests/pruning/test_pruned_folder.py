@@ -1,0 +1,123 @@
+"""Folders of pruned models: whole or not at all, resumed at the next block, read back by transformers."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from lightning_farms.pruning import PrunedFolder, UniformAllocation, allocate, decoder_blocks, load_causal_lm, prune
+from tests.pruning.families import tiny_decoder
+
+IDS = torch.randint(0, 96, (6, 24), generator=torch.Generator().manual_seed(4))
+SETTINGS = {"method": "wanda", "sparsity": 0.5}
+
+
+def pruned(model, target, *, settings=SETTINGS, method="wanda", blocks=None):
+    """Prune into a folder; stop as by a crash after so many blocks."""
+    done = 0
+
+    def progress(count):
+        nonlocal done
+        done += count
+        if done == blocks:
+            raise KeyboardInterrupt
+
+    store = PrunedFolder(target, model, settings)
+    report = prune(model, allocate(model, 0.5, UniformAllocation()), method, IDS, store=store, progress=progress)
+    store.finish(report)
+    return report
+
+
+def same(one, other):
+    theirs = other.state_dict()
+    return one.state_dict().keys() == theirs.keys() and all(
+        torch.equal(v, theirs[k]) for k, v in one.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "mixtral", "gemma3", "phi3"])
+def test_a_folder_is_read_back_as_it_was_written(tmp_path, family):
+    model = tiny_decoder(family)
+    report = pruned(model, tmp_path / "out")
+    loaded = load_causal_lm(tmp_path / "out", tokenizer_required=False).model
+    assert same(loaded, model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, model(input_ids=IDS, use_cache=False).logits)
+    written = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
+    assert written["zeros"] == report.zeros
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama"])
+def test_tensors_have_the_names_of_the_original_format(tmp_path, family):
+    model = tiny_decoder(family)
+    model.save_pretrained(tmp_path / "original")
+    pruned(model, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "original" / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(index["weight_map"])
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, method, blocks):
+    whole, first, second = (tiny_decoder("gemma2") for _ in range(3))
+    pruned(whole, tmp_path / "whole", method=method)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(first, tmp_path / "out", method=method, blocks=blocks)
+    assert not (tmp_path / "out").exists()
+    assert PrunedFolder(tmp_path / "out", second, SETTINGS).finished() == blocks
+    report = pruned(second, tmp_path / "out", method=method)
+    assert same(second, whole)
+    assert same(load_causal_lm(tmp_path / "out", tokenizer_required=False).model, whole)
+    assert len(report.layers) == 21
+
+
+def test_blocks_of_other_settings_are_not_taken(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pruned(tiny_decoder("llama"), tmp_path / "out", blocks=1)
+    with pytest.raises(ValueError, match=r"they differ in sparsity\. Remove that folder to begin anew"):
+        pruned(tiny_decoder("llama"), tmp_path / "out", settings=SETTINGS | {"sparsity": 0.6})
+
+
+def test_a_folder_that_exists_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="to be a new folder"):
+        PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
+
+
+def test_a_disk_without_room_is_refused_early(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**6, 10**6 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="GB are free"):
+        PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_on_disk_is_pruned_block_by_block(tmp_path):
+    in_memory = tiny_decoder("llama")
+    in_memory.save_pretrained(tmp_path / "model")
+    prune(in_memory, allocate(in_memory, 0.5, UniformAllocation()), "wanda", IDS)
+    on_disk = load_causal_lm(tmp_path / "model", offload_folder=tmp_path / "offload", tokenizer_required=False).model
+    assert any(p.device.type == "meta" for p in on_disk.parameters())
+    pruned(on_disk, tmp_path / "out")
+    assert all(p.device.type == "meta" for block in decoder_blocks(on_disk).values() for p in block.parameters())
+    assert same(load_causal_lm(tmp_path / "out", tokenizer_required=False).model, in_memory)
+
+
+def test_a_run_on_disk_goes_on_too(tmp_path):
+    whole = tiny_decoder("llama")
+    whole.save_pretrained(tmp_path / "model")
+
+    def loaded():
+        return load_causal_lm(tmp_path / "model", offload_folder=tmp_path / "offload", tokenizer_required=False).model
+
+    with pytest.raises(KeyboardInterrupt):
+        pruned(loaded(), tmp_path / "out", blocks=2)
+    pruned(loaded(), tmp_path / "out")
+    prune(whole, allocate(whole, 0.5, UniformAllocation()), "wanda", IDS)
+    assert same(load_causal_lm(tmp_path / "out", tokenizer_required=False).model, whole)
