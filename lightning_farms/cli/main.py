@@ -20,14 +20,11 @@ _SUBCOMMANDS = {
     "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
     "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
     "prune": "Prune a language model, with a ratio of each layer's own.",
+    "perplexity": "Measure how well a language model predicts a text.",
+    "evaluate": "Score a language model on tasks of lm-evaluation-harness.",
 }
-_OWN = (
-    "analyze",
-    "download",
-    "simulate",
-    "convert",
-    "prune",
-)  # each a module with a function `run`; the rest is LightningCLI's
+# each a module with a function `run`; the rest is LightningCLI's
+_OWN = ("analyze", "download", "simulate", "convert", "prune", "perplexity", "evaluate")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from lightning_farms.pruning.allocation import (
     allocate_from_alphas,
 )
 from lightning_farms.pruning.block_pass import prune
+from lightning_farms.pruning.evaluation import TaskScore, task_scores
 from lightning_farms.pruning.input_squares import input_mean_squares
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
 from lightning_farms.pruning.perplexity import Perplexity, perplexity
@@ -42,6 +43,7 @@ __all__ = [
     "PrunedLayer",
     "PruningReport",
     "RampAllocation",
+    "TaskScore",
     "UniformAllocation",
     "WholeMatrixAllocation",
     "allocate",
@@ -54,4 +56,5 @@ __all__ = [
     "prunable_weights",
     "prune",
     "prune_with_torch",
+    "task_scores",
 ]

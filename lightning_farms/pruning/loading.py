@@ -43,7 +43,7 @@ def load_causal_lm(
 
     Args:
         folder: a Hugging Face model's folder (config.json, safetensors or .bin), a .gguf file, or a folder with one.
-        device: where the model goes.
+        device: where the model goes; `"auto"` is CUDA where there is any.
         dtype: of the weights, such as `"bfloat16"`; by default as they are stored (float32 for GGUF).
         offload_folder: leave the decoder blocks on disk, in the model's own files where they are safetensors and in
             this folder else, and bring each to the device for its turn (by accelerate): for models larger than memory.
@@ -61,8 +61,7 @@ def load_causal_lm(
     Example:
         >>> model, tokenizer = load_causal_lm("SmolLM2-135M")  # doctest: +SKIP
     """
-    found = find_model(folder)
-    dtype = _checked_dtype(dtype)
+    found, device, dtype = find_model(folder), _checked_device(device), _checked_dtype(dtype)
     transformers = import_extra("transformers", extra="llm", what="Loading a language model")
     if found.gguf is not None:
         import_extra("gguf", extra="llm", what="Reading a GGUF file")
@@ -75,8 +74,21 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_fits(tokenizer, model, found)
     if offload_folder is None:
-        model = model.to(torch.device(device))
+        model = model.to(device)
     return CausalLM(_for_measurements(model), tokenizer)
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not there
+        raise ValueError(
+            f"Expected argument `device` to be 'auto' or one that PyTorch finds, but got {str(device)!r}."
+        ) from error
+    return chosen
 
 
 def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -147,7 +159,7 @@ def _offload_options(
     transformers: ModuleType,
     found: ModelFolder,
     config: _Config,
-    device: str | torch.device,
+    device: torch.device,
     folder: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
     if folder is None:
@@ -160,7 +172,7 @@ def _offload_options(
     import_extra("accelerate", extra="llm", what="Leaving blocks on disk")
     with torch.device("meta"):
         shell = transformers.AutoModelForCausalLM.from_config(config)
-    return {"device_map": blocks_on_disk(shell, torch.device(device)), "offload_folder": os.fspath(folder)}
+    return {"device_map": blocks_on_disk(shell, device), "offload_folder": os.fspath(folder)}
 
 
 def _model(

@@ -1,6 +1,8 @@
 """Perplexity against slow loops over full logits and against transformers' own losses."""
 
+import json
 import math
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
@@ -9,6 +11,7 @@ import transformers
 
 from lightning_farms.pruning import load_causal_lm, perplexity
 from lightning_farms.pruning._losses import next_token_losses
+from tests.pruning.reference_models import SPECS, reference_model
 from tests.pruning.tiny_text import WORDS, save_tiny, tiny_llama, tiny_text, word_tokenizer
 
 SMALL = {"vocab_size": 63, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -88,6 +91,15 @@ def test_the_papers_setting(model, ids):
     assert found.token == pytest.approx(math.exp(sum(sums) / (6 * 32)), rel=1e-6)
     assert found.standard_error == pytest.approx(stdev(sums) / 32 / math.sqrt(6), rel=1e-4)
     assert perplexity(model, ids, setting="paper", window=50 - 25).windows == 8
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_figures_of_the_authors_program(name):
+    figures = json.loads(Path(__file__).with_name("reference_pruning.json").read_text())
+    model, _, test, _ = reference_model(name)
+    expected = figures[name]["dense"]["perplexity"]
+    assert perplexity(model, test).token == pytest.approx(expected, rel=1e-6)
+    assert perplexity(model, test.flatten(), window=48, setting="paper").token == pytest.approx(expected, rel=1e-6)
 
 
 def test_windows_as_rows(model, ids):

@@ -1,0 +1,54 @@
+"""What the subcommands on language models share: their options, their JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.common.atomic import complete_or_nothing
+
+USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Add the model, where it goes, and where results are written."""
+    parser.add_argument(
+        "model", metavar="DIR", type=str, help="folder of a Hugging Face model with its tokenizer, or a .gguf file"
+    )
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="where to compute, such as cuda:1; auto (default): CUDA if there is any",
+    )
+    parser.add_argument(
+        "--dtype", type=str, default="auto", help="of the weights, such as bfloat16; by default as they are stored"
+    )
+    parser.add_argument(
+        "--offload_folder",
+        type=str,
+        default=None,
+        metavar="DIR",
+        help="leave the model's blocks on disk, and bring each to the device for its turn",
+    )
+    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
+    parser.add_argument("--json", type=str, default=None, metavar="OUT", help="write the result to a JSON file too")
+
+
+def write_json(result: Mapping[str, object], target: str) -> None:
+    """Write a result to a file, whole or not at all; what is not finite becomes null."""
+    text = json.dumps({name: _finite(value) for name, value in result.items()}, indent=2, allow_nan=False)
+    with complete_or_nothing(Path(target)) as draft:
+        draft.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,119 @@
+"""`lightning-farms perplexity DIR --text FILE`: how well a language model predicts a text."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.cli._language_model import USER_MISTAKES, add_model_options, write_json
+from lightning_farms.cli._shell import failing_on
+from lightning_farms.common.progress import progress_bars, progress_is_shown
+from lightning_farms.pruning import Perplexity, load_causal_lm, perplexity
+
+_DESCRIPTION = """Perplexity of a language model on a text: exp of the mean next-token loss, smaller is better. By
+default every token that has another before it in its window of 2048 (or of as many as the model can see) is scored.
+With --stride below --window, windows overlap, and every token has at least the difference before it. --setting paper is
+how the published tables are computed. Nothing is downloaded, and no code in DIR is run. The result goes to stdout,
+everything else to stderr. Exit status: 0 done; 1 it cannot be computed; 2 wrong arguments; 130 interrupted."""
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """What `lightning-farms perplexity` was asked to do."""
+
+    model: str
+    device: str
+    dtype: str
+    offload_folder: str | None
+    batch_size: int
+    json: str | None
+    text: list[str]
+    setting: Literal["paper"] | None
+    window: int | None
+    stride: int | None
+    most_windows: int | None
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms perplexity`."""
+    options = _parse(args)
+    with failing_on(*USER_MISTAKES, folder="DIR"):
+        found = _measure(options)
+        if options.json is not None:
+            write_json(found._asdict() | {"window_losses": found.window_losses.tolist()}, options.json)
+    sys.stdout.write(_lines(found))
+
+
+def _parse(args: list[str]) -> PerplexityOptions:
+    parser = ArgumentParser(
+        prog="lightning-farms perplexity",
+        description=_DESCRIPTION,
+        usage="%(prog)s DIR --text FILE [FILE ...] [options]",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--text",
+        type=str,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text in UTF-8, or .jsonl with a field text in each line; several are joined by empty lines",
+    )
+    parser.add_argument(
+        "--setting",
+        type=Literal["paper"] | None,
+        default=None,
+        help="paper: disjoint windows of 2048, the rest that fills none dropped",
+    )
+    parser.add_argument(
+        "--window", type=int | None, default=None, metavar="N", help="tokens that the model sees at once"
+    )
+    parser.add_argument(
+        "--stride",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="tokens from window to window; by default the window",
+    )
+    parser.add_argument(
+        "--most_windows", type=int | None, default=None, metavar="N", help="score only the first windows"
+    )
+    return PerplexityOptions(**parser.parse_args(args).as_dict())
+
+
+def _measure(options: PerplexityOptions) -> Perplexity:
+    model, tokenizer = load_causal_lm(
+        options.model, device=options.device, dtype=options.dtype, offload_folder=options.offload_folder
+    )
+    with progress_bars(show=progress_is_shown()) as start:
+        advance, before = None, 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal advance, before
+            advance = start("windows", total, 0) if advance is None else advance
+            advance(done - before)
+            before = done
+
+        return perplexity(
+            model,
+            options.text,
+            tokenizer,
+            setting=options.setting,
+            window=options.window,
+            stride=options.stride,
+            most_windows=options.most_windows,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+
+
+def _lines(found: Perplexity) -> str:
+    spread = "" if math.isnan(found.standard_error) else f" ± {found.token * found.standard_error:.2g}"
+    return (
+        f"perplexity      {found.token:.6g}{spread}  ({found.tokens:,} tokens in {found.windows:,} windows)\n"
+        f"word perplexity {found.word:.6g}  ({found.words:,} words)\n"
+    )
