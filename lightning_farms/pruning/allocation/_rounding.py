@@ -20,8 +20,10 @@ def rounded(weights: Tensor) -> Tensor:
     if not torch.equal(coarse, weights.to(torch.float32)):
         return coarse
     generator = torch.Generator(weights.device).manual_seed(0)
-    half_steps = torch.rand(weights.shape, generator=generator, device=weights.device) - 0.5
-    return coarse + torch.ldexp(half_steps, torch.frexp(coarse).exponent - _DIGITS)
+    moves = 0.99 * (torch.rand(weights.shape, generator=generator, device=weights.device) - 0.5)  # in steps
+    mantissa, exponent = torch.frexp(coarse)
+    finer = (mantissa.abs() == 0.5) & (moves * mantissa < 0)  # below a power of two the steps are half as large
+    return coarse + torch.ldexp(moves, exponent - _DIGITS - finer.to(exponent.dtype))
 
 
 def order_under_rounding(

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_farms.analysis import FARMS, LayerWeight, SpectralMethod, WholeMatrix, analyze_weights
-from lightning_farms.analysis.method import Fit
+from lightning_farms.analysis.method import Compat, Fit
 from lightning_farms.pruning.allocation._rounding import order_under_rounding, rounded
 from lightning_farms.pruning.allocation.base import Figures, LinearAllocation, Subject, Weight
 
@@ -100,6 +100,7 @@ class WholeMatrixAllocation(SpectralAllocation):
 
     Args:
         fit: how xmin is chosen; ``"peak"`` in the authors' program.
+        compat: ``"official"`` for the numbers of the authors' program.
         epsilon: half the range of the scores.
         granularity: ``"block"`` or ``"layer"``.
         floor: least ratio of a layer.
@@ -119,17 +120,18 @@ class WholeMatrixAllocation(SpectralAllocation):
     """
 
     fit: Fit = "hill"
+    compat: Compat | None = None
 
     label: ClassVar[str] = "whole"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        WholeMatrix(fit=self.fit)  # checks it
+        WholeMatrix(fit=self.fit, compat=self.compat)  # checks them
 
     @property
     def spectral_method(self) -> SpectralMethod:
         """See the base class."""
-        return WholeMatrix(fit=self.fit)
+        return WholeMatrix(fit=self.fit, compat=self.compat)
 
 
 def _alphas(weights: Sequence[Weight], method: SpectralMethod, *, round_weights: bool = False) -> Figures:
