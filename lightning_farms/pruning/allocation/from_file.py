@@ -87,11 +87,11 @@ class FileAllocation(LinearAllocation):
         return values / sparsity if self.column == "ratio" and sparsity > 0 else values
 
     def _check(self, numbers: Mapping[str, float]) -> None:
-        most = {"ratio": 1.0, "score": math.inf, "source": math.inf}[self.column]
-        least = -math.inf if self.column == "source" else 0.0
+        if self.column == "source":  # any number, and none
+            return
+        most, rule = (1.0, "in [0, 1]") if self.column == "ratio" else (math.inf, "finite and not negative")
         for name, number in numbers.items():
-            if not (least <= number <= most and (math.isfinite(number) or self.column == "source")):
-                rule = "in [0, 1]" if self.column == "ratio" else "finite and not negative"
+            if not (0 <= number <= most and number < math.inf):
                 raise ValueError(
                     f"Expected every {self.column} in {os.fspath(self.path)!r} to be {rule}, but got {number} for "
                     f"{name!r}."
