@@ -35,7 +35,7 @@ class PerplexityOptions:
     setting: Literal["paper"] | None
     window: int | None
     stride: int | None
-    most_windows: int | None
+    max_windows: int | None
 
 
 def run(args: list[str]) -> None:
@@ -80,7 +80,7 @@ def _parse(args: list[str]) -> PerplexityOptions:
         help="tokens from window to window; by default the window",
     )
     parser.add_argument(
-        "--most_windows", type=int | None, default=None, metavar="N", help="score only the first windows"
+        "--max_windows", type=int | None, default=None, metavar="N", help="score only the first windows"
     )
     return PerplexityOptions(**parser.parse_args(args).as_dict())
 
@@ -105,7 +105,7 @@ def _measure(options: PerplexityOptions) -> Perplexity:
             setting=options.setting,
             window=options.window,
             stride=options.stride,
-            most_windows=options.most_windows,
+            max_windows=options.max_windows,
             batch_size=options.batch_size,
             progress=progress,
         )

@@ -58,7 +58,7 @@ def perplexity(
     setting: Setting | None = None,
     window: int | None = None,
     stride: int | None = None,
-    most_windows: int | None = None,
+    max_windows: int | None = None,
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
@@ -83,7 +83,7 @@ def perplexity(
         setting: the paper's, or None.
         window: tokens of a window; None: 2048, or the model's positions where these are fewer.
         stride: tokens from window to window; None: `window`.
-        most_windows: score only the first; None: all.
+        max_windows: score only the first; None: all.
         batch_size: windows at once.
         progress: is told after each batch how many windows are done, and how many there are.
 
@@ -105,8 +105,8 @@ def perplexity(
     ids, tokens, words = _ids_of(model, text, tokenizer)
     window, stride = _checked_window(model, setting, window, stride, rows=ids.shape[1] if ids.ndim == 2 else None)
     spans = _spans(ids.numel(), window, stride, drop_rest=setting == "paper")
-    check_integers(1, batch_size=batch_size, most_windows=1 if most_windows is None else most_windows)
-    losses = list(_losses(model, ids.flatten(), spans[:most_windows], batch_size, progress))
+    check_integers(1, batch_size=batch_size, max_windows=1 if max_windows is None else max_windows)
+    losses = list(_losses(model, ids.flatten(), spans[:max_windows], batch_size, progress))
     return _summary(losses, tokens_a_word=tokens / words if words else math.nan, words=words)
 
 

@@ -52,9 +52,9 @@ def test_the_result_is_printed_and_written(model, capsys):
 
 
 def test_windows_are_as_asked(model, capsys):
-    options = ["--window", "20", "--stride", "8", "--most_windows", "6", "--batch_size", "3", "--device", "cpu"]
+    options = ["--window", "20", "--stride", "8", "--max_windows", "6", "--batch_size", "3", "--device", "cpu"]
     main(["perplexity", "model", "--text", "test.txt", *options, "--dtype", "float64", "--json", "out.json"])
-    expected = perplexity(model.double(), ids_of(tiny_text(150)), window=20, stride=8, most_windows=6)
+    expected = perplexity(model.double(), ids_of(tiny_text(150)), window=20, stride=8, max_windows=6)
     with open("out.json", encoding="utf-8") as file:
         assert json.load(file)["mean_loss"] == pytest.approx(expected.mean_loss, rel=1e-9)
 

@@ -117,7 +117,7 @@ def test_standard_error_of_windows_of_unequal_size(model, ids):
     picks = torch.randint(0, 21, (20_000, 21))
     means = (found.window_losses * counts)[picks].sum(1) / counts[picks].sum(1)
     assert found.standard_error == pytest.approx(means.std().item(), rel=0.06)
-    assert math.isnan(perplexity(model, ids, window=32, most_windows=1).standard_error)
+    assert math.isnan(perplexity(model, ids, window=32, max_windows=1).standard_error)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
@@ -133,7 +133,7 @@ def test_batches_change_nothing(model, ids, batch_size):
 
 
 def test_only_the_first_windows(model, ids):
-    found, whole = perplexity(model, ids, window=16, most_windows=3), perplexity(model, ids[:48], window=16)
+    found, whole = perplexity(model, ids, window=16, max_windows=3), perplexity(model, ids[:48], window=16)
     assert found[:7] == pytest.approx(whole[:7], nan_ok=True)
 
 
@@ -257,7 +257,7 @@ def test_broken_models_have_no_perplexity(ids):
         ({"setting": "paper", "stride": 8}, "`stride` to be left out, as windows are disjoint in the paper's setting"),
         ({"setting": "papers"}, "`setting` to be 'paper' or None, but got 'papers'"),
         ({"batch_size": 0}, "`batch_size` to be an integer of at least 1, but got 0"),
-        ({"most_windows": 0}, "`most_windows` to be an integer of at least 1, but got 0"),
+        ({"max_windows": 0}, "`max_windows` to be an integer of at least 1, but got 0"),
     ],
 )
 def test_bad_arguments(model, ids, options, message):
