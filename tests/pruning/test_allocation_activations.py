@@ -134,6 +134,14 @@ def test_what_is_not_finite_has_no_say_and_is_named(kind):
     assert alone["2.0"].source == ratios["2.0"].source
 
 
+def test_experts_without_tokens_have_no_say():
+    parts, squares = parts_of(1)
+    squares["0.2"][1] = 0
+    ratios = allocate(parts, 0.5, DLPAllocation(granularity="layer"), calibration=squares)
+    both = parts[2]._replace(matrices=parts[2].matrices[[0, 2]])
+    assert ratios["0.2"].source == lower_median(products(both, {"0.2": squares["0.2"][[0, 2]]}))
+
+
 def test_without_any_figure_all_layers_lose_the_same():
     parts, squares = parts_of(2)
     nothing = {name: torch.full_like(values, math.nan) for name, values in squares.items()}

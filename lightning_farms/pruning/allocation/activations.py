@@ -29,11 +29,12 @@ class ActivationAllocation(DensityAllocation):
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for weights in units.values():
-            unusable = {weight.name: reason for weight in weights if (reason := _unusable(weight, squares))}
-            usable = [weight for weight in weights if weight.name not in unusable]
-            figure = self.figure([_metric(weight, squares) for weight in usable]) if usable else math.nan
-            values |= {weight.name: math.nan if weight.name in unusable else figure for weight in weights}
-            reasons |= unusable
+            found = {weight.name: _metric(weight, squares) for weight in weights}
+            metrics = [metric for metric in found.values() if isinstance(metric, Tensor)]
+            figure = self.figure(metrics) if metrics else math.nan
+            for name, metric in found.items():
+                values[name] = figure if isinstance(metric, Tensor) else math.nan
+            reasons |= {name: metric for name, metric in found.items() if isinstance(metric, str)}
         return Figures(tuple(values[weight.name] for weight in subject.weights), reasons)
 
     @abstractmethod
@@ -127,17 +128,18 @@ class DLPAllocation(ActivationAllocation):
         return torch.cat([metric.flatten() for metric in metrics]).median().item()
 
 
-def _metric(weight: Weight, squares: Mapping[str, Tensor]) -> Tensor:
-    """|W| sqrt(mean x^2), (P, outputs, inputs)."""
-    matrices = weight.matrices
-    norms = squares[weight.name].to(matrices.device, torch.float32).sqrt()
-    return matrices.to(torch.float32).abs() * norms.reshape(-1, 1, matrices.shape[-1])
-
-
-def _unusable(weight: Weight, squares: Mapping[str, Tensor]) -> str:
-    """Why a weight has no figure; empty where it has one."""
+def _metric(weight: Weight, squares: Mapping[str, Tensor]) -> Tensor | str:
+    """|W| sqrt(mean x^2), (P, outputs, inputs), without experts that no token came to; or why there is none."""
     if weight.name not in squares:
         return "there are no inputs of it"
-    if not squares[weight.name].isfinite().all():
+    matrices = weight.matrices
+    means = squares[weight.name].to(matrices.device, torch.float32).reshape(-1, 1, matrices.shape[-1])
+    seen = (means != 0).any(dim=-1).flatten()
+    if not seen.any():
+        return "there are no inputs of it"
+    if not means.isfinite().all():
         return "its inputs are not all finite"
-    return "" if weight.matrices.isfinite().all() else "the weights are not all finite"
+    if not matrices.isfinite().all():
+        return "the weights are not all finite"
+    chosen = matrices if bool(seen.all()) else matrices[seen]
+    return chosen.to(torch.float32).abs() * means[seen].sqrt()
