@@ -1,9 +1,9 @@
 """Measure time and memory of pruning a 7B-shaped model: python -m tests.benchmarks.bench_pruning [--offload].
 
-A LLaMA of LLaMA-7B's shapes (4096 wide, 11008 inside, 32 heads, 32000 tokens), with random bf16 weights and few blocks,
-is written to a temporary folder and pruned by a process of its own, which reports the peak of its resident memory and
-the seconds of a block. What 32 blocks and the paper's 128 sequences of 2048 tokens would take is calculated from that and
-shown term by term: weights of the other blocks (none with --offload: they stay on disk), and hidden states.
+A model of LLaMA-7B's shapes (4096 wide, 11008 inside, 32 heads, 32000 tokens), with random bf16 weights and few
+blocks, is written to a temporary folder and pruned by a process of its own, which reports the peak of its resident
+memory and the seconds of a block. What 32 blocks and the paper's 128 sequences of 2048 tokens would take is calculated
+from that and shown term by term: weights of the other blocks (none with --offload: they stay on disk), hidden states.
 """
 
 import argparse
@@ -88,8 +88,10 @@ def main() -> None:
     print(f"{args.method}, {args.blocks} blocks, {args.sequences} x {args.length} tokens, {args.threads} threads")
     print(f"  peak memory {most:.2f} GB (of it imports {imports:.2f}); {seconds:.1f} s in all")
     print(f"  a block: median {statistics.median(blocks):.1f} s; its weights {block:.3f} GB")
-    print(f"  for 32 blocks and 128 x 2048 tokens: {most:.2f} + {more_weights:.2f} (weights of the other blocks)", end="")
-    print(f" + {more_hidden:.2f} (hidden states) = {most + more_weights + more_hidden:.2f} GB")
+    print(
+        f"  for 32 blocks and 128 x 2048 tokens: {most:.2f} + {more_weights:.2f} (weights of the other blocks) + "
+        f"{more_hidden:.2f} (hidden states) = {most + more_weights + more_hidden:.2f} GB"
+    )
 
 
 if __name__ == "__main__":
