@@ -226,7 +226,7 @@ def main(
         references |= {name: found.scores} if name in REFERENCES.values() else {}
         figures = {layer.name: layer.source for layer in found.ratios}
         results = pruner.perplexities(
-            lambda sparsity, by=allocation, known=figures: allocate_from_alphas(known, weights, sparsity, by)
+            lambda sparsity, by=allocation, of=figures: allocate_from_alphas(of, weights, sparsity, by)
         )
         against = [
             agreement(found.scores, references[each]) if each in references else "" for each in REFERENCES.values()
