@@ -166,8 +166,8 @@ class Pruner:
             folder / "calibration.txt", sequences=self.texts.sequences, length=self.texts.length, seed=seed
         )
         prune(self.model, ratios, "wanda", drawn.token_ids(self.tokenizer))
-        options = {"window": self.texts.length, "most_windows": self.texts.tests}
-        return perplexity(self.model, folder / "heldout.txt", self.tokenizer, **options).token
+        text, (length, tests) = folder / "heldout.txt", (self.texts.length, self.texts.tests)
+        return perplexity(self.model, text, self.tokenizer, window=length, max_windows=tests).token
 
 
 def headings(texts: Texts) -> list[str]:
