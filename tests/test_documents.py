@@ -45,7 +45,7 @@ def snippets():
 def subcommands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    return re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)
+    return re.findall(r"^    (\w+)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("document", "target"), [*links()])

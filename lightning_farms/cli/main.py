@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -74,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="lightning-farms",
         description=_DESCRIPTION,
         epilog="`lightning-farms SUBCOMMAND --help` explains a subcommand's options.",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND", title="subcommands")
