@@ -20,6 +20,26 @@ KINDS = (
 """What a weight can be."""
 
 
+class PatternError(ValueError):
+    """A pattern of a selection matches no layer.
+
+    Args:
+        argument: ``"include"`` or ``"exclude"``.
+        pattern: the pattern.
+        names: of all layers; the message names those that are close to it.
+    """
+
+    def __init__(self, argument: str, pattern: str, names: Sequence[str]) -> None:
+        self.argument, self.pattern, self.names = argument, pattern, tuple(names)
+        super().__init__(argument, pattern, self.names)
+
+    def __str__(self) -> str:
+        return (
+            f"Expected argument `{self.argument}` to match layers, but {self.pattern!r} matches none. "
+            f"{_nearby(self.pattern, self.names)}."
+        )
+
+
 @dataclass(frozen=True)
 class Selection:
     """Choice of weights by name, kind and size; what is left out stays in the report, with the reason.
@@ -106,29 +126,26 @@ class Selection:
             names: of all layers.
 
         Raises:
-            ValueError: a pattern matches none; the message names layers that are close to it.
+            PatternError: a pattern matches none; the message names layers that are close to it.
 
         Example:
             >>> Selection(exclude=("haed",)).check_patterns(["body.0", "head"])
             Traceback (most recent call last):
             ...
-            ValueError: Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
+            lightning_farms.analysis.selection.PatternError: Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
         """
         known = list(names)
         for argument in ("include", "exclude"):
             for pattern in getattr(self, argument):
                 if not any(_matches(pattern, name) for name in known):
-                    raise ValueError(
-                        f"Expected argument `{argument}` to match layers, but {pattern!r} matches none. "
-                        f"{_nearby(pattern, known)}."
-                    )
+                    raise PatternError(argument, pattern, known)
 
 
 def _matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
-def _nearby(pattern: str, names: list[str]) -> str:
+def _nearby(pattern: str, names: Sequence[str]) -> str:
     """Names and prefixes of names that look like a pattern, or else the first names."""
     parts = [name.split(".") for name in names]
     prefixes = dict.fromkeys(".".join(split[:length]) for split in parts for length in range(1, len(split) + 1))

@@ -1,11 +1,13 @@
 """Which names, kinds and sizes are selected."""
 
 import dataclasses
+import pickle
 
 import jsonargparse
 import pytest
 
 from lightning_farms.analysis import KINDS, Selection
+from lightning_farms.analysis.selection import PatternError
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,11 @@ def test_kinds_that_are_analysed_on_request_are_asked_for_by_name():
     ],
 )
 def test_a_pattern_without_a_match_names_what_is_near(selection, message):
-    with pytest.raises(ValueError, match="matches none") as raised:
+    with pytest.raises(PatternError, match="matches none") as raised:
         selection.check_patterns(["blocks.0.mlp", "blocks.1.mlp", "head"])
     assert message in str(raised.value)
+    assert (raised.value.pattern,) == getattr(selection, raised.value.argument)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
     Selection(include=("blocks.0", "head"), exclude=("*.mlp",)).check_patterns(["blocks.0.mlp", "head"])
 
 
