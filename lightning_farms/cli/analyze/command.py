@@ -19,7 +19,7 @@ from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze_weights
 from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
@@ -77,7 +77,7 @@ def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection, name: s
     """Of two files, tell in which one a pattern matches no layer."""
     try:
         checkpoint_weights(tensors, selection, values=False)
-    except ValueError as error:
+    except PatternError as error:
         raise ValueError(f"In {name}: {error}") from error
 
 
