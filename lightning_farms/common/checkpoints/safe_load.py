@@ -40,7 +40,7 @@ def load_safely(path: Path, *, admitted: Sequence[type] = (argparse.Namespace,))
 
 def _refusal(path: Path, error: Exception) -> ValueError:
     text = str(error)
-    if "TorchScript" in text:
+    if _is_torchscript(path):
         return ValueError(
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
             f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
@@ -52,6 +52,15 @@ def _refusal(path: Path, error: Exception) -> ValueError:
             "source, load it yourself with weights_only=False and save the state dict alone with torch.save."
         )
     return damaged(path, error)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive with the constants of a program, by which torch tells one, too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _is_pickle(path: Path) -> bool:
