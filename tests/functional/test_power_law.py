@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lightning_farms.functional import PowerLawFit, esd, fit_hill, fit_ks, fit_peak, power_law
+from lightning_farms.functional import PowerLawFit, esd, fit_hill, fit_ks, fit_peak
 
 
 def spectrum(rows=60, columns=40, seed=0, spikes=True):
@@ -203,12 +203,27 @@ def test_ks_is_the_slow_loop():
     assert_fits(fit_ks(spectra()), [loop_ks(values.tolist()) for values in spectra()])
 
 
-@pytest.mark.parametrize("elements", [1, 400, 161 * 7])
-def test_ks_in_blocks_is_the_same(monkeypatch, elements):
-    whole = fit_ks(spectra())
-    monkeypatch.setattr(power_law, "_SCAN_ELEMENTS", elements)
-    for got, expected in zip(fit_ks(spectra()), whole, strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+def test_ks_of_a_batch_that_is_scanned_in_blocks_is_that_of_each():
+    """A block holds 2**15 elements: those of 2048 candidates in the first pass."""
+    batch = torch.cat([spectra() * 1.01**i for i in range(60)])
+    for values, *got in zip(batch, *fit_ks(batch), strict=True):
+        for ours, expected in zip(got, fit_ks(values), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_ks_of_a_spectrum_longer_than_a_block_is_the_best_of_all_candidates():
+    eigenvalues = np.sort(stats.pareto(1.5).rvs(40_000, random_state=np.random.RandomState(0)))
+    fit = fit_ks(torch.tensor(eigenvalues))
+    start = len(eigenvalues) - fit.tail_size.item()
+
+    def tail_fit(i):
+        logs, size = np.log(eigenvalues[i:] / eigenvalues[i]), len(eigenvalues) - i
+        exponent = size / logs.sum()
+        return 1 + exponent, np.abs(1 - np.exp(-exponent * logs) - np.arange(size) / size).max()
+
+    assert (fit.alpha.item(), fit.ks_distance.item()) == pytest.approx(tail_fit(start), rel=1e-9)
+    others = {*range(0, len(eigenvalues) - 1, 97), *range(max(start - 50, 0), start + 50)} - {start}
+    assert fit.ks_distance.item() < min(tail_fit(i)[1] for i in others)
 
 
 @pytest.mark.parametrize(("name", "eigenvalues"), hard_spectra().items())
@@ -223,21 +238,24 @@ def test_ks_of_a_batch_is_that_of_every_candidate(count):
     assert_fits(fit_ks(torch.tensor(batch)), [numpy_ks(eigenvalues) for eigenvalues in batch])
 
 
-@pytest.mark.parametrize(("points", "growth"), [(1, 2), (2, 3), (1000, 2)])
-def test_ks_in_other_passes_is_the_same(monkeypatch, points, growth):
-    batch = torch.tensor(np.stack([values[:200] for values in hard_spectra().values()]))
-    expected = fit_ks(batch)
-    monkeypatch.setattr(power_law, "_SCAN_POINTS", points)
-    monkeypatch.setattr(power_law, "_SCAN_GROWTH", growth)
-    for got, wanted in zip(fit_ks(batch), expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0, equal_nan=True)
+@pytest.mark.parametrize("count", [16, 17, 63, 64, 65, 200, 256, 257])
+def test_ks_of_hard_spectra_in_any_number_of_passes_is_that_of_every_candidate(count):
+    """Passes look at 16, 64, 256, ... points of a tail."""
+    ends = [part for values in hard_spectra().values() for part in (values[:count], values[-count:])]
+    assert_fits(fit_ks(torch.tensor(np.stack(ends))), map(numpy_ks, ends))
 
 
-def test_ks_keeps_the_first_of_equals(monkeypatch):
-    monkeypatch.setattr(
-        power_law, "_distances", lambda depths, alphas, spectra, starts, points: 0.5 + 0 * starts.double()
-    )
-    assert fit_ks(torch.cat([torch.zeros(4), spectrum()])).tail_size.item() == 40
+@pytest.mark.parametrize("zeros", [0, 4, 40, 400])
+def test_ks_keeps_the_first_of_equals(zeros):
+    """The tails from 1 and from 2 on have a distance of a third, at the last of the equal eigenvalues they start with.
+
+    There the fitted law is zero and the empirical one 2 / 6 and 1 / 3: no rounding tells the two apart.
+    """
+    eigenvalues = torch.tensor([1, 1, 1, 2, 2, 3])
+    distances = [loop_tail(eigenvalues.tolist(), i)[1] for i in range(5)]
+    assert distances[0] == distances[3] == 1 / 3 < min(distances[1], distances[2], distances[4])
+    fit = fit_ks(torch.cat([torch.zeros(zeros), eigenvalues]))
+    assert (fit.tail_size.item(), fit.xmin.item(), fit.ks_distance.item()) == (6, 1, 1 / 3)
 
 
 def test_ks_spectra_without_a_fit_leave_the_others_alone():
