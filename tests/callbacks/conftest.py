@@ -1,6 +1,7 @@
 """Two models, their data, a Trainer that logs into tmp_path, and what updates really use."""
 
 import csv
+import threading
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms import analyze
+from lightning_farms import FARMS, WholeMatrix, analyze
 
 
 def sgd(parameters):
@@ -105,6 +106,42 @@ def make_trainer(tmp_path):
         return pl.Trainer(callbacks=callbacks, **{**settings, **kwargs})
 
     return make
+
+
+# ---- which analyses are made -----------------------------------------------------------------------------------------
+
+
+class _Noted:
+    """A method that notes the analyses of a SmallNet, which has one convolution, and may call a function in them."""
+
+    in_background, others = [], []  # the methods, in order
+    first = None  # called by the analyses in the background
+
+    def windows(self, rows, columns, kind):
+        if kind == "convolution":
+            if threading.current_thread() is threading.main_thread():
+                self.others.append(self)
+            else:
+                self.in_background.append(self)
+                if _Noted.first:
+                    _Noted.first()
+        return super().windows(rows, columns, kind)
+
+
+class NotedFARMS(_Noted, FARMS):
+    pass
+
+
+class NotedWholeMatrix(_Noted, WholeMatrix):
+    pass
+
+
+@pytest.fixture
+def noted():
+    """Analyses with the methods above: in_background and others; first() is called by the former."""
+    _Noted.in_background, _Noted.others, _Noted.first = [], [], None
+    yield _Noted
+    _Noted.first = None
 
 
 # ---- what updates use ------------------------------------------------------------------------------------------------

@@ -3,17 +3,17 @@
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WholeMatrix
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
 from lightning_farms.analysis._decompose import one_thread_each
-from lightning_farms.callbacks._spectral import in_trainer
 from lightning_farms.callbacks._spectral.in_trainer import BackgroundAnalysis
-from tests.callbacks.conftest import SmallNet
+from tests.callbacks.conftest import NotedFARMS, NotedWholeMatrix, SmallNet
 
 PATIENCE = 20.0
 EVERYTHING = Diagnostics(bootstrap=5, p_value=5, marchenko_pastur=True, twin=True)
@@ -60,33 +60,15 @@ def _no_thread_is_left():
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """Analyses that were started in the background."""
-    methods = []
-
-    class Counted(BackgroundAnalysis):
-        def __init__(self, weights, method, *args):
-            methods.append(method)
-            super().__init__(weights, method, *args)
-
-    monkeypatch.setattr(in_trainer, "BackgroundAnalysis", Counted)
-    return methods
+def started(noted):
+    """The methods of the analyses in the background, of those that note it."""
+    return noted.in_background
 
 
 @pytest.fixture
-def in_background(monkeypatch):
-    """Have the analyses in the background call a function first."""
-
-    def call(function):
-        analyze_weights = in_trainer.analyze_weights
-
-        def after(*args, **kwargs):
-            function()
-            return analyze_weights(*args, **kwargs)
-
-        monkeypatch.setattr(in_trainer, "analyze_weights", after)
-
-    return call
+def in_background(noted):
+    """Have the analyses in the background call a function first, with a method that notes them."""
+    return partial(setattr, noted, "first")
 
 
 @pytest.fixture
@@ -117,7 +99,7 @@ def assert_same(ours, theirs):
 def test_same_report_and_multipliers(callback, options, settings, validations, fit, started):
     runs = []
     for overlap in (False, True):
-        one = callback(overlap=overlap, summary=False, **options)
+        one = callback(analysis=NotedFARMS(), overlap=overlap, summary=False, **options)
         runs.append((fit(one, **settings)[0], [one]))
         assert len(started) == (validations if overlap else 0)
     assert_same(*runs)
@@ -125,7 +107,7 @@ def test_same_report_and_multipliers(callback, options, settings, validations, f
 
 
 def test_every_second_epoch(fit, started):
-    monitor = SpectralMonitor(every_n_epochs=2, overlap=True, summary=False)
+    monitor = SpectralMonitor(NotedFARMS(), every_n_epochs=2, overlap=True, summary=False)
     fit(monitor)
     assert monitor.history.epochs == [0, 2, 4]
     assert len(started) == 2
@@ -134,10 +116,10 @@ def test_every_second_epoch(fit, started):
 def test_callbacks_that_share_an_analysis_start_it_once(fit, started):
     def callbacks(overlap):
         return [
-            SpectralMonitor(overlap=overlap, summary=False),
-            TBSigmoid(overlap=overlap, summary=False),
-            SpectralMonitor(WholeMatrix(), overlap=overlap, summary=False),
-            SpectralMonitor(FARMS(aspect_ratio=0.5), summary=False),  # while the others may still be at work
+            SpectralMonitor(NotedFARMS(), overlap=overlap, summary=False),
+            TBSigmoid(analysis=NotedFARMS(), overlap=overlap, summary=False),
+            SpectralMonitor(NotedWholeMatrix(), overlap=overlap, summary=False),
+            SpectralMonitor(NotedFARMS(aspect_ratio=0.5), summary=False),  # while the others may still be at work
         ]
 
     runs = []
@@ -145,7 +127,8 @@ def test_callbacks_that_share_an_analysis_start_it_once(fit, started):
         several = callbacks(overlap)
         runs.append((fit(*several, max_epochs=2)[0], several))
     assert_same(*runs)
-    assert [started.count(method) for method in (FARMS(), WholeMatrix(), FARMS(aspect_ratio=0.5))] == [2, 2, 0]
+    methods = (NotedFARMS(), NotedWholeMatrix(), NotedFARMS(aspect_ratio=0.5))
+    assert [started.count(method) for method in methods] == [2, 2, 0]
     assert several[0].report is several[1].report
 
 
@@ -168,7 +151,7 @@ def test_weights_that_change_during_validation_are_seen_as_they_were(fit, in_bac
     in_background(lambda: changed.wait(PATIENCE))
     runs = []
     for overlap in (False, True):
-        one = TempBalance(overlap=overlap, summary=False)
+        one = TempBalance(analysis=NotedFARMS(), overlap=overlap, summary=False)
         torch.manual_seed(3)
         runs.append((fit(one, model=Validated(average, put_back))[0], [one]))
         assert changed.is_set()
@@ -180,7 +163,7 @@ def test_the_epochs_end_waits_for_the_analysis(fit, in_background):
     """It is let go by the end of the validation only, and the time waited is no more than the analysis's."""
     validated = threading.Event()
     in_background(lambda: validated.wait(PATIENCE))
-    monitor = SpectralMonitor(overlap=True, summary=False)
+    monitor = SpectralMonitor(NotedFARMS(), overlap=True, summary=False)
     fit(monitor, model=Validated(end=lambda module: validated.set()), max_epochs=1)
     assert monitor.history.epochs == [0, 1]
 
@@ -200,7 +183,7 @@ def test_an_exception_in_validation_leaves_no_thread_and_the_users_groups(error,
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(raised):
-            fit(TBSigmoid(overlap=True, summary=False), model=model)
+            fit(TBSigmoid(analysis=NotedFARMS(), overlap=True, summary=False), model=model)
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores it from the first interrupt on
     assert our_threads() == []
@@ -213,7 +196,7 @@ def test_an_analysis_that_raises_in_the_thread_is_reported_once(fit, in_backgrou
         raise RuntimeError("out of memory")
 
     in_background(fail)
-    balance = TBSigmoid(overlap=True, summary=False)
+    balance = TBSigmoid(analysis=NotedFARMS(), overlap=True, summary=False)
     with pytest.warns(UserWarning, match=r"skipped; training goes on\. RuntimeError: out of memory") as seen:
         _, trainer = fit(balance)
     assert len([w for w in seen if "training goes on" in str(w.message)]) == 1
@@ -222,21 +205,39 @@ def test_an_analysis_that_raises_in_the_thread_is_reported_once(fit, in_backgrou
     assert len(balance.multipliers) == 3
 
 
-def test_weights_that_cannot_be_copied_are_analysed_in_their_place(fit, monkeypatch, started):
-    def no_memory(model, selection, *, values=True):
-        if values:
-            raise RuntimeError("out of memory")
-        return layer_weights(model, selection, values=values)
+class Uncopied(torch.Tensor):
+    """Fails where it is to be copied."""
 
-    one, other = (TBSigmoid(overlap=overlap, summary=False) for overlap in (False, True))
-    expected = fit(one)[0]
-    monkeypatch.setattr(in_trainer, "layer_weights", no_memory)
-    assert_same((expected, [one]), (fit(other)[0], [other]))
+    def clone(self, **options):
+        raise RuntimeError("out of memory")
+
+
+class UncopiedLinear(torch.nn.Linear):
+    asked = 0
+
+    def spectral_weights(self):
+        UncopiedLinear.asked += 1
+        yield "", self.weight.as_subclass(Uncopied), (self.weight, self.bias)
+
+
+def test_weights_that_cannot_be_copied_are_analysed_in_their_place(fit, started):
+    runs, asked = [], []
+    for overlap in (False, True):
+        one = TBSigmoid(analysis=NotedFARMS(), overlap=overlap, summary=False)
+        model = Validated()
+        model.head = UncopiedLinear(24, 12)
+        UncopiedLinear.asked = 0
+        runs.append((fit(one, model=model)[0], [one]))
+        asked.append(UncopiedLinear.asked)
+    assert_same(*runs)
+    assert one.history.epochs == [0, 1, 2, 3, 4]
+    assert one.report["head"].status == "ok"
+    assert asked[1] == asked[0] + 4, "a copy is tried at every validation"
     assert started == []
 
 
 def test_validating_apart_from_training_starts_nothing(fit, loader, started):
-    monitor = SpectralMonitor(overlap=True, summary=False)
+    monitor = SpectralMonitor(NotedFARMS(), overlap=True, summary=False)
     model, trainer = fit(monitor, max_epochs=1)
     trainer.validate(model, loader, verbose=False)
     assert len(started) == 1
@@ -245,7 +246,7 @@ def test_validating_apart_from_training_starts_nothing(fit, loader, started):
 
 def test_a_sanity_check_starts_nothing(fit, loader, started):
     """Also that of a second fit, which finds the last batch of the first one done."""
-    monitor = SpectralMonitor(overlap=True, summary=False)
+    monitor = SpectralMonitor(NotedFARMS(), overlap=True, summary=False)
     model, trainer = fit(monitor, max_epochs=2)
     trainer.fit_loop.max_epochs = 3
     trainer.fit(model, loader, loader)
@@ -286,7 +287,8 @@ def number_in_a_new_thread():
 def test_the_number_of_threads_is_put_back(fit, in_background):
     validated = threading.Event()
     in_background(lambda: validated.wait(PATIENCE))  # the analysis is late
-    fit(SpectralMonitor(overlap=True, summary=False), model=Validated(end=lambda module: validated.set()))
+    monitor = SpectralMonitor(NotedFARMS(), overlap=True, summary=False)
+    fit(monitor, model=Validated(end=lambda module: validated.set()))
     assert (torch.get_num_threads(), number_in_a_new_thread()) == (2, 2)
 
 
