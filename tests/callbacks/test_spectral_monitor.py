@@ -13,29 +13,14 @@ from lightning_farms import (
     SpectralReport,
     TBSigmoid,
     TempBalance,
-    WholeMatrix,
     analyze,
 )
 from lightning_farms.analysis import Diagnostics, Selection
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.callbacks._spectral import in_trainer
 from lightning_farms.callbacks._spectral.summary import summary_table
+from tests.callbacks.conftest import NotedFARMS, NotedWholeMatrix
 
 LAYERS = ["conv", "hidden", "head"]
-
-
-@pytest.fixture
-def count_analyses(monkeypatch):
-    """The methods with which the callbacks have analysed, in order."""
-    calls = []
-
-    def counted(model, method, **kwargs):
-        if not kwargs.get("keep_eigenvalues"):  # the figures' own analysis keeps them
-            calls.append(method)
-        return analyze(model, method, **kwargs)
-
-    monkeypatch.setattr(in_trainer, "analyze", counted)
-    return calls
 
 
 def test_report_is_that_of_the_trained_weights_and_training_is_untouched(small_net, loader, make_trainer):
@@ -75,34 +60,36 @@ def test_scalars_reach_other_callbacks_and_the_csv_file(small_net, loader, make_
     assert written["farms/alpha_mean"][-1] == pytest.approx(alphas.mean().item(), rel=1e-6)
 
 
-def test_one_analysis_an_epoch_however_many_callbacks(small_net, loader, make_trainer, count_analyses, logged):
+def test_one_analysis_an_epoch_however_many_callbacks(small_net, loader, make_trainer, noted, logged):
     callbacks = [
-        SpectralMonitor(summary=False),
-        TBSigmoid(summary=False),
-        SpectralMonitor(FARMS(aspect_ratio=0.5), summary=False),
-        SpectralMonitor(WholeMatrix(), every_n_epochs=2, summary=False),
+        SpectralMonitor(NotedFARMS(), summary=False),
+        TBSigmoid(analysis=NotedFARMS(), summary=False),
+        SpectralMonitor(NotedFARMS(aspect_ratio=0.5), summary=False),
+        SpectralMonitor(NotedWholeMatrix(), every_n_epochs=2, summary=False),
     ]
     trainer = make_trainer(callbacks)
     trainer.fit(small_net(), loader)
-    assert [count_analyses.count(m) for m in (FARMS(), FARMS(aspect_ratio=0.5), WholeMatrix())] == [3, 3, 2]
+    methods = (NotedFARMS(), NotedFARMS(aspect_ratio=0.5), NotedWholeMatrix())
+    assert [noted.others.count(method) for method in methods] == [3, 3, 2]
     assert callbacks[0].report is callbacks[1].report
     written = logged(trainer)
     assert [len(written[f"{label}/alpha/conv"]) for label in ("farms", "farms-2", "whole")] == [3, 3, 2]
 
 
-def test_every_n_epochs(small_net, loader, make_trainer, count_analyses):
-    monitor = SpectralMonitor(every_n_epochs=3, summary=False)
+def test_every_n_epochs(small_net, loader, make_trainer, noted):
+    monitor = SpectralMonitor(NotedFARMS(), every_n_epochs=3, summary=False)
     make_trainer([monitor], max_epochs=7).fit(small_net(), loader)
     assert monitor.history.epochs == [0, 3, 6]
-    assert len(count_analyses) == 3
+    assert len(noted.others) == 3
 
 
-def test_a_monitor_that_is_due_more_often_logs_between(small_net, loader, make_trainer, count_analyses):
-    monitor, balance = SpectralMonitor(summary=False), TempBalance(every_n_epochs=2, summary=False)
+def test_a_monitor_that_is_due_more_often_logs_between(small_net, loader, make_trainer, noted):
+    monitor = SpectralMonitor(NotedFARMS(), summary=False)
+    balance = TempBalance(analysis=NotedFARMS(), every_n_epochs=2, summary=False)
     make_trainer([monitor, balance], max_epochs=3).fit(small_net(), loader)
     assert monitor.history.epochs == [0, 1, 2, 3]
     assert balance.history.epochs == [0, 2]
-    assert len(count_analyses) == 4
+    assert len(noted.others) == 4
 
 
 def test_fitting_again_starts_anew(small_net, loader, make_trainer):
