@@ -9,6 +9,7 @@ from torch import nn
 from lightning_farms import Control, LinearMap, SpectralMonitor, TempBalance, WeightDecayBalance
 from lightning_farms import LayerwiseLearningRate as Rate
 from lightning_farms.balancing.alpha_map import AlphaMap
+from tests.callbacks.conftest import NotedFARMS
 
 
 def measure(module, optimizer, step):
@@ -257,17 +258,13 @@ def test_the_share_of_the_epoch_is_there_after_every_epoch_and_counts_all(small_
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_overlap_of_any_callback_of_equal_analysis_counts(order, small_net, loader, make_trainer, monkeypatch):
-    from lightning_farms.callbacks._spectral import in_trainer
-
-    started = []
-    background = in_trainer.BackgroundAnalysis
-    monkeypatch.setattr(in_trainer, "BackgroundAnalysis", lambda *a: started.append(1) or background(*a))
+def test_overlap_of_any_callback_of_equal_analysis_counts(order, small_net, loader, make_trainer, noted):
     model = small_net()
     model.validation_step = lambda batch, batch_idx: None
-    callbacks = [TempBalance(summary=False), SpectralMonitor(overlap=True, summary=False)][::order]
+    balance = TempBalance(analysis=NotedFARMS(), summary=False)
+    callbacks = [balance, SpectralMonitor(NotedFARMS(), overlap=True, summary=False)][::order]
     make_trainer(callbacks, max_epochs=2).fit(model, loader, loader)
-    assert len(started) == 2
+    assert len(noted.in_background) == 2
 
 
 # ---- layers that are frozen and unfrozen -----------------------------------------------------------------------------
