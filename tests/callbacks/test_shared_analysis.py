@@ -6,9 +6,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_farms import SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance, WholeMatrix
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance, WholeMatrix
 from lightning_farms.analysis import Selection
-from lightning_farms.callbacks._spectral import in_trainer
 
 
 def adamw(parameters):
@@ -34,18 +33,33 @@ def steps(found, tag):
     return [event.step for event in found.Images(tag)]
 
 
-@pytest.fixture
-def workspaces(monkeypatch):
-    """Workspaces with which analyses were made."""
-    seen, analyze = [], in_trainer.analyze
-    monkeypatch.setattr(in_trainer, "analyze", lambda *a, **o: seen.append(o["workspace"]) or analyze(*a, **o))
-    return seen
+class Waiting(FARMS):
+    """Notes how many layers wait for each other: read, but not fitted yet."""
+
+    waiting, most = 0, 0
+
+    def windows(self, rows, columns, kind):
+        Waiting.waiting += 1
+        Waiting.most = max(Waiting.most, Waiting.waiting)
+        return super().windows(rows, columns, kind)
+
+    def fit_tail(self, eigenvalues):
+        Waiting.waiting = 0
+        return super().fit_tail(eigenvalues)
 
 
-def test_the_least_workspace_holds(small_net, loader, make_trainer, workspaces):
-    callbacks = [TempBalance(workspace=10**8, summary=False), SpectralMonitor(workspace=10**6, summary=False)]
+@pytest.mark.parametrize(
+    ("first", "second", "most"), [(10**8, 10**8, 3), (1, 10**8, 1), (10**8, 1, 1), (10**8, 2 * 9 * 8 * 3 * 4, 2)]
+)
+def test_the_least_workspace_holds(small_net, loader, make_trainer, first, second, most):
+    """Layers are read as long as they fill less than half of it: one byte is for one layer at a time."""
+    Waiting.waiting = Waiting.most = 0
+    callbacks = [
+        TempBalance(analysis=Waiting(), workspace=first, summary=False),
+        SpectralMonitor(Waiting(), workspace=second, summary=False),
+    ]
     make_trainer(callbacks, max_epochs=1).fit(small_net(), loader)
-    assert set(workspaces) == {10**6}
+    assert Waiting.most == most
 
 
 def test_the_most_frequent_figures_and_the_most_spectra_hold(events):
