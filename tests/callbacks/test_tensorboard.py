@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
-from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, WholeMatrix, analyze
-from lightning_farms.callbacks._spectral import in_trainer
-from lightning_farms.loggers import pictures
+from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, WholeMatrix
 
 LAYERS = ("conv", "hidden", "head")
 
@@ -47,17 +46,25 @@ def test_everything_the_docstrings_promise(run):
     assert images == maps | {"farms/alpha_over_depth", "farms/esd/conv", "farms/esd/head"}
 
 
-@pytest.mark.parametrize("broken", ["layer_heatmap_image", "alpha_depth_figure"])
-def test_a_picture_that_fails_is_reported_once_and_stops_neither_training_nor_the_others(broken, run, monkeypatch):
+@pytest.mark.parametrize(
+    ("library", "function", "missing"),
+    [(np, "moveaxis", "farms/alpha_map"), (Axes, "hlines", "farms/alpha_over_depth")],
+    ids=["image", "figure"],
+)
+def test_a_picture_that_fails_is_reported_once_and_stops_neither_training_nor_the_others(
+    library, function, missing, run, monkeypatch
+):
     def fail(*args, **options):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(pictures, broken, fail)
+    monkeypatch.setattr(library, function, fail)
     with pytest.warns(UserWarning, match="could not be written; training goes on. RuntimeError: no ink") as warned:
         events = run(SpectralMonitor(figures_every_n_epochs=1, esd_layers=1, summary=False), max_epochs=2)
     assert len([warning for warning in warned if "no ink" in str(warning.message)]) == 1
     assert len(events.Scalars("farms/alpha/head")) == 3
     assert len(events.Images("farms/esd/conv")) == 2
+    drawn = {"farms/alpha_map", "farms/alpha_map_labelled", "farms/alpha_over_depth", "farms/esd/conv"}
+    assert set(events.Tags()["images"]) == drawn - {missing}
 
 
 def test_scalars_hold_the_history(run):
@@ -154,15 +161,22 @@ def test_a_layer_that_dies_has_no_spectrum_and_stops_nothing(run):
     assert count == {"conv": 2, "hidden": 2, "head": 1}
 
 
-def test_figures_whose_analysis_fails_stop_nothing(run, monkeypatch):
-    def out_of_memory(model, method, **options):
-        if options.get("keep_eigenvalues"):
-            raise RuntimeError("out of memory")
-        return analyze(model, method, **options)
+def test_figures_whose_analysis_fails_stop_nothing(run):
+    """It is the third one, after those before training and of the only epoch."""
 
-    monkeypatch.setattr(in_trainer, "analyze", out_of_memory)
+    class OutOfMemory(FARMS):
+        analyses = 0
+
+        def orient(self, matrices, kind):
+            OutOfMemory.analyses += kind == "convolution"
+            if OutOfMemory.analyses > 2:
+                raise RuntimeError("out of memory")
+            return super().orient(matrices, kind)
+
     with pytest.warns(UserWarning, match="failed and was skipped; training goes on. RuntimeError: out of memory"):
-        events = run(SpectralMonitor(summary=False), max_epochs=1)
+        events = run(SpectralMonitor(OutOfMemory(), summary=False), max_epochs=1)
+    assert OutOfMemory.analyses == 3
+    assert len(events.Scalars("farms/alpha/conv")) == 2
     assert set(events.Tags()["images"]) == {
         "farms/alpha_map",
         "farms/alpha_map_labelled",
