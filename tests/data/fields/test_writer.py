@@ -1,15 +1,35 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from lightning_farms.data import SimulationConfig, simulate_cfd, simulate_to_file, write_pdebench
-from lightning_farms.data.fields import writer
 
 SMALL = SimulationConfig(trajectories=5, resolution=8, frames=3, mach=0.2, eta=0.02, zeta=0.03)
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """The slices of trajectories that are written; where one does not start at zero, ``writes.error`` is raised."""
+
+    class Writes(list):
+        error = None
+
+    seen, write = Writes(), h5py.Dataset.__setitem__
+
+    def watched(dataset, part, values):
+        if part.start and seen.error:
+            raise seen.error
+        seen.append(part)
+        write(dataset, part, values)
+
+    monkeypatch.setattr(h5py.Dataset, "__setitem__", watched)
+    return seen
 
 
 def check_layout(path, flow):
@@ -44,50 +64,41 @@ def test_no_output_without_progress(tmp_path, capsys):
     assert (shown.out, shown.err) == ("", "")
 
 
-def test_batches_fit_the_device(tmp_path, monkeypatch):
-    seen = []
-
-    def watched(config, *, indices, **options):
-        seen.append(indices)
-        return simulate_cfd(config, indices=indices, **options)
-
-    monkeypatch.setattr(writer, "simulate_cfd", watched)
-    monkeypatch.setattr(writer, "_CELLS_AT_ONCE", {"cpu": 150})
-    simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
-    assert seen == [range(2), range(2, 4), range(4, 5)]
+@pytest.mark.parametrize(
+    ("resolution", "trajectories", "batches"),
+    [(8, 513, [slice(0, 512), slice(512, 513)]), (9, 405, [slice(0, 404), slice(404, 405)])],
+)
+def test_batches_fit_the_device(tmp_path, writes, resolution, trajectories, batches):
+    """2**15 cells on a processor."""
+    config = SimulationConfig(trajectories, resolution, frames=2, mach=0.0, eta=0.0, zeta=0.0)
+    simulate_to_file(tmp_path / "flow.hdf5", config, progress=False)
+    assert writes == [batch for batch in batches for _ in range(4)]
 
 
-def test_an_existing_file_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):
+def test_an_existing_file_is_replaced_only_by_a_complete_one(tmp_path, writes):
     path = tmp_path / "flow.hdf5"
     path.write_text("old")
-    monkeypatch.setattr(writer, "simulate_cfd", fail_at_second_batch())
+    writes.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         simulate_to_file(path, SMALL, batch_size=2, progress=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["flow.hdf5"]
     assert path.read_text() == "old"
-
-
-def fail_at_second_batch():
-    def simulate(config, *, indices, **options):
-        if indices.start > 0:
-            raise KeyboardInterrupt
-        return simulate_cfd(config, indices=indices, **options)
-
-    return simulate
+    assert writes == [slice(0, 2)] * 4
 
 
 def test_a_killed_run_leaves_no_file_under_the_name(tmp_path):
     """The process dies without any clean-up once half the set is written and flushed."""
     script = f"""
 import os
+import h5py
 from lightning_farms.data import SimulationConfig, simulate_to_file
-from lightning_farms.data.fields import writer
-write_part = writer._write_part
-def die_after_the_first(file, part, start):
-    write_part(file, part, start)
-    file.flush()
-    os._exit(9)
-writer._write_part = die_after_the_first
+write = h5py.Dataset.__setitem__
+def die_at_the_second_batch(dataset, part, values):
+    if part.start:
+        dataset.file.flush()
+        os._exit(9)
+    write(dataset, part, values)
+h5py.Dataset.__setitem__ = die_at_the_second_batch
 config = SimulationConfig(trajectories=4, resolution=8, frames=2)
 simulate_to_file({str(tmp_path / "flow.hdf5")!r}, config, batch_size=2)
 """
@@ -113,28 +124,39 @@ def test_wrong_batch_size(tmp_path):
         simulate_to_file(tmp_path / "flow.hdf5", SMALL, batch_size=0)
 
 
-@pytest.mark.parametrize(("cells", "expected"), [(1, 3), (2**20, 1)])
-@pytest.mark.parametrize("fails", [False, True])
-def test_few_cells_take_one_thread_and_the_setting_comes_back(tmp_path, monkeypatch, cells, expected, fails):
-    seen = []
+class Threads(TorchFunctionMode):
+    """Notes with how many threads PyTorch computes; the first computation may fail."""
 
-    def watched(config, **options):
-        seen.append(torch.get_num_threads())
-        if fails:
-            raise RuntimeError("out of positive numbers")
-        return simulate_cfd(config, **options)
+    def __init__(self, fails):
+        super().__init__()
+        self.fails, self.seen = fails, set()
 
-    monkeypatch.setattr(writer, "_CELLS_FOR_THREADS", cells)
-    monkeypatch.setattr(writer, "simulate_cfd", watched)
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.device:
+            self.seen.add(torch.get_num_threads())
+            if self.fails:
+                raise RuntimeError("out of positive numbers")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected", "fails"),
+    [
+        (5, 1, False),
+        (5, 1, True),
+        (4095, 1, True),
+        (4096, 3, True),  # 2**18 cells
+        pytest.param(4096, 3, False, marks=pytest.mark.slow),
+    ],
+)
+def test_few_cells_take_one_thread_and_the_setting_comes_back(tmp_path, batch_size, expected, fails):
+    config = SimulationConfig(batch_size, resolution=8, frames=2, mach=0.0, eta=0.0, zeta=0.0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        if fails:
-            with pytest.raises(RuntimeError, match="out of positive numbers"):
-                simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
-        else:
-            simulate_to_file(tmp_path / "flow.hdf5", SMALL, progress=False)
-        assert set(seen) == {expected}
+        with Threads(fails) as threads, pytest.raises(RuntimeError, match="positive") if fails else nullcontext():
+            simulate_to_file(tmp_path / "flow.hdf5", config, batch_size=batch_size, progress=False)
+        assert threads.seen == {expected}
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
