@@ -9,7 +9,6 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_farms.data import CFDDataModule, SimulationConfig, epoch_windows
-from lightning_farms.data.fields import writer
 from tests.data.fields.labelled_flows import label, labels, module, write_labelled
 
 SIMULATION = SimulationConfig(trajectories=10, resolution=8, frames=5)
@@ -128,28 +127,21 @@ def test_pickle_after_use(path):
     assert [labels(batch) for batch in copy.train_dataloader()] == expected
 
 
-@pytest.fixture
-def simulations(monkeypatch):
-    """Counts the simulated sets."""
-    calls = []
-    simulate = writer.simulate_cfd
-    monkeypatch.setattr(writer, "simulate_cfd", lambda *args, **options: calls.append(1) or simulate(*args, **options))
-    return calls
-
-
 def simulated(cache, **options):
     return CFDDataModule(cache_dir=cache, in_timesteps=3, simulation=SIMULATION, **options)
 
 
-def test_simulates_once_and_then_reads_the_cache(tmp_path, simulations):
+def test_simulates_once_and_then_reads_the_cache(tmp_path):
+    states = []
     for _ in range(2):
         data = simulated(tmp_path / "cache")
         data.prepare_data()
         data.setup("fit")
+        states.append((data.data_path.stat().st_ino, data.data_path.stat().st_mtime_ns))
     x, y = next(iter(data.train_dataloader()))
     assert (x.shape, y.shape) == ((8, 8, 8, 3, 4), (8, 8, 8, 1, 4))
     assert (x[..., 2:] > 0).all()
-    assert simulations == [1]
+    assert states[0] == states[1], "a set that is simulated again is another file"
 
 
 def test_each_setting_has_a_cache_file_of_its_own(tmp_path):
@@ -170,10 +162,10 @@ def test_each_setting_has_a_cache_file_of_its_own(tmp_path):
     assert any(name.startswith("2D_CFD_Sim_M0.1_Eta0.01_Zeta0.01_periodic_8_n10_seed0_") for name in names)
 
 
-def test_a_simulation_that_fails_midway_leaves_nothing_and_is_done_again(tmp_path, monkeypatch, simulations):
+def test_a_simulation_that_fails_midway_leaves_nothing_and_is_done_again(tmp_path, monkeypatch):
     data = simulated(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_write_part", lambda *args: (_ for _ in ()).throw(RuntimeError("power cut")))
+        patch.setattr(h5py.Dataset, "__setitem__", lambda *args: (_ for _ in ()).throw(RuntimeError("power cut")))
         with pytest.raises(RuntimeError, match="power cut"):
             data.prepare_data()
     assert list(tmp_path.iterdir()) == []
@@ -181,7 +173,7 @@ def test_a_simulation_that_fails_midway_leaves_nothing_and_is_done_again(tmp_pat
         data.setup("fit")
     data.prepare_data()
     data.setup("fit")
-    assert simulations == [1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == [data.data_path.name]
 
 
 def test_default_cache_is_the_users(monkeypatch, tmp_path):
@@ -192,10 +184,10 @@ def test_default_cache_is_the_users(monkeypatch, tmp_path):
     assert CFDDataModule().data_path.parent == tmp_path / "home" / ".cache" / "lightning_farms"
 
 
-def test_image_size_is_known_before_any_data(tmp_path, simulations, path):
-    data = simulated(tmp_path, stride=2)
+def test_image_size_is_known_before_any_data(tmp_path, path):
+    data = simulated(tmp_path / "cache", stride=2)
     assert (data.img_size, data.n_channels, data.in_timesteps, data.out_timesteps) == (4, 4, 3, 1)
-    assert simulations == []
+    assert not (tmp_path / "cache").exists()
     assert module(path, stride=4).img_size == 2
 
 
