@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_farms.analysis import FARMS, Diagnostics, Ranks, Selection, WholeMatrix, analyze, engine
+from lightning_farms.analysis import FARMS, Diagnostics, Ranks, Selection, WholeMatrix, analyze
 from lightning_farms.analysis.ranks import owners
 
 PATIENCE = 20.0  # seconds after which a rank that waits for another is taken to hang
@@ -131,19 +131,27 @@ def test_ranks_that_find_other_layers_all_say_so():
         assert "find the same layers, but they differ" in str(result)
 
 
-def test_work_is_shared(model, monkeypatch):
-    decomposed = {0: set(), 1: set()}
-    decompose = engine.decompose
+@pytest.fixture
+def decomposed(monkeypatch):
+    """Traces of the matrices that each rank decomposes, by which they are known; rank None is no rank."""
+    found, eigvalsh = {rank: set() for rank in (None, 0, 1, 2)}, torch.linalg.eigvalsh
 
-    def recorded(tasks, **options):
-        decomposed[RANK.number] |= set(tasks)
-        return decompose(tasks, **options)
+    def recorded(matrices, **options):
+        found[RANK.number] |= set(matrices.diagonal(dim1=-2, dim2=-1).sum(-1).flatten().tolist())
+        return eigvalsh(matrices, **options)
 
-    monkeypatch.setattr(engine, "decompose", recorded)
-    reports_on_ranks(2, lambda ranks: analyze(model, ranks=ranks))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", recorded)
+    RANK.number = None
+    return found
+
+
+def test_work_is_shared(model, decomposed):
+    analyze(model, workers=1)
+    reports_on_ranks(2, lambda ranks: analyze(model, ranks=ranks, workers=1))
     assert decomposed[0]
     assert decomposed[1]
     assert not decomposed[0] & decomposed[1]
+    assert decomposed[0] | decomposed[1] == decomposed[None]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -160,31 +168,35 @@ def test_eigenvalues_are_those_of_rank_zero(model, world_size):
 
 
 @pytest.mark.parametrize("action", ["always", "error"])
-def test_an_analysis_that_raises_on_one_rank_is_a_reason_on_all(model, monkeypatch, action):
+def test_an_analysis_that_raises_on_one_rank_is_a_reason_on_all(model, monkeypatch, decomposed, action):
     """Also where warnings are errors: the rank that warns must have reached the sum."""
-    expected = {row.name: row for row in analyze(model)}
-    decompose = engine.decompose
-    attempted = set()
+    reports_on_ranks(3, lambda ranks: analyze(model, ranks=ranks, workers=1))
+    expected = {row.name: row for row in analyze(model, workers=1)}
+    names = set()  # of the layers of rank 1
+    for name in expected:
+        decomposed[None].clear()
+        analyze(model, selection=Selection(include=(name,)), workers=1)
+        if decomposed[None] & decomposed[1]:
+            names.add(name)
+    assert names
+    eigvalsh = torch.linalg.eigvalsh
 
-    def fails_on_rank_one(tasks, **options):
+    def fails_on_rank_one(matrices, **options):
         if RANK.number == 1:
-            attempted.update(tasks)
             raise RuntimeError("out of memory")
-        return decompose(tasks, **options)
+        return eigvalsh(matrices, **options)
 
-    monkeypatch.setattr(engine, "decompose", fails_on_rank_one)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails_on_rank_one)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter(action)
-        results = on_ranks(3, lambda ranks: analyze(model, ranks=ranks))
-    names = [name for index, name in enumerate(expected) if index in attempted]
-    assert names
+        results = on_ranks(3, lambda ranks: analyze(model, ranks=ranks, workers=1))
     if action == "error":
         assert isinstance(results.pop(1), UserWarning)
     else:
         assert [str(w.message) for w in caught] == ["The analysis failed on this rank: RuntimeError: out of memory"]
     for report in results:
         broken = [row for row in report if row.reason.startswith("the analysis failed on the layer's rank")]
-        assert set(names) <= {row.name for row in broken}
+        assert {row.name for row in broken if expected[row.name].status == "ok"} == names
         assert {row.status for row in broken} == {"skipped"}
         for row in report:
             assert row in broken or row == expected[row.name]
