@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, analyze, engine
+from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, analyze
 from lightning_farms.analysis._measure import NUMBERS, measure
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.analysis.weights import LayerWeight
@@ -35,17 +35,22 @@ def alpha_of(module):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """[(quick, layers)] of every pass with layers in it."""
+    """[(type, [squared norm of each matrix])] of every pass: of what is decomposed in one type after the other."""
     seen = []
-    decompose = engine.decompose
+    eigvalsh = torch.linalg.eigvalsh
 
-    def recorded(tasks, *, quick, **options):
-        if tasks:
-            seen.append((quick, sorted(tasks)))
-        return decompose(tasks, quick=quick, **options)
+    def recorded(gram, **options):
+        if not seen or seen[-1][0] != gram.dtype:
+            seen.append((gram.dtype, []))
+        seen[-1][1].extend(gram.diagonal(dim1=-2, dim2=-1).sum(-1).flatten().tolist())
+        return eigvalsh(gram, **options)
 
-    monkeypatch.setattr(engine, "decompose", recorded)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", recorded)
     return seen
+
+
+def squared_norm(module):
+    return pytest.approx(module.weight.detach().double().square().sum().item(), rel=1e-5)
 
 
 def gaussian(random, rows=SIZE, columns=SIZE):
@@ -131,8 +136,13 @@ def test_hard_layer_is_promoted_and_the_easy_ones_are_not(passes, case):
     random = np.random.RandomState(0)
     easy = [linear_of(gaussian(random)), linear_of(heavy(3)(random)), linear_of(gaussian(random))]
     hard = linear_of(HARD[case](random))
-    report = analyze(nn.Sequential(easy[0], hard, easy[1], easy[2]), WholeMatrix())
-    assert passes == [(True, [0, 1, 2, 3]), (False, [1])]
+    report = analyze(nn.Sequential(easy[0], hard, easy[1], easy[2]), WholeMatrix(), workers=1)
+    modules = [easy[0], hard, easy[1], easy[2]]
+    (quick, norms), exact = passes
+    assert (quick, exact) == (torch.float32, (torch.float64, [squared_norm(hard)]))
+    if case.startswith("scale"):  # its squares leave float32
+        del norms[1], modules[1]
+    assert norms == [squared_norm(module) for module in modules]
     for module, row in zip([easy[0], hard, easy[1], easy[2]], report, strict=True):
         assert row.alpha == pytest.approx(alpha_of(module), abs=1e-4)
         assert row.alpha == analyze(module, WholeMatrix())["weight"].alpha
@@ -155,8 +165,11 @@ def test_ordinary_layers_take_the_quick_way(passes, size, kind):
         "trained": lambda: trained_like(random, size, 2 * size),
     }[kind]()
     model = nn.Sequential(linear_of(weight), linear_of(weight, torch.bfloat16), linear_of(weight, torch.float16))
-    analyze(model)
-    assert passes == [(True, [0, 1, 2])]
+    analyze(model, workers=1)
+    [(quick, norms)] = passes
+    assert quick == torch.float32
+    assert len(norms) == 6  # two windows of each
+    assert [sum(norms[i : i + 2]) for i in (0, 2, 4)] == [squared_norm(module) for module in model]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,8 @@ def test_ordinary_layers_take_the_quick_way(passes, size, kind):
 )
 def test_what_never_takes_the_quick_way(passes, method, options):
     analyze(linear_of(gaussian(np.random.RandomState(0))), method, **options)
-    assert passes == [(False, [0])]
+    [(exact, _)] = passes
+    assert exact == torch.float64
 
 
 @pytest.mark.parametrize("fit", ["hill", "hill_paper"])
