@@ -11,17 +11,25 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from lightning_farms.analysis import FARMS, Diagnostics, Selection, WholeMatrix, analyze, analyze_weights
+from lightning_farms.analysis import (
+    FARMS,
+    Diagnostics,
+    Selection,
+    WholeMatrix,
+    analyze,
+    analyze_weights,
+    checkpoint_weights,
+    open_checkpoint,
+)
 from lightning_farms.cli import main
-from lightning_farms.cli.analyze import command as command
 
 
 def network(seed=0):
@@ -117,11 +125,12 @@ def test_table(run):
     assert "8 layers analysed, 1 skipped" in out
 
 
-def test_a_narrow_terminal_keeps_the_names(run, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_a_narrow_terminal_keeps_the_names(run, monkeypatch):
     torch.save({f"encoder.layer.{i}.attention.output.dense.weight": torch.randn(32, 32) for i in range(6)}, "long.pt")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -193,16 +202,37 @@ def test_compare(run):
     assert "Only in" not in out
 
 
-def test_of_the_second_file_only_alphas_are_wanted(run, monkeypatch):
-    asked = []
+class Functions(TorchFunctionMode):
+    """Notes the functions of PyTorch that are called, in order."""
 
-    def analyzed(weights, method, **options):
-        asked.append((options["diagnostics"], options["keep_eigenvalues"]))
-        return analyze_weights(weights, method, **options)
+    def __init__(self):
+        super().__init__()
+        self.names = []
 
-    monkeypatch.setattr(command, "analyze_weights", analyzed)
-    run("net.pt", "--compare", "b.ckpt", "--bootstrap", "20", "--plots", "figures", "--kinds", "convolution")
-    assert asked == [(Diagnostics(20, marchenko_pastur=True), True), (Diagnostics(), False)]
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+    def __str__(self):
+        return " ".join(self.names)
+
+
+def test_of_the_second_file_only_alphas_are_wanted(run):
+    """The command calls what the two analyses call: of the first file with all diagnostics, of the second with none."""
+    with_all = {"diagnostics": Diagnostics(20, marchenko_pastur=True), "keep_eigenvalues": True}
+    analyses = []
+    for file, options in (("net.pt", with_all), ("net.pt", with_all), ("b.ckpt", {})):
+        weights = checkpoint_weights(open_checkpoint(file), Selection(kinds=("convolution",)))
+        with Functions() as functions:
+            analyze_weights((w._replace(matrices=w.matrices.to("cpu")) for w in weights), workers=1, **options)
+        analyses.append(str(functions))
+    arguments = ("--bootstrap", "20", "--plots", "figures", "--kinds", "convolution", "--workers", "1")
+    with Functions() as functions:
+        run("net.pt", "--compare", "b.ckpt", *arguments)
+    _, first, then = str(functions).partition(analyses[1])  # analyses[0] has computed a threshold that is kept
+    assert first
+    assert analyses[2] in then
+    assert functions.names.count("linalg_eigvalsh") == 2
 
 
 def test_compare_lists_what_has_no_partner(run):
@@ -252,20 +282,17 @@ def test_the_file_without_layers_of_a_pattern_is_named(run, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [[], ["--base", "b.ckpt"], ["--kinds", "convolution"], ["--low_rank_products"]])
 def test_progress_reaches_its_total(run, monkeypatch, arguments):
-    totals, steps = [], []
-
-    @contextmanager
-    def bar(title, total):
-        totals.append(total)
-        yield steps.append
-
-    monkeypatch.setattr(command, "progress_is_shown", lambda: True)
-    monkeypatch.setattr(command, "progress_bar", bar)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm-256color")
     pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
     torch.save({**network().state_dict(), "tied.weight": torch.ones(3, 2), **pair}, "net.pt")
     assert run("net.pt", *arguments)[0] == 0
-    assert totals == [sum(steps)]
-    assert totals == [9 if "--low_rank_products" in arguments else 10]
+    shown = re.findall(r"(\d+)/(\d+)", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue()))
+    total = "9" if "--low_rank_products" in arguments else "10"
+    assert {of_all for _, of_all in shown} == {total}
+    assert shown[-1] == (total, total)
 
 
 def test_plots(run):
@@ -358,7 +385,7 @@ def test_mistakes_come_before_the_long_work(run, monkeypatch):
     ],
 )
 def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):
-    monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *args, **options: pytest.fail("analysed"))
     status, _, err = run("net.pt", *arguments)
     assert status == 1
