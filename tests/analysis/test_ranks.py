@@ -145,6 +145,18 @@ def decomposed(monkeypatch):
     return found
 
 
+def fails_on(rank, error, monkeypatch):
+    """Have every decomposition of one rank fail."""
+    eigvalsh = torch.linalg.eigvalsh
+
+    def failing(matrices, **options):
+        if RANK.number == rank:
+            raise error
+        return eigvalsh(matrices, **options)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", failing)
+
+
 def test_work_is_shared(model, decomposed):
     analyze(model, workers=1)
     reports_on_ranks(2, lambda ranks: analyze(model, ranks=ranks, workers=1))
@@ -179,14 +191,7 @@ def test_an_analysis_that_raises_on_one_rank_is_a_reason_on_all(model, monkeypat
         if decomposed[None] & decomposed[1]:
             names.add(name)
     assert names
-    eigvalsh = torch.linalg.eigvalsh
-
-    def fails_on_rank_one(matrices, **options):
-        if RANK.number == 1:
-            raise RuntimeError("out of memory")
-        return eigvalsh(matrices, **options)
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", fails_on_rank_one)
+    fails_on(1, RuntimeError("out of memory"), monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter(action)
         results = on_ranks(3, lambda ranks: analyze(model, ranks=ranks, workers=1))
@@ -205,14 +210,7 @@ def test_an_analysis_that_raises_on_one_rank_is_a_reason_on_all(model, monkeypat
 
 def test_a_decomposition_that_fails_on_one_rank_is_a_reason_on_all(model, monkeypatch):
     expected = {row.name: row for row in analyze(model)}
-    eigvalsh = torch.linalg.eigvalsh
-
-    def fails_on_rank_zero(matrices, **options):
-        if RANK.number == 0:
-            raise torch.linalg.LinAlgError("did not converge")
-        return eigvalsh(matrices, **options)
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", fails_on_rank_zero)
+    fails_on(0, torch.linalg.LinAlgError("did not converge"), monkeypatch)
     first, second = reports_on_ranks(2, lambda ranks: analyze(model, ranks=ranks, workers=1))
     assert list(first) == list(second)
     failed = [row.name for row in first if row.reason == "the eigenvalue decomposition failed"]
