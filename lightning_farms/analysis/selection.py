@@ -129,10 +129,11 @@ class Selection:
             PatternError: a pattern matches none; the message names layers that are close to it.
 
         Example:
-            >>> Selection(exclude=("haed",)).check_patterns(["body.0", "head"])
-            Traceback (most recent call last):
-            ...
-            lightning_farms.analysis.selection.PatternError: Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
+            >>> try:
+            ...     Selection(exclude=("haed",)).check_patterns(["body.0", "head"])
+            ... except PatternError as error:
+            ...     print(error)
+            Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
         """
         known = list(names)
         for argument in ("include", "exclude"):
