@@ -6,8 +6,7 @@ import pickle
 import jsonargparse
 import pytest
 
-from lightning_farms.analysis import KINDS, Selection
-from lightning_farms.analysis.selection import PatternError
+from lightning_farms.analysis.selection import KINDS, PatternError, Selection
 
 
 @pytest.mark.parametrize(
