@@ -115,5 +115,5 @@ def _lines(found: Perplexity) -> str:
     spread = "" if math.isnan(found.standard_error) else f" ± {found.token * found.standard_error:.2g}"
     return (
         f"perplexity      {found.token:.6g}{spread}  ({found.tokens:,} tokens in {found.windows:,} windows)\n"
-        f"word perplexity {found.word:.6g}  ({found.words:,} words)\n"
+        f"word perplexity {found.word:.6g}  ({found.words:,} words in the text)\n"
     )

@@ -23,13 +23,13 @@ def next_token_losses(model: _Model, ids: Tensor, first: int = 1, most_logits: i
     chunks = positions.split(max(1, most_logits // (len(ids) * _vocabulary(model))))
     targets = ids[:, first:].split([len(chunk) for chunk in chunks], dim=1)
     logits = _chunks_of_logits(model, ids, chunks)
-    return torch.cat(
-        [
-            cross_entropy(part.transpose(1, 2).float(), target.to(part.device), reduction="none")
-            for part, target in zip(logits, targets, strict=True)
-        ],
-        dim=1,
-    )
+    return torch.cat([_losses(part, target) for part, target in zip(logits, targets, strict=True)], dim=1)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """In float32, with the vocabulary last: over another dimension PyTorch sums exponentials less exactly."""
+    flat = cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(logits.device), reduction="none")
+    return flat.view(targets.shape)
 
 
 def _vocabulary(model: _Model) -> int:

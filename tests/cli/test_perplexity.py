@@ -41,7 +41,7 @@ def test_the_result_is_printed_and_written(model, capsys):
     error = expected.token * expected.standard_error
     assert out.splitlines() == [
         f"perplexity      {expected.token:.6g} ± {error:.2g}  (155 tokens in 5 windows)",
-        f"word perplexity {expected.token:.6g}  (190 words)",
+        f"word perplexity {expected.token:.6g}  (190 words in the text)",
     ]
     with open("new/out.json", encoding="utf-8") as file:
         written = json.load(file)

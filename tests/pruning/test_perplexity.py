@@ -210,6 +210,16 @@ def test_the_head_runs_on_a_part_at_a_time(ids, family):
     assert "forward" not in vars(model.get_decoder())
 
 
+def test_losses_are_exact_with_many_words():
+    """Sums of 60,000 exponentials, against float64."""
+    model = tiny_llama(vocabulary=60_000, initializer_range=1.0)
+    ids = torch.randint(0, 60_000, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(ids).logits.double()
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    assert ((next_token_losses(model, ids) - expected).mean() / expected.mean()).abs() < 3e-6
+
+
 def test_a_model_in_training_is_measured_without_dropout_and_trained_on(ids):
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SMALL, resid_pdrop=0.5)).eval()
