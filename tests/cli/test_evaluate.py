@@ -9,6 +9,8 @@ from lightning_farms.pruning import task_scores
 from tests.pruning.tiny_tasks import write_task
 from tests.pruning.tiny_text import save_tiny, word_tokenizer
 
+pytest.importorskip("lm_eval", reason='pip install "lightning-farms[eval]"')
+
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
