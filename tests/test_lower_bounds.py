@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("pandas", "safetensors", "images", "hub", "download")
+EXTRAS = ("pandas", "safetensors", "images", "hub", "download", "llm")
 TOOLS = ("hypothesis", "scipy", "powerlaw", "pytest", "pytest-timeout")  # what tests need beside the package, as pinned
 TESTS = [
     "tests/test_package.py",
@@ -29,6 +29,9 @@ TESTS = [
     "tests/data/fields",
     "tests/models/dpot/weights",
     "tests/metrics",
+    "tests/pruning/test_calls.py",
+    "tests/pruning/test_loading.py",
+    "tests/pruning/test_pruned_folder.py",
 ]
 
 

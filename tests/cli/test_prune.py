@@ -40,8 +40,17 @@ def zeros(folder):
     return sum(int((w.matrices == 0).sum()) for w in weights), sum(w.size for w in weights)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
-@pytest.mark.parametrize("allocation", ["farms", "whole", "owl", "dlp", "ramp", "uniform"])
+@pytest.mark.parametrize(
+    ("method", "allocation"),
+    [
+        ("wanda", "farms"),
+        ("sparsegpt", "whole"),
+        ("magnitude", "owl"),
+        ("wanda", "dlp"),
+        ("sparsegpt", "ramp"),
+        ("magnitude", "uniform"),
+    ],
+)
 def test_a_folder_of_a_sparser_model(model, capsys, method, allocation):
     main(
         [
