@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,15 @@ class LayerRatios:
         return iter(self.layers)
 
     def __getitem__(self, name: str) -> LayerRatio:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(f"no weight {name!r} in this allocation; it has {len(self)}, the first {self.layers[0].name!r}")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            first = self.layers[0].name
+            raise KeyError(f"no weight {name!r} in this allocation; it has {len(self)}, the first {first!r}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, LayerRatio]:
+        return {layer.name: layer for layer in self.layers}
 
     def __str__(self) -> str:
         """A table, by the block where a block's layers have one score, and by the layer otherwise."""

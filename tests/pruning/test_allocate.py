@@ -95,6 +95,9 @@ def test_a_pattern_that_does_not_divide_the_inputs_names_the_layer():
     model = blocks_of_linears([(24, 30), (30, 24)], blocks=2)
     with pytest.raises(ValueError, match=r"`pattern_m` to divide .* but got 4, and 30 inputs in 'layers.0.2'"):
         allocate(model, 0.5, UniformAllocation(), pattern_m=4)
+    for pattern in ({"sparsity": NofM(0, 0)}, {"sparsity": 0.5, "pattern_m": 0}):
+        with pytest.raises(ValueError, match="Expected argument `pattern_m` to be at least 1, but got 0"):
+            allocate(model, **pattern)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, math.nan, math.inf, NofM(4, 4)])

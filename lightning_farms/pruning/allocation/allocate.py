@@ -93,7 +93,7 @@ def allocate(
         >>> {block: round(ratio, 2) for block, ratio in ratios.by_block().items()}, ratios.zeros, ratios.size
         ({'layers.0': 0.8, 'layers.1': 0.77, 'layers.2': 0.53}, 8602, 12288)
     """
-    fraction, m = (sparsity.n / sparsity.m, sparsity.m) if isinstance(sparsity, NofM) else (sparsity, pattern_m)
+    fraction, m = (sparsity.n / max(sparsity.m, 1), sparsity.m) if isinstance(sparsity, NofM) else (sparsity, pattern_m)
     _check_sparsity(fraction)
     if isinstance(calibration, Tensor):
         calibration = _on_text(model, calibration, device)
@@ -166,7 +166,9 @@ def _subject(model: nn.Module | Subject | Sequence[Weight], calibration: MeanSqu
 
 
 def _check_pattern(weights: Sequence[Weight], m: int) -> None:
-    odd = [weight for weight in weights if m >= 1 and weight.matrices.shape[-1] % m]
+    if m < 1:
+        raise ValueError(f"Expected argument `pattern_m` to be at least 1, but got {m}.")
+    odd = [weight for weight in weights if weight.matrices.shape[-1] % m]
     if odd:
         raise ValueError(
             f"Expected argument `pattern_m` to divide the number of inputs of every layer, but got {m}, and "
