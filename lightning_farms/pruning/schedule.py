@@ -1,0 +1,130 @@
+"""How sparsity grows over the epochs of a training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class PruningSchedule(ABC):
+    """At which epochs a network is pruned, and how far; subclass it for a course of your own."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> tuple[int, ...]:
+        """How many epochs are complete at each step, ascending; a step comes before the next epoch's first update."""
+
+    @abstractmethod
+    def sparsity_at(self, epochs: int, sparsity: float) -> float:
+        """Sparsity that is in force after so many complete epochs.
+
+        Args:
+            epochs: complete ones.
+            sparsity: that of the last step.
+
+        Returns:
+            A fraction in [0, sparsity], which never falls; 0 before the first step.
+        """
+
+    def last_step(self, epochs: int) -> int | None:
+        """The last step that is due after so many complete epochs; None where none is.
+
+        Example:
+            >>> [Cubic(0, 10, every_n_epochs=4).last_step(epochs) for epochs in (3, 4, 7, 10, 99)]
+            [None, 4, 4, 10, 10]
+        """
+        return max((step for step in self.steps if step <= epochs), default=None)
+
+
+@dataclass(frozen=True)
+class OneShot(PruningSchedule):
+    """All at once.
+
+    Args:
+        at_epoch: number of complete epochs before; 0: before the first update.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is negative.
+
+    Example:
+        >>> [OneShot(at_epoch=2).sparsity_at(epochs, 0.7) for epochs in range(4)]
+        [0.0, 0.0, 0.7, 0.7]
+    """
+
+    at_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole("at_epoch", self.at_epoch, 0)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The one step."""
+        return (self.at_epoch,)
+
+    def sparsity_at(self, epochs: int, sparsity: float) -> float:
+        """Nothing before the step, everything from then on."""
+        return sparsity if epochs >= self.at_epoch else 0.0
+
+
+@dataclass(frozen=True)
+class Cubic(PruningSchedule):
+    r"""Fast while much can go, slower and slower towards the end, so that the network recovers in between.
+
+    .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3
+
+    with t the complete epochs, from ``start_epoch`` t_0 to ``end_epoch`` t_1 in steps of ``every_n_epochs``; the last
+    step is that at ``end_epoch``, also where the interval does not divide the way.
+
+    Args:
+        start_epoch: t_0, number of complete epochs at the start, where the sparsity is s_i.
+        end_epoch: t_1, number of complete epochs at which the final sparsity s_f is reached, above ``start_epoch``.
+        every_n_epochs: epochs between steps.
+        initial_sparsity: s_i, in [0, 1): 0, or what a network has that was pruned before.
+
+    Raises:
+        TypeError: a number of epochs is no integer.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> [round(Cubic(0, 4).sparsity_at(epochs, 0.8), 4) for epochs in range(6)]
+        [0.0, 0.4625, 0.7, 0.7875, 0.8, 0.8]
+
+    Reference:
+        Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878), Equation 1.
+    """
+
+    start_epoch: int
+    end_epoch: int
+    every_n_epochs: int = 1
+    initial_sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_whole("start_epoch", self.start_epoch, 0)
+        _check_whole("end_epoch", self.end_epoch, self.start_epoch + 1)
+        _check_whole("every_n_epochs", self.every_n_epochs, 1)
+        if not 0 <= self.initial_sparsity < 1:
+            raise ValueError(f"Expected argument `initial_sparsity` to be in [0, 1), but got {self.initial_sparsity}.")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """From the start, or, where the sparsity there is 0, from the step after it; the last one at the end."""
+        first = self.start_epoch + (0 if self.initial_sparsity else self.every_n_epochs)
+        return (*range(first, self.end_epoch, self.every_n_epochs), self.end_epoch)
+
+    def sparsity_at(self, epochs: int, sparsity: float) -> float:
+        """That of the last step."""
+        if epochs >= self.end_epoch:
+            return sparsity
+        step = self.last_step(epochs)
+        if step is None:
+            return 0.0
+        left = 1 - (step - self.start_epoch) / (self.end_epoch - self.start_epoch)
+        return sparsity + (min(self.initial_sparsity, sparsity) - sparsity) * left**3
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
+    if value < least:
+        raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
