@@ -1,0 +1,172 @@
+"""Where in a model's parameters the entries of each weight lie: to change them where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights._gathered import modules_read
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
+from lightning_farms.analysis.weights.model import _named_modules, _read, layer_weights
+from lightning_farms.analysis.weights.registry import claimed_weights
+
+Part: TypeAlias = slice | Tensor
+"""Positions in a flattened parameter, ascending."""
+
+_COMPUTED = "its values are computed from parameters (a norm, a product), not stored as they are"
+
+
+class StoredWeight(NamedTuple):
+    """A weight of a model, and where its entries are.
+
+    Attributes:
+        name: of the layer, as in :func:`layer_weights`.
+        shape: as stored; empty where it is not known.
+        key: of the parameter that holds the entries, without what wrappers put into names; empty where there is a
+            reason.
+        parameter: that parameter, which may be sharded; None where there is a reason.
+        parts: one for numbers as they are stored; two, real and imaginary parts, for complex numbers in a real
+            parameter. Each has a position in the flattened parameter for every entry.
+        size: number of entries.
+        reason: why the weight is not selected, or its entries cannot be told apart; empty where they can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    key: str = ""
+    parameter: Tensor | None = None
+    parts: tuple[Part, ...] = ()
+    size: int = 0
+    reason: str = ""
+
+
+def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list[StoredWeight]:
+    """Where the entries of a model's weights are, in the order of :func:`layer_weights`.
+
+    Every module is asked for its matrices while its parameters hold their own positions, so that slices (queries, keys
+    and values in one parameter), transposed and permuted weights, and pairs that make complex numbers are found without
+    knowing the class. What comes back as anything but positions has been computed, and has a reason. Of parameters that
+    are sharded nothing is gathered.
+
+    Args:
+        model: any module.
+        selection: which weights.
+
+    Returns:
+        One item a weight; those that are left out have a reason.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``selection`` not a :class:`Selection`.
+        ValueError: a pattern of ``selection`` matches no layer.
+
+    Example:
+        >>> [(w.name, w.key, w.parts) for w in stored_weights(nn.Sequential(nn.Linear(3, 2)))]
+        [('0', '0.weight', (slice(0, 6, 1),))]
+    """
+    outlines = [layer._replace(matrices=layer.matrices[:0]) for layer in layer_weights(model, selection, values=False)]
+    wanted = {outline.name for outline in outlines if not outline.reason}
+    found: dict[str, StoredWeight] = {}
+    for name, module in _named_modules(model):
+        for weight in _of_module(name, module, selection, wanted) if wanted else ():
+            found.setdefault(weight.name, weight)
+    keys = _keys(model)
+    return [_placed(outline, found.get(outline.name), keys) for outline in outlines]
+
+
+def _placed(outline: LayerWeight, found: StoredWeight | None, keys: dict[int, str]) -> StoredWeight:
+    """The weight with its parameter's name, or the reason why there is none."""
+    if outline.reason or found is None or id(found.parameter) not in keys:
+        return StoredWeight(outline.name, outline.shape, reason=outline.reason or _COMPUTED)
+    return found._replace(key=keys[id(found.parameter)])
+
+
+def _keys(model: nn.Module) -> dict[int, str]:
+    """Names of parameters without wrappers, by identity; of a shared one the first."""
+    keys: dict[int, str] = {}
+    for module_name, module in _named_modules(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            keys.setdefault(id(parameter), f"{module_name}.{name}".lstrip("."))
+    return keys
+
+
+def _of_module(name: str, module: nn.Module, selection: Selection, wanted: set[str]) -> Iterator[StoredWeight]:
+    try:
+        with _positions_in_parameters(modules_read(module)) as (originals, starts):
+            layers = _read(name, module, claimed_weights, selection, originals, values=True)
+    except Exception:  # of whatever a user's class does; its weights stay without a place
+        return
+    for layer in layers:
+        if layer.name in wanted and not layer.reason:
+            columns = _columns(layer.matrices)
+            for parameter in layer.holders:
+                parts = _parts(columns - starts[id(parameter)], parameter.numel()) if id(parameter) in starts else ()
+                if parts:
+                    yield StoredWeight(layer.name, layer.shape, "", parameter, parts, columns.shape[1])
+
+
+@contextmanager
+def _positions_in_parameters(modules: list[nn.Module]) -> Iterator[tuple[dict[int, Tensor], dict[int, int]]]:
+    """Modules whose parameters hold 0, 1, 2, ... in their own shapes, each going on where the one before ends.
+
+    Yields {id of such a one: the original} and {id of an original: where it starts}.
+    """
+    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    originals: dict[int, Tensor] = {}
+    starts: dict[int, int] = {}
+    end = 0
+    try:
+        for module in modules:
+            held = cast("dict[str, Tensor | None]", module._parameters)
+            for name, tensor in list(held.items()):
+                if tensor is not None:
+                    replaced.append((held, name, tensor))
+                    held[name] = positions = _positions(tensor, starts.setdefault(id(tensor), end))
+                    originals[id(positions)] = tensor
+                    end = max(end, starts[id(tensor)] + tensor.numel())
+        yield originals, starts
+    finally:
+        for held, name, tensor in replaced:
+            held[name] = tensor
+
+
+def _positions(tensor: Tensor, start: int) -> nn.Parameter:
+    device = "cpu" if tensor.is_meta else tensor.device
+    numbers = torch.arange(start, start + tensor.numel(), dtype=torch.float64, device=device).reshape(tensor.shape)
+    return nn.Parameter(numbers.to(torch.complex128) if tensor.is_complex() else numbers, requires_grad=False)
+
+
+def _columns(matrices: Tensor) -> Tensor:
+    """(P, m, n) -> (1, P m n), or (2, P m n), real and imaginary parts, where these are positions too."""
+    if not matrices.is_complex():
+        return matrices.reshape(1, -1)
+    columns = torch.view_as_real(matrices.resolve_conj()).reshape(-1, 2).T
+    return columns if bool(columns[1].any()) else columns[:1]
+
+
+def _parts(columns: Tensor, numel: int) -> tuple[Part, ...]:
+    """Distinct positions below a number, sorted by the first column; none where they are no such thing."""
+    if not bool(((columns == columns.round()) & (columns >= 0) & (columns < numel)).all()):
+        return ()
+    positions = columns.to(torch.int64)
+    seen = torch.zeros(numel, dtype=torch.bool, device=columns.device)
+    seen[positions.flatten()] = True
+    if int(seen.sum()) != positions.numel():
+        return ()
+    if len(positions) == 1:
+        return (slice(0, numel, 1) if positions.numel() == numel else _as_slice(seen.nonzero().flatten()),)
+    positions = positions[:, positions[0].argsort()]
+    return tuple(_as_slice(column) for column in positions)
+
+
+def _as_slice(positions: Tensor) -> Part:
+    """The same as a slice, where they are evenly spaced."""
+    start = int(positions[0])
+    step = int(positions[1]) - start if len(positions) > 1 else 1
+    if step > 0 and bool((positions.diff() == step).all()):
+        return slice(start, int(positions[-1]) + 1, step)
+    return positions.cpu()

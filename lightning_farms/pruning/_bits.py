@@ -1,0 +1,26 @@
+"""Masks as bits, the first entry in the highest bit of the first byte, as numpy.packbits has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def packed(mask: Tensor) -> Tensor:
+    """(N entries, bool) -> (ceil(N / 8),) uint8, on the CPU; the rest of the last byte is 0."""
+    flat = mask.flatten().to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
+    return (flat.unflatten(0, (-1, 8)) << _shifts(mask.device)).sum(1, dtype=torch.uint8).cpu()
+
+
+def unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The mask of that shape, on the bits' device."""
+    flat = (bits.unsqueeze(1) >> _shifts(bits.device)).bitwise_and_(1).to(torch.bool).flatten()
+    return flat[: math.prod(shape)].reshape(tuple(shape))
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
