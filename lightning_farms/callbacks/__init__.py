@@ -3,6 +3,7 @@
 from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningRate
+from lightning_farms.callbacks.layerwise_pruning import LayerwisePruning
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.callbacks.rollout_monitor import RolloutMonitor
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
@@ -14,6 +15,7 @@ __all__ = [
     "AlphaMap",
     "Control",
     "LayerwiseLearningRate",
+    "LayerwisePruning",
     "LinearMap",
     "Log2Map",
     "PredictionWriter",

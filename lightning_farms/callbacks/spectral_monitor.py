@@ -220,7 +220,7 @@ class SpectralMonitor(Callback):
         if not (fitting and last_step_done and trainer.world_size == 1):
             return
         now = Moment.epoch_end(trainer)
-        if self._schedule.is_due(now, self._analysed):
+        if self._is_due(now):
             self._analyses.overlap(pl_module, now)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,7 +259,15 @@ class SpectralMonitor(Callback):
         """{title: {weight: multiplier}} for the closing table."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """Lines below the closing table."""
+        return []
+
     # ---- for subclasses ----------------------------------------------------------------------------------------------
+
+    def _is_due(self, now: Moment) -> bool:
+        """Tell whether an analysis has become due since the last one."""
+        return self._schedule.is_due(now, self._analysed)
 
     def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take notice of what has changed since the last one."""
@@ -287,7 +295,7 @@ class SpectralMonitor(Callback):
 
     def _analyse_if_due(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> dict[str, float]:
         """Act on the analysis of this moment if it is due; returns what other callbacks can monitor of it."""
-        if not self._schedule.is_due(now, self._analysed):
+        if not self._is_due(now):
             return {}
         self._before_analysis(trainer, pl_module)
         self._analysed = now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_COLUMNS = 120
+_LINEAR = ("alpha", "sparsity")  # quantities on a linear scale; multipliers and rates are on a logarithmic one
 
 
 class Picture(NamedTuple):
@@ -65,6 +66,15 @@ def run_figures(
     return [Picture("figure", key, partial(_drawn, draw)) for key, draw in drawings.items()]
 
 
+def ratio_picture(key: str, label: str, ratios: Mapping[str, float], sparsity: float, title: str) -> Picture:
+    """The labelled figure of what each block or layer loses."""
+    from lightning_farms.plotting.sparsity_figure import sparsity_figure
+
+    return Picture(
+        "figure", key, partial(_drawn, partial(sparsity_figure, {label: ratios}, sparsity=sparsity, title=title))
+    )
+
+
 def hand_out(pictures: Iterable[Picture], sinks: Sequence[Sink], step: int) -> list[Exception]:
     """Draw each picture once and give it to every sink; one that fails keeps no other from being given."""
     errors: list[Exception] = []
@@ -94,7 +104,7 @@ def _map_image(history: LayerHistory, quantity: str) -> Pixels:
     """Of a long history every k-th analysis, counted from the last, so that images stay small."""
     stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
     rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
-    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity != "alpha"), 0, -1)
+    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity not in _LINEAR), 0, -1)
 
 
 def _map_figure(history: LayerHistory, quantity: str) -> Figure:
@@ -106,7 +116,7 @@ def _map_figure(history: LayerHistory, quantity: str) -> Figure:
         unit=unit,
         title=f"{quantity.replace('_', ' ')} of every layer",
         label="PL_Alpha_Hill" if quantity == "alpha" else quantity.replace("_", " "),
-        logarithmic=quantity != "alpha",
+        logarithmic=quantity not in _LINEAR,
     )
 
 

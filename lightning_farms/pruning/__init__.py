@@ -17,12 +17,14 @@ from lightning_farms.pruning.block_pass import prune
 from lightning_farms.pruning.evaluation import TaskScore, task_scores
 from lightning_farms.pruning.input_squares import input_mean_squares
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
+from lightning_farms.pruning.mask_state import Masks
 from lightning_farms.pruning.perplexity import Perplexity, perplexity
 from lightning_farms.pruning.prunable import PrunableWeight, decoder_blocks, prunable_weights
 from lightning_farms.pruning.pruned_folder import PrunedFolder
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.recipe import llm_compressor_recipe, prune_with_torch
 from lightning_farms.pruning.report import PrunedBlock, PrunedLayer, PruningReport
+from lightning_farms.pruning.schedule import Cubic, OneShot, PruningSchedule
 from lightning_farms.pruning.text import Calibration
 
 __all__ = [
@@ -30,18 +32,22 @@ __all__ = [
     "Allocation",
     "Calibration",
     "CausalLM",
+    "Cubic",
     "DLPAllocation",
     "FARMSAllocation",
     "FileAllocation",
     "LayerRatio",
     "LayerRatios",
+    "Masks",
     "OWLAllocation",
+    "OneShot",
     "Perplexity",
     "PrunableWeight",
     "PrunedBlock",
     "PrunedFolder",
     "PrunedLayer",
     "PruningReport",
+    "PruningSchedule",
     "RampAllocation",
     "TaskScore",
     "UniformAllocation",

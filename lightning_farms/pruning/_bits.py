@@ -13,7 +13,8 @@ def packed(mask: Tensor) -> Tensor:
     """(N entries, bool) -> (ceil(N / 8),) uint8, on the CPU; the rest of the last byte is 0."""
     flat = mask.flatten().to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
-    return (flat.unflatten(0, (-1, 8)) << _shifts(mask.device)).sum(1, dtype=torch.uint8).cpu()
+    shifted: Tensor = flat.unflatten(0, (-1, 8)) << _shifts(mask.device)
+    return shifted.sum(1, dtype=torch.uint8).cpu()
 
 
 def unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Masks:
         >>> masks = Masks({"weight": torch.tensor([[True, False, True], [False, True, True]])})
         >>> masks.bind(dict(model.named_parameters()))
         >>> masks.apply()
-        >>> masks.hold(optimizer)
+        >>> masks.hold([optimizer])
         >>> model(torch.ones(1, 3)).sum().backward()
         >>> optimizer.step()
         >>> (model.weight == 0).tolist()
@@ -230,18 +230,19 @@ class Masks:
                 if isinstance(value, Tensor) and value.shape == parameter.shape and _is_of_numbers(value):
                     local(value).masked_fill_(pruned, 0)
 
-    def hold(self, optimizer: Optimizer) -> None:
-        """Put the zeros back after every step of an optimizer, until :meth:`release`."""
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+    def hold(self, optimizers: Iterable[Optimizer]) -> None:
+        """Put the zeros back after every step of these optimizers, and of no others, until :meth:`release`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
 
     def release(self) -> None:
         """Let go of optimizers and parameters. The weights stay as they are: pruned for good, as far as nobody trains.
 
         (What :meth:`state_dict` holds stays too.)
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._parameters, self._bound = [], {}, {}
+        self.hold(())
+        self._parameters, self._bound = {}, {}
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.apply()

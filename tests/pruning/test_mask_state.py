@@ -97,7 +97,7 @@ def test_training_is_that_of_products_with_masks(optimizer):
     held, optimizing = Masks(masks), optimizer(model.parameters())
     held.bind(dict(model.named_parameters()))
     held.apply()
-    held.hold(optimizing)
+    held.hold([optimizing])
     for batch in batches(6):
         optimizing.zero_grad()
         model(batch).square().mean().backward()
@@ -127,7 +127,7 @@ def test_momentum_from_before_revives_nothing(optimizer, cleared):
     masks.apply()
     train(1)
     assert masks.revived() > 0  # without a hold, these optimizers do revive weights
-    masks.hold(optimizing)
+    masks.hold([optimizing])
     if cleared:
         masks.clear(optimizing)
         for name, mask in ((name, masks[name]) for name in masks):
@@ -168,7 +168,7 @@ def test_a_released_model_is_an_ordinary_pruned_one():
     masks = Masks(random_masks(model))
     masks.bind(dict(model.named_parameters()))
     masks.apply()
-    masks.hold(optimizing)
+    masks.hold([optimizing])
     masks.release()
     assert model.state_dict().keys() == fresh.state_dict().keys()
     assert masks.zeros == {name: int((model.get_parameter(name) == 0).sum()) for name in masks}

@@ -34,6 +34,7 @@ class StoredWeight(NamedTuple):
             parameter. Each has a position in the flattened parameter for every entry.
         size: number of entries.
         reason: why the weight is not selected, or its entries cannot be told apart; empty where they can.
+        selected: whether it is selected, with or without a place.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StoredWeight(NamedTuple):
     parts: tuple[Part, ...] = ()
     size: int = 0
     reason: str = ""
+    selected: bool = True
 
 
 def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list[StoredWeight]:
@@ -81,7 +83,8 @@ def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list
 def _placed(outline: LayerWeight, found: StoredWeight | None, keys: dict[int, str]) -> StoredWeight:
     """The weight with its parameter's name, or the reason why there is none."""
     if outline.reason or found is None or id(found.parameter) not in keys:
-        return StoredWeight(outline.name, outline.shape, reason=outline.reason or _COMPUTED)
+        reason = outline.reason or _COMPUTED
+        return StoredWeight(outline.name, outline.shape, reason=reason, selected=not outline.reason)
     return found._replace(key=keys[id(found.parameter)])
 
 

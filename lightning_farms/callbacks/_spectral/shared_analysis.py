@@ -53,6 +53,9 @@ class Subscriber(Protocol):
     def factors(self) -> dict[str, dict[str, float]]:
         """{title: {weight: multiplier}} for the closing table."""
 
+    def remarks(self) -> list[str]:
+        """Lines below the closing table."""
+
 
 class _UnderWay(NamedTuple):
     """An analysis in a thread: of the weights at which moment, and how long it took to start it."""
@@ -269,8 +272,9 @@ class SharedAnalysis:
         by_step = any(subscriber.every_n_steps is not None for subscriber in self.subscribers)
         number, unit = (self._reported.step, "step") if by_step else (self._reported.epochs, "epoch")
         factors = {title: of for subscriber in self.subscribers for title, of in subscriber.factors().items()}
+        remarks = [line for subscriber in self.subscribers for line in subscriber.remarks()]
         after = f"{number} {unit}{'' if number == 1 else 's'}"
-        Console().print(summary_table(self._report, self.history, factors, after=after))
+        Console().print(summary_table(self._report, self.history, factors, remarks, after=after))
 
     # ---- warnings ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -20,10 +20,11 @@ def summary_table(
     report: SpectralReport,
     history: LayerHistory,
     factors: Mapping[str, Mapping[str, float]] | None = None,
+    remarks: Sequence[str] = (),
     *,
     after: str = "training",
 ) -> Table:
-    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out."""
+    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out, and remarks."""
     table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
@@ -38,7 +39,7 @@ def summary_table(
         cells += [f"{of[row.name]:.3f}" if row.name in of else "not trained" for of in columns.values()]
         table.add_row(*cells, style="dim" if row.status == "skipped" else None)
     mean = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
-    table.caption = "\n".join([mean, *_reasons(report)])
+    table.caption = "\n".join([mean, *_reasons(report), *map(escape, remarks)])
     return table
 
 

@@ -1,0 +1,1 @@
+"""What the callback that prunes has besides its hooks."""

@@ -1,0 +1,346 @@
+"""Magnitude pruning in training, with a ratio for each layer from its alpha."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.optim import Optimizer
+
+from lightning_farms.analysis.method import FARMS
+from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights.model import layer_weights
+from lightning_farms.callbacks._pruning.averages import averages
+from lightning_farms.callbacks._spectral.schedule import Moment
+from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
+from lightning_farms.loggers.pictures import hand_out, ratio_picture
+from lightning_farms.loggers.scalars import log_scalars
+from lightning_farms.loggers.sinks import sinks
+from lightning_farms.pruning.allocation.base import Allocation
+from lightning_farms.pruning.allocation.spectral import FARMSAllocation, SpectralAllocation
+from lightning_farms.pruning.mask_state import Masks
+from lightning_farms.pruning.pruner import Pruner
+from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.schedule import OneShot, PruningSchedule
+
+_BY_ALPHAS = FARMSAllocation(FARMS())  # the analysis that is the default of the other callbacks
+_AT_ONCE = OneShot()
+_SPARSITY = "pruning/sparsity"
+
+
+class LayerwisePruning(SpectralMonitor):
+    r"""Prunes weights by magnitude while a model is trained; layers of larger alpha (less trained) lose more.
+
+    At each step of the schedule the allocation turns the alphas of the layers, as they are then, into a ratio for each,
+    such that :math:`\lfloor S \sum p + 1/2 \rfloor` weights of all layers are pruned in all, exactly. Within a layer
+    those of least magnitude go (a complex one counts once). What is pruned stays pruned: a layer for which a later step
+    asks less than it has lost stays as it is, and the others share the rest by their scores. A step comes before the
+    first batch of an epoch, so that the checkpoints and metrics of the epoch before are of the weights that it had.
+
+    Pruned weights are plain zeros in plain parameters, whose names do not change, and pruning is permanent by that: a
+    checkpoint is that of an ordinary model. After every step of any optimizer they are put back to zero, whatever
+    momentum and weight decay did; what optimizers remember of them is cleared, and their gradients are left out of
+    gradient clipping. The averages that callbacks keep (``EMAWeightAveraging`` and the like) are zero where the weights
+    are. The callback's state holds the masks as bits, and a run resumes bit for bit. Under DDP, FSDP2 and tensor
+    parallelism all processes have the same masks, the state is that of one process, and each holds its own part of a
+    parameter.
+
+    Callbacks that ask for the same analysis share it, so that with ``TBSigmoid(analysis=FARMS())`` and the default here
+    there is one. All of them see the masked weights, once there are masks: the closing table says so. Where the
+    analysis fails, all layers lose the same share at that step, with a warning; one without an alpha has the score 1.
+
+    Beside the keys of :class:`SpectralMonitor` there are:
+
+    ===========================  ======================================================================================
+    ``pruning/sparsity``         fraction of all layers' weights that is pruned, which other callbacks can monitor
+    ``sparsity/<layer>``         the same of a layer, at each step and after every epoch and analysis, to every logger
+    ``pruning/ratios``           figure of the layers' (blocks') ratios, at each step
+    ``farms/sparsity_map``       heat map, layers by epochs, of what was pruned when the alphas beside it were measured;
+                                 ``..._labelled`` as a figure
+    ===========================  ======================================================================================
+
+    Args:
+        sparsity: S, fraction of all layers' weights that is pruned at the end of the schedule, in [0, 1); None: prune
+            what is exactly 0 already when training starts, and no more: for a model that was pruned before. (A layer
+            of zeros alone is not held: it could never learn.)
+        allocation: from alphas to ratios: ``FARMSAllocation(...)``, ``WholeMatrixAllocation(...)``, whose method is
+            that of the analysis, or one that looks at no inputs (uniform, ramp, file). Blocks are those of a
+            ``ModuleList`` (a transformer's), where the model has one; layers elsewhere stand for themselves.
+        schedule: when, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
+        layers: which weights are pruned; the others stay dense, and do not count. Weights that are computed from
+            parameters (weight norm), and heads that are tied to embeddings, stay dense in any case.
+        every_n_epochs: analyse (and log) after every n-th epoch, and at the steps of the schedule.
+        **options: those of :class:`SpectralMonitor`.
+
+    Attributes:
+        ratios: what the last step asked of each layer, a :class:`~lightning_farms.pruning.LayerRatios`; None before it.
+        masks: which weights are pruned, :class:`~lightning_farms.pruning.Masks`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range; an allocation that needs the model's inputs; when the fit starts: a
+            pattern of ``layers`` fits no layer.
+        MisconfigurationException: another callback prunes too, or the strategy is FSDP1 or DeepSpeed's (at setup).
+
+    Example:
+        >>> from lightning_farms.pruning import Cubic
+        >>> callback = LayerwisePruning(0.8, schedule=Cubic(start_epoch=2, end_epoch=20))
+
+    Reference:
+        Zhu and Gupta, 2017 (arXiv 1710.01878); Lu et al., AlphaPruning, NeurIPS 2024; Hu et al., ICML 2025, Section
+        4.2.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | None = 0.7,
+        allocation: Allocation = _BY_ALPHAS,
+        schedule: PruningSchedule = _AT_ONCE,
+        every_n_epochs: int = 1,
+        *,
+        layers: Selection = Selection(),
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        for name, option, kind in (
+            ("allocation", allocation, Allocation),
+            ("schedule", schedule, PruningSchedule),
+            ("layers", layers, Selection),
+        ):
+            if not isinstance(option, kind):
+                raise TypeError(f"Expected argument `{name}` to be a {kind.__name__}, but got {option!r}.")
+        _check(sparsity, allocation)
+        self.sparsity = sparsity
+        self.allocation = allocation
+        self.schedule = schedule
+        self.layers = layers
+        analysis = allocation.spectral_method if isinstance(allocation, SpectralAllocation) else FARMS()
+        super().__init__(analysis, every_n_epochs, **options)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.ratios: LayerRatios | None = None
+        self._pruner = Pruner(self.allocation, self._warn)
+        self._plan: LayerRatios | None = None  # of the step that comes next
+        self._planned: int | None = None  # that step
+        self._pruned: int | None = None  # the last step that was made
+        self._seen = 0.0  # sparsity of the weights that were analysed last
+
+    @property
+    def masks(self) -> Masks:
+        """Which weights are pruned."""
+        return self._pruner.masks
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state, the masks, what the last step was, and what the next one does if that is known."""
+        plans = {name: None if plan is None else plan.to_json() for name, plan in self._plans().items()}
+        steps = {"pruned": self._pruned, "planned": self._planned}
+        return {**super().state_dict(), **plans, **steps, "masks": self.masks.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store the values; they take effect when the training starts."""
+        super().load_state_dict(state_dict)
+        self._pruned, self._planned = state_dict["pruned"], state_dict["planned"]
+        saved = {name: state_dict[name] for name in self._plans()}
+        plans = {name: None if text is None else LayerRatios.from_json(text) for name, text in saved.items()}
+        self.ratios, self._plan = plans["ratios"], plans["plan"]
+        self.masks.load_state_dict(state_dict["masks"])
+
+    def _plans(self) -> dict[str, LayerRatios | None]:
+        return {"ratios": self.ratios, "plan": self._plan}
+
+    # ---- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy that flattens parameters, and a second callback that prunes."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise MisconfigurationException(
+                f"{type(self).__name__} cannot prune parameters that FSDP1 flattens. Use ModelParallelStrategy (FSDP2)."
+            )
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, (LayerwisePruning, ModelPruning)) and other is not self:
+                raise MisconfigurationException(
+                    f"{type(self).__name__} and {type(other).__name__} would both prune. Keep one."
+                )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a pattern of ``layers`` that fits no layer."""
+        super().on_fit_start(trainer, pl_module)
+        next(layer_weights(pl_module, self.layers, values=False), None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put restored masks, or those of zeros that are there, in force; then analyse if that is due."""
+        self._pruner.find(pl_module, self.layers)
+        if not self._pruner.layers:
+            raise MisconfigurationException(f"{type(self).__name__} finds no weight in the model that it could prune.")
+        if self.sparsity is None and self._pruned is None:
+            self._keep_zeros()
+        if self._plan is not None and {row.name for row in self._plan} != set(self._pruner.zeros):
+            self._plan = self._planned = None  # of other layers: options have changed
+        self._hold(trainer, pl_module)
+        self._warn_of_steps_that_come_too_late(trainer)
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take notice of new optimizers and parameters, and make up for a skipped analysis."""
+        if not self._pruner.fits(pl_module):
+            self._pruner.find(pl_module, self.layers)
+        self._hold(trainer, pl_module)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Prune if a step is due: all callbacks have made their analyses of this moment."""
+        step = self._due_step(trainer.current_epoch)
+        if step is not None:
+            self._prune(trainer, pl_module, step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Leave gradients of pruned weights out of what follows, which is clipping."""
+        self.masks.mask_gradients()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Analyse and log, and make sure that what is pruned is zero before a checkpoint is written."""
+        if self.masks.revived():
+            self._apply(trainer, pl_module)
+            self._warn(
+                "revived",
+                "pruned weights were not zero at the end of the epoch, and have been set to zero again: something "
+                "other than an optimizer's step changes them.",
+            )
+        super().on_train_epoch_end(trainer, pl_module)
+        pl_module.log(_SPARSITY, self._pruner.sparsity, sync_dist=trainer.world_size > 1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
+        super().on_exception(trainer, pl_module, exception)
+        self._pruner.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the closing table, and leave the optimizers as they were; the weights are pruned for good."""
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit":
+            self._pruner.release()
+
+    # ---- for the shared analysis -------------------------------------------------------------------------------------
+
+    def adjusted_values(self) -> dict[str, dict[str, float]]:
+        """{"sparsity": {layer: fraction of its weights that is pruned}}."""
+        return {"sparsity": self._pruner.by_layer()}
+
+    def factors(self) -> dict[str, dict[str, float]]:
+        """What is pruned of each of the report's weights."""
+        pruned = self._pruner.by_layer()
+        return {"pruned": {row.name: pruned.get(row.name, 0.0) for row in self.report or ()}}
+
+    def remarks(self) -> list[str]:
+        """What was asked for and reached, what the alphas are of, and which layers stayed dense against the options."""
+        size = sum(layer.size for layer in self._pruner.layers)
+        asked = "" if self.ratios is None else f", {self.ratios.sparsity:.2%} asked for at the last step"
+        lines = [
+            f"pruned: {sum(self._pruner.zeros.values())} of {size} weights ({self._pruner.sparsity:.2%}{asked})",
+            f"the last alphas are of weights of which {self._seen:.2%} were pruned",
+        ]
+        return lines + [f"{name} stays dense: {reason}" for name, reason in self._pruner.dense.items()]
+
+    # ---- stages ------------------------------------------------------------------------------------------------------
+
+    def _due_step(self, epochs: int) -> int | None:
+        """The last step that is due after so many complete epochs, None where it was made or there is none."""
+        step = None if self.sparsity is None else self.schedule.last_step(epochs)
+        return step if step is not None and (self._pruned is None or self._pruned < step) else None
+
+    def _is_due(self, now: Moment) -> bool:
+        step = self._due_step(now.epochs)
+        return super()._is_due(now) or (step is not None and self._planned != step)
+
+    def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
+        """Plan the step that is due after the analysis; the history keeps what was pruned when it was made."""
+        assert self._analysed is not None
+        self._seen = self._pruner.sparsity
+        step = self._due_step(self._analysed.epochs)
+        if step is not None and self.sparsity is not None:
+            asked = self.schedule.sparsity_at(step, self.sparsity)
+            self._plan, self._planned = self._pruner.plan(report.alphas, asked), step
+        return {"sparsity": self._pruner.by_layer()}
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        assert self.sparsity is not None
+        plan = self._plan if self._planned == step else None
+        if plan is None:
+            plan = self._pruner.plan(None, self.schedule.sparsity_at(step, self.sparsity))
+        self._pruner.fits(pl_module)  # and shards what FSDP2 has gathered
+        self._pruner.prune(plan)
+        self._apply(trainer, pl_module)
+        self.ratios, self._pruned, self._plan, self._planned = plan, step, None, None
+        self._log_step(trainer, plan)
+
+    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set what is pruned to zero, also in the averages that other callbacks keep."""
+        self.masks.apply()
+        for average in averages(trainer, pl_module, self._pruner.keys()):
+            self.masks.apply_to(average)
+
+    def _hold(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pruner.hold(trainer.optimizers)
+        self._apply(trainer, pl_module)
+
+    def _keep_zeros(self) -> None:
+        self._pruner.keep_zeros()
+        self._pruned = 0
+        if not len(self.masks):
+            self._warn("none", "no weight is zero, so that none is held at zero: was the pruned model loaded?")
+
+    def _log_step(self, trainer: Trainer, plan: LayerRatios) -> None:
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # of the first batch with these masks
+        by_layer = {f"sparsity/{layer}": value for layer, value in self._pruner.by_layer().items()}
+        log_scalars(trainer, {_SPARSITY: self._pruner.sparsity, **by_layer}, step)
+        trainer.callback_metrics[_SPARSITY] = torch.tensor(self._pruner.sparsity, device="cpu")
+        blocks = self.allocation.granularity == "block"
+        shown = plan.by_block() if blocks else {row.name: row.reached for row in plan}
+        title = f"Sparsity by {'block' if blocks else 'layer'}, epoch {trainer.current_epoch}"
+        errors = hand_out(
+            [ratio_picture("pruning/ratios", plan.allocation, shown, plan.sparsity, title)], sinks(trainer), step
+        )
+        if errors:
+            self._warn("pictures", f"the picture of the ratios could not be written. {errors[0]}")
+
+    def _warn_of_steps_that_come_too_late(self, trainer: Trainer) -> None:
+        last, most = self.schedule.steps[-1], trainer.max_epochs
+        if self.sparsity is None or trainer.fast_dev_run or most is None or not -1 < most <= last:  # type: ignore[attr-defined]
+            return
+        reached = self.schedule.sparsity_at(most - 1, self.sparsity)
+        self._warn(
+            "late",
+            f"the schedule's last step comes before epoch {last}, which is not trained (max_epochs={most}): "
+            f"{reached:.4g} of the weights will be pruned at the end, not {self.sparsity:.4g}.",
+        )
+
+    def _warn(self, what: str, message: str) -> None:
+        self._warn_once(what, f"{type(self).__name__}: {message}")
+
+
+def _check(sparsity: float | None, allocation: Allocation) -> None:
+    if allocation.needs_calibration:
+        raise ValueError(
+            f"Expected argument `allocation` to look at no inputs of the model, but got {type(allocation).__name__}."
+        )
+    if sparsity is None:
+        return
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise TypeError(f"Expected argument `sparsity` to be a number or None, but got {sparsity!r}.")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
+    if not allocation.floor <= sparsity <= allocation.cap:
+        raise ValueError(
+            f"Expected argument `sparsity` to be in the allocation's bounds [{allocation.floor}, {allocation.cap}], "
+            f"but got {sparsity}."
+        )
