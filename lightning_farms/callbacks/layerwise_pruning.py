@@ -28,7 +28,6 @@ from lightning_farms.pruning.pruner import Pruner
 from lightning_farms.pruning.ratios import LayerRatios
 from lightning_farms.pruning.schedule import OneShot, PruningSchedule
 
-_BY_ALPHAS = FARMSAllocation(FARMS())  # the analysis that is the default of the other callbacks
 _AT_ONCE = OneShot()
 _SPARSITY = "pruning/sparsity"
 
@@ -70,7 +69,9 @@ class LayerwisePruning(SpectralMonitor):
             of zeros alone is not held: it could never learn.)
         allocation: from alphas to ratios: ``FARMSAllocation(...)``, ``WholeMatrixAllocation(...)``, whose method is
             that of the analysis, or one that looks at no inputs (uniform, ramp, file). Blocks are those of a
-            ``ModuleList`` (a transformer's), where the model has one; layers elsewhere stand for themselves.
+            ``ModuleList`` (a transformer's), where the model has one; layers elsewhere stand for themselves. None:
+            ``FARMSAllocation(FARMS(), cap=(1 + sparsity) / 2)``, which leaves every layer something: small layers of
+            large alpha would else lose all.
         schedule: when, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
         layers: which weights are pruned; the others stay dense, and do not count. Weights that are computed from
             parameters (weight norm), and heads that are tied to embeddings, stay dense in any case.
@@ -99,13 +100,16 @@ class LayerwisePruning(SpectralMonitor):
     def __init__(
         self,
         sparsity: float | None = 0.7,
-        allocation: Allocation = _BY_ALPHAS,
+        allocation: Allocation | None = None,
         schedule: PruningSchedule = _AT_ONCE,
         every_n_epochs: int = 1,
         *,
         layers: Selection = Selection(),
         **options: Any,  # noqa: ANN401
     ) -> None:
+        _check_sparsity(sparsity)
+        if allocation is None:
+            allocation = FARMSAllocation(FARMS(), cap=1.0 if sparsity is None else (1 + sparsity) / 2)
         for name, option, kind in (
             ("allocation", allocation, Allocation),
             ("schedule", schedule, PruningSchedule),
@@ -113,7 +117,7 @@ class LayerwisePruning(SpectralMonitor):
         ):
             if not isinstance(option, kind):
                 raise TypeError(f"Expected argument `{name}` to be a {kind.__name__}, but got {option!r}.")
-        _check(sparsity, allocation)
+        _check_allocation(allocation, sparsity)
         self.sparsity = sparsity
         self.allocation = allocation
         self.schedule = schedule
@@ -328,18 +332,21 @@ class LayerwisePruning(SpectralMonitor):
         self._warn_once(what, f"{type(self).__name__}: {message}")
 
 
-def _check(sparsity: float | None, allocation: Allocation) -> None:
-    if allocation.needs_calibration:
-        raise ValueError(
-            f"Expected argument `allocation` to look at no inputs of the model, but got {type(allocation).__name__}."
-        )
+def _check_sparsity(sparsity: float | None) -> None:
     if sparsity is None:
         return
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
         raise TypeError(f"Expected argument `sparsity` to be a number or None, but got {sparsity!r}.")
     if not 0 <= sparsity < 1:
         raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
-    if not allocation.floor <= sparsity <= allocation.cap:
+
+
+def _check_allocation(allocation: Allocation, sparsity: float | None) -> None:
+    if allocation.needs_calibration:
+        raise ValueError(
+            f"Expected argument `allocation` to look at no inputs of the model, but got {type(allocation).__name__}."
+        )
+    if sparsity is not None and not allocation.floor <= sparsity <= allocation.cap:
         raise ValueError(
             f"Expected argument `sparsity` to be in the allocation's bounds [{allocation.floor}, {allocation.cap}], "
             f"but got {sparsity}."

@@ -19,6 +19,7 @@ from lightning_farms.plotting import (
     layer_heatmap_figure,
     layer_heatmap_image,
     log_histogram,
+    sparsity_figure,
 )
 from lightning_farms.plotting.pixels import pixels
 
@@ -68,8 +69,6 @@ def run_figures(
 
 def ratio_picture(key: str, label: str, ratios: Mapping[str, float], sparsity: float, title: str) -> Picture:
     """The labelled figure of what each block or layer loses."""
-    from lightning_farms.plotting.sparsity_figure import sparsity_figure
-
     return Picture(
         "figure", key, partial(_drawn, partial(sparsity_figure, {label: ratios}, sparsity=sparsity, title=title))
     )

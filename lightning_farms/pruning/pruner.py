@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights.stored import StoredWeight, stored_weights
+from lightning_farms.analysis.weights.stored import StoredWeight, named_parameters, stored_weights
 from lightning_farms.functional import allocate_sparsity, magnitude_mask
 from lightning_farms.pruning._local import reshard, whole
 from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate, allocate_from_alphas
@@ -73,13 +73,13 @@ class Pruner:
         self.layers: list[TrainedLayer] = []
         self.dense: dict[str, str] = {}
         self.zeros: dict[str, int] = {}
-        self._parameters: dict[str, Tensor] = {}
+        self._parameters: Mapping[str, Tensor] = {}
         self._held: list[Optimizer] = []
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 
     def find(self, model: nn.Module, selection: Selection) -> None:
-        """Find the layers of a model, and let the masks that there are be theirs.
+        """Find the layers of a model, and let the masks that there are be its own, also those of other layers.
 
         Args:
             model: the model.
@@ -91,12 +91,11 @@ class Pruner:
         """
         reshard(model)
         blocks, tables = _blocks(model), _tables(model)
-        self.layers, self.dense, self._parameters = [], {}, {}
+        self.layers, self.dense, self._parameters = [], {}, named_parameters(model)
         for weight in stored_weights(model, selection):
             if weight.parameter is None:
                 self.dense |= {weight.name: weight.reason} if weight.selected else {}
                 continue
-            self._parameters[weight.key] = weight.parameter
             if id(weight.parameter) in tables:
                 self.dense[weight.name] = "it is a table of embeddings too"
             else:
@@ -157,6 +156,10 @@ class Pruner:
             pruned = self.masks.pruned(layer.weight).to(values.device)
             if not bool(values.isfinite().all()):
                 self._warn("finite", f"weights of {layer.name} are not finite; they go last.")
+            if ratios[layer.name].zeros == layer.size:
+                self._warn(
+                    "all", f"all weights of {layer.name} are pruned, and nothing passes: give the allocation a `cap`."
+                )
             self.masks.take_out(layer.weight, thinned(values, pruned, ratios[layer.name].zeros))
         self.masks.apply()
         for optimizer in self._held:

@@ -12,12 +12,22 @@ from lightning.pytorch.loggers import CSVLogger
 import lightning_farms.callbacks
 from lightning_farms import FARMS, Control, LinearMap, Log2Map, SpectralMonitor, SqrtMap, StepMap, WholeMatrix
 from lightning_farms.analysis import Diagnostics, Selection
+from lightning_farms.pruning import Cubic, WholeMatrixAllocation
 
 SETTINGS = {
     "LayerwiseLearningRate": [
         {"alpha_map": SqrtMap()},
         {"alpha_map": Log2Map(), "every_n_steps": 3, "control": Control(ema_decay=0.5, ramp_steps=2)},
         {"alpha_map": StepMap(), "start_epoch": 1, "control": Control(compensate_weight_decay=True, norms=False)},
+    ],
+    "LayerwisePruning": [
+        {},
+        {
+            "sparsity": 0.8,
+            "allocation": WholeMatrixAllocation(granularity="layer", floor=0.1),
+            "schedule": Cubic(0, 1, initial_sparsity=0.5),
+            "layers": Selection(exclude=("conv",)),
+        },
     ],
     "PredictionWriter": [{}, {"path": "predicted.hdf5", "overwrite": True}],
     "RolloutMonitor": [{}, {"every_n_epochs": 0, "samples": 2, "frames": 3}],
@@ -133,8 +143,10 @@ def test_csv_logger_only(name, options, small_net, loader, make_trainer, tmp_pat
     make_trainer([callback], logger=CSVLogger(tmp_path, name="csv", version=0)).fit(small_net(), loader)
     header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert f"{callback.analysis.label}/alpha/hidden" in header
-    assert ("lr-AdamW/hidden" in header) == (name not in ("SpectralMonitor", "WeightDecayBalance"))
+    rates = name not in ("LayerwisePruning", "SpectralMonitor", "WeightDecayBalance")
+    assert ("lr-AdamW/hidden" in header) == rates
     assert ("wd-AdamW/hidden" in header) == (name == "WeightDecayBalance")
+    assert ("sparsity/hidden" in header) == (name == "LayerwisePruning")
 
 
 def constructors(kind):

@@ -76,7 +76,7 @@ def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list
     for name, module in _named_modules(model):
         for weight in _of_module(name, module, selection, wanted) if wanted else ():
             found.setdefault(weight.name, weight)
-    keys = _keys(model)
+    keys = {id(parameter): key for key, parameter in named_parameters(model).items()}
     return [_placed(outline, found.get(outline.name), keys) for outline in outlines]
 
 
@@ -88,13 +88,18 @@ def _placed(outline: LayerWeight, found: StoredWeight | None, keys: dict[int, st
     return found._replace(key=keys[id(found.parameter)])
 
 
-def _keys(model: nn.Module) -> dict[int, str]:
-    """Names of parameters without wrappers, by identity; of a shared one the first."""
-    keys: dict[int, str] = {}
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's parameters by the names that they would have without wrappers; a shared one has its first name.
+
+    Example:
+        >>> list(named_parameters(nn.DataParallel(nn.Linear(2, 2))))
+        ['weight', 'bias']
+    """
+    names: dict[nn.Parameter, str] = {}
     for module_name, module in _named_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
-            keys.setdefault(id(parameter), f"{module_name}.{name}".lstrip("."))
-    return keys
+            names.setdefault(parameter, f"{module_name}.{name}".lstrip("."))
+    return {name: parameter for parameter, name in names.items()}
 
 
 def _of_module(name: str, module: nn.Module, selection: Selection, wanted: set[str]) -> Iterator[StoredWeight]:
