@@ -83,14 +83,14 @@ class Pruner:
 
         Args:
             model: the model.
-            selection: the layers that are pruned. A weight that is also a table of embeddings, and one that is computed
-                from parameters, stays dense.
+            selection: the layers that are pruned. A weight that is computed from parameters stays dense, and so does
+                one that is also a table of embeddings, unless these are selected.
 
         Raises:
             ValueError: a pattern of ``selection`` matches no layer.
         """
         reshard(model)
-        blocks, tables = _blocks(model), _tables(model)
+        blocks, tables = _blocks(model), set() if selection.embeddings else _tables(model)
         self.layers, self.dense, self._parameters = [], {}, named_parameters(model)
         for weight in stored_weights(model, selection):
             if weight.parameter is None:

@@ -20,6 +20,7 @@ from lightning_farms import (
     WholeMatrix,
 )
 from lightning_farms.analysis import WORKSPACE, Diagnostics, Selection
+from lightning_farms.pruning import Cubic
 from tests.callbacks.conftest import SmallNet
 
 TRAINER = {
@@ -71,6 +72,30 @@ def test_options_from_yaml(kind, callbacks_of):
     assert (callback.every_n_epochs, callback.workspace, callback.overlap) == (2, 1000000, True)
     in_python = kind(analysis=callback.analysis, selection=callback.selection, diagnostics=callback.diagnostics)
     assert callback.state_key == in_python.state_key
+
+
+def test_pruning_from_yaml(callbacks_of):
+    allocation = {
+        "method": {"class_path": "lightning_farms.FARMS", "init_args": {"fit": "ks", "window": None}},
+        "epsilon": 0.3,
+    }
+    options = {
+        "sparsity": 0.8,
+        "allocation": {"class_path": "lightning_farms.pruning.FARMSAllocation", "init_args": allocation},
+        "schedule": {"class_path": "Cubic", "init_args": {"start_epoch": 1, "end_epoch": 4}},
+        "layers": {"exclude": ["head"]},
+    }
+    _, (callback,) = callbacks_of(
+        {"class_path": "lightning_farms.LayerwisePruning", "init_args": {**NESTED, **options}}
+    )
+    assert callback.sparsity == 0.8
+    assert callback.analysis == callback.allocation.method == FARMS(fit="ks")
+    assert callback.allocation.epsilon == 0.3
+    assert callback.schedule == Cubic(1, 4)
+    assert callback.layers == Selection(exclude=("head",))
+    _, (keeping,) = callbacks_of({"class_path": "lightning_farms.LayerwisePruning", "init_args": {"sparsity": None}})
+    assert keeping.sparsity is None
+    assert keeping.analysis == FARMS()
 
 
 CONTROL = {

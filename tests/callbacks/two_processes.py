@@ -24,12 +24,14 @@ from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, engine
 from lightning_farms.callbacks import (
     Control,
     LayerwiseLearningRate,
+    LayerwisePruning,
     SpectralMonitor,
     SqrtMap,
     TBSigmoid,
     TempBalance,
     WeightDecayBalance,
 )
+from lightning_farms.pruning import Cubic
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 PATIENCE = timedelta(seconds=60)  # after which a rank that waits for the other in vain raises
@@ -37,6 +39,7 @@ EVERYTHING = Diagnostics(bootstrap=20, marchenko_pastur=True, twin=True)
 SIZE, DEPTH = 48, 6
 CALLBACKS = {
     "LayerwiseLearningRate": partial(LayerwiseLearningRate, SqrtMap(), every_n_steps=1, control=Control(ema_decay=0.5)),
+    "LayerwisePruning": partial(LayerwisePruning, 0.5, schedule=Cubic(0, 1)),
     "SpectralMonitor": partial(SpectralMonitor, WholeMatrix(), diagnostics=EVERYTHING),
     "TBSigmoid": partial(TBSigmoid, workspace=1),
     "TempBalance": partial(TempBalance, overlap=True, esd_layers=2),  # of no effect here, and of no harm
