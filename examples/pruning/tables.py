@@ -1,7 +1,7 @@
 """Tables 1, 6, 8 and 9 of the paper: perplexity of pruned language models, by method, allocation and sparsity.
 
     python examples/pruning/texts.py texts  # two English texts, each in three parts
-    python examples/pruning/tables.py --models FOLDER --texts texts/wikitext texts/brown
+    python examples/pruning/tables.py --models FOLDER --texts texts/wikipedia texts/brown
     python examples/pruning/tables.py --models LLAMA-7B --texts C4 --windows 2000 --sequences 128 --length 2048
 
 A text is a folder with calibration.txt, heldout.txt and test.txt; every run is calibrated on the first text and

@@ -1,7 +1,7 @@
 """What windows and fits cost, and what they change: the study behind the default of FARMSAllocation.
 
     python examples/pruning/windows.py MODEL > windows.md  # alphas only: ten minutes for SmolLM2-135M
-    python examples/pruning/windows.py MODEL --texts '[texts/wikitext]' --sparsities '[0.6, 0.7]' --seeds '[0, 1]'
+    python examples/pruning/windows.py MODEL --texts '[texts/wikipedia]' --sparsities '[0.6, 0.7]' --seeds '[0, 1]'
 
 MODEL is a folder of a Hugging Face model, or a .gguf file. A line a setting: CPU seconds of the analysis of all weights
 of the blocks in one thread, the decompositions it takes, and how the scores of the blocks (epsilon 0.2, so that they

@@ -9,7 +9,7 @@ from lightning_farms.pruning import task_scores
 from tests.pruning.tiny_tasks import write_task
 from tests.pruning.tiny_text import save_tiny, word_tokenizer
 
-pytest.importorskip("lm_eval", reason='pip install "lightning-farms[eval]"')
+pytestmark = pytest.mark.slow  # lm-evaluation-harness is of the extra `slow`
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lightning_farms.pruning import task_scores
 from tests.pruning.tiny_tasks import questions, write_task
 from tests.pruning.tiny_text import tiny_llama, word_tokenizer
 
-pytest.importorskip("lm_eval", reason='pip install "lightning-farms[eval]"')
+pytestmark = pytest.mark.slow  # lm-evaluation-harness is of the extra `slow`
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,15 @@ def test_a_folder_is_read_back_as_it_was_written(tmp_path, family):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_written_configuration_is_fit_for_generating(tmp_path):
+    tiny_decoder("llama").save_pretrained(tmp_path / "model")
+    model = load_causal_lm(tmp_path / "model", tokenizer_required=False).model
+    assert model.config.use_cache is False  # for measurements
+    pruned(model, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
+    assert model.config.use_cache is False
+
+
 @pytest.mark.parametrize("family", ["mixtral", "llama"])
 def test_tensors_have_the_names_of_the_original_format(tmp_path, family):
     model = tiny_decoder(family)
