@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import cast
 
 from torch import Tensor, nn
@@ -20,14 +21,18 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_part(values: Tensor, parameter: Tensor) -> Tensor:
-    """The part of values, the same in all processes, that belongs to what is here of a parameter; a collective."""
+    """The part of values, the same in all processes, that belongs to what is here of a parameter.
+
+    (A collective in torch 2.5, which knows no way of cutting without sending.)
+    """
     device = local(parameter).device
     if not _is_distributed(parameter):
         return values.to(device)
     from torch.distributed.tensor import distribute_tensor
 
+    cut = {"src_data_rank": None} if "src_data_rank" in inspect.signature(distribute_tensor).parameters else {}
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return distribute_tensor(values, mesh, placements).to_local().to(device)
+    return distribute_tensor(values, mesh, placements, **cut).to_local().to(device)
 
 
 def reshard(model: nn.Module) -> None:

@@ -216,9 +216,12 @@ class Masks:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients of pruned weights to zero: they count in no norm then. Call it before the clipping."""
+        """Set the gradients of pruned weights to zero: they count in no norm then. Call it before the clipping.
+
+        Sparse gradients (of some tables of embeddings) stay as they are.
+        """
         for parameter, pruned in self._bound.values():
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.grad.is_sparse:
                 local(parameter.grad).masked_fill_(pruned, 0)
 
     @torch.no_grad()

@@ -351,6 +351,41 @@ def test_options_may_change_between_a_run_and_its_resumption(fit, tmp_path):
     assert sum(zeros(model).values()) == whole(0.5)  # as it was planned; what comes after asks for less
 
 
+def test_a_trainer_that_goes_on_goes_on_pruning(small_net, loader, make_trainer):
+    callback, counting = LayerwisePruning(0.8, schedule=Cubic(0, 4), summary=False), Counting()
+    model = small_net(make_optimizer=OPTIMIZERS["SGD"])
+    trainer = make_trainer([callback, counting], max_epochs=6)
+    trainer.fit_loop.max_epochs = 2
+    with pytest.warns(UserWarning, match=r"before epoch 4, which is not trained \(max_epochs=2\)"):
+        trainer.fit(model, loader)
+    with torch.no_grad():
+        model.conv.weight[callback.masks["conv.weight"].logical_not()] = 1.0  # nobody holds it between two fits
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(model, loader)
+    assert counting.acting == counting.after == {epoch: {whole(cubic(epoch, 4, 0.8))} for epoch in range(6)}
+    anew = Counting()
+    make_trainer([callback, anew], max_epochs=5, limit_train_batches=1).fit(small_net(), loader)
+    assert anew.acting == {epoch: {whole(cubic(epoch, 4, 0.8))} for epoch in range(5)}
+
+
+def test_overlap_changes_nothing(fit):
+    results = []
+    for overlap in (False, True):
+        callback = LayerwisePruning(0.8, schedule=Cubic(0, 4), overlap=overlap, summary=False)
+        model, trainer = fit([callback])
+        results.append(left_behind(model, trainer, [callback]))
+    assert results[0] == results[1]
+
+
+def test_half_precision(small_net, loader, make_trainer):
+    counting = Counting()
+    trainer = make_trainer(
+        [LayerwisePruning(0.8, schedule=Cubic(0, 3), summary=False), counting], max_epochs=4, precision="bf16-true"
+    )
+    trainer.fit(small_net(make_optimizer=OPTIMIZERS["AdamW"]), loader)
+    assert counting.acting == {epoch: {whole(cubic(epoch, 3, 0.8))} for epoch in range(4)}
+
+
 # ---- beside others ---------------------------------------------------------------------------------------------------
 
 
