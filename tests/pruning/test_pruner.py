@@ -125,6 +125,35 @@ def test_a_floor_above_the_sparsity_of_an_early_step_is_lowered_for_it(make):
     assert warned == []
 
 
+def test_tables_of_embeddings_are_pruned_where_they_are_selected_only():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False), nn.utils.spectral_norm(nn.Linear(4, 4)))
+    model[1].weight = model[0].weight
+    pruner = Pruner(UniformAllocation(), lambda what, message: None)
+    pruner.find(model, Selection())
+    assert pruner.layers == []
+    assert pruner.dense["1"] == "it is a table of embeddings too"
+    assert pruner.dense["2"].startswith("its values are computed")
+    pruner.find(model, Selection(embeddings=True))
+    pruner.prune(pruner.plan(None, 0.5))
+    assert int((model[0].weight == 0).sum()) == 18
+    assert list(pruner.dense) == ["2"]
+
+
+def test_layers_of_a_list_of_blocks_belong_together_and_a_list_of_one_is_none(make):
+    def blocks(number):
+        return nn.ModuleDict(
+            {
+                "stem": nn.Linear(3, 4),
+                "blocks": nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(number)),
+            }
+        )
+
+    pruner, _ = make(blocks(2))
+    assert [layer.block for layer in pruner.layers] == ["stem", *["blocks.0"] * 2, *["blocks.1"] * 2]
+    pruner, _ = make(blocks(1))
+    assert [layer.block for layer in pruner.layers] == ["stem", "blocks.0.0", "blocks.0.1"]
+
+
 def test_steps_hold_through_an_optimizer_without_a_trainer(make):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.1)
