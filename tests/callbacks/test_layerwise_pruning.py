@@ -240,7 +240,6 @@ SAVED = {
     "end of the epoch": ({"every_n_epochs": 1}, {}, 8),
     "mid-epoch": ({"every_n_train_steps": 6}, {}, 6),
     "last step of the epoch": ({"every_n_train_steps": 8}, {}, 8),
-    "validation in mid-epoch": ({"every_n_epochs": 1}, {"val_check_interval": 0.5}, 6),
     "accumulating": ({"every_n_epochs": 1}, {"accumulate_grad_batches": 2}, 4),
 }
 CALLBACKS = {

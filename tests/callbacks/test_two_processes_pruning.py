@@ -68,9 +68,8 @@ def test_weights_and_masks_and_what_is_logged_agree(key, results):
         assert result["seen"] == pytest.approx(sum(rows.values()) / TOTAL)
 
 
-@pytest.mark.parametrize("name", ["DDP", "FSDP2"])
-def test_resumption_equals_the_straight_run(name, results):
-    for straight, resumed in zip(results[name, "straight"], results[name, "resumed"], strict=True):
+def test_resumption_equals_the_straight_run(results):
+    for straight, resumed in zip(results["FSDP2", "straight"], results["FSDP2", "resumed"], strict=True):
         assert repr(straight["rows"]) == repr(resumed["rows"])
         assert straight["rates"] == resumed["rates"]
         for what in ("weights", "masks"):

@@ -147,8 +147,7 @@ def once(name, folder):
     return fit(name, [LayerwisePruning(SPARSITY, schedule=OneShot(), summary=False)])
 
 
-RUNS = [(name, run) for name in ("DDP", "FSDP2") for run in (straight, resumed)]
-RUNS += [("FSDP2", once), ("tensor parallel", once)]
+RUNS = [("DDP", straight), ("FSDP2", straight), ("FSDP2", resumed), ("FSDP2", once), ("tensor parallel", once)]
 
 
 def main(folder):
