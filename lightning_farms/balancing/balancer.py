@@ -184,12 +184,12 @@ class Balancer:
     # ---- what there is to show ---------------------------------------------------------------------------------------
 
     def values(self) -> dict[str, dict[str, float]]:
-        """{"lr-<Optimizer>": {layer: rate}} of layers with an analysed weight, numbered like LearningRateMonitor's."""
+        """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight; ``-1`` for a second one, ..."""
         names: Counter[str] = Counter()
         values: dict[str, dict[str, float]] = {}
         for scaling in self.scalings:
             if scaling.key == self.adjusts.key:
-                name = f"{self.adjusts.log_prefix}-{type(scaling.optimizer).__name__}"
+                name = f"{self.adjusts.log_prefix}/{type(scaling.optimizer).__name__}"
                 names[name] += 1
                 values[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = scaling.effective()
         return values

@@ -10,7 +10,7 @@ class Hyperparameter(NamedTuple):
 
     key: str  # in the groups
     name: str  # in messages
-    log_prefix: str  # of its log keys
+    log_prefix: str  # of its log keys; no beginning of another's key: LearningRateMonitor writes lr-SGD
     factor: str  # title of its multipliers' column in the closing table
 
     @property
@@ -19,5 +19,5 @@ class Hyperparameter(NamedTuple):
         return self.name.replace(" ", "_")
 
 
-LEARNING_RATE = Hyperparameter("lr", "learning rate", "lr", "lr factor")
-WEIGHT_DECAY = Hyperparameter("weight_decay", "weight decay", "wd", "decay factor")
+LEARNING_RATE = Hyperparameter("lr", "learning rate", "layer_lr", "lr factor")
+WEIGHT_DECAY = Hyperparameter("weight_decay", "weight decay", "layer_wd", "decay factor")

@@ -137,7 +137,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
-        """{"lr-<Optimizer>": {layer: rate}} of layers with an analysed weight."""
+        """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight."""
         return self._balancer.values()
 
     def factors(self) -> dict[str, dict[str, float]]:

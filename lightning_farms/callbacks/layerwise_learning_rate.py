@@ -14,11 +14,11 @@ class LayerwiseLearningRate(LayerwiseBalance):
     :class:`~lightning_farms.callbacks._layerwise_balance.LayerwiseBalance`; beside the keys of
     :class:`SpectralMonitor` there are:
 
-    =============================  ====================================================================================
-    ``lr-<Optimizer>/<layer>``     rate that the next update uses for the layer, after every epoch and analysis, to
-                                   every logger (``lr-<Optimizer>-1/...`` for a second optimizer of the class, ...)
-    ``farms/learning_rate_map``    heat map of these rates, layers by epochs; ``..._labelled`` as a figure
-    =============================  ====================================================================================
+    ================================  =================================================================================
+    ``layer_lr/<Optimizer>/<layer>``  rate that the next update uses for the layer, after every epoch and analysis, to
+                                      every logger (``layer_lr/<Optimizer>-1/...`` for a second optimizer of the class)
+    ``farms/learning_rate_map``       heat map of these rates, layers by epochs; ``..._labelled`` as a figure
+    ================================  =================================================================================
 
     Where weight decay is decoupled (AdamW) a weight shrinks by rate times decay at each step, so that a layer's decay
     follows its rate, unless ``control.compensate_weight_decay`` is set (the compensated decay is not logged).

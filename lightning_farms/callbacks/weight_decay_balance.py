@@ -23,11 +23,11 @@ class WeightDecayBalance(LayerwiseBalance):
     stay without. It goes together with one callback that adjusts learning rates. Beside the keys of
     :class:`SpectralMonitor` there are:
 
-    =============================  ====================================================================================
-    ``wd-<Optimizer>/<layer>``     weight decay that the next update uses for the layer, after every epoch and
-                                   analysis, to every logger
-    ``farms/weight_decay_map``     heat map of these values, layers by epochs; ``..._labelled`` as a figure
-    =============================  ====================================================================================
+    ================================  =================================================================================
+    ``layer_wd/<Optimizer>/<layer>``  weight decay that the next update uses for the layer, after every epoch and
+                                      analysis, to every logger
+    ``farms/weight_decay_map``        heat map of these values, layers by epochs; ``..._labelled`` as a figure
+    ================================  =================================================================================
 
     Args:
         alpha_map: from alphas to multipliers; ``None`` for the published one, ``LinearMap(2 / 3, 3)``.

@@ -19,7 +19,7 @@ class Logged(NamedTuple):
     """What logs under one label."""
 
     callbacks: Sequence[Callback]
-    scalars: Sequence[str]  # what is logged by the layer, without the layer: ``farms/alpha``, ``lr-SGD``
+    scalars: Sequence[str]  # what is logged by the layer, without the layer: ``farms/alpha``, ``layer_lr/SGD``
 
 
 def options(callback: Callback) -> dict[str, object]:
@@ -48,9 +48,9 @@ def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, l
     r"""Arrange the scalars of all analyses of a run in charts: one a quantity, of all layers.
 
     Example:
-        >>> layout = chart_layout({"farms": ["farms/alpha", "lr-SGD"]})
-        >>> layout["farms"]["alpha of every layer"], layout["farms"]["lr-SGD of every layer"]
-        (['farms/alpha/'], ['lr\\-SGD/'])
+        >>> layout = chart_layout({"farms": ["farms/alpha", "layer_lr/SGD"]})
+        >>> layout["farms"]["alpha of every layer"], layout["farms"]["layer_lr/SGD of every layer"]
+        (['farms/alpha/'], ['layer_lr/SGD/'])
     """
     layout: dict[str, dict[str, list[str]]] = {}
     for label, prefixes in analyses.items():

@@ -121,7 +121,7 @@ def test_multipliers_are_those_of_the_map_and_values_those_of_the_update():
     history = balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 4.0}), step=0)
     assert balancer.multipliers == {"0": 0.5, "2": 1.0, "4": 1.5}
     assert balancer.factors() == balancer.multipliers
-    assert balancer.values() == {"lr-SGD": {"0": 0.05}, "lr-SGD-1": {"2": 0.2, "4": pytest.approx(0.3)}}
+    assert balancer.values() == {"layer_lr/SGD": {"0": 0.05}, "layer_lr/SGD-1": {"2": 0.2, "4": pytest.approx(0.3)}}
     assert history == {"learning_rate": {"0": 0.05, "2": 0.2, "4": pytest.approx(0.3)}}
 
 
@@ -137,7 +137,7 @@ def test_weight_decay_and_compensation():
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.01)
     balancer = hooked(model, optimizer, adjusts=WEIGHT_DECAY)
     balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 4.0}), step=0)
-    assert balancer.values() == {"wd-AdamW": {"0": 0.005, "2": 0.01, "4": pytest.approx(0.015)}}
+    assert balancer.values() == {"layer_wd/AdamW": {"0": 0.005, "2": 0.01, "4": pytest.approx(0.015)}}
     balancer.detach()
     balancer = hooked(model, optimizer, control=Control(compensate_weight_decay=True))
     balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 4.0}), step=0)

@@ -211,7 +211,7 @@ def test_each_tab_shows_data(browser, run):
     assert "tau" in text
     if not logdir:
         assert charts["alpha of every layer"] == [LAYERS, LAYERS]
-        assert charts["lr-SGD of every layer"] == [LAYERS]
+        assert charts["layer_lr/SGD of every layer"] == [LAYERS]
         assert charts["mean of alpha over layers"] == [1, 1]
 
 

@@ -144,8 +144,8 @@ def test_csv_logger_only(name, options, small_net, loader, make_trainer, tmp_pat
     header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert f"{callback.analysis.label}/alpha/hidden" in header
     rates = name not in ("LayerwisePruning", "SpectralMonitor", "WeightDecayBalance")
-    assert ("lr-AdamW/hidden" in header) == rates
-    assert ("wd-AdamW/hidden" in header) == (name == "WeightDecayBalance")
+    assert ("layer_lr/AdamW/hidden" in header) == rates
+    assert ("layer_wd/AdamW/hidden" in header) == (name == "WeightDecayBalance")
     assert ("sparsity/hidden" in header) == (name == "LayerwisePruning")
 
 

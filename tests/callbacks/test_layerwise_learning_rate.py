@@ -48,7 +48,7 @@ def test_logged_rates_are_those_of_the_next_update(small_net, loader, make_train
     trainer = make_trainer([balance, measured], max_epochs=2, precision="64-true")
     trainer.fit(model, loader)
     for layer in ("conv", "head"):
-        before_first, before_fifth, _ = logged(trainer)[f"lr-SGD/{layer}"]
+        before_first, before_fifth, _ = logged(trainer)[f"layer_lr/SGD/{layer}"]
         assert measured.used[f"{layer}.weight"][0] == pytest.approx(before_first, rel=1e-9)
         assert measured.used[f"{layer}.weight"][4] == pytest.approx(before_fifth, rel=1e-9)
 
@@ -143,7 +143,7 @@ def test_an_excluded_layer_keeps_the_base_rate_and_moves_no_other(small_net, loa
     trainer = make_trainer([balance, measured], max_epochs=1, precision="64-true")
     trainer.fit(small_net().double(), loader)
     multipliers, used = balance.multipliers, measured.used
-    logged_rates = {layer: logged(trainer)[f"lr-SGD/{layer}"][-1] for layer in multipliers}
+    logged_rates = {layer: logged(trainer)[f"layer_lr/SGD/{layer}"][-1] for layer in multipliers}
     assert multipliers["head"] == 1.0
     assert sorted((multipliers["conv"], multipliers["hidden"])) == [0.5, 1.5]
     assert logged_rates == pytest.approx({layer: 0.1 * m for layer, m in multipliers.items()})
@@ -244,7 +244,7 @@ def test_weights_in_one_parameter_have_one_rate_by_the_mean_of_their_alphas(
     assert balance.multipliers == pytest.approx({"embedding": 1.0, **expected})
     assert parameter_layers(model)[model.attention.in_proj_bias] == "attention.in_proj_weight"
     for layer, multiplier in expected.items():
-        assert logged(trainer)[f"lr-SGD/{layer}"][-1] == pytest.approx(0.1 * multiplier)
+        assert logged(trainer)[f"layer_lr/SGD/{layer}"][-1] == pytest.approx(0.1 * multiplier)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
     for part in "qkv":
         assert f"{expected['attention.in_proj_weight']:.3f}" in lines[f"attention.in_proj_weight.{part}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from PIL import Image
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 LAYERS = ("conv", "hidden", "head")
 FIGURES = {f"farms/{quantity}_map_labelled" for quantity in ("alpha", "learning_rate")}
 FIGURES |= {"farms/alpha_over_depth", "farms/esd/conv", "farms/esd/head"}
-KEYS = {f"{part}/{layer}" for part in ("farms/alpha", "lr-SGD") for layer in LAYERS}
+KEYS = {f"{part}/{layer}" for part in ("farms/alpha", "layer_lr/SGD") for layer in LAYERS}
 
 
 def balance():
@@ -130,6 +131,16 @@ def test_mlflow(small_net, loader, make_trainer, mlflow_logger, tmp_path):
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
     text = client.download_artifacts(run_id, "farms/options.md", str(tmp_path))
     assert "### TBSigmoid" in Path(text).read_text(encoding="utf-8")
+
+
+def test_mlflow_file_store_beside_learning_rate_monitor(small_net, loader, make_trainer, tmp_path, monkeypatch):
+    """It keeps a key as a file, and what stands before a slash as a folder."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger("farms", tracking_uri=(tmp_path / "mlruns").as_uri())
+    make_trainer([LearningRateMonitor(), balance()], logger=logger, max_epochs=2, log_every_n_steps=1).fit(
+        small_net(), loader
+    )
+    assert logger.experiment.get_run(logger.run_id).data.metrics.keys() >= KEYS | {"lr-SGD"}
 
 
 def test_mlflow_takes_the_scalars_of_a_thousand_layers(make_trainer, mlflow_logger):

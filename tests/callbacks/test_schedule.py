@@ -79,7 +79,7 @@ def test_start_epoch_leaves_base_rates_until_then(small_net, loader, make_traine
     trainer = make_trainer([balance], max_epochs=4)
     trainer.fit(small_net(), loader)
     assert balance.history.epochs == [2, 3, 4]
-    rates = logged(trainer)["lr-SGD/conv"]
+    rates = logged(trainer)["layer_lr/SGD/conv"]
     assert rates[:1] == [0.1]
     assert all(rate != 0.1 for rate in rates[1:])
 

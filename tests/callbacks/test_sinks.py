@@ -91,7 +91,7 @@ def test_all_scalars_of_an_analysis_come_in_one_call(small_net, loader, make_tra
     make_trainer([TBSigmoid(summary=False)], logger=logger, max_epochs=2).fit(small_net(), loader)
     ours = [set(scalars) for _, scalars in logger.scalars if any(key.startswith("farms/") for key in scalars)]
     assert len(ours) == 3
-    by_layer = {f"{part}/{layer}" for part in ("farms/alpha", "lr-SGD") for layer in ("conv", "hidden", "head")}
+    by_layer = {f"{part}/{layer}" for part in ("farms/alpha", "layer_lr/SGD") for layer in ("conv", "hidden", "head")}
     assert all(by_layer | {"farms/alpha_mean", "farms/time/analysis_seconds"} <= keys for keys in ours)
 
 

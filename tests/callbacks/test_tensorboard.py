@@ -38,7 +38,7 @@ def test_everything_the_docstrings_promise(run):
     callback = TBSigmoid(figures_every_n_epochs=2, esd_layers=2, summary=False)
     events = run(callback, max_epochs=3)
     scalars, images = set(events.Tags()["scalars"]), set(events.Tags()["images"])
-    expected = {f"farms/alpha/{layer}" for layer in LAYERS} | {f"lr-SGD/{layer}" for layer in LAYERS}
+    expected = {f"farms/alpha/{layer}" for layer in LAYERS} | {f"layer_lr/SGD/{layer}" for layer in LAYERS}
     expected |= {"farms/alpha_mean", "farms/alpha_std", "farms/time/analysis_seconds", "farms/time/epoch_share"}
     assert expected | {"farms/time/logging_seconds"} <= scalars
     assert events.Tags()["histograms"] == ["farms/alpha_histogram"]
@@ -74,7 +74,7 @@ def test_scalars_hold_the_history(run):
         found = [event.value for event in events.Scalars(f"farms/alpha/{layer}")]
         assert found == pytest.approx(alphas, rel=1e-6)
     for layer, rates in zip(LAYERS, callback.history.rows("learning_rate"), strict=True):
-        found = [event.value for event in events.Scalars(f"lr-SGD/{layer}")]
+        found = [event.value for event in events.Scalars(f"layer_lr/SGD/{layer}")]
         assert found == pytest.approx(rates, rel=1e-6)
         assert found[-1] == pytest.approx(0.1 * callback.multipliers[layer], rel=1e-6)
     shares = [event.value for event in events.Scalars("farms/time/epoch_share")]
@@ -210,7 +210,7 @@ def test_one_layout_has_the_charts_of_all_callbacks(run):
         return {tag for tag in tags if any(re.match(pattern, tag) for pattern in layout[category][chart])}
 
     assert shown("farms", "alpha of every layer") == {f"farms/alpha/{layer}" for layer in LAYERS}
-    assert shown("farms", "lr-SGD of every layer") == {f"lr-SGD/{layer}" for layer in LAYERS}
+    assert shown("farms", "layer_lr/SGD of every layer") == {f"layer_lr/SGD/{layer}" for layer in LAYERS}
     assert shown("whole", "alpha of every layer") == {f"whole/alpha/{layer}" for layer in LAYERS}
     assert shown("whole", "mean of alpha over layers") == {"whole/alpha_mean"}
     assert shown("farms", "share of the epoch") == {"farms/time/epoch_share"}

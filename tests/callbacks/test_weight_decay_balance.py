@@ -83,7 +83,7 @@ def test_groups_without_weight_decay_stay_without(loader, make_trainer, logged):
     trainer.fit(Split(), loader)
     assert {share for name, share in record.share.items() if name.endswith("bias")} == {0.0}
     final = {layer: 0.1 * m for layer, m in callback.multipliers.items()}
-    assert {layer: logged(trainer)[f"wd-AdamW/{layer}"][-1] for layer in final} == pytest.approx(final)
+    assert {layer: logged(trainer)[f"layer_wd/AdamW/{layer}"][-1] for layer in final} == pytest.approx(final)
     assert callback.history.layers("weight_decay") == list(final)
 
 
