@@ -30,6 +30,7 @@ SAVED = Path(__file__).parent / "data" / "saved_by_0_1"
 ENVIRONMENT = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",
+    "MKL_NUM_THREADS": "1",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "OMP_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",

@@ -129,7 +129,10 @@ def test_a_run_that_was_killed_goes_on(model, tmp_path):
     save_tiny(tmp_path / "large", hidden_size=128, intermediate_size=384, num_hidden_layers=12)
     command = ["prune", "large", "--sparsity", "0.5", "--method", "sparsegpt", "--allocation", "uniform", *CALIBRATED]
     program = "from lightning_farms.cli import main; import sys; main(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", program, *command, "--out", "o"], stderr=subprocess.DEVNULL)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "MKL_NUM_THREADS": "1"}  # as here
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command, "--out", "o"], stderr=subprocess.DEVNULL, env=one_thread
+    )
     while not list(tmp_path.glob(".o.partial/*.block.json")) and process.poll() is None:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)

@@ -316,8 +316,8 @@ def test_unknown_callback_names_the_known(run, capsys):
     errors = capsys.readouterr().err
     assert stop.value.code == 2
     names = (
-        "LayerwiseLearningRate, PredictionWriter, RolloutMonitor, SpectralMonitor, TBSigmoid, TempBalance, "
-        "WeightDecayBalance"
+        "LayerwiseLearningRate, LayerwisePruning, PredictionWriter, RolloutMonitor, SpectralMonitor, TBSigmoid, "
+        "TempBalance, WeightDecayBalance"
     )
     assert errors.endswith(f"package: {names}. Lightning's own go by their class names too.\n")
 
