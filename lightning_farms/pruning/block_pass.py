@@ -202,14 +202,15 @@ class _OneBlock:
         matrices = weight.matrices
         _check_weight(weight)
         amounts = self._shares(weight.name, matrices)
-        errors, notes, fewest = [], [], None
+        errors, notes, precisions, fewest = [], [], {""}, None
         for index, (matrix, amount) in enumerate(zip(matrices, amounts, strict=True)):
             own = None if moments is None else moments[index]
             if own is not None:
                 fewest = own.tokens if fewest is None else min(fewest, own.tokens)
                 _check_finite(weight.name, own)
             before = matrix.to(torch.float32, copy=True) if own is not None else None
-            note = self._prune_matrix(matrix, amount, own)
+            note, precision = self._prune_matrix(matrix, amount, own)
+            precisions.add(precision)
             if note:
                 notes.append(f"expert {index}: {note}" if len(matrices) > 1 else note)
             if own is not None and before is not None and own.tokens:
@@ -223,6 +224,7 @@ class _OneBlock:
             tokens=fewest,
             error=math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else math.nan,
             notes=tuple(notes),
+            precision=max(precisions),  # of "", "float32" and "float64"
         )
 
     def _shares(self, name: str, matrices: Tensor) -> list[Amount]:
@@ -235,21 +237,18 @@ class _OneBlock:
             return [amount] * count
         return [amount * (index + 1) // count - amount * index // count for index in range(count)]
 
-    def _prune_matrix(self, matrix: Tensor, amount: Amount, moments: InputMoments | None) -> str:
-        """Prune one matrix in place; what there is to say of it."""
+    def _prune_matrix(self, matrix: Tensor, amount: Amount, moments: InputMoments | None) -> tuple[str, str]:
+        """Prune one matrix in place; what there is to say of it, and the precision of SparseGPT's factorisation."""
         few = moments is not None and moments.tokens < self._min_tokens
         if self._method == "magnitude" or moments is None or few:
             matrix.masked_fill_(~magnitude_mask(matrix, amount, counts=self._counts), 0)
-            saw = (
-                f"{moments.tokens} tokens of calibration came, magnitudes decided"
-                if few and moments is not None
-                else ""
-            )
-            return saw if self._method != "magnitude" else ""
+            if self._method == "magnitude" or moments is None:
+                return "", ""
+            return f"{moments.tokens} tokens of calibration came, magnitudes decided", ""
         if self._method == "wanda":
             mask = wanda_mask(matrix, moments.mean_square.to(matrix.device), amount, counts=self._counts)
             matrix.masked_fill_(~mask, 0)
-            return ""
+            return "", ""
         assert moments.products is not None
         found = sparsegpt(
             matrix,
@@ -260,7 +259,8 @@ class _OneBlock:
             counts=self._counts,
         )
         matrix.copy_(found.weight)
-        return f"damping {found.damping:g}" if found.damping > self._damping else ""
+        more = f"damping {found.damping:g}" if found.damping > self._damping else ""
+        return more, str(found.dtype).removeprefix("torch.")
 
 
 def _check_weight(weight: PrunableWeight) -> None:

@@ -28,6 +28,8 @@ class PrunedLayer:
         error: :math:`\|(W' - W) X\| / \|W X\|`; with Wanda and magnitudes from the mean squares of single inputs, as if
             they were not correlated; NaN without calibration.
         notes: what went another way than asked: experts pruned by magnitude, more damping.
+        precision: in which SparseGPT factorised the Hessian, ``"float32"`` or, where its condition asked for it (in one
+            matrix at least), ``"float64"``; empty with other methods.
     """
 
     name: str
@@ -38,6 +40,7 @@ class PrunedLayer:
     tokens: int | None
     error: float
     notes: tuple[str, ...] = ()
+    precision: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -125,6 +128,7 @@ class PruningReport:
                 "zeros": layer.zeros,
                 "tokens": layer.tokens,
                 "error": layer.error,
+                "precision": layer.precision,
                 "notes": "; ".join(layer.notes),
             }
             for layer in self.layers

@@ -103,6 +103,22 @@ def test_a_blocks_error_is_that_of_its_outputs():
     assert report.blocks[0].error == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4)
 
 
+def test_the_report_says_how_hessians_were_factorised():
+    ill = tiny_decoder("llama")
+    ill.model.layers[1].post_attention_layernorm.weight.data[:16] *= 1e4  # moments of 1e8 beside those of 1
+    layers = {layer.name: layer for layer in prune(ill, uniform(ill), "sparsegpt", IDS, damping=1e-7).layers}
+    assert layers["model.layers.1.mlp.up_proj"].precision == "float64"
+    assert all(layer.precision in ("float32", "float64") for layer in layers.values())
+    model = tiny_decoder("llama")
+    assert {layer.precision for layer in prune(model, uniform(model), "wanda", IDS).layers} == {""}
+
+
+def test_hessians_that_cannot_be_factorised_get_more_damping_and_the_report_says_so():
+    model = tiny_decoder("llama")
+    report = prune(model, uniform(model), "sparsegpt", IDS[:1], damping=0.0)  # 32 tokens, 48 inputs of down_proj
+    assert any("down_proj: damping 0." in note for note in report.notes)
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_patterns(method):
     model = tiny_decoder("llama")
