@@ -23,6 +23,8 @@ from lightning_farms.functional.vectors import vector
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
 
+_PRODUCT = "low-rank product"
+
 
 class Balancer:
     r"""Gives every layer l of a model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`; it knows no Trainer.
@@ -132,8 +134,9 @@ class Balancer:
         target = self._target(alphas)
         self._ramp = MultiplierRamp(self._ramp.at(step - 1), target, step, self.control.ramp_steps)
         self.apply(step)
-        for what, message in warnings_of_control(alphas, target, self.adjusts.name).items():
-            self._warn(what, message)
+        if step > 0 or not self._starts_at_zero(report):
+            for what, message in warnings_of_control(alphas, target, self.adjusts.name).items():
+                self._warn(what, message)
         return {self.adjusts.quantity: dict(ChainMap(*reversed(self.values().values())))}
 
     def apply(self, step: int) -> None:
@@ -172,6 +175,10 @@ class Balancer:
                 alpha = math.nan if row.name in self._structure.unbalanced else row.alpha
                 members.setdefault(self._layers[row.name], []).append(alpha)
         return {layer: vector(of_weights).nanmean().item() for layer, of_weights in members.items()}
+
+    def _starts_at_zero(self, report: SpectralReport) -> bool:
+        """Whether a low-rank product is zero, as that of LoRA's factors is before the first update: alphas come later."""
+        return any(row.name in self._layers and row.kind == _PRODUCT and row.spectral_norm == 0 for row in report)
 
     def _smoothed(self, alphas: Mapping[str, float]) -> dict[str, float]:
         """Moving averages over the reports; a layer that has no alpha now has none."""

@@ -1,6 +1,9 @@
 """What a run with a control that can do little is warned of: once, with a remedy that works."""
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
 
 from lightning_farms import Control, TempBalance
 from lightning_farms.analysis import Selection
@@ -43,3 +46,46 @@ def test_a_map_that_does_nothing_is_warned_of_once(callback, match, loader, make
         make_trainer([callback], max_epochs=2).fit(Tower(), loader)
     assert len([w for w in caught if "TempBalance" in str(w.message)]) == 1
     assert set(callback.multipliers.values()) <= {1.0}
+
+
+class LoRA(nn.Module):
+    """x A^T B^T beside a frozen weight; B starts at zero, as is usual."""
+
+    def __init__(self, width, rank=12):
+        super().__init__()
+        self.base = nn.Linear(width, width)
+        self.lora_A, self.lora_B = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.lora_B(self.lora_A(x))
+
+
+class Adapted(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(LoRA(24), nn.Tanh(), LoRA(24))
+
+    def training_step(self, batch, _):
+        return self.net(batch[0].flatten(1)[:, :24]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_products_that_start_at_zero_raise_no_alarm(loader, make_trainer):
+    callback = TempBalance(selection=Selection(low_rank_products=True), summary=False)
+    make_trainer([callback], max_epochs=2).fit(Adapted(), loader)  # a warning would be an error here
+    assert len(set(callback.multipliers.values())) == 2
+
+
+def test_products_that_stay_at_zero_are_warned_of_after_the_first_epoch(loader, make_trainer):
+    class Frozen(Adapted):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
+
+    callback = TempBalance(selection=Selection(low_rank_products=True), summary=False)
+    with pytest.warns(UserWarning, match="none of the layers that the optimizer trains .* has an alpha"):
+        make_trainer([callback], max_epochs=1).fit(Frozen(), loader)
