@@ -177,7 +177,7 @@ class Balancer:
         return {layer: vector(of_weights).nanmean().item() for layer, of_weights in members.items()}
 
     def _starts_at_zero(self, report: SpectralReport) -> bool:
-        """Whether a low-rank product is zero, as that of LoRA's factors is before the first update: alphas come later."""
+        """Whether a low-rank product is zero, as that of LoRA's factors is at first: alphas come with the updates."""
         return any(row.name in self._layers and row.kind == _PRODUCT and row.spectral_norm == 0 for row in report)
 
     def _smoothed(self, alphas: Mapping[str, float]) -> dict[str, float]:
