@@ -16,6 +16,22 @@ from lightning_farms.optim._scaled_group import Group
 from lightning_farms.optim.support import check_supported
 
 
+def _no_number(optimizer: Optimizer, index: int, group: Group, key: str) -> str:
+    """Why a group has nothing to multiply, and what to do."""
+    found = (
+        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
+        "relative_step=False)"
+        if key in group and group[key] is None
+        else f"{group[key]!r}"
+        if key in group
+        else f"none. It knows {sorted(group.keys() - {'params'})}"
+    )
+    return (
+        f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
+        f"{type(optimizer).__name__}, whose group {index} has {found}."
+    )
+
+
 class LayerwiseScaling:
     r"""Scales a hyperparameter of an optimizer layer by layer, whatever its groups and its scheduler are.
 
@@ -74,10 +90,7 @@ class LayerwiseScaling:
         check_supported(optimizer, layer_of)
         for index, group in enumerate(optimizer.param_groups):
             if not isinstance(group.get(key), (int, float, torch.Tensor)):
-                raise ValueError(
-                    f"Expected argument `key` to be a numeric hyperparameter of every parameter group, but got {key!r},"
-                    f" where group {index} has {group.get(key)!r}. It knows {sorted(group.keys() - {'params'})}."
-                )
+                raise ValueError(_no_number(optimizer, index, group, key))
         self._optimizer = optimizer
         self._layer_of = dict(layer_of)
         self._key = key
