@@ -428,7 +428,7 @@ def test_wrong_arguments(toy, hook_count):
         LayerwiseScaling(optimizer, {"a.weight": "a"})
     with pytest.raises(TypeError, match="`layer_of` to be a mapping from parameters"):
         LayerwiseScaling(optimizer, [(a, "a")])
-    with pytest.raises(ValueError, match="a number as 'betas' .* got SGD, whose group 0 has none. It knows "):
+    with pytest.raises(ValueError, match=r"a number as 'betas' .* got SGD, whose group 0 has none. It knows "):
         LayerwiseScaling(optimizer, {a: "a"}, key="betas")
     with pytest.raises(TypeError, match="LBFGS"):
         LayerwiseScaling(torch.optim.LBFGS([a]), {a: "a"})
@@ -442,5 +442,5 @@ def test_a_rate_that_the_optimizer_finds_itself_is_refused_with_the_remedy():
     weight = torch.nn.Parameter(torch.ones(3, 3))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     optimizer.param_groups[0]["lr"] = None  # as Adafactor's and other optimizers' with relative steps
-    with pytest.raises(ValueError, match="SGD, whose group 0 has None, so that the optimizer finds it itself. Give it"):
+    with pytest.raises(ValueError, match=r"SGD, whose group 0 has None, so that the optimizer finds it itself. Give it"):
         LayerwiseScaling(optimizer, {weight: "0"})
