@@ -29,7 +29,7 @@ COMPENSATED = Control(compensate_weight_decay=True)
             "both adjust the weight decay",
         ),
         ([TBSigmoid(), LayerwiseLearningRate(SqrtMap())], torch.optim.SGD, "both adjust the learning rate"),
-        ([WeightDecayBalance()], torch.optim.Rprop, "'weight_decay', where group 0 has None"),
+        ([WeightDecayBalance()], torch.optim.Rprop, "Rprop, whose group 0 has none"),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(callbacks, optimizer, match, loader, make_trainer):
