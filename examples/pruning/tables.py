@@ -119,7 +119,7 @@ def allocation_of(run: Run, job: Job) -> Allocation:
         return RampAllocation(**epsilon)
     if run.allocation in ("owl", "dlp"):
         kind = OWLAllocation if run.allocation == "owl" else DLPAllocation
-        return kind(spread=run.epsilon) if run.epsilon else kind()
+        return kind(spread=run.epsilon * sparsity_of(run.sparsity)[0]) if run.epsilon else kind()
     if run.allocation == "alphapruning":
         return WholeMatrixAllocation("peak", **epsilon)
     if run.allocation == "farms-paper":
@@ -326,7 +326,7 @@ def main(
         methods: how weights are chosen.
         allocations: how much each layer loses.
         sparsities: shares of the blocks' weights, or patterns such as 2:4.
-        epsilons: ranges of the scores to choose from; OWL's and DLP's lambda.
+        epsilons: ranges of the scores to choose from; times the sparsity, OWL's and DLP's lambda: the same range of ratios.
         windows: rows of FARMS's windows to choose from.
         seeds: of the calibration sequences.
         out: folder of runs.csv, table.md and table.png.
@@ -389,7 +389,11 @@ def _parser() -> ArgumentParser:
             f"how much each layer loses: {', '.join(TITLES)}",
         ),
         "sparsities": (str, ("0.5", "0.6", "0.7", "2:4"), "shares of the blocks' weights, or patterns"),
-        "epsilons": (float, (0.1, 0.2, 0.3), "ranges of the scores to choose from; OWL's and DLP's lambda"),
+        "epsilons": (
+            float,
+            (0.1, 0.2, 0.3),
+            "ranges of the scores to choose from (of OWL, DLP: lambda by the sparsity)",
+        ),
         "windows": (PositiveInt, (96,), "rows of FARMS's windows to choose from"),
         "seeds": (NonNegativeInt, (0, 1, 2), "of the calibration sequences"),
     }
