@@ -326,7 +326,7 @@ def main(
         methods: how weights are chosen.
         allocations: how much each layer loses.
         sparsities: shares of the blocks' weights, or patterns such as 2:4.
-        epsilons: ranges of the scores to choose from; times the sparsity, OWL's and DLP's lambda: the same range of ratios.
+        epsilons: ranges of the scores to choose from; OWL's and DLP's lambda is this times the sparsity: as wide.
         windows: rows of FARMS's windows to choose from.
         seeds: of the calibration sequences.
         out: folder of runs.csv, table.md and table.png.
