@@ -83,20 +83,23 @@ class PrunedFolder:
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
         blocks = [block.name for block in report.blocks]
-        rest = {key: value for key, value in self._rest(blocks).items()}
-        rest = remove_tied_weights_from_state_dict(rest, self._model)
         places: dict[str, str] = {}
         size = 0
         for index, name in enumerate([None, *blocks]):
-            tensors = rest if name is None else _safetensors().load_file(self._partial / f"{name}.safetensors")
-            shard = f"model-{index + 1:05d}-of-{len(blocks) + 1:05d}.safetensors"
+            shard = self._partial / f"model-{index + 1:05d}-of-{len(blocks) + 1:05d}.safetensors"
+            kept = None if name is None else self._partial / f"{name}.safetensors"
+            rest = remove_tied_weights_from_state_dict(self._rest(blocks), self._model) if kept is None else {}
+            tensors = rest if kept is None else _safetensors().load_file(kept)
             stored = revert_weight_conversion(self._model, tensors)
-            with complete_or_nothing(self._partial / shard) as draft:
-                _write(draft, stored)
-            places |= dict.fromkeys(stored, shard)
+            places |= dict.fromkeys(stored, shard.name)
             size += sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-            if name is not None:
-                (self._partial / f"{name}.safetensors").unlink()
+            if kept is not None and stored is tensors:  # the file is already what transformers reads
+                os.replace(kept, shard)
+                continue
+            with complete_or_nothing(shard) as draft:
+                _write(draft, stored)
+            if kept is not None:
+                kept.unlink()
         index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
         (self._partial / "model.safetensors.index.json").write_text(json.dumps(index_of_shards, indent=2))
         self._describe(report, tokenizer)
