@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
+from lightning_farms.analysis._export import csv_text
 from lightning_farms.analysis._names import match_names
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
+from lightning_farms.common.texts import json_text, write_if_asked
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from lightning_farms.analysis._export import csv_text, json_text, write_if_asked
+from lightning_farms.analysis._export import csv_text
 from lightning_farms.analysis.layer_spectrum import COLUMNS, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
 from lightning_farms.analysis.table import html_table, text_table
+from lightning_farms.common.texts import json_text, write_if_asked
 
 if TYPE_CHECKING:
     import pandas as pd

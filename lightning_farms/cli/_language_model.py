@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.texts import json_text
 
 USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
 
@@ -41,14 +40,5 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def write_json(result: Mapping[str, object], target: str) -> None:
     """Write a result to a file, whole or not at all; what is not finite becomes null."""
-    text = json.dumps({name: _finite(value) for name, value in result.items()}, indent=2, allow_nan=False)
     with complete_or_nothing(Path(target)) as draft:
-        draft.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        draft.write_text(json_text(result), encoding="utf-8")

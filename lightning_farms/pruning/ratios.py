@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_farms.common.texts import json_text, write_if_asked
 from lightning_farms.functional import NofM
 from lightning_farms.pruning._ratio_table import ratio_table
 
@@ -164,19 +165,18 @@ class LayerRatios:
         writer.writeheader()
         of_all = {"asked": self.sparsity, "allocation": self.allocation}
         writer.writerows({**row, **of_all} for row in self.to_rows())
-        return _written(text.getvalue(), path)
+        return write_if_asked(text.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """An object with ``sparsity``, ``reached``, ``allocation``, ``notes``, ``layers`` (and written to ``path``)."""
-        rows = [{**row, "source": row["source"] if math.isfinite(row["source"]) else None} for row in self.to_rows()]
         content = {
             "sparsity": self.sparsity,
             "reached": self.reached,
             "allocation": self.allocation,
             "notes": list(self.notes),
-            "layers": rows,
+            "layers": self.to_rows(),
         }
-        return _written(json.dumps(content, indent=2) + "\n", path)
+        return write_if_asked(json_text(content), path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> LayerRatios:
@@ -224,12 +224,6 @@ def _layer(row: dict[str, Any]) -> LayerRatio:
     source = math.nan if row["source"] is None else float(row["source"])
     numbers = int(row["size"]), source, float(row["score"]), float(row["ratio"]), int(row["zeros"])
     return LayerRatio(row["name"], row["block"], *numbers, pattern)
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8", newline="")
-    return text
 
 
 def _text(source: str | os.PathLike[str], beginning: str) -> str:

@@ -1,0 +1,35 @@
+"""Results as text: JSON as the standard has it (no NaN, no infinity), and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    r"""Indented JSON, numbers that are not finite as ``null``.
+
+    Example:
+        >>> json_text({"alpha": float("nan")})
+        '{\n  "alpha": null\n}\n'
+    """
+    return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+
+
+def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
+    """Write a text to a file, if there is a path."""
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8", newline="")
+    return text
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
