@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.texts import json_text
 from lightning_farms.pruning.ratios import LayerRatios
 
 
@@ -144,8 +144,8 @@ class PruningReport:
         return text.getvalue()
 
     def to_json(self) -> str:
-        """Everything, with asked and reached sparsity in all."""
-        return json.dumps(
+        """Everything, with asked and reached sparsity in all; null for an error that is not known."""
+        return json_text(
             {
                 "method": self.method,
                 "sparsity_asked": self.ratios.sparsity,
@@ -154,8 +154,7 @@ class PruningReport:
                 "seconds": self.seconds,
                 "peak_memory": self.peak_memory,
                 "blocks": [asdict(block) for block in self.blocks],
-            },
-            indent=1,
+            }
         )
 
     def save(self, path: str | Path) -> None:

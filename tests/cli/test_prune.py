@@ -124,6 +124,16 @@ def test_the_report_by_layer(model, tmp_path):
     assert settings["method"] == "wanda"
 
 
+def test_a_report_without_errors_is_json_that_every_reader_takes(model, tmp_path):
+    main(["prune", "model", "--sparsity", "0.5", "--method", "magnitude", "--out", "o"])
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    written = json.loads((tmp_path / "o" / "pruning_report.json").read_text(), parse_constant=refuse)
+    assert {block["error"] for block in written["blocks"]} == {None}
+
+
 def test_a_run_that_was_killed_goes_on(model, tmp_path):
     """Killed by SIGKILL when its first block is there, and started again by the same command."""
     save_tiny(tmp_path / "large", hidden_size=128, intermediate_size=384, num_hidden_layers=12)
