@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.pruning._forward import replaced_forward
+
 _Tree: TypeAlias = Any  # tensors and other values in tuples, lists and dictionaries
 
 
@@ -128,22 +130,10 @@ def _arguments(
 
     with ExitStack() as stack:
         for name, block in blocks.items():
-            stack.enter_context(_replaced_forward(block, idle(name)))
+            stack.enter_context(replaced_forward(block, idle(name)))
         with suppress(_Stop):
             model(input_ids=ids, use_cache=False)
     return inputs[0], calls
-
-
-@contextmanager
-def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = block.__dict__.get("forward")  # that of accelerate's hooks
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightning_farms.pruning._forward import replaced_forward
+
 _MOST_LOGITS = 1 << 25
 """Numbers in the logits that are held at once: 128 MB in float32, and as much again for their losses."""
 
@@ -55,7 +57,7 @@ def _decoder_runs_once(model: _Model) -> Iterator[None]:
     if decoder is model:
         yield
         return
-    forward, own = decoder.forward, "forward" in vars(decoder)
+    forward = decoder.forward
     answers: list[Any] = []
 
     def answer(*args: object, **options: object) -> object:
@@ -63,11 +65,5 @@ def _decoder_runs_once(model: _Model) -> Iterator[None]:
             answers.append(forward(*args, **options))
         return answers[0]
 
-    vars(decoder)["forward"] = answer
-    try:
+    with replaced_forward(decoder, answer):
         yield
-    finally:
-        if own:  # accelerate puts its own there
-            vars(decoder)["forward"] = forward
-        else:
-            del vars(decoder)["forward"]
