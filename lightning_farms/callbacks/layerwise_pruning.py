@@ -18,6 +18,7 @@ from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._pruning.averages import averages
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
+from lightning_farms.common.arguments import check_share
 from lightning_farms.loggers.pictures import hand_out, ratio_picture
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
@@ -337,8 +338,7 @@ def _check_sparsity(sparsity: float | None) -> None:
         return
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
         raise TypeError(f"Expected argument `sparsity` to be a number or None, but got {sparsity!r}.")
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
+    check_share(sparsity=sparsity)
 
 
 def _check_allocation(allocation: Allocation, sparsity: float | None) -> None:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.texts import json_text
+from lightning_farms.pruning.loading import CausalLM, load_causal_lm
 
 USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, where it goes, and where results are written."""
+
+    model: str
+    device: str
+    dtype: str
+    offload_folder: str | None
+    batch_size: int
+    json: str | None
+
+    def load(self) -> CausalLM:
+        """The model and its tokenizer."""
+        return load_causal_lm(self.model, device=self.device, dtype=self.dtype, offload_folder=self.offload_folder)
 
 
 def add_model_options(parser: ArgumentParser) -> None:

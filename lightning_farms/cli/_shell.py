@@ -1,4 +1,4 @@
-"""What a subcommand says when it fails through the user's input."""
+"""What a subcommand says of itself, and when it fails through the user's input."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
 _ARGUMENTS = re.compile(r"\barguments? (`\w+`(?:(?: and |, )`\w+`)*)")
+
+
+def package_version() -> str:
+    """The installed version, or a word that there is none."""
+    try:
+        return version("lightning-farms")
+    except PackageNotFoundError:
+        return "(run from its sources, not installed)"
 
 
 def traceback_wanted() -> bool:

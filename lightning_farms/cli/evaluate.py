@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.cli._language_model import USER_MISTAKES, add_model_options, write_json
+from lightning_farms.cli._language_model import USER_MISTAKES, ModelOptions, add_model_options, write_json
 from lightning_farms.cli._shell import failing_on
-from lightning_farms.pruning import TaskScore, load_causal_lm, task_scores
+from lightning_farms.pruning import TaskScore, task_scores
 
 _DESCRIPTION = """Score a language model on tasks of lm-evaluation-harness that are decided by log-likelihoods, such as
 the paper's: winogrande,arc_easy,arc_challenge,boolq,hellaswag,openbookqa,rte. The model is read from DIR, where no code
@@ -21,15 +21,9 @@ interrupted."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(ModelOptions):
     """What `lightning-farms evaluate` was asked to do."""
 
-    model: str
-    device: str
-    dtype: str
-    offload_folder: str | None
-    batch_size: int
-    json: str | None
     tasks: str
     include_path: str | None
     shots: int | None
@@ -75,9 +69,7 @@ def _parse(args: list[str]) -> EvaluateOptions:
 
 
 def _evaluate(options: EvaluateOptions) -> list[TaskScore]:
-    model, tokenizer = load_causal_lm(
-        options.model, device=options.device, dtype=options.dtype, offload_folder=options.offload_folder
-    )
+    model, tokenizer = options.load()
     return task_scores(
         model,
         tokenizer,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+
+from lightning_farms.cli._shell import package_version
 
 _DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
 with learning rates per layer that follow from it."""
@@ -60,13 +61,6 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(_INTERRUPTED) from None
 
 
-def _version() -> str:
-    try:
-        return version("lightning-farms")
-    except PackageNotFoundError:
-        return "(run from its sources, not installed)"
-
-
 def _parser() -> argparse.ArgumentParser:
     """A parser of the subcommand's name alone."""
     parser = argparse.ArgumentParser(
@@ -74,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog="`lightning-farms SUBCOMMAND --help` explains a subcommand's options.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND", title="subcommands")
     for name, help_text in _SUBCOMMANDS.items():
         subcommands.add_parser(name, help=help_text, add_help=False)

@@ -9,10 +9,10 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.cli._language_model import USER_MISTAKES, add_model_options, write_json
+from lightning_farms.cli._language_model import USER_MISTAKES, ModelOptions, add_model_options, write_json
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.common.progress import progress_bars, progress_is_shown
-from lightning_farms.pruning import Perplexity, load_causal_lm, perplexity
+from lightning_farms.pruning import Perplexity, perplexity
 
 _DESCRIPTION = """Perplexity of a language model on a text: exp of the mean next-token loss, smaller is better. By
 default every token that has another before it in its window of 2048 (or of as many as the model can see) is scored.
@@ -22,15 +22,9 @@ everything else to stderr. Exit status: 0 done; 1 it cannot be computed; 2 wrong
 
 
 @dataclass(frozen=True)
-class PerplexityOptions:
+class PerplexityOptions(ModelOptions):
     """What `lightning-farms perplexity` was asked to do."""
 
-    model: str
-    device: str
-    dtype: str
-    offload_folder: str | None
-    batch_size: int
-    json: str | None
     text: list[str]
     setting: Literal["paper"] | None
     window: int | None
@@ -86,9 +80,7 @@ def _parse(args: list[str]) -> PerplexityOptions:
 
 
 def _measure(options: PerplexityOptions) -> Perplexity:
-    model, tokenizer = load_causal_lm(
-        options.model, device=options.device, dtype=options.dtype, offload_folder=options.offload_folder
-    )
+    model, tokenizer = options.load()
     with progress_bars(show=progress_is_shown()) as start:
         advance, before = None, 0
 

@@ -123,6 +123,19 @@ def positions_of(model: _Model) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
+def default_window(model: _Model) -> int:
+    """The paper's 2048 tokens, or the model's positions where these are fewer.
+
+    Args:
+        model: a causal language model of transformers.
+
+    Returns:
+        A number of tokens.
+    """
+    positions = positions_of(model)
+    return _PAPERS_WINDOW if positions is None else min(_PAPERS_WINDOW, positions)
+
+
 def _ids_of(model: _Model, text: Files | Tensor, tokenizer: Tokenizer | None) -> tuple[Tensor, int, int]:
     """The ids; how many tokens a text has without what is put around it; how many words."""
     if isinstance(text, Tensor):
@@ -157,7 +170,7 @@ def _checked_window(
         )
     window = rows if window is None else window
     if window is None:
-        window = _PAPERS_WINDOW if positions is None else min(_PAPERS_WINDOW, positions)
+        window = default_window(model)
     stride = window if stride is None else stride
     check_integers(2, window=window)
     check_integers(1, stride=stride)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from lightning_farms.common.arguments import check_share
+
 
 class PruningSchedule(ABC):
     """At which epochs a network is pruned, and how far; subclass it for a course of your own."""
@@ -103,8 +105,7 @@ class Cubic(PruningSchedule):
         _check_whole("start_epoch", self.start_epoch, 0)
         _check_whole("end_epoch", self.end_epoch, self.start_epoch + 1)
         _check_whole("every_n_epochs", self.every_n_epochs, 1)
-        if not 0 <= self.initial_sparsity < 1:
-            raise ValueError(f"Expected argument `initial_sparsity` to be in [0, 1), but got {self.initial_sparsity}.")
+        check_share(initial_sparsity=self.initial_sparsity)
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
-from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli._language_model import USER_MISTAKES
+from lightning_farms.cli._shell import failing_on, package_version
 from lightning_farms.cli.prune._options import PruneOptions, parse_options
 from lightning_farms.cli.prune._tables import print_ratios, print_result
 from lightning_farms.common.atomic import complete_or_nothing
@@ -19,14 +19,12 @@ from lightning_farms.plotting import sparsity_figure
 from lightning_farms.pruning.allocation import allocate
 from lightning_farms.pruning.block_pass import prune
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
+from lightning_farms.pruning.perplexity import default_window
 from lightning_farms.pruning.prunable import decoder_blocks
 from lightning_farms.pruning.pruned_folder import PrunedFolder
 from lightning_farms.pruning.ratios import LayerRatios
 from lightning_farms.pruning.recipe import llm_compressor_recipe
 from lightning_farms.pruning.text import Calibration
-
-_USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
-_LENGTH = 2048
 
 
 def run(args: list[str]) -> None:
@@ -39,7 +37,7 @@ def run(args: list[str]) -> None:
         SystemExit: with status 1 where the model cannot be pruned, 2 for wrong arguments.
     """
     options = parse_options(args)
-    with failing_on(*_USER_MISTAKES):
+    with failing_on(*USER_MISTAKES):
         _prune(options)
 
 
@@ -90,8 +88,7 @@ def _prune(options: PruneOptions) -> None:
 def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
     if options.calibration is None or not options.needs_calibration:
         return None
-    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", _LENGTH) or _LENGTH
-    length = options.length if options.length is not None else min(_LENGTH, longest)
+    length = default_window(lm.model) if options.length is None else options.length
     calibration = Calibration(options.calibration, sequences=options.sequences, length=length, seed=options.seed)
     return calibration.token_ids(lm.tokenizer)
 
@@ -115,7 +112,7 @@ def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
     files = sorted(source.glob("*")) if source.is_dir() else [source]
     weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
     return {
-        "version": _version(),
+        "version": package_version(),
         "model": str(source.resolve()),
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "dtype": options.dtype,
@@ -128,13 +125,6 @@ def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
         "column_block": options.column_block,
         "damping": options.damping,
     }
-
-
-def _version() -> str:
-    try:
-        return version("lightning-farms")
-    except PackageNotFoundError:
-        return "(run from its sources, not installed)"
 
 
 def _write(options: PruneOptions, ratios: LayerRatios) -> None:

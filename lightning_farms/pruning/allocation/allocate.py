@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.arguments import check_share
 from lightning_farms.functional import NofM, allocate_n_of_m, allocate_sparsity
 from lightning_farms.pruning.allocation.base import Allocation, Figures, Layer, Subject, Weight
 from lightning_farms.pruning.allocation.spectral import FARMSAllocation
@@ -94,7 +95,7 @@ def allocate(
         ({'layers.0': 0.8, 'layers.1': 0.77, 'layers.2': 0.53}, 8602, 12288)
     """
     fraction, m = (sparsity.n / max(sparsity.m, 1), sparsity.m) if isinstance(sparsity, NofM) else (sparsity, pattern_m)
-    _check_sparsity(fraction)
+    check_share(sparsity=fraction)
     if isinstance(calibration, Tensor):
         calibration = _on_text(model, calibration, device)
     subject = _subject(model, calibration)
@@ -133,7 +134,7 @@ def allocate_from_alphas(
         >>> allocate_from_alphas({"a": 2.0, "b": 3.0}, parts, 0.5).by_block()
         {'0': 0.4, '1': 0.6}
     """
-    _check_sparsity(sparsity)
+    check_share(sparsity=sparsity)
     if missing := [layer.name for layer in layers if layer.name not in alphas]:
         raise ValueError(
             f"Expected argument `alphas` to have an entry for every layer, but {len(missing)} of {len(layers)} have "
@@ -142,11 +143,6 @@ def allocate_from_alphas(
     values = tuple(float(alphas[layer.name]) for layer in layers)
     reasons = {layer.name: "no finite alpha" for layer in layers if not math.isfinite(alphas[layer.name])}
     return _ratios(allocation, Figures(values, reasons), layers, sparsity, pattern_m)
-
-
-def _check_sparsity(sparsity: float) -> None:
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"Expected argument `sparsity` to be in [0, 1), but got {sparsity}.")
 
 
 def _on_text(model: object, ids: Tensor, device: torch.device | str | None) -> MeanSquares:
