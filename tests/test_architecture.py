@@ -23,7 +23,7 @@ ARROWS = {
     "analysis": {"functional", "common"},
     "balancing": {"analysis", "optim", "functional"},
     "pruning": {"functional", "analysis", "common"},
-    "loggers": {"analysis", "plotting"},
+    "loggers": {"analysis", "plotting", "common"},
     "callbacks": {"functional", "analysis", "optim", "balancing", "pruning", "loggers", "plotting", "common"},
     "models": {"common"},
     "data": {"common"},

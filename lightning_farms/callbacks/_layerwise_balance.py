@@ -18,6 +18,7 @@ from lightning_farms.balancing.hyperparameter import Hyperparameter
 from lightning_farms.balancing.structure import structure
 from lightning_farms.callbacks._spectral.strategies import whole_shapes
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
+from lightning_farms.common.lightning_packages import misconfiguration
 
 
 class LayerwiseBalance(SpectralMonitor, ABC):
@@ -95,7 +96,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         for other in trainer.callbacks if stage == "fit" else ():  # type: ignore[attr-defined]
             both = self._adjusted() & other._adjusted() if isinstance(other, LayerwiseBalance) else set()
             if both and other is not self:
-                raise MisconfigurationException(
+                raise misconfiguration(
                     f"{type(self).__name__} and {type(other).__name__} both adjust the {both.pop().name} and would "
                     "compound. Keep one (SpectralMonitor(analysis=...) logs a second analysis without adjusting), or "
                     "leave out `compensate_weight_decay` if it is that."
@@ -158,7 +159,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         try:
             self._balancer.hook(found, trainer.optimizers)
         except (TypeError, ValueError) as error:
-            raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
+            raise misconfiguration(f"{type(self).__name__}: {error}") from error
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook again where optimizers or parameters have been replaced, added, or made of lazy ones."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning
-from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import Optimizer
 
 from lightning_farms.analysis.method import FARMS
@@ -19,6 +16,7 @@ from lightning_farms.callbacks._pruning.averages import averages
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.common.arguments import check_share
+from lightning_farms.common.lightning_packages import kinds, misconfiguration
 from lightning_farms.loggers.pictures import hand_out, ratio_picture
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
@@ -167,15 +165,13 @@ class LayerwisePruning(SpectralMonitor):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy):
-            raise MisconfigurationException(
+        if isinstance(trainer.strategy, kinds("strategies.FSDPStrategy")):
+            raise misconfiguration(
                 f"{type(self).__name__} cannot prune parameters that FSDP1 flattens. Use ModelParallelStrategy (FSDP2)."
             )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, (LayerwisePruning, ModelPruning)) and other is not self:
-                raise MisconfigurationException(
-                    f"{type(self).__name__} and {type(other).__name__} would both prune. Keep one."
-                )
+            if isinstance(other, (LayerwisePruning, *kinds("callbacks.ModelPruning"))) and other is not self:
+                raise misconfiguration(f"{type(self).__name__} and {type(other).__name__} would both prune. Keep one.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a pattern of ``layers`` that fits no layer."""
@@ -186,7 +182,7 @@ class LayerwisePruning(SpectralMonitor):
         """Put restored masks, or those of zeros that are there, in force; then analyse if that is due."""
         self._pruner.find(pl_module, self.layers)
         if not self._pruner.layers:
-            raise MisconfigurationException(f"{type(self).__name__} finds no weight in the model that it could prune.")
+            raise misconfiguration(f"{type(self).__name__} finds no weight in the model that it could prune.")
         if self.sparsity is None and self._pruned is None:
             self._keep_zeros()
         if self._plan is not None and {row.name for row in self._plan} != set(self._pruner.zeros):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_farms.common.channels import channel_names
+from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
 from lightning_farms.data.fields.windows import EvaluationTrajectories
 
@@ -94,7 +94,7 @@ class PredictionWriter(BasePredictionWriter):
         """Refuse several data loaders; agree on names for the shares."""
         loaders = len(trainer.num_predict_batches)
         if loaders > 1:
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"PredictionWriter writes the trajectories of one data loader to one file, but got {loaders} data "
                 "loaders. Call `trainer.predict` once for each, with a path of its own."
             )
@@ -118,7 +118,7 @@ class PredictionWriter(BasePredictionWriter):
             path = self._share_path(trainer.global_rank)
             self._share = PredictionShare(path, channels, given_frames=given.shape[3])
             self._origin = _origins(trainer)
-        items = _items(trainer, batch_indices, self._share.rows, len(predicted))
+        items = _items(trainer, batch_indices or _places(trainer, batch_idx), self._share.rows, len(predicted))
         self._share.append(torch.cat((given, predicted.float()), dim=3), items, [self._origin(item) for item in items])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,12 +198,19 @@ def _loader(trainer: Trainer) -> object:
     return CombinedLoader(trainer.predict_dataloaders).flattened[0]
 
 
+def _places(trainer: Trainer, batch_idx: int) -> Sequence[int] | None:
+    """Places of a batch as the sampler notes them: the Trainer of the other package tells them to its own writers only."""
+    sampler = getattr(_loader(trainer), "batch_sampler", None)
+    seen = getattr(sampler, "seen_batch_indices", ())
+    return seen[batch_idx] if batch_idx < len(seen) else None
+
+
 def _items(trainer: Trainer, batch_indices: Sequence[int] | None, before: int, count: int) -> list[int]:
     """Places in the data set; running numbers where one process reads what has no places."""
     if batch_indices and not isinstance(getattr(_loader(trainer), "dataset", None), IterableDataset):
         return list(batch_indices)
     if trainer.world_size > 1:
-        raise MisconfigurationException(
+        raise misconfiguration(
             "Expected a map-style data set, whose places tell the order of several processes' trajectories, but got "
             "none. Predict with one process, or give such a data set."
         )

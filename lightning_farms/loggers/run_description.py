@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-import lightning
 import torch
 from lightning.pytorch import Callback
 
+from lightning_farms.common import lightning_packages
 from lightning_farms.loggers.sinks import Sink
 
 
@@ -38,7 +38,7 @@ def options_text(callbacks: Iterable[Callback]) -> str:
     tables = [_table(type(callback).__name__, options(callback)) for callback in callbacks]
     versions = {
         "lightning_farms": version("lightning-farms"),
-        "lightning": lightning.__version__,
+        **lightning_packages.versions(),
         "torch": torch.__version__,
     }
     return "\n".join([*tables, _table("Versions", versions)])

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import MLFlowLogger
+
+from lightning_farms.common.lightning_packages import kinds
 
 _MOST_SCALARS = 1000  # that MLflow takes at a time
 
@@ -16,7 +17,7 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
     """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys."""
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers if finite else ():
-        for part in _parts(finite, _MOST_SCALARS if isinstance(logger, MLFlowLogger) else len(finite)):
+        for part in _parts(finite, _MOST_SCALARS if isinstance(logger, kinds("loggers.MLFlowLogger")) else len(finite)):
             logger.log_metrics(part, step=step)
 
 

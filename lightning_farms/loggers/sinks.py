@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 
+from lightning_farms.common.lightning_packages import Kind, kinds
 from lightning_farms.plotting.log_histogram import HistogramSummary
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
     from torch.utils.tensorboard import SummaryWriter
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -142,13 +143,17 @@ def sinks(trainer: Trainer) -> list[Sink]:
     return [sink for sink in found if sink is not None]
 
 
-def _sink(logger: Logger) -> Sink | None:
-    if isinstance(logger, TensorBoardLogger):
-        return TensorBoardSink(logger)
-    if isinstance(logger, WandbLogger):
-        return WandbSink(logger)
-    if isinstance(logger, MLFlowLogger):
-        return MLflowSink(logger)
+_SINKS: tuple[tuple[Kind, Callable[[Any], Sink]], ...] = (
+    ("loggers.TensorBoardLogger", TensorBoardSink),
+    ("loggers.WandbLogger", WandbSink),
+    ("loggers.MLFlowLogger", MLflowSink),
+)
+
+
+def _sink(logger: object) -> Sink | None:
+    for kind, sink in _SINKS:
+        if isinstance(logger, kinds(kind)):
+            return sink(logger)
     if callable(getattr(type(logger), "log_image", None)):  # of the class: fast_dev_run's logger has every attribute
         return ImageSink(logger)
     return None

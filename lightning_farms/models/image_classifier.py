@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
+from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.models._checks import check_network, check_rules
 from lightning_farms.models._divergence import DivergenceWatch
 
@@ -157,7 +157,7 @@ class ImageClassifier(LightningModule):
             return optimizer
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise MisconfigurationException(
+            raise misconfiguration(
                 "Expected a training of a known number of epochs for scheduler `cosine`, but got an unlimited one. Set "
                 "the Trainer's `max_epochs`, or use scheduler `none`."
             )

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,6 +18,7 @@ from torchmetrics import MetricCollection
 
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders, own_items
+from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
 from lightning_farms.metrics import (
@@ -277,7 +277,7 @@ class OperatorModule(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             steps = steps_of(config.scheduler)
             if steps < planned:
-                raise MisconfigurationException(
+                raise misconfiguration(
                     f"Expected the resumed schedule `{self.scheduler}` to span the training's {int(planned)} steps, "
                     f"but the checkpoint's ends after {steps}. Keep the Trainer's `max_epochs` as it was, or start a "
                     "new training from the checkpoint's weights."
@@ -421,7 +421,7 @@ class OperatorModule(LightningModule):
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"Expected a training of known length for scheduler `{self.scheduler}`, but got an unlimited one. "
                 "Set the Trainer's `max_epochs` or `max_steps`, or use scheduler `none`."
             )

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+
+from lightning_farms.common.lightning_packages import misconfiguration
 
 FLAT_PARAMETERS = (
     "Layers cannot be told apart where FSDP flattens their parameters into one. Leave out `use_orig_params=False`: "
@@ -77,7 +78,7 @@ def _shards(model: nn.Module) -> dict[Tensor, _Shard]:
         try:
             shards.update(_shards_of_unit(unit))
         except AttributeError as error:
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"The FSDP of torch {torch.__version__} keeps its parameters in a way that is not known here ({error})."
                 " Use ModelParallelStrategy (FSDP2)."
             ) from error
@@ -90,7 +91,7 @@ def _shards_of_unit(unit: Any) -> dict[Tensor, _Shard]:  # noqa: ANN401
         return {}
     flat = handle.flat_param
     if flat._params is None:
-        raise MisconfigurationException(FLAT_PARAMETERS)
+        raise misconfiguration(FLAT_PARAMETERS)
     if not handle.uses_sharded_strategy:
         return {}
     parts = zip(flat._params, flat._shapes, flat._shard_param_infos, strict=True)

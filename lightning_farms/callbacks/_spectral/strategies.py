@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_farms.callbacks._spectral.fsdp_shards import FLAT_PARAMETERS, whole_shapes_of_shards
+from lightning_farms.common.lightning_packages import kinds, misconfiguration
 
 
 def check_strategy(strategy: Strategy, callback: str) -> None:
     """Refuse a strategy that leaves no parameter of the model as it is."""
-    if isinstance(strategy, DeepSpeedStrategy):
-        raise MisconfigurationException(
+    if isinstance(strategy, kinds("strategies.DeepSpeedStrategy")):
+        raise misconfiguration(
             f"{callback} cannot use weights that {type(strategy).__name__} partitions and updates as flattened copies. "
             'Use "ddp", "fsdp" or ModelParallelStrategy (FSDP2, tensor parallel), or run analyze(...) on a '
             "consolidated checkpoint."
         )
-    if isinstance(strategy, FSDPStrategy) and not strategy.kwargs.get("use_orig_params", True):
-        raise MisconfigurationException(FLAT_PARAMETERS)
+    if isinstance(strategy, kinds("strategies.FSDPStrategy")) and not _original_parameters(strategy):
+        raise misconfiguration(FLAT_PARAMETERS)
+
+
+def _original_parameters(strategy: Any) -> bool:  # noqa: ANN401 - FSDPStrategy of whichever package
+    return bool(strategy.kwargs.get("use_orig_params", True))
 
 
 def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor]]:
     """Have the parameters that FSDP1 keeps in flat parts stand in the model in their own shapes for a while."""
-    if not isinstance(trainer.strategy, FSDPStrategy):
+    if not isinstance(trainer.strategy, kinds("strategies.FSDPStrategy")):
         return nullcontext({})
     assert trainer.strategy.model is not None
     return whole_shapes_of_shards(trainer.strategy.model)
