@@ -199,7 +199,7 @@ def _loader(trainer: Trainer) -> object:
 
 
 def _places(trainer: Trainer, batch_idx: int) -> Sequence[int] | None:
-    """Places of a batch as the sampler notes them: the Trainer of the other package tells them to its own writers only."""
+    """A batch's places as its sampler notes them: the package `pytorch_lightning` tells only its own writers."""
     sampler = getattr(_loader(trainer), "batch_sampler", None)
     seen = getattr(sampler, "seen_batch_indices", ())
     return seen[batch_idx] if batch_idx < len(seen) else None

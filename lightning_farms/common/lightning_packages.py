@@ -21,6 +21,7 @@ Kind: TypeAlias = Literal[
     "loggers.WandbLogger",
     "strategies.DeepSpeedStrategy",
     "strategies.FSDPStrategy",
+    "trainer.Trainer",
     "utilities.exceptions.MisconfigurationException",
 ]
 

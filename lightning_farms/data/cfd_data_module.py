@@ -7,12 +7,12 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
+from lightning_farms.data._data_module import DataModule
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
 from lightning_farms.data.fields._arguments import check_fields, file_paths, file_strides
@@ -31,7 +31,7 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
-class CFDDataModule(LightningDataModule):
+class CFDDataModule(DataModule):
     """Training windows and test trajectories of 2D compressible flow, from PDEBench files or a small simulated set.
 
     Training items are (x, y) with x of shape (X, Y, in_timesteps, C) and y of shape (X, Y, out_timesteps *

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from lightning.pytorch import LightningDataModule
 
 from lightning_farms.common.arguments import check_at_least, check_share
+from lightning_farms.data._data_module import DataModule
 from lightning_farms.data._normalization import ChannelStatistics
 from lightning_farms.data.epochs import EpochLoader, batches_to_leave_out, replica_of
 from lightning_farms.data.images._batches import Augmentation, ImageBatch, ImageBatches, ImageBatchSampler, image_loader
@@ -22,7 +22,7 @@ __all__ = ["ImageDataModule", "TrainAndTest"]
 _STAGES = ("fit", "validate", "test", "predict")
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(DataModule, ABC):
     """Labelled images in memory, normalised, with random crops and flips for training.
 
     A batch is a pair (images, labels): float32 (batch, 3, height, width) and int64 (batch,). Order, crops and flips of

@@ -26,6 +26,10 @@ class ImageClassifier(LightningModule):
     Logs (all per epoch): ``train/loss``, ``train/accuracy`` (of the augmented images, as they are trained on),
     ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``.
 
+    It is a LightningModule of ``lightning.pytorch``. The Trainer of the package ``pytorch_lightning``, the same program
+    under its older name, takes modules of its own only ("`model` must be a `LightningModule`"): import ``Trainer`` from
+    ``lightning.pytorch``, or train the network in a module of your own.
+
     Args:
         network: Maps (batch, channels, height, width) to logits (batch, classes).
         lr: Learning rate :math:`\eta` of the first epoch. Positive. The paper's: 0.1 for ResNets, 0.05 for VGGs.

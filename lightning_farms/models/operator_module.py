@@ -73,6 +73,10 @@ class OperatorModule(LightningModule):
     sees the averaged weights and checkpoints hold them (as does a DPOT loaded from one); the analysis callbacks see,
     and their learning rates act on, the current ones.
 
+    It is a LightningModule of ``lightning.pytorch``. The Trainer of the package ``pytorch_lightning``, the same program
+    under its older name, takes modules of its own only ("`model` must be a `LightningModule`"): import ``Trainer`` from
+    ``lightning.pytorch``, or train the network in a module of your own.
+
     Differences from DPOT's program: its loss is the sum over samples and predictions, ours the mean, to which Adam's
     step does not respond, but clipping does (its threshold of 10^4 is 10^4 / (k batch) here); its noise is in units of
     the norm, not of the root mean square (0.0005 there is 0.0005 sqrt(X Y T_in) here, 0.2 for 128 x 128 x 10).

@@ -1,0 +1,26 @@
+"""What all data modules of this package are."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, Trainer
+
+from lightning_farms.common.lightning_packages import kinds, misconfiguration
+
+
+class DataModule(LightningDataModule):
+    """A LightningDataModule that says what is wrong where a Trainer of the package `pytorch_lightning` is given it."""
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer that uses the data, None without one."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        if isinstance(trainer, kinds("trainer.Trainer")) and not isinstance(trainer, Trainer):
+            raise misconfiguration(
+                f"Expected the Trainer of {type(self).__name__} to be that of `lightning.pytorch`, but got one of the "
+                "package `pytorch_lightning`, which knows no data module but its own. Import `Trainer` and "
+                "`LightningModule` from `lightning.pytorch`: it is the same program under its newer name."
+            )
+        self._trainer = trainer
