@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import pytorch_lightning as older
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -51,7 +51,7 @@ class Body(nn.Module):
         return self.head(self.normalised(self.blocks(x)).relu())
 
 
-class Net(pl.LightningModule):
+class Steps:
     def __init__(self, spare=False):
         super().__init__()
         torch.manual_seed(0)
@@ -66,6 +66,14 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.9)
+
+
+class Net(Steps, pl.LightningModule):
+    pass
+
+
+class OlderNet(Steps, older.LightningModule):
+    pass
 
 
 class CompiledNet(Net):
@@ -125,8 +133,8 @@ class Sentences(nn.Module):
         self.head.weight = self.table.weight
 
 
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning's own, but that it tells FSDP the device: it has no index on the CPU, and FSDP looks for a GPU then."""
+class OnCPU:
+    """It tells FSDP the device: Lightning's has no index on the CPU, and FSDP looks for a GPU then."""
 
     def __init__(self, **kwargs):
         super().__init__(process_group_backend="gloo", timeout=PATIENCE, **kwargs)
@@ -134,6 +142,14 @@ class FSDPOnCPU(FSDPStrategy):
     def _setup_model(self, model):
         device, sharding = torch.device("cpu"), self.sharding_strategy
         return FullyShardedDataParallel(model, device_id=device, sharding_strategy=sharding, **self.kwargs)
+
+
+class FSDPOnCPU(OnCPU, FSDPStrategy):
+    pass
+
+
+class OlderFSDPOnCPU(OnCPU, older.strategies.FSDPStrategy):
+    pass
 
 
 def ddp(**options):
@@ -150,6 +166,10 @@ SCENARIOS = {
     "FSDP2": (FSDP2Net, partial(model_parallel, 2, 1)),
     "tensor parallel": (TensorParallelNet, partial(model_parallel, 1, 2)),
     "FSDP1": (Net, partial(FSDPOnCPU, auto_wrap_policy={nn.Sequential}, state_dict_type="sharded")),
+    "FSDP1 of pytorch_lightning": (
+        OlderNet,
+        partial(OlderFSDPOnCPU, auto_wrap_policy={nn.Sequential}, state_dict_type="sharded"),
+    ),
     "FSDP1, one unit, gradients only": (Net, partial(FSDPOnCPU, sharding_strategy="SHARD_GRAD_OP")),
     "FSDP1, nothing sharded": (Net, partial(FSDPOnCPU, sharding_strategy="NO_SHARD")),
     "ZeRO": (ZeroNet, ddp),
@@ -159,7 +179,7 @@ SCENARIOS = {
     ),
     "static graph, compiled": (CompiledNet, partial(ddp, static_graph=True)),
 }
-RESUMED = ("FSDP2", "FSDP1", "ZeRO")
+RESUMED = ("FSDP2", "FSDP1", "FSDP1 of pytorch_lightning", "ZeRO")
 BROKEN = ("FSDP2", "tensor parallel", "FSDP1")
 
 
@@ -201,11 +221,15 @@ def loader(batch_size, part=slice(None)):
     return DataLoader(TensorDataset(inputs[part], targets[part]), batch_size=batch_size)
 
 
+def package(name):
+    return older if "pytorch_lightning" in name else pl
+
+
 def fit(name, *extra, ckpt_path=None, action="always"):
     model, strategy = SCENARIOS[name]
     callback = TempBalance(summary=False)
     record = Record(callback)
-    trainer = pl.Trainer(
+    trainer = package(name).Trainer(
         max_epochs=2,
         accelerator="cpu",
         devices=2,
@@ -227,7 +251,7 @@ def fit(name, *extra, ckpt_path=None, action="always"):
 
 
 def straight(name, folder):
-    save = ModelCheckpoint(folder / name, filename="{epoch}", save_top_k=-1)
+    save = package(name).callbacks.ModelCheckpoint(folder / name, filename="{epoch}", save_top_k=-1)
     result = fit(name, *([save] if name in RESUMED else []))
     if name == "ZeRO":
         saved = torch.load(folder / name / "epoch=1.ckpt")["optimizer_states"][0]
@@ -236,7 +260,7 @@ def straight(name, folder):
 
 
 def resumed(name, folder):
-    save = ModelCheckpoint(folder / name, filename="{epoch}-resumed")
+    save = package(name).callbacks.ModelCheckpoint(folder / name, filename="{epoch}-resumed")
     return fit(name, save, ckpt_path=folder / name / "epoch=0.ckpt")
 
 
