@@ -74,11 +74,12 @@ def test_in_a_notebook_it_is_html():
 TRAINING = """
 import sys
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from importlib import import_module
 from lightning_farms import TempBalance, WeightDecayBalance
 
-class Net(LightningModule):
+pl = import_module(sys.argv[2])
+
+class Net(pl.LightningModule):
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(3)))
@@ -91,21 +92,23 @@ class Net(LightningModule):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), weight_decay=0.1)
 
-bar = {"rich": [RichProgressBar()], "tqdm": [TQDMProgressBar()], "default": []}[sys.argv[1]]
+bars = {"rich": pl.callbacks.RichProgressBar, "tqdm": pl.callbacks.TQDMProgressBar}
+bar = [bars[sys.argv[1]]()] if sys.argv[1] in bars else []
 callbacks = [WeightDecayBalance(every_n_steps=2, summary=False), TempBalance(every_n_steps=2), *bar]
 options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-Trainer(callbacks=callbacks, max_epochs=1, **options).fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 2))
+pl.Trainer(callbacks=callbacks, max_epochs=1, **options).fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 2))
 """
 
 
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize("bar", ["rich", "tqdm", "default"])
-def test_no_progress_bar_goes_over_the_table(bar, tmp_path):
+def test_no_progress_bar_goes_over_the_table(bar, package, tmp_path):
     """In a terminal, where a bar that comes later than the callback redraws its lines."""
     script = tmp_path / "train.py"
     script.write_text(TRAINING)
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "50", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(script), bar]
+    command = [sys.executable, "-W", "ignore", str(script), bar, package]
     process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment, cwd=tmp_path)
     os.close(follower)
     output = b""
