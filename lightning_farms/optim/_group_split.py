@@ -1,12 +1,26 @@
 """One parameter group, divided by multiplier while the optimizer updates."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 
-from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup, same
+from lightning_farms.optim._own_values import (
+    Seal,
+    assigned,
+    can_change_in_place,
+    copied,
+    divisible,
+    equal,
+    is_container,
+    part,
+    positions,
+    same,
+    whole,
+)
+from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
+from lightning_farms.optim._watched_group import StandIn
 
 
 class GroupSplit:
@@ -24,18 +38,27 @@ class GroupSplit:
     but not merged with another. If the update changed the scaled hyperparameter itself, the group's becomes the (first)
     changed value divided by its multiplier, so that the change is kept to rounding; where that multiplier is 0 it is
     lost.
+
+    Tensors and containers (but for `common` ones) that hold something for single parameters are divided with them and
+    put together again. Of all others the first scaled group has the group's own and each other one a copy of its own,
+    from step to step; whether these are equal is asked only when the division changes, since that waits for a device.
     """
 
-    def __init__(self, group: Group, layer_of: Mapping[torch.Tensor, str], key: str) -> None:
+    def __init__(
+        self, group: Group, layer_of: Mapping[torch.Tensor, str], key: str, common: Collection[str] = ()
+    ) -> None:
         self.group = group
         self._key = key
+        self._common = common  # never divided with the parameters
+        self._members = positions(group["params"])
         self._params: list[torch.Tensor] = list(group["params"])
         self._layers = [layer_of.get(parameter) for parameter in self._params]
         self._distinct: list[str | None] = list(dict.fromkeys(self._layers))
         self._multipliers: Mapping[str, float] | None = None  # those for which the scaled groups were made
-        self._scaled_groups: list[ScaledGroup] = []
+        self.scaled_groups: list[ScaledGroup] = []
         self._kept: Group = {}  # where the scaled groups disagree: what the group shows
-        self._disagreed = False  # whether they did anywhere when they were made
+        self._seals: dict[str, Seal] = {}  # values that can change in place and were handed out: as they were left
+        self._disagreed = False  # whether there were `_kept` ones when the scaled groups were made
         self._base: Any = None  # the scaled hyperparameter at `open`
         self._carried: set[str] = set()  # what has been written back since `open`
 
@@ -44,10 +67,11 @@ class GroupSplit:
         params = group["params"]
         return group is self.group and len(params) == len(self._params) and all(map(is_, params, self._params))
 
-    @property
-    def disagrees(self) -> bool:
-        """Whether the scaled groups hold values of their own, to be kept for the next `open`."""
-        return bool(self._kept)
+    def must_stay(self, multipliers: Mapping[str, float]) -> bool:
+        """Tell whether the scaled groups hold values of their own, and so are needed also if all multipliers are 1."""
+        if multipliers is self._multipliers:
+            return bool(self._kept) or bool(self.scaled_groups)
+        return bool(self._kept or self._own_names())
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
         """Return the groups that take this one's place in the update: itself, or its scaled groups, filled."""
@@ -56,67 +80,191 @@ class GroupSplit:
         if multipliers is not self._multipliers or bool(self._kept) != self._disagreed:
             self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
             self._multipliers, self._disagreed = multipliers, bool(self._kept)
+        if len(self.scaled_groups) > 1:
+            self._hand_out()
         self._base = self.group[self._key]
         self._carried = set()
-        for scaled in self._scaled_groups:
+        for scaled in self.scaled_groups:
             scaled.fill(self.group)
-        return [scaled.group for scaled in self._scaled_groups] or [self.group]
+        return [scaled.group for scaled in self.scaled_groups] or [self.group]
 
     def write_back(self) -> None:
         """Carry over to the group what the update wrote into the scaled groups since `open`.
 
         It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
         """
-        touched = [scaled for scaled in self._scaled_groups if scaled.touched()]
-        if not touched and not self._carried:
+        touched = [scaled for scaled in self.scaled_groups if scaled.touched()]
+        if not touched and not self._carried and not self._seals:
             return
         names = set(self._kept).union(self._carried, *(scaled.written() for scaled in touched)) - {self._key}
+        names.update(name for name in self._seals if is_container(self.group.get(name)))
         news, kept = self._agreed(names)
         changed = [scaled for scaled in touched if scaled.scaled_value_changed() and scaled.factor]
         if changed or self._key in self._carried:
             news[self._key] = changed[0].unscaled() if changed else self._base
         self._carried |= news.keys()
-        self._keep(kept)
         self.group.update(news)
+        self._keep(kept)
+        if len(self.scaled_groups) > 1:
+            self._seal()
+
+    def pass_on_what_was_read(self, *, keep: bool) -> None:
+        """Let a group that is itself a scaled one have been read where its own scaled groups were."""
+        if isinstance(self.group, StandIn):
+            for scaled in self.scaled_groups:
+                self.group.read |= scaled.group.read
+                if not keep:
+                    scaled.group.read.clear()
+
+    def own_values(self) -> list[tuple[list[str | None], Group]]:
+        """Return the layers of each scaled group, and the values on which they disagree."""
+        names = [*self._kept, *self._own_names()]
+        if not names:
+            return []
+        return [(s.layers, {name: s.group[name] for name in names if name in s.group}) for s in self.scaled_groups]
+
+    def take_over(self, own_values: Sequence[tuple[Sequence[str | None], Group]]) -> None:
+        """Let layers start with values of their own, as far as both are still there and the group shows the first's."""
+        known = {layer: values for layers, values in own_values for layer in layers if layer in self._distinct}
+        first = known.get(self._distinct[0], {})
+        names = [name for name in first if name in self.group and equal(self._as_shown(name, first), self.group[name])]
+        shares: dict[int, list[str | None]] = {}
+        for layer in self._distinct:
+            shares.setdefault(id(known.get(layer, first)), []).append(layer)
+        self.scaled_groups = []
+        for layers in shares.values():
+            values = known.get(layers[0], first)
+            own = {name: self._as_shown(name, values) if values is not first else self.group[name] for name in names}
+            self.scaled_groups.append(ScaledGroup(layers, {**self._members_of(layers), **own}, self._key, 1.0))
+        self._multipliers = None
+        self._kept = {name: self.group[name] for name in names if not can_change_in_place(self.group[name])}
+        self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
+
+    def _as_shown(self, name: str, values: Group) -> Any:  # noqa: ANN401
+        """Return a copy of one of the values, on the device of the group's."""
+        shown, value = self.group[name], copied(values.get(name, self.group[name]), self._members)
+        both = isinstance(shown, torch.Tensor) and isinstance(value, torch.Tensor)
+        return value.to(shown.device) if both else value
 
     def _agreed(self, names: Iterable[str]) -> tuple[Group, Group]:
         """Return what the group is to show, and those of these values on which the scaled groups disagree."""
         shown: Group = {}
         kept: Group = {}
         for name in names:
-            values = [scaled.group[name] for scaled in self._scaled_groups if name in scaled.group]
-            if values:
+            holders = [scaled for scaled in self.scaled_groups if name in scaled.group]
+            values = [scaled.group[name] for scaled in holders]
+            if any(map(can_change_in_place, values)):
+                shown[name] = self._put_together(name, holders)
+            elif values:
                 shown[name] = values[0]
                 if not all(same(value, values[0]) for value in values):
                     kept[name] = values[0]
         return shown, kept
 
+    def _put_together(self, name: str, holders: Sequence[ScaledGroup]) -> Any:  # noqa: ANN401
+        first = holders[0].group[name]
+        if len(self.scaled_groups) == 1 or not any(self._divides_value(name, s.group[name], s) for s in holders):
+            return first
+        value = whole([(scaled.group[name], scaled.members) for scaled in holders], self._members)
+        in_place = all(name in scaled.put and scaled.group[name] is scaled.put[name] for scaled in holders)
+        return assigned(self.group.get(name), value) if in_place else value
+
+    def _divides_value(self, name: str, value: object, scaled: ScaledGroup) -> bool:
+        return name not in self._common and divisible(value, scaled.members)
+
     def _keep(self, kept: Group) -> None:
         self._kept = kept
-        for scaled in self._scaled_groups:
-            scaled.keep(kept)
+        for number, scaled in enumerate(self.scaled_groups):
+            own = [
+                name
+                for name, value in scaled.group.items()
+                if can_change_in_place(value) and (number or value is not self.group.get(name))
+            ]
+            scaled.keep({*kept, *own} - {self._key})
+
+    def _seal(self) -> None:
+        """Note how values are left; those that the first scaled group is still to get its part of are handed out."""
+        first = self.scaled_groups[0]
+        seals = {}
+        for name, value in self.group.items():
+            if can_change_in_place(value) and name not in MEMBERSHIP and name != self._key:
+                undivided = first.group.get(name) is value and name not in self._common
+                if not (undivided and divisible(value, self._members)):
+                    seals[name] = Seal(value)
+        self._seals = seals
+
+    def _hand_out(self) -> None:
+        """Give each scaled group its own of what is new in the group, or was changed by someone else."""
+        for name, value in self.group.items():
+            if not can_change_in_place(value) or name in MEMBERSHIP or name == self._key:
+                continue
+            if name in self._seals and self._seals[name].holds(value):
+                continue
+            divided = name not in self._common and divisible(value, self._members)
+            for number, scaled in enumerate(self.scaled_groups):
+                scaled.own.pop(name, None)
+                if divided:
+                    scaled.own[name] = part(value, self._members, scaled.members, copies=bool(number))
+                elif number:
+                    scaled.own[name] = copied(value, self._members)
+            self._seals[name] = Seal(value)
+        for name in [name for name in self._seals if not can_change_in_place(self.group.get(name))]:
+            for scaled in self.scaled_groups:
+                scaled.own.pop(name, None)
+            del self._seals[name]
+
+    def _own_names(self) -> list[str]:
+        """Name the values that can change in place on which the scaled groups disagree; waits for their device."""
+        if len(self.scaled_groups) < 2:
+            return []
+        return [name for name, seal in self._seals.items() if seal.holds(self.group.get(name)) and self._differ(name)]
+
+    def _differ(self, name: str) -> bool:
+        for_all = [
+            part(s.group[name], s.members, {}, copies=False)
+            if self._divides_value(name, s.group[name], s)
+            else s.group[name]
+            for s in self.scaled_groups
+            if name in s.group
+        ]
+        return not all(equal(value, for_all[0]) for value in for_all[1:])
 
     def _divide(self, factors: Sequence[float]) -> None:
         """Put layers of equal multiplier, and of equal values where the scaled groups disagree, into one."""
-        former = {layer: scaled for scaled in self._scaled_groups for layer in scaled.layers}
+        former = {layer: scaled for scaled in self.scaled_groups for layer in scaled.layers}
+        apart = bool(self._kept or self._own_names())
         parts: dict[tuple[float, int], list[str | None]] = {}
         for layer, factor in zip(self._distinct, factors, strict=True):
-            parts.setdefault((factor, id(former[layer]) if self._kept else 0), []).append(layer)
-        if not self._kept and set(factors) <= {1.0}:
+            parts.setdefault((factor, id(former[layer]) if apart else 0), []).append(layer)
+        if not apart and set(factors) <= {1.0}:
             parts = {}
-        if list(parts.values()) == [scaled.layers for scaled in self._scaled_groups]:
-            for scaled, (factor, _) in zip(self._scaled_groups, parts, strict=True):
+        if list(parts.values()) == [scaled.layers for scaled in self.scaled_groups]:
+            for scaled, (factor, _) in zip(self.scaled_groups, parts, strict=True):
                 scaled.factor = factor
             return
-        self._scaled_groups = [
-            ScaledGroup(layers, {**self._members(layers), **self._own_values(former.get(layers[0]))}, self._key, factor)
-            for (factor, _), layers in parts.items()
-        ]
+        scaled_groups: list[ScaledGroup] = []
+        for (factor, _), layers in parts.items():
+            members = self._members_of(layers)
+            own = self._inherited(former[layers[0]], members["params"], bool(scaled_groups)) if apart else {}
+            scaled_groups.append(ScaledGroup(layers, {**members, **own}, self._key, factor))
+        if not apart:
+            self._seals = {}
+        self.scaled_groups = scaled_groups
 
-    def _members(self, layers: Sequence[str | None]) -> Group:
+    def _members_of(self, layers: Sequence[str | None]) -> Group:
         among = set(layers)
         mine = [index for index, layer in enumerate(self._layers) if layer in among]
         return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
 
-    def _own_values(self, former: ScaledGroup | None) -> Group:
-        return {name: former.group[name] for name in self._kept if name in former.group} if former else {}
+    def _inherited(self, former: ScaledGroup, params: Iterable[torch.Tensor], copies: bool) -> Group:
+        """Return the values of its own with which a part of a former scaled group starts."""
+        mine = positions(params)
+        own: Group = {name: former.group[name] for name in self._kept if name in former.group}
+        for name in self._seals:
+            if name in former.group:
+                value = former.group[name]
+                if self._divides_value(name, value, former):
+                    own[name] = part(value, former.members, mine, copies=copies)
+                elif copies:
+                    own[name] = copied(value, self._members)
+        return own

@@ -4,58 +4,58 @@ from collections.abc import Collection
 from operator import is_
 from typing import Any
 
-import torch
+from lightning_farms.optim._own_values import positions, same, version
+from lightning_farms.optim._watched_group import StandIn
 
 Group = dict[str, Any]
 MEMBERSHIP = ("params", "param_names")
-_PLAIN = (bool, int, float, complex, str, bytes)
 
 
 class ScaledGroup:
     """Some of a parameter group's parameters, with the group's hyperparameters and one of them scaled.
 
     The same dictionary is filled anew before every update; the group itself is only read. `own` are the "params" (and
-    "param_names") of `layers`, None for parameters that belong to none, and hyperparameters that differ from the
-    group's.
+    "param_names") of `layers`, None for parameters that belong to none, and values that are not the group's.
     """
 
-    __slots__ = ("_key", "_own", "_put", "_version", "factor", "group", "layers")
+    __slots__ = ("_key", "_version", "factor", "group", "layers", "members", "own", "put")
 
     def __init__(self, layers: list[str | None], own: Group, key: str, factor: float) -> None:
         self.layers = layers
         self.factor = factor
-        self.group: Group = dict(own)
-        self._own = own  # what the group's values do not replace
+        self.members = positions(own["params"])
+        self.group = StandIn(own)
+        self.own = own  # what the group's values do not replace
+        self.put: Group = {}  # what `fill` put there
         self._key = key
-        self._put: Group = {}  # what `fill` put there
         self._version: int | None = None  # of the scaled value, if it is a tensor: tells a change in place
 
     def keep(self, names: Collection[str]) -> None:
         """Let the present values of these hyperparameters stay when the group's are copied, and no others."""
-        self._own = {name: value for name, value in self.group.items() if name in MEMBERSHIP or name in names}
+        self.own = {name: value for name, value in self.group.items() if name in MEMBERSHIP or name in names}
 
     def fill(self, source: Group) -> None:
         """Copy the hyperparameters of the group `source`, scaling one."""
         mine = self.group
         mine.update(source)
-        mine.update(self._own)
+        mine.update(self.own)
         if len(mine) > len(source):
             for name in mine.keys() - source.keys():
                 del mine[name]
         base = source[self._key]
         value = mine[self._key] = base if self.factor == 1.0 else base * self.factor
-        self._version = _version(value)
-        self._put = mine.copy()
+        self._version = version(value)
+        self.put = dict(mine)
 
     def touched(self) -> bool:
-        """Tell whether anything is otherwise than it was put there."""
-        mine, put = self.group, self._put
-        same = mine.keys() == put.keys() and all(map(is_, mine.values(), put.values()))
-        return not same or (self._version is not None and self._changed_in_place())
+        """Tell whether anything is otherwise than it was put there, but for what changed in place."""
+        mine, put = self.group, self.put
+        unchanged = mine.keys() == put.keys() and all(map(is_, mine.values(), put.values()))
+        return not unchanged or self._changed_in_place()
 
     def scaled_value_changed(self) -> bool:
         """Tell whether the scaled hyperparameter is otherwise than `fill` put it there."""
-        return not same(self.group[self._key], self._put[self._key]) or self._changed_in_place()
+        return not same(self.group[self._key], self.put[self._key]) or self._changed_in_place()
 
     def unscaled(self) -> Any:  # noqa: ANN401
         """Return the scaled hyperparameter, divided by the factor, which must not be 0."""
@@ -64,18 +64,9 @@ class ScaledGroup:
 
     def written(self) -> set[str]:
         """Name the other hyperparameters that are new or otherwise than `fill` put them there."""
-        put = self._put
+        put = self.put
         changed = {name for name, value in self.group.items() if name not in put or put[name] is not value}
         return changed.difference(MEMBERSHIP, (self._key,))
 
     def _changed_in_place(self) -> bool:
-        return self._version is not None and _version(self.group[self._key]) != self._version
-
-
-def same(one: Any, other: Any) -> bool:  # noqa: ANN401
-    """Tell whether two values of a hyperparameter are one object, or equal plain values of one type."""
-    return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and bool(one == other))
-
-
-def _version(value: object) -> int | None:
-    return value._version if isinstance(value, torch.Tensor) else None
+        return self._version is not None and version(self.group[self._key]) != self._version

@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from operator import is_
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,8 +13,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_farms.optim._group_split import GroupSplit
+from lightning_farms.optim._own_values import copied, is_container
+from lightning_farms.optim._proof import Proof
 from lightning_farms.optim._scaled_group import Group
+from lightning_farms.optim._watched_group import StandIn
 from lightning_farms.optim.support import check_supported
+from lightning_farms.optim.unwrap import updating_optimizer
 
 
 def _no_number(optimizer: Optimizer, index: int, group: Group, key: str) -> str:
@@ -87,7 +92,8 @@ class LayerwiseScaling:
                 "Expected argument `layer_of` to be a mapping from parameters (tensors) to layer names, but got"
                 f" {type(layer_of).__name__}: {str(layer_of)[:80]}."
             )
-        check_supported(optimizer, layer_of)
+        optimizer = updating_optimizer(optimizer)
+        check_supported(optimizer, layer_of, key=key)
         for index, group in enumerate(optimizer.param_groups):
             if not isinstance(group.get(key), (int, float, torch.Tensor)):
                 raise ValueError(_no_number(optimizer, index, group, key))
@@ -102,7 +108,15 @@ class LayerwiseScaling:
         self._origin: dict[
             int, tuple[Group, Group]
         ] = {}  # {id: a scaled group (so that its id stays its own), its group}
-        self._last_step: list[tuple[torch.Tensor, bool]] = []  # its parameters, and whether they required a gradient
+        self._pending: dict[
+            int, list[tuple[list[str | None], Group]]
+        ] = {}  # own values, by group, for the next `_open`
+        self._last_params: list[torch.Tensor] = []  # those of the last step
+        self._last_trained: list[bool] = []  # whether they required a gradient
+        self._steps = 0
+        self._fault: str | None = None
+        self._proof = Proof(key)
+        self.on_trained_change: Callable[[], None] | None = None
         self._interrupted: list[
             list[Group] | None
         ] = []  # what each running state_dict found in force, if scaled groups
@@ -111,7 +125,7 @@ class LayerwiseScaling:
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer whose groups are scaled."""
+        """The optimizer whose groups are scaled: of a wrapper the inner one that updates (see `updating_optimizer`)."""
         return self._optimizer
 
     @property
@@ -123,6 +137,21 @@ class LayerwiseScaling:
     def attached(self) -> bool:
         """Whether the hooks are in place."""
         return bool(self._handles)
+
+    @property
+    def steps(self) -> int:
+        """How many updates have gone through the hooks since `attach`: an exception ends one that does not count."""
+        return self._steps
+
+    @property
+    def fault(self) -> str | None:
+        """Why the values asked for are not those that the update used, and what to do; None if nothing was found."""
+        return self._fault
+
+    @property
+    def proved(self) -> bool:
+        """Whether a step has used the values asked for since it was last changed which layers have equal ones."""
+        return self._proof.proved and self._fault is None
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -165,20 +194,53 @@ class LayerwiseScaling:
         rates: dict[str, float] = {}
         for parameter, layer in self._layer_of.items():
             if parameter in base and layer not in rates:
-                rates[layer] = base[parameter] * self._multipliers[layer]
+                rates[layer] = base[parameter] * (1.0 if self._fault else self._multipliers[layer])
         return rates
+
+    def disable(self, reason: str) -> None:
+        """Use the base values from the next step on, whatever the multipliers are; `fault` is then `reason`."""
+        self._fault = reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values on which the scaled groups disagree, to resume from: {} if there are none.
+
+        They are keyed by the group's position and by layers; the optimizer's own ``state_dict`` holds only the first's.
+        """
+        known = {id(split.group): split for split in self._splits}
+        own = dict(self._pending)
+        for index, group in enumerate(self._own_groups()):
+            if id(group) in known:
+                own[index] = known[id(group)].own_values()
+        parts = [
+            {"group": index, "layers": list(layers), "values": copied(values, {})}
+            for index, entries in own.items()
+            for layers, values in entries
+        ]
+        return {"own_values": parts} if parts else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Put the values of a `state_dict` in force at the next step, as far as their groups and layers are there.
+
+        The optimizer's own state is to be loaded as well; in which order makes no difference.
+        """
+        self._pending = {}
+        for entry in state_dict.get("own_values", []):
+            self._pending.setdefault(entry["group"], []).append((list(entry["layers"]), copied(entry["values"], {})))
 
     def trained_parameters(self) -> set[torch.Tensor]:
         """Return the optimizer's parameters that required a gradient at its last step.
 
         (Or that do so now, if they had no step: between its steps the other player of a game may have frozen them.)
         """
-        then = dict(self._last_step)
+        then = dict(zip(self._last_params, self._last_trained, strict=True))
         return {p for group in self._own_groups() for p in group["params"] if then.get(p, p.requires_grad)}
 
     def remember(self, other: "LayerwiseScaling") -> None:
-        """Take over what another scaling of the optimizer has seen of its last step."""
-        self._last_step = other._last_step
+        """Take over what another scaling of the optimizer has seen of it: its last step, its fault, its own values."""
+        self._last_params, self._last_trained = other._last_params, other._last_trained
+        self._fault = self._fault or other._fault
+        if other._key == self._key:
+            self.load_state_dict(other.state_dict())
 
     def attach(self) -> None:
         """Put the hooks in place; nothing happens if they are.
@@ -193,6 +255,7 @@ class LayerwiseScaling:
                 f"Expected at most one scaling of {self._key!r} on an optimizer, but got a second one. Detach the first"
                 " (their multipliers would compound)."
             )
+        self._steps = 0
         post = self._optimizer.register_step_post_hook(self._after_step)
         hooks = post.hooks_dict_ref()
         assert hooks is not None
@@ -208,6 +271,7 @@ class LayerwiseScaling:
     def detach(self) -> None:
         """Put the base values back and take the hooks away; nothing happens if there are none."""
         self.restore()
+        self.load_state_dict(self.state_dict())
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -217,6 +281,7 @@ class LayerwiseScaling:
         """Put the base values and the user's own groups back at once, e.g. after an exception inside the update."""
         for scaling in reversed(self._with_those_opened_later()):
             scaling._close()
+            scaling._proof.running = False
             scaling._interrupted.clear()
             scaling._depth, scaling._frame = 0, None
 
@@ -249,7 +314,7 @@ class LayerwiseScaling:
         self._depth += 1
         if self._depth > 1:
             return None
-        self._last_step = [(p, p.requires_grad) for group in optimizer.param_groups for p in group["params"]]
+        self._note_trained(optimizer)
         self._open()
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._outside_window(kwargs["closure"])}
@@ -261,7 +326,19 @@ class LayerwiseScaling:
         if self._depth == 1:
             self._close()
             self._frame = None
+            self._steps += 1
+            self._fault = self._fault or self._proof.verdict(optimizer.state)
         self._depth = max(0, self._depth - 1)
+
+    def _note_trained(self, optimizer: Optimizer) -> None:
+        """Note which parameters require a gradient; tell if these are others than at the last step."""
+        params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        trained = [parameter.requires_grad for parameter in params]
+        former, self._last_params = self._last_params, params
+        changed = self._last_trained != trained or not all(map(is_, former, params))
+        self._last_trained = trained
+        if former and changed and self.on_trained_change is not None:
+            self.on_trained_change()
 
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(closure)
@@ -288,6 +365,7 @@ class LayerwiseScaling:
         in_force = self._interrupted.pop() if self._interrupted else None
         if in_force is not None:
             optimizer.param_groups[:] = in_force
+            self._look(True)
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self.restore()
@@ -301,10 +379,19 @@ class LayerwiseScaling:
     def _open(self) -> None:
         if self._is_open():
             return
-        if self._all_ones and not any(split.disagrees for split in self._splits):
+        self._look(False)
+        own = list(self._optimizer.param_groups)
+        nothing_asked = self._all_ones and not any(split.must_stay(self._multipliers) for split in self._splits)
+        if self._fault is not None or (nothing_asked and not self._pending):
             self._splits, self._origin = [], {}
+            if self._fault is None:
+                self._proof.watch([], own, own, self._optimizer.state)
             return
         self._splits = self._current_splits()
+        for index, split in enumerate(self._splits):
+            if index in self._pending:
+                split.take_over(self._pending[index])
+        self._pending = {}
         origin: dict[int, tuple[Group, Group]] = {}
         in_force = []
         for split in self._splits:
@@ -314,13 +401,25 @@ class LayerwiseScaling:
                     origin[id(group)] = group, split.group
         self._origin = origin
         if origin:
+            scaled = [one for split in self._splits for one in split.scaled_groups]
+            self._proof.watch(scaled, in_force, own, self._optimizer.state)
             self._optimizer.param_groups[:] = in_force
+            self._look(True)
 
     def _close(self) -> None:
         if self._is_open():
+            self._look(False)
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
                 split.write_back()
+                split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
+
+    def _look(self, on: bool) -> None:
+        """Note what the update reads of the groups in force if a proof needs it, but nothing that we read ourselves."""
+        on = on and any(scaling._proof.running for scaling in self._stack())
+        for group in self._optimizer.param_groups:
+            if isinstance(group, StandIn):
+                group.watch(on)
 
     def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
         """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
@@ -341,8 +440,13 @@ class LayerwiseScaling:
         for group in self._optimizer.param_groups:
             split = known.get(id(group))
             fits = split is not None and split.divides(group)
-            splits.append(split if split and fits else GroupSplit(group, self._layer_of, self._key))
+            splits.append(split if split and fits else self._new_split(group))
         return splits
+
+    def _new_split(self, group: Group) -> GroupSplit:
+        defaults = self._optimizer.defaults.items()
+        common = [name for name, value in defaults if is_container(value) and len(value)]
+        return GroupSplit(group, self._layer_of, self._key, common)
 
 
 def _callers() -> Iterator[FrameType]:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from lightning_farms.optim._bookkeeping import by_identity, by_position, one_step_size
+from lightning_farms.optim.unwrap import refuse_deepspeed
+
 _NORMALISED = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
@@ -17,19 +20,22 @@ _NORMALISED = (
 )
 
 
-def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None) -> None:  # noqa: ANN401
+def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None, *, key: str = "lr") -> None:  # noqa: ANN401
     """Refuse an optimizer whose update cannot be scaled layer by layer.
 
     Args:
         optimizer: What ``configure_optimizers`` returned (the torch optimizer, not Lightning's wrapper).
         layer_of: Layer of each parameter. Given, the groups of a `ZeroRedundancyOptimizer` are checked as well: it
-            copies hyperparameters to its inner optimizer group by group, so that none of its groups may mix layers.
+            copies hyperparameters to its inner optimizer group by group, so that none of its groups may mix layers; and
+            so are those of optimizers that pair their groups with a list or dict of their own by position (AdaBound).
+        key: The hyperparameter that is to differ from layer to layer.
 
     Raises:
-        TypeError: If the optimizer is LBFGS, a wrapper (DeepSpeed, Lightning, ...) without torch's step hooks, a
-            `ZeroRedundancyOptimizer` with a group that mixes layers, or one that keeps its groups elsewhere than in
-            the list ``param_groups`` too (an attribute that is a group, a list of them, or another optimizer with a
-            list of its own), so that groups put into that list would not reach its update.
+        TypeError: If the optimizer is LBFGS, a wrapper (DeepSpeed, Lightning, ...) without torch's step hooks, one that
+            needs a group for each layer and has one that mixes layers, one that takes one value or one step size of its
+            own for all groups (Prodigy, D-Adaptation), or one that keeps its groups elsewhere than in the list
+            ``param_groups`` too (an attribute that is a group, a list of them, or another optimizer with a list of its
+            own), so that groups put into that list would not reach its update.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -38,33 +44,34 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
         Traceback (most recent call last):
         TypeError: Expected argument `optimizer` to be an optimizer with a learning rate per group, but got LBFGS, ...
     """
-    origin = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
+    refuse_deepspeed(optimizer)
     name = type(optimizer).__name__
-    if "deepspeed" in origin:
-        raise TypeError(
-            f"Expected argument `optimizer` to be a torch optimizer that updates the model's own parameters, but got "
-            f"DeepSpeed's {name}, which updates flattened copies. Use another strategy (DDP, FSDP2), or give each layer"
-            " its own group with `layerwise_param_groups` and set the rates there."
-        )
     if not (isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")):
         raise TypeError(
-            f"Expected argument `optimizer` to be a torch.optim.Optimizer with step hooks, but got {name}. If it wraps"
-            " a torch optimizer, pass the inner one (`LightningOptimizer.optimizer`)."
+            f"Expected argument `optimizer` to be a torch.optim.Optimizer with step hooks, but got {name}. If it is a"
+            " wrapper, hand over what `updating_optimizer` returns for it."
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
             "Expected argument `optimizer` to be an optimizer with a learning rate per group, but got LBFGS, which"
             " keeps one group and one line search for all parameters. Use SGD, Adam or another first-order optimizer."
         )
-    for attribute, value in vars(optimizer).items():
-        if _holds_a_group(value, optimizer.param_groups):
-            raise TypeError(
-                f"Expected argument `optimizer` to be an optimizer that takes its groups from its list `param_groups`,"
-                f" but got {name}, which keeps groups in `{attribute}` too. If that is a torch optimizer, pass it"
-                " instead."
-            )
+    _check_no_groups_elsewhere(optimizer)
+    if one_step_size(optimizer, key):
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer that uses each group's {key!r}, but got {name}, which"
+            " takes one step size for all groups (that of the first, or one that it finds itself), however they are"
+            " made. Use another optimizer, e.g. AdamW."
+        )
     if layer_of is not None and _shards_by_group(optimizer):
         _check_one_layer_per_group(optimizer, layer_of)
+    attribute = by_position(optimizer) if layer_of is not None else None
+    if attribute is not None and max(_layers_per_group(optimizer, layer_of or {})) > 1:
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
+            f" which pairs them with its `{attribute}` by position, so that no group may mix layers. Build its groups"
+            " with `layerwise_param_groups`."
+        )
 
 
 def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
@@ -102,6 +109,22 @@ def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
         )
 
 
+def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
+    name = type(optimizer).__name__
+    for attribute, value in vars(optimizer).items():
+        if _holds_a_group(value, optimizer.param_groups):
+            raise TypeError(
+                f"Expected argument `optimizer` to be an optimizer that takes its groups from its list `param_groups`,"
+                f" but got {name}, which keeps groups in `{attribute}` too. Use another optimizer."
+            )
+    known_in = by_identity(optimizer)
+    if known_in is not None:
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
+            f" which knows them by identity, in its `{known_in}`. Use another optimizer."
+        )
+
+
 def _holds_a_group(value: Any, groups: list[dict[str, Any]]) -> bool:  # noqa: ANN401
     held = value.param_groups if isinstance(value, Optimizer) else value
     if held is groups:
@@ -120,10 +143,13 @@ def _check_one_layer_per_group(optimizer: Optimizer, layer_of: Mapping[torch.Ten
             "Expected argument `optimizer` to be a ZeroRedundancyOptimizer that updates in `step`, but got one with"
             " overlap_with_ddp=True, which updates within the backward pass. Leave the option out."
         )
-    for index, group in enumerate(optimizer.param_groups):
-        layers = {layer_of.get(parameter) for parameter in group["params"]}
-        if len(layers) > 1:
+    for index, number in enumerate(_layers_per_group(optimizer, layer_of)):
+        if number > 1:
             raise TypeError(
                 f"Expected argument `optimizer` to be a ZeroRedundancyOptimizer with one layer in each group, but got"
-                f" {len(layers)} layers in group {index}. Build its groups with `layerwise_param_groups`."
+                f" {number} layers in group {index}. Build its groups with `layerwise_param_groups`."
             )
+
+
+def _layers_per_group(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> list[int]:
+    return [len({layer_of.get(parameter) for parameter in group["params"]}) for group in optimizer.param_groups]

@@ -26,7 +26,9 @@ def test_wrapper_without_step_hooks(weights):
             self.optimizer = optimizer
             self.param_groups = optimizer.param_groups
 
-    with pytest.raises(TypeError, match=r"torch.optim.Optimizer with step hooks, but got Wrapper. .* pass the inner"):
+    with pytest.raises(
+        TypeError, match=r"torch.optim.Optimizer with step hooks, but got Wrapper. .* `updating_optimizer` returns"
+    ):
         check_supported(Wrapper(torch.optim.SGD(weights, lr=0.1)))
 
 

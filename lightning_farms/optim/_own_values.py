@@ -1,0 +1,187 @@
+"""Values of a parameter group that can change in place: divided with the parameters, copied, put together, compared."""
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+
+Members = Mapping[torch.Tensor, int]  # the parameters of a group, and their positions in it
+_PLAIN = (bool, int, float, complex, str, bytes)
+_CONTAINERS = (list, dict, set, deque)
+
+
+def positions(params: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
+    """Number the parameters of a group."""
+    return {parameter: position for position, parameter in enumerate(params)}
+
+
+def can_change_in_place(value: object) -> bool:
+    """Tell whether the value is a tensor (but no parameter) or a container."""
+    return isinstance(value, _CONTAINERS) or (
+        isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+    )
+
+
+def is_container(value: object) -> bool:
+    """Tell whether the value is a list, dict, set or deque."""
+    return isinstance(value, _CONTAINERS)
+
+
+def divisible(value: object, params: Members) -> bool:
+    """Tell whether the value has entries for single parameters: one for each in a list, or by keys of a dict."""
+    if isinstance(value, list):
+        return _by_position(value, params) or _of_parameters(value, params)
+    if isinstance(value, dict):
+        return _by_parameter(value, params) or any(divisible(entry, params) for entry in value.values())
+    return False
+
+
+def part(value: Any, params: Members, mine: Members, *, copies: bool) -> Any:  # noqa: ANN401
+    """Return what the value holds for `mine` of the `params`, and copies (if asked) of what it holds for all alike."""
+    if isinstance(value, list) and _by_position(value, params):
+        return _rebuilt(value, [value[params[parameter]] for parameter in mine])
+    if isinstance(value, list) and _of_parameters(value, params):
+        return _rebuilt(value, [parameter for parameter in value if parameter in mine])
+    if isinstance(value, dict) and _by_parameter(value, params):
+        return _rebuilt(value, {parameter: entry for parameter, entry in value.items() if parameter in mine})
+    if isinstance(value, dict) and (copies or divisible(value, params)):
+        return _rebuilt(value, {key: part(entry, params, mine, copies=copies) for key, entry in value.items()})
+    return copied(value, params) if copies else value
+
+
+def whole(parts: Sequence[tuple[Any, Members]], params: Members) -> Any:  # noqa: ANN401
+    """Put together what `part` has divided, in the order of `params`; of what is there for all alike the first's."""
+    filled = [(value, mine) for value, mine in parts if not is_container(value) or len(value)] or parts
+    first = filled[0][0]
+    if all(isinstance(value, list) and _by_position(value, mine) for value, mine in filled):
+        found = {p: value[position] for value, mine in filled for p, position in mine.items()}
+        return _rebuilt(first, [found.get(parameter) for parameter in params])
+    if all(isinstance(value, list) and _of_parameters(value, mine) for value, mine in filled):
+        return _rebuilt(first, sorted((p for value, _ in filled for p in value), key=params.__getitem__))
+    if all(isinstance(value, dict) and _by_parameter(value, mine) for value, mine in filled):
+        found = {p: entry for value, _ in filled for p, entry in value.items()}
+        return _rebuilt(first, {parameter: found[parameter] for parameter in params if parameter in found})
+    if isinstance(first, dict) and divisible(first, filled[0][1]):
+        keys = dict.fromkeys(key for value, _ in filled if isinstance(value, dict) for key in value)
+        having = {key: [(v[key], m) for v, m in filled if isinstance(v, dict) and key in v] for key in keys}
+        return _rebuilt(first, {key: whole(entries, params) for key, entries in having.items()})
+    return first
+
+
+def assigned(target: Any, value: Any) -> Any:  # noqa: ANN401
+    """Return `target` with the contents of `value` if both are lists, or both dicts; else `value`."""
+    if target is value:
+        return value
+    if isinstance(target, list) and isinstance(value, list):
+        if len(target) != len(value) or not all(map(is_, target, value)):
+            target[:] = value
+        return target
+    if isinstance(target, dict) and isinstance(value, dict):
+        target.update({key: assigned(target.get(key), entry) for key, entry in value.items()})
+        for key in [key for key in target if key not in value]:
+            del target[key]
+        return target
+    return value
+
+
+def copied(value: Any, params: Members) -> Any:  # noqa: ANN401
+    """Copy tensors and containers, all the way down, but never parameters."""
+    if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.nn.Parameter) or value in params:
+            return value
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return _rebuilt(value, {key: copied(entry, params) for key, entry in value.items()})
+    if isinstance(value, (list, deque)):
+        return _rebuilt(value, [copied(entry, params) for entry in value])
+    return copy.copy(value) if isinstance(value, set) else value
+
+
+def same(one: Any, other: Any) -> bool:  # noqa: ANN401
+    """Tell whether two values of a hyperparameter are one object, or equal plain values (or tuples of them)."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, _PLAIN) and bool(one == other)
+
+
+def equal(one: Any, other: Any) -> bool:  # noqa: ANN401
+    """Tell whether two values are equal all the way down (comparing tensors waits for their device)."""
+    if same(one, other):
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+        return alike and bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(entry, other[key]) for key, entry in one.items())
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return isinstance(one, set) and one == other
+
+
+class Seal:
+    """How a value was left: tells whether it, or anything in it, has been changed since."""
+
+    __slots__ = ("_objects", "_versions")
+
+    def __init__(self, value: object) -> None:
+        self._objects, self._versions = _traces(value)
+
+    def holds(self, value: object) -> bool:
+        """Tell whether the value is the same object, with the same contents."""
+        objects, versions = _traces(value)
+        return (
+            versions == self._versions and len(objects) == len(self._objects) and all(map(is_, objects, self._objects))
+        )
+
+
+def version(value: object) -> int | None:
+    """Return how often a tensor was changed in place; None for anything else."""
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else None
+
+
+def _traces(value: object) -> tuple[list[object], list[int]]:
+    objects, versions = [], []
+    waiting = [value]
+    while waiting:
+        entry = waiting.pop()
+        objects.append(entry)
+        number = None if isinstance(entry, torch.nn.Parameter) else version(entry)
+        if number is not None:
+            versions.append(number)
+        elif isinstance(entry, dict):
+            waiting.extend(entry.keys())
+            waiting.extend(entry.values())
+        elif isinstance(entry, (list, tuple, deque, set)):
+            waiting.extend(entry)
+    return objects, versions
+
+
+def _by_position(value: list[Any], params: Members) -> bool:
+    return len(value) == len(params) > 0 and all(entry is None or isinstance(entry, torch.Tensor) for entry in value)
+
+
+def _of_parameters(value: list[Any], params: Members) -> bool:
+    return bool(value) and all(isinstance(entry, torch.Tensor) and entry in params for entry in value)
+
+
+def _by_parameter(value: Mapping[Any, Any], params: Members) -> bool:
+    return bool(value) and all(isinstance(key, torch.Tensor) and key in params for key in value)
+
+
+def _rebuilt(value: Any, contents: Any) -> Any:  # noqa: ANN401
+    new = copy.copy(value)
+    if isinstance(new, list):
+        new[:] = contents
+        return new
+    new.clear()
+    new.update(contents) if isinstance(new, dict) else new.extend(contents)
+    return new

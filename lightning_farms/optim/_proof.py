@@ -1,0 +1,162 @@
+"""Evidence, from the first steps in force, that an update used the values that it was given."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+
+from lightning_farms.optim._own_values import Seal, is_container, version
+from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
+
+_SEVERAL = 3  # steps after which a value that was not read is taken for one that is never read
+_MANY = 8  # the same where nothing tells that these steps updated anything
+_REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
+
+
+class Proof:
+    """Watches the scaled groups until a step has read the parameters and the scaled value of each of them."""
+
+    def __init__(self, key: str) -> None:
+        self.proved = False
+        self.running = False  # whether the present step is watched
+        self._key = key
+        self._usual: int | None = None  # by how much a step without scaled groups advances a parameter's own counter
+        self._tries = 0  # steps in which that was looked for
+        self._watched: list[ScaledGroup] = []
+        self._read: dict[int, set[str]] = {}  # what was read of which of these, in all steps
+        self._steps = self._updates = 0  # steps that read parameters; those that are known to have changed some
+        self._begin: dict[torch.Tensor, tuple[int | None, int | None]] = {}  # {parameter: its version, its counter}
+        self._trained: set[int] = set()  # positions of scaled groups with a gradient
+        self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
+        self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
+        self._groups = (0, 0)  # how many are in force, how many there are at rest
+
+    def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
+        """Begin to watch, at the beginning of an update or after its closure."""
+        if len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched)):
+            self._watched, self.proved = list(scaled), False
+            self._read = {number: set() for number in range(len(scaled))}
+            self._steps = self._updates = 0
+        if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
+            return
+        if not self.running:
+            self.running = True
+            self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
+            self._shared = _shared_containers(own) if scaled else {}
+            self._groups = len(in_force), len(own)
+        self._trained = {number for number, one in enumerate(scaled) if _has_gradient(one.members)}
+        mine = {id(one.group) for one in scaled}
+        others = [(_sample(group), group[self._key]) for group in in_force if id(group) not in mine]
+        self._others = [(p, value) for p, value in others if p is not None and p.grad is not None]
+
+    def verdict(self, state: Any) -> str | None:  # noqa: ANN401
+        """Judge a step that is over: return what is wrong, if anything."""
+        if not self.running:
+            return None
+        self.running = False
+        advances = [_counter(state, p) for p in self._begin]
+        before = [count or 0 for _, count in self._begin.values()]
+        advance = max((now - then for now, then in zip(advances, before, strict=True) if now is not None), default=None)
+        if not self._watched:
+            self._tries += 1
+            self._usual = advance
+            return None
+        now = [set(one.group.read) for one in self._watched]
+        for number, one in enumerate(self._watched):
+            self._read[number] |= now[number]
+            one.group.read.clear()
+        if not any("params" in names for names in now):
+            return None  # nothing was updated
+        self._steps += 1
+        self._updates += any(self._moved(parameter) for parameter in self._begin)
+        needed = {"params", self._key}
+        self.proved = all(self._read[number] >= needed for number in self._trained) and bool(self._trained)
+        return self._standing_still(now) or self._twice(advance) or self._leaking() or self._one_value()
+
+    def _moved(self, parameter: torch.Tensor) -> bool:
+        return version(parameter) != self._begin[parameter][0]
+
+    def _standing_still(self, now: Sequence[set[str]]) -> str | None:
+        updated = {number for number in self._trained if {"params", self._key} <= now[number]}
+        passed_over = any("params" not in self._read[number] for number in self._trained)
+        samples = [_sample(self._watched[number].group) for number in updated]
+        if updated and all(p is not None and p in self._begin and self._moved(p) for p in samples):
+            passed_over |= any(
+                p in self._begin and not self._moved(p) and bool(value != 0) for p, value in self._others
+            )
+        if not (updated and passed_over):
+            return None
+        return (
+            "parameters stand still: the update passes over some of the groups, as one does that pairs them with a list"
+            f" of its own. {_REMEDY}"
+        )
+
+    def _twice(self, advance: int | None) -> str | None:
+        in_force, own = self._groups
+        if advance is None or advance <= (self._usual or 1):
+            return None
+        if self._usual is None and (advance != in_force or in_force == own):
+            return None  # it may well be the optimizer's own way
+        return (
+            f"parameters were stepped {advance} times in one step, not {self._usual or 1}: the update goes over all of"
+            f" them once a group. {_REMEDY}"
+        )
+
+    def _leaking(self) -> str | None:
+        for name, (value, seal) in self._shared.items():
+            if not seal.holds(value):
+                return (
+                    f"groups share one {type(value).__name__} as {name!r}, which the update changes, so that what it"
+                    f" computes for one group reaches others. Give each group its own, e.g."
+                    f" `group[{name!r}] = copy.deepcopy(group[{name!r}])`"
+                )
+        return None
+
+    def _one_value(self) -> str | None:
+        having = {number for number in self._trained if self._key in self._read[number]}
+        if having == self._trained or self._steps < _SEVERAL:
+            return None
+        if having:
+            return (
+                f"the update reads {self._key!r} of some of the groups only: it takes one value for all. Use an"
+                f" optimizer that takes each group's"
+            )
+        if self._updates < _SEVERAL and self._steps < _MANY:
+            return None
+        return (
+            f"the update never reads {self._key!r} of its groups: it has a copy of its own, or does not use it. Use an"
+            f" optimizer that takes each group's"
+        )
+
+
+def _sample(group: Group) -> torch.Tensor | None:
+    """Return the group's first parameter with a gradient, or else its first that requires one."""
+    params: list[torch.Tensor] = group["params"]
+    trained = [parameter for parameter in params if parameter.requires_grad]
+    return next((p for p in trained if p.grad is not None), trained[0] if trained else None)
+
+
+def _has_gradient(params: Iterable[torch.Tensor]) -> bool:
+    return any(parameter.grad is not None for parameter in params)
+
+
+def _counter(state: Any, parameter: torch.Tensor) -> int | None:  # noqa: ANN401
+    """Return how many steps the optimizer's state has counted for the parameter (may wait for a device)."""
+    entry = state.get(parameter) if isinstance(state, Mapping) else None
+    count = entry.get("step") if isinstance(entry, Mapping) else None
+    if isinstance(count, torch.Tensor) and count.numel() == 1:
+        count = count.item()
+    return int(count) if isinstance(count, (int, float)) else None
+
+
+def _shared_containers(groups: Sequence[Group]) -> dict[str, tuple[Any, Seal]]:
+    found: dict[str, tuple[Any, Seal]] = {}
+    owners: dict[int, int] = {}
+    for group in groups:
+        for name, value in group.items():
+            if is_container(value) and name not in MEMBERSHIP:
+                owners[id(value)] = owners.get(id(value), 0) + 1
+                if owners[id(value)] > 1:
+                    found[name] = value, Seal(value)
+    return found

@@ -1,0 +1,56 @@
+"""Groups that note which of their values are read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class StandIn(dict[str, Any]):
+    """A group of our own; behaves as a plain dict."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def watch(self, watched: bool) -> None:
+        """Begin or end to note what is read."""
+        self.__class__ = _Watched if watched else StandIn
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # copies and pickles are plain
+
+
+class _Watched(StandIn):
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401
+        self.read.add(name)
+        return dict.__getitem__(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        self.read.add(name)
+        return dict.get(self, name, default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        self.read.add(name)
+        return dict.setdefault(self, name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:  # noqa: ANN401
+        self.read.add(name)
+        return dict.pop(self, name, *default)
+
+    def __iter__(self) -> Iterator[str]:  # `dict(group)` and `f(**group)` call it too, since it is not dict's own
+        return dict.__iter__(self)
+
+    def items(self) -> Any:  # noqa: ANN401
+        self.read.update(dict.keys(self))
+        return dict.items(self)
+
+    def values(self) -> Any:  # noqa: ANN401
+        self.read.update(dict.keys(self))
+        return dict.values(self)
+
+    def copy(self) -> dict[str, Any]:
+        self.read.update(dict.keys(self))
+        return dict(dict.items(self))
