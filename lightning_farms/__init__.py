@@ -5,19 +5,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
-    from lightning_farms.callbacks import (
+    from lightning_farms.balancing import (
         AlphaMap,
+        Balancer,
         Control,
-        LayerwiseLearningRate,
-        LayerwisePruning,
         LinearMap,
         Log2Map,
-        PredictionWriter,
-        RolloutMonitor,
         SigmoidMap,
-        SpectralMonitor,
         SqrtMap,
         StepMap,
+    )
+    from lightning_farms.callbacks import (
+        LayerwiseLearningRate,
+        LayerwisePruning,
+        PredictionWriter,
+        RolloutMonitor,
+        SpectralMonitor,
         TBSigmoid,
         TempBalance,
         WeightDecayBalance,
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FARMS",
     "AlphaMap",
+    "Balancer",
     "Control",
     "LayerSpectrum",
     "LayerwiseLearningRate",
@@ -48,7 +52,11 @@ __all__ = [
     "analyze",
 ]
 
-_ROOMS = ("analysis", "callbacks")  # in this order: the analysis needs no Lightning, which takes seconds to import
+_ROOMS = (
+    "analysis",
+    "balancing",
+    "callbacks",
+)  # in this order: the first need no Lightning, which takes seconds to import
 
 
 if not TYPE_CHECKING:  # so that type checkers know the names above and no others

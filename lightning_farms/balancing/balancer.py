@@ -1,119 +1,344 @@
-"""From reports to the multipliers that are in force on optimizers."""
+"""Layer-wise hyperparameters from the weights' spectra, in any training loop."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.engine import WORKSPACE, analyze
+from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.balancing._ramp import MultiplierRamp
+from lightning_farms.analysis.selection import Selection
+from lightning_farms.balancing._course import Course
+from lightning_farms.balancing._distributed import all_ranks
+from lightning_farms.balancing._models import check_whole, original_module
+from lightning_farms.balancing._proof import Proof
+from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
-from lightning_farms.balancing.hyperparameter import WEIGHT_DECAY, Hyperparameter
-from lightning_farms.balancing.structure import Structure
+from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, Hyperparameter, touched
+from lightning_farms.balancing.structure import Structure, structure
 from lightning_farms.balancing.warnings import warnings_of_control
-from lightning_farms.functional.smoothing import moving_average
 from lightning_farms.functional.vectors import vector
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
+from lightning_farms.optim.unwrap import updating_optimizer
 
 _PRODUCT = "low-rank product"
 
 
 class Balancer:
-    r"""Gives every layer l of a model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`; it knows no Trainer.
+    r"""Gives every layer l of a model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`, in any training loop.
 
-    :math:`h(t)` is what the optimizer's group has; it stays there, and the multiplier is applied while the optimizer
-    steps only (:class:`lightning_farms.optim.LayerwiseScaling`). Multipliers are computed over the layers whose weight
-    an optimizer trains. Weights that lie in one parameter have one multiplier, by the mean of their alphas.
-    A layer whose alpha is not finite has the multiplier 1 and moves no other layer's.
+    :math:`h(t)` is what the optimizer's group has, from whatever scheduler; it stays there, and the multiplier is
+    applied while the optimizer steps only (:class:`lightning_farms.optim.LayerwiseScaling`). Bias and norm parameters
+    follow the layer they belong to, unless ``control`` says otherwise. Multipliers are computed over the layers whose
+    weight an optimizer trains; a layer that is unfrozen takes its multiplier from its last known alpha at once. Weights
+    that lie in one parameter have one multiplier, by the mean of their alphas. A layer whose alpha is not finite has
+    the multiplier 1 and moves no other layer's.
+
+    Wrapped models and optimizers (Fabric, Accelerate, DDP, ``torch.compile``; Lookahead and the like) are unwrapped.
+    Where several processes train, every one makes the same calls: :meth:`update` shares the work out among them.
+    The first updates are watched: where they do not use what was asked for, that is said once, ``fault`` says why, and
+    the optimizer goes on with its base values. An analysis that fails is said once and skipped.
 
     Args:
-        alpha_map: from alphas to multipliers.
+        model: the model.
+        optimizer: the optimizer that trains it, or several.
+        alpha_map: from alphas to multipliers: ``LinearMap(...)`` (TempBalance), ``SigmoidMap(...)`` (TB_Sigmoid),
+            ``SqrtMap()``, ``Log2Map()``, ``StepMap(...)`` or your own.
+        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
         control: what steadies and bounds the multipliers, and which layers have one.
-        adjusts: which hyperparameter.
-        warn: takes (kind of warning, message).
+        selection: which weights to analyse.
+        diagnostics: error bars, goodness of fit and random baselines.
+        key: what is adjusted: ``"lr"`` or ``"weight_decay"``.
+        workspace: bytes for the analysis, at least 1.
+        warn: takes (kind of warning, message) in the place of ``warnings.warn``, which says each kind once.
 
     Attributes:
-        multipliers: {layer: multiplier} that the next update uses; empty before the first report.
-        scalings: one for each optimizer and hyperparameter, while there are hooks.
+        multipliers: {layer: multiplier} that the next update uses; empty before the first analysis.
+        report: the last :class:`~lightning_farms.analysis.SpectralReport`; None before the first.
+        history: alphas and values at all analyses of :meth:`update`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind; when hooked: an optimizer takes no layer-wise values, or the
+            parameters of ``model`` are parts of flat ones (FSDP1, DeepSpeed).
+        ValueError: ``key`` or ``workspace`` is out of range; when hooked: the groups lack the hyperparameter, or a
+            pattern fits no layer.
+
+    Example:
+        >>> import torch
+        >>> from lightning_farms import Balancer, LinearMap
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        >>> with Balancer(model, optimizer, LinearMap(0.5, 1.5)) as balancer:
+        ...     for epoch in range(2):
+        ...         report = balancer.update()
+        ...         for _ in range(3):
+        ...             optimizer.zero_grad()
+        ...             model(torch.randn(8, 64)).square().mean().backward()
+        ...             optimizer.step()
+        >>> sorted(balancer.multipliers.values())
+        [0.5, 1.5]
+
+    Reference:
+        Zhou et al., Temperature Balancing, NeurIPS 2023; Liu et al., Model Balancing, EMNLP Findings 2024; He et al.,
+        AlphaDecay, NeurIPS 2025; Hu et al., ICML 2025.
     """
 
     def __init__(
-        self, alpha_map: AlphaMap, control: Control, adjusts: Hyperparameter, warn: Callable[[str, str], None]
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        alpha_map: AlphaMap,
+        *,
+        analysis: SpectralMethod = FARMS(),
+        control: Control = Control(),
+        selection: Selection = Selection(),
+        diagnostics: Diagnostics = Diagnostics(),
+        key: str = "lr",
+        workspace: int = WORKSPACE,
+        warn: Callable[[str, str], None] | None = None,
     ) -> None:
-        self.alpha_map, self.control, self.adjusts = alpha_map, control, adjusts
+        for name, value, kind in (
+            ("alpha_map", alpha_map, AlphaMap),
+            ("analysis", analysis, SpectralMethod),
+            ("control", control, Control),
+            ("selection", selection, Selection),
+            ("diagnostics", diagnostics, Diagnostics),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {value!r}.")
+        if key not in HYPERPARAMETERS:
+            raise ValueError(f"Expected argument `key` to be out of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
+        if workspace < 1:
+            raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
+        self.model = original_module(model)
+        self.optimizers = _all_of(optimizer)
+        self.alpha_map, self.analysis, self.control, self.selection = alpha_map, analysis, control, selection
+        self.diagnostics = control.completed(diagnostics)
+        self.adjusts = HYPERPARAMETERS[key]
+        self.workspace = workspace
         self.multipliers: dict[str, float] = {}
+        self.report: SpectralReport | None = None
+        self.history = LayerHistory()
         self.scalings: list[LayerwiseScaling] = []
-        self._warn = warn
-        self._ramp = MultiplierRamp({}, {}, 0, 0)
-        self._averages: dict[str, float] = {}  # of alpha, over the reports
-        self._structure = Structure({}, {}, set())
+        self._warn = warn or self._warn_once
+        self._warned_of: set[str] = set()
+        self._course = Course(alpha_map, control)
+        self._structure = Structure({}, {}, set(), {})
         self._layers: dict[str, str] = {}  # layer that each of the report's weights belongs to
         self._hooked: list[tuple[int, bool]] = []  # what the hooks were made for: optimizers and parameters
+        self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
+        self._proof = Proof(())
+        self._steps_before = 0  # those of earlier hooks
+        self._step = 0  # of the last apply
+        self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+        return f"Balancer({self.adjusts.name} of {names} by {self.alpha_map!r}, {len(self.multipliers)} layers)"
+
+    # ---- in a plain loop ---------------------------------------------------------------------------------------------
+
+    def update(self) -> SpectralReport | None:
+        """Analyse the weights now, and set the multipliers of the next updates; hooks the optimizers if need be.
+
+        Returns:
+            The report; where the analysis failed, which is warned of, the last one, and multipliers stay.
+
+        Raises:
+            TypeError: as in :meth:`attach`.
+            ValueError: as in :meth:`attach`; or ``alpha_map`` fails at the first analysis.
+        """
+        if not self.scalings or not self.fits(self.optimizers):
+            self.attach()
+        self.prove(self.steps, moves=1)
+        try:
+            report = analyze(
+                self.model,
+                self.analysis,
+                selection=self.selection,
+                diagnostics=self.diagnostics,
+                workspace=self.workspace,
+                ranks=all_ranks(self.model),
+            )
+        except Exception as error:
+            self._warn("analysis", f"The analysis failed and was skipped. {type(error).__name__}: {error}")
+            return self.report
+        values = self.receive(report, self.steps)
+        self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)
+        return report
+
+    def attach(self) -> None:
+        """Hook the optimizers; multipliers that were loaded or computed before are in force again.
+
+        Raises:
+            TypeError: an optimizer takes no layer-wise values.
+            ValueError: its groups lack the hyperparameter, it trains none of the model's parameters, or a pattern fits
+                no layer.
+        """
+        check_whole(self.model)
+        held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        if held.isdisjoint(self.model.parameters()):
+            raise ValueError(
+                "Expected argument `optimizer` to train parameters of `model`, but got "
+                f"{[type(optimizer).__name__ for optimizer in self.optimizers]} that holds none of them. Make the "
+                "optimizer after the model is in its final form."
+            )
+        self.hook(self.optimizers)
+        self.apply(self.steps)
+        self._handles = [scaling.optimizer.register_step_post_hook(self._after_step) for scaling in self._rates()]
+
+    def detach(self) -> None:
+        """Leave the optimizers as they were; multipliers, report and history stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self.scalings:
+            self._own_values = [scaling.state_dict() for scaling in self.scalings]
+        self._steps_before = self.steps
+        for scaling in self.scalings:
+            scaling.detach()
+        self.scalings = []
+
+    def __enter__(self) -> Balancer:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def steps(self) -> int:
+        """Updates of all optimizers so far."""
+        return self._steps_before + sum(scaling.steps for scaling in self._rates())
+
+    def _after_step(self, *_: object) -> None:
+        self.prove(self.steps)
+        if self.on_its_way():
+            self.apply(self.steps)
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned_of:
+            self._warned_of.add(kind)
+            warnings.warn(message, stacklevel=4)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages of alpha, and the multipliers with the way they are on, in plain types."""
-        return {"averages": dict(self._averages), "ramp": self._ramp._asdict()}
+        """Everything that a resumed run needs, in plain types and tensors: loads with ``weights_only=True``."""
+        own = [scaling.state_dict() for scaling in self.scalings] if self.scalings else self._own_values
+        return {**self._course.state_dict(), "own": own, "steps": self.steps, "history": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Store the values, which :meth:`apply` puts in force; a state of version 1 held ``multipliers`` alone."""
-        if "ramp" in state_dict:
-            self._averages = dict(state_dict["averages"])
-            self._ramp = MultiplierRamp(**state_dict["ramp"])
-        else:
-            self._ramp = MultiplierRamp({}, dict(state_dict["multipliers"]), 0, 0)
+        """Take a state over; it is in force from the next :meth:`attach`, :meth:`update` or :meth:`apply` on."""
+        self._course.load_state_dict(state_dict)
+        self._own_values = list(state_dict.get("own", []))
+        self._load_own_values()
+        self._steps_before = state_dict.get("steps", 0) - sum(scaling.steps for scaling in self._rates())
+        self.history = LayerHistory.from_state_dict(state_dict.get("history", LayerHistory().state_dict()))
+        self.multipliers = self._course.at(state_dict.get("steps", 0))
+        if self._handles:
+            self.apply(self.steps)
+
+    def _load_own_values(self) -> None:
+        if len(self._own_values) == len(self.scalings):
+            for scaling, own in zip(self.scalings, self._own_values, strict=True):
+                scaling.load_state_dict(own)
 
     # ---- hooks on the optimizers -------------------------------------------------------------------------------------
 
-    def hook(self, structure: Structure, optimizers: Sequence[Optimizer]) -> None:
-        """Hook the optimizers, in place of those hooked before.
+    def hook(self, optimizers: Sequence[Optimizer], original: Mapping[Tensor, Tensor] | None = None) -> None:
+        """Hook optimizers, in place of those hooked before; for adapters, which call :meth:`apply` themselves.
 
         Args:
-            structure: of the model.
             optimizers: all of them.
+            original: {tensor that stands in the model: parameter that an optimizer holds}, where they differ (FSDP1).
 
         Raises:
             TypeError: an optimizer takes no layer-wise values.
-            ValueError: its groups lack the hyperparameter.
+            ValueError: its groups lack the hyperparameter, or a pattern fits no layer.
         """
-        former = {scaling.optimizer: scaling for scaling in self.scalings}
+        found = structure(self.model, self.selection, self.control, original)
+        former = {(scaling.optimizer, scaling.key): scaling for scaling in self.scalings}
         self.detach()
-        self._structure, self._layers = structure, structure.layers
+        self.optimizers = list(optimizers)
+        self._structure, self._layers = found, found.layers
         self.scalings = [scaling for optimizer in optimizers for scaling in self._scalings_of(optimizer)]
         for scaling in self.scalings:
             scaling.attach()
-            if scaling.optimizer in former:
-                scaling.remember(former[scaling.optimizer])
+            scaling.on_trained_change = self._join
+            known = former.get((scaling.optimizer, scaling.key))
+            if known is not None:
+                scaling.remember(known)
+        if not former:
+            self._load_own_values()
         self._hooked = _identities(optimizers)
+        self._proof = Proof(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
         """Tell whether the hooks are those of these optimizers and of the parameters that they hold now."""
         return self._hooked == _identities(optimizers)
 
-    def detach(self) -> None:
-        """Leave the optimizers as they were."""
-        for scaling in self.scalings:
-            scaling.detach()
-        self.scalings, self._structure = [], self._structure._replace(holders={})
-
     def adjusted(self) -> set[Hyperparameter]:
         """All hyperparameters that are touched."""
-        return {self.adjusts, WEIGHT_DECAY} if self.control.compensate_weight_decay else {self.adjusts}
+        return touched(self.adjusts, compensated=self.control.compensate_weight_decay)
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
+        inner = updating_optimizer(optimizer)
         if self.control.compensate_weight_decay:
-            check_decoupled_weight_decay(optimizer)
+            check_decoupled_weight_decay(inner)
         keys = [self.adjusts.key, *(other.key for other in self.adjusted() - {self.adjusts})]
-        return [LayerwiseScaling(optimizer, self._structure.layer_of, key=key) for key in keys]
+        return [LayerwiseScaling(inner, self._structure.layer_of, key=key) for key in keys]
+
+    def _rates(self) -> list[LayerwiseScaling]:
+        """The scalings of what is adjusted, without those that compensate: one an optimizer."""
+        return [scaling for scaling in self.scalings if scaling.key == self.adjusts.key]
+
+    # ---- proof -------------------------------------------------------------------------------------------------------
+
+    @property
+    def fault(self) -> str | None:
+        """Why an optimizer's updates do not use what is asked for; None where nothing of that kind was found."""
+        faults = [f"{type(rate.optimizer).__name__}: {rate.fault}" for rate in self._rates() if rate.fault]
+        return "; ".join(faults) or None
+
+    def prove(self, step: int, *, moves: int | None = None) -> None:
+        """Say once what the updates so far have shown, and take it into account; costs next to nothing.
+
+        Args:
+            step: optimizer steps taken so far.
+            moves: look for weights that move though no step was seen: in so many looks, for the first may be the user's
+                own doing; None: do not look.
+        """
+        if moves is not None:
+            self._proof.look(moves=moves)
+        news = self._proof.news()
+        for scaling in news:
+            name = type(scaling.optimizer).__name__
+            self._warn(
+                "force",
+                f"the layer-wise {self.adjusts.name} is not in force: {name}: {scaling.fault}. "
+                f"{name} goes on with its base values.",
+            )
+        if news and self._course.target:
+            self._course.aim(self._sizes(), step)
+            self.apply(step)
 
     # ---- from a report to multipliers --------------------------------------------------------------------------------
 
@@ -125,68 +350,66 @@ class Balancer:
             step: optimizer steps taken so far.
 
         Returns:
-            {quantity: {layer: value that the next update uses}}, for the history.
+            {quantity: {layer: value that the next update uses}}, for a history.
 
         Raises:
             ValueError: the map fails, and there are no multipliers of before.
         """
-        alphas = self._smoothed(self._alphas(report))
-        target = self._target(alphas)
-        self._ramp = MultiplierRamp(self._ramp.at(step - 1), target, step, self.control.ramp_steps)
+        self.report = report
+        self._course.observe(signals_of(report, self._structure, self.control.signal))
+        sizes = self._sizes()
+        try:
+            self._course.aim(sizes, step)
+        except Exception as error:  # of a map of the user's
+            if not self._course.target:
+                raise
+            self._warn("map", f"the multipliers stay as they were. {error}")
+            self._course.stay(sizes, step)
         self.apply(step)
-        if step > 0 or not self._starts_at_zero(report):
-            for what, message in warnings_of_control(alphas, target, self.adjusts.name).items():
+        if self.fault is None and self._has_begun(report, step):
+            signals = {layer: self._course.current[layer] for layer in sizes}
+            told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal)
+            for what, message in told.items():
                 self._warn(what, message)
-        return {self.adjusts.quantity: dict(ChainMap(*reversed(self.values().values())))}
+        return self._quantities()
 
     def apply(self, step: int) -> None:
         """Put the multipliers of the update that follows ``step`` ones in force."""
-        self.multipliers = self._ramp.at(step)
+        self.multipliers, self._step = self._course.at(step), step
         for scaling in self.scalings:
             known = scaling.multipliers
             scaling.multipliers = {k: m for k, m in self._of_scaling(scaling).items() if k in known}
 
     def on_its_way(self) -> bool:
         """Tell whether the multipliers in force are not yet those of the last report."""
-        return self.multipliers != self._ramp.target
+        return self.multipliers != self._course.target
+
+    def _join(self) -> None:
+        """Before a step: layers that are trained now and were not have the multiplier of their last known signal."""
+        sizes = self._sizes()
+        if not self._course.target or sizes.keys() <= self._course.target.keys():
+            return
+        try:
+            self._course.join(sizes, self._step)
+        except Exception as error:
+            self._warn("map", f"the multipliers stay as they were. {error}")
+        self.apply(self._step)
 
     def _of_scaling(self, scaling: LayerwiseScaling) -> dict[str, float]:
         if scaling.key == self.adjusts.key:
             return self.multipliers
         return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}  # compensates
 
-    def _target(self, alphas: Mapping[str, float]) -> dict[str, float]:
-        """Multipliers of these alphas; where a map of the user's fails in mid-training, those that there are."""
-        try:
-            multipliers = self.control.multipliers(vector(alphas.values()), self.alpha_map)
-        except Exception as error:
-            if not self._ramp.target:
-                raise
-            self._warn("map", f"the multipliers stay as they were. {error}")
-            return {layer: self._ramp.target.get(layer, 1.0) for layer in alphas}
-        return dict(zip(alphas, multipliers.tolist(), strict=True))
+    def _sizes(self) -> dict[str, int]:
+        """{layer with a known signal that an optimizer trains with layer-wise values: its trained parameters}."""
+        in_force = [rate for rate in self._rates() if rate.fault is None]
+        return trained_sizes(self._structure, in_force, self._course.current)
 
-    def _alphas(self, report: SpectralReport) -> dict[str, float]:
-        """Alpha of each layer that an optimizer trains, the mean of its weights'; NaN where it is not balanced."""
-        trained: set[Tensor] = set().union(*(scaling.trained_parameters() for scaling in self.scalings))
-        members: dict[str, list[float]] = {}
-        for row in report:
-            if row.name in self._layers and not trained.isdisjoint(self._structure.holders.get(row.name, ())):
-                alpha = math.nan if row.name in self._structure.unbalanced else row.alpha
-                members.setdefault(self._layers[row.name], []).append(alpha)
-        return {layer: vector(of_weights).nanmean().item() for layer, of_weights in members.items()}
-
-    def _starts_at_zero(self, report: SpectralReport) -> bool:
-        """Whether a low-rank product is zero, as that of LoRA's factors is at first: alphas come with the updates."""
-        return any(row.name in self._layers and row.kind == _PRODUCT and row.spectral_norm == 0 for row in report)
-
-    def _smoothed(self, alphas: Mapping[str, float]) -> dict[str, float]:
-        """Moving averages over the reports; a layer that has no alpha now has none."""
-        before = vector(self._averages.get(layer, math.nan) for layer in alphas)
-        averages = moving_average(before, vector(alphas.values()), self.control.ema_decay)
-        smoothed = dict(zip(alphas, averages.tolist(), strict=True))
-        self._averages.update({layer: alpha for layer, alpha in smoothed.items() if math.isfinite(alpha)})
-        return smoothed
+    def _has_begun(self, report: SpectralReport, step: int) -> bool:
+        """Whether equal multipliers say something: at first LoRA's products are zero, and nothing has changed."""
+        products = (row for row in report if row.name in self._layers and row.kind == _PRODUCT)
+        at_start = any(row.spectral_norm == 0 for row in products) or self.control.signal == "change"
+        return step > 0 or not at_start
 
     # ---- what there is to show ---------------------------------------------------------------------------------------
 
@@ -194,16 +417,81 @@ class Balancer:
         """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight; ``-1`` for a second one, ..."""
         names: Counter[str] = Counter()
         values: dict[str, dict[str, float]] = {}
-        for scaling in self.scalings:
-            if scaling.key == self.adjusts.key:
-                name = f"{self.adjusts.log_prefix}/{type(scaling.optimizer).__name__}"
-                names[name] += 1
-                values[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = scaling.effective()
+        for rate in self._rates():
+            name = f"{self.adjusts.log_prefix}/{type(rate.optimizer).__name__}"
+            names[name] += 1
+            values[name if names[name] == 1 else f"{name}-{names[name] - 1}"] = rate.effective()
         return values
 
+    def effective(self) -> dict[str, float]:
+        """{layer: value that the next update uses}."""
+        return dict(ChainMap(*reversed(self.values().values())))
+
     def factors(self) -> dict[str, float]:
-        """{weight of the report: its layer's multiplier}."""
-        return {name: self.multipliers[layer] for name, layer in self._layers.items() if layer in self.multipliers}
+        """{weight of the report: its layer's multiplier}; NaN where an optimizer does not use it."""
+        if self.fault is None:
+            return {name: self.multipliers[layer] for name, layer in self._layers.items() if layer in self.multipliers}
+        return {name: self.multipliers.get(layer, math.nan) for name, layer in self._layers.items()}
+
+    def balanced(self) -> set[str]:
+        """Weights of the report whose layers' signals move the multipliers."""
+        current = self._course.current
+        finite = {layer for layer in self._course.target if math.isfinite(current.get(layer, math.nan))}
+        return {n for n, layer in self._layers.items() if layer in finite and n not in self._structure.unbalanced}
+
+    def _mean(self) -> MeanMultiplier:
+        balanced = {self._layers[name] for name in self.balanced()}
+        return mean_multiplier(self._structure, self._rates(), self.multipliers, balanced)
+
+    def means(self) -> dict[str, float]:
+        """{"learning_rate_multiplier_mean": mean multiplier of the balanced layers, weighted by parameters}."""
+        return {f"{self.adjusts.quantity}_multiplier_mean": self._mean().balanced} if self.multipliers else {}
+
+    def remarks(self) -> list[str]:
+        """What a closing table says below: the mean multiplier, and whether all is in force."""
+        lines = [] if self.fault is None else [f"{self.adjusts.name}s not in force: {self.fault}"]
+        if self.multipliers:
+            of_balanced, of_all = self._mean()
+            number = len({self._layers[name] for name in self.balanced()})
+            lines.append(
+                f"mean {self.adjusts.factor}, weighted by parameters: {of_balanced:.3f} over the {number} balanced "
+                f"layers, {of_all:.3f} over all that is trained"
+            )
+        return lines
+
+    def scalars(self) -> dict[str, float]:
+        """All numbers that the callbacks log, under their keys, e.g. for ``fabric.log_dict``; finite ones only."""
+        label = self.analysis.label
+        report = self.report or SpectralReport([])
+        alphas = {f"{label}/alpha/{row.name}": row.alpha for row in report}
+        moments = {f"{label}/alpha_mean": report.mean_alpha, f"{label}/alpha_std": report.std_alpha}
+        means = {f"{label}/{name}": value for name, value in self.means().items()}
+        values = {f"{prefix}/{layer}": v for prefix, of in self.values().items() for layer, v in of.items()}
+        return {k: v for k, v in (alphas | moments | means | values).items() if math.isfinite(v)}
+
+    def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or what has its methods
+        """Write :meth:`scalars` and a histogram of alpha.
+
+        Args:
+            writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (and ``add_histogram``).
+            step: on the time axis.
+        """
+        for key, value in self.scalars().items():
+            writer.add_scalar(key, value, step)
+        alphas = vector(value for value in (self.report.alphas.values() if self.report else ()) if math.isfinite(value))
+        if len(alphas) and hasattr(writer, "add_histogram"):
+            writer.add_histogram(f"{self.analysis.label}/alpha_histogram", alphas, step)
+
+    def _quantities(self) -> dict[str, dict[str, float]]:
+        return {self.adjusts.quantity: self.effective()}
+
+
+def _all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
+    """One optimizer or several, as a list; wrappers of other packages are no Optimizers, but have groups."""
+    several = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    if not several or not all(hasattr(each, "param_groups") for each in several):
+        raise TypeError(f"Expected argument `optimizer` to be an optimizer, or several, but got {optimizer!r}.")
+    return several
 
 
 def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.balancing.alpha_map import AlphaMap
+from lightning_farms.functional.layerwise import normalize_multipliers
 from lightning_farms.functional.smoothing import clip_to_quantiles
+
+Signal = Literal["alpha", "relative_alpha", "change"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Control:
     Layers that are left out here are analysed and logged; they keep the base value, and move no other layer.
 
     Args:
-        ema_decay: weight of the past in an exponential moving average of each layer's alpha over analyses, in [0, 1);
-            0 for none.
+        ema_decay: weight of the past in an exponential moving average of each layer's alpha (or other signal) over
+            analyses, in [0, 1); 0 for none.
         clip_quantile: alphas beyond this quantile and its opposite are taken to these before the map, in [0, 0.5); 0
             for none. At least 1 / (L - 1) takes one outlier of L layers wholly to its neighbour.
         min_multiplier: no multiplier is smaller, in [0, 1].
@@ -38,6 +43,15 @@ class Control:
         compensate_weight_decay: decoupled weight decay shrinks a weight by rate times decay at each step, and so grows
             and falls with a layer's rate. With this, the decay of the layer is divided by the multiplier of its rate,
             and the weights shrink as with one rate for all layers. For callbacks that adjust learning rates.
+        signal: what the map is given of each layer: ``"alpha"``, as published; ``"relative_alpha"``, its alpha by
+            that of the same entries shuffled, which takes out what the distribution of the entries and small windows
+            do to alpha (the twin is analysed for it, as with ``Diagnostics(twin=True)``); ``"change"``, its alpha by
+            that of its first analysis, so that all multipliers are 1 until alphas have moved. The last two are near 1,
+            and so are their differences small against the ``tau`` of a sigmoid.
+        normalize: after the map, one factor for all balanced layers makes the mean of their multipliers 1, weighted by
+            their numbers of trained parameters: ``"mean"`` the arithmetic, ``"geometric"`` the geometric mean
+            (:func:`lightning_farms.functional.normalize_multipliers`). It separates who gets more from how much there
+            is in all: TB_Sigmoid's multipliers often have a mean of 1.5 and more. None, as published: no factor.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -58,10 +72,15 @@ class Control:
     norms: bool = True
     biases: bool = True
     compensate_weight_decay: bool = False
+    signal: Signal = "alpha"
+    normalize: Literal["mean", "geometric"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, Selection):
             raise TypeError(f"Expected argument `layers` to be Selection(...), but got {self.layers!r}.")
+        for name, choices in (("signal", get_args(Signal)), ("normalize", (None, "mean", "geometric"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Expected argument `{name}` to be out of {choices}, but got {getattr(self, name)!r}.")
         for name in ("first_layer", "last_layer", "norms", "biases", "compensate_weight_decay"):
             self._check_kind(name, bool, "True or False")
         self._check_kind("ramp_steps", int, "an integer")
@@ -80,12 +99,17 @@ class Control:
         if not isinstance(getattr(self, name), kind):
             raise TypeError(f"Expected argument `{name}` to be {description}, but got {getattr(self, name)!r}.")
 
-    def multipliers(self, alphas: Tensor, alpha_map: AlphaMap) -> Tensor:
-        """Clip the finite alphas, map them, clamp what comes of it; 1 for the others.
+    def completed(self, diagnostics: Diagnostics) -> Diagnostics:
+        """The diagnostics, with the twin that ``signal="relative_alpha"`` is made of."""
+        return replace(diagnostics, twin=True) if self.signal == "relative_alpha" else diagnostics
+
+    def multipliers(self, alphas: Tensor, alpha_map: AlphaMap, weights: Tensor | None = None) -> Tensor:
+        """Clip the finite alphas, map them, normalise and clamp what comes of it; 1 for the others.
 
         Args:
-            alphas: (L,); not finite where a layer is left alone.
+            alphas: (L,), or another signal; not finite where a layer is left alone.
             alpha_map: the map.
+            weights: (L,), numbers of parameters, for the mean of ``normalize``; None: all equal.
 
         Returns:
             (L,) multipliers, float64.
@@ -102,5 +126,11 @@ class Control:
                     f"Expected {alpha_map!r} to give one finite and positive multiplier for each of"
                     f" {int(finite.sum())} alphas, but got {mapped.tolist()}."
                 )
-            multipliers[finite] = mapped.to(torch.float64).clamp(self.min_multiplier, self.max_multiplier)
+            mapped = mapped.to(torch.float64)
+            bounds = self.min_multiplier, self.max_multiplier
+            if self.normalize is None:
+                multipliers[finite] = mapped.clamp(*bounds)
+            else:
+                of_all = torch.ones_like(multipliers) if weights is None else weights
+                multipliers[finite] = normalize_multipliers(mapped, of_all[finite], self.normalize, *bounds)
         return multipliers

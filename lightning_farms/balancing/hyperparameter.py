@@ -21,3 +21,9 @@ class Hyperparameter(NamedTuple):
 
 LEARNING_RATE = Hyperparameter("lr", "learning rate", "layer_lr", "lr factor")
 WEIGHT_DECAY = Hyperparameter("weight_decay", "weight decay", "layer_wd", "decay factor")
+HYPERPARAMETERS = {each.key: each for each in (LEARNING_RATE, WEIGHT_DECAY)}
+
+
+def touched(adjusts: Hyperparameter, *, compensated: bool) -> set[Hyperparameter]:
+    """All hyperparameters that change with one: where it is compensated for, the weight decay as well."""
+    return {adjusts, WEIGHT_DECAY} if compensated else {adjusts}

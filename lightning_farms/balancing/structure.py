@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
@@ -20,6 +21,7 @@ class Structure(NamedTuple):
     layer_of: dict[Tensor, str]  # as of parameter_layers
     holders: dict[str, tuple[Tensor, ...]]  # of each weight, in the report's order
     unbalanced: set[str]  # weights whose layer the control leaves out
+    sizes: dict[Tensor, int]  # number of entries of each parameter of layer_of
 
     @property
     def layers(self) -> dict[str, str]:
@@ -36,13 +38,14 @@ def structure(
     """
     original = original or {}
     layer_of = parameter_layers(model, selection, norms=control.norms, biases=control.biases)
+    sizes = {original.get(p, p): 0 if is_lazy(p) else p.numel() for p in layer_of}  # a part's own size is another
     layer_of = {original.get(p, p): layer for p, layer in layer_of.items()}
     holders, selected = {}, []
     for weight in layer_weights(model, selection, values=False):
         holders[weight.name] = tuple(original.get(p, p) for p in weight.holders)
         if not weight.reason:
             selected.append(weight.name)
-    found = Structure(layer_of, holders, set())
+    found = Structure(layer_of, holders, set(), sizes)
     ordered = list(dict.fromkeys(found.layers[name] for name in selected if name in found.layers))
     ends = {*(() if control.first_layer else ordered[:1]), *(() if control.last_layer else ordered[-1:])}
     layers = replace(control.layers, embeddings=True, low_rank_products=selection.low_rank_products)

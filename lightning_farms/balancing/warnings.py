@@ -10,7 +10,7 @@ from lightning_farms.functional.vectors import vector
 
 
 def warnings_of_control(
-    alphas: Mapping[str, float], multipliers: Mapping[str, float], hyperparameter: str
+    alphas: Mapping[str, float], multipliers: Mapping[str, float], hyperparameter: str, signal: str = "alpha"
 ) -> dict[str, str]:
     """What there is to warn of: all layers have one multiplier, or one layer's alpha leaves the others nearly one.
 
@@ -20,15 +20,16 @@ def warnings_of_control(
         >>> warnings_of_control(alphas, multipliers, "learning rate")["outlier"][:53]
         "layer 'f' has alpha 9.00, the others 2.00 to 2.20, so"
     """
+    signal = signal.replace("_", " ")
     finite = {layer: alpha for layer, alpha in alphas.items() if math.isfinite(alpha)}
     balanced = vector(multipliers[layer] for layer in finite)
     if len(finite) < 2 or not bool((balanced != balanced[0]).any()):
-        return {"use": f"all layers have the same {hyperparameter}: {_why_equal(list(finite.values()))}"}
+        return {"use": f"all layers have the same {hyperparameter}: {_why_equal(list(finite.values()), signal)}"}
     index = squeezing_outlier(balanced)
-    return {} if index is None else {"outlier": _of_outlier(finite, list(finite)[index], hyperparameter)}
+    return {} if index is None else {"outlier": _of_outlier(finite, list(finite)[index], hyperparameter, signal)}
 
 
-def _why_equal(alphas: list[float]) -> str:
+def _why_equal(alphas: list[float], signal: str) -> str:
     if not alphas:
         return (
             "none of the layers that the optimizer trains and the selection leaves has an alpha (`callback.report` "
@@ -37,16 +38,17 @@ def _why_equal(alphas: list[float]) -> str:
     if len(alphas) == 1:
         return "only one is balanced. Select more layers, or use SpectralMonitor."
     return (
-        f"their alphas lie between {min(alphas):.4f} and {max(alphas):.4f}, and the map makes no difference of that. "
-        "Look for weights that are copies of each other, or for ratios, strengths or clipping that leave no range."
+        f"their {signal}s lie between {min(alphas):.4f} and {max(alphas):.4f}, and the map makes no difference of "
+        "that. Look for weights that are copies of each other, or for ratios, strengths or clipping that leave no "
+        "range."
     )
 
 
-def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str) -> str:
+def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str, signal: str) -> str:
     others = [alpha for name, alpha in alphas.items() if name != layer]
     quantile = math.ceil(100 / (len(alphas) - 1)) / 100
     return (
-        f"layer {layer!r} has alpha {alphas[layer]:.2f}, the others {min(others):.2f} to {max(others):.2f}, so that "
+        f"layer {layer!r} has {signal} {alphas[layer]:.2f}, the others {min(others):.2f} to {max(others):.2f}, so that "
         f"these have nearly one {hyperparameter}. If that is not meant, clip it with "
         f"control=Control(clip_quantile={quantile}), or leave the layer out with "
         f'control=Control(layers=Selection(exclude=("{layer}",))).'

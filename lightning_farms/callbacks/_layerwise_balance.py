@@ -11,11 +11,11 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.analysis.selection import PatternError
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.balancer import Balancer
 from lightning_farms.balancing.control import Control
-from lightning_farms.balancing.hyperparameter import Hyperparameter
-from lightning_farms.balancing.structure import structure
+from lightning_farms.balancing.hyperparameter import Hyperparameter, touched
 from lightning_farms.callbacks._spectral.strategies import whole_shapes
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.common.lightning_packages import misconfiguration
@@ -67,26 +67,31 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         self.alpha_map = alpha_map
         self.control = control
         super().__init__(analysis, every_n_epochs, **options)
+        self.diagnostics = control.completed(self.diagnostics)
 
     def _reset(self) -> None:
         super()._reset()
-        self._balancer = Balancer(self.alpha_map, self.control, self._adjusts, self._warn)
+        self._balancer: Balancer | None = None  # while a fit runs
+        self._state: dict[str, Any] = {}  # of the balancer, while there is none
+        self._multipliers: dict[str, float] = {}
 
     @property
     def multipliers(self) -> dict[str, float]:
         """{layer: multiplier} that the next update uses; empty before the first analysis."""
-        return self._balancer.multipliers
+        return self._multipliers if self._balancer is None else self._balancer.multipliers
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state, the averages of alpha, and the multipliers with the way they are on."""
-        return {**super().state_dict(), **self._balancer.state_dict()}
+        return {**(self._state if self._balancer is None else self._balancer.state_dict()), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the values; they take effect when the fit starts."""
         super().load_state_dict(state_dict)
-        self._balancer.load_state_dict(state_dict)
+        self._state = state_dict
+        if self._balancer is not None:  # FSDP and FSDP2 restore it later than on_fit_start
+            self._balancer.load_state_dict(state_dict)
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -94,7 +99,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         """Refuse a second callback that adjusts the same, whose multipliers would compound with this one's."""
         super().setup(trainer, pl_module, stage)
         for other in trainer.callbacks if stage == "fit" else ():  # type: ignore[attr-defined]
-            both = self._adjusted() & other._adjusted() if isinstance(other, LayerwiseBalance) else set()
+            both = self._touched() & other._touched() if isinstance(other, LayerwiseBalance) else set()
             if both and other is not self:
                 raise misconfiguration(
                     f"{type(self).__name__} and {type(other).__name__} both adjust the {both.pop().name} and would "
@@ -109,7 +114,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put restored multipliers in force, then analyse if that is due."""
-        self._balancer.apply(trainer.global_step)
+        if self._balancer is not None:
+            self._balancer.apply(trainer.global_step)
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,50 +126,87 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Take the multipliers a step further on their way, or analyse if that is due."""
-        if self._balancer.on_its_way():
-            self._balancer.apply(trainer.global_step)
+        """Take the multipliers a step further on their way, or analyse if that is due; look whether they are used."""
+        if self._balancer is not None:
+            self._balancer.prove(trainer.global_step, moves=2)
+            if self._balancer.on_its_way():
+                self._balancer.apply(trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
+        self._release()
         super().on_exception(trainer, pl_module, exception)
-        self._balancer.detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, and leave the optimizers as they were."""
-        super().teardown(trainer, pl_module, stage)
-        self._balancer.detach()
+        try:
+            super().teardown(trainer, pl_module, stage)
+        finally:
+            self._release()
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
         """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight."""
-        return self._balancer.values()
+        return {} if self._balancer is None else self._balancer.values()
+
+    def scalars(self) -> dict[str, float]:
+        """The mean multiplier of the balanced layers."""
+        return {} if self._balancer is None else self._balancer.means()
 
     def factors(self) -> dict[str, dict[str, float]]:
-        """The factor of each of the report's weights, also where several have one."""
-        return {self._adjusts.factor: self._balancer.factors()}
+        """The factor of each of the report's weights, also where several have one; NaN where it is not in force."""
+        return {self._adjusts.factor: {} if self._balancer is None else self._balancer.factors()}
+
+    def balanced_layers(self) -> set[str]:
+        """Weights of the report over whose alphas the multipliers are computed."""
+        return set() if self._balancer is None else self._balancer.balanced()
+
+    def remarks(self) -> list[str]:
+        """The mean multiplier, and what is not in force."""
+        return [*super().remarks(), *([] if self._balancer is None else self._balancer.remarks())]
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 
-    def _adjusted(self) -> set[Hyperparameter]:
-        return self._balancer.adjusted()
+    def _touched(self) -> set[Hyperparameter]:
+        return touched(self._adjusts, compensated=self.control.compensate_weight_decay)
 
     def _warn(self, what: str, message: str) -> None:
         self._warn_once(what, f"{type(self).__name__}: {message}")
 
     def _hook(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with whole_shapes(trainer) as original:
-            found = structure(pl_module, self.selection, self.control, original)
+        if not trainer.optimizers:
+            self._warn(
+                "use",
+                "the module has no optimizer (`configure_optimizers` returned None), so that there is no "
+                f"{self._adjusts.name} to balance. Use SpectralMonitor.",
+            )
+            return
         try:
-            self._balancer.hook(found, trainer.optimizers)
+            with whole_shapes(trainer) as original:
+                if self._balancer is None:
+                    self._balancer = Balancer(
+                        pl_module,
+                        trainer.optimizers,
+                        self.alpha_map,
+                        analysis=self.analysis,
+                        control=self.control,
+                        selection=self.selection,
+                        diagnostics=self.diagnostics,
+                        key=self._adjusts.key,
+                        warn=self._warn,
+                    )
+                    self._balancer.load_state_dict(self._state)
+                self._balancer.hook(trainer.optimizers, original)
+        except PatternError:
+            raise
         except (TypeError, ValueError) as error:
             raise misconfiguration(f"{type(self).__name__}: {error}") from error
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook again where optimizers or parameters have been replaced, added, or made of lazy ones."""
-        if self._balancer.fits(trainer.optimizers):
+        if self._balancer is None or self._balancer.fits(trainer.optimizers):
             return
         try:
             self._hook(trainer, pl_module)
@@ -173,8 +216,15 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             self._warned_of.add("use")  # which would be said again, of no layer at all
             self._warn_once("hooks", f"{error} All layers have the base {self._adjusts.name} from now on.")
 
+    def _release(self) -> None:
+        """Take the hooks off the optimizers, and keep what a later fit and the user need."""
+        if self._balancer is not None:
+            self._state, self._multipliers = self._balancer.state_dict(), self._balancer.multipliers
+            self._balancer.detach()
+            self._balancer = None
+
     def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook_anew(trainer, pl_module)
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
-        return self._balancer.receive(report, trainer.global_step)
+        return {} if self._balancer is None else self._balancer.receive(report, trainer.global_step)

@@ -1,6 +1,13 @@
 """Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
 
-from lightning_farms.functional.layerwise import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
+from lightning_farms.functional.layerwise import (
+    normalize_multipliers,
+    tb_linear_map,
+    tb_log2,
+    tb_sigmoid,
+    tb_sqrt,
+    tb_step,
+)
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
 from lightning_farms.functional.pruning_masks import NofM, magnitude_mask, wanda_mask
 from lightning_farms.functional.random_matrix import (
@@ -55,6 +62,7 @@ __all__ = [
     "marchenko_pastur_density",
     "marchenko_pastur_edges",
     "moving_average",
+    "normalize_multipliers",
     "official_sparsity",
     "ramp",
     "shuffle_entries",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -151,6 +152,82 @@ def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5
         return lr_min_ratio + (lr_max_ratio - lr_min_ratio) * rank / a.numel()
 
     return _map_finite(alphas, by_rank)
+
+
+def normalize_multipliers(
+    multipliers: Tensor,
+    weights: Tensor,
+    mean: Literal["mean", "geometric"] = "mean",
+    low: float = 0.0,
+    high: float = math.inf,
+) -> Tensor:
+    r"""Multipliers times one common factor, within bounds, so that their weighted mean is 1.
+
+    .. math:: m'_l = \min(\max(c \, m_l, low), high), \quad \sum_l w_l m'_l = \sum_l w_l
+              \quad \text{or} \quad \sum_l w_l \ln m'_l = 0
+
+    What is left of a difference between layer-wise and common rates is then who gets more, and not how much there is
+    in all. Without bounds that bind, ratios of multipliers stay as they are.
+
+    Args:
+        multipliers: (L,), finite and positive.
+        weights: w, (L,), positive: the number of parameters of each layer.
+        mean: ``"mean"`` for the arithmetic mean, ``"geometric"`` for the geometric one.
+        low: least multiplier, in [0, 1].
+        high: largest multiplier, at least 1.
+
+    Returns:
+        (L,) multipliers, float64.
+
+    Raises:
+        ValueError: not vectors of one length, no such mean, or bounds that leave no room for a mean of 1.
+
+    Example:
+        >>> normalize_multipliers(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+        tensor([0.5000, 1.5000], dtype=torch.float64)
+        >>> normalize_multipliers(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 1.0]), "geometric")
+        tensor([0.5000, 2.0000], dtype=torch.float64)
+    """
+    check_vector("multipliers", multipliers)
+    check_vector("weights", weights, length=multipliers.numel())
+    if mean not in ("mean", "geometric"):
+        raise ValueError(f'Expected argument `mean` to be "mean" or "geometric", but got {mean!r}.')
+    if not 0 <= low <= 1 <= high:
+        raise ValueError(
+            f"Expected arguments `low` and `high` to satisfy 0 <= low <= 1 <= high, but got {low}, {high}."
+        )
+    values, shares = multipliers.to(torch.float64), weights.to(torch.float64)
+    if values.numel() == 0:
+        return values
+    return (values * _common_factor(values, shares / shares.sum(), mean, low, high)).clamp(low, high)
+
+
+def _common_factor(values: Tensor, shares: Tensor, mean: str, low: float, high: float) -> Tensor:
+    r"""Factor c with :math:`\sum_l s_l f(clip(c v_l)) = f(1)`, f the identity or the logarithm.
+
+    Where no multiplier meets a bound, f of the sum is linear in f(c): the two corners around the solution are found,
+    and between them it is a quotient.
+    """
+
+    def moment(numbers: Tensor) -> Tensor:
+        return numbers.log() if mean == "geometric" else numbers
+
+    corners = torch.cat([low / values, high / values])
+    corners = corners[corners.isfinite()].sort().values
+    too_small = (shares * moment((corners.unsqueeze(1) * values).clamp(low, high))).sum(1) <= moment(
+        values.new_ones(())
+    )
+    below, above = corners[too_small], corners[~too_small]
+    least = below[-1] if len(below) else values.new_zeros(())
+    inside = (least + above[0]) / 2 if len(above) else 2 * least + 1
+    clipped = (inside * values).clamp(low, high)
+    free = (clipped > low) & (clipped < high)
+    if not bool(free.any()):
+        return least
+    bound = (shares * moment(clipped))[~free].sum()
+    if mean == "geometric":
+        return (-(bound + (shares * values.log())[free].sum()) / shares[free].sum()).exp()
+    return (1 - bound) / (shares * values)[free].sum()
 
 
 def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_ratio", "lr_max_ratio")) -> None:

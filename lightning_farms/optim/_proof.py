@@ -5,6 +5,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from lightning_farms.optim._own_values import Seal, is_container, version
 from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
@@ -133,7 +134,7 @@ class Proof:
 def _sample(group: Group) -> torch.Tensor | None:
     """Return the group's first parameter with a gradient, or else its first that requires one."""
     params: list[torch.Tensor] = group["params"]
-    trained = [parameter for parameter in params if parameter.requires_grad]
+    trained = [parameter for parameter in params if parameter.requires_grad and not is_lazy(parameter)]
     return next((p for p in trained if p.grad is not None), trained[0] if trained else None)
 
 

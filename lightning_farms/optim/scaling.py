@@ -337,7 +337,7 @@ class LayerwiseScaling:
         former, self._last_params = self._last_params, params
         changed = self._last_trained != trained or not all(map(is_, former, params))
         self._last_trained = trained
-        if former and changed and self.on_trained_change is not None:
+        if changed and self.on_trained_change is not None:  # at the first step too: a resumed run has no former one
             self.on_trained_change()
 
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:

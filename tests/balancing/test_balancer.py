@@ -11,10 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_farms import FARMS, Control, LinearMap, TempBalance, analyze
-from lightning_farms.analysis import LayerSpectrum, Selection, SpectralReport
+from lightning_farms.analysis import LayerSpectrum, SpectralReport
 from lightning_farms.balancing.balancer import Balancer
-from lightning_farms.balancing.hyperparameter import LEARNING_RATE, WEIGHT_DECAY
-from lightning_farms.balancing.structure import structure
 
 STEPS, EPOCHS = 4, 3
 
@@ -33,10 +31,9 @@ def refuse(kind, message):
     raise AssertionError(f"warned of {kind}: {message}")
 
 
-def hooked(model, *optimizers, control=None, adjusts=LEARNING_RATE, warn=refuse):
-    control = control or Control()
-    balancer = Balancer(LinearMap(0.5, 1.5), control, adjusts, warn)
-    balancer.hook(structure(model, Selection(), control), optimizers)
+def hooked(model, *optimizers, control=None, key="lr", warn=refuse):
+    balancer = Balancer(model, optimizers, LinearMap(0.5, 1.5), control=control or Control(), key=key, warn=warn)
+    balancer.hook(optimizers)
     return balancer
 
 
@@ -135,7 +132,7 @@ def test_a_layer_without_alpha_keeps_the_base_and_moves_no_other():
 def test_weight_decay_and_compensation():
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.01)
-    balancer = hooked(model, optimizer, adjusts=WEIGHT_DECAY)
+    balancer = hooked(model, optimizer, key="weight_decay")
     balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 4.0}), step=0)
     assert balancer.values() == {"layer_wd/AdamW": {"0": 0.005, "2": 0.01, "4": pytest.approx(0.015)}}
     balancer.detach()

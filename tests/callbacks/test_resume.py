@@ -144,8 +144,7 @@ def test_a_state_of_version_1_is_read(kind, fit):
     history = {"epochs": [0, 1], "quantities": {"alpha": {"conv": [2.0, 3.0]}}}
     callback.load_state_dict({"version": 1, "analysed": 1, "history": history, "multipliers": {"conv": 1.5}})
     assert callback.history.steps == [None, None]
-    ramp = callback.state_dict()["ramp"]
-    assert (ramp["target"], ramp["steps"]) == ({"conv": 1.5}, 0)  # in force at once
+    assert callback.state_dict()["multipliers"] == {"conv": 1.5}  # kept until a fit takes it over, see test_balancer
 
 
 def test_options_of_the_control_may_change_between_a_run_and_its_resumption(fit, tmp_path):

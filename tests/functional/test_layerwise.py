@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 
-from lightning_farms.functional import tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
+from lightning_farms.functional import normalize_multipliers, tb_linear_map, tb_log2, tb_sigmoid, tb_sqrt, tb_step
 
 # reference/other.json, learning_rates: the authors' program, base rate 0.1, ratios 0.3 and 1.7, tau 10
 ALPHAS = [3.5851, 5.1016, 1.5006, 3.0117, 2.2338, 1.9617, 2.4313, 3.2278, 3.4838, 4.1941]
@@ -189,3 +191,35 @@ def test_alphas_equal_to_rounding_are_equal(rule):
     alphas = 2.1 + 1e-12 * torch.arange(5, dtype=torch.float64)
     assert rule(alphas).tolist() == [1.0] * 5
     assert rule(2.1 + 1e-3 * torch.arange(5, dtype=torch.float64)).unique().numel() == 5
+
+
+@pytest.mark.parametrize("mean", ["mean", "geometric"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (0.3, 3.0), (0.9, 1.2), (0.0, 1.5), (1.0, 1.0)])
+def test_normalised_multipliers_have_mean_one_and_one_common_factor(mean, low, high):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        multipliers = torch.exp(2 * torch.randn(7, generator=generator, dtype=torch.float64))
+        weights = torch.randint(1, 1000, (7,), generator=generator)
+        found = normalize_multipliers(multipliers, weights, mean, low, high)
+        moment = np.log if mean == "geometric" else np.asarray
+
+        def excess(log_factor, m=multipliers, w=weights, moment=moment):
+            clipped = np.clip(np.exp(log_factor) * m.numpy(), max(low, 1e-300), high)
+            return np.average(moment(clipped), weights=w.numpy()) - moment(1.0)
+
+        assert abs(np.average(moment(found.numpy()), weights=weights.numpy()) - moment(1.0)) < 1e-12
+        if low < 1:
+            root = scipy.optimize.brentq(excess, -30, 30, xtol=1e-14)
+            expected = np.clip(np.exp(root) * multipliers.numpy(), low, high)
+            torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-10, atol=0)
+
+
+def test_normalising_refuses_what_has_no_mean_of_one():
+    ones = torch.ones(2)
+    with pytest.raises(ValueError, match="`low` and `high`"):
+        normalize_multipliers(ones, ones, low=1.5)
+    with pytest.raises(ValueError, match="`mean` to be"):
+        normalize_multipliers(ones, ones, "median")
+    with pytest.raises(ValueError, match="`weights` to have 2"):
+        normalize_multipliers(ones, torch.ones(3))
+    assert normalize_multipliers(torch.ones(0), torch.ones(0)).numel() == 0

@@ -1,0 +1,86 @@
+"""The way of the multipliers from analysis to analysis: what is known of each layer, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_farms.balancing._ramp import MultiplierRamp
+from lightning_farms.balancing.alpha_map import AlphaMap
+from lightning_farms.balancing.control import Control
+from lightning_farms.functional.smoothing import moving_average
+from lightning_farms.functional.vectors import vector
+
+
+class Course:
+    """Signals of layers in, multipliers out; knows neither weights nor optimizers, and its state is plain types."""
+
+    def __init__(self, alpha_map: AlphaMap, control: Control) -> None:
+        self._map, self._control = alpha_map, control
+        self._averages: dict[str, float] = {}  # the last finite ones
+        self._first: dict[str, float] = {}  # alphas of the first analysis, for the signal "change"
+        self.current: dict[str, float] = {}  # smoothed signals of the last report; NaN: the layer has none
+        self._ramp = MultiplierRamp({}, {}, 0, 0)
+
+    def observe(self, signals: Mapping[str, float]) -> None:
+        """Take in what a report says of every layer, trained or not."""
+        if self._control.signal == "change":
+            for layer, alpha in signals.items():
+                if math.isfinite(alpha):
+                    self._first.setdefault(layer, alpha)
+            signals = {layer: alpha / self._first.get(layer, math.nan) for layer, alpha in signals.items()}
+        before = vector(self._averages.get(layer, math.nan) for layer in signals)
+        averages = moving_average(before, vector(signals.values()), self._control.ema_decay)
+        self.current = dict(zip(signals, averages.tolist(), strict=True))
+        self._averages.update({layer: value for layer, value in self.current.items() if math.isfinite(value)})
+
+    def aim(self, sizes: Mapping[str, int], step: int) -> None:
+        """Set out, at this step, for the multipliers of these layers, of so many parameters each.
+
+        Raises:
+            ValueError: the map fails; what was aimed at stays.
+        """
+        signals = vector(self.current[layer] for layer in sizes)
+        multipliers = self._control.multipliers(signals, self._map, vector(sizes.values()))
+        self._go(dict(zip(sizes, multipliers.tolist(), strict=True)), step)
+
+    def stay(self, sizes: Mapping[str, int], step: int) -> None:
+        """Keep the multipliers that these layers have."""
+        self._go({layer: self._ramp.target.get(layer, 1.0) for layer in sizes}, step)
+
+    def _go(self, target: dict[str, float], step: int) -> None:
+        self._ramp = MultiplierRamp(self._ramp.at(step - 1), target, step, self._control.ramp_steps)
+
+    def join(self, sizes: Mapping[str, int], step: int) -> None:
+        """Aim anew where layers have been unfrozen: these have what is aimed at from the next step on."""
+        known = set(self._ramp.target)
+        self.aim({layer: size for layer, size in sizes.items() if layer in self.current}, step)
+        news = {layer: value for layer, value in self._ramp.target.items() if layer not in known}
+        self._ramp = self._ramp._replace(start={**self._ramp.start, **news})
+
+    @property
+    def target(self) -> dict[str, float]:
+        """The multipliers that are aimed at."""
+        return self._ramp.target
+
+    def at(self, step: int) -> dict[str, float]:
+        """The multipliers of the update that follows so many."""
+        return self._ramp.at(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "averages": dict(self._averages),
+            "first": dict(self._first),
+            "current": dict(self.current),
+            "ramp": self._ramp._asdict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the state over; one of version 1 held ``multipliers`` alone, one of 0.1 neither first nor current."""
+        if "ramp" not in state_dict:
+            self._ramp = MultiplierRamp({}, dict(state_dict.get("multipliers", {})), 0, 0)
+            return
+        self._averages, self._ramp = dict(state_dict["averages"]), MultiplierRamp(**state_dict["ramp"])
+        self._first, self.current = dict(state_dict.get("first", {})), dict(state_dict.get("current", self._averages))

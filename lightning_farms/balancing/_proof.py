@@ -1,0 +1,67 @@
+"""Whether the values asked for are those that the updates use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from lightning_farms.optim.scaling import LayerwiseScaling
+
+_PARAMETERS, _ENTRIES = 4, 64
+_NEVER_STEPPED = (
+    "the weights move, but not by the optimizer's own `step` (it was replaced, or other methods of the optimizer "
+    "update them). Have the step of the optimizer's class called, or use SpectralMonitor or analyze(...)"
+)
+
+
+class Proof:
+    """Watches scalings: what their first steps have shown, and whether weights move without them."""
+
+    def __init__(self, scalings: Sequence[LayerwiseScaling], *, fingerprints: bool = True) -> None:
+        self._scalings = list(scalings)
+        self._told: set[LayerwiseScaling] = set()
+        self._waiting = {}
+        if fingerprints:
+            self._waiting = {each: _Fingerprint(each.trained_parameters()) for each in self._scalings}
+
+    def look(self, *, moves: int) -> None:
+        """Disable scalings that have seen no step while their weights have moved in so many looks."""
+        for scaling, fingerprint in list(self._waiting.items()):
+            if scaling.steps or scaling.fault is not None:
+                del self._waiting[scaling]
+            elif fingerprint.moves() >= moves:
+                scaling.disable(_NEVER_STEPPED)
+
+    def news(self) -> list[LayerwiseScaling]:
+        """Scalings that are at fault, each once."""
+        news = [scaling for scaling in self._scalings if scaling.fault is not None and scaling not in self._told]
+        self._told.update(news)
+        return news
+
+
+class _Fingerprint:
+    """A few entries of a few parameters, as they were when last looked at."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        whole = [p for p in parameters if not is_lazy(p) and p.numel()]
+        self._parameters = whole[:: max(1, len(whole) // _PARAMETERS)][:_PARAMETERS]
+        self._entries = self._now()
+        self._moves = 0
+
+    def moves(self) -> int:
+        """In how many looks the entries had changed."""
+        before, self._entries = self._entries, self._now()
+        self._moves += any(not torch.equal(*pair) for pair in zip(before, self._entries, strict=True))
+        return self._moves
+
+    def _now(self) -> list[Tensor]:
+        return [_some_of(p.detach()) for p in self._parameters]
+
+
+def _some_of(parameter: Tensor) -> Tensor:
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of a DTensor, this process's part
+    flat = own.flatten()
+    return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].clone()

@@ -1,0 +1,1 @@
+"""Layer-wise hyperparameters in other trainers' loops; each module needs its own package."""
