@@ -299,7 +299,7 @@ def flattened(make_model, folder, *, use_orig_params=True):
     trainer = SimpleNamespace(strategy=strategy)
     try:
         with whole_shapes(trainer) as original:
-            layer_of, holders, _ = structure(model, Selection(), Control(), original)
+            layer_of, holders, _, _ = structure(model, Selection(), Control(), original)
     except MisconfigurationException as error:
         return str(error)
     with whole_shapes(trainer):
