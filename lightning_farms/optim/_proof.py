@@ -28,6 +28,7 @@ class Proof:
         self._read: dict[int, set[str]] = {}  # what was read of which of these, in all steps
         self._steps = self._updates = 0  # steps that read parameters; those that are known to have changed some
         self._begin: dict[torch.Tensor, tuple[int | None, int | None]] = {}  # {parameter: its version, its counter}
+        self._sums: dict[torch.Tensor, torch.Tensor] = {}  # of those parameters
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
@@ -44,6 +45,7 @@ class Proof:
         if not self.running:
             self.running = True
             self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
+            self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
         self._trained = {number for number, one in enumerate(scaled) if _has_gradient(one.members)}
@@ -76,7 +78,10 @@ class Proof:
         return self._standing_still(now) or self._twice(advance) or self._leaking() or self._one_value()
 
     def _moved(self, parameter: torch.Tensor) -> bool:
-        return version(parameter) != self._begin[parameter][0]
+        """Tell whether the parameter was changed in the step, also if by its ``data``, which has no version."""
+        if version(parameter) != self._begin[parameter][0]:
+            return True
+        return parameter in self._sums and bool(parameter.detach().sum() != self._sums[parameter])
 
     def _standing_still(self, now: Sequence[set[str]]) -> str | None:
         updated = {number for number in self._trained if {"params", self._key} <= now[number]}
