@@ -78,7 +78,8 @@ class _FirstGroup(ast.NodeVisitor):
     visit_ListComp = visit_GeneratorExp
 
     def _bind(self, targets: Sequence[ast.expr], first: bool) -> None:
-        names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        parts = (part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
+        names = {part.id for part in parts if isinstance(part.ctx, ast.Store)}
         self._variables = self._variables | names if first else self._variables - names
 
 

@@ -28,37 +28,43 @@ class GroupSplit:
 
     .. math:: v_l = v \cdot m_l
 
-    Scaled groups, one a distinct multiplier, take the group's place in the update; a group whose multipliers are all 1
-    needs none, and is itself never changed for it. They are kept from step to step, also when the multipliers change
-    but not which of them are equal.
+    Scaled groups take the group's place in the update: one a layer (parameters without one are the last), or one a
+    distinct multiplier if layers may be `merged`, which is faster, but only of an optimizer that updates each parameter
+    by itself the same. A group whose multipliers are all 1 needs none, and is itself never changed for it. Scaled
+    groups are kept from step to step, also when the multipliers change but not the division.
 
     What the update wrote into them is carried over by `write_back`: a value on which all agree goes to the group; where
     they disagree each keeps its own for the next `open`, and the group shows the first one's, until someone else
-    changes the group's. As long as they disagree, one can be divided further (each part then starts with its values)
-    but not merged with another. If the update changed the scaled hyperparameter itself, the group's becomes the (first)
-    changed value divided by its multiplier, so that the change is kept to rounding; where that multiplier is 0 it is
-    lost.
+    changes the group's. If the update changed the scaled hyperparameter itself, the group's becomes the (first) changed
+    value divided by its multiplier, so that the change is kept to rounding; where that multiplier is 0 it is lost.
 
     Tensors and containers (but for `common` ones) that hold something for single parameters are divided with them and
     put together again. Of all others the first scaled group has the group's own and each other one a copy of its own,
-    from step to step; whether these are equal is asked only when the division changes, since that waits for a device.
+    from step to step; whether these are equal is asked only when all multipliers become 1, since that waits for a
+    device.
     """
 
     def __init__(
-        self, group: Group, layer_of: Mapping[torch.Tensor, str], key: str, common: Collection[str] = ()
+        self,
+        group: Group,
+        layer_of: Mapping[torch.Tensor, str],
+        key: str,
+        *,
+        merged: bool = False,
+        common: Collection[str] = (),
     ) -> None:
         self.group = group
         self._key = key
+        self._merged = merged
         self._common = common  # never divided with the parameters
         self._members = positions(group["params"])
         self._params: list[torch.Tensor] = list(group["params"])
         self._layers = [layer_of.get(parameter) for parameter in self._params]
-        self._distinct: list[str | None] = list(dict.fromkeys(self._layers))
+        self._distinct: list[str | None] = sorted(dict.fromkeys(self._layers), key=lambda layer: layer is None)
         self._multipliers: Mapping[str, float] | None = None  # those for which the scaled groups were made
         self.scaled_groups: list[ScaledGroup] = []
         self._kept: Group = {}  # where the scaled groups disagree: what the group shows
         self._seals: dict[str, Seal] = {}  # values that can change in place and were handed out: as they were left
-        self._disagreed = False  # whether there were `_kept` ones when the scaled groups were made
         self._base: Any = None  # the scaled hyperparameter at `open`
         self._carried: set[str] = set()  # what has been written back since `open`
 
@@ -69,17 +75,17 @@ class GroupSplit:
 
     def must_stay(self, multipliers: Mapping[str, float]) -> bool:
         """Tell whether the scaled groups hold values of their own, and so are needed also if all multipliers are 1."""
+        self._forget_changed()
         if multipliers is self._multipliers:
-            return bool(self._kept) or bool(self.scaled_groups)
+            return bool(self._kept or self._seals)
         return bool(self._kept or self._own_names())
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
         """Return the groups that take this one's place in the update: itself, or its scaled groups, filled."""
-        if self._kept:
-            self._keep({name: shown for name, shown in self._kept.items() if self.group.get(name) is shown})
-        if multipliers is not self._multipliers or bool(self._kept) != self._disagreed:
+        self._forget_changed()
+        if multipliers is not self._multipliers:
             self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
-            self._multipliers, self._disagreed = multipliers, bool(self._kept)
+            self._multipliers = multipliers
         if len(self.scaled_groups) > 1:
             self._hand_out()
         self._base = self.group[self._key]
@@ -125,17 +131,14 @@ class GroupSplit:
 
     def take_over(self, own_values: Sequence[tuple[Sequence[str | None], Group]]) -> None:
         """Let layers start with values of their own, as far as both are still there and the group shows the first's."""
-        known = {layer: values for layers, values in own_values for layer in layers if layer in self._distinct}
+        known = {layer: values for layers, values in own_values for layer in layers}
         first = known.get(self._distinct[0], {})
         names = [name for name in first if name in self.group and equal(self._as_shown(name, first), self.group[name])]
-        shares: dict[int, list[str | None]] = {}
-        for layer in self._distinct:
-            shares.setdefault(id(known.get(layer, first)), []).append(layer)
         self.scaled_groups = []
-        for layers in shares.values():
-            values = known.get(layers[0], first)
-            own = {name: self._as_shown(name, values) if values is not first else self.group[name] for name in names}
-            self.scaled_groups.append(ScaledGroup(layers, {**self._members_of(layers), **own}, self._key, 1.0))
+        for number, layer in enumerate(self._distinct):
+            values = known.get(layer, first)
+            own = {name: self._as_shown(name, values) if number else self.group[name] for name in names}
+            self.scaled_groups.append(ScaledGroup([layer], {**self._members_of([layer]), **own}, self._key, 1.0))
         self._multipliers = None
         self._kept = {name: self.group[name] for name in names if not can_change_in_place(self.group[name])}
         self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
@@ -171,6 +174,11 @@ class GroupSplit:
 
     def _divides_value(self, name: str, value: object, scaled: ScaledGroup) -> bool:
         return name not in self._common and divisible(value, scaled.members)
+
+    def _forget_changed(self) -> None:
+        """Let the group's values count where someone else has changed them."""
+        if self._kept:
+            self._keep({name: shown for name, shown in self._kept.items() if self.group.get(name) is shown})
 
     def _keep(self, kept: Group) -> None:
         self._kept = kept
@@ -230,41 +238,20 @@ class GroupSplit:
         return not all(equal(value, for_all[0]) for value in for_all[1:])
 
     def _divide(self, factors: Sequence[float]) -> None:
-        """Put layers of equal multiplier, and of equal values where the scaled groups disagree, into one."""
-        former = {layer: scaled for scaled in self.scaled_groups for layer in scaled.layers}
-        apart = bool(self._kept or self._own_names())
-        parts: dict[tuple[float, int], list[str | None]] = {}
+        """Make a scaled group for each layer, or for layers of equal multiplier, unless there is nothing to scale."""
+        parts: dict[object, list[str | None]] = {}
         for layer, factor in zip(self._distinct, factors, strict=True):
-            parts.setdefault((factor, id(former[layer]) if apart else 0), []).append(layer)
-        if not apart and set(factors) <= {1.0}:
+            parts.setdefault(factor if self._merged else layer, []).append(layer)
+        if set(factors) <= {1.0} and not (self._kept or self._own_names()):
             parts = {}
-        if list(parts.values()) == [scaled.layers for scaled in self.scaled_groups]:
-            for scaled, (factor, _) in zip(self.scaled_groups, parts, strict=True):
-                scaled.factor = factor
-            return
-        scaled_groups: list[ScaledGroup] = []
-        for (factor, _), layers in parts.items():
-            members = self._members_of(layers)
-            own = self._inherited(former[layers[0]], members["params"], bool(scaled_groups)) if apart else {}
-            scaled_groups.append(ScaledGroup(layers, {**members, **own}, self._key, factor))
-        if not apart:
+        factor_of = dict(zip(self._distinct, factors, strict=True))
+        if list(parts.values()) != [scaled.layers for scaled in self.scaled_groups]:
+            self.scaled_groups = [ScaledGroup(ls, self._members_of(ls), self._key, 1.0) for ls in parts.values()]
             self._seals = {}
-        self.scaled_groups = scaled_groups
+        for scaled in self.scaled_groups:
+            scaled.factor = factor_of[scaled.layers[0]]
 
     def _members_of(self, layers: Sequence[str | None]) -> Group:
         among = set(layers)
         mine = [index for index, layer in enumerate(self._layers) if layer in among]
         return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
-
-    def _inherited(self, former: ScaledGroup, params: Iterable[torch.Tensor], copies: bool) -> Group:
-        """Return the values of its own with which a part of a former scaled group starts."""
-        mine = positions(params)
-        own: Group = {name: former.group[name] for name in self._kept if name in former.group}
-        for name in self._seals:
-            if name in former.group:
-                value = former.group[name]
-                if self._divides_value(name, value, former):
-                    own[name] = part(value, former.members, mine, copies=copies)
-                elif copies:
-                    own[name] = copied(value, self._members)
-        return own

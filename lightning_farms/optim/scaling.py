@@ -446,7 +446,8 @@ class LayerwiseScaling:
     def _new_split(self, group: Group) -> GroupSplit:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
-        return GroupSplit(group, self._layer_of, self._key, common)
+        by_itself = type(self._optimizer).__module__.startswith("torch.optim.")  # how each parameter is updated
+        return GroupSplit(group, self._layer_of, self._key, merged=by_itself, common=common)
 
 
 def _callers() -> Iterator[FrameType]:

@@ -76,9 +76,16 @@ def _sam(kind, groups, net):
 SPECIAL = {
     ("pytorch_optimizer", "WSAM"): lambda kind, groups, net: kind(net, groups, torch.optim.SGD, lr=LR),
     ("pytorch_optimizer", "GSAM"): lambda kind, groups, net: kind(
-        groups, torch.optim.SGD(groups, lr=LR), net, importlib.import_module("pytorch_optimizer").ProportionScheduler(
-            torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)), 1.0, 0.0, 0.1, 0.05
-        )
+        groups,
+        torch.optim.SGD(groups, lr=LR),
+        net,
+        importlib.import_module("pytorch_optimizer").ProportionScheduler(
+            torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)),
+            1.0,
+            0.0,
+            0.1,
+            0.05,
+        ),
     ),
     ("pytorch_optimizer", "BSAM"): lambda kind, groups, net: kind(groups, num_data=16, lr=LR),
     ("pytorch_optimizer", "LOMO"): lambda kind, groups, net: kind(net, lr=LR),
@@ -93,8 +100,16 @@ SPECIAL = {
         [{"params": list(net.parameters()), "optimizer": load("heavyball").AdamW, "lr": LR}]
     ),
 }
-WRAPPERS = ("Lookahead", "OrthoGrad", "TRAC", "PCGrad", "SafeFP16Optimizer", "ScheduleFreeWrapper", "Magma",
-            "ScheduleFreeWrapperReference")
+WRAPPERS = (
+    "Lookahead",
+    "OrthoGrad",
+    "TRAC",
+    "PCGrad",
+    "SafeFP16Optimizer",
+    "ScheduleFreeWrapper",
+    "Magma",
+    "ScheduleFreeWrapperReference",
+)
 HALVES = ("SAM", "FriendlySAM", "LookSAM")
 
 
