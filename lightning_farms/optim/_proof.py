@@ -32,6 +32,7 @@ class Proof:
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
+        self._wide: dict[object, Seal] = {}  # what the optimizer's state holds for all parameters
         self._groups = (0, 0)  # how many are in force, how many there are at rest
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
@@ -48,6 +49,7 @@ class Proof:
             self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
+            self._wide = _of_all_parameters(state) if len(in_force) > len(own) else {}
         self._trained = {number for number, one in enumerate(scaled) if _has_gradient(one.members)}
         mine = {id(one.group) for one in scaled}
         others = [(_sample(group), group[self._key]) for group in in_force if id(group) not in mine]
@@ -75,7 +77,7 @@ class Proof:
         self._updates += any(self._moved(parameter) for parameter in self._begin)
         needed = {"params", self._key}
         self.proved = all(self._read[number] >= needed for number in self._trained) and bool(self._trained)
-        return self._standing_still(now) or self._twice(advance) or self._leaking() or self._one_value()
+        return self._standing_still(now) or self._twice(advance) or self._leaking(state) or self._one_value()
 
     def _moved(self, parameter: torch.Tensor) -> bool:
         """Tell whether the parameter was changed in the step, also if by its ``data``, which has no version."""
@@ -109,7 +111,7 @@ class Proof:
             f" them once a group. {_REMEDY}"
         )
 
-    def _leaking(self) -> str | None:
+    def _leaking(self, state: Any) -> str | None:  # noqa: ANN401
         for name, (value, seal) in self._shared.items():
             if not seal.holds(value):
                 return (
@@ -117,6 +119,13 @@ class Proof:
                     f" computes for one group reaches others. Give each group its own, e.g."
                     f" `group[{name!r}] = copy.deepcopy(group[{name!r}])`"
                 )
+        in_force, own = self._groups
+        changed = [k for k in _of_all_parameters(state) if k not in self._wide or not self._wide[k].holds(state[k])]
+        if changed and in_force > own:
+            return (
+                f"the update changes what the optimizer keeps for all parameters ({changed[0]!r}), which may be once a"
+                f" group. {_REMEDY}"
+            )
         return None
 
     def _one_value(self) -> str | None:
@@ -154,6 +163,11 @@ def _counter(state: Any, parameter: torch.Tensor) -> int | None:  # noqa: ANN401
     if isinstance(count, torch.Tensor) and count.numel() == 1:
         count = count.item()
     return int(count) if isinstance(count, (int, float)) else None
+
+
+def _of_all_parameters(state: Any) -> dict[object, Seal]:  # noqa: ANN401
+    entries = state.items() if isinstance(state, Mapping) else ()
+    return {key: Seal(value) for key, value in entries if not isinstance(key, torch.Tensor)}
 
 
 def _shared_containers(groups: Sequence[Group]) -> dict[str, tuple[Any, Seal]]:

@@ -9,6 +9,12 @@ from torch.optim import Optimizer
 from lightning_farms.optim._bookkeeping import by_identity, by_position, one_step_size
 from lightning_farms.optim.unwrap import refuse_deepspeed
 
+_OVER_A_GROUP = {  # what they take over all parameters of a group; what tells others like them apart is not known
+    "AvaGrad": "the scale of its step",
+    "EmoFact": "an average of the loss, moved on once a group",
+    "EmoLynx": "an average of the loss, moved on once a group",
+    "EmoNavi": "an average of the loss, moved on once a group",
+}
 _NORMALISED = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
@@ -27,7 +33,8 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
         optimizer: What ``configure_optimizers`` returned (the torch optimizer, not Lightning's wrapper).
         layer_of: Layer of each parameter. Given, the groups of a `ZeroRedundancyOptimizer` are checked as well: it
             copies hyperparameters to its inner optimizer group by group, so that none of its groups may mix layers; and
-            so are those of optimizers that pair their groups with a list or dict of their own by position (AdaBound).
+            so are those of optimizers that pair their groups with a list or dict of their own by position (AdaBound),
+            or compute something over a group (AvaGrad).
         key: The hyperparameter that is to differ from layer to layer.
 
     Raises:
@@ -65,13 +72,8 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
         )
     if layer_of is not None and _shards_by_group(optimizer):
         _check_one_layer_per_group(optimizer, layer_of)
-    attribute = by_position(optimizer) if layer_of is not None else None
-    if attribute is not None and max(_layers_per_group(optimizer, layer_of or {})) > 1:
-        raise TypeError(
-            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
-            f" which pairs them with its `{attribute}` by position, so that no group may mix layers. Build its groups"
-            " with `layerwise_param_groups`."
-        )
+    if layer_of is not None and max(_layers_per_group(optimizer, layer_of)) > 1:
+        _check_groups_may_be_divided(optimizer)
 
 
 def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
@@ -122,6 +124,21 @@ def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
         raise TypeError(
             f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
             f" which knows them by identity, in its `{known_in}`. Use another optimizer."
+        )
+
+
+def _check_groups_may_be_divided(optimizer: Optimizer) -> None:
+    name, remedy = type(optimizer).__name__, "so that no group may mix layers. Build its groups with"
+    attribute = by_position(optimizer)
+    if attribute is not None:
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
+            f" which pairs them with its `{attribute}` by position, {remedy} `layerwise_param_groups`."
+        )
+    if name in _OVER_A_GROUP:
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer whose update does not depend on which parameters share a"
+            f" group, but got {name} ({_OVER_A_GROUP[name]}), {remedy} `layerwise_param_groups`."
         )
 
 

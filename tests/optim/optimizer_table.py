@@ -87,8 +87,16 @@ class Run:
 WAYS = ("closure", "gradients", "graph", "prepared closure")
 
 
+def regroup(run):
+    """Give each layer a group of its own with a copy of the values that the one group has by now."""
+    (whole,) = run.optimizer.param_groups
+    values = {name: value for name, value in whole.items() if name != "params"}
+    run.optimizer.param_groups[:] = [{**copy.deepcopy(values), **group} for group in grouped(run.net)]
+
+
 def by_hand(run, base, multipliers):
-    for group, name in zip(run.optimizer.param_groups, "0123", strict=True):
+    groups = run.optimizer.param_groups
+    for group, name in zip(groups, "0123"[: len(groups)], strict=True):
         group["lr"] = base * multipliers.get(name, 1.0)
 
 
@@ -148,11 +156,7 @@ def compare(kind, make, net, way, course):
     except (TypeError, ValueError) as error:
         return "refused", str(error)
     try:
-        hand = Run(kind, make, way, net(), grouped)
-        own_values(hand.optimizer)
-        by_hand(hand, LR, {})
-        hand.step(0)
-        hand = Run(kind, make, way, net(), grouped)
+        hand = Run(kind, make, way, net(), grouped if course[0] else one_group)
         own_values(hand.optimizer)
     except Exception as error:
         return "not tried", f"with a group for each layer: {type(error).__name__}: {error}".splitlines()[0]
@@ -161,6 +165,8 @@ def compare(kind, make, net, way, course):
             scaling.multipliers = multipliers
             for group in ours.optimizer.param_groups:
                 group["lr"] = base(number)
+            if multipliers and len(hand.optimizer.param_groups) == 1:
+                regroup(hand)
             by_hand(hand, base(number), multipliers)
             ours.step(number)
             hand.step(number)
