@@ -32,7 +32,7 @@ class Proof:
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
-        self._wide: dict[object, Seal] = {}  # what the optimizer's state holds for all parameters
+        self._wide: dict[object, tuple[Seal, int | None]] = {}  # what the optimizer's state holds for all parameters
         self._groups = (0, 0)  # how many are in force, how many there are at rest
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
@@ -120,12 +120,15 @@ class Proof:
                     f" `group[{name!r}] = copy.deepcopy(group[{name!r}])`"
                 )
         in_force, own = self._groups
-        changed = [k for k in _of_all_parameters(state) if k not in self._wide or not self._wide[k].holds(state[k])]
-        if changed and in_force > own:
-            return (
-                f"the update changes what the optimizer keeps for all parameters ({changed[0]!r}), which may be once a"
-                f" group. {_REMEDY}"
-            )
+        if in_force > own:
+            for key, (_, count) in _of_all_parameters(state).items():
+                seal, before = self._wide.get(key, (None, 0))
+                once = count is not None and before is not None and count - before <= 1
+                if not once and not (seal is not None and seal.holds(state[key])):
+                    return (
+                        f"the update changes what the optimizer keeps for all parameters ({key!r}), which may be once a"
+                        f" group. {_REMEDY}"
+                    )
         return None
 
     def _one_value(self) -> str | None:
@@ -159,15 +162,19 @@ def _has_gradient(params: Iterable[torch.Tensor]) -> bool:
 def _counter(state: Any, parameter: torch.Tensor) -> int | None:  # noqa: ANN401
     """Return how many steps the optimizer's state has counted for the parameter (may wait for a device)."""
     entry = state.get(parameter) if isinstance(state, Mapping) else None
-    count = entry.get("step") if isinstance(entry, Mapping) else None
-    if isinstance(count, torch.Tensor) and count.numel() == 1:
-        count = count.item()
-    return int(count) if isinstance(count, (int, float)) else None
+    return _whole_number(entry.get("step") if isinstance(entry, Mapping) else None)
 
 
-def _of_all_parameters(state: Any) -> dict[object, Seal]:  # noqa: ANN401
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    return int(value) if isinstance(value, (int, float)) and value == int(value) else None
+
+
+def _of_all_parameters(state: Any) -> dict[object, tuple[Seal, int | None]]:  # noqa: ANN401
+    """Return what the state holds for no parameter, and the number where it is a counter."""
     entries = state.items() if isinstance(state, Mapping) else ()
-    return {key: Seal(value) for key, value in entries if not isinstance(key, torch.Tensor)}
+    return {key: (Seal(value), _whole_number(value)) for key, value in entries if not isinstance(key, torch.Tensor)}
 
 
 def _shared_containers(groups: Sequence[Group]) -> dict[str, tuple[Any, Seal]]:

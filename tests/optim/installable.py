@@ -69,24 +69,20 @@ def _wrapping(kind, groups, net):
     return kind(torch.optim.SGD(groups, lr=LR, momentum=0.9))
 
 
+def _gsam(kind, groups, net):
+    package = load("pytorch_optimizer")
+    inner = torch.optim.SGD(groups, lr=LR)
+    rates = package.ProportionScheduler(package.CosineScheduler(inner, 10, LR), LR, 0.0, 0.1, 0.05)
+    return kind(groups, inner, net, rates)
+
+
 def _sam(kind, groups, net):
     return kind(groups, torch.optim.SGD, lr=LR)
 
 
 SPECIAL = {
     ("pytorch_optimizer", "WSAM"): lambda kind, groups, net: kind(net, groups, torch.optim.SGD, lr=LR),
-    ("pytorch_optimizer", "GSAM"): lambda kind, groups, net: kind(
-        groups,
-        torch.optim.SGD(groups, lr=LR),
-        net,
-        importlib.import_module("pytorch_optimizer").ProportionScheduler(
-            torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)),
-            1.0,
-            0.0,
-            0.1,
-            0.05,
-        ),
-    ),
+    ("pytorch_optimizer", "GSAM"): lambda kind, groups, net: _gsam(kind, groups, net),
     ("pytorch_optimizer", "BSAM"): lambda kind, groups, net: kind(groups, num_data=16, lr=LR),
     ("pytorch_optimizer", "LOMO"): lambda kind, groups, net: kind(net, lr=LR),
     ("pytorch_optimizer", "AdaLOMO"): lambda kind, groups, net: kind(net, lr=LR),
@@ -96,8 +92,9 @@ SPECIAL = {
     ("transformers.optimization", "Adafactor"): lambda kind, groups, net: kind(
         groups, lr=LR, relative_step=False, scale_parameter=False
     ),
+    ("heavyball", "SAMWrapper"): lambda kind, groups, net: kind(groups, load("heavyball").AdamW(groups, lr=LR)),
     ("heavyball", "SplitOpt"): lambda kind, groups, net: kind(
-        [{"params": list(net.parameters()), "optimizer": load("heavyball").AdamW, "lr": LR}]
+        [{"params": list(part.parameters()), "optimizer": load("heavyball").AdamW, "lr": LR} for part in net]
     ),
 }
 WRAPPERS = (

@@ -95,8 +95,9 @@ def regroup(run):
 
 
 def by_hand(run, base, multipliers):
-    groups = run.optimizer.param_groups
-    for group, name in zip(groups, "0123"[: len(groups)], strict=True):
+    names = {parameter: name[0] for name, parameter in run.net.named_parameters()}
+    for group in run.optimizer.param_groups:
+        name = names[group["params"][0]]
         group["lr"] = base * multipliers.get(name, 1.0)
 
 
