@@ -122,9 +122,9 @@ class Proof:
         in_force, own = self._groups
         if in_force > own:
             for key, (_, count) in _of_all_parameters(state).items():
-                seal, before = self._wide.get(key, (None, 0))
-                once = count is not None and before is not None and count - before <= 1
-                if not once and not (seal is not None and seal.holds(state[key])):
+                left = self._wide.get(key)
+                once = count is not None and count == 1 + ((left[1] or 0) if left else 0)
+                if not once and not (left and left[0].holds(state[key])):
                     return (
                         f"the update changes what the optimizer keeps for all parameters ({key!r}), which may be once a"
                         f" group. {_REMEDY}"

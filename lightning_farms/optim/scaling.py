@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_farms.optim._group_split import GroupSplit
+from lightning_farms.optim._noted_step import NotedStep
 from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
 from lightning_farms.optim._scaled_group import Group
@@ -92,12 +93,15 @@ class LayerwiseScaling:
                 "Expected argument `layer_of` to be a mapping from parameters (tensors) to layer names, but got"
                 f" {type(layer_of).__name__}: {str(layer_of)[:80]}."
             )
-        optimizer = updating_optimizer(optimizer)
+        outer, optimizer = optimizer, updating_optimizer(optimizer)
         check_supported(optimizer, layer_of, key=key)
         for index, group in enumerate(optimizer.param_groups):
             if not isinstance(group.get(key), (int, float, torch.Tensor)):
                 raise ValueError(_no_number(optimizer, index, group, key))
         self._optimizer = optimizer
+        self._holders = [optimizer]  # whose `state_dict` would meet the scaled groups
+        if outer is not optimizer and "_optimizer_state_dict_pre_hooks" in vars(outer):
+            self._holders.append(outer)
         self._layer_of = dict(layer_of)
         self._key = key
         self._ones = dict.fromkeys(self._layer_of.values(), 1.0)
@@ -113,6 +117,8 @@ class LayerwiseScaling:
         ] = {}  # own values, by group, for the next `_open`
         self._last_params: list[torch.Tensor] = []  # those of the last step
         self._last_trained: list[bool] = []  # whether they required a gradient
+        self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
+        self._noted: NotedStep | None = None
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key)
@@ -181,6 +187,7 @@ class LayerwiseScaling:
         values = {**self._ones, **values}
         if values != self._multipliers:
             self._multipliers, self._all_ones = values, values == self._ones
+            self._stand_by()
 
     def effective(self) -> dict[str, float]:
         """Return what the next update would use, per layer: the current base value times the multiplier.
@@ -263,10 +270,14 @@ class LayerwiseScaling:
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             post,
-            self._optimizer.register_state_dict_pre_hook(self._before_state_dict, prepend=True),
-            self._optimizer.register_state_dict_post_hook(self._after_state_dict),
-            self._optimizer.register_load_state_dict_pre_hook(self._before_load_state_dict, prepend=True),
         ]
+        for holder in self._holders:
+            self._handles += [
+                holder.register_state_dict_pre_hook(self._before_state_dict, prepend=True),
+                holder.register_state_dict_post_hook(self._after_state_dict),
+                holder.register_load_state_dict_pre_hook(self._before_load_state_dict, prepend=True),
+            ]
+        self._stand_by()
 
     def detach(self) -> None:
         """Put the base values back and take the hooks away; nothing happens if there are none."""
@@ -275,6 +286,7 @@ class LayerwiseScaling:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._stand_down()
         self._splits, self._origin = [], {}
 
     def restore(self) -> None:
@@ -327,8 +339,20 @@ class LayerwiseScaling:
             self._close()
             self._frame = None
             self._steps += 1
+            if not self._all_ones:
+                self._stand_down()
             self._fault = self._fault or self._proof.verdict(optimizer.state)
         self._depth = max(0, self._depth - 1)
+
+    def _stand_by(self) -> None:
+        """Add a note to what the first step with scaled groups may raise (PyTorch's own optimizers have no trouble)."""
+        if self.attached and self._noted is None and not (self._all_ones or self._splits or self._is_pytorchs):
+            self._noted = NotedStep(self._optimizer, self._is_open)
+
+    def _stand_down(self) -> None:
+        if self._noted is not None:
+            self._noted.take_away()
+            self._noted = None
 
     def _note_trained(self, optimizer: Optimizer) -> None:
         """Note which parameters require a gradient; tell if these are others than at the last step."""
@@ -446,8 +470,7 @@ class LayerwiseScaling:
     def _new_split(self, group: Group) -> GroupSplit:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
-        by_itself = type(self._optimizer).__module__.startswith("torch.optim.")  # how each parameter is updated
-        return GroupSplit(group, self._layer_of, self._key, merged=by_itself, common=common)
+        return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
 
 
 def _callers() -> Iterator[FrameType]:

@@ -23,6 +23,7 @@ PACKAGES = (
     "heavyball",
 )
 LR = 0.01
+NO_OPTIMIZERS = ("SOAPBase", "PSGDBase", "LayerWiseDummyOptimizer")  # bases of others, and one that updates nothing
 
 
 def load(package):
@@ -48,6 +49,8 @@ def classes(package) -> Iterator[tuple[str, type]]:
     seen = set()
     for name, kind in vars(load(package)).items():
         if not inspect.isclass(kind) or kind in seen or kind is torch.optim.Optimizer or name.startswith("_"):
+            continue
+        if kind.__name__ in NO_OPTIMIZERS:
             continue
         if issubclass(kind, torch.optim.Optimizer) or {"step", "zero_grad"} <= set(dir(kind)):
             seen.add(kind)
@@ -83,6 +86,7 @@ def _sam(kind, groups, net):
 SPECIAL = {
     ("pytorch_optimizer", "WSAM"): lambda kind, groups, net: kind(net, groups, torch.optim.SGD, lr=LR),
     ("pytorch_optimizer", "GSAM"): lambda kind, groups, net: _gsam(kind, groups, net),
+    ("pytorch_optimizer", "AdaShift"): lambda kind, groups, net: kind(groups, lr=LR, keep_num=2),
     ("pytorch_optimizer", "BSAM"): lambda kind, groups, net: kind(groups, num_data=16, lr=LR),
     ("pytorch_optimizer", "LOMO"): lambda kind, groups, net: kind(net, lr=LR),
     ("pytorch_optimizer", "AdaLOMO"): lambda kind, groups, net: kind(net, lr=LR),
@@ -93,6 +97,7 @@ SPECIAL = {
         groups, lr=LR, relative_step=False, scale_parameter=False
     ),
     ("heavyball", "SAMWrapper"): lambda kind, groups, net: kind(groups, load("heavyball").AdamW(groups, lr=LR)),
+    ("heavyball", "PSGDLRA"): lambda kind, groups, net: kind(list(net.parameters()), lr=LR),
     ("heavyball", "SplitOpt"): lambda kind, groups, net: kind(
         [{"params": list(part.parameters()), "optimizer": load("heavyball").AdamW, "lr": LR} for part in net]
     ),

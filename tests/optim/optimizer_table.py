@@ -1,15 +1,19 @@
-"""What becomes of layer-wise rates in each installable optimizer: python -m tests.optim.optimizer_table.
+"""What becomes of layer-wise rates in each installable optimizer: python -m tests.optim.optimizer_table [PACKAGE ...].
 
 Each class updates a small model by `LayerwiseScaling` and, for comparison, by one group a layer whose rate is set by
-hand before each step. Parameters, state and the values that the group shows are compared bit for bit.
+hand before each step. Parameters, state and the values that the group shows are compared bit for bit. Printed is, for
+each package, the part of lightning_farms/optim/README.md that is about it.
 """
 
 import argparse
+import contextlib
 import copy
 import random
+import re
 import warnings
 from importlib import metadata
 
+import numpy as np
 import torch
 
 from lightning_farms.optim import LayerwiseScaling
@@ -20,8 +24,8 @@ COURSES = {  # multipliers by step
     "same partition": [FIRST] * 3 + [{"0": 1.5, "1": 0.25}] * 3,
     "merged": [FIRST] * 3 + [{"0": 1.5, "1": 1.5}] * 3,
     "divided later": [{}] * 2 + [FIRST] * 2 + [{"0": 1.5, "1": 0.25, "2": 3.0}] * 2,
+    "parts that lie apart": [{"0": 2.0, "2": 2.0}] * 3 + [{"1": 0.5}] * 3,
 }
-APART = {"parts that lie apart": [{"0": 2.0, "2": 2.0}] * 3 + [{"1": 0.5}] * 3}
 
 
 class NotTried(Exception):
@@ -54,7 +58,7 @@ class Run:
     def __init__(self, kind, make, way, net, groups):
         self.net, self.way = net, way
         self.optimizer = make(kind, groups(net), net)
-        if hasattr(self.optimizer, "train"):
+        with contextlib.suppress(AttributeError):
             self.optimizer.train()
 
     def loss(self, number):
@@ -74,6 +78,7 @@ class Run:
     def step(self, number):
         torch.manual_seed(number)
         random.seed(number)
+        np.random.seed(number)  # noqa: NPY002 (what optimizers draw from)
         if self.way == "closure":
             self.optimizer.step(self.closure(number))
         elif self.way == "prepared closure":
@@ -188,29 +193,55 @@ def row(package, name, kind):
     try:
         make, net, way = runnable(kind, package, name)
     except NotTried as error:
-        return "not tried", str(error)
-    remarks = []
+        return refused_anyway(kind, package, name) or ("not tried", str(error))
     for title, course in COURSES.items():
         verdict, reason = compare(kind, make, net, way, course)
         if verdict != "equal":
             return verdict, reason if verdict in ("refused", "found out", "not tried") else f"{title}: {reason}"
-    for title, course in APART.items():
-        verdict, reason = compare(kind, make, net, way, course)
-        if verdict != "equal":
-            remarks.append(f"{verdict} with {title}: {reason}")
-    return "equal", "; ".join(remarks)
+    return "equal", ""
+
+
+def refused_anyway(kind, package, name):
+    """Try what is not run here: it may be refused at the start."""
+    for make in makers(package, name):
+        net = model()
+        try:
+            optimizer = make(kind, one_group(net), net)
+        except Exception:
+            continue
+        try:
+            LayerwiseScaling(optimizer, layer_of(net))
+        except (TypeError, ValueError) as error:
+            return "refused", str(error)
+    return None
+
+
+def shortened(reason):
+    """Leave out what stands in the line already, and what has no place in a table."""
+    reason = re.sub(r"^Expected argument `optimizer` .*?, but got \w+(, which|, whose| \()", r"\1", reason)
+    return re.sub(r"^(, | )?(which |\()?", "", reason).replace("|", "/").rstrip(".")
+
+
+def section(package):
+    """Return what the card says of a package, as lines of Markdown."""
+    rows = [(name, *row(package, name, kind)) for name, kind in classes(package)]
+    equal = [name for name, verdict, _ in rows if verdict == "equal"]
+    lines = [f"**{package.partition('.')[0]} {metadata.version(package.partition('.')[0]).partition('+')[0]}**", ""]
+    if equal:
+        lines += [f"Equal ({len(equal)}): {', '.join(f'`{name}`' for name in sorted(equal))}.", ""]
+    others = [
+        f"| `{name}` | {verdict} | {shortened(reason)} |"
+        for name, verdict, reason in sorted(rows)
+        if verdict != "equal"
+    ]
+    return [*lines, "| class | verdict | why |", "|---|---|---|", *others, ""] if others else lines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("packages", nargs="*", default=PACKAGES)
     for package in parser.parse_args().packages:
-        try:
-            print(f"## {package} {metadata.version(package.partition('.')[0])}", flush=True)
-            for name, kind in classes(package):
-                print(f"{name:28s}", *row(package, name, kind), sep=" | ", flush=True)
-        except ModuleNotFoundError as error:
-            print(f"not installed: {error}")
+        print("\n".join(section(package)), flush=True)
 
 
 if __name__ == "__main__":
