@@ -29,6 +29,7 @@ from lightning_farms.pruning.schedule import OneShot, PruningSchedule
 
 _AT_ONCE = OneShot()
 _SPARSITY = "pruning/sparsity"
+_UNLOGGED = "a step of pruning could not be logged or drawn; training goes on"
 
 
 class LayerwisePruning(SpectralMonitor):
@@ -51,6 +52,8 @@ class LayerwisePruning(SpectralMonitor):
     Callbacks that ask for the same analysis share it, so that with ``TBSigmoid(analysis=FARMS())`` and the default here
     there is one. All of them see the masked weights, once there are masks: the closing table says so. Where the
     analysis fails, all layers lose the same share at that step, with a warning; one without an alpha has the score 1.
+    Faults of this package in analysing, logging and drawing are said and stop nothing, as with every callback here; one
+    in masking does stop the training, whose weights would be other than asked for.
 
     Beside the keys of :class:`SpectralMonitor` there are:
 
@@ -140,20 +143,24 @@ class LayerwisePruning(SpectralMonitor):
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store the values, which take effect when the training starts; a fault stops it: masks are part of it."""
+        if state_dict:
+            self._load_state(state_dict)
+
+    def _state(self) -> dict[str, Any]:
         """The monitor's state, the masks, what the last step was, and what the next one does if that is known."""
         plans = {name: None if plan is None else plan.to_json() for name, plan in self._plans().items()}
         steps = {"pruned": self._pruned, "planned": self._planned}
-        return {**super().state_dict(), **plans, **steps, "masks": self.masks.state_dict()}
+        return {**super()._state(), **plans, **steps, "masks": self.masks.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; they take effect when the training starts."""
-        super().load_state_dict(state_dict)
-        self._pruned, self._planned = state_dict["pruned"], state_dict["planned"]
-        saved = {name: state_dict[name] for name in self._plans()}
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        self._pruned, self._planned = state["pruned"], state["planned"]
+        saved = {name: state[name] for name in self._plans()}
         plans = {name: None if text is None else LayerRatios.from_json(text) for name, text in saved.items()}
         self.ratios, self._plan = plans["ratios"], plans["plan"]
-        self.masks.load_state_dict(state_dict["masks"])
+        self.masks.load_state_dict(state["masks"])
 
     def _plans(self) -> dict[str, LayerRatios | None]:
         return {"ratios": self.ratios, "plan": self._plan}
@@ -222,14 +229,18 @@ class LayerwisePruning(SpectralMonitor):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
-        super().on_exception(trainer, pl_module, exception)
-        self._pruner.release()
+        try:
+            super().on_exception(trainer, pl_module, exception)
+        finally:
+            self._pruner.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, and leave the optimizers as they were; the weights are pruned for good."""
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit":
-            self._pruner.release()
+        try:
+            super().teardown(trainer, pl_module, stage)
+        finally:
+            if stage == "fit":
+                self._pruner.release()
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
@@ -282,7 +293,9 @@ class LayerwisePruning(SpectralMonitor):
         self._pruner.prune(plan)
         self._apply(trainer, pl_module)
         self.ratios, self._pruned, self._plan, self._planned = plan, step, None, None
-        self._log_step(trainer, plan)
+        trainer.callback_metrics[_SPARSITY] = torch.tensor(self._pruner.sparsity, device="cpu")
+        with self._faults.contained(_UNLOGGED):
+            self._log_step(trainer, plan)
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set what is pruned to zero, also in the averages that other callbacks keep."""
@@ -303,16 +316,12 @@ class LayerwisePruning(SpectralMonitor):
     def _log_step(self, trainer: Trainer, plan: LayerRatios) -> None:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # of the first batch with these masks
         by_layer = {f"sparsity/{layer}": value for layer, value in self._pruner.by_layer().items()}
-        log_scalars(trainer, {_SPARSITY: self._pruner.sparsity, **by_layer}, step)
-        trainer.callback_metrics[_SPARSITY] = torch.tensor(self._pruner.sparsity, device="cpu")
+        self._faults.say(_UNLOGGED, *log_scalars(trainer, {_SPARSITY: self._pruner.sparsity, **by_layer}, step))
         blocks = self.allocation.granularity == "block"
         shown = plan.by_block() if blocks else {row.name: row.reached for row in plan}
         title = f"Sparsity by {'block' if blocks else 'layer'}, epoch {trainer.current_epoch}"
-        errors = hand_out(
-            [ratio_picture("pruning/ratios", plan.allocation, shown, plan.sparsity, title)], sinks(trainer), step
-        )
-        if errors:
-            self._warn("pictures", f"the picture of the ratios could not be written. {errors[0]}")
+        picture = ratio_picture("pruning/ratios", plan.allocation, shown, plan.sparsity, title)
+        self._faults.say(_UNLOGGED, *hand_out([picture], sinks(trainer), step))
 
     def _warn_of_steps_that_come_too_late(self, trainer: Trainer) -> None:
         last, most = self.schedule.steps[-1], trainer.max_epochs

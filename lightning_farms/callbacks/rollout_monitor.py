@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_farms.callbacks._guard import USER_ERRORS, Faults, guarded, guarded_at_start
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
@@ -28,6 +29,8 @@ from lightning_farms.metrics.relative_l2_error import RelativeL2Error
 
 _STATE_VERSION = 1
 _LOGGED_FRAMES = 3  # first, middle, last
+_UNDRAWN = "pictures of the rollouts could not be written"
+_UNLOGGED = "errors of the rollouts could not be logged"
 _UNEVEN = (
     "RolloutMonitor expected all rollouts of an evaluation to have the same number of frames and channels, but got "
     "several: those that differ from the first are left out of its errors and pictures."
@@ -41,7 +44,8 @@ class RolloutMonitor(Callback):
     shape (batch, X, Y, frames, channels), and "given", the frames before them, from which frames are numbered (as
     :class:`~lightning_farms.models.OperatorModule` does). Names of channels and times of frames come from the data
     module's ``channels`` and ``coordinates``, where it has them. Nothing of the training is changed, and only what is
-    drawn is kept in memory.
+    drawn is kept in memory. Its own faults, in drawing, logging or summing up errors, are said and stop nothing; what
+    the module's steps raise is not touched.
 
     Log keys (``val``; for a test run ``test``, where they are written once; pictures go to TensorBoard, and, as far as
     they have a place for it, to Weights & Biases, MLflow and any logger with a ``log_image`` of Lightning's form):
@@ -85,6 +89,7 @@ class RolloutMonitor(Callback):
         self.samples = samples
         self.frames = frames
         self._warned_of: set[str] = set()
+        self._faults = Faults(type(self).__name__)
         self._reset()
 
     def _reset(self) -> None:
@@ -98,22 +103,31 @@ class RolloutMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Epochs at the last drawing and errors of the first validation, in plain types."""
-        first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
-        return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
+        with self._faults.contained("its state is left out of the checkpoint; training goes on"):
+            first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
+            return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values."""
-        version = state_dict.get("version")
+        """Store the values; an empty state is none."""
+        if not state_dict:
+            return
+        with self._faults.contained("its state could not be read, and it starts anew", USER_ERRORS):
+            self._load_state(state_dict)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        version = state.get("version")
         if version != _STATE_VERSION:
             raise ValueError(
                 f"Expected a {type(self).__name__} state of version {_STATE_VERSION}, but the checkpoint has "
                 f"{version!r}; remove the callback's state from it or use the version that wrote it."
             )
-        self._drawn_after = state_dict["drawn_after"]
-        self._first = {suffix: Earlier(**earlier) for suffix, earlier in state_dict["first"].items()}
+        first = {suffix: Earlier(**earlier) for suffix, earlier in state["first"].items()}
+        self._first, self._drawn_after = first, state["drawn_after"]
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
+    @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; say where nothing can be written."""
         if stage == "fit" and trainer.global_step == 0 and trainer.current_epoch == 0:
@@ -125,10 +139,12 @@ class RolloutMonitor(Callback):
                 "Give the Trainer a TensorBoardLogger to see fields and curves.",
             )
 
+    @guarded
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._records = {}
 
+    @guarded
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -141,6 +157,7 @@ class RolloutMonitor(Callback):
         """Sum up errors, keep the first trajectories."""
         self._add(trainer, "validation_step", outputs, dataloader_idx)
 
+    @guarded
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log errors; draw, if that is due; not of the sanity check."""
         if trainer.sanity_checking:
@@ -156,14 +173,17 @@ class RolloutMonitor(Callback):
             self._drawn_after = epochs
             self._draw(trainer)
 
+    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation."""
         self._draw(trainer)
 
+    @guarded
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._records = {}
 
+    @guarded
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -176,11 +196,13 @@ class RolloutMonitor(Callback):
         """Sum up errors, keep the first trajectories."""
         self._add(trainer, "test_step", outputs, dataloader_idx)
 
+    @guarded
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log errors, also as curves over the frames; draw."""
         self._undrawn = self._evaluations(trainer, pl_module, "test")
         for evaluation in self._undrawn:
-            _log_curves(trainer, evaluation)
+            with self._faults.contained(_UNLOGGED):
+                self._faults.say(_UNLOGGED, *_log_curves(trainer, evaluation))
         self._draw(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -198,37 +220,37 @@ class RolloutMonitor(Callback):
 
     def _evaluations(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[Evaluation]:
         """Errors over all processes, logged through the module; and all that is drawn."""
-        found = []
+        found: list[Evaluation] = []
         several = len(evaluation_loaders(trainer)) > 1
-        for index, record in sorted(self._records.items()):
-            suffix = f"/dataloader_idx_{index}" if several else ""
-            try:
-                errors = record.errors()
-            except ValueError:  # on all processes
-                self._warn_once("frames", _UNEVEN)
-                continue
-            names = _names(trainer, record.given, errors)
-            found.append(
-                Evaluation(stage, suffix, _when(trainer), _step(trainer), names, errors, record.kept, record.drawn)
-            )
-            scalars = {
-                f"{stage}/l2re_frame/{names.frames[i]}{suffix}": _mean(errors[i])
-                for i in spread(len(errors), _LOGGED_FRAMES)
-            }
-            pl_module.log_dict(scalars, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
+        records, self._records = sorted(self._records.items()), {}
+        for index, record in records:
+            with self._faults.contained("errors of the rollouts could not be summed up"):
+                suffix = f"/dataloader_idx_{index}" if several else ""
+                found += self._evaluation(trainer, record, stage, suffix)
+        for evaluation in found:
+            with self._faults.contained(_UNLOGGED):
+                scalars = _scalars(evaluation)
+                pl_module.log_dict(scalars, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
         self.errors = found[0].errors if found else self.errors
-        self._records = {}
         return found
+
+    def _evaluation(self, trainer: Trainer, record: RolloutRecord, stage: str, suffix: str) -> list[Evaluation]:
+        """One evaluation, none where the rollouts differ in shape; a collective."""
+        try:
+            errors = record.errors()
+        except ValueError:  # on all processes
+            self._warn_once("frames", _UNEVEN)
+            return []
+        names = _names(trainer, record.given, errors)
+        return [Evaluation(stage, suffix, _when(trainer), _step(trainer), names, errors, record.kept, record.drawn)]
 
     def _draw(self, trainer: Trainer) -> None:
         """Draw the last evaluation, unless that has been done."""
-        for evaluation in self._undrawn:
+        undrawn, self._undrawn = self._undrawn, []
+        for evaluation in undrawn:
             earlier = self._first.get(evaluation.suffix) if evaluation.stage == "val" else None
             drawings = rollout_pictures(evaluation, earlier)
-            for error in hand_out(drawings, sinks(trainer), evaluation.step)[:1]:
-                what = f"{type(error).__name__}: {error}"
-                self._warn_once("pictures", f"Pictures of the rollouts could not be written. {what}")
-        self._undrawn = []
+            self._faults.say(_UNDRAWN, *hand_out(drawings, sinks(trainer), evaluation.step))
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned_of:
@@ -245,12 +267,22 @@ def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
     return Names(channel_names(data, len(errors[0])), numbers, times)
 
 
-def _log_curves(trainer: Trainer, evaluation: Evaluation) -> None:
-    """A scalar a frame and channel, at the frame's number as its step."""
+def _scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Errors of a few frames, under their log keys."""
+    start, frames, errors = f"{evaluation.stage}/l2re_frame", evaluation.names.frames, evaluation.errors
+    shown = spread(len(errors), _LOGGED_FRAMES)
+    return {f"{start}/{frames[i]}{evaluation.suffix}": _mean(errors[i]) for i in shown}
+
+
+def _log_curves(trainer: Trainer, evaluation: Evaluation) -> list[Exception]:
+    """A scalar a frame and channel, at the frame's number as its step; what loggers raised."""
+    errors: list[Exception] = []
     key = f"{evaluation.stage}/l2re_over_time"
     for frame, row in zip(evaluation.names.frames, evaluation.errors, strict=True):
         values = {**dict(zip(evaluation.names.channels, row, strict=True)), "mean": _mean(row)}
-        log_scalars(trainer, {f"{key}/{name}{evaluation.suffix}": value for name, value in values.items()}, frame)
+        scalars = {f"{key}/{name}{evaluation.suffix}": value for name, value in values.items()}
+        errors += log_scalars(trainer, scalars, frame)
+    return errors
 
 
 def _mean(row: Sequence[float]) -> float:

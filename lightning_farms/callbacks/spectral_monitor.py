@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
+from lightning_farms.callbacks._guard import USER_ERRORS, Faults, guarded, guarded_at_start
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 from lightning_farms.callbacks._spectral.shared_analysis import (
@@ -38,7 +40,9 @@ class SpectralMonitor(Callback):
     most frequent of their figures and the most of their spectra. Under DDP, FSDP, FSDP2 and tensor parallelism
     (``ModelParallelStrategy``) the layers are shared out over the ranks, and all ranks receive the same report, equal
     bit for bit to that of one process.
-    An analysis that fails is reported once and skipped; it never stops the training.
+    An analysis that fails is reported once and skipped. So is every other fault of this package in analysing, acting on
+    alphas, drawing, logging or printing: it never stops the training, and the next analysis is made. What stops it, at
+    the start, are wrong options and an unsuitable Trainer. (Where warnings are errors, the warning of a fault is one.)
 
     Log keys (``farms`` stands for the analysis's label: ``farms`` or ``whole``, with ``-2``, ... for a second analysis
     of that label in one Trainer; scalars go to every logger, the rest to TensorBoard, and, as far as they have a place
@@ -140,22 +144,42 @@ class SpectralMonitor(Callback):
         self._analysed: Moment | None = None  # the last analysis
         self._shared: SharedAnalysis | None = None  # with callbacks that ask for the same, while a fit runs
         self._warned_of: set[str] = set()
+        self._faults = Faults(type(self).__name__)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Unique for the class and what it analyses; other options may change between a run and its resumption."""
-        return self._generate_state_key(analysis=self.analysis, selection=self.selection, diagnostics=self.diagnostics)
+        with self._faults.contained("its state goes under a shorter key"):
+            options = {"analysis": self.analysis, "selection": self.selection, "diagnostics": self.diagnostics}
+            return self._generate_state_key(**options)
+        return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Moment of the last analysis and history, in plain types."""
+        """What a resumption needs, in plain types; empty where a fault keeps it from that, which is said."""
+        with self._faults.contained("its state is left out of the checkpoint; training goes on"):
+            return self._state()
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store the values, which take effect when the fit starts; an empty state is none."""
+        if not state_dict:
+            return
+        loaded = False
+        with self._faults.contained("its state could not be read, and it starts anew", USER_ERRORS):
+            self._load_state(state_dict)
+            loaded = True
+        if not loaded:
+            self._analysed, self.history = None, LayerHistory()
+
+    def _state(self) -> dict[str, Any]:
+        """Moment of the last analysis and history."""
         analysed = None if self._analysed is None else self._analysed._asdict()
         return {"version": _STATE_VERSION, "analysed": analysed, "history": self.history.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; they take effect when the fit starts."""
-        version, analysed = state_dict.get("version"), state_dict.get("analysed")
+    def _load_state(self, state: dict[str, Any]) -> None:
+        version, analysed = state.get("version"), state.get("analysed")
         if version not in (1, _STATE_VERSION):
             raise ValueError(
                 f"Expected a {type(self).__name__} state of version 1 or {_STATE_VERSION}, but the checkpoint has "
@@ -164,10 +188,11 @@ class SpectralMonitor(Callback):
         if analysed is not None:
             analysed = Moment(analysed, 0) if version == 1 else Moment(**analysed)  # version 1 counted epochs only
         self._analysed = analysed
-        self.history = LayerHistory.from_state_dict(state_dict["history"])
+        self.history = LayerHistory.from_state_dict(state["history"])
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
+    @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer whose weights this callback cannot see whole; forget an earlier run."""
         if stage != "fit":
@@ -178,12 +203,14 @@ class SpectralMonitor(Callback):
         self._module = id(pl_module)
         forget_analyses(trainer)
 
+    @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find those that ask for the same; refuse a pattern that fits no layer."""
-        self._shared = shared_analysis(trainer, AnalysisOptions(self.analysis, self.selection, self.diagnostics), self)
+        self._subscribe(trainer)
         with whole_shapes(trainer):
             next(layer_weights(pl_module, self.selection, values=False), None)
 
+    @guarded_at_start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """First analysis, before the first step; on resumption only if the checkpoint's is behind."""
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -196,23 +223,27 @@ class SpectralMonitor(Callback):
                 f"{type(self).__name__}: start_epoch={self.start_epoch} comes after the last epoch "
                 f"(max_epochs={trainer.max_epochs}), so that nothing will be analysed."
             )
-        describe_run(trainer, self)
-        self._catch_up(trainer, pl_module)
+        with self._faults.contained("the run could not be described; training goes on"):
+            describe_run(trainer, self)
+        self._catch_up(trainer, pl_module, passing=USER_ERRORS)
 
+    @guarded
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock, and make up for an analysis that a checkpoint in the epoch's last step skipped."""
         self._catch_up(trainer, pl_module)
-        self._analyses.start_epoch()
+        self._subscribe(trainer).start_epoch()
 
+    @guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         """Analyse after every n-th step, where that is asked for."""
-        monitored = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
-        monitored |= self._analyses.write(trainer, pl_module, self)
+        analysed = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
+        monitored = analysed | self._write(trainer, pl_module)
         if monitored:
             pl_module.log_dict(monitored, on_step=True, on_epoch=False, logger=False)
 
+    @guarded
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's analysis, if it is to overlap with a validation after the epoch's last step."""
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -221,29 +252,35 @@ class SpectralMonitor(Callback):
             return
         now = Moment.epoch_end(trainer)
         if self._is_due(now):
-            self._analyses.overlap(pl_module, now)
+            self._subscribe(trainer).overlap(pl_module, now)
 
+    @guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log; mean and spread go through the module, so that other callbacks can monitor them."""
         monitored = self._analyse_if_due(trainer, pl_module, Moment.epoch_end(trainer))
-        monitored |= self._analyses.write(trainer, pl_module, self, epoch_end=True)
+        monitored |= self._write(trainer, pl_module, epoch_end=True)
+        if trainer.world_size > 1:  # all ranks log the same keys, or wait for each other in vain
+            monitored = {key: monitored.get(key, math.nan) for key in trainer.strategy.broadcast(list(monitored))}
         pl_module.log_dict(monitored, logger=False, sync_dist=trainer.world_size > 1)
 
+    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the labelled figures of the whole run."""
-        self._analyses.draw_figures(trainer, pl_module)
+        self._subscribe(trainer).draw_figures(trainer, pl_module)
 
+    @guarded
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
-        if self._shared is not None:
-            self._shared.drop()
-            self._shared = None
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.drop()
 
+    @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, of all callbacks of equal analysis."""
         if stage == "fit" and self._shared is not None:
-            self._shared.close(trainer, pl_module)
-            self._shared = None
+            shared, self._shared = self._shared, None
+            shared.close(trainer, pl_module)
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
@@ -257,6 +294,14 @@ class SpectralMonitor(Callback):
 
     def factors(self) -> dict[str, dict[str, float]]:
         """{title: {weight: multiplier}} for the closing table."""
+        return {}
+
+    def balanced_layers(self) -> set[str]:
+        """Weights of the report whose layers are balanced; empty where none is."""
+        return set()
+
+    def scalars(self) -> dict[str, float]:
+        """{last part of the log key: value} of what is logged beside the values by the layer; all keys at any time."""
         return {}
 
     def remarks(self) -> list[str]:
@@ -282,30 +327,47 @@ class SpectralMonitor(Callback):
     def _schedule(self) -> Schedule:
         return Schedule(self.every_n_epochs, self.every_n_steps, self.start_epoch)
 
-    @property
-    def _analyses(self) -> SharedAnalysis:
-        assert self._shared is not None, "subscribed when the fit starts"
+    def _subscribe(self, trainer: Trainer) -> SharedAnalysis:
+        """The analysis of all that ask for the same: joined when the fit starts, or later where that failed."""
+        if self._shared is None:
+            options = AnalysisOptions(self.analysis, self.selection, self.diagnostics)
+            self._shared = shared_analysis(trainer, options, self)
         return self._shared
 
-    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _catch_up(
+        self, trainer: Trainer, pl_module: LightningModule, passing: tuple[type[Exception], ...] = ()
+    ) -> None:
         """Analyse if that is due between two epochs: before the first, or after a resumption."""
-        monitored = self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
-        monitored |= self._analyses.write(trainer, pl_module, self)
+        monitored = self._analyse_if_due(trainer, pl_module, Moment.now(trainer), passing)
+        monitored |= self._write(trainer, pl_module)
         trainer.callback_metrics.update({key: torch.tensor(value, device="cpu") for key, value in monitored.items()})
 
-    def _analyse_if_due(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> dict[str, float]:
+    def _analyse_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, now: Moment, passing: tuple[type[Exception], ...] = ()
+    ) -> dict[str, float]:
         """Act on the analysis of this moment if it is due; returns what other callbacks can monitor of it."""
-        if not self._is_due(now):
-            return {}
-        self._before_analysis(trainer, pl_module)
-        self._analysed = now
-        report = self._analyses.take(trainer, pl_module, now)
-        if report is None:
-            return {}
-        self.report = report
-        quantities = self._on_report(trainer, report)
-        self.history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
-        return self._analyses.alpha_moments()
+        with self._faults.contained("an analysis was skipped; training goes on", passing):
+            if not self._is_due(now):
+                return {}
+            with self._faults.contained("changes of the model could not be followed; training goes on"):
+                self._before_analysis(trainer, pl_module)
+            self._analysed = now
+            report = self._subscribe(trainer).take(trainer, pl_module, now)
+            if report is None:
+                return {}
+            self.report = report
+            quantities: dict[str, dict[str, float]] = {}
+            with self._faults.contained("an analysis could not be acted on; training goes on", passing):
+                quantities = self._on_report(trainer, report)
+            self.history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
+            return self._subscribe(trainer).alpha_moments()
+        return {}
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, *, epoch_end: bool = False) -> dict[str, float]:
+        """Write what was found, once all that share it have acted on it; returns what can be monitored besides."""
+        with self._faults.contained("what was found could not be logged; training goes on"):
+            return self._subscribe(trainer).write(trainer, pl_module, self, epoch_end=epoch_end)
+        return {}
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned_of:

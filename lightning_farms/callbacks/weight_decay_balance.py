@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap
 from lightning_farms.balancing.hyperparameter import WEIGHT_DECAY
+from lightning_farms.callbacks._guard import guarded_at_start
 from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance
 
 
@@ -64,11 +65,12 @@ class WeightDecayBalance(LayerwiseBalance):
                 "balanced, but got True."
             )
 
+    @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the optimizers; warn where they have no weight decay to balance."""
         super().on_fit_start(trainer, pl_module)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        if not any(float(group["weight_decay"]) for group in groups):
+        if groups and not any(float(group["weight_decay"]) for group in groups):
             self._warn_once(
                 "zero",
                 f"{type(self).__name__}: the weight decay of every parameter group is 0, and stays 0 however it is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ class Logged(NamedTuple):
     """What logs under one label."""
 
     callbacks: Sequence[Callback]
-    scalars: Sequence[str]  # what is logged by the layer, without the layer: ``farms/alpha``, ``layer_lr/SGD``
+    by_layer: Sequence[str]  # first parts of the keys of what is logged by the layer: ``farms/alpha``, ``layer_lr/SGD``
+    others: Sequence[str] = ()  # last parts of other keys under the label: ``learning_rate_multiplier_mean``
 
 
 def options(callback: Callback) -> dict[str, object]:
@@ -44,18 +46,21 @@ def options_text(callbacks: Iterable[Callback]) -> str:
     return "\n".join([*tables, _table("Versions", versions)])
 
 
-def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[str]]]:
+def chart_layout(analyses: Mapping[str, Logged]) -> dict[str, dict[str, list[str]]]:
     r"""Arrange the scalars of all analyses of a run in charts: one a quantity, of all layers.
 
     Example:
-        >>> layout = chart_layout({"farms": ["farms/alpha", "layer_lr/SGD"]})
+        >>> layout = chart_layout({"farms": Logged([], ["farms/alpha", "layer_lr/SGD"], ["multiplier_mean"])})
         >>> layout["farms"]["alpha of every layer"], layout["farms"]["layer_lr/SGD of every layer"]
         (['farms/alpha/'], ['layer_lr/SGD/'])
+        >>> layout["farms"]["multiplier mean"]
+        ['farms/multiplier_mean$']
     """
     layout: dict[str, dict[str, list[str]]] = {}
-    for label, prefixes in analyses.items():
+    for label, logged in analyses.items():
         own = f"{label}/"
-        charts = {f"{prefix.removeprefix(own)} of every layer": [re.escape(f"{prefix}/")] for prefix in prefixes}
+        charts = {f"{prefix.removeprefix(own)} of every layer": [re.escape(f"{prefix}/")] for prefix in logged.by_layer}
+        charts |= {name.replace("_", " "): [re.escape(f"{own}{name}") + "$"] for name in logged.others}
         charts["mean of alpha over layers"] = [re.escape(f"{own}alpha_mean") + "$"]
         charts["standard deviation of alpha over layers"] = [re.escape(f"{own}alpha_std") + "$"]
         charts["seconds of analysis and of logging"] = [re.escape(f"{own}time/") + ".*_seconds$"]
@@ -65,17 +70,28 @@ def chart_layout(analyses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, l
 
 
 def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -> list[Exception]:
-    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it."""
+    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it.
+
+    One part that fails keeps no other from being written.
+    """
     errors: list[Exception] = []
-    layout = chart_layout({label: logged.scalars for label, logged in analyses.items()})
     for sink in sinks:
-        try:
-            sink.layout(layout)
-            for label, logged in analyses.items():
-                sink.text(f"{label}/options", options_text(logged.callbacks), step)
-        except Exception as error:
-            errors.append(error)
+        parts = [partial(_write_layout, sink, analyses)]
+        parts += [partial(_write_options, sink, label, logged, step) for label, logged in analyses.items()]
+        for part in parts:
+            try:
+                part()
+            except Exception as error:
+                errors.append(error)
     return errors
+
+
+def _write_options(sink: Sink, label: str, logged: Logged, step: int) -> None:
+    sink.text(f"{label}/options", options_text(logged.callbacks), step)
+
+
+def _write_layout(sink: Sink, analyses: Mapping[str, Logged]) -> None:
+    sink.layout(chart_layout(analyses))
 
 
 def _arguments(kind: type) -> list[str]:

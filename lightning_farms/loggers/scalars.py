@@ -13,12 +13,21 @@ from lightning_farms.common.lightning_packages import kinds
 _MOST_SCALARS = 1000  # that MLflow takes at a time
 
 
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Give scalars to every logger, all at once: a CSVLogger writes its file anew where later calls bring new keys."""
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> list[Exception]:
+    """Give finite scalars to every logger, all at once; one that fails keeps no other from them.
+
+    A CSVLogger writes its file anew where later calls bring new keys.
+    """
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
+    errors: list[Exception] = []
     for logger in trainer.loggers if finite else ():
-        for part in _parts(finite, _MOST_SCALARS if isinstance(logger, kinds("loggers.MLFlowLogger")) else len(finite)):
-            logger.log_metrics(part, step=step)
+        most = _MOST_SCALARS if isinstance(logger, kinds("loggers.MLFlowLogger")) else len(finite)
+        try:
+            for part in _parts(finite, most):
+                logger.log_metrics(part, step=step)
+        except Exception as error:
+            errors.append(error)
+    return errors
 
 
 def _parts(scalars: Mapping[str, float], most: int) -> Iterator[dict[str, float]]:

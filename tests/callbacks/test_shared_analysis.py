@@ -94,7 +94,7 @@ def test_alphas_of_a_resumed_run_are_those_of_all_callbacks(small_net, loader, m
 
     class Look(SpectralMonitor):
         def on_train_end(self, trainer, pl_module):
-            seen.extend(resumed[0]._analyses.history.epochs)
+            seen.extend(resumed[0]._shared.history.epochs)
 
     saver = ModelCheckpoint(tmp_path / "resumed", filename="{epoch}", save_top_k=-1)
     callbacks = [*resumed, Look(WholeMatrix(), summary=False), saver]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.console import Console
+from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.callbacks._guard import Faults
 from lightning_farms.callbacks._spectral.in_trainer import (
     BackgroundAnalysis,
     analyze_in_background,
@@ -24,12 +26,18 @@ from lightning_farms.callbacks._spectral.in_trainer import (
     spectra_in_trainer,
 )
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
+from lightning_farms.callbacks._spectral.printing import output_errors, print_table
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks._spectral.summary import summary_table
 from lightning_farms.loggers.pictures import Picture, analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.loggers.run_description import Logged, describe
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
+
+_FAILED = "The spectral analysis failed and was skipped; training goes on"
+_UNLOGGED = "scalars of the analysis could not be logged; training goes on"
+_UNDRAWN = "pictures of the analysis could not be written; training goes on"
+_UNDESCRIBED = "the options could not be written to a logger; training goes on"
 
 
 class Subscriber(Protocol):
@@ -52,6 +60,12 @@ class Subscriber(Protocol):
 
     def factors(self) -> dict[str, dict[str, float]]:
         """{title: {weight: multiplier}} for the closing table."""
+
+    def balanced_layers(self) -> Collection[str]:
+        """Weights of the report whose layers it balances; empty where it balances none."""
+
+    def scalars(self) -> dict[str, float]:
+        """{last part of the log key: value} beside those by the layer; with all keys from the fit's start on."""
 
     def remarks(self) -> list[str]:
         """Lines below the closing table."""
@@ -79,7 +93,7 @@ class SharedAnalysis:
         self.history = LayerHistory()  # alphas of all analyses, whoever wanted them
         self._report: SpectralReport | None = None  # of the last analysis that did not fail
         self._reported: Moment | None = None
-        self._outcome: SpectralReport | str = ""  # of the last analysis
+        self._outcome: SpectralReport | None = None  # of the last analysis
         self._moment: Moment | None = None
         self._under_way: _UnderWay | None = None
         self._analysis_seconds: float | None = None  # of an analysis that is not logged yet
@@ -87,11 +101,14 @@ class SharedAnalysis:
         self._spent = 0.0  # seconds in this epoch
         self._figures_at: Moment | None = None
         self._esd_names: list[str] = []
-        self._warned_of: set[str] = set()
+        self._faults = Faults(f"analysis {label!r}")
+        self._failed = False  # an analysis, which has been said
         self._closed = False
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Take a callback in, with what it remembers of earlier fits."""
+        if subscriber in self.subscribers:
+            return
         self.subscribers.append(subscriber)
         self.history = LayerHistory.merged([self.history, subscriber.history], "alpha")
         at = subscriber.analysed_at()
@@ -114,8 +131,10 @@ class SharedAnalysis:
     def take(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> SpectralReport | None:
         """The report of this moment, made unless it has been, None where that failed; a collective."""
         if self._moment != now:
-            self._analyse(trainer, pl_module, now)
-        return None if isinstance(self._outcome, str) else self._outcome
+            self._moment, self._outcome = now, None
+            with self._faults.contained(_FAILED):
+                self._outcome = self._usable(self._analyse(trainer, pl_module, now))
+        return self._outcome
 
     def overlap(self, pl_module: LightningModule, now: Moment) -> None:
         """Start the analysis of this moment's weights in a thread, if a subscriber wants that; :meth:`take` waits.
@@ -137,7 +156,7 @@ class SharedAnalysis:
             self._under_way.analysis.close()
             self._under_way = None
 
-    def _analyse(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> None:
+    def _analyse(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> SpectralReport | str:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # so that the time is the analysis's own
         started = time.perf_counter()
@@ -147,18 +166,19 @@ class SharedAnalysis:
             self._under_way = None
         else:
             outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace)
-        self._moment, self._outcome = now, outcome
-        if self._usable(outcome) is not None:
-            assert isinstance(outcome, SpectralReport)
+        if not isinstance(outcome, str):
             self._report, self._reported = outcome, now
             self.history.append(now.epochs, {"alpha": outcome.alphas}, step=now.step)
             self._analysis_seconds = time.perf_counter() - started
             self._spent += self._analysis_seconds
+        return outcome
 
     def _usable(self, outcome: SpectralReport | str) -> SpectralReport | None:
         if not isinstance(outcome, str):
             return outcome
-        self._warn_once("analysis", f"The spectral analysis failed and was skipped; training goes on. {outcome}")
+        if not self._failed:
+            self._failed = True
+            rank_zero_warn(f"{_FAILED}. {outcome}")
         return None
 
     # ---- logging -----------------------------------------------------------------------------------------------------
@@ -182,21 +202,24 @@ class SharedAnalysis:
         """
         if last is not self.subscribers[-1] or not (epoch_end or self._analysis_seconds is not None):
             return {}
-        times, scalars = {}, {}
+        times: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         if self._analysis_seconds is not None:
             started = time.perf_counter()
+            times["analysis_seconds"], self._analysis_seconds = self._analysis_seconds, None
             self._draw(trainer, pl_module)
-            logging_seconds = time.perf_counter() - started
-            self._spent += logging_seconds
-            times["analysis_seconds"], times["logging_seconds"] = self._analysis_seconds, logging_seconds
-            scalars = self._by_layer() | self.alpha_moments()
-            self._analysis_seconds = None
+            times["logging_seconds"] = time.perf_counter() - started
+            self._spent += times["logging_seconds"]
+            scalars = self._part(self._by_layer) | self._part(self.alpha_moments)
         if epoch_end and self._epoch_start is not None:
             times["epoch_share"] = self._spent / (time.perf_counter() - self._epoch_start)
         keyed = {f"{self.label}/time/{name}": value for name, value in times.items()}
         started = time.perf_counter()
-        # Straight to the loggers, in one call: the module's own log takes half a millisecond a key.
-        log_scalars(trainer, scalars | keyed | self._adjusted_values(), logged_step(trainer))
+        for subscriber in self.subscribers:
+            scalars |= self._part(partial(self._values_of, subscriber))
+        with self._faults.contained(_UNLOGGED):
+            # Straight to the loggers, in one call: the module's own log takes half a millisecond a key.
+            self._faults.say(_UNLOGGED, *log_scalars(trainer, scalars | keyed, logged_step(trainer)))
         self._spent += time.perf_counter() - started
         return keyed
 
@@ -208,17 +231,30 @@ class SharedAnalysis:
         columns = self.options.columns()
         return {f"{self.label}/{name}/{row.name}": getattr(row, name) for name in columns for row in self._report or ()}
 
-    def _adjusted_values(self) -> dict[str, float]:
-        prefixes: dict[str, Mapping[str, float]] = {}
-        for subscriber in self.subscribers:
-            prefixes.update(subscriber.adjusted_values())
-        return {f"{prefix}/{layer}": value for prefix, of in prefixes.items() for layer, value in of.items()}
+    def _values_of(self, subscriber: Subscriber) -> dict[str, float]:
+        """What a subscriber adjusts, and its other scalars."""
+        adjusted = subscriber.adjusted_values().items()
+        by_layer = {f"{prefix}/{layer}": value for prefix, of in adjusted for layer, value in of.items()}
+        return by_layer | {f"{self.label}/{name}": value for name, value in subscriber.scalars().items()}
+
+    def _part(self, scalars: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """One part of the scalars; a fault in it keeps no other part from the loggers."""
+        with self._faults.contained(_UNLOGGED):
+            return scalars()
+        return {}
 
     def logged(self) -> Logged:
-        """Who logs under the label, and what by the layer."""
+        """Who logs under the label, and what: by the layer, and in one number."""
         columns = [f"{self.label}/{quantity}" for quantity in self.options.columns()]
         adjusted = sorted({prefix for subscriber in self.subscribers for prefix in subscriber.adjusted_values()})
-        return Logged(self.subscribers, columns + adjusted)  # type: ignore[arg-type]
+        others = sorted({name for subscriber in self.subscribers for name in subscriber.scalars()})
+        return Logged(self.subscribers, columns + adjusted, others)  # type: ignore[arg-type]
+
+    def describe(self, trainer: Trainer, analyses: Sequence[SharedAnalysis]) -> None:
+        """Write options and the arrangement of charts of all analyses."""
+        with self._faults.contained(_UNDESCRIBED):
+            logged = {analysis.label: analysis.logged() for analysis in analyses}
+            self._faults.say(_UNDESCRIBED, *describe(sinks(trainer), logged, logged_step(trainer)))
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
@@ -226,36 +262,50 @@ class SharedAnalysis:
         """The small pictures of an analysis, and the labelled figures if they are due."""
         assert self._report is not None
         assert self._reported is not None
-        now = [h for h in self._histories() if h.ends_at(self._reported.epochs, self._reported.step)]
-        self._hand_out(trainer, analysis_pictures(self.label, self._report, now))
+        with self._faults.contained(_UNDRAWN):
+            now = [h for h in self._histories() if h.ends_at(self._reported.epochs, self._reported.step)]
+            self._hand_out(trainer, analysis_pictures(self.label, self._report, now))
         drawn = self._figures_at.epochs if self._figures_at else 0
-        often = self._figures_every_n_epochs
-        if often and self._reported.epochs // often > drawn // often:
-            self.draw_figures(trainer, pl_module)
+        with self._faults.contained(_UNDRAWN):
+            often = self._figures_every_n_epochs
+            if often and self._reported.epochs // often > drawn // often:
+                self.draw_figures(trainer, pl_module)
 
     def draw_figures(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The labelled figures of the run, unless they show the last analysis already; a collective."""
         if self._report is None or self._figures_at == self._reported:
             return
         self._figures_at = self._reported
-        if not trainer.strategy.broadcast(bool(sinks(trainer))):
+        names = trainer.strategy.broadcast(self._names_to_draw(trainer))
+        if names is None:
             return  # on all ranks, or on none: other ranks than zero may have no loggers, and are needed
-        number = max(subscriber.esd_layers for subscriber in self.subscribers)
-        self._esd_names = self._esd_names or spread_over_depth(self._report, number)
-        spectra = self._spectra(trainer, pl_module) if self._esd_names else []
-        self._hand_out(trainer, run_figures(self.label, self._report, self._histories(), spectra))
+        spectra: list[LayerSpectrum] = []
+        with self._faults.contained(_UNDRAWN):
+            spectra = self._spectra(trainer, pl_module, names) if names else []
+        with self._faults.contained(_UNDRAWN):
+            self._hand_out(trainer, run_figures(self.label, self._report, self._histories(), spectra))
+
+    def _names_to_draw(self, trainer: Trainer) -> list[str] | None:
+        """Layers whose spectra are drawn, the same all the time; None where no picture has a place to go."""
+        with self._faults.contained(_UNDRAWN):
+            if not sinks(trainer):
+                return None
+            number = max(subscriber.esd_layers for subscriber in self.subscribers)
+            assert self._report is not None
+            self._esd_names = self._esd_names or spread_over_depth(self._report, number)
+        return self._esd_names
 
     def _histories(self) -> list[LayerHistory]:
         """What is drawn over time: alpha of all analyses, and what each subscriber adjusted at its own."""
         return [self.history, *(subscriber.history.without("alpha") for subscriber in self.subscribers)]
 
-    def _spectra(self, trainer: Trainer, pl_module: LightningModule) -> list[LayerSpectrum]:
+    def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> list[LayerSpectrum]:
         """Rows of the layers that are drawn, with their eigenvalues on rank zero."""
-        outcome = spectra_in_trainer(self.options, trainer, pl_module, self._workspace, self._esd_names)
-        return [row for row in self._usable(outcome) or () if row.name in self._esd_names]
+        outcome = spectra_in_trainer(self.options, trainer, pl_module, self._workspace, names)
+        return [row for row in self._usable(outcome) or () if row.name in names]
 
     def _hand_out(self, trainer: Trainer, pictures: Sequence[Picture]) -> None:
-        self._warn_of(hand_out(pictures, sinks(trainer), logged_step(trainer)))
+        self._faults.say(_UNDRAWN, *hand_out(pictures, sinks(trainer), logged_step(trainer)))
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -268,25 +318,24 @@ class SharedAnalysis:
         self._closed = True
         bar = trainer.progress_bar_callback
         if bar is not None:  # the live display of one that comes later would go over the table
-            bar.teardown(trainer, pl_module, "fit")
+            with self._faults.contained("the progress bar could not be closed"), output_errors():
+                bar.teardown(trainer, pl_module, "fit")
+        with self._faults.contained("the closing table could not be printed"):
+            print_table(self._closing_table(self._report, self._reported))
+
+    def _closing_table(self, report: SpectralReport, at: Moment) -> Table:
         by_step = any(subscriber.every_n_steps is not None for subscriber in self.subscribers)
-        number, unit = (self._reported.step, "step") if by_step else (self._reported.epochs, "epoch")
-        factors = {title: of for subscriber in self.subscribers for title, of in subscriber.factors().items()}
-        remarks = [line for subscriber in self.subscribers for line in subscriber.remarks()]
+        number, unit = (at.step, "step") if by_step else (at.epochs, "epoch")
+        factors: dict[str, Mapping[str, float]] = {}
+        remarks: list[str] = []
+        balanced: list[Collection[str]] = []
+        for subscriber in self.subscribers:
+            with self._faults.contained("the closing table is not complete"):
+                factors |= subscriber.factors()
+                balanced.append(subscriber.balanced_layers())
+                remarks += subscriber.remarks()
         after = f"{number} {unit}{'' if number == 1 else 's'}"
-        Console().print(summary_table(self._report, self.history, factors, remarks, after=after))
-
-    # ---- warnings ----------------------------------------------------------------------------------------------------
-
-    def _warn_of(self, errors: Sequence[Exception]) -> None:
-        for error in errors[:1]:
-            what = f"{type(error).__name__}: {error}"
-            self._warn_once("pictures", f"Pictures of the analysis could not be written; training goes on. {what}")
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            rank_zero_warn(message)
+        return summary_table(report, self.history, factors, remarks, balanced=balanced, after=after)
 
 
 # ---- all of a Trainer ------------------------------------------------------------------------------------------------
@@ -309,15 +358,16 @@ def shared_analysis(trainer: Trainer, options: AnalysisOptions, subscriber: Subs
         shared = SharedAnalysis(options, label if number == 1 else f"{label}-{number}")
         analyses.append(shared)
     shared.subscribe(subscriber)
+    order = {id(callback): place for place, callback in enumerate(trainer.callbacks)}  # type: ignore[attr-defined]
+    shared.subscribers.sort(key=lambda one: order.get(id(one), len(order)))  # one whose start failed comes late
     return shared
 
 
 def describe_run(trainer: Trainer, first: Subscriber) -> None:
     """Write options and the arrangement of charts, once for all analyses: a second layout would replace the first."""
-    analyses = _OF_TRAINER[trainer]
-    if first is analyses[0].subscribers[0]:
-        logged = {analysis.label: analysis.logged() for analysis in analyses}
-        analyses[0]._warn_of(describe(sinks(trainer), logged, logged_step(trainer)))
+    analyses = _OF_TRAINER.get(trainer, [])
+    if analyses and first is analyses[0].subscribers[0]:
+        analyses[0].describe(trainer, analyses)
 
 
 def logged_step(trainer: Trainer) -> int:

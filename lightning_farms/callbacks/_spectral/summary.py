@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -22,9 +22,13 @@ def summary_table(
     factors: Mapping[str, Mapping[str, float]] | None = None,
     remarks: Sequence[str] = (),
     *,
+    balanced: Iterable[Collection[str]] = (),
     after: str = "training",
 ) -> Table:
-    """One line a layer: name, shape, alpha first and last, factors; below it why layers were left out, and remarks."""
+    """One line a layer: name, shape, alpha first and last, factors; below it means, why layers were left out, remarks.
+
+    ``balanced``: for each callback the weights of the report that it balances, none where it does not balance.
+    """
     table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
@@ -38,9 +42,25 @@ def summary_table(
         cells = [escape(row.name), shape_text(row.shape), _number(first), _number(row.alpha)]
         cells += [f"{of[row.name]:.3f}" if row.name in of else "not trained" for of in columns.values()]
         table.add_row(*cells, style="dim" if row.status == "skipped" else None)
-    mean = f"mean alpha {_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
-    table.caption = "\n".join([mean, *_reasons(report), *map(escape, remarks)])
+    table.caption = "\n".join([_means(report, balanced), *_reasons(report), *map(escape, remarks)])
     return table
+
+
+def _means(report: SpectralReport, balanced: Iterable[Collection[str]]) -> str:
+    """Mean and spread over the layers that are balanced, and over all that were analysed."""
+    analysed = {row.name: row for row in report if row.status == "ok"}
+    parts: list[str] = []
+    for names in dict.fromkeys(frozenset(names) for names in balanced):
+        rows = [row for name, row in analysed.items() if name in names]
+        if rows:
+            parts.append(f"over the {len(rows)} balanced layers {_moments(SpectralReport(rows))}")
+    if not parts:
+        return f"mean alpha {_moments(report)}"
+    return f"mean alpha {'; '.join(parts)}; over all {len(analysed)} analysed {_moments(report)}"
+
+
+def _moments(report: SpectralReport) -> str:
+    return f"{_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
 
 
 def _reasons(report: SpectralReport) -> list[str]:

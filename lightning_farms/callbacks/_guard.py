@@ -1,0 +1,79 @@
+"""Faults of our own code: said once, and the training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Protocol, TypeVar, cast
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+
+USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers: they stop at the start
+
+
+class Faults:
+    """The faults that one callback, or one analysis, has met.
+
+    A warning that is to be an error passes, and ends the training: whoever turns warnings into errors asks for that.
+    So do interrupts. Lightning then calls ``on_exception``, which leaves the optimizers as they were.
+    """
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._said: set[str] = set()
+
+    @contextmanager
+    def contained(self, what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Say what goes wrong within, and go on behind it."""
+        try:
+            yield
+        except Warning:
+            raise
+        except passing:
+            raise
+        except Exception as error:
+            self.say(what, error)
+
+    def say(self, what: str, *errors: Exception) -> None:
+        """Warn of errors, of each cause once: equal types with one text, or from one line of code, are one cause."""
+        for error in errors:
+            causes = {f"{type(error).__name__}: {error}", _line_of(error)}
+            if self._said.isdisjoint(causes):
+                rank_zero_warn(f"{self._who}: {what}. {type(error).__name__}: {error}")
+            self._said |= causes
+
+
+def _line_of(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{type(error).__name__}: {where or error}"
+
+
+class _HasFaults(Protocol):
+    _faults: Faults
+
+
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
+
+
+def guarded(hook: _Hook) -> _Hook:
+    """A hook that never ends the training by a fault of its own; what a subclass does after it is done."""
+    return _guarded(hook, ())
+
+
+def guarded_at_start(hook: _Hook) -> _Hook:
+    """The same, of a hook before the training: what is the user's to see stops there."""
+    return _guarded(hook, USER_ERRORS)
+
+
+def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
+    @wraps(hook)
+    def contained(self: _HasFaults, *args: object, **options: object) -> None:
+        with self._faults.contained(f"{hook.__name__} failed; training goes on", passing):
+            hook(self, *args, **options)
+
+    return cast("_Hook", contained)
