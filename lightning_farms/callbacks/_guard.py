@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
 USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers: they stop at the start
+
+LEFT_OUT = "its state is left out of the checkpoint; training goes on"
 
 
 class Faults:
@@ -53,11 +55,15 @@ def _line_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {where or error}"
 
 
-class _HasFaults(Protocol):
+class _Guarded(Protocol):
     _faults: Faults
+
+    def _release(self) -> None:
+        """Take off what was put on the optimizers."""
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def guarded(hook: _Hook) -> _Hook:
@@ -72,8 +78,40 @@ def guarded_at_start(hook: _Hook) -> _Hook:
 
 def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
     @wraps(hook)
-    def contained(self: _HasFaults, *args: object, **options: object) -> None:
+    def contained(self: _Guarded, *args: object, **options: object) -> None:
         with self._faults.contained(f"{hook.__name__} failed; training goes on", passing):
             hook(self, *args, **options)
 
     return cast("_Hook", contained)
+
+
+def guarded_at_end(hook: _Hook) -> _Hook:
+    """The same, of a hook after the training, behind which nothing is left on the optimizers, whatever happened."""
+
+    @wraps(hook)
+    def contained(self: _Guarded, *args: object, **options: object) -> None:
+        try:
+            with self._faults.contained(f"{hook.__name__} failed"):
+                hook(self, *args, **options)
+        finally:
+            for _ in range(2):
+                with self._faults.contained("its hooks came off the optimizers at a second try only"):
+                    self._release()
+                    break
+
+    return cast("_Hook", contained)
+
+
+def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Method], _Method]:
+    """A method that has another result where a fault keeps it from its own; `what`: how that is said."""
+
+    def decorate(method: _Method) -> _Method:
+        @wraps(method)
+        def contained(self: _Guarded, *args: object) -> object:
+            with self._faults.contained(what):
+                return method(self, *args)
+            return instead(self)
+
+        return cast("_Method", contained)
+
+    return decorate

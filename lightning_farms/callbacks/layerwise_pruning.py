@@ -227,21 +227,6 @@ class LayerwisePruning(SpectralMonitor):
         super().on_train_epoch_end(trainer, pl_module)
         pl_module.log(_SPARSITY, self._pruner.sparsity, sync_dist=trainer.world_size > 1)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
-        try:
-            super().on_exception(trainer, pl_module, exception)
-        finally:
-            self._pruner.release()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the closing table, and leave the optimizers as they were; the weights are pruned for good."""
-        try:
-            super().teardown(trainer, pl_module, stage)
-        finally:
-            if stage == "fit":
-                self._pruner.release()
-
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
@@ -283,6 +268,9 @@ class LayerwisePruning(SpectralMonitor):
             asked = self.schedule.sparsity_at(step, self.sparsity)
             self._plan, self._planned = self._pruner.plan(report.alphas, asked), step
         return {"sparsity": self._pruner.by_layer()}
+
+    def _release(self) -> None:
+        self._pruner.release()
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         assert self.sparsity is not None

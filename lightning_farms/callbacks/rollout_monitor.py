@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks._guard import USER_ERRORS, Faults, guarded, guarded_at_start
+from lightning_farms.callbacks._guard import LEFT_OUT, Faults, guarded, guarded_at_start, guarded_value
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
@@ -101,18 +101,16 @@ class RolloutMonitor(Callback):
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
+    @guarded_value(LEFT_OUT, lambda self: {})
     def state_dict(self) -> dict[str, Any]:
         """Epochs at the last drawing and errors of the first validation, in plain types."""
-        with self._faults.contained("its state is left out of the checkpoint; training goes on"):
-            first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
-            return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
-        return {}
+        first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
+        return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
 
+    @guarded_at_start
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; an empty state is none."""
-        if not state_dict:
-            return
-        with self._faults.contained("its state could not be read, and it starts anew", USER_ERRORS):
+        """Store the values; an empty state, and one that fails, is none."""
+        if state_dict:
             self._load_state(state_dict)
 
     def _load_state(self, state: dict[str, Any]) -> None:

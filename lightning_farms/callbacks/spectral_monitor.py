@@ -18,7 +18,15 @@ from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
-from lightning_farms.callbacks._guard import USER_ERRORS, Faults, guarded, guarded_at_start
+from lightning_farms.callbacks._guard import (
+    LEFT_OUT,
+    USER_ERRORS,
+    Faults,
+    guarded,
+    guarded_at_end,
+    guarded_at_start,
+    guarded_value,
+)
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 from lightning_farms.callbacks._spectral.shared_analysis import (
@@ -149,29 +157,21 @@ class SpectralMonitor(Callback):
     # ---- state -------------------------------------------------------------------------------------------------------
 
     @property
+    @guarded_value("its state had a shorter key for once", lambda self: type(self).__qualname__)
     def state_key(self) -> str:
         """Unique for the class and what it analyses; other options may change between a run and its resumption."""
-        with self._faults.contained("its state goes under a shorter key"):
-            options = {"analysis": self.analysis, "selection": self.selection, "diagnostics": self.diagnostics}
-            return self._generate_state_key(**options)
-        return type(self).__qualname__
+        return self._generate_state_key(analysis=self.analysis, selection=self.selection, diagnostics=self.diagnostics)
 
+    @guarded_value(LEFT_OUT, lambda self: {})
     def state_dict(self) -> dict[str, Any]:
         """What a resumption needs, in plain types; empty where a fault keeps it from that, which is said."""
-        with self._faults.contained("its state is left out of the checkpoint; training goes on"):
-            return self._state()
-        return {}
+        return self._state()
 
+    @guarded_at_start
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values, which take effect when the fit starts; an empty state is none."""
-        if not state_dict:
-            return
-        loaded = False
-        with self._faults.contained("its state could not be read, and it starts anew", USER_ERRORS):
+        """Store the values, which take effect when the fit starts; an empty state, and one that fails, is none."""
+        if state_dict:
             self._load_state(state_dict)
-            loaded = True
-        if not loaded:
-            self._analysed, self.history = None, LayerHistory()
 
     def _state(self) -> dict[str, Any]:
         """Moment of the last analysis and history."""
@@ -187,8 +187,8 @@ class SpectralMonitor(Callback):
             )
         if analysed is not None:
             analysed = Moment(analysed, 0) if version == 1 else Moment(**analysed)  # version 1 counted epochs only
-        self._analysed = analysed
-        self.history = LayerHistory.from_state_dict(state["history"])
+        history = LayerHistory.from_state_dict(state["history"])
+        self._analysed, self.history = analysed, history
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -268,14 +268,14 @@ class SpectralMonitor(Callback):
         """Draw the labelled figures of the whole run."""
         self._subscribe(trainer).draw_figures(trainer, pl_module)
 
-    @guarded
+    @guarded_at_end
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
         shared, self._shared = self._shared, None
         if shared is not None:
             shared.drop()
 
-    @guarded
+    @guarded_at_end
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, of all callbacks of equal analysis."""
         if stage == "fit" and self._shared is not None:
@@ -320,6 +320,9 @@ class SpectralMonitor(Callback):
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
         """Act on a new report; returns what the history keeps beside alpha, {quantity: {layer: value}}."""
         return {}
+
+    def _release(self) -> None:
+        """Leave the optimizers as they were: called last in teardown, after an exception and an interrupt."""
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 

@@ -356,8 +356,9 @@ def shared_analysis(trainer: Trainer, options: AnalysisOptions, subscriber: Subs
         label = options.analysis.label
         number = 1 + sum(other.options.analysis.label == label for other in analyses)
         shared = SharedAnalysis(options, label if number == 1 else f"{label}-{number}")
-        analyses.append(shared)
     shared.subscribe(subscriber)
+    if shared not in analyses:
+        analyses.append(shared)
     order = {id(callback): place for place, callback in enumerate(trainer.callbacks)}  # type: ignore[attr-defined]
     shared.subscribers.sort(key=lambda one: order.get(id(one), len(order)))  # one whose start failed comes late
     return shared
