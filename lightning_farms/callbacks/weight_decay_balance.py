@@ -39,7 +39,8 @@ class WeightDecayBalance(LayerwiseBalance):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range.
-        MisconfigurationException: the Trainer or the optimizer does not allow a weight decay by layer.
+        MisconfigurationException: the Trainer or the optimizer does not allow a weight decay by layer, or there is no
+            optimizer.
 
     Example:
         >>> from lightning_farms.callbacks import LinearMap
@@ -70,7 +71,7 @@ class WeightDecayBalance(LayerwiseBalance):
         """Hook the optimizers; warn where they have no weight decay to balance."""
         super().on_fit_start(trainer, pl_module)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        if groups and not any(float(group["weight_decay"]) for group in groups):
+        if not any(float(group["weight_decay"]) for group in groups):
             self._warn_once(
                 "zero",
                 f"{type(self).__name__}: the weight decay of every parameter group is 0, and stays 0 however it is "

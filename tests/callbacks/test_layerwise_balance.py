@@ -38,6 +38,27 @@ def test_what_cannot_be_is_refused_before_training(callbacks, optimizer, match, 
         make_trainer(callbacks).fit(Tower(optimizer=optimizer, **options), loader)
 
 
+class Idle(Tower):
+    """Trains nothing, or by other means than Lightning's."""
+
+    def __init__(self, optimizers):
+        super().__init__()
+        self.optimizers_of_the_user = optimizers
+        self.automatic_optimization = optimizers is None
+
+    def configure_optimizers(self):
+        return self.optimizers_of_the_user
+
+
+@pytest.mark.parametrize(("callback", "what"), [(WeightDecayBalance, "weight decay"), (TBSigmoid, "learning rate")])
+@pytest.mark.parametrize("optimizers", [None, []])
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_training_without_an_optimizer_is_refused_in_these_words(callback, what, optimizers, loader, make_trainer):
+    match = f"{callback.__name__} has no optimizer whose {what} it could adjust: `configure_optimizers` returns none"
+    with pytest.raises(MisconfigurationException, match=match):
+        make_trainer([callback()]).fit(Idle(optimizers), loader)
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

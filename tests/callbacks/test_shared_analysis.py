@@ -1,5 +1,7 @@
 """Callbacks that ask for the same: one analysis, one history of alphas, and options that suit all of them."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,7 +24,7 @@ def events(small_net, loader, make_trainer, tmp_path):
         logger = TensorBoardLogger(tmp_path, name="tb", version=0)
         trainer = make_trainer(callbacks, logger=logger, **settings)
         trainer.fit(small_net(), loader)
-        found = EventAccumulator(logger.log_dir, {"images": 0, "scalars": 0})
+        found = EventAccumulator(logger.log_dir, {"images": 0, "scalars": 0, "tensors": 0})
         found.Reload()
         return found
 
@@ -119,3 +121,25 @@ def test_labels_are_those_of_the_trainers_order_for_the_whole_fit(events):
     assert "farms/alpha/hidden" in tags
     assert "farms-2/alpha/conv" in tags
     assert "farms/alpha/conv" not in tags
+
+
+class Counting(TBSigmoid):
+    """Logs a number of its own; what it balances is one layer."""
+
+    def scalars(self):
+        return {"multiplier_of_head": self.multipliers.get("head", math.nan)}
+
+    def balanced_layers(self):
+        return {"head"}
+
+
+def test_scalars_of_a_subscriber_are_logged_under_the_label_with_a_chart_of_their_own(events, capsys):
+    callback = Counting(every_n_epochs=2)
+    found = events([callback], max_epochs=4)
+    values = [event.value for event in found.Scalars("farms/multiplier_of_head")]
+    assert len(values) == 1 + 4  # before training, and after every epoch
+    assert values[-1] == pytest.approx(callback.multipliers["head"])
+    layout = found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"farms/multiplier_of_head$" in layout
+    one = callback.report["head"].alpha
+    assert f"mean alpha over the 1 balanced layer {one:.3f}, std 0.000;" in " ".join(capsys.readouterr().out.split())

@@ -65,6 +65,20 @@ def test_layers_that_were_left_out_for_one_reason_are_named_together():
     assert "emb.0, emb.1, emb.2, emb.3, emb.4 and 2 more: on request dead: [all] zero" in text
 
 
+def test_the_mean_is_said_to_be_over_the_balanced_layers_and_the_other_stands_beside_it():
+    rows, history = make(4)  # alphas 2.00, 2.01, 2.02, 2.03
+    rows.append(LayerSpectrum("dead", "linear", (4, 4), alpha=math.nan, status="skipped", reason="all zero"))
+    first, names = {"blocks.0.fc", "blocks.1.fc", "dead"}, {row.name for row in rows}
+
+    def caption(*balanced):
+        return summary_table(SpectralReport(rows), history, balanced=balanced).caption.splitlines()[0]
+
+    assert caption() == caption(set()) == "mean alpha 2.015, std 0.011"
+    two = "mean alpha over the 2 balanced layers 2.005, std 0.005; over all 4 analysed 2.015, std 0.011"
+    assert caption(first) == caption(set(), first, first) == two
+    assert caption(first, names).startswith(two.partition("; over all")[0] + "; over the 4 balanced layers 2.015, std")
+
+
 def test_in_a_notebook_it_is_html():
     rows, history = make(3)
     bundle = summary_table(SpectralReport(rows), history)._repr_mimebundle_([], [])
@@ -122,3 +136,59 @@ def test_no_progress_bar_goes_over_the_table(bar, package, tmp_path):
     assert not re.search(r"\x1b\[\d*[AFJK]", table)  # nothing goes up again, or erases
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", table)
     assert all(expected in plain for expected in ("net.2", "lr", "decay", "factor", "mean alpha"))
+
+
+PRINTING = """
+import sys, torch, lightning.pytorch as pl, lightning_farms
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.l = torch.nn.Linear(16, 16)
+    def training_step(self, batch, batch_idx):
+        return self.l(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+if "before" in sys.argv:
+    print("before the fit")
+options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+options |= {"enable_progress_bar": False, "enable_model_summary": False}  # which print by themselves
+trainer = pl.Trainer(callbacks=[lightning_farms.SpectralMonitor()], max_epochs=1, **options)
+trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 4))
+print("after the fit", file=sys.stderr)
+if "before" in sys.argv:
+    print("after the fit")
+"""
+
+
+def run_printing(stdout, *words):
+    command = [sys.executable, "-W", "default", "-c", PRINTING, *words]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize("what", ["closed pipe", "full disk"])
+def test_a_table_that_cannot_be_printed_does_not_end_the_program(what):
+    """Nor its exit, at which Python would write what is left in a buffer once more."""
+    if what == "closed pipe":
+        reader, output = os.pipe()
+        os.close(reader)
+    else:
+        output = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = run_printing(output)
+    finally:
+        os.close(output)
+    assert "after the fit" in done.stderr
+    error = "BrokenPipeError" if what == "closed pipe" else "No space left on device"
+    assert re.search(f"the closing table could not be printed.*{error}", done.stderr)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_comes_in_its_place_where_the_output_is_a_file(tmp_path):
+    with (tmp_path / "output.txt").open("w") as file:
+        done = run_printing(file, "before")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "output.txt").read_text()
+    assert text.startswith("before the fit\n")
+    assert text.endswith("after the fit\n")
+    assert text.count("Spectra after 1 epoch") == 1
+    assert "─" in text

@@ -1,13 +1,15 @@
-"""Which strategies callbacks refuse, and how the parameters of a model have their own shapes under the others."""
+"""Which strategies and optimizers callbacks refuse, and how parameters have their own shapes under the others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_farms.callbacks._spectral.fsdp_shards import FLAT_PARAMETERS, whole_shapes_of_shards
 from lightning_farms.common.lightning_packages import kinds, misconfiguration
@@ -23,6 +25,15 @@ def check_strategy(strategy: Strategy, callback: str) -> None:
         )
     if isinstance(strategy, kinds("strategies.FSDPStrategy")) and not _original_parameters(strategy):
         raise misconfiguration(FLAT_PARAMETERS)
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], callback: str, hyperparameter: str) -> None:
+    """Refuse a training without an optimizer; in the place of None Lightning puts a mock-up with no hyperparameter."""
+    if not any(type(optimizer).__name__ != "_MockOptimizer" for optimizer in optimizers):
+        raise misconfiguration(
+            f"{callback} has no optimizer whose {hyperparameter} it could adjust: `configure_optimizers` returns none. "
+            "Return one, or use SpectralMonitor, which adjusts nothing."
+        )
 
 
 def _original_parameters(strategy: Any) -> bool:  # noqa: ANN401 - FSDPStrategy of whichever package

@@ -53,7 +53,8 @@ def _means(report: SpectralReport, balanced: Iterable[Collection[str]]) -> str:
     for names in dict.fromkeys(frozenset(names) for names in balanced):
         rows = [row for name, row in analysed.items() if name in names]
         if rows:
-            parts.append(f"over the {len(rows)} balanced layers {_moments(SpectralReport(rows))}")
+            layers = f"{len(rows)} balanced layer{'' if len(rows) == 1 else 's'}"
+            parts.append(f"over the {layers} {_moments(SpectralReport(rows))}")
     if not parts:
         return f"mean alpha {_moments(report)}"
     return f"mean alpha {'; '.join(parts)}; over all {len(analysed)} analysed {_moments(report)}"
