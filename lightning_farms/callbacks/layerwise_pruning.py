@@ -146,16 +146,16 @@ class LayerwisePruning(SpectralMonitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the values, which take effect when the training starts; a fault stops it: masks are part of it."""
         if state_dict:
-            self._load_state(state_dict)
+            self._restore(state_dict)
 
-    def _state(self) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
         """The monitor's state, the masks, what the last step was, and what the next one does if that is known."""
         plans = {name: None if plan is None else plan.to_json() for name, plan in self._plans().items()}
         steps = {"pruned": self._pruned, "planned": self._planned}
-        return {**super()._state(), **plans, **steps, "masks": self.masks.state_dict()}
+        return {**super()._saved(), **plans, **steps, "masks": self.masks.state_dict()}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
         self._pruned, self._planned = state["pruned"], state["planned"]
         saved = {name: state[name] for name in self._plans()}
         plans = {name: None if text is None else LayerRatios.from_json(text) for name, text in saved.items()}

@@ -111,9 +111,9 @@ class RolloutMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the values; an empty state, and one that fails, is none."""
         if state_dict:
-            self._load_state(state_dict)
+            self._restore(state_dict)
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         version = state.get("version")
         if version != _STATE_VERSION:
             raise ValueError(

@@ -165,20 +165,20 @@ class SpectralMonitor(Callback):
     @guarded_value(LEFT_OUT, lambda self: {})
     def state_dict(self) -> dict[str, Any]:
         """What a resumption needs, in plain types; empty where a fault keeps it from that, which is said."""
-        return self._state()
+        return self._saved()
 
     @guarded_at_start
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the values, which take effect when the fit starts; an empty state, and one that fails, is none."""
         if state_dict:
-            self._load_state(state_dict)
+            self._restore(state_dict)
 
-    def _state(self) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
         """Moment of the last analysis and history."""
         analysed = None if self._analysed is None else self._analysed._asdict()
         return {"version": _STATE_VERSION, "analysed": analysed, "history": self.history.state_dict()}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         version, analysed = state.get("version"), state.get("analysed")
         if version not in (1, _STATE_VERSION):
             raise ValueError(
