@@ -16,7 +16,8 @@ from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.balancer import Balancer
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import Hyperparameter, touched
-from lightning_farms.callbacks._spectral.strategies import whole_shapes
+from lightning_farms.callbacks._guard import guarded, guarded_at_start
+from lightning_farms.callbacks._spectral.strategies import check_optimizers, whole_shapes
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.common.lightning_packages import misconfiguration
 
@@ -82,19 +83,19 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
         """The monitor's state, the averages of alpha, and the multipliers with the way they are on."""
-        return {**(self._state if self._balancer is None else self._balancer.state_dict()), **super().state_dict()}
+        return {**(self._state if self._balancer is None else self._balancer.state_dict()), **super()._saved()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; they take effect when the fit starts."""
-        super().load_state_dict(state_dict)
-        self._state = state_dict
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self._state = state
         if self._balancer is not None:  # FSDP and FSDP2 restore it later than on_fit_start
-            self._balancer.load_state_dict(state_dict)
+            self._balancer.load_state_dict(state)
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
+    @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second callback that adjusts the same, whose multipliers would compound with this one's."""
         super().setup(trainer, pl_module, stage)
@@ -107,43 +108,39 @@ class LayerwiseBalance(SpectralMonitor, ABC):
                     "leave out `compensate_weight_decay` if it is that."
                 )
 
+    @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the optimizers: they exist now."""
         super().on_fit_start(trainer, pl_module)
+        check_optimizers(trainer.optimizers, type(self).__name__, self._adjusts.name)
         self._hook(trainer, pl_module)
 
+    @guarded_at_start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put restored multipliers in force, then analyse if that is due."""
-        if self._balancer is not None:
-            self._balancer.apply(trainer.global_step)
+        with self._faults.contained("restored multipliers are not in force; training goes on"):
+            if self._balancer is not None:
+                self._balancer.apply(trainer.global_step)
         super().on_train_start(trainer, pl_module)
 
+    @guarded
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take notice of new optimizers and parameters, and make up for a skipped analysis."""
-        self._hook_anew(trainer, pl_module)
+        with self._faults.contained("changes of the model could not be followed; training goes on"):
+            self._hook_anew(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
 
+    @guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         """Take the multipliers a step further on their way, or analyse if that is due; look whether they are used."""
-        if self._balancer is not None:
-            self._balancer.prove(trainer.global_step, moves=2)
-            if self._balancer.on_its_way():
-                self._balancer.apply(trainer.global_step)
+        with self._faults.contained("the multipliers stay as they were; training goes on"):
+            if self._balancer is not None:
+                self._balancer.prove(trainer.global_step, moves=2)
+                if self._balancer.on_its_way():
+                    self._balancer.apply(trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the optimizers as they were: Lightning calls no teardown after an exception or an interrupt."""
-        self._release()
-        super().on_exception(trainer, pl_module, exception)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the closing table, and leave the optimizers as they were."""
-        try:
-            super().teardown(trainer, pl_module, stage)
-        finally:
-            self._release()
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
@@ -176,13 +173,6 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         self._warn_once(what, f"{type(self).__name__}: {message}")
 
     def _hook(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.optimizers:
-            self._warn(
-                "use",
-                "the module has no optimizer (`configure_optimizers` returned None), so that there is no "
-                f"{self._adjusts.name} to balance. Use SpectralMonitor.",
-            )
-            return
         try:
             with whole_shapes(trainer) as original:
                 if self._balancer is None:
@@ -206,13 +196,15 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook again where optimizers or parameters have been replaced, added, or made of lazy ones."""
-        if self._balancer is None or self._balancer.fits(trainer.optimizers):
+        if self._balancer is not None and self._balancer.fits(trainer.optimizers):
             return
         try:
             self._hook(trainer, pl_module)
-            self._balancer.apply(trainer.global_step)
+            if self._balancer is not None:
+                self._balancer.apply(trainer.global_step)
         except (ValueError, RuntimeError, MisconfigurationException) as error:
-            self._balancer.detach()
+            if self._balancer is not None:
+                self._balancer.detach()
             self._warned_of.add("use")  # which would be said again, of no layer at all
             self._warn_once("hooks", f"{error} All layers have the base {self._adjusts.name} from now on.")
 
