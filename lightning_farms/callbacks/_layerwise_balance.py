@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -189,10 +191,18 @@ class LayerwiseBalance(SpectralMonitor, ABC):
                     )
                     self._balancer.load_state_dict(self._state)
                 self._balancer.hook(trainer.optimizers, original)
+            for scaling in self._balancer.scalings:
+                scaling.on_trained_change = partial(self._follow, scaling.on_trained_change)
         except PatternError:
             raise
         except (TypeError, ValueError) as error:
             raise misconfiguration(f"{type(self).__name__}: {error}") from error
+
+    @guarded
+    def _follow(self, change: Callable[[], None] | None) -> None:
+        """What the balancer does within an optimizer's step, which a fault must not end."""
+        if change is not None:
+            change()
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook again where optimizers or parameters have been replaced, added, or made of lazy ones."""
