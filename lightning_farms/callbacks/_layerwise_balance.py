@@ -81,6 +81,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     @property
     def multipliers(self) -> dict[str, float]:
         """{layer: multiplier} that the next update uses; empty before the first analysis."""
+        self._take_over()
         return self._multipliers if self._balancer is None else self._balancer.multipliers
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -94,6 +95,13 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         self._state = state
         if self._balancer is not None:  # FSDP and FSDP2 restore it later than on_fit_start
             self._balancer.load_state_dict(state)
+
+    def _results(self) -> dict[str, Any]:
+        return {**super()._results(), "multipliers": dict(self.multipliers)}
+
+    def _accept(self, results: dict[str, Any]) -> None:
+        super()._accept(results)
+        self._multipliers = results["multipliers"]
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class LayerwisePruning(SpectralMonitor):
 
     def _reset(self) -> None:
         super()._reset()
-        self.ratios: LayerRatios | None = None
+        self._ratios: LayerRatios | None = None
         self._pruner = Pruner(self.allocation, self._warn)
         self._plan: LayerRatios | None = None  # of the step that comes next
         self._planned: int | None = None  # that step
@@ -137,8 +137,15 @@ class LayerwisePruning(SpectralMonitor):
         self._seen = 0.0  # sparsity of the weights that were analysed last
 
     @property
+    def ratios(self) -> LayerRatios | None:
+        """What the last step asked of each layer; None before it."""
+        self._take_over()
+        return self._ratios
+
+    @property
     def masks(self) -> Masks:
         """Which weights are pruned."""
+        self._take_over()
         return self._pruner.masks
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -152,18 +159,18 @@ class LayerwisePruning(SpectralMonitor):
         """The monitor's state, the masks, what the last step was, and what the next one does if that is known."""
         plans = {name: None if plan is None else plan.to_json() for name, plan in self._plans().items()}
         steps = {"pruned": self._pruned, "planned": self._planned}
-        return {**super()._saved(), **plans, **steps, "masks": self.masks.state_dict()}
+        return {**super()._saved(), **plans, **steps, "masks": self._pruner.masks.state_dict()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         self._pruned, self._planned = state["pruned"], state["planned"]
         saved = {name: state[name] for name in self._plans()}
         plans = {name: None if text is None else LayerRatios.from_json(text) for name, text in saved.items()}
-        self.ratios, self._plan = plans["ratios"], plans["plan"]
-        self.masks.load_state_dict(state["masks"])
+        self._ratios, self._plan = plans["ratios"], plans["plan"]
+        self._pruner.masks.load_state_dict(state["masks"])
 
     def _plans(self) -> dict[str, LayerRatios | None]:
-        return {"ratios": self.ratios, "plan": self._plan}
+        return {"ratios": self._ratios, "plan": self._plan}
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -213,11 +220,11 @@ class LayerwisePruning(SpectralMonitor):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Leave gradients of pruned weights out of what follows, which is clipping."""
-        self.masks.mask_gradients()
+        self._pruner.masks.mask_gradients()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log, and make sure that what is pruned is zero before a checkpoint is written."""
-        if self.masks.revived():
+        if self._pruner.masks.revived():
             self._apply(trainer, pl_module)
             self._warn(
                 "revived",
@@ -236,12 +243,12 @@ class LayerwisePruning(SpectralMonitor):
     def factors(self) -> dict[str, dict[str, float]]:
         """What is pruned of each of the report's weights."""
         pruned = self._pruner.by_layer()
-        return {"pruned": {row.name: pruned.get(row.name, 0.0) for row in self.report or ()}}
+        return {"pruned": {row.name: pruned.get(row.name, 0.0) for row in self._report or ()}}
 
     def remarks(self) -> list[str]:
         """What was asked for and reached, what the alphas are of, and which layers stayed dense against the options."""
         size = sum(layer.size for layer in self._pruner.layers)
-        asked = "" if self.ratios is None else f", {self.ratios.sparsity:.2%} asked for at the last step"
+        asked = "" if self._ratios is None else f", {self._ratios.sparsity:.2%} asked for at the last step"
         lines = [
             f"pruned: {sum(self._pruner.zeros.values())} of {size} weights ({self._pruner.sparsity:.2%}{asked})",
             f"the last alphas are of weights of which {self._seen:.2%} were pruned",
@@ -280,16 +287,16 @@ class LayerwisePruning(SpectralMonitor):
         self._pruner.fits(pl_module)  # and shards what FSDP2 has gathered
         self._pruner.prune(plan)
         self._apply(trainer, pl_module)
-        self.ratios, self._pruned, self._plan, self._planned = plan, step, None, None
+        self._ratios, self._pruned, self._plan, self._planned = plan, step, None, None
         trainer.callback_metrics[_SPARSITY] = torch.tensor(self._pruner.sparsity, device="cpu")
         with self._faults.contained(_UNLOGGED):
             self._log_step(trainer, plan)
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set what is pruned to zero, also in the averages that other callbacks keep."""
-        self.masks.apply()
+        self._pruner.masks.apply()
         for average in averages(trainer, pl_module, self._pruner.keys()):
-            self.masks.apply_to(average)
+            self._pruner.masks.apply_to(average)
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruner.hold(trainer.optimizers)
@@ -298,7 +305,7 @@ class LayerwisePruning(SpectralMonitor):
     def _keep_zeros(self) -> None:
         self._pruner.keep_zeros()
         self._pruned = 0
-        if not len(self.masks):
+        if not len(self._pruner.masks):
             self._warn("none", "no weight is zero, so that none is held at zero: was the pruned model loaded?")
 
     def _log_step(self, trainer: Trainer, plan: LayerRatios) -> None:

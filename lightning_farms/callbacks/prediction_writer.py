@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from lightning_farms.callbacks._handover import Handover
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
@@ -46,7 +47,7 @@ class PredictionWriter(BasePredictionWriter):
     written as it comes, and the file appears under its name when it is complete, or not at all. Under a distributed
     strategy each process writes a share into the same folder, which all must see; process zero joins them. With
     ``trainer.predict(..., return_predictions=False)`` the predictions are not kept in memory besides. Under
-    ``fast_dev_run`` no file is left.
+    ``fast_dev_run`` no file is left. What goes wrong in writing ends the prediction.
 
     Args:
         path: file to write; ``predictions.hdf5`` in the logger's folder (or the Trainer's ``default_root_dir``) when
@@ -69,11 +70,20 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__("batch")
         self.path = None if path is None else Path(path)
         self.overwrite = overwrite
-        self.written: Path | None = None
+        self._written: Path | None = None
+        self._handover = Handover()
         self._target: Path | None = None
         self._stem = ""  # of the shares' names
         self._share: PredictionShare | None = None
         self._origin: Callable[[int], Origin] = partial(Origin, "")
+
+    @property
+    def written(self) -> Path | None:
+        """The file of the last prediction, None before; also where child processes have written it (``ddp_spawn``)."""
+        results = self._handover.take()
+        if results is not None:
+            self._written = None if results["written"] is None else Path(results["written"])
+        return self._written
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -130,8 +140,10 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._join(trainer, shares)
         trainer.strategy.barrier("predictions are written")
-        self.written = None if trainer.fast_dev_run else self._target  # type: ignore[attr-defined]
+        self._written = None if trainer.fast_dev_run else self._target  # type: ignore[attr-defined]
         self._discard()
+        if trainer.is_global_zero:
+            self._handover.give({"written": None if self._written is None else str(self._written)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""

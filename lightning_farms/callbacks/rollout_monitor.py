@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_farms.callbacks._guard import LEFT_OUT, Faults, guarded, guarded_at_start, guarded_value
+from lightning_farms.callbacks._handover import Handover
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
@@ -90,28 +91,39 @@ class RolloutMonitor(Callback):
         self.frames = frames
         self._warned_of: set[str] = set()
         self._faults = Faults(type(self).__name__)
+        self._handover = Handover()
         self._reset()
 
     def _reset(self) -> None:
-        self.errors: Errors | None = None
+        self._errors: Errors | None = None
         self._first: dict[str, Earlier] = {}  # of each data loader
         self._drawn_after = 0  # epochs
         self._records: dict[int, RolloutRecord] = {}
         self._undrawn: list[Evaluation] = []
+
+    @property
+    def errors(self) -> Errors | None:
+        """Relative L2 error in the last evaluation of the (first) data loader, frames of channels; None before."""
+        self._take_over()
+        return self._errors
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     @guarded_value(LEFT_OUT, lambda self: {})
     def state_dict(self) -> dict[str, Any]:
         """Epochs at the last drawing and errors of the first validation, in plain types."""
-        first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
-        return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
+        self._take_over()
+        return self._saved()
 
     @guarded_at_start
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the values; an empty state, and one that fails, is none."""
         if state_dict:
             self._restore(state_dict)
+
+    def _saved(self) -> dict[str, Any]:
+        first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
+        return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
 
     def _restore(self, state: dict[str, Any]) -> None:
         version = state.get("version")
@@ -203,7 +215,20 @@ class RolloutMonitor(Callback):
                 self._faults.say(_UNLOGGED, *_log_curves(trainer, evaluation))
         self._draw(trainer)
 
+    @guarded
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the errors to the process that made the callback, where this is a child of it."""
+        if trainer.is_global_zero:
+            self._handover.give({"state": self._saved(), "errors": self._errors})
+
     # ---- stages ------------------------------------------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        with self._faults.contained("what a child process found could not be read"):
+            results = self._handover.take()
+            if results is not None:
+                self._restore(results["state"])
+                self._errors = results["errors"]
 
     def _add(self, trainer: Trainer, step: str, outputs: STEP_OUTPUT, loader: int) -> None:
         rollouts = rollouts_of(outputs)
@@ -229,7 +254,7 @@ class RolloutMonitor(Callback):
             with self._faults.contained(_UNLOGGED):
                 scalars = _scalars(evaluation)
                 pl_module.log_dict(scalars, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
-        self.errors = found[0].errors if found else self.errors
+        self._errors = found[0].errors if found else self._errors
         return found
 
     def _evaluation(self, trainer: Trainer, record: RolloutRecord, stage: str, suffix: str) -> list[Evaluation]:

@@ -27,6 +27,7 @@ from lightning_farms.callbacks._guard import (
     guarded_at_start,
     guarded_value,
 )
+from lightning_farms.callbacks._handover import Handover, report_of, rows_of
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 from lightning_farms.callbacks._spectral.shared_analysis import (
@@ -47,7 +48,8 @@ class SpectralMonitor(Callback):
     diagnostics share one analysis, which is made, logged and drawn once: within the least of their workspaces, with the
     most frequent of their figures and the most of their spectra. Under DDP, FSDP, FSDP2 and tensor parallelism
     (``ModelParallelStrategy``) the layers are shared out over the ranks, and all ranks receive the same report, equal
-    bit for bit to that of one process.
+    bit for bit to that of one process. Strategies that train in child processes (``ddp_spawn``, ``ddp_notebook``) hand
+    report, history and multipliers back to the process that made the callback.
     An analysis that fails is reported once and skipped. So is every other fault of this package in analysing, acting on
     alphas, drawing, logging or printing: it never stops the training, and the next analysis is made. What stops it, at
     the start, are wrong options and an unsuitable Trainer. (Where warnings are errors, the warning of a fault is one.)
@@ -144,15 +146,28 @@ class SpectralMonitor(Callback):
         self.esd_layers = esd_layers
         self.summary = summary
         self._module: int | None = None  # the module of the last fit
+        self._handover = Handover()
         self._reset()
 
     def _reset(self) -> None:
-        self.report: SpectralReport | None = None
-        self.history = LayerHistory()
+        self._report: SpectralReport | None = None
+        self._history = LayerHistory()
         self._analysed: Moment | None = None  # the last analysis
         self._shared: SharedAnalysis | None = None  # with callbacks that ask for the same, while a fit runs
         self._warned_of: set[str] = set()
         self._faults = Faults(type(self).__name__)
+
+    @property
+    def report(self) -> SpectralReport | None:
+        """The last report, None before the first analysis."""
+        self._take_over()
+        return self._report
+
+    @property
+    def history(self) -> LayerHistory:
+        """Alphas of all analyses, and what was adjusted."""
+        self._take_over()
+        return self._history
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -165,6 +180,7 @@ class SpectralMonitor(Callback):
     @guarded_value(LEFT_OUT, lambda self: {})
     def state_dict(self) -> dict[str, Any]:
         """What a resumption needs, in plain types; empty where a fault keeps it from that, which is said."""
+        self._take_over()
         return self._saved()
 
     @guarded_at_start
@@ -176,7 +192,7 @@ class SpectralMonitor(Callback):
     def _saved(self) -> dict[str, Any]:
         """Moment of the last analysis and history."""
         analysed = None if self._analysed is None else self._analysed._asdict()
-        return {"version": _STATE_VERSION, "analysed": analysed, "history": self.history.state_dict()}
+        return {"version": _STATE_VERSION, "analysed": analysed, "history": self._history.state_dict()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         version, analysed = state.get("version"), state.get("analysed")
@@ -188,7 +204,7 @@ class SpectralMonitor(Callback):
         if analysed is not None:
             analysed = Moment(analysed, 0) if version == 1 else Moment(**analysed)  # version 1 counted epochs only
         history = LayerHistory.from_state_dict(state["history"])
-        self._analysed, self.history = analysed, history
+        self._analysed, self._history = analysed, history
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -272,15 +288,21 @@ class SpectralMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
         shared, self._shared = self._shared, None
-        if shared is not None:
-            shared.drop()
+        try:
+            if shared is not None:
+                shared.drop()
+        finally:
+            self._hand_over(trainer)
 
     @guarded_at_end
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the closing table, of all callbacks of equal analysis."""
         if stage == "fit" and self._shared is not None:
             shared, self._shared = self._shared, None
-            shared.close(trainer, pl_module)
+            try:
+                shared.close(trainer, pl_module)
+            finally:
+                self._hand_over(trainer)
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
@@ -307,6 +329,27 @@ class SpectralMonitor(Callback):
     def remarks(self) -> list[str]:
         """Lines below the closing table."""
         return []
+
+    # ---- between processes ------------------------------------------------------------------------------------------
+
+    def _results(self) -> dict[str, Any]:
+        """What a user reads, and the state, in plain types and tensors."""
+        return {"state": self._saved(), "report": rows_of(self._report)}
+
+    def _accept(self, results: dict[str, Any]) -> None:
+        """Take over what :meth:`_results` gave in a child process."""
+        self._restore(results["state"])
+        self._report = report_of(results["report"])
+
+    def _hand_over(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self._handover.give(self._results())
+
+    def _take_over(self) -> None:
+        with self._faults.contained("what a child process found could not be read"):
+            results = self._handover.take() if self._shared is None else None
+            if results is not None:
+                self._accept(results)
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -358,11 +401,11 @@ class SpectralMonitor(Callback):
             report = self._subscribe(trainer).take(trainer, pl_module, now)
             if report is None:
                 return {}
-            self.report = report
+            self._report = report
             quantities: dict[str, dict[str, float]] = {}
             with self._faults.contained("an analysis could not be acted on; training goes on", passing):
                 quantities = self._on_report(trainer, report)
-            self.history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
+            self._history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
             return self._subscribe(trainer).alpha_moments()
         return {}
 

@@ -49,8 +49,14 @@ class Subscriber(Protocol):
     esd_layers: int
     summary: bool
     every_n_steps: int | None
-    report: SpectralReport | None
-    history: LayerHistory
+
+    @property
+    def report(self) -> SpectralReport | None:
+        """Its last one."""
+
+    @property
+    def history(self) -> LayerHistory:
+        """Of what it has seen and adjusted."""
 
     def analysed_at(self) -> Moment | None:
         """When its report is from."""

@@ -1,0 +1,82 @@
+"""What a user reads of a callback, back from the child process that trained: of spawned and notebook strategies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import uuid
+import weakref
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
+
+
+class Handover:
+    """One file between the process that made a callback and a child of it, which trains a copy; else there is none."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._name = f"lightning_farms-{uuid.uuid4().hex}.pt"
+        weakref.finalize(self, _remove, self._process, self._name)  # also at the interpreter's exit
+
+    def __deepcopy__(self, memo: object) -> Handover:
+        return Handover()  # a copy of a callback has a file of its own
+
+    def give(self, results: dict[str, Any]) -> None:
+        """Leave plain types and tensors for the process that made the callback; nothing where it is this one."""
+        parent = multiprocessing.parent_process()
+        if parent is None or parent.pid != self._process:
+            return
+        target = _path(self._name)
+        descriptor, draft = tempfile.mkstemp(prefix=f".{target.stem}", dir=target.parent)  # readable for its owner only
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                torch.save(results, file)
+            os.replace(draft, target)
+        finally:
+            Path(draft).unlink(missing_ok=True)
+
+    def take(self) -> dict[str, Any] | None:
+        """What a child has left since the last call, None where that is nothing."""
+        if os.getpid() != self._process or not _path(self._name).exists():
+            return None
+        try:
+            results: dict[str, Any] = torch.load(_path(self._name), map_location="cpu", weights_only=True)
+        finally:
+            _remove(self._process, self._name)
+        return results
+
+
+def _path(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / name
+
+
+def _remove(process: int, name: str) -> None:
+    if os.getpid() == process:  # a forked child has the finalizer too
+        _path(name).unlink(missing_ok=True)
+
+
+def rows_of(report: SpectralReport | None) -> list[dict[str, Any]] | None:
+    """A report in plain types and tensors."""
+    return None if report is None else [_row(row) for row in report]
+
+
+def report_of(rows: list[dict[str, Any]] | None) -> SpectralReport | None:
+    """The report that :func:`rows_of` described."""
+    return None if rows is None else SpectralReport([_spectrum(row) for row in rows])
+
+
+def _row(row: LayerSpectrum) -> dict[str, Any]:
+    values = {entry.name: getattr(row, entry.name) for entry in fields(row)}
+    return {**values, "status": row.status.value, "twin": None if row.twin is None else _row(row.twin)}
+
+
+def _spectrum(values: dict[str, Any]) -> LayerSpectrum:
+    twin = values["twin"]
+    return LayerSpectrum(**{**values, "twin": None if twin is None else _spectrum(twin)})
