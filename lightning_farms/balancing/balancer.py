@@ -371,7 +371,7 @@ class Balancer:
             told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal)
             for what, message in told.items():
                 self._warn(what, message)
-        return self._quantities()
+        return {self.adjusts.quantity: self.effective()}
 
     def apply(self, step: int) -> None:
         """Put the multipliers of the update that follows ``step`` ones in force."""
@@ -481,9 +481,6 @@ class Balancer:
         alphas = vector(value for value in (self.report.alphas.values() if self.report else ()) if math.isfinite(value))
         if len(alphas) and hasattr(writer, "add_histogram"):
             writer.add_histogram(f"{self.analysis.label}/alpha_histogram", alphas, step)
-
-    def _quantities(self) -> dict[str, dict[str, float]]:
-        return {self.adjusts.quantity: self.effective()}
 
 
 def _all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
