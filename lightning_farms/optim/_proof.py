@@ -38,18 +38,19 @@ class Proof:
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
         """Begin to watch, at the beginning of an update or after its closure."""
         if len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched)):
-            self._watched, self.proved = list(scaled), False
+            self.proved, self._trained = False, set()
             self._read = {number: set() for number in range(len(scaled))}
             self._steps = self._updates = 0
+            self._watched = list(scaled)  # last: an interruption before leaves all of it to be done again
         if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
             return
         if not self.running:
-            self.running = True
             self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
             self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
             self._wide = _of_all_parameters(state) if len(in_force) > len(own) else {}
+            self.running = True
         self._trained = {number for number, one in enumerate(scaled) if _has_gradient(one.members)}
         mine = {id(one.group) for one in scaled}
         others = [(_sample(group), group[self._key]) for group in in_force if id(group) not in mine]

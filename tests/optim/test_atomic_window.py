@@ -23,8 +23,8 @@ def at_every_opcode(action):
     """Call `action` before every opcode of the optim package's code: where a signal handler can run."""
 
     def trace(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
+        if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_filename.endswith("_watched_group.py"):
+            return None  # what watches the first steps is called by the update, in its middle
         frame.f_trace_opcodes = True
         if event == "opcode":
             action(frame)
