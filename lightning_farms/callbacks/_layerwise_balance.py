@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Callable
 from functools import partial
@@ -160,7 +161,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def scalars(self) -> dict[str, float]:
         """The mean multiplier of the balanced layers."""
-        return {} if self._balancer is None else self._balancer.means()
+        unknown = {f"{self._adjusts.quantity}_multiplier_mean": math.nan}  # a chart for it is made before training
+        return unknown | ({} if self._balancer is None else self._balancer.means())
 
     def factors(self) -> dict[str, dict[str, float]]:
         """The factor of each of the report's weights, also where several have one; NaN where it is not in force."""
