@@ -229,9 +229,12 @@ class Balancer:
         return self._steps_before + sum(scaling.steps for scaling in self._rates())
 
     def _after_step(self, *_: object) -> None:
-        self.prove(self.steps)
-        if self.on_its_way():
-            self.apply(self.steps)
+        try:
+            self.prove(self.steps)
+            if self.on_its_way():
+                self.apply(self.steps)
+        except Exception as error:  # no fault of ours ends a step of the user's
+            self._warn("step", f"the multipliers stay as they were. {type(error).__name__}: {error}")
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned_of:
@@ -386,14 +389,13 @@ class Balancer:
 
     def _join(self) -> None:
         """Before a step: layers that are trained now and were not have the multiplier of their last known signal."""
-        sizes = self._sizes()
-        if not self._course.target or sizes.keys() <= self._course.target.keys():
-            return
         try:
-            self._course.join(sizes, self._step)
+            sizes = self._sizes()
+            if self._course.target and not sizes.keys() <= self._course.target.keys():
+                self._course.join(sizes, self._step)
+                self.apply(self._step)
         except Exception as error:
-            self._warn("map", f"the multipliers stay as they were. {error}")
-        self.apply(self._step)
+            self._warn("map", f"the multipliers stay as they were. {type(error).__name__}: {error}")
 
     def _of_scaling(self, scaling: LayerwiseScaling) -> dict[str, float]:
         if scaling.key == self.adjusts.key:
