@@ -8,7 +8,7 @@ from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.ranks import Ranks
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.analysis.selection import KINDS, Selection
+from lightning_farms.analysis.selection import KINDS, MODEL_BALANCING, Selection
 from lightning_farms.analysis.summary import Summary
 from lightning_farms.analysis.weights.layer_weight import LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.model import layer_weights
@@ -19,6 +19,7 @@ from lightning_farms.common.checkpoints.files import open_checkpoint
 __all__ = [
     "FARMS",
     "KINDS",
+    "MODEL_BALANCING",
     "WORKSPACE",
     "ComparedLayer",
     "Comparison",

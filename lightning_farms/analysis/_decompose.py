@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.spectrum import PADDED_TO, esd
-
-DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+from lightning_farms.functional.spectrum import PADDED_TO, CheckedSpectrum, checked_esd, esd_by_singular_values
 
 _JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
@@ -31,27 +30,46 @@ class _Job(NamedTuple):
     bytes: int
 
 
-def decompose(plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int) -> dict[int, Tensor]:
-    """Eigenvalues of the windows of many layers.
+class Spectrum(NamedTuple):
+    """Eigenvalues (blocks, P, k) of a layer, and the largest errors of their sums over its windows, as in esd's."""
+
+    eigenvalues: Tensor
+    sum_error: Tensor
+    squares_error: Tensor
+
+
+def decompose(plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int) -> dict[int, Spectrum | Exception]:
+    """Eigenvalues of the windows of many layers, or what one of a layer's windows raised.
 
     On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
     job with it: the result is the same bit for bit.
     """
     jobs = _jobs(plans, quick, workspace, workers)
-    spectra: dict[int, list[Tensor]] = {key: [] for key in plans}
-    failed: set[int] = set()
+    parts: dict[int, list[CheckedSpectrum]] = {key: [] for key in plans}
+    errors: dict[int, Exception] = {}
     for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
         for (key, _), part in zip(job.pieces, outcome, strict=True):
-            if part is None:
-                failed.add(key)
+            if isinstance(part, Exception):
+                errors.setdefault(key, part)
             else:
-                spectra[key].append(part)
-    return {key: _blocks(parts, plans[key]) for key, parts in spectra.items() if key not in failed}
+                parts[key].append(part)
+    return {key: errors[key] if key in errors else attempted(_of_layer, parts[key], plans[key]) for key in plans}
 
 
-def _blocks(parts: list[Tensor], plan: Plan) -> Tensor:
-    blocks: Tensor = torch.cat(parts)[:, -plan.spectrum_size :].unflatten(0, (plan.windows.number, -1))
-    return blocks
+def decompose_again(plan: Plan) -> Spectrum:
+    """The same of one layer by another routine, window by window, in float64 on the CPU."""
+    with one_thread_each(), torch.no_grad():
+        return _of_layer([esd_by_singular_values(window) for window in _views(plan, 1)], plan)
+
+
+def _of_layer(parts: list[CheckedSpectrum], plan: Plan) -> Spectrum:
+    eigenvalues, *errors = _together(parts)
+    blocks: Tensor = eigenvalues[:, -plan.spectrum_size :].unflatten(0, (plan.windows.number, -1))
+    return Spectrum(blocks, *(error.amax() for error in errors))
+
+
+def _together(parts: list[CheckedSpectrum]) -> CheckedSpectrum:
+    return CheckedSpectrum(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 # ---- cutting -------------------------------------------------------------------------------------------------------
@@ -126,12 +144,12 @@ def _on_cpu(matrices: Tensor) -> bool:
 # ---- doing ---------------------------------------------------------------------------------------------------------
 
 
-def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[Tensor | None]]:
-    """Spectra of every job's pieces, None where that fails; the workers share the CPU's, the dearest first."""
+def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[CheckedSpectrum | Exception]]:
+    """Spectra of every job's pieces, or what they raise; the workers share the CPU's, the dearest first."""
     on_cpu = [job for job in jobs if _on_cpu(job.pieces[0][1])]
     budget = _Budget(workspace)
 
-    def work(job: _Job) -> list[Tensor | None]:
+    def work(job: _Job) -> list[CheckedSpectrum | Exception]:
         with budget.of(job.bytes), torch.no_grad():
             return _spectra([views for _, views in job.pieces], quick)
 
@@ -144,12 +162,25 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
 
 
-def _spectra(windows: list[Tensor], quick: bool) -> list[Tensor | None]:
-    """Spectra of pieces together, or one by one where that fails."""
-    try:
-        return list(esd(_joined(windows), quick=quick).split([len(each) for each in windows]))
-    except DecompositionError:
-        return [None] if len(windows) == 1 else [_spectra([each], quick)[0] for each in windows]
+def _spectra(pieces: list[Tensor], quick: bool) -> list[CheckedSpectrum | Exception]:
+    """Spectra of pieces together; where that fails, for want of memory or otherwise, in ever smaller jobs."""
+    found = attempted(_joint_spectra, pieces, quick)
+    if not isinstance(found, Exception):
+        return found
+    if len(pieces) > 1:
+        return [_spectra([piece], quick)[0] for piece in pieces]
+    windows = pieces[0].split(1)
+    return [attempted(_one_by_one, windows, quick) if len(windows) > 1 else found]
+
+
+def _joint_spectra(pieces: list[Tensor], quick: bool) -> list[CheckedSpectrum | Exception]:
+    lengths = [len(each) for each in pieces]
+    parts = (each.split(lengths) for each in checked_esd(_joined(pieces), quick=quick))
+    return [CheckedSpectrum(*each) for each in zip(*parts, strict=True)]
+
+
+def _one_by_one(windows: Sequence[Tensor], quick: bool) -> CheckedSpectrum:
+    return _together([checked_esd(promoted(window), quick=quick) for window in windows])
 
 
 @contextmanager

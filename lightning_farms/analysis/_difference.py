@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._failures import attempted, not_computed
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 
@@ -20,7 +21,11 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
             yield weight._replace(matrices=NO_MATRICES, reason=reason)
         else:
             assert start is not None
-            yield weight._replace(matrices=_minus(weight.matrices, start.matrices), rank=_rank(weight, start))
+            change = attempted(_minus, weight.matrices, start.matrices)
+            if isinstance(change, Exception):
+                yield weight._replace(matrices=NO_MATRICES, reason=not_computed(change))
+            else:
+                yield weight._replace(matrices=change, rank=_rank(weight, start))
 
 
 def _minus(after: Tensor, before: Tensor) -> Tensor:

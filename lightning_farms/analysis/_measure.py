@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._decompose import Spectrum
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
@@ -45,9 +46,12 @@ METRICS = (
 )
 """Names of the first numbers of a layer, as in :class:`LayerSpectrum`."""
 
-_COUNTS = ("usable", "deficient", "fits", "rounding")
+CHECKS = ("sum_error", "squares_error")
+"""Names of the errors of the eigenvalues' sums, see :func:`lightning_farms.functional.checked_esd`."""
+
+_COUNTS = ("usable", "deficient", "fits", "rounding", *CHECKS)
 NUMBERS = (*METRICS, *_COUNTS)
-"""Names of all numbers of a layer: the metrics, how many fits went how, and the bound on alpha's rounding error."""
+"""Names of all numbers of a layer: the metrics, how many fits went how, the bound on alpha's rounding error, checks."""
 
 
 class _Tail(NamedTuple):
@@ -63,9 +67,9 @@ class _Tail(NamedTuple):
         return torch.where(self.usable, values, 0.0).sum() / self.usable.sum()
 
 
-def measure(eigenvalues: Tensor, plan: Plan, method: SpectralMethod, wanted: Diagnostics) -> Tensor:
-    """Eigenvalues (blocks, P, k) -> ``NUMBERS``; nothing waits for the device, except for a scan over xmin."""
-    eigenvalues = eigenvalues * method.eigenvalue_scale(plan.weight.kind)
+def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diagnostics) -> Tensor:
+    """The spectrum of a layer -> ``NUMBERS``; nothing waits for the device, except for a scan over xmin."""
+    eigenvalues = spectrum.eigenvalues * method.eigenvalue_scale(plan.weight.kind)
     tail = _fit(eigenvalues, plan, method)
     numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))
     numbers |= _fit_numbers(tail)
@@ -74,6 +78,7 @@ def measure(eigenvalues: Tensor, plan: Plan, method: SpectralMethod, wanted: Dia
     if wanted.marchenko_pastur and plan.spectrum_size == plan.gram_size:
         numbers |= _bulk(eigenvalues, plan)
     numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
+    numbers |= {name: getattr(spectrum, name) for name in CHECKS}
     return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
 
 
@@ -181,7 +186,8 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
     """The row of the report that a layer's numbers make."""
     numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
     counts = {name: numbers.pop(name) for name in _COUNTS}
-    reason = _no_fit(counts) if not counts["usable"] else _remarks(plan, counts)
+    remarks = [_no_fit(counts)] if not counts["usable"] else _remarks(plan, counts)
+    reason = "; ".join(remarks + _found_by_checks(counts))
     if not counts["usable"]:
         numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat"), math.nan)
     return LayerSpectrum(
@@ -206,14 +212,34 @@ def _no_fit(counts: dict[str, float]) -> str:
     return "the tail's eigenvalues are equal to rounding, or no fit was found: not a power law"
 
 
-def _remarks(plan: Plan, counts: dict[str, float]) -> str:
+def _found_by_checks(counts: dict[str, float]) -> list[str]:
+    """Why the eigenvalues were computed again, in words."""
+    of_sum, of_squares = (counts[name] for name in CHECKS)
+    again = "computed again in float64 on the CPU"
+    if not (of_sum or of_squares):
+        return []
+    if math.isnan(of_sum) or math.isnan(of_squares):
+        return [f"the eigenvalue decomposition failed: {again}"]
+    if math.isinf(of_sum) or math.isinf(of_squares):
+        return [f"eigenvalues failed a check (they were not all finite): {again}"]
+    which, error = ("sum", of_sum) if of_sum else ("sum of squares", of_squares)
+    return [f"eigenvalues failed a check (their {which} was off by {_short(error)}): {again}"]
+
+
+def _short(value: float) -> str:
+    """``3e-2``."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
+
+
+def _remarks(plan: Plan, counts: dict[str, float]) -> list[str]:
     remarks = []
     if plan.windows.shrunk:
         remarks.append(f"window shrunk to {plan.windows.height} x {plan.windows.width} to fit the matrix")
     unused, fits = counts["fits"] - counts["usable"], counts["fits"]
     if unused:
         remarks.append(f"{unused:.0f} of {fits:.0f} blocks left out: rank-deficient or with equal eigenvalues")
-    return "; ".join(remarks)
+    return remarks
 
 
 def _log10(value: float) -> float:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from enum import Enum
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis._decompose import decompose, one_thread_each, promoted
+from lightning_farms.analysis._decompose import Spectrum, decompose, decompose_again, one_thread_each, promoted
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._measure import NUMBERS, layer_row, layer_seed, measure
+from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed
+from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
@@ -22,6 +24,7 @@ from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.table import listed
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.functional.random_matrix import shuffle_entries
@@ -35,19 +38,15 @@ LARGEST_ROUNDING = 7e-5
 _DEAREST_STEP = 1e10  # multiplications between two signs of progress: about half a second on two cores
 _ROUNDING = NUMBERS.index("rounding")
 _NOT_READ = "the weight could not be read on every rank"
+_CHECKS = slice(NUMBERS.index(CHECKS[0]), NUMBERS.index(CHECKS[-1]) + 1)
+_PASSED = [0.0] * len(CHECKS)
 
-
-class _Failure(Enum):
-    """Why a layer that was planned has no numbers; in the table that ranks exchange, by its place from 1."""
-
-    NOT_FINITE = "the weights are not all finite"
-    NOT_DECOMPOSED = "the eigenvalue decomposition failed"
-    RANK_FAILED = "the analysis failed on the layer's rank, which has warned why"
-
-
-_FAILURES = tuple(_Failure)
-_Found = list[float] | _Failure  # ``NUMBERS``, followed by those of the twin if it is asked for
+_Value = TypeVar("_Value")
+_FAILURES = tuple(Failure)
+_Found = list[float] | Failed  # ``NUMBERS``, or why there are none
+_Parts = list[_Found]  # of a layer, and of its twin if it is asked for
 _Plans = dict[int, Plan]
+_Spectra = dict[int, Tensor]
 
 
 def analyze(
@@ -70,7 +69,9 @@ def analyze(
 
     Spectra are computed in float32 where that is sure to change alpha by less than 1e-4 (a bound of 7e-5 on its
     rounding error, from the fit itself; see :func:`lightning_farms.functional.esd`), and in float64 for all other
-    layers, for fits that scan over xmin, under ``compat`` and with ``keep_eigenvalues``.
+    layers, for fits that scan over xmin, under ``compat`` and with ``keep_eigenvalues``. Every spectrum is checked by
+    the sums of its eigenvalues and of their squares; of a layer of which one fails, or whose decomposition does, all
+    are computed again by another routine in float64 on the CPU, and the row's reason says so.
 
     Args:
         model: any module; :func:`lightning_farms.analysis.module_weights` says which matrices it holds.
@@ -172,15 +173,25 @@ class _Analysis:
     def of(self, weights: Iterable[LayerWeight], progress: Callable[[int], object] | None = None) -> SpectralReport:
         """The report on weights, a workspace of them at a time."""
         rows: dict[int, LayerSpectrum] = {}
-        plans = (plan_layer(weight, self.method) for weight in weights)
+        errors: list[tuple[str, Exception]] = []
+        plans = (self.plan(weight) for weight in weights)
         for skipped, chunk in self.chunks(enumerate(plans), math.inf if progress is None else _DEAREST_STEP):
             found, spectra = self.found(chunk)
             rows |= skipped
             rows |= {index: self.row(plan, found[index], spectra.get(index)) for index, plan in chunk.items()}
+            errors += [(chunk[index].weight.name, error) for index, error in _errors(found)]
             if progress is not None:
                 progress(len(skipped) + len(chunk))
             chunk.clear()  # so that the next weights do not come on top of these
+        if errors:
+            names = listed(dict.fromkeys(name for name, _ in errors))
+            warnings.warn(f"The analysis failed for {names}: {error_text(errors[0][1])}", stacklevel=3)
         return SpectralReport([rows[index] for index in sorted(rows)])
+
+    def plan(self, weight: LayerWeight) -> Plan | LayerSpectrum:
+        """The plan of a layer, or the row of one that is skipped."""
+        plan = attempted(plan_layer, weight, self.method)
+        return skipped_row(weight, failed(plan).reason) if isinstance(plan, Exception) else plan
 
     def chunks(
         self, plans: Iterable[tuple[int, Plan | LayerSpectrum]], dearest: float = math.inf
@@ -203,38 +214,73 @@ class _Analysis:
         yield skipped, chunk
 
     @torch.no_grad()
-    def found(self, plans: _Plans) -> tuple[dict[int, _Found], dict[int, Tensor]]:
+    def found(self, plans: _Plans) -> tuple[dict[int, _Parts], _Spectra]:
         """What is found of layers, and the eigenvalues to be kept; the numbers leave each device together."""
-        finite = _finite(plans)
+        finite, failures = _finite(plans)
         spectra, numbers = self._measured(finite)
+        found: dict[int, _Parts] = {index: [each] for index, each in (failures | numbers).items()}
+        if self.keep_eigenvalues:
+            spectra, lost = _separated({index: attempted(_kept, each) for index, each in spectra.items()})
+            found |= {index: [failed(error)] for index, error in lost.items()}
         if self.diagnostics.twin:
-            twins = self._measured({i: self._twin(plan) for i, plan in finite.items() if i in numbers})[1]
-            missing = [math.nan] * len(NUMBERS)
-            numbers = {i: values + twins.get(i, missing) for i, values in numbers.items()}
-        failures = {i: _Failure.NOT_DECOMPOSED if i in finite else _Failure.NOT_FINITE for i in plans}
-        kept = {i: each.flatten().sort().values.cpu() for i, each in spectra.items() if self.keep_eigenvalues}
-        return {**failures, **numbers}, kept
+            asked = {index: plan for index, plan in finite.items() if not isinstance(found[index][0], Failed)}
+            twins, lost = _separated({index: attempted(self._twin, plan) for index, plan in asked.items()})
+            of_twins = self._measured(twins)[1] | {index: failed(error) for index, error in lost.items()}
+            found |= {index: [*found[index], of_twins[index]] for index in asked}
+        return found, spectra if self.keep_eigenvalues else {}
 
-    def _measured(self, plans: _Plans) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
-        """Spectra and numbers; first in float32, then in float64 where that may not do."""
-        if not self.method.forgives_rounding or self.keep_eigenvalues:
-            return self._pass(plans, quick=False)
-        spectra, numbers = self._pass(plans, quick=True)
-        sure = {i for i, values in numbers.items() if values[_ROUNDING] <= LARGEST_ROUNDING}
-        again = self._pass({i: plan for i, plan in plans.items() if i not in sure}, quick=False)
-        return spectra | again[0], numbers | again[1]
+    def _measured(self, plans: _Plans) -> tuple[_Spectra, dict[int, _Found]]:
+        """Spectra and numbers; first in float32, then in float64 where that may not do, then again where both fail."""
+        spectra: _Spectra = {}
+        found: dict[int, _Found] = {}
+        suspects: dict[int, list[float]] = {}  # errors of the eigenvalues' sums; NaN where there are no eigenvalues
+        for quick in (True, False) if self.method.forgives_rounding and not self.keep_eigenvalues else (False,):
+            asked = {index: plan for index, plan in plans.items() if index not in found and index not in suspects}
+            spectra_now, outcomes = self._pass(asked, quick=quick)
+            spectra |= spectra_now
+            for index, outcome in outcomes.items():
+                errors = _errors_of_sums(outcome)
+                if any(error > 0 for error in errors) or (errors != _PASSED and not quick and _may_recover(outcome)):
+                    suspects[index] = errors
+                elif isinstance(outcome, Exception):
+                    found |= {} if quick else {index: failed(outcome)}
+                elif not quick or (errors == _PASSED and outcome[_ROUNDING] <= LARGEST_ROUNDING):
+                    found[index] = outcome
+        for index, errors in suspects.items():
+            again = attempted(self._again, plans[index], errors)
+            spectra.pop(index, None)
+            if isinstance(again, Exception):
+                found[index] = failed(again)
+            elif isinstance(again, Failed):
+                found[index] = again
+            else:
+                spectra[index], found[index] = again
+        return spectra, found
 
-    def _pass(self, plans: _Plans, *, quick: bool) -> tuple[dict[int, Tensor], dict[int, list[float]]]:
-        spectra = decompose(plans, quick=quick, workspace=self.workspace, workers=self.workers)
-        by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+    def _again(self, plan: Plan, errors: list[float]) -> tuple[Tensor, list[float]] | Failed:
+        """Spectrum and numbers by another routine, which remember the errors that there were at first."""
+        spectrum = decompose_again(plan)
+        if [spectrum.sum_error.item(), spectrum.squares_error.item()] != _PASSED:
+            return Failed(Failure.WRONG if any(error > 0 for error in errors) else Failure.NOT_DECOMPOSED)
+        with one_thread_each():
+            numbers: list[float] = measure(spectrum, plan, self.method, self.diagnostics).tolist()
+        numbers[_CHECKS] = errors
+        return spectrum.eigenvalues, numbers
+
+    def _pass(self, plans: _Plans, *, quick: bool) -> tuple[_Spectra, dict[int, list[float] | Exception]]:
+        decomposed = partial(decompose, quick=quick, workspace=self.workspace, workers=self.workers)
+        outcome = attempted(decomposed, plans)
+        if isinstance(outcome, Exception):  # of no one layer: each alone
+            alone = {index: attempted(decomposed, {index: plan}) for index, plan in plans.items()}
+            outcome = {i: each if isinstance(each, Exception) else each[i] for i, each in alone.items()}
+        spectra, errors = _separated(outcome)
         with one_thread_each():  # sums over many eigenvalues depend on the number of threads
-            for index, eigenvalues in spectra.items():
-                numbers_there = measure(eigenvalues, plans[index], self.method, self.diagnostics)
-                by_device[eigenvalues.device][index] = numbers_there
-        numbers: dict[int, list[float]] = {}
-        for on_device in by_device.values():
-            numbers.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))
-        return spectra, numbers
+            measured, more = _separated({i: attempted(self._measure, each, plans[i]) for i, each in spectra.items()})
+        numbers = _on_host(measured)
+        return {i: each.eigenvalues for i, each in spectra.items()}, errors | more | numbers
+
+    def _measure(self, spectrum: Spectrum, plan: Plan) -> Tensor:
+        return measure(spectrum, plan, self.method, self.diagnostics)
 
     def _twin(self, plan: Plan) -> Plan:
         """The layer with its entries shuffled, which gives it full rank."""
@@ -242,13 +288,17 @@ class _Analysis:
         weight = plan.weight._replace(matrices=matrices, rank=None)
         return Plan(weight, self.method.orient(matrices, weight.kind), plan.windows)
 
-    def row(self, plan: Plan, found: _Found, eigenvalues: Tensor | None) -> LayerSpectrum:
+    def row(self, plan: Plan, found: _Parts, eigenvalues: Tensor | None) -> LayerSpectrum:
         """The row of a layer."""
-        if isinstance(found, _Failure):
-            return skipped_row(plan.weight, found.value)
-        row = layer_row(plan, found[: len(NUMBERS)])
-        if self.diagnostics.twin:
-            twin = layer_row(plan._replace(weight=plan.weight._replace(rank=None)), found[len(NUMBERS) :])
+        own, *twins = found
+        if isinstance(own, Failed):
+            return skipped_row(plan.weight, own.reason)
+        row = layer_row(plan, own)
+        for found_of_twin in twins:
+            if isinstance(found_of_twin, Failed):
+                twin = skipped_row(plan.weight, found_of_twin.reason)
+            else:
+                twin = layer_row(plan._replace(weight=plan.weight._replace(rank=None)), found_of_twin)
             row = replace(row, twin=twin, relative_alpha=row.alpha / twin.alpha)
         return replace(row, eigenvalues=eigenvalues)
 
@@ -257,7 +307,7 @@ def _analyze_on_ranks(
     source: Callable[[bool], Iterable[LayerWeight]], analysis: _Analysis, ranks: Ranks
 ) -> SpectralReport:
     """Every rank goes through all weights (to gather one is a collective) and measures its own; then all is summed."""
-    plans = ((weight.name, plan_layer(weight, analysis.method)) for weight in source(False))
+    plans = ((weight.name, analysis.plan(weight)) for weight in source(False))
     costs = {name: plan.cost for name, plan in plans if isinstance(plan, Plan)}
     owner = owners(costs, 1 if analysis.keep_eigenvalues else ranks.world_size)
     names: list[str] = []
@@ -265,13 +315,13 @@ def _analyze_on_ranks(
 
     def own() -> Iterator[tuple[int, Plan]]:
         for index, weight in enumerate(source(True)):
-            plan = plan_layer(weight, analysis.method)
+            plan = analysis.plan(weight)
             names.append(weight.name)
             layers.append(plan.without_values() if isinstance(plan, Plan) else plan)
             if isinstance(plan, Plan) and owner.get(weight.name, 0) == ranks.rank:
                 yield index, plan
 
-    found: dict[int, _Found] = {}
+    found: dict[int, _Parts] = {}
     spectra: dict[int, Tensor] = {}
     failures: list[Exception] = []
     for _, chunk in analysis.chunks(own()):
@@ -280,12 +330,13 @@ def _analyze_on_ranks(
         chunk.clear()
     check_same_layers(names, ranks)
     refusals = torch.tensor([[isinstance(layer, LayerSpectrum)] for layer in layers], dtype=torch.float64, device="cpu")
-    numbers = torch.zeros(len(layers), 1 + 2 * len(NUMBERS), dtype=torch.float64, device="cpu")
+    numbers = torch.zeros(len(layers), 2 * (1 + len(NUMBERS)), dtype=torch.float64, device="cpu")
     for index, each in found.items():
         numbers[index] = torch.tensor(_as_numbers(each), dtype=torch.float64)
     table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
-    for error in failures:  # not before: where warnings are errors, the other ranks would wait
-        warnings.warn(f"The analysis failed on this rank: {type(error).__name__}: {error}", stacklevel=3)
+    texts = dict.fromkeys(error_text(error) for error in failures)
+    for text in texts:  # not before: where warnings are errors, the other ranks would wait
+        warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=3)
     rows = []
     for index, (layer, (refused, *shared)) in enumerate(zip(layers, table.tolist(), strict=True)):
         if isinstance(layer, LayerSpectrum):
@@ -294,42 +345,101 @@ def _analyze_on_ranks(
         elif refused:
             rows.append(skipped_row(layer.weight, _NOT_READ))
         else:
-            rows.append(analysis.row(layer, _from_numbers(shared), spectra.get(index)))
+            rows.append(analysis.row(layer, _from_numbers(shared, analysis.diagnostics.twin), spectra.get(index)))
     return SpectralReport(rows)
 
 
-def _attempted(
-    analysis: _Analysis, chunk: _Plans, failures: list[Exception]
-) -> tuple[dict[int, _Found], dict[int, Tensor]]:
+def _attempted(analysis: _Analysis, chunk: _Plans, failures: list[Exception]) -> tuple[dict[int, _Parts], _Spectra]:
     """What is found; if anything goes wrong, the other ranks must not wait for this one, and learn it from the sum."""
-    try:
-        return analysis.found(chunk)
-    except Exception as error:
-        failures.append(error.with_traceback(None))
-        return dict.fromkeys(chunk, _Failure.RANK_FAILED), {}
+    outcome = attempted(analysis.found, chunk)
+    if isinstance(outcome, Exception):
+        failures.append(outcome)
+        return {index: [failed(outcome)] for index in chunk}, {}
+    failures.extend(error for _, error in _errors(outcome[0]))
+    return outcome
 
 
-def _as_numbers(found: _Found) -> list[float]:
-    """A layer's row of the table that ranks exchange: which failure, and the numbers; what is not known is NaN."""
-    failure, known = (_FAILURES.index(found) + 1, []) if isinstance(found, _Failure) else (0, found)
-    return [failure, *known, *[math.nan] * (2 * len(NUMBERS) - len(known))]
+def _as_numbers(found: _Parts) -> list[float]:
+    """A layer's row of the table that ranks exchange: which failure, and the numbers, of it and of its twin."""
+    parts = [*found, Failed(Failure.FAILED)][:2]
+    return [number for part in parts for number in _part_as_numbers(part)]
 
 
-def _from_numbers(shared: list[float]) -> _Found:
-    failure, *known = shared
-    return _FAILURES[int(failure) - 1] if failure else known
+def _part_as_numbers(found: _Found) -> list[float]:
+    if isinstance(found, Failed):
+        return [_FAILURES.index(found.failure) + 1.0, *[math.nan] * len(NUMBERS)]
+    return [0.0, *found]
 
 
-def _finite(plans: _Plans) -> _Plans:
-    """The layers whose weights are all finite, with one transfer from each device."""
+def _from_numbers(shared: list[float], twin: bool) -> _Parts:
+    half = len(shared) // 2
+    parts = [shared[:half], shared[half:]] if twin else [shared[:half]]
+    return [Failed(_FAILURES[int(failure) - 1]) if failure else known for failure, *known in parts]
+
+
+def _errors_of_sums(outcome: list[float] | Exception) -> list[float]:
+    return [math.nan] * len(CHECKS) if isinstance(outcome, Exception) else outcome[_CHECKS]
+
+
+def _may_recover(outcome: list[float] | Exception) -> bool:
+    """Whether another routine may do what this one did not: not where memory or something else failed."""
+    return not isinstance(outcome, Exception) or failed(outcome).failure is Failure.NOT_DECOMPOSED
+
+
+def _errors(found: dict[int, _Parts]) -> Iterator[tuple[int, Exception]]:
+    for index, parts in found.items():
+        for part in parts:
+            if isinstance(part, Failed) and part.error is not None:
+                yield index, part.error
+
+
+def _kept(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues.flatten().sort().values.cpu()
+
+
+def _separated(outcomes: Mapping[int, _Value | Exception]) -> tuple[dict[int, _Value], dict[int, Exception]]:
+    values = {index: each for index, each in outcomes.items() if not isinstance(each, Exception)}
+    return values, {index: each for index, each in outcomes.items() if isinstance(each, Exception)}
+
+
+def _on_host(tensors: dict[int, Tensor]) -> dict[int, list[float] | Exception]:
+    """Values of equally long tensors, with one transfer from each device; one by one where that fails."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, plan in plans.items():
-        by_device[plan.matrices.device].append(index)
-    finite: set[int] = set()
+    for index, each in tensors.items():
+        by_device[each.device].append(index)
+    found: dict[int, list[float] | Exception] = {}
     for indices in by_device.values():
-        matrices = {index: plans[index].weight.matrices for index in indices}
-        sums = torch.stack([promoted(each).sum().isfinite() for each in matrices.values()])  # the quickest test by far
-        for (index, each), flag in zip(matrices.items(), sums.tolist(), strict=True):
-            if flag or promoted(each).isfinite().all():  # a sum of finite numbers may overflow
-                finite.add(index)
-    return {index: plan for index, plan in plans.items() if index in finite}
+        together = attempted(_values, [tensors[index] for index in indices])
+        if isinstance(together, Exception):
+            found |= {index: attempted(tensors[index].tolist) for index in indices}
+        else:
+            found.update(zip(indices, together, strict=True))
+    return found
+
+
+def _values(tensors: list[Tensor]) -> list[list[float]]:
+    values: list[list[float]] = torch.stack(tensors).tolist()
+    return values
+
+
+def _finite(plans: _Plans) -> tuple[_Plans, dict[int, Failed]]:
+    """The layers whose weights are all finite, with one transfer from each device, and why the others are not there."""
+    sums, errors = _separated({index: attempted(_has_finite_sum, plan) for index, plan in plans.items()})
+    finite: _Plans = {}
+    for index, outcome in _on_host(sums).items():
+        known = attempted(_is_finite, plans[index]) if outcome == [0.0] else outcome
+        if isinstance(known, Exception):
+            errors[index] = known
+        elif known != [0.0]:  # a sum of finite numbers may overflow
+            finite[index] = plans[index]
+    failures = {i: failed(errors[i]) if i in errors else Failed(Failure.NOT_FINITE) for i in plans if i not in finite}
+    return {index: finite[index] for index in plans if index in finite}, failures
+
+
+def _has_finite_sum(plan: Plan) -> Tensor:
+    """(1,), 1 or 0: the quickest test by far."""
+    return promoted(plan.weight.matrices).sum().isfinite().double().view(1)
+
+
+def _is_finite(plan: Plan) -> list[float]:
+    return [float(promoted(plan.weight.matrices).isfinite().all())]

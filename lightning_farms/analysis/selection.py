@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -57,6 +58,10 @@ class Selection:
         max_size: largest size that is analysed; ``None`` for no limit.
         embeddings: whether tables of embeddings are analysed.
         low_rank_products: whether the product of a LoRA-style pair is analysed in place of its two factors.
+        classes: names of classes of ``torch.nn``, of one of which (or of a subclass) a weight's module must be; none
+            for all. A checkpoint does not tell classes: none of its weights is selected then.
+        min_eigenvalues: fewest eigenvalues that are analysed: the smaller of a stored weight's first two dimensions,
+            times a convolution's kernel positions (its groups are not told apart).
 
     Raises:
         TypeError: patterns or kinds are not several strings, a size is not an integer, an option not a bool.
@@ -77,26 +82,39 @@ class Selection:
     max_size: int | None = None
     embeddings: bool = False
     low_rank_products: bool = False
+    classes: tuple[str, ...] = ()
+    min_eigenvalues: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "kinds"):
+        for name in ("include", "exclude", "kinds", "classes"):
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ValueError(f"Expected argument `kinds` to be out of {', '.join(KINDS)}, but got {kind!r}.")
         _check_sizes(self.min_size, self.max_size)
+        _check_sizes(self.min_eigenvalues, None, least="min_eigenvalues")
         for name, kind in (("embeddings", "embedding"), ("low_rank_products", "low-rank product")):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Expected argument `{name}` to be True or False, but got {getattr(self, name)!r}.")
             object.__setattr__(self, name, getattr(self, name) or kind in self.kinds)
 
-    def refusal(self, name: str, kind: str, matrices_shape: Sequence[int]) -> str | None:
+    def refusal(
+        self,
+        name: str,
+        kind: str,
+        matrices_shape: Sequence[int],
+        *,
+        shape: Sequence[int] = (),
+        classes: Sequence[str] = (),
+    ) -> str | None:
         """Why a weight is not analysed.
 
         Args:
             name: of the layer.
             kind: of the weight, one of :data:`KINDS`.
             matrices_shape: (..., m, n).
+            shape: of the weight as stored; empty where it is not known.
+            classes: names of the classes of ``torch.nn`` that its module is of.
 
         Returns:
             The reason, None where the weight is selected.
@@ -108,9 +126,11 @@ class Selection:
             return f"not included: no match for {', '.join(map(repr, self.include))}"
         if self.kinds and kind not in self.kinds:
             return f"of kind {kind!r}, which is not asked for"
+        if self.classes and not set(self.classes).intersection(classes):
+            return f"not of a module of class {', '.join(self.classes)}"
         if kind == "embedding" and not self.embeddings:
             return "embeddings are analysed on request: Selection(embeddings=True)"
-        return self._size_refusal(min(matrices_shape[-2:]))
+        return self._size_refusal(min(matrices_shape[-2:])) or self._count_refusal(_count(kind, matrices_shape, shape))
 
     def _size_refusal(self, size: int) -> str | None:
         if 0 < size < self.min_size:
@@ -118,6 +138,10 @@ class Selection:
         if self.max_size is not None and size > self.max_size:
             return f"the smaller dimension, {size}, is above max_size {self.max_size}"
         return None
+
+    def _count_refusal(self, count: int) -> str | None:
+        few = 0 < count < self.min_eigenvalues
+        return f"{count} eigenvalues, fewer than min_eigenvalues {self.min_eigenvalues}" if few else None
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Make sure that every pattern matches a layer.
@@ -142,6 +166,13 @@ class Selection:
                     raise PatternError(argument, pattern, known)
 
 
+def _count(kind: str, matrices_shape: Sequence[int], shape: Sequence[int]) -> int:
+    """Eigenvalues of a weight; of a convolution whose shape is known as if it had one group."""
+    if kind == "convolution" and len(shape) > 2:
+        return min(shape[:2]) * math.prod(shape[2:])
+    return math.prod(matrices_shape[:-2]) * min(matrices_shape[-2:])
+
+
 def _matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
@@ -164,8 +195,8 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _check_sizes(min_size: object, max_size: object) -> None:
-    for name, value in (("min_size", min_size), ("max_size", max_size)):
+def _check_sizes(min_size: object, max_size: object, least: str = "min_size") -> None:
+    for name, value in ((least, min_size), ("max_size", max_size)):
         if value is None and name == "max_size":
             continue
         if isinstance(value, bool) or not isinstance(value, int):
@@ -174,3 +205,12 @@ def _check_sizes(min_size: object, max_size: object) -> None:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
     if isinstance(min_size, int) and isinstance(max_size, int) and max_size < min_size:
         raise ValueError(f"Expected argument `max_size` to be at least min_size, {min_size}, but got {max_size}.")
+
+
+MODEL_BALANCING = Selection(kinds=("linear", "convolution"), classes=("Linear", "Conv1d", "Conv2d"), min_eigenvalues=13)
+"""What ModelBalancing's program for neural operators balances: modules ``Linear``, ``Conv1d`` and ``Conv2d`` whose
+weight has more than 12 eigenvalues. (Depthwise convolutions among them are vectors, which are not analysed here.)
+
+Reference:
+    Liu et al., Model Balancing Helps Low-data Training and Fine-tuning, EMNLP Findings 2024.
+"""

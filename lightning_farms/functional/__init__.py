@@ -30,11 +30,12 @@ from lightning_farms.functional.sparsity import (
     official_sparsity,
 )
 from lightning_farms.functional.spectral_metrics import SpectralDensity, effective_rank, log_norm, spectral_density
-from lightning_farms.functional.spectrum import esd, stable_rank
+from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd, esd_by_singular_values, stable_rank
 from lightning_farms.functional.submatrices import fixed_aspect_ratio_submatrices
 from lightning_farms.functional.uncertainty import Interval, bootstrap_interval, goodness_of_fit
 
 __all__ = [
+    "CheckedSpectrum",
     "Interval",
     "LayerSparsity",
     "MarchenkoPasturEdges",
@@ -46,9 +47,11 @@ __all__ = [
     "allocate_n_of_m",
     "allocate_sparsity",
     "bootstrap_interval",
+    "checked_esd",
     "clip_to_quantiles",
     "effective_rank",
     "esd",
+    "esd_by_singular_values",
     "fit_hill",
     "fit_ks",
     "fit_marchenko_pastur",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerSpectrum, LayerWeight, WholeMatrix
+from lightning_farms.analysis._decompose import Spectrum
 from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.functional import esd
@@ -28,7 +29,8 @@ def spectra_of(layer, method):
 
 def numbers_of(layer, method=FARMS(), wanted=Diagnostics()):
     spectra, plan = spectra_of(layer, method)
-    values = measure(spectra, plan, method, wanted)
+    passed = torch.zeros((), dtype=torch.float64)
+    values = measure(Spectrum(spectra, passed, passed), plan, method, wanted)
     assert values.shape == (len(NUMBERS),)
     assert values.dtype == torch.float64
     return dict(zip(NUMBERS, values.tolist(), strict=True)), spectra.numpy(), plan

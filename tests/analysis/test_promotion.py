@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, analyze
+from lightning_farms.analysis._decompose import Spectrum
 from lightning_farms.analysis._measure import NUMBERS, measure
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.analysis.weights import LayerWeight
@@ -206,8 +207,11 @@ def test_rounding_is_a_bound(size, fit):
             matrices = torch.tensor(draw(np.random.RandomState(seed), size, size), dtype=torch.float32)[None]
             weight = LayerWeight("w", "linear", tuple(matrices.shape[1:]), matrices, ())
             plan = plan_layer(weight, method)
+            passed = torch.zeros((), dtype=torch.float64)
             quick, exact = (
-                measure(esd(matrices.to(dtype), quick=True)[None], plan, method, Diagnostics())
+                measure(
+                    Spectrum(esd(matrices.to(dtype), quick=True)[None], passed, passed), plan, method, Diagnostics()
+                )
                 for dtype in (torch.float32, torch.float64)
             )
             assert abs(quick[0] - exact[0]) <= quick[ROUNDING], (kind, seed)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from lightning_farms.analysis._failures import not_computed
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered
@@ -134,9 +135,7 @@ def _module_layers(
         with gathered(read, values=values) as originals:
             return _read(name, module, reader, selection, originals, values=values)
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        reason = f"the weight could not be computed: {type(error).__name__}: {first_line}"
-        return [_skipped(name, kind_of(module), (), own_parameters(module), reason)]
+        return [_skipped(name, kind_of(module), (), own_parameters(module), not_computed(error))]
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -194,10 +193,17 @@ def _layer(
     elsewhere = is_sharded(matrices)  # computed from parameters of other modules
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
-    reason = selection.refusal(name, weight.kind, matrices.shape) or _unreadable(matrices, has_values)
+    reason = _refusal(selection, name, module, weight.kind, matrices, shape) or _unreadable(matrices, has_values)
     if reason:
         return _skipped(name, weight.kind, shape, parameters, reason)
     return LayerWeight(name, weight.kind, shape, matrices, parameters, rank=weight.rank)
+
+
+def _refusal(
+    selection: Selection, name: str, module: nn.Module, kind: str, matrices: Tensor, shape: tuple[int, ...]
+) -> str | None:
+    classes = tuple(cls.__name__ for cls in type(module).__mro__ if getattr(nn, cls.__name__, None) is cls)
+    return selection.refusal(name, kind, matrices.shape, shape=shape, classes=classes)
 
 
 def _stored_shape(module: nn.Module, weight: ModuleWeight) -> tuple[int, ...]:

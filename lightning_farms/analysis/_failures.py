@@ -1,0 +1,78 @@
+"""Why a layer has no numbers, and how one that fails costs no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+
+from lightning_farms.functional.spectrum import DecompositionError
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+class Failure(Enum):
+    """Why a layer that was planned has no numbers; in the table that ranks exchange, by its place from 1."""
+
+    NOT_FINITE = "the weights are not all finite"
+    NOT_DECOMPOSED = "the eigenvalue decomposition failed"
+    WRONG = "the eigenvalues failed a check, also when they were computed again in float64 on the CPU"
+    OUT_OF_MEMORY = "out of memory: try a smaller window or workspace, or fewer draws of the diagnostics"
+    FAILED = "the analysis failed on the layer's rank, which has warned why"
+
+
+class Failed(NamedTuple):
+    """A layer without numbers; an error that has no kind of its own is told by its own words, where it is known."""
+
+    failure: Failure
+    error: Exception | None = None
+
+    @property
+    def reason(self) -> str:
+        """For the row."""
+        if self.failure is Failure.FAILED and self.error is not None:
+            return f"the analysis failed: {error_text(self.error)}"
+        return self.failure.value
+
+
+def failed(error: Exception) -> Failed:
+    """What an error makes of its layer."""
+    if isinstance(error, DecompositionError):
+        return Failed(Failure.NOT_DECOMPOSED)
+    return Failed(Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.FAILED, error)
+
+
+def attempted(
+    function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> _Result | Exception:
+    """What a function returns, or what it raises, without the frames, which would keep their tensors in memory."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        return error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is what was lacking; for words only: allocators raise several types, the CPU's a RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def error_text(error: Exception) -> str:
+    """Type and first line."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}".rstrip(": ")
+
+
+def not_computed(error: Exception) -> str:
+    """The reason of a weight that a module does not give."""
+    if is_out_of_memory(error):
+        return "out of memory: the weight could not be computed or gathered; leave it out, or use smaller shards"
+    return f"the weight could not be computed: {error_text(error)}"
