@@ -176,12 +176,9 @@ def _errors(eigenvalues: Tensor, wide: Tensor, gram: Tensor) -> tuple[Tensor, Te
     squares_error = deviation - 2 * height * missing
 
     known = norm < limits.max / 2
-    return _beyond(sum_error, tolerance, known), _beyond(squares_error, tolerance, known)
-
-
-def _beyond(error: Tensor, tolerance: float, known: Tensor) -> Tensor:
-    error = error.nan_to_num(torch.inf, posinf=torch.inf)
-    return error.masked_fill(error <= tolerance, 0.0).masked_fill(~known, torch.nan)
+    errors = torch.stack((sum_error, squares_error)).nan_to_num(torch.inf, posinf=torch.inf)
+    beyond = errors.masked_fill(errors <= tolerance, 0.0).masked_fill(~known, torch.nan)
+    return beyond[0], beyond[1]
 
 
 def _squared_norm(matrices: Tensor) -> Tensor:
