@@ -142,7 +142,7 @@ def test_selection_is_what_is_analysed_and_drawn(small_net, loader, make_trainer
         ({"bootstrap": 10}, set()),
         ({"twin": True, "marchenko_pastur": True, "p_value": 10}, {"relative_alpha", "mp_spikes", "p_value"}),
     ],
-    ids=["twin", "marchenko_pastur", "p_value", "bootstrap", "all"],
+    ids=["none", "twin", "marchenko_pastur", "p_value", "bootstrap", "all"],
 )
 def test_diagnostics_are_logged_by_the_layer(options, quantities, small_net, loader, make_trainer, logged):
     monitor = SpectralMonitor(diagnostics=Diagnostics(**options), summary=False)
