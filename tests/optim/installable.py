@@ -76,7 +76,10 @@ def _gsam(kind, groups, net):
     package = load("pytorch_optimizer")
     inner = torch.optim.SGD(groups, lr=LR)
     rates = package.ProportionScheduler(package.CosineScheduler(inner, 10, LR), LR, 0.0, 0.1, 0.05)
-    return kind(groups, inner, net, rates)
+    optimizer = kind(groups, inner, net, rates)
+    step = type(optimizer).step
+    optimizer.step = lambda closure: step(optimizer, lambda: (None, closure()))  # it wants outputs beside the loss
+    return optimizer
 
 
 def _sam(kind, groups, net):

@@ -86,10 +86,13 @@ class Run:
             self.optimizer.step(self.closure(number))
         else:
             self.closure(number, create_graph=self.way == "graph")()
+            if self.way == "sparse":
+                for parameter in self.net.parameters():
+                    parameter.grad = parameter.grad.to_sparse()
             self.optimizer.step()
 
 
-WAYS = ("closure", "gradients", "graph", "prepared closure")
+WAYS = ("closure", "gradients", "graph", "prepared closure", "sparse")
 
 
 def regroup(run):
@@ -219,6 +222,7 @@ def refused_anyway(kind, package, name):
 def shortened(reason):
     """Leave out what stands in the line already, and what has no place in a table."""
     reason = re.sub(r"^Expected argument `optimizer` .*?, but got \w+(, which|, whose| \()", r"\1", reason)
+    reason = reason.replace("whose group 0 has none. It knows", "its groups have no 'lr', only")
     return re.sub(r"^(, | )?(which |\()?", "", reason).replace("|", "/").rstrip(".")
 
 

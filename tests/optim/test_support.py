@@ -80,3 +80,116 @@ def _scaled_update_reaches_the_inner_optimizer(optimizer, weights, layer_of):
         optimizer.step()
     assert [-w[0].item() for w in weights] == [0.5, 0.25]
     assert [g["lr"] for g in optimizer.param_groups] == [0.25, 0.25]
+
+
+class ByPosition(torch.optim.SGD):
+    """As AdaBound: a list of rates, made at construction, that its update pairs with the groups."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.base_lrs = [group["lr"] for group in self.param_groups]
+
+    def step(self, closure=None):
+        for group, _ in zip(self.param_groups, self.base_lrs, strict=True):
+            assert group["params"]
+
+
+class ByIndex(ByPosition):
+    """As pytorch_optimizer's: by index, also where the entries look like nothing in the group."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.base_lrs = {index: object() for index, _ in enumerate(self.param_groups)}
+
+    def step(self, closure=None):
+        for index, group in enumerate(self.param_groups):
+            assert self.base_lrs[index] is not group
+
+
+class KeptOnly(torch.optim.SGD):
+    """As pytorch_optimizer's schedule-free ones: the list is made, and never used."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.base_lrs = [group["lr"] for group in self.param_groups]
+
+
+class ByIdentity(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.known = {id(group): 0 for group in self.param_groups}
+
+
+@pytest.mark.parametrize("kind", [ByPosition, ByIndex])
+def test_groups_known_by_position_need_one_layer_each(weights, kind):
+    layer_of = {weights[0]: "a", weights[1]: "b"}
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__}, which pairs them with its `base_lrs` by position.*layerwise"
+    ):
+        check_supported(kind(weights, lr=0.1), layer_of)
+    check_supported(kind([{"params": [weight]} for weight in weights], lr=0.1), layer_of)
+
+
+def test_a_list_that_the_update_does_not_use_is_no_reason(weights):
+    check_supported(KeptOnly(weights, lr=0.1), {weights[0]: "a", weights[1]: "b"})
+
+
+def test_groups_known_by_identity_are_never_ours(weights):
+    with pytest.raises(TypeError, match="ByIdentity, which knows them by identity, in its `known`"):
+        check_supported(ByIdentity([{"params": [weight]} for weight in weights], lr=0.1))
+
+
+class Learning(torch.optim.SGD):
+    """As Prodigy: a step size of its own, kept in the groups."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            group.update(d=1e-6, d0=1e-6)
+
+
+class OfTheFirst(torch.optim.SGD):
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        rate = group["lr"]
+        for group in self.param_groups:
+            assert rate >= group["weight_decay"]
+
+
+class OfTheFirstAtOnce(torch.optim.SGD):
+    def _update(self):
+        return self.param_groups[0]["lr"]
+
+
+class MostlyOfEach(torch.optim.SGD):
+    """Reads another value of the first group, and a rate of each, by the same variable."""
+
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        assert group["momentum"] == 0
+        assert self.param_groups[0]["dampening"] == 0
+        return max(group["lr"] for group in self.param_groups)
+
+
+@pytest.mark.parametrize("kind", [Learning, OfTheFirst, OfTheFirstAtOnce])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_one_step_size_for_all_groups_is_refused_in_any_grouping(weights, kind, grouped):
+    optimizer = kind([{"params": [weight]} for weight in weights] if grouped else weights, lr=0.1)
+    with pytest.raises(
+        TypeError, match=rf"uses each group's 'lr', but got {kind.__name__}, which takes one"
+    ) as refusal:
+        check_supported(optimizer, {weights[0]: "a", weights[1]: "b"})
+    assert "layerwise_param_groups" not in str(refusal.value)
+
+
+def test_another_value_of_the_first_group_is_no_reason(weights):
+    check_supported(MostlyOfEach(weights, lr=0.1))
+    check_supported(OfTheFirst(weights, lr=0.1), key="weight_decay")
+
+
+def test_an_update_over_a_group_needs_one_layer_each(weights):
+    kind = type("AvaGrad", (torch.optim.SGD,), {})
+    layer_of = {weights[0]: "a", weights[1]: "b"}
+    with pytest.raises(TypeError, match=r"AvaGrad \(the scale of its step\), so that no group may mix layers"):
+        check_supported(kind(weights, lr=0.1), layer_of)
+    check_supported(kind([{"params": [weight]} for weight in weights], lr=0.1), layer_of)
