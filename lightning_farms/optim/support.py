@@ -11,9 +11,9 @@ from lightning_farms.optim.unwrap import refuse_deepspeed
 
 _OVER_A_GROUP = {  # what they take over all parameters of a group; what tells others like them apart is not known
     "AvaGrad": "the scale of its step",
-    "EmoFact": "an average of the loss, moved on once a group",
-    "EmoLynx": "an average of the loss, moved on once a group",
-    "EmoNavi": "an average of the loss, moved on once a group",
+    "EmoFact": "an average of the loss (moved on once a group)",
+    "EmoLynx": "an average of the loss (moved on once a group)",
+    "EmoNavi": "an average of the loss (moved on once a group)",
 }
 _NORMALISED = (
     torch.optim.Adadelta,
@@ -138,7 +138,8 @@ def _check_groups_may_be_divided(optimizer: Optimizer) -> None:
     if name in _OVER_A_GROUP:
         raise TypeError(
             f"Expected argument `optimizer` to be an optimizer whose update does not depend on which parameters share a"
-            f" group, but got {name} ({_OVER_A_GROUP[name]}), {remedy} `layerwise_param_groups`."
+            f" group, but got {name}, which takes {_OVER_A_GROUP[name]} over a group, {remedy}"
+            " `layerwise_param_groups`."
         )
 
 

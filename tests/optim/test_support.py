@@ -151,6 +151,7 @@ class Learning(torch.optim.SGD):
 class OfTheFirst(torch.optim.SGD):
     def step(self, closure=None):
         group = self.param_groups[0]
+        group["seen"] = True
         rate = group["lr"]
         for group in self.param_groups:
             assert rate >= group["weight_decay"]
@@ -190,6 +191,8 @@ def test_another_value_of_the_first_group_is_no_reason(weights):
 def test_an_update_over_a_group_needs_one_layer_each(weights):
     kind = type("AvaGrad", (torch.optim.SGD,), {})
     layer_of = {weights[0]: "a", weights[1]: "b"}
-    with pytest.raises(TypeError, match=r"AvaGrad \(the scale of its step\), so that no group may mix layers"):
+    with pytest.raises(
+        TypeError, match="AvaGrad, which takes the scale of its step over a group, so that no group may mix layers"
+    ):
         check_supported(kind(weights, lr=0.1), layer_of)
     check_supported(kind([{"params": [weight]} for weight in weights], lr=0.1), layer_of)
