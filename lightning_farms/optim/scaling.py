@@ -44,12 +44,13 @@ class LayerwiseScaling:
     .. math:: \eta_l(t) = \eta(t) \cdot m_l
 
     At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never meet a
-    multiplier. Between the optimizer's step pre-hook and post-hook scaled groups, one a distinct multiplier, take the
-    place of the user's groups, which are never changed for it. One assignment to ``optimizer.param_groups[:]`` puts
-    them in force and one takes them out, so that a signal handler finds either the one or the other.
-    A closure given to ``step`` (Lightning runs forward and backward in it) sees the base values and the user's own
-    groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it is called, also in a signal
-    handler, and leaves everything as it was. Values that the update writes into the groups are kept.
+    multiplier. Between the optimizer's step pre-hook and post-hook scaled groups, one a layer (of PyTorch's own
+    optimizers one a distinct multiplier), take the place of the user's groups, which are never changed for it. One
+    assignment to ``optimizer.param_groups[:]`` puts them in force and one takes them out, so that a signal handler
+    finds either the one or the other. A closure given to ``step`` (Lightning runs forward and backward in it) sees the
+    base values and the user's own groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it
+    is called, also in a signal handler, and leaves everything as it was. Values that the update writes into the groups
+    are kept.
 
     If the update itself raises, the groups stay scaled until the next ``step``, ``state_dict``, ``load_state_dict``,
     `restore` or `detach`, each of which puts them back first: call `restore` where exceptions are handled.
@@ -57,7 +58,7 @@ class LayerwiseScaling:
     Scalings of different hyperparameters can be attached to one optimizer.
 
     Args:
-        optimizer: A torch optimizer (see `check_supported`).
+        optimizer: A torch optimizer (see `check_supported`), or a wrapper of one (see `updating_optimizer`).
         layer_of: Layer of each parameter, by the parameter's identity. Parameters that it lacks keep the base value;
             parameters that the optimizer lacks are ignored.
         key: The hyperparameter to scale, e.g. "lr" or "weight_decay"; every group must have it.
@@ -67,9 +68,9 @@ class LayerwiseScaling:
         ValueError: If a group lacks `key`, or its value is neither a number nor a tensor.
 
     Note:
-        Optimizers that gather statistics in a group (schedule-free ones, say) get their own statistics for each scaled
-        group, but a checkpoint holds only the group's. Others know their groups by position, in lists of their own.
-        Give such optimizers `layerwise_param_groups`: then one scaled group takes the place of every group.
+        Values that an optimizer keeps in its groups are each layer's own; where layers disagree, a checkpoint of the
+        optimizer holds the first's, and `state_dict` of this object all of them. The first steps are watched: see
+        `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
         Only ``state_dict`` is safe at any moment: copying or pickling the optimizer itself inside an update, or reading
         ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the scaling
         of the update that is under way.
