@@ -27,7 +27,7 @@ from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
-from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, Hyperparameter, touched
+from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, structure
 from lightning_farms.balancing.warnings import warnings_of_control
 from lightning_farms.functional.vectors import vector
@@ -298,15 +298,12 @@ class Balancer:
         """Tell whether the hooks are those of these optimizers and of the parameters that they hold now."""
         return self._hooked == _identities(optimizers)
 
-    def adjusted(self) -> set[Hyperparameter]:
-        """All hyperparameters that are touched."""
-        return touched(self.adjusts, compensated=self.control.compensate_weight_decay)
-
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
         inner = updating_optimizer(optimizer)
         if self.control.compensate_weight_decay:
             check_decoupled_weight_decay(inner)
-        keys = [self.adjusts.key, *(other.key for other in self.adjusted() - {self.adjusts})]
+        others = touched(self.adjusts, compensated=self.control.compensate_weight_decay) - {self.adjusts}
+        keys = [self.adjusts.key, *(other.key for other in others)]
         return [LayerwiseScaling(inner, self._structure.layer_of, key=key) for key in keys]
 
     def _rates(self) -> list[LayerwiseScaling]:
@@ -472,10 +469,10 @@ class Balancer:
         return {k: v for k, v in (alphas | moments | means | values).items() if math.isfinite(v)}
 
     def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or what has its methods
-        """Write :meth:`scalars` and a histogram of alpha.
+        """Write :meth:`scalars`, a histogram of alpha, and why values are not in force, if so.
 
         Args:
-            writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (and ``add_histogram``).
+            writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
             step: on the time axis.
         """
         for key, value in self.scalars().items():
@@ -483,6 +480,8 @@ class Balancer:
         alphas = vector(value for value in (self.report.alphas.values() if self.report else ()) if math.isfinite(value))
         if len(alphas) and hasattr(writer, "add_histogram"):
             writer.add_histogram(f"{self.analysis.label}/alpha_histogram", alphas, step)
+        if self.fault is not None and hasattr(writer, "add_text"):
+            writer.add_text(f"{self.analysis.label}/not_in_force", self.fault, step)
 
 
 def _all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401

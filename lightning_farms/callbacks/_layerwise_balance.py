@@ -20,9 +20,11 @@ from lightning_farms.balancing.balancer import Balancer
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import Hyperparameter, touched
 from lightning_farms.callbacks._guard import guarded, guarded_at_start
+from lightning_farms.callbacks._spectral.shared_analysis import logged_step
 from lightning_farms.callbacks._spectral.strategies import check_optimizers, whole_shapes
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.common.lightning_packages import misconfiguration
+from lightning_farms.loggers.sinks import sinks
 
 
 class LayerwiseBalance(SpectralMonitor, ABC):
@@ -148,7 +150,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         """Take the multipliers a step further on their way, or analyse if that is due; look whether they are used."""
         with self._faults.contained("the multipliers stay as they were; training goes on"):
             if self._balancer is not None:
-                self._balancer.prove(trainer.global_step, moves=2)
+                self._prove(self._balancer, trainer)
                 if self._balancer.on_its_way():
                     self._balancer.apply(trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -207,6 +209,15 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             raise
         except (TypeError, ValueError) as error:
             raise misconfiguration(f"{type(self).__name__}: {error}") from error
+
+    def _prove(self, balancer: Balancer, trainer: Trainer) -> None:
+        """Look whether the updates use the multipliers; where they do not, loggers that take texts have it, too."""
+        known = balancer.fault
+        balancer.prove(trainer.global_step, moves=2)
+        if balancer.fault not in (None, known):
+            label = self.analysis.label if self._shared is None else self._shared.label
+            for sink in sinks(trainer):
+                sink.text(f"{label}/not_in_force", str(balancer.fault), logged_step(trainer))
 
     @guarded
     def _follow(self, change: Callable[[], None] | None) -> None:
