@@ -174,24 +174,32 @@ class _Analysis:
         """The report on weights, a workspace of them at a time."""
         rows: dict[int, LayerSpectrum] = {}
         errors: list[tuple[str, Exception]] = []
-        plans = (self.plan(weight) for weight in weights)
+        planned = lost = 0
+        plans = (self.plan(weight, errors) for weight in weights)
         for skipped, chunk in self.chunks(enumerate(plans), math.inf if progress is None else _DEAREST_STEP):
             found, spectra = self.found(chunk)
             rows |= skipped
             rows |= {index: self.row(plan, found[index], spectra.get(index)) for index, plan in chunk.items()}
             errors += [(chunk[index].weight.name, error) for index, error in _errors(found)]
+            planned += len(chunk)
+            lost += sum(isinstance(each[0], Failed) and each[0].error is not None for each in found.values())
             if progress is not None:
                 progress(len(skipped) + len(chunk))
             chunk.clear()  # so that the next weights do not come on top of these
+        if errors and lost == planned:  # it is not some layers that fail, but the analysis
+            raise errors[0][1]
         if errors:
             names = listed(dict.fromkeys(name for name, _ in errors))
             warnings.warn(f"The analysis failed for {names}: {error_text(errors[0][1])}", stacklevel=3)
         return SpectralReport([rows[index] for index in sorted(rows)])
 
-    def plan(self, weight: LayerWeight) -> Plan | LayerSpectrum:
-        """The plan of a layer, or the row of one that is skipped."""
+    def plan(self, weight: LayerWeight, errors: list[tuple[str, Exception]]) -> Plan | LayerSpectrum:
+        """The plan of a layer, or the row of one that is skipped; an error is noted."""
         plan = attempted(plan_layer, weight, self.method)
-        return skipped_row(weight, failed(plan).reason) if isinstance(plan, Exception) else plan
+        if isinstance(plan, Exception):
+            errors.append((weight.name, plan))
+            return skipped_row(weight, failed(plan).reason)
+        return plan
 
     def chunks(
         self, plans: Iterable[tuple[int, Plan | LayerSpectrum]], dearest: float = math.inf
@@ -307,15 +315,16 @@ def _analyze_on_ranks(
     source: Callable[[bool], Iterable[LayerWeight]], analysis: _Analysis, ranks: Ranks
 ) -> SpectralReport:
     """Every rank goes through all weights (to gather one is a collective) and measures its own; then all is summed."""
-    plans = ((weight.name, analysis.plan(weight)) for weight in source(False))
+    plans = ((weight.name, analysis.plan(weight, [])) for weight in source(False))
     costs = {name: plan.cost for name, plan in plans if isinstance(plan, Plan)}
     owner = owners(costs, 1 if analysis.keep_eigenvalues else ranks.world_size)
     names: list[str] = []
     layers: list[Plan | LayerSpectrum] = []
+    unplanned: list[tuple[str, Exception]] = []
 
     def own() -> Iterator[tuple[int, Plan]]:
         for index, weight in enumerate(source(True)):
-            plan = analysis.plan(weight)
+            plan = analysis.plan(weight, unplanned)
             names.append(weight.name)
             layers.append(plan.without_values() if isinstance(plan, Plan) else plan)
             if isinstance(plan, Plan) and owner.get(weight.name, 0) == ranks.rank:
@@ -334,7 +343,9 @@ def _analyze_on_ranks(
     for index, each in found.items():
         numbers[index] = torch.tensor(_as_numbers(each), dtype=torch.float64)
     table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
-    texts = dict.fromkeys(error_text(error) for error in failures)
+    if unplanned and not any(isinstance(layer, Plan) for layer in layers):
+        raise unplanned[0][1]
+    texts = dict.fromkeys(error_text(error) for error in [*failures, *(error for _, error in unplanned)])
     for text in texts:  # not before: where warnings are errors, the other ranks would wait
         warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=3)
     rows = []
