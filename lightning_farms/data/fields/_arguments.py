@@ -1,10 +1,12 @@
 """Checks of the flow data module's arguments, and one form for those that have several."""
 
 from collections.abc import Mapping, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.data.fields._layout import FieldLayout
+from lightning_farms.data.fields._opening import check_local
 
 
 def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> None:
@@ -18,15 +20,29 @@ def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> N
 
 
 def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """The same as paths; refuse a list without any, or with one twice."""
-    if path is None or isinstance(path, (str, Path)):
-        return None if path is None else Path(path)
-    paths = [Path(each) for each in path]
+    """The same as paths, with `~` and globs expanded; refuse a list without any, or with one twice."""
+    if path is None:
+        return None
+    if isinstance(path, (str, Path)):
+        found = _expanded(path)
+        return found[0] if len(found) == 1 else found
+    paths = [each for one in path for each in _expanded(one)]
     if not paths or len({each.absolute() for each in paths}) < len(paths):
         raise ValueError(
             f"Expected argument `path` to name at least one file, each once, but got {list(map(str, paths))}."
         )
     return paths
+
+
+def _expanded(path: str | Path) -> list[Path]:
+    check_local(path)
+    given = Path(path).expanduser()
+    if not has_magic(str(given)) or given.exists():
+        return [given]
+    found = sorted(map(Path, glob(str(given), recursive=True)))
+    if not found:
+        raise FileNotFoundError(f"Expected argument `path` to match files, but {given} matches none.")
+    return found
 
 
 def file_strides(stride: int | Sequence[int], path: Path | list[Path] | None) -> list[int]:

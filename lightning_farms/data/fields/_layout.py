@@ -81,6 +81,10 @@ class FieldLayout:
                 raise ValueError(self._misfit(dataset, shape, component, letters))
         return tuple(shape[letters.index(letter)] for letter in "btxy")
 
+    def trajectory_axis(self, dataset: str) -> int:
+        """Place of the axis of trajectories in a dataset's shape."""
+        return self._letters(self._rank(dataset)).index("b")
+
     def index(self, dataset: str, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
         """An index to read a dataset with; its components are read together."""
         letters = self._letters(self._rank(dataset))

@@ -1,7 +1,7 @@
 """Lazy reader of PDEBench's 2D compressible-flow files, and of others by the names of their datasets."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
+from lightning_farms.data.fields._header import checked_shape, read_header
 from lightning_farms.data.fields._layout import FieldLayout
+from lightning_farms.data.fields._made_up import MadeUp
+from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
+from lightning_farms.data.fields._values import Array, Fault, as_single, faults
 
 ChannelOrder = Literal["dpot", "pdebench"]
 
@@ -20,13 +24,12 @@ CHANNELS: dict[ChannelOrder, tuple[str, ...]] = {
     "dpot": ("Vx", "Vy", "density", "pressure"),
     "pdebench": FIELDS,
 }
-# PDEBench's names and those of The Well
-_COORDINATES = (
-    ("x-coordinate", "dimensions/x"),
-    ("y-coordinate", "dimensions/y"),
-    ("t-coordinate", "dimensions/time"),
+
+_POSITIVE = ("density", "pressure")
+_BLOCK = 2**23  # values
+_REMEDY = (
+    "Download or simulate the file again, or leave the flow out (`skip`); `lightning-farms check` names all such flows."
 )
-_SHOWN = 8
 
 
 class FileShape(NamedTuple):
@@ -85,15 +88,25 @@ class PDEBenchFile:
         axes: str = "btxy",
     ) -> None:
         names = channel_names(channel_order)
-        self.path = Path(path)
+        check_local(path)
+        self.path = Path(path).expanduser()
         self.layout = FieldLayout(dict(zip(names, names, strict=True)) if fields is None else fields, axes)
         self._handle: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}
         self._owner: int | None = None
-        with self._open() as file:
-            self.shape = _checked_shape(file, self.path, self.layout)
-            self.eta, self.zeta, self.mach = (_attribute(file, name) for name in ("eta", "zeta", "M"))
-            self.x, self.y, self.t = (_coordinate(file, names) for names in _COORDINATES)
+        with open_hdf5(self.path) as file, naming(self.path):
+            header = read_header(file, self.layout)
+        self.shape = FileShape(*checked_shape(header, self.path, self.layout))
+        self.eta, self.zeta, self.mach = (header.attributes[name] for name in ("eta", "zeta", "M"))
+        self.x, self.y, self.t = header.coordinates
+        self.given_frames = header.given_frames
+        truth = fields is None and self.given_frames is None  # a network predicts what it likes
+        self._positive = frozenset(_POSITIVE if truth else ())
+        self.made_up: MadeUp = {}
+        for name, facts in header.datasets.items():
+            for trajectory, reason in facts.made_up.items():
+                self.made_up.setdefault(trajectory, f"`{name}` {reason}")
+        self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -130,17 +143,66 @@ class PDEBenchFile:
         frames = range(start, stop, time_stride)
         sizes = (-(-self.shape.x // stride), -(-self.shape.y // stride), len(frames))
         item = np.empty((*sizes, len(self.channels)), np.float32)
-        for dataset in self.layout.datasets:
-            for channel, field in self._read_fields(dataset, trajectory, frames).items():
-                # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
-                thinned = field[:, ::stride, ::stride]
-                self._check_finite(thinned, self.channels[channel], trajectory, frames)
-                item[..., channel] = np.moveaxis(thinned, 0, -1)
+        for channel, field, single in self._fields(trajectory, frames, stride):
+            found = faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            if found:
+                raise ValueError(self._wrong(trajectory, found))
+            item[..., channel] = np.moveaxis(single, 0, -1)
+        if len(frames) > 1 and not item.any():
+            raise ValueError(
+                f"Expected the fields of {self.path} to hold values, but all channels of trajectory {trajectory} are 0 "
+                f"in frames {frames[0]} to {frames[-1]}. {_REMEDY}"
+            )
         return torch.from_numpy(item)
+
+    def check(self, trajectory: int, *, stride: int = 1) -> None:
+        """Read all frames of one trajectory, a few at a time, and refuse what `read` would refuse of them.
+
+        Args:
+            trajectory: its number, in [0, B).
+            stride: every stride-th cell along x and y, at least 1.
+
+        Raises:
+            ValueError: for values that are no flow's, naming channel and frame.
+            OSError: if the data cannot be read.
+        """
+        for frames in self.blocks():
+            self.read(trajectory, frames.start, frames.stop, stride=stride)
+
+    def blocks(self) -> list[range]:
+        """All frames, in runs of about 32 MB."""
+        at_once = max(2, _BLOCK // (self.shape.x * self.shape.y * len(self.channels)))
+        starts = range(0, self.shape.frames, at_once)
+        return [range(start, min(start + at_once, self.shape.frames)) for start in starts]
+
+    def faults(self, trajectory: int, frames: range) -> list[Fault]:
+        """What is wrong with the values of some frames of one trajectory, at all cells.
+
+        Args:
+            trajectory: its number, in [0, B).
+            frames: some of its frames.
+
+        Returns:
+            One fault for each channel and frame that has any.
+
+        Raises:
+            OSError: if the data cannot be read.
+        """
+        return [
+            fault
+            for channel, field, single in self._fields(trajectory, frames, 1)
+            for fault in faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+        ]
+
+    def extent(self, trajectory: int, frames: range) -> list[tuple[float, float]]:
+        """Smallest and largest value of each channel, in float32."""
+        found = {c: (float(single.min()), float(single.max())) for c, _, single in self._fields(trajectory, frames, 1)}
+        return [found[channel] for channel in range(len(self.channels))]
 
     def close(self) -> None:
         """Close this process's handle, if open; the next `read` opens a new one."""
         if self._handle is not None:
+            OPEN_FILES.closed(self)
             self._handle.close()
             self._handle = self._owner = None
             self._datasets = {}
@@ -148,28 +210,13 @@ class PDEBenchFile:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_owner": None, "_datasets": {}}
 
-    def _open(self) -> h5py.File:
-        if not self.path.exists():
-            raise FileNotFoundError(f"Expected argument `path` to be an existing file, but found none at {self.path}.")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"Expected argument `path` to be an HDF5 file, but {self.path} is a folder.")
-        try:
-            return h5py.File(self.path, "r")
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: OSError) -> OSError:
-        return OSError(
-            f"Expected {self.path} to be a complete HDF5 file, but it cannot be read ({error}). It may be cut short "
-            "or of another format: compare its size and checksum with the source's and download it again."
-        )
-
     def _opened(self, name: str) -> h5py.Dataset:
         """The dataset, opened by this process; looking it up costs as much as reading a small field."""
         if self._owner != os.getpid():
             self.close()
+        OPEN_FILES.used(self)
         if self._handle is None:
-            self._handle, self._owner = self._open(), os.getpid()
+            self._handle, self._owner = open_hdf5(self.path), os.getpid()
         if name not in self._datasets:
             self._datasets[name] = self._handle[name]
         return self._datasets[name]
@@ -185,20 +232,41 @@ class PDEBenchFile:
             )
         check_at_least(1, stride=stride, time_stride=time_stride)
 
-    def _read_fields(self, dataset: str, trajectory: int, frames: range) -> dict[int, np.ndarray[Any, Any]]:
-        index = self.layout.index(dataset, trajectory, slice(frames.start, frames.stop, frames.step))
-        try:
-            read = self._opened(dataset)[index]
-        except OSError as error:
-            raise self._unreadable(error) from error
-        return self.layout.channel_fields(dataset, read)
-
-    def _check_finite(self, field: np.ndarray[Any, Any], name: str, trajectory: int, frames: range) -> None:
-        if not np.isfinite(field).all():
+    def _fields(self, trajectory: int, frames: range, stride: int) -> Iterator[tuple[int, Array, Array]]:
+        """Number of each channel, its values (T, X, Y) as stored, and in float32."""
+        if trajectory in self.made_up:
             raise ValueError(
-                f"Expected channel `{name}` of {self.path} to be finite, but trajectory {trajectory} has NaN or "
-                f"infinite values in frames {frames[0]} to {frames[-1]}. Download or simulate the file again."
+                f"Expected trajectory {trajectory} of {self.path} to be stored, but {self.made_up[trajectory]}: HDF5 "
+                f"would make its values up. {_REMEDY}"
             )
+        chosen = slice(frames.start, frames.stop, frames.step)
+        for dataset in self.layout.datasets:
+            index = self.layout.index(dataset, trajectory, chosen)
+            with naming(self.path):
+                read = self._read(dataset, trajectory, index)
+            for channel, field in self.layout.channel_fields(dataset, read).items():
+                # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
+                thinned = field[:, ::stride, ::stride]
+                yield channel, thinned, as_single(thinned)
+
+    def _read(self, dataset: str, trajectory: int, index: tuple[int | slice, ...]) -> Array:
+        if dataset in self._members:
+            axis = self.layout.trajectory_axis(dataset)
+            read: Array = self._opened(self._members[dataset][trajectory])[index[:axis] + index[axis + 1 :]]
+        else:
+            read = self._opened(dataset)[index]
+        return read
+
+    def _is_positive(self, channel: int) -> bool:
+        return self.channels[channel] in self._positive
+
+    def _wrong(self, trajectory: int, found: list[Fault]) -> str:
+        first, more = found[0], f" and {len(found) - 1} more frames" if len(found) > 1 else ""
+        rule = "above 0, as a fluid's is" if first.what in ("zero", "negative") else "finite"
+        return (
+            f"Expected channel `{first.channel}` of {self.path} to be {rule}, but trajectory {trajectory} has "
+            f"{first.what} values in frame {first.frame}{more}. {_REMEDY}"
+        )
 
 
 def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:
@@ -211,53 +279,3 @@ def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:
     if channel_order not in CHANNELS:
         raise ValueError(f"Expected argument `channel_order` to be one of {list(CHANNELS)}, but got {channel_order!r}.")
     return CHANNELS[channel_order]
-
-
-def _checked_shape(file: h5py.File, path: Path, layout: FieldLayout) -> FileShape:
-    missing = [name for name in layout.datasets if not isinstance(file.get(name), h5py.Dataset)]
-    if missing:
-        raise ValueError(
-            f"Expected {path} to hold the datasets {list(layout.datasets)}, but {missing} are missing: found "
-            f"{_datasets(file)}. For a file with other names, give `fields`, a mapping of channels to datasets, each "
-            "with all trajectories in it."
-        )
-    shapes = {}
-    for name in layout.datasets:
-        dataset = file[name]
-        if not np.issubdtype(dataset.dtype, np.floating):
-            raise ValueError(
-                f"Expected dataset `{name}` of {path} to hold floating-point numbers, but got {dataset.dtype} of shape "
-                f"{dataset.shape}."
-            )
-        try:
-            shapes[name] = layout.sizes(name, dataset.shape)
-        except ValueError as error:
-            raise ValueError(f"{error} File: {path}.") from error
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"Expected the fields of {path} to have one shape (B, T, X, Y), but got {shapes}.")
-    shape = FileShape(*shapes[layout.datasets[0]])
-    if 0 in shape:
-        raise ValueError(f"Expected the fields of {path} to hold data, but got {shape}.")
-    return shape
-
-
-def _datasets(file: h5py.File) -> str:
-    """The first of the datasets in a file; some hold a thousand."""
-    found: list[str] = []
-
-    def note(name: str, item: object) -> bool | None:
-        if isinstance(item, h5py.Dataset):
-            found.append(f"{name} {item.shape}")
-        return True if len(found) > _SHOWN else None
-
-    file.visititems(note)
-    return ", ".join([*found[:_SHOWN], *(["..."] if len(found) > _SHOWN else [])]) or "none"
-
-
-def _attribute(file: h5py.File, name: str) -> float | None:
-    return float(file.attrs[name]) if name in file.attrs else None
-
-
-def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Tensor | None:
-    found = [file[name] for name in names if isinstance(file.get(name), h5py.Dataset) and file[name].ndim == 1]
-    return torch.from_numpy(found[0][...].astype(np.float32)) if found else None

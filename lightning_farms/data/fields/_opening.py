@@ -1,0 +1,154 @@
+"""Opening HDF5 files and reading from them: each error with its own remedy, and a bounded number of handles."""
+
+import errno
+import os
+import re
+import stat
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+
+_MOST_OPEN = 64
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_REMEDIES: dict[int, tuple[type[OSError], str]] = {
+    errno.EAGAIN: (
+        BlockingIOError,
+        "another process has it open for writing: wait until that is done, or read a copy. On a file system without "
+        "locks, set the environment variable HDF5_USE_FILE_LOCKING to FALSE",
+    ),
+    errno.EACCES: (
+        PermissionError,
+        "this user has no permission to read it: ask its owner for it (chmod), or run as another user",
+    ),
+    errno.EMFILE: (
+        OSError,
+        "too many files are open: raise the limit (`ulimit -n`), or use fewer files or workers",
+    ),
+    errno.EIO: (OSError, "the disk or the network behind it fails: try again, and look at the system's log"),
+}
+_REMEDIES[errno.EWOULDBLOCK] = _REMEDIES[errno.EAGAIN]
+_REMEDIES[errno.EPERM] = _REMEDIES[errno.EACCES]
+_REMEDIES[errno.ENFILE] = _REMEDIES[errno.EMFILE]
+for _number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
+    _REMEDIES[_number] = _REMEDIES[errno.EIO]
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Refuse an address of a file elsewhere."""
+    if _ADDRESS.match(os.fspath(path)) and not Path(path).exists():
+        raise ValueError(
+            f"Expected argument `path` to be a file on this machine, but got the address {os.fspath(path)}. Download "
+            "it, or mount what holds it, and give the path."
+        )
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a file for reading."""
+    check_local(path)
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise FileNotFoundError(
+                f"Expected argument `path` to be an existing file, but found none at {path}."
+            ) from error
+        raise explained(path, error) from error
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(f"Expected argument `path` to be an HDF5 file, but {path} is a folder.")
+    if not stat.S_ISREG(kind):
+        raise OSError(f"Expected argument `path` to be a regular file, but {path} is a pipe, socket or device.")
+    with naming(path):
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not OPEN_FILES.close_all():
+                raise
+            return h5py.File(path, "r")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever h5py raises names the file: on a damaged one it may be nearly any error."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise explained(path, error) from error
+
+
+def explained(path: Path, error: Exception) -> OSError:
+    """What is wrong with a file that cannot be opened or read, and what to do."""
+    known = _REMEDIES.get(getattr(error, "errno", None) or 0)
+    if known is not None:
+        kind, remedy = known
+        return kind(f"Expected {path} to be readable, but {remedy}. ({error})")
+    return OSError(
+        f"Expected {path} to be a complete HDF5 file, but it cannot be read ({error}). It may be damaged, cut short or "
+        "of another format: compare its size and checksum with the source's and download it again."
+    )
+
+
+def missing_filters(dataset: h5py.Dataset) -> list[str]:
+    """Filters of a dataset's chunks, such as compressions, that this installation does not have."""
+    properties = dataset.id.get_create_plist()
+    found = [properties.get_filter(number) for number in range(properties.get_nfilters())]
+    return [f"{each[0]} ({each[3].decode(errors='replace')})" for each in found if not h5py.h5z.filter_avail(each[0])]
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class OpenFiles:
+    """The files that this process has open; the one that was longest not used is closed where there are too many."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[int, weakref.ref[_Closable]] = OrderedDict()
+        self._most = most_open()
+
+    def used(self, file: _Closable) -> None:
+        """Note that a file is used, and make room for it."""
+        key = id(file)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return
+        self._most = most_open()
+        while len(self._open) >= self._most:
+            self._close(next(iter(self._open)))
+        self._open[key] = weakref.ref(file)
+
+    def closed(self, file: _Closable) -> None:
+        """Note that a file is closed."""
+        self._open.pop(id(file), None)
+
+    def close_all(self) -> bool:
+        """Close them; whether there were any."""
+        any_open = bool(self._open)
+        for key in list(self._open):
+            self._close(key)
+        return any_open
+
+    def _close(self, key: int) -> None:
+        reference = self._open.pop(key, None)
+        file = None if reference is None else reference()
+        if file is not None:
+            file.close()
+
+
+def most_open() -> int:
+    """How many files to keep open: at most 64, and a quarter of what this process may have."""
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return _MOST_OPEN
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if allowed < 0 else max(1, min(_MOST_OPEN, allowed // 4))
+
+
+OPEN_FILES = OpenFiles()

@@ -1,0 +1,165 @@
+"""Errors name the file and have a remedy of their own; handles are few."""
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lightning_farms.data import CFDDataModule, PDEBenchFile
+from tests.data.fields.labelled_flows import write_labelled
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_labelled(tmp_path / "flow.hdf5", trajectories=4)
+
+
+def handles():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def limit(count):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_another_process_writes(path):
+    code = f"import h5py; f = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); input()"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    writer.stdout.readline()
+    with pytest.raises(BlockingIOError, match=r"flow.hdf5 to be readable, but another process has it open") as error:
+        PDEBenchFile(path)
+    writer.communicate("\n")
+    assert "download" not in str(error.value)
+    PDEBenchFile(path)
+
+
+@pytest.mark.skipif("os.geteuid() != 0", reason="takes another user's place")
+def test_no_permission(path):
+    folder = path.parent
+    while folder != folder.parent:  # pytest's own folders are its user's alone
+        folder.chmod(folder.stat().st_mode | 0o055)
+        folder = folder.parent
+        if folder.name == "tmp":
+            break
+    path.chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(
+            PermissionError, match=r"flow.hdf5 to be readable, but this user has no permission"
+        ) as error:
+            PDEBenchFile(path)
+    finally:
+        os.seteuid(0)
+    assert "download" not in str(error.value)
+
+
+def test_no_room_for_a_handle(path):
+    with limit(handles() + 20), ExitStack() as held:
+        with suppress(OSError):
+            while True:
+                held.enter_context(Path(os.devnull).open())
+        with pytest.raises(OSError, match=r"flow.hdf5 to be readable, but too many files") as error:
+            PDEBenchFile(path)
+    assert "download" not in str(error.value)
+
+
+def test_many_files_do_with_few_handles(tmp_path, path):
+    for number in range(150):
+        shutil.copy(path, tmp_path / f"{number}.hdf5")
+    with limit(100):
+        data = CFDDataModule(sorted(tmp_path.glob("[0-9]*.hdf5")), in_timesteps=3, test_fraction=0.25)
+        data.setup("fit")
+        before = handles()
+        items = sum(len(x) for x, _ in data.train_dataloader())
+        assert (items, handles() - before) == (450, 25)
+    data.teardown("fit")
+    assert handles() == before
+
+
+def test_a_filter_that_is_not_installed(path):
+    with h5py.File(path, "a") as file:
+        values = file["Vx"][...]
+        del file["Vx"]
+        space, properties = h5py.h5s.create_simple(values.shape), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk(values.shape)
+        properties.set_filter(32_999, h5py.h5z.FLAG_OPTIONAL)
+        h5py.h5d.create(file.id, b"Vx", h5py.h5t.IEEE_F32LE, space, properties)
+    with pytest.raises(OSError, match=r"filters of dataset `Vx` .*flow.hdf5 to be installed.*32999") as error:
+        PDEBenchFile(path)
+    assert "download" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/flow.hdf5", "https://example.org/flow.hdf5", "hf://datasets/a/b.h5"])
+def test_an_address_is_no_file(address):
+    for call in (PDEBenchFile, CFDDataModule, lambda path: CFDDataModule([path])):
+        with pytest.raises(ValueError, match=f"to be a file on this machine, but got the address {address}"):
+            call(address)
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "socket", "/dev/null"):
+            with pytest.raises(OSError, match=f"to be a regular file, but {path} is"):
+                PDEBenchFile(path)
+
+
+def test_three_dimensions(tmp_path):
+    with h5py.File(tmp_path / "3d.hdf5", "w") as file:
+        for name in ("density", "pressure", "Vx", "Vy", "Vz"):
+            file[name] = np.ones((2, 3, 4, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=r"3d.hdf5 to hold 2-D fields, .* it is a 3-D file"):
+        PDEBenchFile(tmp_path / "3d.hdf5")
+
+
+def test_a_link_to_another_file_that_is_missing(path):
+    with h5py.File(path, "a") as file:
+        del file["Vx"]
+        file["Vx"] = h5py.ExternalLink("velocities.hdf5", "Vx")
+    with pytest.raises(ValueError, match=r"\['Vx'\] are missing.* `Vx` is a link to the file velocities.hdf5"):
+        PDEBenchFile(path)
+
+
+def test_home_and_globs(tmp_path, path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PDEBenchFile("~/flow.hdf5").path == path
+    assert CFDDataModule("~/flow.hdf5").data_paths == (path,)
+    shutil.copy(path, tmp_path / "flow2.hdf5")
+    shutil.copy(path, tmp_path / "flow[1].hdf5")
+    assert CFDDataModule("~/flow?.hdf5").data_paths == (tmp_path / "flow2.hdf5",)
+    assert CFDDataModule(str(tmp_path / "flow[1].hdf5")).data_paths == (tmp_path / "flow[1].hdf5",)
+    assert len(CFDDataModule(["~/flow?.hdf5", path]).data_paths) == 2
+    with pytest.raises(FileNotFoundError, match=r"to match files, but .*none\*.hdf5 matches none"):
+        CFDDataModule("~/none*.hdf5")
+
+
+@pytest.mark.parametrize("length", [1, 4, 64])
+def test_a_damaged_header_always_names_the_file(path, length):
+    clean = path.read_bytes()
+    said = {}
+    for start in range(0, 6000, 97 if length < 64 else 41):
+        damaged = bytearray(clean)
+        damaged[start : start + length] = bytes(255 - byte for byte in clean[start : start + length])
+        copy = path.with_name(f"{length}-{start}.hdf5")  # HDF5 may keep a handle of a file that failed
+        copy.write_bytes(damaged)
+        try:
+            PDEBenchFile(copy).read(1)
+        except (OSError, ValueError) as error:
+            said[copy] = str(error)
+    assert len(said) > 3
+    assert all(str(copy) in text for copy, text in said.items())
