@@ -16,8 +16,9 @@ _SUBCOMMANDS = {
     "fit": "Train a neural operator on 2D compressible flow, or a model of another class.",
     "validate": "Evaluate it on the validation part of the data.",
     "test": "Evaluate it on the test part of the data.",
-    "predict": "Predict the test part of the data with it (an operator: roll it out).",
+    "predict": "Predict the flows of the data with it (an operator: roll it out).",
     "download": "Download an official PDEBench file of 2D compressible flow.",
+    "check": "Look through files of flows for what would spoil a training.",
     "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
     "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
     "prune": "Prune a language model, with a ratio of each layer's own.",
@@ -25,7 +26,7 @@ _SUBCOMMANDS = {
     "evaluate": "Score a language model on tasks of lm-evaluation-harness.",
 }
 # each a module with a function `run`; the rest is LightningCLI's
-_OWN = ("analyze", "download", "simulate", "convert", "prune", "perplexity", "evaluate")
+_OWN = ("analyze", "download", "check", "simulate", "convert", "prune", "perplexity", "evaluate")
 
 
 def main(args: list[str] | None = None) -> None:

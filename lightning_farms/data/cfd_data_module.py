@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +13,20 @@ from torch.utils.data import DataLoader
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._data_module import DataModule
+from lightning_farms.data._lineage import Flows, Lineage
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
-from lightning_farms.data.fields._arguments import check_fields, file_paths, file_strides
+from lightning_farms.data.fields._arguments import (
+    check_extra_paths,
+    check_fields,
+    file_strides,
+    skipped,
+    source_of,
+    without,
+)
 from lightning_farms.data.fields._file_set import FileSet, strided_size
 from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.fields.paths import file_paths
 from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
@@ -25,7 +34,7 @@ from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
-_PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+_PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 DatasetT = TypeVar("DatasetT", bound=Sized)
@@ -51,6 +60,13 @@ class CFDDataModule(DataModule):
             must have the same number of frames and, after the stride, of cells. Where files hold the same flows at
             several resolutions, their numbers of trajectories must agree, or one's test flows are trained on in the
             other. Simulate a set when left out.
+        val_path: files of which every flow is validated with, in place of a part of `path`.
+        test_path: files of which every flow is tested on (and validated with, where nothing else is said), in place of
+            a part of `path`, of which all flows are then for training; `predict` takes them too.
+        skip: numbers of trajectories to leave out, such as those that `lightning-farms check` names; with several
+            files, {file: numbers}. The split of the others stays.
+        predict_frames: frames that `predict` predicts, at least 1; as many as follow the given ones in the file when
+            left out, or `out_timesteps` where none do. It takes every trajectory, and reads the given frames alone.
         cache_dir: folder of simulated sets; lightning_farms in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)
             when left out.
         batch_size: items per batch (and process), at least 1.
@@ -63,7 +79,7 @@ class CFDDataModule(DataModule):
             "pdebench" tests on the first tenth and trains on the rest. Default "dpot", because DPOT's pre-training data
             contain the first nine tenths of the 128x128 sets: by PDEBench's split, a released model is tested on flows
             that it was trained on.
-        test_fraction: share of test trajectories, in (0, 1); raise it for files with fewer than 10 trajectories.
+        test_fraction: share of test trajectories, in (0, 1]; raise it for files with fewer than 10 trajectories.
         val_fraction: 0: validate on the test trajectories, as DPOT reports after each epoch. Above 0 and below 1: hold
             out that last share of the training trajectories instead.
         train_fraction: share of the training trajectories to use, in (0, 1], drawn at random: for one `subset_seed`, a
@@ -105,11 +121,14 @@ class CFDDataModule(DataModule):
     """
 
     _opened: FileSet | None = None
+    _extra: dict[str, FileSet]
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
     _val: EvaluationTrajectories | None = None
     _test: EvaluationTrajectories | None = None
+    _predict: EvaluationTrajectories | None = None
     _statistics: ChannelStatistics | None = None
+    _lineage: Lineage
     _sampler: WindowSampler | None = None
     _resumed = Progress()
 
@@ -117,6 +136,10 @@ class CFDDataModule(DataModule):
         self,
         path: str | Path | list[str | Path] | None = None,
         *,
+        val_path: str | Path | list[str | Path] | None = None,
+        test_path: str | Path | list[str | Path] | None = None,
+        skip: list[int] | dict[str, list[int]] | None = None,
+        predict_frames: int | None = None,
         cache_dir: str | Path | None = None,
         batch_size: int = 8,
         in_timesteps: int = 10,
@@ -149,12 +172,17 @@ class CFDDataModule(DataModule):
             autoregressive_steps=autoregressive_steps,
             windows_per_trajectory=windows_per_trajectory,
             time_stride=time_stride,
+            predict_frames=1 if predict_frames is None else predict_frames,
         )
         check_at_least(0, num_workers=num_workers, seed=seed)
         check_not_negative(noise=noise)
         check_fields(path, fields, axes)
         self.path = file_paths(path)
         self._strides = file_strides(stride, self.path)
+        self.val_path, self.test_path = file_paths(val_path), file_paths(test_path)
+        check_extra_paths(self.path, self._strides, self.val_path, self.test_path, val_fraction)
+        self.predict_frames, self.skip = predict_frames, skip
+        self._extra, self._lineage = {}, Lineage()
         self.channels = channel_names(channel_order) if fields is None else tuple(fields)
         self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
@@ -195,7 +223,7 @@ class CFDDataModule(DataModule):
     @property
     def coordinates(self) -> Coordinates:
         """Centres of the cells and times of the frames, after the strides; None where files lack them or differ."""
-        return self._files().coordinates(self.time_stride)
+        return self._files("test" if self._predict is not None else "train").coordinates(self.time_stride)
 
     @property
     def physics(self) -> dict[str, float]:
@@ -214,8 +242,8 @@ class CFDDataModule(DataModule):
 
     @property
     def test_items(self) -> int:
-        """Test trajectories; known after `setup`."""
-        return _length(self._test, "test")
+        """Test trajectories, or those predicted after `setup("predict")` alone; known after `setup`."""
+        return _length(self._predict if self._test is None else self._test, "test")
 
     def prepare_data(self) -> None:
         """Simulate the set if no path was given and the cache has no file for these settings."""
@@ -237,13 +265,11 @@ class CFDDataModule(DataModule):
             raise ValueError(f"Expected argument `stage` to be one of {list(_PURPOSES)}, but got {stage!r}.")
         if stage == "fit":
             self._resumed, self._sampler, self._statistics = Progress(), None, None
-        files = self._files()
-        splits = files.splits(self._split)
-        for file, split in zip(files.files, splits, strict=True):
-            count = file.shape.trajectories
-            check_split(split, count=count, purposes=_PURPOSES[stage], source=str(file.path), **self._fractions)
-        self._pool = self._part("train", splits)
-        if "train" in _PURPOSES[stage]:
+        self._predict = None
+        self._lineage.begin(stage)
+        parts = {purpose: self._part(purpose) for purpose in _PURPOSES[stage]}
+        self._pool = parts["train"] if "train" in parts else self._part("train", used=False)
+        if "train" in parts:
             self._train = TrainingWindows(
                 self._pool,
                 in_timesteps=self.in_timesteps,
@@ -252,10 +278,13 @@ class CFDDataModule(DataModule):
                 noise=self.noise,
                 seed=self.seed,
             )
-        if "val" in _PURPOSES[stage]:
-            self._val = EvaluationTrajectories(self._part("val", splits), in_timesteps=self.in_timesteps)
-        if "test" in _PURPOSES[stage]:
-            self._test = EvaluationTrajectories(self._part("test", splits), in_timesteps=self.in_timesteps)
+        if "val" in parts:
+            self._val = EvaluationTrajectories(parts["val"], in_timesteps=self.in_timesteps)
+        if "test" in parts:
+            self._test = EvaluationTrajectories(parts["test"], in_timesteps=self.in_timesteps)
+        if "predict" in parts:
+            frames = self._predicted_frames(parts["predict"])
+            self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=self.in_timesteps, predicted=frames)
 
     def teardown(self, stage: str) -> None:
         """Close the files; the datasets open them again if they are used.
@@ -263,11 +292,16 @@ class CFDDataModule(DataModule):
         Args:
             stage: "fit", "validate", "test" or "predict".
         """
-        if self._opened is not None:
-            self._opened.close()
+        for files in (self._opened, *self._extra.values()):
+            if files is not None:
+                files.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, as (epoch, batches of it that are done), the channels, and how they are scaled."""
+        """Where the training is, as (epoch, batches of it that are done), the channels, their scaling, and the flows.
+
+        The flows that were trained on and validated with are kept by file (its size, header and both ends) and number,
+        beside the settings of the split.
+        """
         progress = progress_of(self.trainer)
         statistics = None if self._statistics is None else self._statistics._asdict()
         return {
@@ -276,13 +310,17 @@ class CFDDataModule(DataModule):
             "channels": list(self.channels),
             "normalize": self.normalize,
             "statistics": statistics,
+            "lineage": self._lineage.state(self._split_settings()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written, and scale as it did.
+        """Go on where a checkpoint was written, and scale as it did; warn of flows that it was trained on.
 
         Args:
             state_dict: what `state_dict` gave.
+
+        Warns:
+            UserWarning: if flows that are to be evaluated or predicted were trained on.
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
@@ -304,6 +342,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
+        self._lineage.load(state_dict.get("lineage"), self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
             self._resume(self._sampler)
@@ -325,8 +364,8 @@ class CFDDataModule(DataModule):
         return self._evaluation_loader(_ready(self._test, "test"))
 
     def predict_dataloader(self) -> Batches:
-        """Load test trajectories in order."""
-        return self.test_dataloader()
+        """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
+        return self._evaluation_loader(_ready(self._predict, "predict"))
 
     def denormalize(self, fields: Tensor) -> Tensor:
         """Undo the scaling of normalized data.
@@ -342,24 +381,70 @@ class CFDDataModule(DataModule):
         """
         return restore(fields, self._known_statistics()) if self.normalize else fields
 
-    def _files(self) -> FileSet:
-        """Open the files once; their headers are kept."""
+    def _files(self, purpose: str = "train") -> FileSet:
+        """Open the files of a purpose once; their headers are kept."""
         if self._opened is None:
             if self.path is None and not self.data_path.exists():
                 raise FileNotFoundError(
                     f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
                 )
-            options: dict[str, Any] = {"channel_order": self.channel_order, "fields": self.fields, "axes": self.axes}
-            self._opened = FileSet([PDEBenchFile(path, **options) for path in self.data_paths], self._strides)
-        return self._opened
+            self._opened = FileSet(self._readers(self.data_paths), self._strides)
+        name = source_of(purpose, self.val_path, self.test_path, self._fractions["val_fraction"])
+        if name == "train":
+            return self._opened
+        if name not in self._extra:
+            paths = self.val_path if name == "val" else self.test_path
+            readers = self._readers(paths if isinstance(paths, list) else [paths])
+            self._extra[name] = FileSet(readers, [self._strides[0]] * len(readers), like=self._opened)
+        return self._extra[name]
+
+    def _readers(self, paths: Sequence[Path | None]) -> list[PDEBenchFile]:
+        options: dict[str, Any] = {"channel_order": self.channel_order, "fields": self.fields, "axes": self.axes}
+        return [PDEBenchFile(path, **options) for path in paths if path is not None]
 
     def _split(self, count: int) -> Split:
-        seed = self.subset_seed
-        return split_trajectories(count, split=self._split_name, subset_seed=seed, **self._fractions)
+        return split_trajectories(
+            count,
+            split=self._split_name,
+            subset_seed=self.subset_seed,
+            separate_test=self.test_path is not None,
+            **self._fractions,
+        )
 
-    def _part(self, purpose: str, splits: list[Split]) -> Trajectories:
-        numbers = [getattr(split, purpose) for split in splits]
-        return self._files().trajectories(numbers, time_stride=self.time_stride)
+    def _split_settings(self) -> dict[str, Any]:
+        """What decides which flows are for what."""
+        own = {"split": self._split_name, "subset_seed": self.subset_seed, "seed": self.seed, "skip": self.skip}
+        return {**own, **self._fractions, "stride": self.stride, "time_stride": self.time_stride}
+
+    def _part(self, purpose: str, *, used: bool = True) -> Trajectories:
+        """The trajectories of a purpose; `used`: refuse those that cannot be read, and remember them."""
+        files = self._files(purpose)
+        if purpose == "predict" or files is not self._opened:
+            numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
+        else:
+            splits = files.splits(self._split)
+            numbers = [getattr(split, purpose) for split in splits]
+            if used:
+                for file, split in zip(files.files, splits, strict=True):
+                    count, source = file.shape.trajectories, str(file.path)
+                    check_split(split, count=count, purposes=(purpose,), source=source, **self._fractions)
+        left_out = skipped(self.skip, self._all_paths())
+        numbers = without(numbers, [left_out.get(file.path, set()) for file in files.files])
+        if used:
+            files.check_usable(numbers, purpose)
+            flows = [Flows(file.path, part) for file, part in zip(files.files, numbers, strict=True)]
+            self._lineage.use(purpose, flows)
+        return files.trajectories(numbers, time_stride=self.time_stride)
+
+    def _all_paths(self) -> list[Path]:
+        more = [each for each in (self.val_path, self.test_path) if each is not None]
+        return [*self.data_paths, *(path for each in more for path in (each if isinstance(each, list) else [each]))]
+
+    def _predicted_frames(self, trajectories: Trajectories) -> int:
+        """As many as asked for; else as many as the files have after the given ones, or as one prediction gives."""
+        if self.predict_frames is not None:
+            return self.predict_frames
+        return max(trajectories.frames - self.in_timesteps, 0) or self.out_timesteps
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories) -> Batches:
         self._hand_out_statistics()
@@ -384,7 +469,7 @@ class CFDDataModule(DataModule):
         """Let the datasets scale; not before a loader is built, since a checkpoint's statistics come after `setup`."""
         if self.normalize:
             statistics = self._known_statistics()
-            for dataset in (self._train, self._val, self._test):
+            for dataset in (self._train, self._val, self._test, self._predict):
                 if dataset is not None:
                     dataset.trajectories.statistics = statistics
 

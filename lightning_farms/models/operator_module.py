@@ -41,6 +41,7 @@ from lightning_farms.models._checks import (
     check_target,
 )
 from lightning_farms.models._divergence import DivergenceWatch
+from lightning_farms.models._finite import check_finite_weights
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 
 _SHOWN = 3
@@ -250,15 +251,17 @@ class OperatorModule(LightningModule):
             checkpoint["args"] = dict(config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose tensors have other shapes.
+        """Refuse a checkpoint whose tensors have other shapes, or values that are not finite.
 
         Args:
             checkpoint: The Lightning checkpoint; not changed.
 
         Raises:
-            ValueError: Naming the first tensors that differ, with both shapes.
+            ValueError: Naming the first tensors that differ, with both shapes, or that are not finite.
         """
         saved = checkpoint.get("state_dict", {})
+        parameters = {name for name, _ in self.named_parameters()}
+        check_finite_weights({name: value for name, value in saved.items() if name in parameters}, "the checkpoint")
         wrong = [
             f"{name}: {tuple(saved[name].shape)} in the file, {tuple(value.shape)} in the module"
             for name, value in self.named_parameters()
@@ -388,7 +391,7 @@ class OperatorModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""
-        per_channel = self.test_l2re.compute()
+        per_channel = self.test_l2re.compute().reshape(-1)  # of one channel, torchmetrics gives a scalar
         names = channel_names(self._datamodule(), len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
         errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}

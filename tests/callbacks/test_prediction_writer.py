@@ -50,24 +50,24 @@ def test_a_cfd_file_round_trip(order, predict, tmp_path):
     predict(writer, module, datamodule=data)
     assert writer.written == path
     source, result = PDEBenchFile(data.data_path), PDEBenchFile(path)
-    assert result.shape == (3, 14, 16, 16)
+    assert result.shape == (8, 14, 16, 16)
     assert (result.eta, result.zeta, result.mach) == (source.eta, source.zeta, source.mach)
     for axis in "xy":
         torch.testing.assert_close(getattr(result, axis), getattr(source, axis), rtol=0, atol=0)
     torch.testing.assert_close(result.t, source.t)
     held, attributes = read(path)
-    assert held["trajectory"].tolist() == [5, 6, 7]
+    assert held["trajectory"].tolist() == list(range(8))
     assert {name.decode() for name in held["source-file"]} == {str(data.data_path)}
     assert attributes["given_frames"] == 10
     assert attributes["channels"].tolist() == list(data.channels)
     assert "checkpoint" not in attributes
-    for row, trajectory in enumerate((5, 6, 7)):
-        frames = source.read(trajectory)
+    for row in range(8):
+        frames = source.read(row)
         predicted = module.rollout(frames[None, :, :, :10], frames=4)[0].detach()
         torch.testing.assert_close(result.read(row), torch.cat((frames[:, :, :10], predicted), dim=2), rtol=0, atol=0)
-    again = CFDDataModule(path, test_fraction=0.4, in_timesteps=10)
-    again.setup("test")
-    assert next(iter(again.test_dataloader()))[1].shape == (1, 16, 16, 4, 4)
+    again = CFDDataModule(path, in_timesteps=10, predict_frames=7)
+    again.setup("predict")
+    assert next(iter(again.predict_dataloader()))[1].shape == (8, 16, 16, 7, 4)
 
 
 def test_trajectories_of_several_files_are_told_apart(predict, tmp_path):
@@ -79,7 +79,7 @@ def test_trajectories_of_several_files_are_told_apart(predict, tmp_path):
     predict(PredictionWriter(tmp_path / "predicted.hdf5"), OperatorModule(Shift()), datamodule=data)
     held, _ = read(tmp_path / "predicted.hdf5")
     origins = list(zip(held["source-file"].astype(str), held["trajectory"].tolist(), strict=True))
-    assert origins == [(str(file), trajectory) for file in files for trajectory in (3, 4)]
+    assert origins == [(str(file), trajectory) for file in files for trajectory in range(5)]
     for row, (file, trajectory) in enumerate(origins):
         first = PDEBenchFile(file).read(trajectory)[:, :, 0, 2]
         np.testing.assert_array_equal(held["density"][row, 0], first)

@@ -18,7 +18,7 @@ FILE = "2D_CFD_Rand_M0.1_Eta0.01_Zeta0.01_periodic_128_Train.hdf5"
 def server(monkeypatch, tmp_path):
     """A mirror of the first file, which is small; the current folder is a new one."""
     monkeypatch.chdir(tmp_path)
-    small = (catalogue.OfficialFile(NAME, FILE, 1, 128, 1, md5(CONTENT)),)
+    small = (catalogue.OfficialFile(NAME, FILE, 1, 64, 1, md5(CONTENT)),)
     for module in (catalogue, download):
         monkeypatch.setattr(module, "OFFICIAL_FILES", small)
     with range_server() as running:

@@ -41,7 +41,7 @@ def test_epoch_shows_each_training_trajectory_with_the_drawn_windows(path):
 
 @pytest.mark.parametrize(
     ("stage", "loader"),
-    [("validate", "val_dataloader"), ("test", "test_dataloader"), ("predict", "predict_dataloader")],
+    [("validate", "val_dataloader"), ("test", "test_dataloader")],
 )
 def test_evaluation_items_are_whole_trajectories(path, stage, loader):
     data = module(path, test_fraction=0.25)

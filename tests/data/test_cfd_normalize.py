@@ -14,7 +14,8 @@ def write(path, seed=0, trajectories=12, scale=1.0):
     random = np.random.RandomState(seed)
     arrays = {}
     for channel, name in enumerate(NAMES):
-        arrays[name] = (random.standard_normal((trajectories, 8, 4, 4)) * scale * 10.0**channel + channel).astype("f4")
+        normal = random.standard_normal((trajectories, 8, 4, 4)) + (10 if channel > 1 else 0)  # those are positive
+        arrays[name] = (normal * scale * 10.0**channel + channel).astype("f4")
     with h5py.File(path, "w") as file:
         for name, array in arrays.items():
             file[name] = array

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
+from lightning_farms.cli.train._freezing import freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
@@ -47,8 +48,14 @@ class FarmsCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group `pretrain`."""
+        """Add the group `pretrain`, and what is not to be trained."""
         parser.add_class_arguments(Pretraining, "pretrain")
+        parser.add_argument(
+            "--freeze",
+            type=list[str],
+            default=[],
+            help="patterns of the parameters that `fit` leaves as they are, such as 'network.blocks.*'",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Refuse what is no Lightning checkpoint before Lightning takes the model's settings from it."""
@@ -75,6 +82,7 @@ class FarmsCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
+        freeze(self.model, self._get(self.config_init, "freeze"))
         pretraining: Pretraining = self._get(self.config_init, "pretrain")
         if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
             return

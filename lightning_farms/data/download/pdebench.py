@@ -28,7 +28,7 @@ def download_pdebench(
         The file.
 
     Raises:
-        ValueError: There is no official file of that name.
+        ValueError: There is no official file of that name, or the server's is too small to be it.
         ImportError: pooch is not installed.
         FileExistsError: There is another file of that name already.
         ConnectionError: The file cannot be fetched, or what came has another checksum.
@@ -36,4 +36,4 @@ def download_pdebench(
     """
     found = official_file(name)
     address = found.url if url is None else url
-    return fetch_file(address, Path(folder) / found.file, md5=found.md5, progress=progress)
+    return fetch_file(address, Path(folder) / found.file, md5=found.md5, least=found.size, progress=progress)

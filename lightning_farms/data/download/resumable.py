@@ -26,13 +26,16 @@ _WORTH_ANOTHER_ATTEMPT = (408, 425, 429, 500, 502, 503, 504)
 _NOT_SATISFIABLE = 416
 
 
-def fetch_file(url: str, target: Path, *, md5: str, extra: str = "download", progress: bool = True) -> Path:
+def fetch_file(
+    url: str, target: Path, *, md5: str, least: int = 0, extra: str = "download", progress: bool = True
+) -> Path:
     """Download a file; it appears under its name complete and checked, or not at all.
 
     What has come so far is kept beside it (NAME.part, and in NAME.part.json what the server said about it) and
     continued, at once after a dropped connection, at the next call after anything else; the server is asked for the
     rest on the condition that its file is still the same, and a server that cannot do that starts anew. An existing
-    file is checked and left alone. If another process is at the same file, wait for it.
+    file is checked and left alone. A server's file of fewer than `least` bytes is refused before it comes. If another
+    process is at the same file, wait for it.
     """
     with progress_bars(unit="bytes", show=progress and progress_is_shown()) as start_bar:
         if target.exists():
@@ -40,9 +43,10 @@ def fetch_file(url: str, target: Path, *, md5: str, extra: str = "download", pro
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(target, start_bar) as part:
+            part.least = least
             if not target.exists():  # nor did the process that was waited for complete it
                 part.fetch(url, extra, start_bar)
-                _check_complete(part.path, url, md5, start_bar)
+                _check_complete(part, url, md5, start_bar)
                 os.replace(part.path, target)
     return target
 
@@ -65,6 +69,7 @@ class _Part:
         self.name = target.name
         self.path = target.with_name(f"{target.name}.part")
         self._note = note
+        self.least = 0
 
     @property
     def size(self) -> int:
@@ -158,6 +163,11 @@ class _Receiver:
             self._offset = 0
             self._part.begin(_Remote(_validator(response), _number(response.headers.get("Content-Length"))))
         size = self._part.remote.size
+        if size is not None and size < self._part.least:
+            raise ValueError(
+                f"Expected {response.url} to be a file of at least {self._part.least} bytes, but it has {size}: it is "
+                "another one. Nothing was downloaded."
+            )
         self._check_space(size)
         self._advance = self._start_bar(f"Downloading {self._part.name}", size, self._offset)
 
@@ -281,15 +291,22 @@ def _check_existing(target: Path, md5: str, start_bar: StartBar) -> None:
         )
 
 
-def _check_complete(part: Path, url: str, md5: str, start_bar: StartBar) -> None:
-    found = _md5_with_bar(part, start_bar)
-    if found != md5:
-        size = part.stat().st_size
-        part.unlink()
-        raise ConnectionError(
-            f"Expected {url} to be the file with MD5 {md5}, but what came has {found} ({size} bytes): it is damaged "
-            "or another file, and was removed. Try again, or fetch the file by other means."
-        )
+def _check_complete(part: _Part, url: str, md5: str, start_bar: StartBar) -> None:
+    """Refuse another checksum; what is complete by the server's word is kept, under another name."""
+    found = _md5_with_bar(part.path, start_bar)
+    if found == md5:
+        return
+    size, fate = part.size, "and was removed"
+    if part.remote.size == size:
+        kept = part.path.with_name(f"{part.name}.md5-{found[:8]}")
+        os.replace(part.path, kept)
+        fate = f"and is kept as {kept}: remove it when it is of no use"
+    else:
+        part.path.unlink()
+    raise ConnectionError(
+        f"Expected {url} to be the file with MD5 {md5}, but what came has {found} ({size} bytes): it is damaged or "
+        f"another file, {fate}. Try again, or fetch the file by other means."
+    )
 
 
 def _md5_with_bar(path: Path, start_bar: StartBar) -> str:

@@ -1,5 +1,6 @@
 """Trajectories of fields in HDF5 files, PDEBench's and others: reading, windows of frames, writing."""
 
+from lightning_farms.data.fields.file_check import FileFault, check_file
 from lightning_farms.data.fields.flow_statistics import FlowStatistics, flow_statistics
 from lightning_farms.data.fields.indexing import Split, WindowKey, epoch_windows, split_trajectories
 from lightning_farms.data.fields.pdebench import FileShape, PDEBenchFile
@@ -10,6 +11,7 @@ from lightning_farms.data.fields.writer import simulate_to_file, write_pdebench
 __all__ = [
     "Coordinates",
     "EvaluationTrajectories",
+    "FileFault",
     "FilePart",
     "FileShape",
     "FlowStatistics",
@@ -19,6 +21,7 @@ __all__ = [
     "Trajectories",
     "WindowKey",
     "WindowSampler",
+    "check_file",
     "epoch_windows",
     "flow_statistics",
     "simulate_to_file",

@@ -1,12 +1,10 @@
 """Checks of the flow data module's arguments, and one form for those that have several."""
 
 from collections.abc import Mapping, Sequence
-from glob import glob, has_magic
 from pathlib import Path
 
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.data.fields._layout import FieldLayout
-from lightning_farms.data.fields._opening import check_local
 
 
 def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> None:
@@ -19,30 +17,66 @@ def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> N
         raise ValueError(f"Expected argument `axes` to be 'btxy' when `fields` is left out, but got {axes!r}.")
 
 
-def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """The same as paths, with `~` and globs expanded; refuse a list without any, or with one twice."""
-    if path is None:
-        return None
-    if isinstance(path, (str, Path)):
-        found = _expanded(path)
-        return found[0] if len(found) == 1 else found
-    paths = [each for one in path for each in _expanded(one)]
-    if not paths or len({each.absolute() for each in paths}) < len(paths):
-        raise ValueError(
-            f"Expected argument `path` to name at least one file, each once, but got {list(map(str, paths))}."
-        )
-    return paths
-
-
-def _expanded(path: str | Path) -> list[Path]:
-    check_local(path)
-    given = Path(path).expanduser()
-    if not has_magic(str(given)) or given.exists():
-        return [given]
-    found = sorted(map(Path, glob(str(given), recursive=True)))
-    if not found:
-        raise FileNotFoundError(f"Expected argument `path` to match files, but {given} matches none.")
+def skipped(skip: Sequence[int] | Mapping[str, Sequence[int]] | None, paths: Sequence[Path]) -> dict[Path, set[int]]:
+    """{file: trajectories that are left out}; a list is for one file alone."""
+    if not skip:
+        return {}
+    if not isinstance(skip, Mapping):
+        if len(paths) != 1:
+            raise ValueError(
+                f"Expected argument `skip` to name the file of each list of flows, where there are {len(paths)} files, "
+                f"but got {skip}. Give a mapping such as {{{paths[0].name}: [3]}}."
+            )
+        skip = {str(paths[0]): skip}
+    found: dict[Path, set[int]] = {}
+    for name, numbers in skip.items():
+        matching = [path for path in paths if name in (str(path), path.name)]
+        if not matching or any(number < 0 for number in numbers):
+            raise ValueError(
+                f"Expected argument `skip` to map names of {[path.name for path in paths]} to numbers of trajectories, "
+                f"but got {name!r}: {list(numbers)}."
+            )
+        found |= {path: set(numbers) for path in matching}
     return found
+
+
+Paths = Path | list[Path] | None
+
+
+def check_extra_paths(path: Paths, strides: Sequence[int], val: Paths, test: Paths, val_fraction: float) -> None:
+    """Refuse files for validation or testing that go with no others, or are the same as those for training."""
+    for name, extra in (("val_path", val), ("test_path", test)):
+        if extra is None:
+            continue
+        if path is None or len(set(strides)) > 1:
+            raise ValueError(
+                f"Expected argument `path` to name files, of one `stride`, when `{name}` is given, but got {path} and "
+                f"{list(strides)}."
+            )
+        own = {each.resolve() for each in (path if isinstance(path, list) else [path])}
+        both = [each for each in (extra if isinstance(extra, list) else [extra]) if each.resolve() in own]
+        if both:
+            raise ValueError(
+                f"Expected argument `{name}` to name other files than `path`, which are trained on, but got {both[0]}."
+            )
+    if val is not None and val_fraction > 0:
+        raise ValueError(f"Expected argument `val_fraction` to be 0 when `val_path` is given, but got {val_fraction}.")
+
+
+def source_of(purpose: str, val: Paths, test: Paths, val_fraction: float) -> str:
+    """Whose files a purpose reads: those for training, validation or testing."""
+    if purpose == "val" and val is not None:
+        return "val"
+    tests = purpose in ("test", "predict") or (purpose == "val" and val_fraction == 0)
+    return "test" if tests and test is not None else "train"
+
+
+def without(parts: Sequence[Sequence[int]], left_out: Sequence[set[int]]) -> list[Sequence[int]]:
+    """Numbers of each file that are not left out."""
+    return [
+        [number for number in numbers if number not in skip] if skip else numbers
+        for numbers, skip in zip(parts, left_out, strict=True)
+    ]
 
 
 def file_strides(stride: int | Sequence[int], path: Path | list[Path] | None) -> list[int]:

@@ -9,20 +9,46 @@ from lightning_farms.data.fields.indexing import Split
 from lightning_farms.data.fields.pdebench import PDEBenchFile
 from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
 
+_SHOWN = 20
+
 
 class FileSet:
     """Files with one image size after the strides."""
 
-    def __init__(self, files: Sequence[PDEBenchFile], strides: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[PDEBenchFile], strides: Sequence[int], *, like: "FileSet | None" = None) -> None:
         self.files, self.strides = tuple(files), tuple(strides)
         sizes = [_img_size(file, stride) for file, stride in zip(files, strides, strict=True)]
+        size_of, expected = (files[0], sizes[0]) if like is None else (like.files[0], like.img_size)
         for file, size in zip(files, sizes, strict=True):
-            if size != sizes[0]:
+            if size != expected:
                 raise ValueError(
-                    f"Expected all files to have as many cells along each side, after the stride, as {files[0].path}, "
-                    f"{sizes[0]}, but {file.path} has {size}. Give `stride` as a list with one number for each file."
+                    f"Expected all files to have as many cells along each side, after the stride, as {size_of.path}, "
+                    f"{expected}, but {file.path} has {size}. Give `stride` as a list with one number for each file."
                 )
-        self.img_size = sizes[0]
+        self.img_size: int = sizes[0]
+
+    def check_usable(self, parts: Sequence[Sequence[int]], purpose: str) -> None:
+        """Refuse flows that HDF5 would make up, no flow at all, and, but for predicting, files of predictions."""
+        for file, numbers in zip(self.files, parts, strict=True):
+            given = file.given_frames
+            if purpose != "predict" and given is not None and given < file.shape.frames:
+                raise ValueError(
+                    f"Expected {file.path} to hold data, but it is a file of predictions: of its {file.shape.frames} "
+                    f"frames, those from {given} on are a network's, which are no truth to train on or to compare "
+                    f"with. Give the file that was predicted from."
+                )
+            lost = [number for number in numbers if number in file.made_up]
+            if lost:
+                more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+                raise ValueError(
+                    f"Expected the trajectories of {file.path} to be stored, but {lost[:_SHOWN]}{more} are not: "
+                    f"{file.made_up[lost[0]]}. HDF5 would make up their values. Complete the file, or leave them out "
+                    "(`skip`)."
+                )
+            if not numbers:
+                raise ValueError(
+                    f"Expected {file.path} to have flows left for the part {purpose!r}, but `skip` leaves none."
+                )
 
     def trajectories(self, parts: Sequence[Sequence[int]], *, time_stride: int) -> Trajectories:
         """Some trajectories of each file as one sequence."""

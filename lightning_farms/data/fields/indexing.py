@@ -50,6 +50,7 @@ def split_trajectories(
     val_fraction: float = 0.0,
     train_fraction: float = 1.0,
     subset_seed: int = 0,
+    separate_test: bool = False,
 ) -> Split:
     """Split a file's trajectories into training, validation and test.
 
@@ -67,11 +68,12 @@ def split_trajectories(
     Args:
         count: number of trajectories in the file, at least 1.
         split: "dpot" or "pdebench".
-        test_fraction: share of the test trajectories, in (0, 1).
+        test_fraction: share of the test trajectories, in (0, 1]; of 1, none are left for training.
         val_fraction: in [0, 1); 0: validate on the test trajectories, as DPOT does each epoch. Above 0: hold out that
             last share of the training trajectories for it.
         train_fraction: share of the (remaining) training trajectories to train on, in (0, 1].
         subset_seed: of the draw of that share, in [0, 2^32).
+        separate_test: whether the test flows are in other files, so that all of these are for training.
 
     Returns:
         Trajectory numbers, ascending; any part can be empty when there are few trajectories.
@@ -91,7 +93,7 @@ def split_trajectories(
     _check_split(count, split, test_fraction, val_fraction, train_fraction)
     if not 0 <= subset_seed < 2**32:
         raise ValueError(f"Expected argument `subset_seed` to be in [0, 2^32), but got {subset_seed}.")
-    tests = _share(count, test_fraction)
+    tests = 0 if separate_test else _share(count, test_fraction)
     if split == "dpot":
         pool, test = range(count - tests), range(count - tests, count)[:_LARGEST_DPOT_TEST]
     else:
@@ -117,8 +119,8 @@ def _check_split(count: int, split: str, test_fraction: float, val_fraction: flo
     check_at_least(1, count=count)
     if split not in ("dpot", "pdebench"):
         raise ValueError(f"Expected argument `split` to be 'dpot' or 'pdebench', but got {split!r}.")
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"Expected argument `test_fraction` to be in (0, 1), but got {test_fraction}.")
+    if not 0 < test_fraction <= 1:
+        raise ValueError(f"Expected argument `test_fraction` to be in (0, 1], but got {test_fraction}.")
     check_share(val_fraction=val_fraction)
     if not 0 < train_fraction <= 1:
         raise ValueError(f"Expected argument `train_fraction` to be in (0, 1], but got {train_fraction}.")

@@ -175,29 +175,25 @@ class PDEBenchFile:
         starts = range(0, self.shape.frames, at_once)
         return [range(start, min(start + at_once, self.shape.frames)) for start in starts]
 
-    def faults(self, trajectory: int, frames: range) -> list[Fault]:
-        """What is wrong with the values of some frames of one trajectory, at all cells.
+    def survey(self, trajectory: int, frames: range) -> tuple[list[Fault], list[tuple[float, float]]]:
+        """What is wrong with the values of some frames of one trajectory, at all cells, and how far they reach.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            One fault for each channel and frame that has any.
+            One fault for each channel and frame that has any; smallest and largest value of each channel.
 
         Raises:
             OSError: if the data cannot be read.
         """
-        return [
-            fault
-            for channel, field, single in self._fields(trajectory, frames, 1)
-            for fault in faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
-        ]
-
-    def extent(self, trajectory: int, frames: range) -> list[tuple[float, float]]:
-        """Smallest and largest value of each channel, in float32."""
-        found = {c: (float(single.min()), float(single.max())) for c, _, single in self._fields(trajectory, frames, 1)}
-        return [found[channel] for channel in range(len(self.channels))]
+        found: list[Fault] = []
+        extents = [(0.0, 0.0)] * len(self.channels)
+        for channel, field, single in self._fields(trajectory, frames, 1):
+            found += faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            extents[channel] = (float(single.min()), float(single.max()))
+        return found, extents
 
     def close(self) -> None:
         """Close this process's handle, if open; the next `read` opens a new one."""

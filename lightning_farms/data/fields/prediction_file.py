@@ -1,6 +1,7 @@
 """Writing predicted flows in the layout of PDEBench's files, batch by batch and by several processes."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from lightning_farms.common.atomic import complete_or_nothing
 
 _CHUNK = 2**20  # bytes
+_SPARE = 2**18  # bytes of a file besides the fields
 _BOOKKEEPING = "share"
 
 
@@ -96,6 +98,7 @@ class PredictionShare:
             f"{_BOOKKEEPING}/item": list(items),
             f"{_BOOKKEEPING}/finite": np.isfinite(values).all(axis=(1, 2, 3, 4)),
         }
+        check_room(self.path, values.nbytes + _SPARE)
         start, self.rows = self.rows, self.rows + len(values)
         for name, column in columns.items():
             self._file[name].resize(self.rows, axis=0)
@@ -119,6 +122,16 @@ class PredictionShare:
             self._file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,))
 
 
+def check_room(path: Path, size: int) -> None:
+    """Refuse to write more than there is room for: HDF5 ends the process when it closes a file on a full disk."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(
+            f"Expected {size / 1e6:.2f} MB of free space in {path.parent} for the next predictions, but there are "
+            f"{free / 1e6:.2f} MB. Make room, or give PredictionWriter another `path`."
+        )
+
+
 def join_shares(path: Path, shares: Sequence[Path], header: PredictionHeader) -> Joined:
     """Make one file of the processes' shares, in the order of the data set, and delete them.
 
@@ -129,6 +142,7 @@ def join_shares(path: Path, shares: Sequence[Path], header: PredictionHeader) ->
         if len(shares) == 1 and _in_order(shares[0]):
             os.replace(shares[0], temporary)
         else:
+            check_room(path, sum(share.stat().st_size for share in shares) + _SPARE)
             _merge(temporary, shares)
         with h5py.File(temporary, "r+") as file:
             joined = _finish(file, header)
@@ -188,9 +202,9 @@ def _coordinate(values: Tensor | None, count: int) -> NDArray[np.float32]:
 
 
 def _times(t: Tensor | None, frames: int) -> Tensor | None:
-    """One more than there are frames, as PDEBench writes them."""
+    """One more than there are frames, as PDEBench writes them; further ones follow at the last step."""
     if t is None or len(t) > frames:
         return None if t is None else t[: frames + 1]
     times = t.double()
-    step = times[-1:] - times[-2:-1] if frames > 1 else torch.ones(1, dtype=torch.float64)
-    return torch.cat((times, times[-1:] + step))
+    step = times[-1:] - times[-2:-1] if len(times) > 1 else torch.ones(1, dtype=torch.float64)
+    return torch.cat((times, times[-1:] + step * torch.arange(1, frames + 2 - len(times))))

@@ -81,6 +81,20 @@ class Trajectories:
         """Frames of a trajectory that are left with the stride in time."""
         return math.ceil(self.stored_frames / self.time_stride)
 
+    def check(self, number: int) -> None:
+        """Read all frames of one trajectory and refuse bad values.
+
+        Args:
+            number: its place in the sequence, in [0, len).
+
+        Raises:
+            IndexError: if there is no such trajectory.
+            ValueError: for values that are no flow's.
+            OSError: if the data cannot be read.
+        """
+        part, trajectory = self._place(number)
+        part.file.check(trajectory, stride=part.stride)
+
     def read(self, number: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Read every time_stride-th frame from start on of one trajectory, standardized if there are `statistics`.
 
@@ -97,15 +111,17 @@ class Trajectories:
             ValueError: for frames out of range, or values that are not finite.
             OSError: if the data cannot be read.
         """
+        part, trajectory = self._place(number)
+        frames = part.file.read(trajectory, start, stop, stride=part.stride, time_stride=self.time_stride)
+        return frames if self.statistics is None else standardize(frames, self.statistics)
+
+    def _place(self, number: int) -> tuple[FilePart, int]:
+        """Part and number in its file of a trajectory."""
         if not 0 <= number < len(self):
             raise IndexError(f"Expected argument `number` to be in [0, {len(self)}), but got {number}.")
         place = bisect_right(self._ends, number)
         part = self.parts[place]
-        first = self._ends[place] - len(part.trajectories)
-        frames = part.file.read(
-            part.trajectories[number - first], start, stop, stride=part.stride, time_stride=self.time_stride
-        )
-        return frames if self.statistics is None else standardize(frames, self.statistics)
+        return part, part.trajectories[number - self._ends[place] + len(part.trajectories)]
 
 
 def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64) -> ChannelStatistics:

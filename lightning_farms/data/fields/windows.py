@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +20,8 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of consecutive frames: the first are the input, the others the target.
 
     Which window an item shows, and which noise, is in its key, drawn by `WindowSampler`. With a stride in time, a
-    window's first frame is any of the file's, not only every time_stride-th.
+    window's first frame is any of the file's, not only every time_stride-th. At the first item of a trajectory all of
+    its frames are read and checked, so that bad values show in the first epoch.
 
     Args:
         trajectories: the training trajectories.
@@ -49,6 +51,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
         self.noise, self.seed = noise, seed
+        self._checked = torch.zeros(len(trajectories), dtype=torch.bool).share_memory_()  # one for all workers
 
     @property
     def starts(self) -> int:
@@ -60,7 +63,11 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: WindowKey | int) -> tuple[Tensor, Tensor]:
         item, start, epoch = WindowKey(key, 0, 0) if isinstance(key, int) else key
-        window = self.trajectories.read(item // self.windows_per_trajectory, start, start + self._span)
+        number = item // self.windows_per_trajectory
+        if not self._checked[number]:
+            self.trajectories.check(number)
+            self._checked[number] = True
+        window = self.trajectories.read(number, start, start + self._span)
         x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
         return add_noise(x, self.noise, seeded_generator((_NOISE, self.seed, epoch, item))), y
 
@@ -76,19 +83,27 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
     Args:
         trajectories: the trajectories.
         in_timesteps: frames of the input, at least 1.
+        predicted: read the input alone; the target, of so many frames, is then NaN.
 
     Raises:
         ValueError: if the files have no frame to predict.
     """
 
-    def __init__(self, trajectories: Trajectories, *, in_timesteps: int = 10) -> None:
-        check_frames(trajectories, in_timesteps, 1)
-        self.trajectories, self.in_timesteps = trajectories, in_timesteps
+    def __init__(self, trajectories: Trajectories, *, in_timesteps: int = 10, predicted: int | None = None) -> None:
+        if predicted is None:
+            check_frames(trajectories, in_timesteps, 1)
+        else:
+            check_at_least(1, in_timesteps=in_timesteps, predicted=predicted)
+            _check_given(trajectories, in_timesteps)
+        self.trajectories, self.in_timesteps, self.predicted = trajectories, in_timesteps, predicted
 
     def __len__(self) -> int:
         return len(self.trajectories)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        if self.predicted is not None:
+            given = self.trajectories.read(item, 0, (self.in_timesteps - 1) * self.trajectories.time_stride + 1)
+            return given, given.new_full((*given.shape[:2], self.predicted, given.shape[3]), torch.nan)
         frames = self.trajectories.read(item)
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
 
@@ -125,6 +140,15 @@ class WindowSampler(EpochSampler[WindowKey]):
         """Draw the epoch, and give the windows at some positions of its order."""
         drawn = epoch_windows(len(self._windows), self._windows.starts, seed=self.seed, epoch=self.epoch)
         return iter([drawn[item] for item in items])
+
+
+def _check_given(trajectories: Trajectories, in_timesteps: int) -> None:
+    """Refuse files that do not have the given frames."""
+    if in_timesteps > trajectories.frames:
+        raise ValueError(
+            f"Expected {trajectories.parts[0].file.path} to have at least {in_timesteps} given frames, but it has "
+            f"{trajectories.frames}."
+        )
 
 
 def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: int) -> None:

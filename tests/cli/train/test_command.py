@@ -93,8 +93,10 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     run("fit")
     assert yaml.safe_load(Path("config.yaml").read_text())["model"]["network"]["init_args"]["embed_dim"] == 8
     path = checkpoint()
-    for subcommand in ("validate", "test", "predict"):
+    for subcommand in ("validate", "test"):
         run(subcommand, f"--ckpt_path={path}")
+    with pytest.warns(UserWarning, match="Of the 4 flows to predict, 3 were trained on by the checkpoint: 0-2 of "):
+        run("predict", f"--ckpt_path={path}")
     out = capsys.readouterr().out
     assert all(name in out for name in ("val/l2re", "val/nrmse", "test/l2re", "test/nrmse"))
     module = OperatorModule.load_from_checkpoint(path)

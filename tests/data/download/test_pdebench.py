@@ -12,8 +12,7 @@ from tests.data.download.range_server import CONTENT, md5, range_server
 def small_files(monkeypatch):
     """The catalogue with checksums of a small file."""
     small = tuple(
-        catalogue.OfficialFile(found.name, found.file, found.number, found.resolution, found.trajectories, md5(CONTENT))
-        for found in OFFICIAL_FILES
+        catalogue.OfficialFile(found.name, found.file, found.number, 64, 1, md5(CONTENT)) for found in OFFICIAL_FILES
     )
     monkeypatch.setattr(catalogue, "OFFICIAL_FILES", small)
 
@@ -27,8 +26,8 @@ def test_from_a_mirror(tmp_path):
 
 
 def test_another_file_at_the_mirror(tmp_path):
-    md5_expected = official_file("2d_cfd_M0.1_eta0.01").md5
-    with range_server() as server, pytest.raises(ConnectionError, match=f"MD5 {md5_expected}, but what came has"):
+    size = official_file("2d_cfd_M0.1_eta0.01").size
+    with range_server() as server, pytest.raises(ValueError, match=f"at least {size} bytes, but it has"):
         download_pdebench("2d_cfd_M0.1_eta0.01", tmp_path, url=server.url)
     assert list(tmp_path.iterdir()) == []
 
@@ -38,7 +37,7 @@ def test_the_official_address_is_asked_unless_a_mirror_is_named(tmp_path, monkey
     monkeypatch.setattr(module, "fetch_file", lambda *args, **settings: asked.append((args, settings)))
     download_pdebench("2d_cfd_M1.0_eta0.1", str(tmp_path), progress=False)
     found = official_file("2d_cfd_M1.0_eta0.1")
-    assert asked == [((found.url, tmp_path / found.file), {"md5": found.md5, "progress": False})]
+    assert asked == [((found.url, tmp_path / found.file), {"md5": found.md5, "least": found.size, "progress": False})]
 
 
 def test_unknown_name(tmp_path):

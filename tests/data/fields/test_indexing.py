@@ -81,7 +81,7 @@ def test_the_draw_stays_the_same_in_later_versions():
         ({"subset_seed": -1}, r"`subset_seed` to be in \[0, 2\^32\), but got -1"),
         ({"count": 0}, "`count` to be at least 1"),
         ({"split": "random"}, "`split` to be 'dpot' or 'pdebench', but got 'random'"),
-        ({"test_fraction": 0.0}, r"`test_fraction` to be in \(0, 1\)"),
+        ({"test_fraction": 0.0}, r"`test_fraction` to be in \(0, 1\]"),
         ({"val_fraction": 1.0}, r"`val_fraction` to be in \[0, 1\)"),
         ({"train_fraction": 0.0}, r"`train_fraction` to be in \(0, 1\]"),
         ({"train_fraction": 1.1}, r"`train_fraction` to be in \(0, 1\]"),

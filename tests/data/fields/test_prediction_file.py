@@ -99,3 +99,15 @@ def test_a_frame_is_read_without_the_others(tmp_path):
     share.close()
     with h5py.File(tmp_path / "share") as file:
         assert file["a"].chunks == (1, 4, 256, 256)  # a mebibyte
+
+
+def test_no_room_is_told_before_hdf5_breaks(tmp_path, monkeypatch):
+    """HDF5 ends the process when it closes a file on a full disk."""
+    share = PredictionShare(tmp_path / "share", ["u"], given_frames=1)
+    fields = torch.zeros(2, 64, 64, 3, 1)
+    share.append(fields, [0, 1], [Origin("", 0), Origin("", 1)])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": fields.nbytes})())
+    with pytest.raises(OSError, match=r"0.36 MB of free space in .* for the next predictions, but there are 0.10 MB"):
+        share.append(fields, [2, 3], [Origin("", 2), Origin("", 3)])
+    assert share.rows == 2
+    share.close()

@@ -10,6 +10,7 @@ from typing import NamedTuple, get_args
 
 from torch import Tensor
 
+from lightning_farms.models._finite import check_finite_weights
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
 from lightning_farms.models.dpot.weights.adapting import Adapted, adapt_tensors
@@ -98,6 +99,7 @@ def plan_loading(
     own = {name: tensor for name, tensor in model.state_dict().items() if component_of(name) in asked}
     counted = {name: tensor for name, tensor in own.items() if name not in left_out}
     _check_fit(counted, adapted.tensors, path)
+    check_finite_weights(offered, path)
     why_not = {name: left_out.get(name, NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
     report = LoadReport(
         source=os.fspath(path),

@@ -70,6 +70,7 @@ def _write_released(tensors: dict[str, Tensor], settings: dict[str, Any], path: 
 
 def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError(
@@ -78,7 +79,10 @@ def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], pat
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     path.touch()
     readers = path.stat().st_mode  # save_file makes files that only their owner can read
-    save_file(contiguous, path, metadata={"format": "pt", SAFETENSORS_SETTINGS: json.dumps(settings)})
+    try:
+        save_file(contiguous, path, metadata={"format": "pt", SAFETENSORS_SETTINGS: json.dumps(settings)})
+    except SafetensorError as error:
+        raise OSError(f"Expected room for {path.name} in {path.parent}, but it cannot be written: {error}.") from error
     path.chmod(readers)
 
 

@@ -1,0 +1,85 @@
+"""`lightning-farms check FILE...`: what is in files of flows, and what of it would spoil a training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lightning_farms.cli._shell import failing_on, message_of
+from lightning_farms.common.progress import progress_bars, progress_is_shown
+from lightning_farms.data.fields.file_check import FileFault, check_file
+from lightning_farms.data.fields.paths import file_paths
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+
+_SHOWN = 20
+_USER_MISTAKES = (ValueError, OSError)
+_DESCRIPTION = """Look through HDF5 files of 2D trajectories: sizes, frames and time steps; NaN and infinities, values
+beyond float32, densities and pressures that are not above 0, constant channels, and trajectories that HDF5 makes up
+because they were never written or lie in a missing file. The report goes to stdout. Leave flows out of a training with
+--data.skip. Exit status: 0 nothing is wrong; 1 something is, or a file cannot be read; 2 wrong arguments; 130
+interrupted."""
+
+
+def run(args: list[str]) -> None:
+    """Run `lightning-farms check`."""
+    parser = ArgumentParser(prog="lightning-farms check", description=_DESCRIPTION, usage="%(prog)s FILE... [options]")
+    parser.add_argument("files", metavar="FILE", type=str, nargs="+", help="HDF5 files; ~ and globs are expanded")
+    parser.add_argument(
+        "--fields",
+        type=dict[str, str] | None,
+        default=None,
+        help="{channel: dataset} of files with other names than PDEBench's 2D compressible flow",
+    )
+    parser.add_argument("--axes", type=str, default="btxy", help="order of the datasets' axes with --fields")
+    given = parser.parse_args(args)
+    with failing_on(*_USER_MISTAKES):
+        paths = file_paths(given.files)
+    assert isinstance(paths, list)
+    if not all([_is_right(str(path), {"fields": given.fields, "axes": given.axes}) for path in paths]):
+        raise SystemExit(1)
+
+
+def _is_right(path: str, layout: dict[str, Any]) -> bool:
+    """Report on a file; whether nothing is wrong."""
+    try:
+        file = PDEBenchFile(path, **layout)
+        sys.stdout.write(f"{path}\n  {_contents(file)}\n")
+        with progress_bars(unit="steps", show=progress_is_shown()) as start_bar:
+            found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0)))
+        file.close()
+    except _USER_MISTAKES as error:
+        sys.stdout.write(f"{path}\n  cannot be read: {message_of(error)}\n")
+        return False
+    sys.stdout.write("".join(f"  {line}\n" for line in _report(found)))
+    return not found
+
+
+def _contents(file: PDEBenchFile) -> str:
+    trajectories, frames, x, y = file.shape
+    text = f"{trajectories} trajectories, {frames} frames, {x} x {y} cells, channels {', '.join(file.channels)}"
+    if file.t is not None and len(file.t) >= frames > 1:
+        steps = file.t[:frames].diff()
+        low, high = float(steps.min()), float(steps.max())
+        text += f", time step {low:.4g}" if high - low <= 1e-3 * abs(high) else f", time steps {low:.4g} to {high:.4g}"
+    if file.given_frames is not None:
+        text += f"; predictions: a network's from frame {file.given_frames} on"
+    return text
+
+
+def _report(found: Sequence[FileFault]) -> list[str]:
+    if not found:
+        return ["nothing is wrong"]
+    lines = [
+        f"trajectory {fault.trajectory}"
+        + (f", channel {fault.channel}" if fault.channel else "")
+        + (f", frame {fault.frame}" if fault.frame is not None else "")
+        + f": {fault.what}"
+        for fault in found[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        lines.append(f"... and {len(found) - _SHOWN} more")
+    flows = sorted({fault.trajectory for fault in found})
+    return [*lines, f"wrong in {len(flows)} trajectories; to leave them out: --data.skip '{flows}'"]

@@ -1,0 +1,32 @@
+"""Parameters that are not trained, by patterns of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+_SHOWN = 8
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters that any of the patterns matches; each must match some, and some must be left."""
+    parameters = dict(model.named_parameters())
+    frozen: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in parameters if fnmatchcase(name, pattern)}
+        if not matching:
+            known = ", ".join(list(parameters)[:_SHOWN])
+            raise ValueError(
+                f"Expected argument `freeze` to match parameters, but {pattern!r} matches none of {len(parameters)}: "
+                f"{known}, ..."
+            )
+        frozen |= matching
+    if patterns and not any(value.requires_grad for name, value in parameters.items() if name not in frozen):
+        raise ValueError(f"Expected argument `freeze` to leave parameters to train, but {list(patterns)} match all.")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    if frozen:
+        rank_zero_info(f"Frozen: {len(frozen)} of {len(parameters)} parameters ({', '.join(patterns)})")

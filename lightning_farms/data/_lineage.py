@@ -1,0 +1,150 @@
+"""Which flows a checkpoint was trained on and chosen by, and what of them is evaluated now."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+_EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_VERBS = {"val": "validate with", "test": "test on", "predict": "predict"}
+_ENDS = 2**16  # bytes of a file's begin and end that tell it from others of its size
+
+
+class Flows(NamedTuple):
+    """Some trajectories of a file."""
+
+    path: Path
+    numbers: Sequence[int]
+
+
+def identity(path: Path) -> str:
+    """What tells a file from others, under whatever name: its size, its header and the values at both ends."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return digest.hexdigest()[:32]
+
+
+def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Flows for a checkpoint: plain values, together with those recorded before."""
+    found: dict[str, dict[str, Any]] = {
+        entry["identity"]: {**entry, "flows": list(entry["flows"])} for entry in earlier
+    }
+    for path, numbers in flows:
+        name = identity(path)
+        entry = found.setdefault(name, {"file": path.name, "identity": name, "flows": []})
+        entry["flows"] = runs(sorted({*expanded(entry["flows"]), *numbers}))
+    return [entry for entry in found.values() if entry["flows"]]
+
+
+def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list[Flows]:
+    """Those of the flows that are recorded."""
+    known = {entry["identity"]: set(expanded(entry["flows"])) for entry in entries}
+    if not known:
+        return []
+    found = []
+    for path, numbers in flows:
+        both = sorted(known.get(identity(path), set()).intersection(numbers))
+        if both:
+            found.append(Flows(path, both))
+    return found
+
+
+def runs(numbers: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers as first and last of each run.
+
+    Example:
+        >>> runs([0, 1, 2, 5])
+        [[0, 2], [5, 5]]
+    """
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def expanded(pairs: Sequence[Sequence[int]]) -> list[int]:
+    """The numbers of runs."""
+    return [number for first, last in pairs for number in range(first, last + 1)]
+
+
+def count(flows: Sequence[Flows]) -> int:
+    """How many they are."""
+    return sum(len(part.numbers) for part in flows)
+
+
+def told(flows: Sequence[Flows]) -> str:
+    """Flows in words.
+
+    Example:
+        >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5])])
+        '0-2, 5 of a.hdf5'
+    """
+    parts = (
+        (", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(sorted(numbers))), path) for path, numbers in flows
+    )
+    return "; ".join(f"{numbers} of {path}" for numbers, path in parts)
+
+
+class Lineage:
+    """The flows of this run by purpose, and those of the checkpoint that it goes on from."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._used: dict[str, list[Flows]] = {}
+        self._earlier: dict[str, list[dict[str, Any]]] = {"trained": [], "validated": []}
+
+    def begin(self, stage: str) -> None:
+        """A run begins: its flows are those that come now."""
+        self._stage = stage
+        if stage == "fit":
+            self._used, self._earlier = {}, {"trained": [], "validated": []}
+
+    def use(self, purpose: str, flows: list[Flows]) -> None:
+        """Note the flows of a purpose."""
+        self._used[purpose] = flows
+
+    def state(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain values."""
+        fitted = "train" in self._used
+        return {
+            "trained": recorded(self._used.get("train", []), self._earlier["trained"]),
+            "validated": recorded(self._used.get("val", []) if fitted else [], self._earlier["validated"]),
+            "settings": dict(settings),
+        }
+
+    def load(self, state: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
+        """Compare a checkpoint's flows with those that are evaluated now, and say what they have in common."""
+        if state is None:
+            return
+        if self._stage == "fit":
+            self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
+        for purpose in _EVALUATED.get(self._stage, ()):
+            flows = self._used.get(purpose, [])
+            both = shared(flows, state["trained"])
+            if both:
+                differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
+                remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
+                rank_zero_warn(
+                    f"Of the {count(flows)} flows to {_VERBS[purpose]}, {count(both)} were trained on by the "
+                    f"checkpoint: {told(both)}. What is found on them says nothing of new flows: keep the split of the "
+                    f"training, or give other files.{remedy}"
+                )
+            if purpose == "test":
+                chosen = shared(flows, state["validated"])
+                by = f"{count(chosen)} of the {count(flows)} test flows" if chosen else "none of the test flows"
+                advice = (
+                    "; the error may be too low where the best of several checkpoints was taken: hold flows out with "
+                    "`val_fraction` or `val_path`"
+                    if chosen
+                    else ""
+                )
+                rank_zero_info(f"The training was validated with {by}{advice}.")

@@ -1,0 +1,83 @@
+"""`lightning-farms check`: what it finds, and its exit status."""
+
+import h5py
+import numpy as np
+import pytest
+
+from lightning_farms.cli import main
+from lightning_farms.data import SimulationConfig, simulate_to_file
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flows") / "flow.hdf5"
+    simulate_to_file(path, SimulationConfig(trajectories=4, resolution=8, frames=5), progress=False)
+    return path
+
+
+@pytest.fixture
+def path(clean, tmp_path):
+    (tmp_path / "flow.hdf5").write_bytes(clean.read_bytes())
+    return tmp_path / "flow.hdf5"
+
+
+def checked(capsys, *args):
+    status = 0
+    try:
+        main(["check", *map(str, args)])
+    except SystemExit as end:
+        status = end.code
+    return status, capsys.readouterr().out
+
+
+def test_a_clean_file(path, capsys):
+    status, out = checked(capsys, path)
+    assert status == 0
+    assert "4 trajectories, 5 frames, 8 x 8 cells, channels Vx, Vy, density, pressure, time step 0.25" in out
+    assert out.endswith("nothing is wrong\n")
+
+
+def test_what_is_wrong_is_told_in_full(path, capsys):
+    with h5py.File(path, "r+") as file:
+        file["Vx"][1, 4, 2, 2] = np.nan
+        file["Vy"][1, 2, :2, 0] = np.inf
+        file["density"][2, 0, 0, 0] = -1.0
+        file["pressure"][3] = 0.0
+    status, out = checked(capsys, path)
+    assert status == 1
+    for line in (
+        "trajectory 1, channel Vx, frame 4: 1 NaN",
+        "trajectory 1, channel Vy, frame 2: 2 infinite",
+        "trajectory 2, channel density, frame 0: negative",
+        "trajectory 3, channel pressure, frame 0: zero",
+        "trajectory 3, channel pressure: constant, 0 everywhere",
+        "wrong in 3 trajectories; to leave them out: --data.skip '[1, 2, 3]'",
+    ):
+        assert f"  {line}\n" in out
+
+
+def test_what_hdf5_makes_up(path, capsys):
+    with h5py.File(path, "r+") as file:
+        del file["Vx"]
+        file.create_dataset("Vx", (4, 5, 8, 8), "f4", chunks=(1, 5, 8, 8))[:3] = np.arange(960.0).reshape(3, 5, 8, 8)
+    status, out = checked(capsys, path)
+    assert (status, "trajectory 3: made up: `Vx` was never written" in out) == (1, True)
+    assert "--data.skip '[3]'" in out
+
+
+def test_several_files_are_all_looked_at(path, capsys):
+    path.with_name("broken.hdf5").write_bytes(path.read_bytes()[:3000])
+    status, out = checked(capsys, path.parent / "*.hdf5")
+    assert status == 1
+    assert out.index("broken.hdf5\n  cannot be read: Expected") < out.index("flow.hdf5\n  4 trajectories")
+    assert "nothing is wrong" in out
+
+
+def test_other_fields(path, capsys):
+    status, out = checked(capsys, path, "--fields", '{"u": "Vx"}')
+    assert (status, "channels u," in out) == (0, True)
+
+
+def test_no_such_file(capsys, tmp_path):
+    assert checked(capsys, tmp_path / "none.hdf5")[0] == 1
+    assert checked(capsys, tmp_path / "none*.hdf5")[0] == 1
