@@ -191,18 +191,19 @@ def test_an_exception_in_validation_leaves_no_thread_and_the_users_groups(error,
     assert [group["lr"] for group in optimizers[0].param_groups] == [0.1]
 
 
-def test_an_analysis_that_raises_in_the_thread_is_reported_once(fit, in_background):
+def test_a_layer_that_raises_in_the_thread_costs_itself_alone(fit, in_background):
     def fail():
         raise RuntimeError("out of memory")
 
     in_background(fail)
     balance = TBSigmoid(analysis=NotedFARMS(), overlap=True, summary=False)
-    with pytest.warns(UserWarning, match=r"skipped; training goes on\. RuntimeError: out of memory") as seen:
+    with pytest.warns(UserWarning, match="The analysis failed for conv: RuntimeError: out of memory"):
         _, trainer = fit(balance)
-    assert len([w for w in seen if "training goes on" in str(w.message)]) == 1
     assert trainer.global_step == 16
-    assert balance.history.epochs == [0]
-    assert len(balance.multipliers) == 3
+    assert balance.history.epochs == [0, 1, 2, 3, 4]
+    assert [row.name for row in balance.report if row.reason.startswith("out of memory")] == ["conv"]
+    assert balance.multipliers["conv"] == 1.0
+    assert len(set(balance.multipliers.values())) == 3
 
 
 class Uncopied(torch.Tensor):
