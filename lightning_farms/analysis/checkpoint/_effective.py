@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._names import WRAPPERS
-from lightning_farms.common.checkpoints import MetaTensors
+from lightning_farms.analysis.weights._gathered import full_tensor, must_be_gathered
+from lightning_farms.common.checkpoints import MetaTensors, UnreadableTensor
 
 _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)")
 
@@ -35,7 +36,15 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     for name, stored in names.items():
         base, part = _split(name, names)
         groups.setdefault(base, {})[part] = stored
-    return {base: _effective(base, parts, tensors) for base, parts in groups.items()}
+    return {base: _effective_or_reason(base, parts, tensors) for base, parts in groups.items()}
+
+
+def _effective_or_reason(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StoredTensor:
+    """The weight; where its parts' shapes cannot be read, what reading it says."""
+    try:
+        return _effective(name, parts, tensors)
+    except UnreadableTensor:
+        return StoredTensor(lambda: tensors[min(parts.values())])
 
 
 def plain_names(names: list[str]) -> dict[str, str]:
@@ -62,7 +71,8 @@ def _effective(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor
     outlines = MetaTensors(tensors)
 
     def read(part: str) -> Tensor:
-        return tensors[parts[part]]
+        tensor = tensors[parts[part]]
+        return full_tensor(tensor) if must_be_gathered(tensor) and not tensor.is_meta else tensor
 
     def outline(part: str) -> Tensor:
         return outlines[parts[part]]

@@ -58,6 +58,8 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
     tensor = leaf.stored.read()
     if tensor.ndim < 2:
         return []
+    if 0 in tensor.shape:
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, "the weight is empty")._replace(unreadable=True)]
     if not _is_number(tensor.dtype):
         return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
     if leaf.stored.reason:

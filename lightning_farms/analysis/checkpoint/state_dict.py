@@ -15,10 +15,19 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor, effecti
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.weights.layer_weight import LayerWeight
-from lightning_farms.common.checkpoints import MetaTensors, open_checkpoint
+from lightning_farms.analysis.weights._gathered import must_be_gathered
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
+from lightning_farms.common.checkpoints import (
+    MetaTensors,
+    SomeTensors,
+    StoredTensors,
+    UnreadableTensor,
+    open_checkpoint,
+)
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
+_NO_VALUES = "the weights are on the meta device, without values"
+
 Modules = dict[str, dict[str, StoredTensor]]
 
 
@@ -42,7 +51,7 @@ def checkpoint_weights(
     Returns:
         An iterator over the weights in the order of the names; tied weights come once. It keeps none of them, so that
         of a mapping that reads from disk one module's tensors are in memory at a time. A weight that is not selected,
-        is quantised, or is parametrised in an unknown way has the reason, and no values.
+        is quantised, cannot be read, or is parametrised in an unknown way has the reason, and no values.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
@@ -57,7 +66,7 @@ def checkpoint_weights(
     tensors = _opened(source)
     _check_patterns(tensors, selection)
     modules = _modules(tensors if values else MetaTensors(tensors), selection)
-    return (layer for name in modules for layer in _module_layers(modules, name, selection))
+    return (layer for name in modules for layer in _module_layers(modules, name, selection, values=values))
 
 
 def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
@@ -133,20 +142,33 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors that share all their memory once, by the first name that is not a table of embeddings.
+    """Tensors that are the same numbers once, by the first name that is not a table of embeddings.
 
-    Only a dictionary's: of a mapping that reads from disk, the memory of a tensor is another's once it is freed.
+    Of other mappings that read from disk nothing is known: a tensor's memory is another's once it is freed.
     """
-    if not isinstance(tensors, dict):
+    if isinstance(tensors, StoredTensors):
+        keys = {name: tensors.identity(name) for name in tensors}
+    elif isinstance(tensors, dict):
+        keys = {name: _memory(name, tensor) for name, tensor in tensors.items()}
+    else:
         return tensors
     names: dict[object, str] = {}
-    for name, tensor in tensors.items():
-        shared = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        key = name if tensor.is_meta or not tensor.numel() or tensor.ndim < 2 else shared
+    for name, key in keys.items():
         if key not in names or is_embedding(names[key].rpartition(".")[0]):
             names[key] = name
     kept = set(names.values())
+    if len(kept) == len(keys):
+        return tensors
+    if isinstance(tensors, StoredTensors):
+        return SomeTensors(tensors, [name for name in keys if name in kept])
     return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
+def _memory(name: str, tensor: Tensor) -> object:
+    """What two tensors have in common that are the same numbers in memory; vectors are not looked at."""
+    if tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+        return name
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None:
@@ -154,14 +176,30 @@ def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None
         everything = replace(selection, include=(), exclude=())
         modules = _modules(MetaTensors(tensors), everything)
         selection.check_patterns(
-            [layer.name for name in modules for layer in _module_layers(modules, name, everything)]
+            [layer.name for name in modules for layer in _module_layers(modules, name, everything, values=False)]
         )
 
 
-def _module_layers(modules: Modules, module: str, selection: Selection) -> Iterator[LayerWeight]:
-    """Layers of one module, without values where they are not selected."""
+def _module_layers(
+    modules: Modules, module: str, selection: Selection, *, values: bool = True
+) -> Iterator[LayerWeight]:
+    """Layers of one module, without values where they are not selected, or cannot be read."""
     leaves = modules[module]
     for name, stored in leaves.items():
-        for layer in leaf_layers(StoredLeaf(module, name, stored, leaves)):
+        leaf = StoredLeaf(module, name, stored, leaves)
+        for layer in _readable_layers(leaf):
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
-            yield skipped_layer(layer.name, layer.kind, layer.shape, reason) if reason else layer
+            if values and not reason and layer.matrices.is_meta:
+                reason, layer = _NO_VALUES, layer._replace(unreadable=True)
+            yield layer._replace(matrices=NO_MATRICES, parameters=(), reason=reason, rank=None) if reason else layer
+
+
+def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:
+    """The layers of a tensor, or one with the reason why it cannot be read: it costs no other tensor's row."""
+    try:
+        return leaf_layers(leaf)
+    except Exception as error:  # of whatever a file holds
+        first_line = (str(error).splitlines() or [""])[0]
+        known = isinstance(error, UnreadableTensor)
+        reason = first_line if known else f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        return [skipped_layer(leaf.layer, "parameter", (), reason)._replace(unreadable=True)]

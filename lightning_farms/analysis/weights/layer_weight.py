@@ -46,6 +46,7 @@ class LayerWeight(NamedTuple):
         reason: why the weight cannot be analysed or is not selected; empty where it is to be analysed.
         rank: of each matrix at most, where that is known to be less than its shape allows: the other eigenvalues,
             which are zero, are left out.
+        unreadable: whether the reason is that the weight is damaged, empty, or otherwise cannot be read.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerWeight(NamedTuple):
     parameters: tuple[Tensor, ...]
     reason: str = ""
     rank: int | None = None
+    unreadable: bool = False
 
     @property
     def holders(self) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ Format = Literal["table", "csv", "json"]
 Device = Literal["cpu", "cuda"]
 
 _DESCRIPTION = f"""Measure how heavy-tailed the spectrum of every weight matrix in a checkpoint is (alpha, by FARMS or
-on whole matrices). No model class is needed, and nothing in the file is run: it is read with weights_only. The result
+on whole matrices). No model class is needed, and nothing in the file is run. The result
 goes to stdout (or --out), everything else to stderr. Outliers are marked: alpha {RULE} Exit status: 0 done; 1 the file
 cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
 
@@ -28,6 +28,8 @@ class AnalyzeOptions:
     """What `lightning-farms analyze` was asked to do."""
 
     file: Path
+    key: str | None
+    check: bool
     base: Path | None
     compare: Path | None
     method: SpectralMethod
@@ -59,6 +61,7 @@ def _parser() -> ArgumentParser:
         type=str,
         help="Lightning .ckpt, state dict (.pt, .pth, .bin), .safetensors, index of a sharded checkpoint, or a folder",
     )
+    _add_reading(parser.add_argument_group("how to read the file"))
     _add_method(parser.add_argument_group("how to analyse"))
     _add_selection(parser.add_argument_group("which weights"))
     _add_diagnostics(parser.add_argument_group("error bars and baselines"))
@@ -66,6 +69,15 @@ def _parser() -> ArgumentParser:
     _add_output(parser.add_argument_group("output"))
     _add_resources(parser.add_argument_group("resources"))
     return parser
+
+
+def _add_reading(group: Any) -> None:  # noqa: ANN401
+    group.add_argument(
+        "--key", type=str, default=None, metavar="NAME", help="which of several state dicts in FILE: ema, model.net"
+    )
+    group.add_argument(
+        "--no_crc", action="store_true", help="leave the CRC-32s of FILE's tensors alone (huge files that are trusted)"
+    )
 
 
 def _add_method(group: Any) -> None:  # noqa: ANN401
@@ -143,6 +155,8 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
     names = ("include", "exclude", "kinds", "min_size", "max_size", "embeddings", "low_rank_products")
     return AnalyzeOptions(
         file=Path(given["file"]),
+        key=given["key"],
+        check=not given["no_crc"],
         base=_path(given["base"]),
         compare=_path(given["compare"]),
         method=_method(given),

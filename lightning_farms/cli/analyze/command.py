@@ -23,9 +23,10 @@ from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
+from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
-from lightning_farms.common.checkpoints.files import open_checkpoint
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.progress import progress_bar, progress_is_shown
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
@@ -55,21 +56,23 @@ def run(args: list[str]) -> None:
 
 def _analyze(options: AnalyzeOptions) -> None:
     """Open the files and make the folders first, so that what is wrong with them comes before the long work."""
-    tensors = open_checkpoint(options.file)
-    other = None if options.compare is None else open_checkpoint(options.compare)
-    base = None if options.base is None else open_checkpoint(options.base)
+    tensors = open_aloud(options.file, options.key, check=options.check)
+    other = None if options.compare is None else open_aloud(options.compare, None, check=options.check)
+    base = None if options.base is None else open_aloud(options.base, None, check=options.check)
     if other is not None and options.compare is not None:
         for opened, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
             _check_patterns(opened, options.selection, name)
     _make_folders(options)
-    report = _report(tensors, base, options, _name(options.file))
+    unreadable: list[LayerWeight] = []
+    report = _report(tensors, base, options, _name(options.file), unreadable)
     comparison = None
     if other is not None and options.compare is not None:
         alphas_only = replace(options, diagnostics=Diagnostics(), plots=None)
-        comparison = compare(report, _report(other, None, alphas_only, _name(options.compare)))
+        comparison = compare(report, _report(other, None, alphas_only, _name(options.compare), unreadable))
     _write(report, comparison, options)
     if options.plots is not None:
         _draw(report, comparison, options, options.plots)
+    say_unreadable(unreadable)
     _check_any_analysed(report, comparison)
 
 
@@ -87,6 +90,7 @@ def _make_folders(options: AnalyzeOptions) -> None:
             raise IsADirectoryError(f"Expected --out to be a file, but {str(options.out)!r} is a folder.")
         options.out.parent.mkdir(parents=True, exist_ok=True)
         _check_writable(options.out if options.out.exists() else options.out.parent, "--out to be a place")
+        _check_writable(options.out.parent, "--out to be in a folder")
     if options.plots is not None:
         if options.plots.exists() and not options.plots.is_dir():
             raise NotADirectoryError(f"Expected --plots to be a folder, but {str(options.plots)!r} is a file.")
@@ -100,12 +104,21 @@ def _check_writable(path: Path, what: str) -> None:
 
 
 def _report(
-    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None, options: AnalyzeOptions, name: str
+    tensors: Mapping[str, Tensor],
+    base: Mapping[str, Tensor] | None,
+    options: AnalyzeOptions,
+    name: str,
+    unreadable: list[LayerWeight],
 ) -> SpectralReport:
     def weights() -> Iterator[LayerWeight]:
         if base is None:
-            return checkpoint_weights(tensors, options.selection)
-        return checkpoint_changes(tensors, base, options.selection)
+            found = checkpoint_weights(tensors, options.selection)
+        else:
+            found = checkpoint_changes(tensors, base, options.selection)
+        for weight in found:
+            if weight.unreadable:
+                unreadable.append(weight)
+            yield weight
 
     total = sum(1 for _ in checkpoint_weights(tensors, options.selection, values=False)) if progress_is_shown() else 0
     with progress_bar(f"Analysing {name}", total) as progress:
@@ -138,7 +151,8 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
     if options.out is None:
         sys.stdout.write(text)
     else:
-        options.out.write_text(text, encoding="utf-8")
+        with complete_or_nothing(options.out) as draft:
+            draft.write_text(text, encoding="utf-8")
         sys.stderr.write(f"Written to {options.out}\n")
     sys.stderr.write(f"alpha of {_analysed(options)}: {report.summary}\n")
 

@@ -6,17 +6,27 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lightning_farms.common.checkpoints.safe_load import damaged, load_safely
+from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
+from lightning_farms.common.checkpoints._other_formats import other_format
+from lightning_farms.common.checkpoints._state_dicts import (
+    STATE_DICT_KEYS,
+    StateDicts,
+    choose_state_dict,
+    listed_state_dicts,
+)
+from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
+from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
+from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
 from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
-"""Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
+__all__ = ["STATE_DICT_KEYS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
 _INDEX_SUFFIX = ".index.json"
 _PREFERRED = (
@@ -38,14 +48,24 @@ class StoredCheckpoint(NamedTuple):
         tensors: the state dict, on the CPU; they may be mapped from the file, or read when asked for.
         beside: what stands in the file of ``torch.save`` beside the state dict, such as hyperparameters.
         metadata: what a safetensors file says of itself.
+        taken: where in the file the state dict is, its keys joined by dots; empty where it is the file itself.
+        others: how many tensors, and numbers, other state dicts in the file hold, by their paths.
+        left_out: how many objects of each class or function were not read, as that could run code.
+        sparse: names of tensors that are stored sparse; they are made dense when they are read.
     """
 
     tensors: Mapping[str, Tensor]
     beside: Mapping[str, Any]
     metadata: Mapping[str, str]
+    taken: str = ""
+    others: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    left_out: Mapping[str, int] = MappingProxyType({})
+    sparse: tuple[str, ...] = ()
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True
+) -> Mapping[str, Tensor]:
     """Open a checkpoint of any common format as a mapping from names to tensors on the CPU.
 
     Tensors are read when they are asked for, and the mapping keeps none: safetensors are read one by one, the files
@@ -60,13 +80,21 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             - the index of a sharded checkpoint, ``*.safetensors.index.json`` or ``*.bin.index.json``;
             - a folder that holds one of these.
 
+            Objects of a file of ``torch.save`` that are no tensors, containers or plain values are left out: nothing
+            that a file asks for is looked up or called.
+        key: which of several state dicts in the file is meant, its keys joined by dots, such as ``"ema"``; None for
+            the first of :data:`STATE_DICT_KEYS`, or the only one.
+        check: whether the CRC-32 that a zip archive has for each tensor is compared when the tensor is first read;
+            one that does not fit is an error of that tensor. (Safetensors has no such number: flipped bits in it
+            cannot be known.)
+
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
         as these formats do not keep the model's.
 
     Raises:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
-        ValueError: the file is damaged, of another format, holds no tensor, or can only be read by running code.
+        ValueError: the file is damaged, of another format, or holds no tensor, or several state dicts.
         ImportError: a safetensors file, and the package safetensors is not installed.
 
     Example:
@@ -76,34 +104,56 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         ...     {name: tuple(tensor.shape) for name, tensor in open_checkpoint(folder).items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
-    file = _weights_file(Path(path))
-    tensors = _read(file, may_be_empty=False).tensors
-    if not tensors:
-        raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
-    return tensors
+    return read_stored(path, key=key, check=check, may_be_empty=False).tensors
 
 
-def read_stored(path: str | os.PathLike[str]) -> StoredCheckpoint:
+def read_stored(
+    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True, may_be_empty: bool = True
+) -> StoredCheckpoint:
     """Open a checkpoint as :func:`open_checkpoint` does, also one without tensors, with what is stored beside them.
 
     Args:
         path: as there.
+        key: as there.
+        check: as there.
+        may_be_empty: whether a file without tensors is no error.
 
     Returns:
         The tensors and the rest.
 
     Raises:
         FileNotFoundError: as there, and so the other two.
-        ValueError: the file is damaged, of another format, or can only be read by running code.
+        ValueError: the file is damaged, of another format, or it is not clear which state dict is meant.
         ImportError: a safetensors file, and the package safetensors is not installed.
     """
-    return _read(_weights_file(Path(path)), may_be_empty=True)
+    file = _weights_file(Path(path))
+    stored = _read(file, may_be_empty=may_be_empty, key=key, check=check)
+    if not stored.tensors and not may_be_empty:
+        raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
+    if isinstance(stored.tensors, StoredTensors):
+        stored.tensors.config = _config_beside(file)
+    return stored
+
+
+def _config_beside(file: Path) -> Mapping[str, Any]:
+    """What a `config.json` in the same folder says; nothing where there is none, or none that can be read."""
+    config = file.parent / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() and config != file else {}
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _weights_file(path: Path) -> Path:
     """The file itself, or the one that a folder means."""
     if path.is_file():
         return path
+    if str(path) == "-" or (path.exists() and not path.is_dir()):
+        raise ValueError(
+            f"Expected argument `path` to be a file or folder, but {str(path)!r} is none (a pipe or device): a "
+            "checkpoint is read in several places. Write it to a file first."
+        )
     if not path.is_dir():
         raise FileNotFoundError(f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}.")
     if (path / _DISTRIBUTED).is_file():
@@ -129,29 +179,88 @@ def _weights_file(path: Path) -> Path:
     return chosen[0]
 
 
-def _read(path: Path, *, may_be_empty: bool) -> StoredCheckpoint:
+def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool = True) -> StoredCheckpoint:
     if path.suffix == ".json":
-        return StoredCheckpoint(_Shards(path), {}, {})
+        return StoredCheckpoint(_Shards(path, check=check), {}, {})
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         file = _Safetensors(path)
         return StoredCheckpoint(file, {}, file.metadata)
-    content = load_safely(path)
-    if not isinstance(content, Mapping):
+    stored = _torch_file(path, check)
+    chosen = choose_state_dict(stored.content, key, str(path))
+    if not may_be_empty:
+        _check_not_empty(stored.content, chosen, path)
+    own = chosen.taken.partition(".")[0]
+    entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}
+    beside = {str(name): value for name, value in entries.items() if str(name) != own}
+    sparse = tuple(name for name, tensor in chosen.tensors.items() if tensor.parts is not None)
+    return StoredCheckpoint(_Pickled(chosen), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse)
+
+
+def _torch_file(path: Path, check: bool) -> TorchFile:
+    try:
+        if is_torchscript(path):
+            raise ValueError(
+                f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
+                f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
+            )
+        return read_torch_file(path, check=check)
+    except PickleError as error:
+        known = other_format(path)
+        if known is None:
+            raise damaged(path, error) from error
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a "
-            f"{type(content).__name__}."
-        )
-    key = next((key for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
-    state = content if key is None else content[key]
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors and not may_be_empty:
+            f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), "
+            f"but {str(path)!r} is {known.name}. {known.remedy}."
+        ) from error
+
+
+def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
+    """Tell what a file without tensors, or with empty ones only, holds."""
+    if chosen.tensors:
+        if all(0 in tensor.shape for tensor in chosen.tensors.values()):
+            raise ValueError(
+                f"Expected argument `path` to be a checkpoint with tensors that hold numbers, but those of "
+                f"{str(path)!r} are empty: so DeepSpeed ZeRO-3 saves what other files hold. Join them first: python "
+                "zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)."
+            )
+        return
+    if not isinstance(content, dict):
+        kind = content.name if isinstance(content, StandIn) else type(content).__name__
+        kind = "Tensor" if isinstance(content, PickledTensor) else kind
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
-            f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
-            f"{_listed([str(name) for name in content]) or '(none)'}. Save the state dict alone."
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}."
         )
-    beside = {} if key is None else {str(name): value for name, value in content.items() if name != key}
-    return StoredCheckpoint(tensors, beside, {})
+    raise ValueError(
+        f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
+        f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
+        f"{_listed([str(name) for name in content]) or '(none)'}. Save the state dict alone."
+    )
+
+
+class _Pickled(StoredTensors):
+    """Tensors of a file of torch.save."""
+
+    def __init__(self, chosen: StateDicts) -> None:
+        self._tensors = chosen.tensors
+        self.buffers = chosen.buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].read()
+
+    def without_values(self, name: str) -> Tensor:
+        return self._tensors[name].outline()
+
+    def identity(self, name: str) -> object:
+        return self._tensors[name].identity
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -210,9 +319,15 @@ class _Safetensors(StoredTensors):
 class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
 
-    def __init__(self, index: Path) -> None:
-        self._index = index
+    def __init__(self, index: Path, *, check: bool = True) -> None:
+        self._index, self._check = index, check
         self._shard_of = _weight_map(index)
+        outside = sorted({shard for shard in self._shard_of.values() if not _is_within(index.parent, shard)})
+        if outside:
+            raise ValueError(
+                f"Expected the shards that {str(index)!r} names to be in its folder, but {outside[0]!r} is not: a "
+                "checkpoint has its files beside its index."
+            )
         missing = sorted({shard for shard in self._shard_of.values() if not (index.parent / shard).is_file()})
         if missing:
             raise FileNotFoundError(
@@ -240,7 +355,7 @@ class _Shards(StoredTensors):
         """The opened shard with a tensor."""
         shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = _read(self._index.parent / shard, may_be_empty=False).tensors
+            self._opened[shard] = _read(self._index.parent / shard, may_be_empty=False, check=self._check).tensors
         if name not in self._opened[shard]:
             raise ValueError(
                 f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
@@ -249,11 +364,17 @@ class _Shards(StoredTensors):
         return self._opened[shard]
 
 
+def _is_within(folder: Path, shard: str) -> bool:
+    """Whether the name of a shard leads nowhere else (links that lie in the folder may)."""
+    parts = PurePath(shard).parts
+    return bool(parts) and not PurePath(shard).is_absolute() and ".." not in parts and "\0" not in shard
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     """{tensor: shard} in natural order."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(index, error) from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from lightning_farms.common.checkpoints._inert_pickle import PickleError
+
 _PICKLE = b"\x80"  # the first byte since protocol 2
 
 
@@ -40,7 +42,7 @@ def load_safely(path: Path, *, admitted: Sequence[type] = (argparse.Namespace,))
 
 def _refusal(path: Path, error: Exception) -> ValueError:
     text = str(error)
-    if _is_torchscript(path):
+    if is_torchscript(path):
         return ValueError(
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
             f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
@@ -54,7 +56,7 @@ def _refusal(path: Path, error: Exception) -> ValueError:
     return damaged(path, error)
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive with the constants of a program, by which torch tells one, too."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -78,8 +80,9 @@ def _first_reason(text: str) -> str:
 
 def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
     """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
+    reason = str(error) if isinstance(error, PickleError) else type(error).__name__
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
-        f"{os.fspath(path)!r} is damaged, cut short or of another format ({type(error).__name__}). "
+        f"{os.fspath(path)!r} is damaged, cut short or of another format ({reason}). "
         "If it should be one, copy or download it again."
     )

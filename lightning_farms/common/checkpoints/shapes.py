@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a file that tells their names, shapes and types without their values."""
+    """Tensors of a file that tells their names, shapes and types without their values.
+
+    Attributes:
+        config: what a ``config.json`` beside the file says; empty where there is none.
+        buffers: names of tensors that are known to be buffers, not parameters.
+    """
+
+    config: Mapping[str, Any] = MappingProxyType({})
+    buffers: frozenset[str] = frozenset()
+
+    def identity(self, name: str) -> object:
+        """Equal for two tensors that are the same numbers of the file, which are tied."""
+        return name
 
     @abstractmethod
     def __contains__(self, name: object) -> bool:
@@ -18,6 +32,42 @@ class StoredTensors(Mapping[str, Tensor]):
     @abstractmethod
     def without_values(self, name: str) -> Tensor:
         """A tensor of the same shape and type on the meta device."""
+
+
+class SomeTensors(StoredTensors):
+    """Some of a file's tensors.
+
+    Args:
+        tensors: of the file.
+        names: those that are kept, in order.
+    """
+
+    def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
+        self._tensors = tensors
+        self._names = dict.fromkeys(names)
+        self.config, self.buffers = tensors.config, tensors.buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensors[name]
+
+    def without_values(self, name: str) -> Tensor:
+        """As of the file."""
+        return self._tensors.without_values(name)
+
+    def identity(self, name: str) -> object:
+        """As of the file."""
+        return self._tensors.identity(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class MetaTensors(Mapping[str, Tensor]):

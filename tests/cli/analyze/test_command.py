@@ -457,11 +457,57 @@ def test_stdout_that_is_closed(folder, arguments):
 
 
 def test_a_plain_pickle(shell):
-    Path("net.pkl").write_bytes(pickle.dumps({"weight": nn.Linear(3, 2)}, protocol=4))
+    Path("net.pkl").write_bytes(pickle.dumps([print], protocol=4))
     _, err = shell("net.pkl").communicate()
-    assert err.startswith("lightning-farms: error: Expected the path to be a checkpoint of tensors and plain values")
-    assert "'net.pkl' holds pickled objects that are not read" in err
+    assert err.startswith("lightning-farms: error: Expected the path to be a checkpoint that holds a dictionary, but")
+    assert "'net.pkl' holds a list" in err
     assert "Warning" not in err
+
+
+def test_what_is_taken_and_left_out_is_said(run):
+    state = {"a.weight": torch.randn(16, 16).relu().to_sparse(), "b.weight": torch.randn(16, 16)}
+    state["c.weight"] = torch.empty(16, 16, device="meta")
+    torch.save({"model": state, "ema": network().state_dict(), "config": Path("x"), "call": print}, "two.ckpt")
+    status, out, err = run("two.ckpt")
+    assert status == 0
+    assert "2 layers analysed, 1 skipped" in out
+    first, second, third, fourth = err.splitlines()
+    assert first.startswith("Taken from two.ckpt: `model`. Also there: ema (")
+    assert second == f"Left out of two.ckpt, as to read it could run code: {type(Path('x')).__module__}.PosixPath."
+    assert third == "Stored sparse in two.ckpt, made dense: a.weight."
+    assert fourth == "Could not be read (1): c (on the meta device, without values)."
+    _, out, err = run("two.ckpt", "--key", "ema", "--format", "csv")
+    assert [row["name"] for row in records(out)] == list(analyze(network()).alphas)
+    status, _, err = run("two.ckpt", "--key", "emma")
+    assert status == 1
+    assert "Expected --key to be one of the state dicts in 'two.ckpt', but got 'emma'; there are model (3 t" in err
+
+
+def test_a_flipped_byte_is_known_by_the_crc(run):
+    content = bytearray(Path("net.pt").read_bytes())
+    content[content.find(network().state_dict()["3.weight"].numpy().tobytes()) + 3] ^= 0x20
+    Path("net.pt").write_bytes(content)
+    status, out, err = run("net.pt")
+    assert status == 0
+    assert "6 layers analysed, 1 skipped" in out
+    assert err == "Could not be read (1): 3 (damaged: its bytes do not have the CRC-32 that the file names).\n"
+    assert "7 layers analysed" in run("net.pt", "--no_crc")[1]
+
+
+def test_an_earlier_result_is_kept_where_the_new_one_fails(run, monkeypatch):
+    Path("a.json").write_text("the earlier report")
+    write = Path.write_text
+
+    def full(path, text, **options):
+        write(path, text[:20], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    status, _, err = run("net.pt", "--out", "a.json")
+    assert status == 1
+    assert "No space left" in err
+    assert Path("a.json").read_text() == "the earlier report"
+    assert not [path for path in Path().iterdir() if path.name.endswith(".tmp")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

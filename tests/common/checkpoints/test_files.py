@@ -119,10 +119,6 @@ def test_the_reader_keeps_no_tensor_and_no_copy(tmp_path, kind):
         assert str(tmp_path) in Path("/proc/self/maps").read_text()
 
 
-def unpickled(path):
-    torch.save({"state_dict": state(), "hyper_parameters": Pickled()}, path)
-
-
 def cut(path):
     torch.save(state(), path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -144,24 +140,10 @@ def plain_pickle(protocol):
     return write
 
 
-def newer_protocol(path):
-    torch.save({"state_dict": state()}, path, pickle_protocol=4)
-
-
 BROKEN = [
-    ("a.ckpt", unpickled, r"holds pickled objects that are not read, .*code: .*Pickled.*weights_only=False"),
-    (
-        "a.pkl",
-        plain_pickle(2),
-        r"pickled objects that are not read, as that could run code: Unsupported global.*Pickled",
-    ),
-    (
-        "a.pkl",
-        plain_pickle(3),
-        r"pickled objects that are not read, as that could run code: Unsupported global.*Pickled",
-    ),
-    ("a.pkl", plain_pickle(4), r"holds pickled objects that are not read, as that could run code: Unsupported operand"),
-    ("a.pt", newer_protocol, r"holds pickled objects that are not read, .*save the state dict alone with torch.save"),
+    ("a.pkl", lambda path: path.write_bytes(pickle.dumps(Pickled())), r"holds a .*test_files\.Pickled"),
+    ("a.pkl", plain_pickle(2), "holds no tensor there; it has the keys weight"),
+    ("a.pkl", plain_pickle(4), "holds no tensor there; it has the keys weight"),
     ("a.pt", cut, r"damaged, cut short or of another format .*copy or download it again"),
     ("a.pt", lambda path: path.write_bytes(b""), "damaged, cut short or of another format"),
     ("a.pt", lambda path: path.write_text("some notes\n"), "damaged, cut short or of another format"),

@@ -1,0 +1,256 @@
+"""Pickles read as data: no name in them is looked up, nothing that they ask for is called."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+MOST_BYTES = 2**28
+"""Longest pickle that is read; a checkpoint's holds names and shapes, its numbers are beside it."""
+
+MOST_OPCODES = 2**22
+"""Most steps of a pickle: each makes 64 bytes or so, and a tensor takes about 30."""
+
+
+class PickleError(ValueError):
+    """A pickle that is damaged, too large, or of no known kind."""
+
+
+class Name(NamedTuple):
+    """A function or class that a pickle names; it is not looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class StandIn:
+    """What stands in the place of an object of any class: its name, and what the pickle gave it."""
+
+    __slots__ = ("arguments", "entries", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.state: object = None
+        self.entries: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not read>"
+
+
+Build = Callable[[Name, tuple[Any, ...]], object]
+"""What is made of a call that a pickle asks for; a StandIn for all that is not known."""
+
+_MARK = object()
+_VALUES = frozenset(
+    [
+        "FLOAT",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "BINFLOAT",
+    ]
+)
+_CONSTANTS: dict[str, Callable[[], object]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "MARK": lambda: _MARK,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[object], object]) -> object:
+    """Read one pickle, up to its end.
+
+    Args:
+        source: the pickle, or a file at whose position it starts.
+        build: makes an object of a name and arguments; it alone decides what exists.
+        persistent: what an identifier stands for that the writer put in the place of an object.
+
+    Raises:
+        PickleError: it is damaged or too large.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    machine = _Machine(build, persistent)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > MOST_OPCODES:
+                raise PickleError(f"its pickle has more than {MOST_OPCODES} steps")
+            machine.step(opcode.name, argument)
+        return machine.stack[-1]
+    except PickleError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise PickleError(f"its pickle cannot be read ({type(error).__name__})") from error
+
+
+class _Machine:
+    """The stack and the memo."""
+
+    def __init__(self, build: Build, persistent: Callable[[object], object]) -> None:
+        self.stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._build = build
+        self._persistent = persistent
+
+    def step(self, name: str, argument: Any) -> None:  # noqa: ANN401
+        if name in _VALUES:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _TUPLES:
+            self.stack[-_TUPLES[name] :] = [tuple(self.stack[-_TUPLES[name] :])]
+        else:
+            _STEPS[name](self, argument)
+
+    def until_mark(self) -> list[Any]:
+        start = len(self.stack) - 1
+        while self.stack[start] is not _MARK:
+            start -= 1
+            if start < 0:
+                raise PickleError("its pickle has no mark where one is needed")
+        items = self.stack[start + 1 :]
+        del self.stack[start:]
+        return items
+
+    def pop(self) -> Any:  # noqa: ANN401
+        return self.stack.pop()
+
+    def get(self, key: Any) -> None:  # noqa: ANN401
+        self.stack.append(self._memo[int(key)])
+
+    def put(self, key: Any) -> None:  # noqa: ANN401
+        self._memo[int(key)] = self.stack[-1]
+
+    def memoize(self, _: object) -> None:
+        self._memo[len(self._memo)] = self.stack[-1]
+
+    def make(self, called: object, arguments: Sequence[Any]) -> None:
+        known = isinstance(called, Name)
+        self.stack.append(self._build(called, tuple(arguments)) if known else StandIn(repr(called)[:80]))  # type: ignore[arg-type]
+
+    def named(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self.stack.append(Name(module, name))
+
+    def stack_named(self, _: object) -> None:
+        name, module = self.pop(), self.pop()
+        self.stack.append(Name(str(module), str(name)))
+
+    def reduce(self, _: object) -> None:
+        arguments = self.pop()
+        self.make(self.pop(), arguments)
+
+    def with_keywords(self, _: object) -> None:
+        self.pop()
+        self.reduce(None)
+
+    def instance(self, argument: str) -> None:
+        items = self.until_mark()
+        self.named(argument)
+        self.make(self.pop(), items)
+
+    def from_items(self, _: object) -> None:
+        called, *arguments = self.until_mark()
+        self.make(called, arguments)
+
+    def state(self, _: object) -> None:
+        state = self.pop()
+        if isinstance(self.stack[-1], StandIn):
+            self.stack[-1].state = state
+        elif isinstance(self.stack[-1], Namespace) and isinstance(state, dict):
+            vars(self.stack[-1]).update(state)
+
+    def append(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def add(self, _: object) -> None:
+        items = self.until_mark()
+        if isinstance(self.stack[-1], set):
+            self.stack[-1].update(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        holder = self.stack[-1]
+        entries = holder.entries if isinstance(holder, StandIn) else holder
+        if isinstance(entries, dict):
+            entries.update(zip(items[::2], items[1::2], strict=True))
+
+    def set_item(self, _: object) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def dictionary(self, _: object) -> None:
+        items = self.until_mark()
+        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def extension(self, code: object) -> None:
+        self.stack.append(Name("copyreg", f"extension {code}"))
+
+    def persist(self, identifier: object) -> None:
+        self.stack.append(self._persistent(identifier))
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "STOP": lambda machine, _: None,
+    "POP": lambda machine, _: machine.pop(),
+    "POP_MARK": lambda machine, _: machine.until_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.until_mark())),
+    "LIST": lambda machine, _: machine.stack.append(machine.until_mark()),
+    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(machine.until_mark())),
+    "DICT": _Machine.dictionary,
+    "APPEND": lambda machine, _: machine.append([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.append(machine.until_mark()),
+    "ADDITEMS": _Machine.add,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.until_mark()),
+    "GET": _Machine.get,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.memoize,
+    "GLOBAL": _Machine.named,
+    "STACK_GLOBAL": _Machine.stack_named,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ_EX": _Machine.with_keywords,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.from_items,
+    "BUILD": _Machine.state,
+    "EXT1": _Machine.extension,
+    "EXT2": _Machine.extension,
+    "EXT4": _Machine.extension,
+    "PERSID": _Machine.persist,
+    "BINPERSID": lambda machine, _: machine.persist(machine.pop()),
+}

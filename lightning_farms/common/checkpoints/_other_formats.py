@@ -1,0 +1,89 @@
+"""Files that are no checkpoints read here, but of a known other format."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+_START = 1024
+
+
+class OtherFormat(NamedTuple):
+    """A format by how its files begin, or end in name, and what to do with one."""
+
+    name: str
+    remedy: str
+    knows: Callable[[bytes, Path], bool]
+
+
+def _begins(*starts: bytes) -> Callable[[bytes, Path], bool]:
+    return lambda start, _: start.startswith(starts)
+
+
+def _called(*suffixes: str) -> Callable[[bytes, Path], bool]:
+    return lambda _, path: path.name.endswith(suffixes)
+
+
+def _zip_with(*names: str) -> Callable[[bytes, Path], bool]:
+    def knows(start: bytes, path: Path) -> bool:
+        if not start.startswith(b"PK"):
+            return False
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(held.endswith(names) for held in archive.namelist())
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
+            return False
+
+    return knows
+
+
+def _other_zip(_: bytes, path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
+        return False
+
+
+_AS_STATE_DICT = "Load it with the library that wrote it, and save {name: torch.from_numpy(array)} with torch.save"
+
+_FORMATS = (
+    OtherFormat("a Git LFS pointer", "Fetch the file itself: git lfs pull", _begins(b"version https://git-lfs")),
+    OtherFormat(
+        "a web page",
+        "The download went wrong (an address of a page, or a login): download the file itself",
+        lambda start, _: start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")),
+    ),
+    OtherFormat(
+        "a GGUF file",
+        "Analyse the checkpoint that it was made from: its weights are quantised",
+        _begins(b"GGUF"),
+    ),
+    OtherFormat(
+        "an older llama.cpp file (GGML)", "Analyse the checkpoint that it was made from", _begins(b"lmgg", b"tjgg")
+    ),
+    OtherFormat("an HDF5 file (Keras, or data)", _AS_STATE_DICT, _begins(b"\x89HDF\r\n\x1a\n")),
+    OtherFormat("a Keras 3 model", _AS_STATE_DICT, _zip_with("model.weights.h5")),
+    OtherFormat("a NumPy archive", _AS_STATE_DICT, _zip_with(".npy")),
+    OtherFormat("a NumPy array", _AS_STATE_DICT, _begins(b"\x93NUMPY")),
+    OtherFormat("an ONNX model", _AS_STATE_DICT, _called(".onnx")),
+    OtherFormat("a TensorFlow Lite model", "Analyse the model that it was made from", lambda s, _: s[4:8] == b"TFL3"),
+    OtherFormat("a TensorFlow checkpoint", _AS_STATE_DICT, _called(".pb", ".data-00000-of-00001", ".ckpt.index")),
+    OtherFormat("a Flax checkpoint", _AS_STATE_DICT, _called(".msgpack")),
+    OtherFormat("a tar archive", "Unpack it: tar -xf FILE", lambda start, _: start[257:262] == b"ustar"),
+    OtherFormat(
+        "a compressed file",
+        "Unpack it first (gzip -d, xz -d, zstd -d, 7z x)",
+        _begins(b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"BZh"),
+    ),
+    OtherFormat("a zip archive of something else", "Unpack it, and give the checkpoint in it", _other_zip),
+)
+
+
+def other_format(path: Path) -> OtherFormat | None:
+    """The known format of a file that could not be read; None where none is recognised."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return next((known for known in _FORMATS if known.knows(start, path)), None)

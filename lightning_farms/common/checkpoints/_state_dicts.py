@@ -1,0 +1,191 @@
+"""Which of the state dicts in a file is meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from lightning_farms.common.checkpoints._inert_pickle import StandIn
+from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
+
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+"""Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
+
+_DEEPEST = 8
+_MOST_CONTAINERS = 100_000
+_NO_WEIGHTS = re.compile(
+    r"(?i).*(optim|sched|scaler|rng|random|hyper_?param).*|loops|callbacks|args|_extra_state|_metadata"
+)
+_SHOWN = 12
+Tensors = dict[str, PickledTensor]
+
+
+class StateDicts(NamedTuple):
+    """The tensors that are taken, and what else there is.
+
+    Attributes:
+        tensors: by name.
+        taken: path of the state dict in the file, its keys joined by dots; empty where it is the file itself.
+        others: how many tensors, and numbers, the other state dicts hold, by their paths.
+        buffers: names of tensors that are known to be buffers.
+    """
+
+    tensors: Tensors
+    taken: str
+    others: dict[str, tuple[int, int]]
+    buffers: frozenset[str]
+
+
+class AmbiguousStateDict(ValueError):
+    """A file holds several state dicts, none of which has a usual name, or not the one that was asked for.
+
+    Args:
+        path: of the file.
+        key: what was asked for; None where nothing was.
+        found: how many tensors, and numbers, there are under each path.
+    """
+
+    def __init__(self, path: str, key: str | None, found: Mapping[str, tuple[int, int]]) -> None:
+        self.path, self.key, self.found = path, key, dict(found)
+        super().__init__(path, key, self.found)
+
+    def __str__(self) -> str:
+        listed = listed_state_dicts(self.found) or "none"
+        if self.key is None:
+            return f"Expected argument `key` to say which state dict of {self.path!r} is meant; there are {listed}."
+        return (
+            f"Expected argument `key` to be one of the state dicts in {self.path!r}, but got {self.key!r}; there are "
+            f"{listed}."
+        )
+
+
+def listed_state_dicts(found: Mapping[str, tuple[int, int]]) -> str:
+    """Paths with their sizes, in words."""
+    texts = [
+        f"{path or '(top level)'} ({tensors} tensors, {numbers:,} numbers)"
+        for path, (tensors, numbers) in list(found.items())[:_SHOWN]
+    ]
+    return ", ".join(texts) + (", ..." if len(found) > _SHOWN else "")
+
+
+def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts:
+    """The state dict that is asked for, or else the one that a file is about.
+
+    That is the first of STATE_DICT_KEYS with tensors; or else the only one. What optimizers, schedulers and random
+    number generators keep is none.
+
+    Raises:
+        AmbiguousStateDict: there are several without a usual name, or none under ``key``.
+    """
+    found = {path: held for path, held in _held(content) if held.tensors}
+    sizes = {path: _size(held.tensors) for path, held in found.items()}
+    weights = {path: size for path, size in sizes.items() if not any(map(_NO_WEIGHTS.fullmatch, path.split(".")))}
+    if key is not None:
+        tensors = _below(found, key)
+        if not tensors.tensors:
+            raise AmbiguousStateDict(path, key, sizes)
+        return _chosen(tensors, key, weights)
+    root = _root({name: found[name] for name in weights})
+    if root is None:
+        raise AmbiguousStateDict(path, None, weights)
+    return _chosen(_below({name: found[name] for name in weights}, root), root, weights)
+
+
+class _Held(NamedTuple):
+    tensors: Tensors
+    buffers: frozenset[str] = frozenset()
+
+
+def _chosen(held: _Held, taken: str, weights: Mapping[str, tuple[int, int]]) -> StateDicts:
+    inside = {path for path in weights if path == taken or (path.startswith(f"{taken}.") and taken)}
+    direct = taken in weights
+    others = {path: size for path, size in weights.items() if path != taken and (direct or path not in inside)}
+    return StateDicts(held.tensors, taken, others, held.buffers)
+
+
+def _size(tensors: Tensors) -> tuple[int, int]:
+    return len(tensors), sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def _root(found: Mapping[str, _Held]) -> str | None:
+    """The path of the state dict that is meant; empty also where there is none, None where it is not clear."""
+    for key in STATE_DICT_KEYS:
+        if any(path == key or path.startswith(f"{key}.") for path in found):
+            return key
+    with_matrices = [path for path, held in found.items() if any(len(t.shape) > 1 for t in held.tensors.values())]
+    candidates = with_matrices or list(found)
+    tops = list(dict.fromkeys(path.partition(".")[0] for path in candidates))
+    return tops[0] if len(tops) == 1 else None if tops else ""
+
+
+def _below(found: Mapping[str, _Held], root: str) -> _Held:
+    """The tensors of a path, or else those of all paths below it, which become part of their names."""
+    if root in found:
+        return found[root]
+    start = f"{root}." if root else ""
+    tensors: Tensors = {}
+    buffers: set[str] = set()
+    for path, held in found.items():
+        if path.startswith(start):
+            rest = path.removeprefix(start)
+            tensors.update({f"{rest}.{name}": tensor for name, tensor in held.tensors.items()})
+            buffers.update(f"{rest}.{name}" for name in held.buffers)
+    return _Held(tensors, frozenset(buffers))
+
+
+def _held(content: object) -> Iterator[tuple[str, _Held]]:
+    """Paths of all that holds tensors itself, and these."""
+    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    for _ in range(_MOST_CONTAINERS):  # a pickle may hold one list in another many times over
+        if not waiting:
+            return
+        path, value = waiting.popleft()
+        if is_module(value):
+            yield ".".join(path), _of_module(value)
+            continue
+        entries = entries_of(value)
+        if not entries or len(path) > _DEEPEST:
+            continue
+        own = {str(name): tensor for name, tensor in entries.items() if isinstance(tensor, PickledTensor)}
+        yield ".".join(path), _Held(own)
+        waiting += [((*path, str(name)), child) for name, child in entries.items()]
+
+
+def entries_of(value: object) -> Mapping[Any, Any]:
+    """What a container holds: a dictionary, a list, or an object of an unknown class."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value)) if any(isinstance(item, (dict, StandIn)) for item in value) else {}
+    if isinstance(value, StandIn):
+        return value.entries or (value.state if isinstance(value.state, dict) else {})
+    return {}
+
+
+def is_module(value: object) -> bool:
+    """Whether a value is what a pickle keeps of an ``nn.Module``."""
+    state = value.state if isinstance(value, StandIn) else None
+    return isinstance(state, dict) and isinstance(state.get("_parameters"), dict) and "_modules" in state
+
+
+def _of_module(module: object) -> _Held:
+    """The state dict of a module that was pickled whole."""
+    tensors: Tensors = {}
+    buffers: set[str] = set()
+    waiting: list[tuple[str, object]] = [("", module)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, part = waiting.pop(0)
+        if id(part) in seen or not is_module(part):
+            continue
+        seen.add(id(part))
+        state = part.state  # type: ignore[attr-defined]
+        for kind in ("_parameters", "_buffers"):
+            held = {f"{prefix}{n}": t for n, t in entries_of(state.get(kind)).items() if isinstance(t, PickledTensor)}
+            tensors.update(held)
+            buffers.update(held if kind == "_buffers" else ())
+        waiting += [(f"{prefix}{name}.", child) for name, child in entries_of(state["_modules"]).items()]
+    return _Held(tensors, frozenset(buffers))

@@ -1,0 +1,322 @@
+"""Files of torch.save, zip archives and what came before them, and plain pickles: read, never run."""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from lightning_farms.common.checkpoints._inert_pickle import MOST_BYTES, Name, PickleError, StandIn, read_pickle
+from lightning_farms.common.checkpoints.pickled_tensor import (
+    OTHER_BYTE_ORDER,
+    Entry,
+    PickledTensor,
+    Storage,
+    StorageFile,
+)
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_MOST_STORAGE = 2**40
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+    "QUInt4x2Storage": torch.uint8,
+    "QUInt2x4Storage": torch.uint8,
+}
+
+
+class TorchFile(NamedTuple):
+    """What a file holds: containers, plain values, tensors that are read when asked for, and stand-ins."""
+
+    content: object
+    left_out: dict[str, int]
+
+
+def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
+    """Read the structure of a file.
+
+    Args:
+        path: the file.
+        check: whether CRC-32s of a zip archive's tensors are compared, each when it is first read.
+
+    Raises:
+        PickleError: it is damaged, or no such file.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise PickleError("it is empty")
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        builder = _Builder()
+        if zipfile.is_zipfile(path):
+            return TorchFile(_zipped(path, content, builder, check), builder.left_out)
+        storages = StorageFile(content, {})
+        return TorchFile(_sequence(file, storages, builder), builder.left_out)
+
+
+def _zipped(path: Path, content: mmap.mmap, builder: _Builder, check: bool) -> object:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OverflowError) as error:
+        raise PickleError("its zip directory cannot be read") from error
+    pickles = sorted((name for name in infos if name.rpartition("/")[2] == "data.pkl"), key=len)
+    if not pickles:
+        raise PickleError("it is a zip archive without a `data.pkl`")
+    root = pickles[0].removesuffix("data.pkl")
+    start = f"{root}data/"
+    entries = {
+        name.removeprefix(start): _entry(path, content, info) for name, info in infos.items() if name.startswith(start)
+    }
+    order = infos.get(f"{root}byteorder")
+    swapped = order is not None and _record(path, order, 16) == OTHER_BYTE_ORDER.encode()
+    storages = StorageFile(content, entries, swapped, check)
+    return read_pickle(_record(path, infos[pickles[0]], MOST_BYTES), builder.build, _Persistent(storages))
+
+
+def _record(path: Path, info: zipfile.ZipInfo, most: int) -> bytes:
+    """A record of an archive, unpacked, with its CRC-32 where it has one."""
+    if info.file_size > most:
+        raise PickleError(f"its {info.filename!r} claims {info.file_size} bytes")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unchecked = copy(info)
+            if not info.CRC:  # torch.serialization.set_crc32_options(False)
+                del unchecked.CRC
+            with archive.open(unchecked) as record:
+                content = record.read(info.file_size + 1)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise PickleError(f"its {info.filename!r} is damaged: {error}") from error
+    except Exception as error:  # of a compressed stream
+        raise PickleError(f"its {info.filename!r} cannot be unpacked") from error
+    if len(content) != info.file_size:
+        raise PickleError(f"its {info.filename!r} is cut short")
+    return content
+
+
+def _entry(path: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> Entry:
+    """Where a storage lies; one that does not fit into the file has no bytes."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        size = min(info.file_size, 1032 * info.compress_size + 1024)  # deflate packs no tighter
+        return Entry(0, size, info.CRC, lambda: _record(path, info, size))
+    header = content[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
+    if len(header) < _LOCAL_HEADER.size:
+        return Entry(0, 0)
+    signature, name, extra = _LOCAL_HEADER.unpack(header)
+    offset = info.header_offset + _LOCAL_HEADER.size + name + extra
+    fits = signature == b"PK\x03\x04" and offset + info.file_size <= len(content)
+    return Entry(offset, info.file_size, info.CRC) if fits else Entry(0, 0)
+
+
+def _sequence(file: BinaryIO, storages: StorageFile, builder: _Builder) -> object:
+    """Pickles one after the other, then the storages (torch before 1.6); or one plain pickle."""
+    persistent = _Persistent(storages)
+    first = read_pickle(file, builder.build, persistent)
+    if first != _MAGIC:
+        return first
+    for _ in range(2):  # protocol version, and the system's sizes
+        read_pickle(file, builder.build, persistent)
+    content = read_pickle(file, builder.build, persistent)
+    keys = read_pickle(file, builder.build, persistent)
+    storages.entries = _consecutive(keys, persistent.sizes, file.tell(), storages.content)
+    return content
+
+
+def _consecutive(keys: object, sizes: dict[str, int], offset: int, content: mmap.mmap | bytearray) -> dict[str, Entry]:
+    """Storages one after the other, each behind the number of its entries."""
+    entries: dict[str, Entry] = {}
+    for key in keys if isinstance(keys, list) else []:
+        count = int.from_bytes(content[offset : offset + 8], "little")
+        size = count * sizes.get(str(key), 0)
+        fits = str(key) in sizes and offset + 8 + size <= len(content)
+        if not fits:
+            break
+        entries[str(key)] = Entry(offset + 8, size)
+        offset += 8 + size
+    return entries
+
+
+class _Persistent:
+    """Storages by what pickles call them, ("storage", type, key, device, entries, view)."""
+
+    def __init__(self, storages: StorageFile) -> None:
+        self._storages = storages
+        self.sizes: dict[str, int] = {}
+
+    def __call__(self, identifier: object) -> object:
+        if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] not in ("storage", b"storage"):
+            return StandIn("a persistent object")
+        dtype = _STORAGES.get(identifier[1].name) if isinstance(identifier[1], Name) else None
+        key, count = str(identifier[2]), identifier[4]
+        if dtype is None or not isinstance(count, int):
+            return StandIn(f"a storage of type {identifier[1]}")
+        self.sizes[key] = dtype.itemsize
+        return Storage(self._storages, key, dtype, count)
+
+
+class _Builder:
+    """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is counted."""
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, int] = {}
+
+    def build(self, name: Name, arguments: tuple[Any, ...]) -> object:
+        known = _KNOWN.get((name.module, name.name))
+        if known is not None:
+            made = known(*arguments)
+            if made is not None:
+                return made
+        if (name.module, name.name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return self._subclass(*arguments)
+        if (name.module, name.name) in _RECONSTRUCTORS and arguments and isinstance(arguments[0], Name):
+            return self.build(arguments[0], ())
+        self.left_out[str(name)] = self.left_out.get(str(name), 0) + 1
+        return StandIn(str(name), arguments)
+
+    def _subclass(self, function: object, kind: object, arguments: tuple[Any, ...], state: object) -> object:
+        """A tensor of a subclass: its numbers where they are plain, the part that this file holds where it is whole."""
+        made = self.build(function, arguments) if isinstance(function, Name) else None
+        if isinstance(made, PickledTensor) and made.reason:
+            local = state.get("_local_tensor") if isinstance(state, dict) else None
+            if isinstance(local, PickledTensor) and local.shape == made.shape:
+                return local
+            return _unreadable(made, f"{kind}", local)
+        return made if made is not None else StandIn(str(kind))
+
+
+def _unreadable(made: PickledTensor, kind: str, local: object) -> PickledTensor:
+    held = f", of which this file holds a part of shape {local.shape}" if isinstance(local, PickledTensor) else ""
+    return PickledTensor(
+        made.shape, made.dtype, reason=f"a {kind}{held}: save its `.full_tensor()`, or join the checkpoint's parts"
+    )
+
+
+_RECONSTRUCTORS = {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor"), ("copyreg", "__newobj__")}
+
+
+def _shape(sizes: object) -> tuple[int, ...]:
+    return tuple(sizes) if isinstance(sizes, (tuple, list)) else ()
+
+
+def _are_integers(sizes: object) -> bool:
+    return isinstance(sizes, (tuple, list)) and all(type(size) is int for size in sizes)
+
+
+def _tensor(storage: object, offset: object = 0, size: object = (), stride: object = (), *more: object) -> object:
+    if not isinstance(storage, Storage) or not isinstance(offset, int):
+        return None
+    flags = more[2] if len(more) > 2 and isinstance(more[2], dict) else {}
+    names = tuple(str(name) for name, value in flags.items() if value is True)
+    if not _are_integers(size) or not _are_integers(stride):
+        return PickledTensor((), storage.dtype, reason="damaged: its shape is none that a tensor can have")
+    return PickledTensor(_shape(size), storage.dtype, storage, offset, _shape(stride), flags=names)
+
+
+def _tensor_of_type(
+    storage: object, offset: object, size: object, stride: object, _1: object, _2: object, dtype: object, *_: object
+) -> object:
+    kind = _dtype(dtype)
+    made = _tensor(storage, offset, size, stride)
+    if kind is None or not isinstance(made, PickledTensor):
+        return None
+    return PickledTensor(made.shape, kind, made.storage, made.offset, made.stride)
+
+
+def _dtype(name: object) -> torch.dtype | None:
+    found = getattr(torch, name.name, None) if isinstance(name, Name) and name.module == "torch" else None
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _parameter(data: object, *_: object) -> object:
+    return data.as_parameter() if isinstance(data, PickledTensor) else None
+
+
+def _meta(dtype: object, size: object, *_: object) -> object:
+    kind = _dtype(dtype) if _are_integers(size) else None
+    return None if kind is None else PickledTensor(_shape(size), kind, reason="on the meta device, without values")
+
+
+def _wrapper(_: object, dtype: object, size: object, *more: object) -> object:
+    kind = _dtype(dtype) if _are_integers(size) else None
+    return None if kind is None else PickledTensor(_shape(size), kind, reason="its numbers are in other tensors")
+
+
+def _sparse(layout: object, data: object) -> object:
+    if not isinstance(layout, str) or not isinstance(data, tuple):
+        return None
+    tensors = [part for part in data if isinstance(part, PickledTensor)]
+    size = next((part for part in data if _are_integers(part)), ())
+    return PickledTensor(_shape(size), tensors[-1].dtype, parts=(layout, tuple(tensors))) if tensors else None
+
+
+def _layout(name: object, *_: object) -> object:
+    text = str(name).removeprefix("torch.")
+    return text if re.fullmatch(r"sparse_(coo|csr|csc|bsr|bsc)|strided", text) else None
+
+
+def _quantised(storage: object, offset: object, size: object, stride: object, *_: object) -> object:
+    made = _tensor(storage, offset, size, stride)
+    if not isinstance(made, PickledTensor):
+        return None
+    return PickledTensor(made.shape, made.dtype, reason="quantised: dequantise it before saving")
+
+
+def _pairs(*arguments: Any) -> object:  # noqa: ANN401
+    return dict(arguments[0]) if arguments and isinstance(arguments[0], (dict, list)) else {}
+
+
+def _encoded(text: object, encoding: object, *_: object) -> object:
+    return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else None
+
+
+_TORCH: dict[str, Callable[..., object]] = {
+    "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_tensor_v3": _tensor_of_type,
+    "_rebuild_parameter": _parameter,
+    "_rebuild_parameter_with_state": _parameter,
+    "_rebuild_sparse_tensor": _sparse,
+    "_rebuild_sparse_csr_tensor": _sparse,
+    "_rebuild_meta_tensor_no_storage": _meta,
+    "_rebuild_wrapper_subclass": _wrapper,
+    "_rebuild_qtensor": _quantised,
+}
+_KNOWN: dict[tuple[str, str], Callable[..., object]] = {
+    **{("torch._utils", name): function for name, function in _TORCH.items()},
+    ("torch.serialization", "_get_layout"): _layout,
+    ("torch", "Size"): lambda sizes=(): _shape(sizes),
+    ("collections", "OrderedDict"): _pairs,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("collections", "Counter"): _pairs,
+    ("lightning.fabric.utilities.data", "AttributeDict"): _pairs,
+    ("lightning_fabric.utilities.data", "AttributeDict"): _pairs,
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"): _pairs,
+    ("argparse", "Namespace"): lambda *_: argparse.Namespace(),
+    ("builtins", "set"): lambda items=(): set(items),
+    ("__builtin__", "set"): lambda items=(): set(items),
+    ("builtins", "complex"): lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
+    ("_codecs", "encode"): _encoded,
+}

@@ -1,0 +1,186 @@
+"""A tensor of a file of torch.save: where it lies, and how it is read when it is asked for."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LARGEST_DENSE = 2**30
+"""Bytes up to which a sparse or repeated tensor is made dense: the default workspace of an analysis."""
+
+_SMALL = 2**20  # entries that a view may have beyond those that are stored, as an expanded tensor has
+
+
+class UnreadableTensor(ValueError):
+    """A tensor that is damaged, has no values, or cannot be held; the others of its file can be read."""
+
+
+class Entry(NamedTuple):
+    """Where the numbers of one storage lie; ``crc`` is 0 where the file has none."""
+
+    offset: int
+    size: int
+    crc: int = 0
+    unpack: Callable[[], bytes] | None = None
+
+
+@dataclass
+class StorageFile:
+    """The storages of one file, by key, mapped into memory.
+
+    Attributes:
+        content: the whole file.
+        entries: by key.
+        swapped: whether numbers are stored in the other byte order.
+        check: whether a storage's CRC-32 is compared when it is first read.
+    """
+
+    content: mmap.mmap | bytearray
+    entries: Mapping[str, Entry]
+    swapped: bool = False
+    check: bool = True
+    _checked: set[str] = field(default_factory=set)
+
+    def numbers(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
+        """A storage as a vector."""
+        entry = self.entries.get(key)
+        if entry is None:
+            raise UnreadableTensor(f"damaged: the file has no storage {key!r}")
+        if not 0 <= count * dtype.itemsize <= entry.size:
+            raise UnreadableTensor(f"damaged: its storage holds {entry.size} bytes, fewer than {count} numbers take")
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        content, offset = self.content, entry.offset
+        if entry.unpack is not None:
+            content, offset = bytearray(entry.unpack()), 0
+        self._compare(key, entry, content, offset)
+        raw = torch.frombuffer(content, dtype=torch.uint8, count=count * dtype.itemsize, offset=offset)
+        raw = raw.clone() if raw.data_ptr() % dtype.itemsize or self.swapped else raw
+        if self.swapped:
+            raw.untyped_storage().byteswap(dtype)
+        return raw.view(dtype)
+
+    def _compare(self, key: str, entry: Entry, content: mmap.mmap | bytearray, offset: int) -> None:
+        if not self.check or not entry.crc or key in self._checked:
+            return
+        with memoryview(content) as everything, everything[offset : offset + entry.size] as part:
+            if zlib.crc32(part) != entry.crc:
+                raise UnreadableTensor("damaged: its bytes do not have the CRC-32 that the file names")
+        self._checked.add(key)
+
+
+class Storage(NamedTuple):
+    """A storage, as a pickle names it."""
+
+    file: StorageFile
+    key: str
+    dtype: torch.dtype
+    length: int
+
+
+@dataclass(frozen=True)
+class PickledTensor:
+    """A tensor of a pickle.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type.
+        storage: its numbers; None where the file holds none.
+        offset: of its first number in the storage.
+        stride: in numbers.
+        parts: of a sparse tensor, its layout and the tensors that make it.
+        reason: why it cannot be read.
+        parameter: whether the pickle says that it is one.
+        flags: ``conj`` and ``neg``, where it is a lazy conjugate or negative.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: Storage | None = None
+    offset: int = 0
+    stride: tuple[int, ...] = ()
+    parts: tuple[str, tuple[Any, ...]] | None = None
+    reason: str = ""
+    parameter: bool = False
+    flags: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> object:
+        """Equal for two tensors that are the same numbers of the file."""
+        if self.storage is None:
+            return id(self)
+        return id(self.storage.file), self.storage.key, self.dtype, self.offset, self.shape, self.stride
+
+    def as_parameter(self) -> PickledTensor:
+        """The same, known to be a parameter."""
+        return replace(self, parameter=True)
+
+    def outline(self) -> Tensor:
+        """The tensor on the meta device."""
+        self._check_shape()
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def read(self) -> Tensor:
+        """The tensor, mapped from the file where that is possible.
+
+        Raises:
+            UnreadableTensor: it is damaged, has no values, or would be larger than what is stored.
+        """
+        if self.reason:
+            raise UnreadableTensor(self.reason)
+        self._check_shape()
+        if self.parts is not None:
+            return self._dense(*self.parts)
+        if self.storage is None:
+            return self.outline()
+        self._check_bounds(self.storage)
+        numbers = self.storage.file.numbers(self.storage.key, self.storage.dtype, self.storage.length)
+        numbers = numbers if self.dtype == self.storage.dtype else numbers.view(self.dtype)
+        tensor = numbers.as_strided(self.shape, self.stride, self.offset)
+        tensor = tensor.conj() if "conj" in self.flags else tensor
+        return torch._neg_view(tensor) if "neg" in self.flags else tensor
+
+    def _check_shape(self) -> None:
+        if any(size < 0 for size in self.shape) or math.prod(self.shape) >= 2**62:
+            raise UnreadableTensor("damaged: its shape is none that a tensor can have")
+
+    def _check_bounds(self, storage: Storage) -> None:
+        numel, available = math.prod(self.shape), storage.length * storage.dtype.itemsize // self.dtype.itemsize
+        steps = (*self.stride, self.offset)
+        if len(self.stride) != len(self.shape) or any(step < 0 for step in steps):
+            raise UnreadableTensor("damaged: its strides do not fit its shape")
+        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        if numel and last >= available:
+            raise UnreadableTensor(f"damaged: it reaches beyond the {available} numbers of its storage")
+        if numel > max(available, _SMALL):
+            raise UnreadableTensor(f"it repeats {available} stored numbers {numel} times over: save its `.clone()`")
+
+    def _dense(self, layout: str, parts: tuple[Any, ...]) -> Tensor:
+        if math.prod(self.shape) * self.dtype.itemsize > LARGEST_DENSE:
+            raise UnreadableTensor(f"sparse, and dense larger than {LARGEST_DENSE >> 20} MiB")
+        tensors = [part.read() for part in parts if isinstance(part, PickledTensor)]
+        try:
+            if layout == "sparse_coo":
+                indices, values = tensors
+                sparse = torch.sparse_coo_tensor(indices, values, self.shape, check_invariants=True)
+            else:
+                kind = getattr(torch, layout)
+                compressed, plain, values = tensors
+                sparse = torch.sparse_compressed_tensor(
+                    compressed, plain, values, self.shape, layout=kind, check_invariants=True
+                )
+            return sparse.to_dense()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UnreadableTensor("damaged: its indices do not fit its shape") from error
+
+
+OTHER_BYTE_ORDER = {"little": "big", "big": "little"}[sys.byteorder]
+"""How byte orders are called."""

@@ -1,0 +1,73 @@
+"""Which of several state dicts in a file is taken, and how another is asked for."""
+
+import pytest
+import torch
+
+from lightning_farms.analysis import open_checkpoint
+from lightning_farms.common.checkpoints import read_stored
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return {"fc.weight": torch.randn(8, 6), "fc.bias": torch.randn(8)}
+
+
+CLEAR = {
+    "under one unusual key": ({"ema_state_dict": net(), "step": torch.tensor(3)}, ["fc.weight", "fc.bias"]),
+    "not under the first key": ({"state_dict": {}, "model": net()}, ["fc.weight", "fc.bias"]),
+    "metadata under the first": ({"state_dict": {"epoch": 3}, "model_state_dict": net()}, ["fc.weight", "fc.bias"]),
+    "deeper": ({"model": {"lm": {"encoder": net()}}}, ["lm.encoder.fc.weight", "lm.encoder.fc.bias"]),
+    "two below one key": (
+        {"model": {"a": {"w": torch.ones(2, 2)}, "b": {"w": torch.ones(2, 2)}}},
+        ["a.w", "b.w"],
+    ),
+    "an optimizer beside it": (
+        {"net": net(), "optimizer": {"state": {0: {"exp_avg": torch.ones(8, 6)}}}, "rng_state": torch.ones(9)},
+        ["fc.weight", "fc.bias"],
+    ),
+    "itself, with extra state": ({**net(), "_extra_state": {"x": torch.ones(2, 2)}}, ["fc.weight", "fc.bias"]),
+}
+
+
+@pytest.mark.parametrize("case", CLEAR)
+def test_what_is_clear(tmp_path, case):
+    content, names = CLEAR[case]
+    torch.save(content, tmp_path / "a.pt")
+    assert list(open_checkpoint(tmp_path / "a.pt")) == names
+
+
+SEVERAL = {
+    "two": {"generator": net(), "discriminator": net(1)},
+    "two and a table": {"generator": net(), "discriminator": net(1), "centroids": torch.ones(30, 40)},
+    "the same twice": {"actor": net(), "critic": net(), "log_alpha": torch.tensor(0.0)},
+    "a list": {"nets": 3, "generator": net(), "others": [net(1), {"w": torch.ones(2, 2)}]},
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_are_listed_with_sizes(tmp_path, case):
+    torch.save(SEVERAL[case], tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"argument `key`.*\(2 tensors, 56 numbers\), ") as error:
+        open_checkpoint(tmp_path / "a.pt")
+    for name in SEVERAL[case]:
+        if name not in ("log_alpha", "nets", "centroids"):
+            assert name in str(error.value)
+
+
+def test_a_key_names_one(tmp_path):
+    torch.save({"model": net(), "ema": net(1), "swa": {"averaged": net(2)}}, tmp_path / "a.pt")
+    for key, seed in ((None, 0), ("model", 0), ("ema", 1), ("swa.averaged", 2), ("swa", 2)):
+        prefix = "averaged." if key == "swa" else ""
+        tensor = open_checkpoint(tmp_path / "a.pt", key=key)[prefix + "fc.weight"]
+        assert torch.equal(tensor, net(seed)["fc.weight"])
+    stored = read_stored(tmp_path / "a.pt")
+    assert stored.taken == "model"
+    assert stored.others == {"ema": (2, 56), "swa.averaged": (2, 56)}
+    with pytest.raises(ValueError, match=r"but got 'emma'; there are model \(2 tensors, 56 numbers\), ema"):
+        open_checkpoint(tmp_path / "a.pt", key="emma")
+
+
+def test_empty_stand_ins_have_a_remedy(tmp_path):
+    torch.save({"module": {name: torch.empty(0) for name in net()}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"are empty: so DeepSpeed ZeRO-3 saves.*zero_to_fp32\.py"):
+        open_checkpoint(tmp_path / "a.pt")
