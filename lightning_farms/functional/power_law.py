@@ -96,9 +96,10 @@ def fit_hill(eigenvalues: Tensor, xmin_position: float = 2.0, *, form: HillForm 
 def fit_ks(eigenvalues: Tensor) -> PowerLawFit:
     r"""Power law whose ``xmin`` minimises the Kolmogorov-Smirnov distance (the authors' ``goodness-of-fit``).
 
-    Every eigenvalue but the largest is tried as ``xmin``; among the fits with a finite exponent above 1 the one of
-    least :math:`D = \max_j |1 - (\lambda_j / x_{min})^{1-\alpha} - (j-i-1)/n|, j = i+1..N` is kept, the first of
-    equals.
+    Every distinct eigenvalue but the largest is tried as ``xmin``, with the n eigenvalues at or above it as the tail;
+    among the fits with a finite exponent above 1 the one of least
+    :math:`D = \max_x |1 - (x / x_{min})^{1-\alpha} - F(x)|` over the distinct values x of the tail is kept, the first
+    of equals; :math:`F(x)` is the share of the tail below x.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight; N at least 2.
@@ -181,9 +182,11 @@ def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
     sizes = count - torch.arange(count - 1, dtype=gaps.dtype, device=gaps.device)
     alphas = 1 + sizes / _sums_from(gaps * (sizes - 1))
     valid = candidates & positive & (alphas > 1) & alphas.isfinite()
+    firsts = _first_of_equals(ordered)
+    valid = valid & (firsts[..., :-1] == torch.arange(count - 1, device=gaps.device))
     depths = torch.nn.functional.pad(_sums_from(gaps), (0, 1))
-    flat = depths.reshape(-1, count), alphas.reshape(-1, count - 1), valid.reshape(-1, count - 1)
-    distances = _scan_distances(*flat).reshape(alphas.shape)
+    flat = depths.reshape(-1, count), firsts.reshape(-1, count), alphas.reshape(-1, count - 1)
+    distances = _scan_distances(*flat, valid.reshape(-1, count - 1)).reshape(alphas.shape)
     best = distances.argmin(-1, keepdim=True)
     found = valid.any(-1)
 
@@ -199,7 +202,14 @@ def _sums_from(values: Tensor) -> Tensor:
     return values.flip(-1).cumsum(-1).flip(-1)
 
 
-def _scan_distances(depths: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
+def _first_of_equals(ordered: Tensor) -> Tensor:
+    """Of every position (..., N), ascending, that of the first equal value."""
+    positions = torch.arange(ordered.shape[-1], device=ordered.device).expand(ordered.shape)
+    repeated = torch.nn.functional.pad(ordered[..., 1:] == ordered[..., :-1], (1, 0))
+    return positions.masked_fill(repeated, 0).cummax(-1).values
+
+
+def _scan_distances(depths: Tensor, firsts: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
     """KS distance of every valid candidate (B, N - 1) that may be the best of its spectrum, infinite for the others.
 
     The distance seen at a few points of a tail is a lower bound of the whole one. Each pass takes more points, until
@@ -207,6 +217,7 @@ def _scan_distances(depths: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         depths: (B, N), ln(largest eigenvalue / eigenvalue).
+        firsts: (B, N), position of the first equal eigenvalue.
         alphas: (B, N - 1), exponent with each position's eigenvalue as xmin.
         valid: (B, N - 1), the candidates; their exponents are finite.
     """
@@ -214,16 +225,16 @@ def _scan_distances(depths: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
     possible, points = valid, _SCAN_POINTS
     while True:
         spectrum, start = possible.nonzero(as_tuple=True)
-        seen = _distances(depths, alphas, spectrum, start, points)
+        seen = _distances(depths, firsts, alphas, spectrum, start, points)
         bounds = torch.full_like(alphas, torch.inf).index_put((spectrum, start), seen)
         if points >= count:
             return bounds
-        promising = _distances(depths, alphas, spectra, bounds.argmin(-1), count)
+        promising = _distances(depths, firsts, alphas, spectra, bounds.argmin(-1), count)
         possible = valid & (bounds <= promising.unsqueeze(-1) + _SCAN_ROUNDING)
         points *= _SCAN_GROWTH
 
 
-def _distances(depths: Tensor, alphas: Tensor, spectra: Tensor, starts: Tensor, points: int) -> Tensor:
+def _distances(depths: Tensor, firsts: Tensor, alphas: Tensor, spectra: Tensor, starts: Tensor, points: int) -> Tensor:
     """KS distances (C,) of the tails ``spectra``, ``starts`` (C,) at ``points`` evenly spaced positions of each."""
     count = depths.shape[-1]
     steps = torch.arange(points, device=depths.device)
@@ -232,9 +243,11 @@ def _distances(depths: Tensor, alphas: Tensor, spectra: Tensor, starts: Tensor, 
     for row, start in zip(spectra.split(rows), starts.split(rows), strict=True):
         size = (count - start).unsqueeze(-1)
         offset = (steps * ((size - 1) // points + 1)).minimum(size - 1)
-        relative = depths[row, start].unsqueeze(-1) - depths.take(offset + (row * count + start).unsqueeze(-1))
+        places = offset + (row * count + start).unsqueeze(-1)
+        relative = depths[row, start].unsqueeze(-1) - depths.take(places)
         fitted = 1 - (relative * (1 - alphas[row, start]).unsqueeze(-1)).exp()
-        blocks.append((fitted - offset.to(fitted) / size).abs().amax(-1))
+        below = firsts.take(places) - start.unsqueeze(-1)  # values of the tail below each of them
+        blocks.append((fitted - below.to(fitted) / size).abs().amax(-1))
     return torch.cat(blocks)
 
 

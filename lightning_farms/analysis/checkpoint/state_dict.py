@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -27,6 +28,9 @@ from lightning_farms.common.checkpoints import (
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"
+
+_PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
+"""Names of tensors that are no weight by themselves: equal ones do not make their weights equal."""
 
 Modules = dict[str, dict[str, StoredTensor]]
 
@@ -147,7 +151,7 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     Of other mappings that read from disk nothing is known: a tensor's memory is another's once it is freed.
     """
     if isinstance(tensors, StoredTensors):
-        keys = {name: tensors.identity(name) for name in tensors}
+        keys = {name: name if _PART.search(name) else tensors.identity(name) for name in tensors}
     elif isinstance(tensors, dict):
         keys = {name: _memory(name, tensor) for name, tensor in tensors.items()}
     else:
@@ -166,7 +170,7 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _memory(name: str, tensor: Tensor) -> object:
     """What two tensors have in common that are the same numbers in memory; vectors are not looked at."""
-    if tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+    if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
         return name
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -168,18 +169,22 @@ class PickledTensor:
             raise UnreadableTensor(f"sparse, and dense larger than {LARGEST_DENSE >> 20} MiB")
         tensors = [part.read() for part in parts if isinstance(part, PickledTensor)]
         try:
-            if layout == "sparse_coo":
-                indices, values = tensors
-                sparse = torch.sparse_coo_tensor(indices, values, self.shape, check_invariants=True)
-            else:
-                kind = getattr(torch, layout)
-                compressed, plain, values = tensors
-                sparse = torch.sparse_compressed_tensor(
-                    compressed, plain, values, self.shape, layout=kind, check_invariants=True
-                )
-            return sparse.to_dense()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse .* is in beta", category=UserWarning)
+                return _made_dense(layout, tensors, self.shape)
         except (RuntimeError, TypeError, ValueError) as error:
             raise UnreadableTensor("damaged: its indices do not fit its shape") from error
+
+
+def _made_dense(layout: str, tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    if layout == "sparse_coo":
+        indices, values = tensors
+        return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).to_dense()
+    compressed, plain, values = tensors
+    kind: torch.layout = getattr(torch, layout)
+    return torch.sparse_compressed_tensor(
+        compressed, plain, values, shape, layout=kind, check_invariants=True
+    ).to_dense()
 
 
 OTHER_BYTE_ORDER = {"little": "big", "big": "little"}[sys.byteorder]
