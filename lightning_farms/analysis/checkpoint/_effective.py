@@ -22,6 +22,7 @@ class StoredTensor(NamedTuple):
     read: Callable[[], Tensor]
     reason: str = ""
     rank: Callable[[], int] | None = None
+    quantised: str = ""
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

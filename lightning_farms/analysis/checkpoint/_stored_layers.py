@@ -27,8 +27,19 @@ _EMBEDDING = re.compile(
 )
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
 _NO_WEIGHT = re.compile(
-    r"running_(mean|var)|num_batches_tracked|(.*_)?mask|(.*_)?bias|inv_freq|freqs_cis|(cos|sin)_cached"
-    r"|relative_coords_table|pe|weight_scale(_inv)?|scales"
+    r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_scale(_inv)?"
+    r"|scales|pe"
+    # rotary and sinusoidal tables
+    r"|(.*_)?(inv_freq|freqs?(_cis)?|freqs_(cos|sin)|cos|sin|(cos|sin)_(cached?|table)|rotary_table|sinusoid.*|angles)"
+    # of signals: filter banks, windows, bases of Fourier transforms, resampling kernels
+    r"|fb|(mel_)?(filters|filter_?banks?|basis|fbanks?)|mel_fb|window|(stft_)?kernel_(sin|cos)|wsin|wcos|dct_mat"
+    r"|(forward|inverse|fourier)_basis|(resample|blur|fir)_(kernel|filter)"
+    # queues and running averages of contrastive learning and vector quantisation
+    r"|queue(_.*)?|memory_bank|embed_avg|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
+    r"|embedding_avg|codebook_avg|(.*_)?ema"
+    # grids, anchors, statistics of the data, counters
+    r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
+    r"|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
 _PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
@@ -60,6 +71,8 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return []
     if 0 in tensor.shape:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, "the weight is empty")._replace(unreadable=True)]
+    if leaf.stored.quantised or is_fp8(tensor.dtype):
+        return [_quantised(leaf, tensor)]
     if not _is_number(tensor.dtype):
         return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
     if leaf.stored.reason:
@@ -77,8 +90,14 @@ def _is_number(dtype: torch.dtype) -> bool:
     return (dtype.is_floating_point or dtype.is_complex) and dtype.itemsize >= 2
 
 
+def is_fp8(dtype: torch.dtype) -> bool:
+    """Whether a type is a floating point number of one byte, which is of use with its scales only."""
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
 def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
-    reason = f"the weight is quantised ({tensor.dtype}): dequantise it, or analyse the original checkpoint"
+    known = f"{tensor.dtype}; {leaf.stored.quantised}" if leaf.stored.quantised else f"{tensor.dtype}"
+    reason = f"the weight is quantised ({known}): dequantise it, or analyse the original checkpoint"
     return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._names import match_names
-from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors
+from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
+from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quantised
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
@@ -133,8 +135,13 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     stored = effective_tensors(tensors)
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair}
+    quantised = _quantised(tensors)
+    plain_buffers = {plain for plain, name in plain_names(list(tensors)).items() if name in _buffers(tensors)}
     modules: Modules = {}
     for name, tensor in stored.items():
+        if name in quantised.companions or name in plain_buffers:
+            continue
+        tensor = tensor._replace(quantised=quantised.formats.get(name, ""))
         if name in pairs:
             product = pairs[name]
             modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product)
@@ -143,6 +150,21 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
             module, _, leaf = plain.rpartition(".")
             modules.setdefault(module, {})[leaf] = tensor
     return modules
+
+
+def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    return tensors.buffers if isinstance(tensors, (StoredTensors, MetaTensors)) else frozenset()
+
+
+def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
+    """Packed tensors, and what comes with them, by their names without wrappers."""
+    config = tensors.config if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
+    outlines = tensors if isinstance(tensors, MetaTensors) else MetaTensors(tensors)
+    types: dict[str, torch.dtype] = {}
+    for plain, name in plain_names(list(tensors)).items():
+        with suppress(UnreadableTensor):  # it has a row of its own
+            types[plain] = outlines[name].dtype
+    return find_quantised(types, config)
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, singledispatch
 from typing import Protocol, cast, runtime_checkable
@@ -29,6 +30,8 @@ _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
 )
 
+_BIAS = re.compile(r"(.*_)?bias")
+
 
 @runtime_checkable
 class HasSpectralWeights(Protocol):
@@ -44,7 +47,8 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
     Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
     FNO, and AFNO's mixer by their names. Of any other class every parameter of two or more dimensions, the last two of
-    which are at least 2, is a batch of matrices of its last two dimensions.
+    which are at least 2, is a batch of matrices of its last two dimensions; not one that
+    is called ``bias`` or ``..._bias``.
 
     Teach it a class of your own in one of two ways. A function registered for the class (and its subclasses)::
 
@@ -173,11 +177,12 @@ def _rows_apart(
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
     """Every tensor whose last two dimensions are at least 2; a vector goes with the weight whose bias it is by name."""
-    names = [name for name, held in found.items() if held.value.ndim >= 2 and min(held.value.shape[-2:]) >= 2]
+    matrices = [name for name, held in found.items() if held.value.ndim >= 2 and min(held.value.shape[-2:]) >= 2]
+    names = [name for name in matrices if not _BIAS.fullmatch(name)]
     for name in names:
         value, parameters = found[name]
-        bias = found.get(name.replace("weight", "bias"))  # weight_ih_l1 and bias_ih_l1
-        if bias is not None and bias.value.ndim == 1:
-            parameters += bias.parameters
+        for bias in (name.replace("weight", "bias"), f"{name}_bias"):  # weight_ih_l1, bias_ih_l1; fused experts'
+            if bias != name and bias in found and found[bias].value.ndim < value.ndim:
+                parameters += found[bias].parameters
         suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
         yield ModuleWeight(suffix, "parameter", stack(value), parameters, tuple(value.shape))

@@ -86,6 +86,8 @@ class MetaTensors(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
+        self.config: Mapping[str, Any] = getattr(tensors, "config", {})
+        self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):

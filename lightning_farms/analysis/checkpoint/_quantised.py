@@ -1,0 +1,131 @@
+"""Weights of quantised checkpoints, known by the tensors that are stored with them, by type, and by the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+
+class QuantisedFormat(NamedTuple):
+    """A format: what the packed numbers are called, and what must be, and may be, beside them.
+
+    The names are those within a module; ``{}`` stands for the weight's own name, such as ``gate_up_proj``.
+    """
+
+    name: str
+    packed: str
+    needed: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+_FORMATS = (
+    QuantisedFormat("MXFP4", "{}_blocks", ("{}_scales",)),
+    QuantisedFormat("bitsandbytes, 4 bits", "{}", ("{}.absmax", "{}.quant_map")),
+    QuantisedFormat("bitsandbytes, 8 bits", "{}", ("SCB",), ("{}_format",)),
+    QuantisedFormat("quanto", "{}._data", ("{}._scale",), ("{}._shift",)),
+    QuantisedFormat("HQQ", "W_q", (), ("scale", "zero", "meta")),
+    QuantisedFormat("EXL3", "trellis", (), ("suh", "svh", "su", "sv")),
+    QuantisedFormat("EXL2", "q_weight", ("q_scale",), ("q_scale_max", "q_groups", "q_invperm", "q_perm")),
+    QuantisedFormat("AQLM", "codes", ("codebooks",), ("scales",)),
+    QuantisedFormat("QuIP#", "Qidxs", (), ("SU", "SV", "Wscale", "codebook_id", "grid", "fuse_scales")),
+    QuantisedFormat("VPTQ", "indices", ("centroids",), ("res_centroids", "weight_scale", "weight_bias", "perm")),
+    QuantisedFormat("Marlin", "B", ("s",), ("workspace",)),
+    QuantisedFormat("Marlin, 2:4 sparse", "B_24", ("s",), ("B_meta", "workspace")),
+    QuantisedFormat("GPTQ or AWQ", "qweight", (), ("qzeros", "zeros", "scales", "g_idx", "lookup_table")),
+    QuantisedFormat("compressed-tensors", "{}_packed", (), ("{}_scale", "{}_zero_point", "{}_global_scale")),
+    QuantisedFormat("NVFP4", "{}", ("{}_scale_2",), ("{}_scale", "input_scale")),
+    QuantisedFormat("fp8 with scales", "{}", ("{}_scale_inv",), ("input_scale",)),
+    QuantisedFormat("integers or fp8 with scales", "{}", ("{}_scale",), ("input_scale", "{}_zero_point", "{}_offset")),
+    QuantisedFormat("integers with scales", "{}", ("{}_scales",), ("{}_zeros", "{}_zero_points")),
+    QuantisedFormat("integers with scales", "weight", ("scales",), ("zeros", "zero_points", "biases")),
+    QuantisedFormat("integers with scales", "weight", ("scale",), ("zero", "zero_point")),
+)
+_COMPANION = re.compile(
+    r"(.*[._])?(scales?|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
+    r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace)"
+)
+
+
+class Quantised(NamedTuple):
+    """The packed tensors of a checkpoint, with their formats, and the tensors that only serve to unpack them."""
+
+    formats: Mapping[str, str]
+    companions: frozenset[str]
+
+
+def find_quantised(types: Mapping[str, torch.dtype], config: Mapping[str, Any]) -> Quantised:
+    """Find them among the names and types of a checkpoint's tensors.
+
+    Args:
+        types: by name.
+        config: what a ``config.json`` beside the file says: with ``quantization_config`` (or ``quant_method``) in it,
+            every matrix of integers is taken for a packed one, and what is called like scales for its companion.
+    """
+    formats: dict[str, str] = {}
+    companions: set[str] = set()
+    modules: dict[str, set[str]] = {}
+    for name in types:
+        parts = name.split(".")
+        for depth in (1, 2, 3):  # `weight._data` and `weight.quant_state.x` are two and three parts of a module's
+            modules.setdefault(".".join(parts[:-depth]), set()).add(".".join(parts[-depth:]))
+    for name, dtype in types.items():
+        if is_packed(dtype) and not _COMPANION.fullmatch(name.rpartition(".")[2]):
+            found = next(_formats_of(name, modules), None)
+            if found is not None:
+                formats[name] = found[0]
+                companions |= found[1]
+    method = _method(config)
+    if method:
+        companions |= _unnamed(types, method, formats)
+    return Quantised(formats, frozenset(companions - formats.keys()))
+
+
+def is_packed(dtype: torch.dtype) -> bool:
+    """Whether a type is one of packed numbers: integers, or floating point of one byte."""
+    if dtype in (torch.bool, torch.complex32, torch.int64):  # 64 bits are indices
+        return False
+    return dtype.itemsize == 1 or not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _formats_of(name: str, modules: Mapping[str, set[str]]) -> Iterator[tuple[str, set[str]]]:
+    for depth in (1, 2):
+        parts = name.split(".")
+        module, leaf = ".".join(parts[:-depth]), ".".join(parts[-depth:])
+        if len(parts) < depth:
+            continue
+        leaves = modules.get(module, set())
+        for known in _FORMATS:
+            own = _own_name(known.packed, leaf)
+            needed = {text.format(own) for text in known.needed}
+            if own is not None and needed <= leaves and (needed or known.packed != "{}"):
+                more = {text.format(own) for text in known.others} & leaves
+                nested = {other for other in leaves if other.startswith(f"{own}.") and own and other != leaf}
+                start = f"{module}." if module else ""
+                yield known.name, {f"{start}{other}" for other in needed | more | nested}
+
+
+def _own_name(pattern: str, leaf: str) -> str | None:
+    """What `{}` stands for; empty where the pattern has none, None where the name is another."""
+    start, braces, end = pattern.partition("{}")
+    if not braces:
+        return "" if leaf == pattern else None
+    return leaf.removesuffix(end) if leaf.endswith(end) and len(leaf) > len(start + end) else None
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    settings = config.get("quantization_config", config.get("compression_config", config))
+    method = settings.get("quant_method", "") if isinstance(settings, Mapping) else ""
+    return str(method) or ("a quantised format" if "quantization_config" in config else "")
+
+
+def _unnamed(types: Mapping[str, torch.dtype], method: str, formats: dict[str, str]) -> set[str]:
+    """With a config that says so: matrices of integers in modules that hold what is called like scales."""
+    companions = {name for name in types if _COMPANION.fullmatch(name.rpartition(".")[2])}
+    modules = {name.rpartition(".")[0] for name in companions}
+    for name, dtype in types.items():
+        if is_packed(dtype) and name not in formats and name not in companions and name.rpartition(".")[0] in modules:
+            formats[name] = method
+    return companions
