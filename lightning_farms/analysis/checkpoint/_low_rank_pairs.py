@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
+from lightning_farms.analysis.weights._products import RESCALED, low_rank_matrices, sizes_in, with_core
 
 _FIRST = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_down|lora_embedding_A)(?P<rest>(\.[^.]+)*)")
 _SECOND = {"lora_A": "lora_B", "lora_down": "lora_up", "lora_embedding_A": "lora_embedding_B"}
@@ -22,6 +22,14 @@ class LowRankPair(NamedTuple):
     leaf: str
     first: str
     second: str
+    diagonal: str = ""
+    magnitude: str = ""
+    core: str = ""
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of all tensors that make the update."""
+        return tuple(name for name in self[2:] if name)
 
 
 def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
@@ -33,21 +41,29 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
             if second in names:
                 base = "lora_embedding" if "embedding" in match["factor"] else "lora"
                 leaf = base + match["rest"].removesuffix(".weight")
-                pairs[name] = LowRankPair(match["module"], leaf, name, second)
+                start, rest = f"{match['module']}.lora_", match["rest"]
+                more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
+                if more[1] not in names:  # stored as a parameter, or as that of a module
+                    more[1] = more[1].removesuffix(".weight")
+                more.append(f"{start}mid{rest}")
+                found = [other if other in names else "" for other in more]
+                pairs[name] = LowRankPair(match["module"], leaf, name, second, *found)
     return pairs
 
 
-def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair) -> StoredTensor:
+def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, config: Mapping[str, Any]) -> StoredTensor:
     """The product of a pair, without the scale that a state dict does not tell (alpha does not depend on it)."""
 
-    def product() -> Tensor:
+    def made() -> tuple[Tensor, int]:
+        diagonal = tensors[pair.diagonal].read() if pair.diagonal else None
         down, up = tensors[pair.first].read(), tensors[pair.second].read()
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        right = down.to(dtype) if down.ndim == 2 else down.to(dtype).flatten(2).movedim(2, 0)
-        matrices: Tensor = up.to(dtype).flatten(1) @ right
-        return matrices
+        if pair.core:
+            down = with_core(down, tensors[pair.core].read())
+        return low_rank_matrices(down, up, diagonal=diagonal, sizes=sizes_in(config))
 
-    def rank() -> int:
-        return tensors[pair.second].read().shape[1]
+    def product() -> Tensor:
+        matrices, _ = made()
+        return matrices[0] if len(matrices) == 1 else matrices
 
-    return StoredTensor(product, tensors[pair.first].reason or tensors[pair.second].reason, rank)
+    reason = RESCALED if pair.magnitude else tensors[pair.first].reason or tensors[pair.second].reason
+    return StoredTensor(product, reason, lambda: made()[1])

@@ -19,6 +19,7 @@ from lightning_farms.analysis.weights._matrices import (
     stack,
     transposed_convolution_matrices,
 )
+from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
@@ -75,6 +76,9 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return [_quantised(leaf, tensor)]
     if not _is_number(tensor.dtype):
         return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
+    reason = factor_reason(f"{leaf.module}.{leaf.name}")
+    if reason:
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, reason)]
     if leaf.stored.reason:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, leaf.stored.reason)]
     found = (rule(leaf, tensor) for rule in _RULES)

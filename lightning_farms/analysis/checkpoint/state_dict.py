@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     """Effective tensors by the module that holds them, and by their names within it."""
     stored = effective_tensors(tensors)
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
-    factors = {factor for pair in pairs.values() for factor in pair}
+    factors = {factor for pair in pairs.values() for factor in pair.factors}
     quantised = _quantised(tensors)
     plain_buffers = {plain for plain, name in plain_names(list(tensors)).items() if name in _buffers(tensors)}
     modules: Modules = {}
@@ -144,7 +145,7 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         tensor = tensor._replace(quantised=quantised.formats.get(name, ""))
         if name in pairs:
             product = pairs[name]
-            modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product)
+            modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))
         elif name not in factors:
             plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
             module, _, leaf = plain.rpartition(".")
@@ -156,9 +157,13 @@ def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     return tensors.buffers if isinstance(tensors, (StoredTensors, MetaTensors)) else frozenset()
 
 
+def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    return tensors.config if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
+
+
 def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
     """Packed tensors, and what comes with them, by their names without wrappers."""
-    config = tensors.config if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
+    config = _config(tensors)
     outlines = tensors if isinstance(tensors, MetaTensors) else MetaTensors(tensors)
     types: dict[str, torch.dtype] = {}
     for plain, name in plain_names(list(tensors)).items():

@@ -22,6 +22,7 @@ from lightning_farms.analysis.weights._parametrised import (
     is_parametrisation,
     own_parameters,
 )
+from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
 
@@ -187,8 +188,8 @@ def _layer(
     name = ".".join(part for part in (module_name, weight.suffix) if part) or "weight"
     parameters = tuple(originals.get(id(parameter), parameter) for parameter in weight.parameters)
     shape = weight.shape or _stored_shape(module, weight)
-    if weight.reason:
-        return _skipped(name, weight.kind, shape, parameters, weight.reason)
+    if weight.reason or factor_reason(name):
+        return _skipped(name, weight.kind, shape, parameters, weight.reason or factor_reason(name))
     matrices = weight.matrices.detach()
     elsewhere = is_sharded(matrices)  # computed from parameters of other modules
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)

@@ -1,0 +1,119 @@
+"""Products of the factors of low-rank updates, shared by modules and files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_farms.analysis.weights._matrices import stack
+
+RESCALED = "DoRA: the update rescales the weight, and is no product of its factors; merge it, and compare with the base"
+
+_FACTORS = (
+    ("LoHa", re.compile(r"(^|\.)hada_[wt]\d(_[ab])?(\.|$)")),
+    ("LoKr", re.compile(r"(^|\.)lokr_[wt]\d(_[ab])?(\.|$)")),
+    ("VeRA", re.compile(r"(^|\.)(vera_[AB]|vera_lambda_[bd])(\.|$)")),
+    ("an orthogonal update", re.compile(r"(^|\.)(oft_[rRs]|boft_[RPs]|hra_u|oft_blocks)(\.|$)")),
+    ("AdaLoRA", re.compile(r"(^|\.)lora_E(\.|$)")),
+    ("DoRA", re.compile(r"(^|\.)(lora_magnitude_vector|dora_scale)(\.|$)")),
+    ("LoCon", re.compile(r"(^|\.)lora_mid(\.|$)")),
+)
+
+
+def factor_reason(name: str) -> str:
+    """Why a tensor of this name is no weight but a factor of an update; empty where it is none, or LoRA's A or B."""
+    kind = next((kind for kind, pattern in _FACTORS if pattern.search(name)), "")
+    return f"a factor of {kind}, no weight: merge the update, and compare with the base" if kind else ""
+
+
+def with_core(down: Tensor, core: Tensor) -> Tensor:
+    """LoCon's core (r, r, *kernel) times A (r, inputs, 1, ...): (r, inputs, *kernel)."""
+    return torch.einsum("rs...,si->ri...", core.to(down.dtype), down.flatten(1))
+
+
+def low_rank_matrices(
+    down: Tensor,
+    up: Tensor,
+    *,
+    diagonal: Tensor | None = None,
+    sizes: Sequence[int] = (),
+) -> tuple[Tensor, int]:
+    r"""The matrices :math:`B \, \mathrm{diag}(E) \, A` of an update, and their rank at most.
+
+    A is (r, inputs, *kernel), B is (outputs, r, ...), and E, of AdaLoRA, has r entries, those of pruned directions
+    zero. A may have several times the r rows (a fused projection): then the rows of B are cut into as many parts,
+    each with its own rows of A. Parts of different sizes (grouped queries) are filled up with rows of zeros, which
+    changes no eigenvalue but zero ones.
+
+    Args:
+        down: A, or its transpose.
+        up: B, or its transpose.
+        diagonal: E.
+        sizes: rows of each part, where they are known.
+
+    Raises:
+        ValueError: the factors do not fit.
+    """
+    dtype = torch.promote_types(down.dtype, torch.float32)
+    down, up = _not_transposed(down.to(dtype), up.to(dtype))
+    rank = up.shape[1]
+    if diagonal is not None:
+        down = down * diagonal.to(down).reshape(-1, *[1] * (down.ndim - 1))
+    if not rank or len(down) % rank:
+        raise ValueError(f"the factors, {tuple(down.shape)} and {tuple(up.shape)}, do not fit")
+    groups = len(down) // rank
+    parts = (
+        list(sizes) if len(sizes) == groups and sum(sizes) == len(up) else fused_sizes(len(up), groups, down.shape[1])
+    )
+    if min(parts) < max(parts) and min(parts) < rank:
+        raise ValueError(f"a part of {min(parts)} rows is smaller than the rank, {rank}")
+    left = torch.zeros(groups, max(parts), rank, dtype=up.dtype, device=up.device)
+    for part, rows in zip(left, up.flatten(1).split(parts), strict=True):
+        part[: len(rows)] = rows
+    right = down.flatten(2) if down.ndim > 2 else down.unsqueeze(2)
+    right = right.unflatten(0, (-1, rank)).permute(0, 3, 1, 2)
+    with torch.autocast("cpu" if left.is_meta else left.device.type, enabled=False):
+        return stack(left.unsqueeze(1) @ right), rank if diagonal is None else _kept(diagonal, rank)
+
+
+def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
+    """Rows of each of several projections in one, from their number and that of their inputs.
+
+    Equal parts, but where three have not as many rows as there are inputs each: then queries do, and keys and values
+    share the rest, if their size divides that of the queries.
+    """
+    shared, rest = divmod(rows - inputs, 2)
+    if groups == 3 and not rest and 0 < shared < inputs and inputs % shared == 0:
+        return [inputs, shared, shared]
+    if rows % groups:
+        raise ValueError(f"{rows} rows cannot be cut into {groups} equal parts")
+    return [rows // groups] * groups
+
+
+def sizes_in(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Rows of queries, keys and values by the configuration of a model; empty where it does not say."""
+    heads = _first(config, "num_attention_heads", "n_head", "num_heads")
+    shared = _first(config, "num_key_value_heads", "n_query_groups", "num_query_groups") or heads
+    size = _first(config, "head_dim", "head_size", "kv_channels")
+    width = _first(config, "hidden_size", "n_embd")
+    if heads and not size and width:
+        size = width // heads
+    return (heads * size, shared * size, shared * size) if heads and shared and size else ()
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int:
+    return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), 0)
+
+
+def _kept(diagonal: Tensor, rank: int) -> int:
+    return rank if diagonal.is_meta else int((diagonal != 0).sum())
+
+
+def _not_transposed(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """A as (r, inputs) and B as (outputs, r): some programs store both the other way round."""
+    fits = up.shape[1] and len(down) % up.shape[1] == 0
+    return (down.T, up.T) if not fits and down.ndim == up.ndim == 2 and down.shape[1] == len(up) else (down, up)

@@ -1,0 +1,103 @@
+"""Updates with further factors, in a model and in a file: the product as it takes effect, or the reason why not."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_farms.analysis import Selection, checkpoint_weights, layer_weights
+
+PRODUCTS = Selection(kinds=("low-rank product",))
+
+
+def holder(**tensors):
+    """A module that holds factors as peft's layers do."""
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        setattr(module, name, nn.ParameterDict({"default": nn.Parameter(tensor)}))
+    return nn.ModuleDict({"q": module})
+
+
+def products(weights):
+    return [weight for weight in weights if weight.kind == "low-rank product" and not weight.reason]
+
+
+def both(model):
+    return products(layer_weights(model, PRODUCTS)), products(checkpoint_weights(model.state_dict(), PRODUCTS))
+
+
+def test_adalora_has_a_diagonal():
+    torch.manual_seed(0)
+    down, up, diagonal = torch.randn(5, 12), torch.randn(9, 5), torch.tensor([1.0, 0.0, -2.0, 0.5, 3.0]).unsqueeze(1)
+    for found in both(holder(lora_A=down, lora_B=up, lora_E=diagonal)):
+        [weight] = found
+        torch.testing.assert_close(weight.matrices[0], up @ torch.diag(diagonal[:, 0]) @ down)
+        assert weight.rank == 4
+        assert weight.name == "q.lora.default"
+
+
+def fused(rows, rank=3, inputs=8):
+    torch.manual_seed(0)
+    return torch.randn(3 * rank, inputs), torch.randn(rows, rank)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(24, [8, 8, 8]), (16, [8, 4, 4]), (12, [4, 4, 4])])
+def test_parts_of_a_fused_projection(rows, sizes):
+    down, up = fused(rows)
+    expected = [b @ a for a, b in zip(down.split(3), up.split(sizes), strict=True)]
+    module = nn.Module()
+    module.lora_A, module.lora_B, module.scaling = nn.Parameter(down), nn.Parameter(up), 1.0
+    if sizes == [4, 4, 4]:
+        module.qkv_shapes = sizes  # the shapes alone would say 8, 2 and 2
+    found = products(layer_weights(nn.ModuleDict({"q": module}), PRODUCTS))
+    if sizes != [4, 4, 4]:
+        found += products(checkpoint_weights({"q.lora_A": down, "q.lora_B": up}, PRODUCTS))
+    for weight in found:
+        assert len(weight.matrices) == 3
+        for matrix, part in zip(weight.matrices, expected, strict=True):
+            torch.testing.assert_close(matrix[: len(part)], part)
+            assert not matrix[len(part) :].any()
+
+
+def test_the_config_beside_the_file_names_the_parts(tmp_path):
+    down, up = fused(12)
+    torch.save({"q.lora_A": down, "q.lora_B": up}, tmp_path / "a.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2, "head_dim": 2}))
+    [weight] = products(checkpoint_weights(tmp_path / "a.pt", PRODUCTS))
+    torch.testing.assert_close(weight.matrices[1], up[4:8] @ down[3:6])
+
+
+def test_factors_stored_transposed():
+    torch.manual_seed(0)
+    down, up = torch.randn(12, 5), torch.randn(5, 9)
+    [weight] = products(checkpoint_weights({"q.lora_A": down, "q.lora_B": up}, PRODUCTS))
+    torch.testing.assert_close(weight.matrices[0], (down @ up).T)
+
+
+def test_locons_core():
+    torch.manual_seed(0)
+    down, core, up = torch.randn(4, 6, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(7, 4, 1, 1)
+    state = {"c.lora_down.weight": down, "c.lora_mid.weight": core, "c.lora_up.weight": up}
+    [weight] = products(checkpoint_weights(state, PRODUCTS))
+    x = torch.randn(1, 6, 5, 5)
+    expected = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), core), up)
+    kernel = weight.matrices.unflatten(0, (3, 3)).permute(2, 3, 0, 1)
+    torch.testing.assert_close(nn.functional.conv2d(x, kernel), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dora_has_a_reason():
+    model = holder(lora_A=torch.randn(5, 12), lora_B=torch.randn(9, 5), lora_magnitude_vector=torch.randn(9))
+    for weights in (layer_weights(model, PRODUCTS), checkpoint_weights(model.state_dict(), PRODUCTS)):
+        [weight] = weights
+        assert weight.reason.startswith("DoRA: the update rescales the weight")
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=True)])
+def test_factors_of_other_updates_are_no_weights(selection):
+    names = ["hada_w1_a", "hada_w2_b", "lokr_w1", "lokr_w2_a", "vera_A", "vera_B", "oft_r", "boft_R"]
+    model = holder(**{name: torch.randn(12, 14) for name in names})
+    for weights in (layer_weights(model, selection), checkpoint_weights(model.state_dict(), selection)):
+        found = {weight.name: weight.reason for weight in weights}
+        assert found.keys() == {f"q.{name}.default" for name in names}
+        assert all("no weight: merge the update" in reason for reason in found.values())
