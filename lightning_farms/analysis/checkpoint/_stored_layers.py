@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
+from lightning_farms.analysis.weights._layouts import has_kernel_between, is_batch, kernel_between
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -189,6 +190,10 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     if leaf.name != "weight" or tensor.ndim > 5:
         return None
     bias = leaf.sibling("bias")
+    if is_batch(leaf.module, tensor, bias):
+        return [_layer(leaf.layer, "parameter", tensor.shape, tensor)]
+    if has_kernel_between(tensor) and (bias is None or bias.shape == tensor.shape[:1]):
+        return [_layer(leaf.layer, "convolution", tensor.shape, kernel_between(tensor))]
     outputs = tensor.shape[0] if bias is None or bias.ndim != 1 else len(bias)
     if tensor.ndim == 2:
         transposed = outputs == tensor.shape[1] != tensor.shape[0]  # Conv1D of transformers

@@ -47,7 +47,9 @@ def checkpoint_weights(
     convolution without a bias or with as many inputs as outputs is transposed (its matrices are then too, which alpha
     does not see), the orientation of a linear weight that its bias does not tell, and functions that a module
     computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
-    or 5 dimensions is taken to be a convolution.
+    or 5 dimensions is taken to be a convolution, unless its module is called after experts, it has a bias for each
+    matrix, or its last dimension is longer than any kernel (a batch of matrices then); (outputs, k, k, k, inputs) is
+    the layout of sparse convolutions.
 
     Args:
         source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name. Of an optimizer's state in the

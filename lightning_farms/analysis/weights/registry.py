@@ -10,6 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from lightning_farms.analysis.weights._foreign import foreign_weights
+from lightning_farms.analysis.weights._layouts import class_matrices
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -46,9 +47,10 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """Weight matrices that a module itself holds (not its children).
 
     Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
-    FNO, and AFNO's mixer by their names. Of any other class every parameter of two or more dimensions, the last two of
-    which are at least 2, is a batch of matrices of its last two dimensions; not one that
-    is called ``bias`` or ``..._bias``.
+    FNO, and AFNO's mixer by their names. Convolutions of other packages are known by the names of their classes
+    (``DeformConv2d``, spconv's ``SubMConv3d``). Of any other class every parameter of two or more dimensions, the last
+    two of which are at least 2, is a batch of matrices of its last two dimensions; not one that is called ``bias`` or
+    ``..._bias``.
 
     Teach it a class of your own in one of two ways. A function registered for the class (and its subclasses)::
 
@@ -79,7 +81,20 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
         ['weight_ih.r', 'weight_ih.z', 'weight_ih.n']
     """
     foreign = foreign_weights(module)
-    return _bare_weights(held_weights(module), sole_name=True) if foreign is None else foreign
+    return _unknown_class(module) if foreign is None else foreign
+
+
+def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
+    """A convolution by the name of its class, or else every matrix as it is."""
+    found = held_weights(module)
+    matrices = class_matrices(module, found["weight"].value) if "weight" in found else None
+    if matrices is None:
+        yield from _bare_weights(found, sole_name=True)
+        return
+    value, holders = found.pop("weight")
+    bias = found.pop("bias").parameters if "bias" in found else ()
+    yield ModuleWeight("", "convolution", matrices, holders + bias, tuple(value.shape))
+    yield from _bare_weights(found)
 
 
 def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
