@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._failures import attempted, not_computed
+from lightning_farms.analysis._rounding import ranks_clear_of_rounding
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 
@@ -25,7 +26,24 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
             if isinstance(change, Exception):
                 yield weight._replace(matrices=NO_MATRICES, reason=not_computed(change))
             else:
-                yield weight._replace(matrices=change, rank=_rank(weight, start))
+                yield _clear_of_rounding(weight._replace(matrices=change, rank=_rank(weight, start)), weight, start)
+
+
+def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWeight) -> LayerWeight:
+    """The change with the rank that stands clear of the rounding of both; one that is no more has the reason."""
+    if change.rank is not None or change.matrices.is_meta or not change.matrices.any():
+        return change
+    ranks = attempted(ranks_clear_of_rounding, change.matrices, weight.matrices, start.matrices)
+    if ranks is None or isinstance(ranks, Exception):
+        return change
+    if not bool(ranks.any()):
+        types = " and ".join(dict.fromkeys(str(each.matrices.dtype).removeprefix("torch.") for each in (weight, start)))
+        return change._replace(matrices=NO_MATRICES, reason=f"unchanged from the base, but for the rounding of {types}")
+    rank = int(ranks.median())
+    if rank >= min(change.matrices.shape[-2:]):
+        return change
+    remark = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
+    return change._replace(rank=max(rank, 1), remark=remark)
 
 
 def _minus(after: Tensor, before: Tensor) -> Tensor:

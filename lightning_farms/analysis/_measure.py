@@ -187,6 +187,7 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
     numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
     counts = {name: numbers.pop(name) for name in _COUNTS}
     remarks = [_no_fit(counts)] if not counts["usable"] else _remarks(plan, counts)
+    remarks += [plan.weight.remark] if plan.weight.remark else []
     reason = "; ".join(remarks + _found_by_checks(counts))
     if not counts["usable"]:
         numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat"), math.nan)

@@ -87,7 +87,9 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         selection: which weights are analysed.
 
     Returns:
-        An iterator over the changes. A weight that the base lacks, or has in another shape, has the reason.
+        An iterator over the changes. Of one whose matrices have a few eigenvalues that stand clear of the rounding of
+        both files (a merged low-rank update), these alone are to be fitted, and one that is no more than rounding has
+        the reason that it is unchanged. A weight that the base lacks, or has in another shape, has the reason.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
@@ -108,19 +110,13 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     everything = replace(selection, include=(), exclude=(), kinds=(), embeddings=True, min_size=1, max_size=None)
 
     def of_module(name: str) -> Iterator[LayerWeight]:
-        after = map(_in_single_precision, _module_layers(modules, name, selection))
+        after = _module_layers(modules, name, selection)
         found = _module_layers(earlier, partners[name], everything) if name in partners else ()
         start = len(partners.get(name, ""))
-        before = (_in_single_precision(layer)._replace(name=name + layer.name[start:]) for layer in found)
+        before = (layer._replace(name=name + layer.name[start:]) for layer in found)
         return differences(after, before)
 
     return (_unless_zero(change) for name in modules for change in of_module(name))
-
-
-def _in_single_precision(layer: LayerWeight) -> LayerWeight:
-    """At least: the difference of two close numbers of half precision is not one of them."""
-    dtype = torch.promote_types(layer.matrices.dtype, torch.float32)
-    return layer._replace(matrices=layer.matrices.to(dtype))
 
 
 def _unless_zero(change: LayerWeight) -> LayerWeight:

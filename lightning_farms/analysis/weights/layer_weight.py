@@ -47,6 +47,7 @@ class LayerWeight(NamedTuple):
         rank: of each matrix at most, where that is known to be less than its shape allows: the other eigenvalues,
             which are zero, are left out.
         unreadable: whether the reason is that the weight is damaged, empty, or otherwise cannot be read.
+        remark: what the report says of a weight that is analysed.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LayerWeight(NamedTuple):
     reason: str = ""
     rank: int | None = None
     unreadable: bool = False
+    remark: str = ""
 
     @property
     def holders(self) -> tuple[Tensor, ...]:

@@ -1,0 +1,74 @@
+"""Changes between stored weights: what is rounding is not taken for signal."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_farms.analysis import WholeMatrix, analyze, analyze_weights, checkpoint_changes
+
+SIZE = 192
+
+
+def update(rank, seed=0):
+    """A base weight, and a low-rank update of a twentieth of its norm with a heavy tail."""
+    torch.manual_seed(seed)
+    weight = torch.randn(SIZE, SIZE) / SIZE**0.5
+    change = torch.randn(SIZE, rank) @ (torch.randn(rank, SIZE) * (1 - torch.rand(rank, 1)) ** -0.5)
+    return weight, change * (0.05 * weight.norm() / change.norm())
+
+
+def hill(change, rank):
+    values = np.sort(np.linalg.svd(change.double().numpy(), compute_uv=False) ** 2)[-rank:]
+    tail = values[rank // 2 :]
+    return 1 + len(tail) / np.log(tail / tail[0]).sum()
+
+
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("base_dtype", [torch.float32, None], ids=["fp32 base", "base alike"])
+def test_a_merged_update_has_the_alpha_of_its_own_eigenvalues(rank, dtype, base_dtype):
+    weight, change = update(rank)
+    base = {"q.weight": weight.to(base_dtype or dtype)}
+    [row] = analyze_weights(checkpoint_changes({"q.weight": (weight + change).to(dtype)}, base), WholeMatrix())
+    assert row.alpha == pytest.approx(hill(change, rank), abs=row.standard_error)
+    assert row.eigenvalue_count in range(rank - rank // 8, rank + 1)
+    assert "stand clear of rounding are fitted" in row.reason
+
+
+def test_an_update_of_few_ranks_is_skipped_with_their_number():
+    weight, change = update(4)
+    [row] = analyze_weights(checkpoint_changes({"q.weight": weight + change}, {"q.weight": weight}))
+    assert (row.status, row.reason) == ("skipped", "4 eigenvalues, fewer than the 10 that are fitted")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounding_alone_is_no_change(dtype):
+    weight, _ = update(4)
+    saved = {"q.weight": weight.to(dtype)}
+    for after, before in ((saved, {"q.weight": weight}), ({"q.weight": weight}, saved)):
+        [row] = analyze_weights(checkpoint_changes(after, before))
+        assert row.status == "skipped"
+        assert row.reason.startswith("unchanged from the base, but for the rounding of ")
+
+
+def test_a_change_of_full_rank_keeps_all_its_eigenvalues():
+    weight, _ = update(4)
+    torch.manual_seed(1)
+    [row] = analyze_weights(
+        checkpoint_changes({"q.weight": weight + 0.01 * torch.randn(SIZE, SIZE)}, {"q.weight": weight}), WholeMatrix()
+    )
+    assert (row.eigenvalue_count, row.reason) == (SIZE, "")
+
+
+def test_model_and_file_say_the_same():
+    weight, change = update(16)
+    before = nn.Sequential(nn.Linear(SIZE, SIZE, bias=False))
+    before[0].weight.data = weight.bfloat16()
+    after = copy.deepcopy(before)
+    after[0].weight.data = (weight + change).bfloat16()
+    [of_model] = analyze(after, WholeMatrix(), base=before)
+    [of_file] = analyze_weights(checkpoint_changes(after.state_dict(), before.state_dict()), WholeMatrix())
+    assert of_model == of_file
