@@ -142,6 +142,8 @@ def _sequence(file: BinaryIO, storages: StorageFile, builder: _Builder) -> objec
     content = read_pickle(file, builder.build, persistent)
     keys = read_pickle(file, builder.build, persistent)
     storages.entries = _consecutive(keys, persistent.sizes, file.tell(), storages.content)
+    if not persistent.sizes.keys() <= storages.entries.keys():
+        raise PickleError("it is cut short: some of its storages are not there")
     return content
 
 

@@ -187,7 +187,7 @@ def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool
         return StoredCheckpoint(file, {}, file.metadata)
     stored = _torch_file(path, check)
     chosen = choose_state_dict(stored.content, key, str(path))
-    if not may_be_empty:
+    if not may_be_empty or not isinstance(stored.content, dict):
         _check_not_empty(stored.content, chosen, path)
     own = chosen.taken.partition(".")[0]
     entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}

@@ -259,7 +259,7 @@ def test_truncated_file(tmp_path, share, legacy):
 )
 def test_file_of_another_format(tmp_path, content):
     (tmp_path / "model.pth").write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged, cut short or of another format"):
+    with pytest.raises(ValueError, match=r"is damaged, cut short or of another format|is an HDF5 file"):
         DPOT.from_checkpoint(tmp_path / "model.pth")
 
 
@@ -274,19 +274,18 @@ class _Harmful:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pickled_code_is_refused_and_not_run(tmp_path, legacy):
+def test_pickled_code_is_left_out_and_not_run(tmp_path, legacy):
     harm = tmp_path / "harm"
     content = _released(_model(), extra=_Harmful(str(harm)))
     torch.save(content, tmp_path / "model.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"holds pickled objects that are not read, as that could run code: .*mkdir"):
-        DPOT.from_checkpoint(tmp_path / "model.pth")
+    loaded = DPOT.from_checkpoint(tmp_path / "model.pth").state_dict()
+    torch.testing.assert_close(dict(loaded), dict(_model().state_dict()), rtol=0, atol=0)
     assert not harm.exists()
 
 
-def test_objects_that_are_not_plain_are_refused(tmp_path):
+def test_objects_that_are_not_plain_are_left_out(tmp_path):
     torch.save(_released(_model(), extra=fractions.Fraction(1, 3)), tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"could run code: .*fractions\.Fraction.*save the state dict alone"):
-        DPOT.from_checkpoint(tmp_path / "model.pth")
+    DPOT.from_checkpoint(tmp_path / "model.pth")
     with (tmp_path / "plain.pkl").open("wb") as file:
         pickle.dump({"pos_embed": fractions.Fraction(1, 3)}, file)
     with pytest.raises(ValueError, match="Expected argument `path`"):
