@@ -72,6 +72,13 @@ def plain(value):
     return value
 
 
+def known(found, expected):
+    """What is found, without the entries of dictionaries that are not expected."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return {name: known(value, expected[name]) for name, value in found.items() if name in expected}
+    return found
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The run's folder with its data and its checkpoint of the second epoch, where it was stopped."""
@@ -98,8 +105,9 @@ def test_a_run_of_0_1_goes_on_bit_for_bit(folder):
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert plain(got[part]) == expected[part], part
     for key, state in expected["callbacks"].items():
-        # as text: what is not a number equals itself there
-        assert json.dumps(plain(got["callbacks"][key])) == json.dumps(state), key
+        # as text: what is not a number equals itself there; later versions keep more
+        found = known(plain(got["callbacks"][key]), state)
+        assert json.dumps(found, sort_keys=True) == json.dumps(state, sort_keys=True), key
 
 
 def test_its_checkpoint_makes_module_and_data_again(folder, monkeypatch):

@@ -345,9 +345,7 @@ def _analyze_on_ranks(
     table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
     if unplanned and not any(isinstance(layer, Plan) for layer in layers):
         raise unplanned[0][1]
-    texts = dict.fromkeys(error_text(error) for error in [*failures, *(error for _, error in unplanned)])
-    for text in texts:  # not before: where warnings are errors, the other ranks would wait
-        warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=3)
+    _warn_of([*failures, *(error for _, error in unplanned)])  # not before: where it raises, other ranks would wait
     rows = []
     for index, (layer, (refused, *shared)) in enumerate(zip(layers, table.tolist(), strict=True)):
         if isinstance(layer, LayerSpectrum):
@@ -358,6 +356,11 @@ def _analyze_on_ranks(
         else:
             rows.append(analysis.row(layer, _from_numbers(shared, analysis.diagnostics.twin), spectra.get(index)))
     return SpectralReport(rows)
+
+
+def _warn_of(errors: Iterable[Exception]) -> None:
+    for text in dict.fromkeys(map(error_text, errors)):
+        warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=4)
 
 
 def _attempted(analysis: _Analysis, chunk: _Plans, failures: list[Exception]) -> tuple[dict[int, _Parts], _Spectra]:

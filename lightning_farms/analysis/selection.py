@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -19,6 +19,8 @@ KINDS = (
     "parameter",
 )
 """What a weight can be."""
+
+_LATER = ("classes", "min_eigenvalues")  # options that version 0.1 did not have
 
 
 class PatternError(ValueError):
@@ -41,7 +43,7 @@ class PatternError(ValueError):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """Choice of weights by name, kind and size; what is left out stays in the report, with the reason.
 
@@ -84,6 +86,11 @@ class Selection:
     low_rank_products: bool = False
     classes: tuple[str, ...] = ()
     min_eigenvalues: int = 1
+
+    def __repr__(self) -> str:
+        """Without the later options where they are off: callbacks find their state in a checkpoint by this text."""
+        shown = [f for f in fields(self) if f.name not in _LATER or getattr(self, f.name) != f.default]
+        return f"Selection({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "kinds", "classes"):
