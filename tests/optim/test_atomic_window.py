@@ -136,6 +136,7 @@ def test_state_dict_at_every_opcode_of_a_step(kind, scaled_keys, with_closure):
     assert all(torch.equal(x, y) for x, y in zip(parameters, twins, strict=True))
 
 
+@pytest.mark.slow
 def test_state_dict_at_any_one_opcode_after_the_update_holds_what_the_update_wrote():
     """One interruption a step: an earlier one would carry over what this one might miss."""
 
