@@ -101,9 +101,10 @@ def test_many_files_do_with_few_handles(tmp_path, path):
         data.setup("fit")
         before = handles()
         items = sum(len(x) for x, _ in data.train_dataloader())
-        assert (items, handles() - before) == (450, 25)
+        assert items == 450
+        assert 0 < handles() - before <= 25  # fewer where those of readers elsewhere were closed to make room
     data.teardown("fit")
-    assert handles() == before
+    assert handles() <= before
 
 
 def test_a_filter_that_is_not_installed(path):
