@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks._guard import LEFT_OUT, Faults, guarded, guarded_at_start, guarded_value
+from lightning_farms.callbacks._guard import Faults, guarded, guarded_at_start
 from lightning_farms.callbacks._handover import Handover
+from lightning_farms.callbacks._kept import KeptCallback
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
 from lightning_farms.callbacks._rollouts.record import (
     Errors,
@@ -38,7 +39,7 @@ _UNEVEN = (
 )
 
 
-class RolloutMonitor(Callback):
+class RolloutMonitor(KeptCallback):
     """Draws predicted fields beside the true ones, and the error over the frames, from validation and test rollouts.
 
     It uses what ``validation_step`` and ``test_step`` return: a mapping with the tensors "prediction" and "target" of
@@ -109,19 +110,8 @@ class RolloutMonitor(Callback):
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
-    @guarded_value(LEFT_OUT, lambda self: {})
-    def state_dict(self) -> dict[str, Any]:
-        """Epochs at the last drawing and errors of the first validation, in plain types."""
-        self._take_over()
-        return self._saved()
-
-    @guarded_at_start
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values; an empty state, and one that fails, is none."""
-        if state_dict:
-            self._restore(state_dict)
-
     def _saved(self) -> dict[str, Any]:
+        """Epochs at the last drawing and errors of the first validation."""
         first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
         return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
 
@@ -134,6 +124,13 @@ class RolloutMonitor(Callback):
             )
         first = {suffix: Earlier(**earlier) for suffix, earlier in state["first"].items()}
         self._first, self._drawn_after = first, state["drawn_after"]
+
+    def _results(self) -> dict[str, Any]:
+        return {**super()._results(), "errors": self._errors}
+
+    def _accept(self, results: dict[str, Any]) -> None:
+        super()._accept(results)
+        self._errors = results["errors"]
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
@@ -218,17 +215,9 @@ class RolloutMonitor(Callback):
     @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the errors to the process that made the callback, where this is a child of it."""
-        if trainer.is_global_zero:
-            self._handover.give({"state": self._saved(), "errors": self._errors})
+        self._hand_over(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
-
-    def _take_over(self) -> None:
-        with self._faults.contained("what a child process found could not be read"):
-            results = self._handover.take()
-            if results is not None:
-                self._restore(results["state"])
-                self._errors = results["errors"]
 
     def _add(self, trainer: Trainer, step: str, outputs: STEP_OUTPUT, loader: int) -> None:
         rollouts = rollouts_of(outputs)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -19,7 +19,6 @@ from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._guard import (
-    LEFT_OUT,
     USER_ERRORS,
     Faults,
     guarded,
@@ -28,6 +27,7 @@ from lightning_farms.callbacks._guard import (
     guarded_value,
 )
 from lightning_farms.callbacks._handover import Handover, report_of, rows_of
+from lightning_farms.callbacks._kept import KeptCallback
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.schedule import Moment, Schedule
 from lightning_farms.callbacks._spectral.shared_analysis import (
@@ -41,7 +41,7 @@ from lightning_farms.callbacks._spectral.strategies import check_strategy, whole
 _STATE_VERSION = 2
 
 
-class SpectralMonitor(Callback):
+class SpectralMonitor(KeptCallback):
     """Measures the spectrum of every weight matrix before the first step and every n epochs or steps, and logs it.
 
     Nothing of the training is changed. Several callbacks of this package that ask for the same analysis, selection and
@@ -176,18 +176,6 @@ class SpectralMonitor(Callback):
     def state_key(self) -> str:
         """Unique for the class and what it analyses; other options may change between a run and its resumption."""
         return self._generate_state_key(analysis=self.analysis, selection=self.selection, diagnostics=self.diagnostics)
-
-    @guarded_value(LEFT_OUT, lambda self: {})
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumption needs, in plain types; empty where a fault keeps it from that, which is said."""
-        self._take_over()
-        return self._saved()
-
-    @guarded_at_start
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values, which take effect when the fit starts; an empty state, and one that fails, is none."""
-        if state_dict:
-            self._restore(state_dict)
 
     def _saved(self) -> dict[str, Any]:
         """Moment of the last analysis and history."""
@@ -333,23 +321,15 @@ class SpectralMonitor(Callback):
     # ---- between processes ------------------------------------------------------------------------------------------
 
     def _results(self) -> dict[str, Any]:
-        """What a user reads, and the state, in plain types and tensors."""
-        return {"state": self._saved(), "report": rows_of(self._report)}
+        return {**super()._results(), "report": rows_of(self._report)}
 
     def _accept(self, results: dict[str, Any]) -> None:
-        """Take over what :meth:`_results` gave in a child process."""
-        self._restore(results["state"])
+        super()._accept(results)
         self._report = report_of(results["report"])
 
-    def _hand_over(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            self._handover.give(self._results())
-
     def _take_over(self) -> None:
-        with self._faults.contained("what a child process found could not be read"):
-            results = self._handover.take() if self._shared is None else None
-            if results is not None:
-                self._accept(results)
+        if self._shared is None:  # no fit runs here
+            super()._take_over()
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
