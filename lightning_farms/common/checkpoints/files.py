@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -241,7 +241,7 @@ class _Pickled(StoredTensors):
     """Tensors of a file of torch.save."""
 
     def __init__(self, chosen: StateDicts) -> None:
-        self._tensors = chosen.tensors
+        self._names = self._tensors = chosen.tensors
         self.buffers = chosen.buffers
 
     def __getitem__(self, name: str) -> Tensor:
@@ -252,15 +252,6 @@ class _Pickled(StoredTensors):
 
     def identity(self, name: str) -> object:
         return self._tensors[name].identity
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -306,22 +297,13 @@ class _Safetensors(StoredTensors):
             return self[name].to("meta")
         return torch.empty(shape, dtype=part[:0].dtype, device="meta")
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
 
 class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
 
     def __init__(self, index: Path, *, check: bool = True) -> None:
         self._index, self._check = index, check
-        self._shard_of = _weight_map(index)
+        self._names = self._shard_of = _weight_map(index)
         outside = sorted({shard for shard in self._shard_of.values() if not _is_within(index.parent, shard)})
         if outside:
             raise ValueError(
@@ -341,15 +323,6 @@ class _Shards(StoredTensors):
 
     def without_values(self, name: str) -> Tensor:
         return MetaTensors(self._holder(name))[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shard_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shard_of)
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
 
     def _holder(self, name: str) -> Mapping[str, Tensor]:
         """The opened shard with a tensor."""

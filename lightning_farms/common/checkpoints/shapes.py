@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,18 +20,24 @@ class StoredTensors(Mapping[str, Tensor]):
 
     config: Mapping[str, Any] = MappingProxyType({})
     buffers: frozenset[str] = frozenset()
+    _names: Collection[str]  # of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
         """Equal for two tensors that are the same numbers of the file, which are tied."""
         return name
 
     @abstractmethod
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of that name; Mapping would read it to see."""
-
-    @abstractmethod
     def without_values(self, name: str) -> Tensor:
         """A tensor of the same shape and type on the meta device."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping would read the tensor to see
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class SomeTensors(StoredTensors):
@@ -59,15 +65,6 @@ class SomeTensors(StoredTensors):
     def identity(self, name: str) -> object:
         """As of the file."""
         return self._tensors.identity(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class MetaTensors(Mapping[str, Tensor]):
