@@ -24,9 +24,9 @@ from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
-from lightning_farms.analysis.table import listed
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights
+from lightning_farms.common.texts import listed
 from lightning_farms.functional.random_matrix import shuffle_entries
 
 WORKSPACE = 2**30

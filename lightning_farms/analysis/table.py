@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.outliers import outliers
+from lightning_farms.common.texts import listed
 
 MARKS = {"high": "+", "low": "-"}
 LEFT = ("layer", "kind")  # columns of words; those of numbers stand to the right
-_SHOWN = 8  # names of layers of one reason
 
 
 class _Column(NamedTuple):
@@ -62,13 +62,6 @@ def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
                 by_reason.setdefault(row.reason, []).append(row.name)
         for reason, names in by_reason.items():
             yield f"{title} ({len(names)}): {reason}: {listed(names)}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    known = list(names)
-    rest = len(known) - _SHOWN
-    return ", ".join(known[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:

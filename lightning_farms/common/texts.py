@@ -1,10 +1,10 @@
-"""Results as text: JSON as the standard has it (no NaN, no infinity), and files."""
+"""Results as text: JSON as the standard has it (no NaN, no infinity), lists of names, and files."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,18 @@ def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
     if path is not None:
         Path(path).write_text(text, encoding="utf-8", newline="")
     return text
+
+
+def listed(names: Iterable[str], shown: int = 8) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], shown=2)
+        'a, b and 1 more'
+    """
+    known = list(names)
+    rest = len(known) - shown
+    return ", ".join(known[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401

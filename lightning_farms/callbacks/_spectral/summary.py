@@ -12,6 +12,7 @@ from rich.table import Table
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.table import shape_text
+from lightning_farms.common.texts import listed
 
 _NAMED = 5  # layers of one reason
 
@@ -70,11 +71,7 @@ def _reasons(report: SpectralReport) -> list[str]:
     for row in report:
         if row.reason:
             layers.setdefault(row.reason, []).append(row.name)
-    lines = []
-    for reason, names in layers.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        lines.append(escape(f"{', '.join(names[:_NAMED])}{more}: {reason}"))
-    return lines
+    return [escape(f"{listed(names, _NAMED)}: {reason}") for reason, names in layers.items()]
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,8 @@ from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.outliers import SPREAD, outliers, rule
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
-from lightning_farms.analysis.table import LEFT, MARKS, counts_text, listed, listed_reasons, report_cells, shape_text
+from lightning_farms.analysis.table import LEFT, MARKS, counts_text, listed_reasons, report_cells, shape_text
+from lightning_farms.common.texts import listed
 
 _STYLES = {"high": "bold red", "low": "bold cyan"}
 
