@@ -95,9 +95,9 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
-        self._state = state
+        self._state = {name: value for name, value in state.items() if name != "history"}  # the monitor has it
         if self._balancer is not None:  # FSDP and FSDP2 restore it later than on_fit_start
-            self._balancer.load_state_dict(state)
+            self._balancer.load_state_dict(self._state)
 
     def _results(self) -> dict[str, Any]:
         return {**super()._results(), "multipliers": dict(self.multipliers)}
