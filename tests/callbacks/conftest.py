@@ -144,6 +144,18 @@ def noted():
     _Noted.first = None
 
 
+def in_order(folder):
+    """A TensorBoard run's folder, its files named so that they are read as written.
+
+    They are read by name, in which the tenth writer of a process comes before the ninth of the same second; events are
+    then in another order, and those of later steps are dropped where steps go back.
+    """
+    for file in Path(folder).glob("events.out.tfevents.*"):
+        start, _, number = file.name.rpartition(".")
+        file.rename(file.with_name(f"{start}.{int(number):06}"))
+    return str(folder)
+
+
 # ---- what updates use ------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import MLflowSink, TensorBoardSink, WandbSink, sinks
 from lightning_farms.models import ImageClassifier, OperatorModule
 from lightning_farms.pruning import Cubic
-from tests.callbacks.conftest import NotedFARMS
+from tests.callbacks.conftest import NotedFARMS, in_order
 from tests.callbacks.rollouts import Operator, Shift, expected, flows
 
 BOTH = pytest.mark.parametrize("package", [newer, older], ids=["lightning.pytorch", "pytorch_lightning"])
@@ -116,7 +116,7 @@ def board(package, folder):
 def content(logger):
     """Everything that a TensorBoard run holds, but for times and the versions of packages."""
     everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
-    events = EventAccumulator(logger.log_dir, size_guidance=everything).Reload()
+    events = EventAccumulator(in_order(logger.log_dir), size_guidance=everything).Reload()
     tags = events.Tags()
     timed = {tag for tag in tags["scalars"] if "/time/" in tag}
     held = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in set(tags["scalars"]) - timed}

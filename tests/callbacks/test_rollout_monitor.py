@@ -15,6 +15,7 @@ from lightning_farms import RolloutMonitor
 from lightning_farms.callbacks._rollouts import drawings as rollout_pictures
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import OperatorModule
+from tests.callbacks.conftest import in_order
 from tests.callbacks.rollouts import FRAMES, GIVEN, Flows, Operator, Shift, expected, loader
 
 CURVES = {"mean", "Vx", "density"}
@@ -44,7 +45,7 @@ def drawn(monkeypatch):
 
 
 def events(trainer):
-    return EventAccumulator(trainer.log_dir, size_guidance={"images": 0, "scalars": 0}).Reload()
+    return EventAccumulator(in_order(trainer.log_dir), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
 def steps(found):
