@@ -1,8 +1,11 @@
-"""The module that a wrapper of another package is about."""
+"""The module that a wrapper of another package is about, and the optimizers that are given."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
+from torch.optim import Optimizer
 
 _INNER = {  # {class: its attribute}; by name, so that nothing is imported
     "_FabricModule": "module",
@@ -12,8 +15,6 @@ _INNER = {  # {class: its attribute}; by name, so that nothing is imported
     "GradSampleModule": "_module",
 }
 _REFUSED = {
-    "FullyShardedDataParallel": "whose parameters are parts of flat ones. Use FSDP2 (`fully_shard`), or the callbacks "
-    "in a Lightning Trainer",
     "DeepSpeedEngine": "which updates flattened copies of the parameters. Use DDP or FSDP2",
 }
 
@@ -36,6 +37,14 @@ def check_whole(model: nn.Module) -> None:
     for module in model.modules():
         if (name := _known(module, _REFUSED)) is not None:
             raise TypeError(f"Expected argument `model` to have whole parameters, but got {name}, {_REFUSED[name]}.")
+
+
+def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
+    """One optimizer or several, as a list; wrappers of other packages are no Optimizers, but have groups."""
+    several = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    if not several or not all(hasattr(each, "param_groups") for each in several):
+        raise TypeError(f"Expected argument `optimizer` to be an optimizer, or several, but got {optimizer!r}.")
+    return several
 
 
 def _known(module: nn.Module, names: dict[str, str]) -> str | None:

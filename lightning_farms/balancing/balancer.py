@@ -20,9 +20,10 @@ from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
 from lightning_farms.balancing._distributed import all_ranks
-from lightning_farms.balancing._models import check_whole, original_module
+from lightning_farms.balancing._models import all_of, check_whole, original_module
 from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing.alpha_map import AlphaMap
@@ -72,8 +73,8 @@ class Balancer:
         history: alphas and values at all analyses of :meth:`update`.
 
     Raises:
-        TypeError: an argument is of the wrong kind; when hooked: an optimizer takes no layer-wise values, or the
-            parameters of ``model`` are parts of flat ones (FSDP1, DeepSpeed).
+        TypeError: an argument is of the wrong kind; when hooked: an optimizer takes no layer-wise values, or layers
+            cannot be told apart in flat parameters (FSDP1 with ``use_orig_params=False``, DeepSpeed).
         ValueError: ``key`` or ``workspace`` is out of range; when hooked: the groups lack the hyperparameter, or a
             pattern fits no layer.
 
@@ -125,8 +126,8 @@ class Balancer:
             raise ValueError(f"Expected argument `key` to be out of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
-        self.model = original_module(model)
-        self.optimizers = _all_of(optimizer)
+        self.model, self._wrapped = original_module(model), model  # FSDP1 is found in what it wraps it in
+        self.optimizers = all_of(optimizer)
         self.alpha_map, self.analysis, self.control, self.selection = alpha_map, analysis, control, selection
         self.diagnostics = control.completed(diagnostics)
         self.adjusts = HYPERPARAMETERS[key]
@@ -166,15 +167,17 @@ class Balancer:
         if not self.scalings or not self.fits(self.optimizers):
             self.attach()
         self.prove(self.steps, moves=1)
+        ranks = all_ranks(self.model)
         try:
-            report = analyze(
-                self.model,
-                self.analysis,
-                selection=self.selection,
-                diagnostics=self.diagnostics,
-                workspace=self.workspace,
-                ranks=all_ranks(self.model),
-            )
+            with whole_shapes_of_shards(self._wrapped):
+                report = analyze(
+                    self.model,
+                    self.analysis,
+                    selection=self.selection,
+                    diagnostics=self.diagnostics,
+                    workspace=self.workspace,
+                    ranks=ranks,
+                )
         except Exception as error:
             self._warn("analysis", f"The analysis failed and was skipped. {type(error).__name__}: {error}")
             return self.report
@@ -198,7 +201,8 @@ class Balancer:
                 f"{[type(optimizer).__name__ for optimizer in self.optimizers]} that holds none of them. Make the "
                 "optimizer after the model is in its final form."
             )
-        self.hook(self.optimizers)
+        with whole_shapes_of_shards(self._wrapped) as original:
+            self.hook(self.optimizers, original)
         self.apply(self.steps)
         self._handles = [scaling.optimizer.register_step_post_hook(self._after_step) for scaling in self._rates()]
 
@@ -482,14 +486,6 @@ class Balancer:
             writer.add_histogram(f"{self.analysis.label}/alpha_histogram", alphas, step)
         if self.fault is not None and hasattr(writer, "add_text"):
             writer.add_text(f"{self.analysis.label}/not_in_force", self.fault, step)
-
-
-def _all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
-    """One optimizer or several, as a list; wrappers of other packages are no Optimizers, but have groups."""
-    several = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
-    if not several or not all(hasattr(each, "param_groups") for each in several):
-        raise TypeError(f"Expected argument `optimizer` to be an optimizer, or several, but got {optimizer!r}.")
-    return several
 
 
 def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:

@@ -14,7 +14,7 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2", "FSDP1", "FSDP1, one unit"])
 def test_processes_agree_bit_for_bit_and_with_a_single_one(results, kind):
     (multipliers, alphas, weights), (others, other_alphas, other_weights) = (each[kind] for each in results)
     assert multipliers == others
@@ -25,3 +25,9 @@ def test_processes_agree_bit_for_bit_and_with_a_single_one(results, kind):
     assert list(multipliers.values()) == pytest.approx(list(single.values()), rel=1e-4)
     assert [row[0] for row in alphas] == [row[0] for row in single_alphas]  # before any step: the same weights
     torch.testing.assert_close(weights, single_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_flat_parameters_are_refused(results):
+    for each in results:
+        assert each["flat"].startswith("Layers cannot be told apart where FSDP flattens their parameters into one.")
+        assert "to be the model that FSDP returned, but got one within it" in each["inner"]

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_farms import Balancer, Control, LinearMap
@@ -32,16 +34,43 @@ def train(wrap, rank=0, processes=1):
                 optimizer.step()
             balancer.update()
         assert balancer.fault is None
-        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in whole_parameters(model)]
         return balancer.multipliers, balancer.history.rows("alpha"), [w.detach().clone() for w in weights]
+
+
+def whole_parameters(model):
+    if not isinstance(model, FullyShardedDataParallel):
+        return list(model.parameters())
+    with FullyShardedDataParallel.summon_full_params(model):
+        return [p.detach().clone() for p in model.parameters()]
+
+
+def refusal(wrap):
+    model = wrap(make_model())
+    try:
+        Balancer(model, torch.optim.SGD(model.parameters(), lr=0.05), LinearMap()).attach()
+    except TypeError as error:
+        return str(error)
 
 
 def main(folder):
     rank = int(os.environ["LOCAL_RANK"])
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    results = {"DDP": train(DistributedDataParallel, rank, 2), "FSDP2": train(sharded, rank, 2)}
+    ways = {"DDP": DistributedDataParallel, "FSDP2": sharded, "FSDP1": flattened, "FSDP1, one unit": one_unit}
+    results = {name: train(wrap, rank, 2) for name, wrap in ways.items()}
+    results["flat"] = refusal(partial(one_unit, use_orig_params=False))
+    results["inner"] = refusal(lambda model: one_unit(model).module)
     torch.save(results, folder / f"rank{rank}.pt")
     distributed.destroy_process_group()
+
+
+def one_unit(model, **options):
+    options = {"use_orig_params": True, **options}
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **options)
+
+
+def flattened(model):
+    return one_unit(model, auto_wrap_policy=ModuleWrapPolicy({nn.Linear}))
 
 
 def sharded(model):

@@ -45,7 +45,7 @@ def plain(value):
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-CHILDREN = [pytest.param("ddp_spawn", marks=pytest.mark.slow), "ddp_notebook"]
+CHILDREN = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_spawn", "ddp_fork")), "ddp_notebook"]
 
 
 @pytest.mark.parametrize("strategy", CHILDREN)

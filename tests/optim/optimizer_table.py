@@ -1,8 +1,8 @@
 """What becomes of layer-wise rates in each installable optimizer: python -m tests.optim.optimizer_table [PACKAGE ...].
 
-Each class updates a small model by `LayerwiseScaling` and, for comparison, by one group a layer whose rate is set by
-hand before each step. Parameters, state and the values that the group shows are compared bit for bit. Printed is, for
-each package, the part of lightning_farms/optim/README.md that is about it.
+Each class updates a small model by `LayerwiseScaling` and, for comparison, by one group a layer whose rate (or weight
+decay) is set by hand before each step. Parameters, state and the values that the group shows are compared bit for bit.
+Printed is, for each package, the part of lightning_farms/optim/README.md that is about it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from lightning_farms.optim import LayerwiseScaling
 from tests.optim.installable import LR, PACKAGES, classes, makers, matrices, model
 
+DECAY = 0.05
 FIRST = {"0": 2.0, "1": 0.5}
 COURSES = {  # multipliers by step
     "same partition": [FIRST] * 3 + [{"0": 1.5, "1": 0.25}] * 3,
@@ -102,11 +103,11 @@ def regroup(run):
     run.optimizer.param_groups[:] = [{**copy.deepcopy(values), **group} for group in grouped(run.net)]
 
 
-def by_hand(run, base, multipliers):
+def by_hand(run, key, base, multipliers):
     names = {parameter: name[0] for name, parameter in run.net.named_parameters()}
     for group in run.optimizer.param_groups:
         name = names[group["params"][0]]
-        group["lr"] = base * multipliers.get(name, 1.0)
+        group[key] = base * multipliers.get(name, 1.0)
 
 
 def comparable(value):
@@ -119,10 +120,10 @@ def comparable(value):
     return repr(value) if not callable(value) and not hasattr(value, "__dict__") else None
 
 
-def outcome(run):
+def outcome(run, key):
     """Parameters, state by parameter and the values that the first group shows, for comparison."""
     state = run.optimizer.state
-    values = {name: v for name, v in run.optimizer.param_groups[0].items() if name not in ("params", "lr")}
+    values = {name: v for name, v in run.optimizer.param_groups[0].items() if name not in ("params", key)}
     return {
         "parameters": [comparable(p) for p in run.net.parameters()],
         "state": [comparable(dict(state[p])) if p in state else None for p in run.net.parameters()],
@@ -153,15 +154,16 @@ def runnable(kind, package, name):
     raise NotTried(max(set(reasons), key=reasons.count))
 
 
-def base(number):
-    return LR * (1 - number / 20)
+def base(key, number):
+    """The value at rest, which a scheduler lowers."""
+    return {"lr": LR, "weight_decay": DECAY}[key] * (1 - number / 20)
 
 
-def compare(kind, make, net, way, course):
+def compare(kind, make, net, way, course, key):
     """Return what differs after the course, or why the optimizer was refused or found out."""
     ours = Run(kind, make, way, net(), one_group)
     try:
-        scaling = LayerwiseScaling(ours.optimizer, layer_of(ours.net))
+        scaling = LayerwiseScaling(ours.optimizer, layer_of(ours.net), key=key)
     except (TypeError, ValueError) as error:
         return "refused", str(error)
     try:
@@ -173,17 +175,17 @@ def compare(kind, make, net, way, course):
         for number, multipliers in enumerate(course):
             scaling.multipliers = multipliers
             for group in ours.optimizer.param_groups:
-                group["lr"] = base(number)
+                group[key] = base(key, number)
             if multipliers and len(hand.optimizer.param_groups) == 1:
                 regroup(hand)
-            by_hand(hand, base(number), multipliers)
+            by_hand(hand, key, base(key, number), multipliers)
             ours.step(number)
             hand.step(number)
             if scaling.fault:
                 return "found out", scaling.fault
         if not scaling.proved or scaling.steps < len(course):
             return "not proved", f"{scaling.steps} steps went through the hooks"
-    mine, theirs = outcome(ours), outcome(hand)
+    mine, theirs = outcome(ours, key), outcome(hand, key)
     differing = [what for what in mine if mine[what] != theirs[what]]
     if not differing:
         return "equal", ""
@@ -191,20 +193,20 @@ def compare(kind, make, net, way, course):
     return "close" if close else "different", ", ".join(differing)
 
 
-def row(package, name, kind):
+def row(package, name, kind, key="lr"):
     """Return the verdict on one class, and its reason."""
     try:
         make, net, way = runnable(kind, package, name)
     except NotTried as error:
-        return refused_anyway(kind, package, name) or ("not tried", str(error))
+        return refused_anyway(kind, package, name, key) or ("not tried", str(error))
     for title, course in COURSES.items():
-        verdict, reason = compare(kind, make, net, way, course)
+        verdict, reason = compare(kind, make, net, way, course, key)
         if verdict != "equal":
             return verdict, reason if verdict in ("refused", "found out", "not tried") else f"{title}: {reason}"
     return "equal", ""
 
 
-def refused_anyway(kind, package, name):
+def refused_anyway(kind, package, name, key):
     """Try what is not run here: it may be refused at the start."""
     for make in makers(package, name):
         net = model()
@@ -213,7 +215,7 @@ def refused_anyway(kind, package, name):
         except Exception:
             continue
         try:
-            LayerwiseScaling(optimizer, layer_of(net))
+            LayerwiseScaling(optimizer, layer_of(net), key=key)
         except (TypeError, ValueError) as error:
             return "refused", str(error)
     return None
@@ -230,15 +232,27 @@ def section(package):
     """Return what the card says of a package, as lines of Markdown."""
     rows = [(name, *row(package, name, kind)) for name, kind in classes(package)]
     equal = [name for name, verdict, _ in rows if verdict == "equal"]
+    decays = {name: row(package, name, kind, "weight_decay") for name, kind in classes(package) if name in equal}
     lines = [f"**{package.partition('.')[0]} {metadata.version(package.partition('.')[0]).partition('+')[0]}**", ""]
     if equal:
         lines += [f"Equal ({len(equal)}): {', '.join(f'`{name}`' for name in sorted(equal))}.", ""]
+        lines += [weight_decay(decays), ""]
     others = [
         f"| `{name}` | {verdict} | {shortened(reason)} |"
         for name, verdict, reason in sorted(rows)
         if verdict != "equal"
     ]
     return [*lines, "| class | verdict | why |", "|---|---|---|", *others, ""] if others else lines
+
+
+def weight_decay(decays):
+    """Return the sentence on weight decay in the classes that are equal in rates."""
+    without = sorted(name for name, (_, reason) in decays.items() if "have a number as 'weight_decay'" in reason)
+    differing = {n: found for n, found in decays.items() if n not in without and found[0] != "equal"}
+    if differing:
+        return f"Weight decay differs: {differing}."
+    having = f"in the {len(decays) - len(without)} that have one" if without else "in all"
+    return f"Weight decay by the layer: equal {having}."
 
 
 def main():

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_farms.callbacks._spectral.fsdp_shards import FLAT_PARAMETERS, whole_shapes_of_shards
+from lightning_farms.analysis.weights.fsdp_shards import FLAT_PARAMETERS, FlatParametersError, whole_shapes_of_shards
 from lightning_farms.common.lightning_packages import kinds, misconfiguration
 
 
@@ -45,4 +45,7 @@ def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor
     if not isinstance(trainer.strategy, kinds("strategies.FSDPStrategy")):
         return nullcontext({})
     assert trainer.strategy.model is not None
-    return whole_shapes_of_shards(trainer.strategy.model)
+    try:
+        return whole_shapes_of_shards(trainer.strategy.model)
+    except FlatParametersError as error:
+        raise misconfiguration(str(error)) from error

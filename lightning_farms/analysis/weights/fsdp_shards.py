@@ -5,19 +5,21 @@ It reads attributes that torch keeps to itself: there is no public way to a para
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-
-from lightning_farms.common.lightning_packages import misconfiguration
+from torch import Tensor, distributed, nn
 
 FLAT_PARAMETERS = (
-    "Layers cannot be told apart where FSDP flattens their parameters into one. Leave out `use_orig_params=False`: "
-    "Lightning's FSDPStrategy keeps the original parameters by default."
+    "Layers cannot be told apart where FSDP flattens their parameters into one. Use `use_orig_params=True`, which "
+    "Lightning's FSDPStrategy has by default, or FSDP2 (`fully_shard`)."
 )
+
+
+class FlatParametersError(TypeError):
+    """Parameters are parts of flat ones, from which they cannot be told apart."""
 
 
 class _Shard(nn.Parameter):
@@ -47,14 +49,42 @@ class _Shard(nn.Parameter):
         part = self.part.detach().flatten()
         place = slice(self.start, self.start + self.length)
         whole.view(-1)[place] = part if part.numel() == self.length else part[place]  # all of it while FSDP gathers
-        torch.distributed.all_reduce(whole, group=self.unit.process_group)
+        distributed.all_reduce(whole, group=self.unit.process_group)
         return whole
 
 
-@contextmanager
-def whole_shapes_of_shards(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    """Have stand-ins of their own shapes take the place of a model's cut parameters."""
+def whole_shapes_of_shards(model: nn.Module) -> AbstractContextManager[dict[Tensor, Tensor]]:
+    """Have stand-ins of their own shapes take the place of a model's cut parameters for a while.
+
+    The values of a stand-in are those of its parts, summed over the ranks (``full_tensor()``, a collective).
+
+    Args:
+        model: the model as FSDP1 has wrapped it, itself or within; any other model stays as it is.
+
+    Returns:
+        A context manager; entered, {stand-in: parameter that an optimizer holds}.
+
+    Raises:
+        FlatParametersError: the original parameters are not kept, the wrapper that holds them lies outside ``model``,
+            or this version of torch keeps them in another way.
+
+    Example:
+        >>> with whole_shapes_of_shards(nn.Linear(2, 2)) as original:
+        ...     original
+        {}
+    """
     shards = _shards(model)
+    for name, parameter in model.named_parameters():
+        if getattr(parameter, "_fsdp_flattened", False) and parameter not in shards and parameter.dim() < 2:
+            raise FlatParametersError(
+                f"Expected argument `model` to be the model that FSDP returned, but got one within it, whose {name!r} "
+                "is a part of a flat parameter."
+            )
+    return _in_their_place(model, shards)
+
+
+@contextmanager
+def _in_their_place(model: nn.Module, shards: Mapping[Tensor, _Shard]) -> Iterator[dict[Tensor, Tensor]]:
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for module in model.modules():
@@ -71,6 +101,8 @@ def whole_shapes_of_shards(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
 
 def _shards(model: nn.Module) -> dict[Tensor, _Shard]:
     """The stand-in of each parameter that is cut; those of NO_SHARD are whole."""
+    if not distributed.is_available():
+        return {}
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     shards: dict[Tensor, _Shard] = {}
@@ -78,9 +110,9 @@ def _shards(model: nn.Module) -> dict[Tensor, _Shard]:
         try:
             shards.update(_shards_of_unit(unit))
         except AttributeError as error:
-            raise misconfiguration(
+            raise FlatParametersError(
                 f"The FSDP of torch {torch.__version__} keeps its parameters in a way that is not known here ({error})."
-                " Use ModelParallelStrategy (FSDP2)."
+                " Use FSDP2 (`fully_shard`; in Lightning ModelParallelStrategy)."
             ) from error
     return shards
 
@@ -91,7 +123,7 @@ def _shards_of_unit(unit: Any) -> dict[Tensor, _Shard]:  # noqa: ANN401
         return {}
     flat = handle.flat_param
     if flat._params is None:
-        raise misconfiguration(FLAT_PARAMETERS)
+        raise FlatParametersError(FLAT_PARAMETERS)
     if not handle.uses_sharded_strategy:
         return {}
     parts = zip(flat._params, flat._shapes, flat._shard_param_infos, strict=True)
