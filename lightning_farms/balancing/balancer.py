@@ -22,7 +22,7 @@ from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
-from lightning_farms.balancing._distributed import all_ranks
+from lightning_farms.balancing._distributed import all_ranks, failed_anywhere
 from lightning_farms.balancing._models import all_of, check_whole, original_module
 from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
@@ -167,7 +167,7 @@ class Balancer:
         if not self.scalings or not self.fits(self.optimizers):
             self.attach()
         self.prove(self.steps, moves=1)
-        ranks = all_ranks(self.model)
+        report, ranks = None, all_ranks(self.model)
         try:
             with whole_shapes_of_shards(self._wrapped):
                 report = analyze(
@@ -180,6 +180,7 @@ class Balancer:
                 )
         except Exception as error:
             self._warn("analysis", f"The analysis failed and was skipped. {type(error).__name__}: {error}")
+        if failed_anywhere(report is None, ranks) or report is None:
             return self.report
         values = self.receive(report, self.steps)
         self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)

@@ -31,3 +31,13 @@ def test_flat_parameters_are_refused(results):
     for each in results:
         assert each["flat"].startswith("Layers cannot be told apart where FSDP flattens their parameters into one.")
         assert "to be the model that FSDP returned, but got one within it" in each["inner"]
+
+
+def test_an_analysis_that_fails_on_one_rank_is_skipped_on_all(results):
+    (kept, said, multipliers, analyses), (other_kept, other_said, other_multipliers, others) = (
+        each["one fails"] for each in results
+    )
+    assert (kept, other_kept) == (True, True)
+    assert (said, other_said) == ([], ["analysis"])
+    assert multipliers == other_multipliers
+    assert (analyses, others) == (1, 1)

@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed, nn
@@ -11,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_farms import Balancer, Control, LinearMap
+from lightning_farms import Balancer, Control, LinearMap, analyze
 
 
 def make_model():
@@ -53,12 +54,32 @@ def refusal(wrap):
         return str(error)
 
 
+def one_fails(rank):
+    """The second analysis fails on rank 1 alone: the reports' positions and the multipliers on this rank."""
+    model = DistributedDataParallel(make_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    said = []
+    with Balancer(model, optimizer, LinearMap(0.5, 1.5), warn=lambda kind, text: said.append(kind)) as balancer:
+        first = balancer.update()
+        model(torch.randn(8, 12)).square().mean().backward()
+        optimizer.step()
+        with mock.patch("lightning_farms.balancing.balancer.analyze", fails_in_the_end if rank else analyze):
+            again = balancer.update()
+        return again is first, said, balancer.multipliers, len(balancer.history.epochs)
+
+
+def fails_in_the_end(*args, **options):
+    analyze(*args, **options)
+    raise OSError("not today")
+
+
 def main(folder):
     rank = int(os.environ["LOCAL_RANK"])
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     ways = {"DDP": DistributedDataParallel, "FSDP2": sharded, "FSDP1": flattened, "FSDP1, one unit": one_unit}
     results = {name: train(wrap, rank, 2) for name, wrap in ways.items()}
     results["flat"] = refusal(partial(one_unit, use_orig_params=False))
+    results["one fails"] = one_fails(rank)
     results["inner"] = refusal(lambda model: one_unit(model).module)
     torch.save(results, folder / f"rank{rank}.pt")
     distributed.destroy_process_group()

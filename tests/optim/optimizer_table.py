@@ -10,6 +10,7 @@ import contextlib
 import copy
 import random
 import re
+import sys
 import warnings
 from importlib import metadata
 
@@ -259,7 +260,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("packages", nargs="*", default=PACKAGES)
     for package in parser.parse_args().packages:
-        print("\n".join(section(package)), flush=True)
+        with contextlib.redirect_stdout(sys.stderr):  # what optimizers print
+            lines = section(package)
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
