@@ -73,14 +73,15 @@ def whole_shapes_of_shards(model: nn.Module) -> AbstractContextManager[dict[Tens
         ...     original
         {}
     """
-    shards = _shards(model)
+    units = _units(model)
+    shards = {part: shard for unit in units for part, shard in unit.items()}
     for name, parameter in model.named_parameters():
-        if getattr(parameter, "_fsdp_flattened", False) and parameter not in shards and parameter.dim() < 2:
+        if getattr(parameter, "_fsdp_flattened", False) and parameter not in shards:
             raise FlatParametersError(
                 f"Expected argument `model` to be the model that FSDP returned, but got one within it, whose {name!r} "
                 "is a part of a flat parameter."
             )
-    return _in_their_place(model, shards)
+    return _in_their_place(model, {part: shard for part, shard in shards.items() if shard is not None})
 
 
 @contextmanager
@@ -99,25 +100,22 @@ def _in_their_place(model: nn.Module, shards: Mapping[Tensor, _Shard]) -> Iterat
             held[name] = parameter
 
 
-def _shards(model: nn.Module) -> dict[Tensor, _Shard]:
-    """The stand-in of each parameter that is cut; those of NO_SHARD are whole."""
+def _units(model: nn.Module) -> list[dict[Tensor, _Shard | None]]:
+    """The stand-ins of the parameters that each unit of FSDP1 cuts; None of those that NO_SHARD leaves whole."""
     if not distributed.is_available():
-        return {}
+        return []
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    shards: dict[Tensor, _Shard] = {}
-    for unit in FullyShardedDataParallel.fsdp_modules(model):
-        try:
-            shards.update(_shards_of_unit(unit))
-        except AttributeError as error:
-            raise FlatParametersError(
-                f"The FSDP of torch {torch.__version__} keeps its parameters in a way that is not known here ({error})."
-                " Use FSDP2 (`fully_shard`; in Lightning ModelParallelStrategy)."
-            ) from error
-    return shards
+    try:
+        return [_shards_of_unit(unit) for unit in FullyShardedDataParallel.fsdp_modules(model)]
+    except AttributeError as error:
+        raise FlatParametersError(
+            f"The FSDP of torch {torch.__version__} keeps its parameters in a way that is not known here ({error}). "
+            "Use FSDP2 (`fully_shard`; in Lightning ModelParallelStrategy)."
+        ) from error
 
 
-def _shards_of_unit(unit: Any) -> dict[Tensor, _Shard]:  # noqa: ANN401
+def _shards_of_unit(unit: Any) -> dict[Tensor, _Shard | None]:  # noqa: ANN401
     handle = unit._handle
     if handle is None:
         return {}
@@ -125,6 +123,6 @@ def _shards_of_unit(unit: Any) -> dict[Tensor, _Shard]:  # noqa: ANN401
     if flat._params is None:
         raise FlatParametersError(FLAT_PARAMETERS)
     if not handle.uses_sharded_strategy:
-        return {}
+        return dict.fromkeys(flat._params)
     parts = zip(flat._params, flat._shapes, flat._shard_param_infos, strict=True)
     return {part: _Shard.of(part, shape, place, unit) for part, shape, place in parts}
