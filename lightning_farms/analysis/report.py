@@ -120,7 +120,8 @@ class SpectralReport:
         return COLUMNS + tuple(f"random_{name}" for name in _OF_TWIN if twins)
 
     def _records(self) -> list[Mapping[str, Any]]:
-        return [{name: _value(row, name) for name in self.columns} for row in self]
+        columns = self.columns
+        return [{name: _value(row, name) for name in columns} for row in self]
 
     def to_csv(self, path: str | PathLike[str] | None = None) -> str:
         """One line a layer; shapes as ``64x3x3x3``, missing numbers as ``nan`` (and written to ``path``)."""

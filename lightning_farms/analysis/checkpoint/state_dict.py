@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -73,9 +73,13 @@ def checkpoint_weights(
         [('0', 'convolution', (25, 8, 3)), ('1', 'linear', (1, 2, 8))]
     """
     tensors = _opened(source)
-    _check_patterns(tensors, selection)
+    unread = _unread(tensors, selection)
     modules = _modules(tensors if values else MetaTensors(tensors), selection)
-    return (layer for name in modules for layer in _module_layers(modules, name, selection, values=values))
+
+    def of_module(name: str) -> Iterable[LayerWeight]:
+        return unread.pop(name) if name in unread else _module_layers(modules, name, selection, values=values)
+
+    return (layer for name in modules for layer in of_module(name))
 
 
 def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
@@ -103,13 +107,15 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         True
     """
     tensors = _opened(source)
-    _check_patterns(tensors, selection)
+    unread = _unread(tensors, selection)
     modules, earlier = _modules(tensors, selection), _modules(_opened(base), selection)
     partners = match_names(modules, earlier)
 
     everything = replace(selection, include=(), exclude=(), kinds=(), embeddings=True, min_size=1, max_size=None)
 
-    def of_module(name: str) -> Iterator[LayerWeight]:
+    def of_module(name: str) -> Iterable[LayerWeight]:
+        if name in unread:
+            return unread.pop(name)
         after = _module_layers(modules, name, selection)
         found = _module_layers(earlier, partners[name], everything) if name in partners else ()
         start = len(partners.get(name, ""))
@@ -200,13 +206,15 @@ def _memory(name: str, tensor: Tensor) -> object:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None:
-    if selection.include or selection.exclude:
-        everything = replace(selection, include=(), exclude=())
-        modules = _modules(MetaTensors(tensors), everything)
-        selection.check_patterns(
-            [layer.name for name in modules for layer in _module_layers(modules, name, everything, values=False)]
-        )
+def _unread(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, list[LayerWeight]]:
+    """Modules none of whose weights is selected, of which no value is to be read; every pattern matches a layer."""
+    everything = Selection(embeddings=selection.embeddings, low_rank_products=selection.low_rank_products)
+    if selection == everything:
+        return {}
+    modules = _modules(MetaTensors(tensors), selection)
+    layers = {name: list(_module_layers(modules, name, selection, values=False)) for name in modules}
+    selection.check_patterns([layer.name for found in layers.values() for layer in found])
+    return {name: found for name, found in layers.items() if all(layer.reason for layer in found)}
 
 
 def _module_layers(

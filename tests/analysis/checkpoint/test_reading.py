@@ -1,0 +1,74 @@
+"""Of a checkpoint with a selection, only the tensors of what is selected are read."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights
+from lightning_farms.common.checkpoints import StoredTensors
+
+
+class Counted(StoredTensors):
+    """A file that counts how often each tensor is read."""
+
+    def __init__(self, tensors):
+        self._names = self._tensors = tensors
+        self.read = []
+
+    def __getitem__(self, name):
+        self.read.append(name)
+        return self._tensors[name]
+
+    def without_values(self, name):
+        return self._tensors[name].to("meta")
+
+    def identity(self, name):
+        return name
+
+
+@pytest.fixture
+def model():
+    blocks = [nn.ModuleDict({"q": nn.Linear(16, 16), "up": nn.Linear(16, 32)}) for _ in range(10)]
+    return nn.ModuleDict({"embed": nn.Embedding(50, 16), "blocks": nn.ModuleList(blocks), "conv": nn.Conv2d(16, 4, 3)})
+
+
+SELECTIONS = [
+    (Selection(include=("blocks.3.q",)), {"blocks.3.q"}),
+    (Selection(exclude=("blocks",)), {"conv"}),
+    (Selection(kinds=("convolution",)), {"conv"}),
+    (Selection(max_size=8), {"conv"}),
+    (Selection(include=("blocks.*.up",), min_size=16), {f"blocks.{i}.up" for i in range(10)}),
+]
+
+
+@pytest.mark.parametrize(("selection", "wanted"), SELECTIONS)
+def test_only_what_is_selected_is_read(model, selection, wanted):
+    file = Counted(dict(model.state_dict()))
+    layers = list(checkpoint_weights(file, selection))
+    assert {name.rpartition(".")[0] for name in file.read} == wanted
+    assert {layer.name for layer in layers if not layer.reason} == wanted
+    assert [layer.name for layer in layers] == [layer.name for layer in checkpoint_weights(Counted(file._tensors))]
+
+
+def test_only_what_is_selected_is_read_of_both_files(model):
+    after, before = (Counted({name: each + shift for name, each in model.state_dict().items()}) for shift in (0.5, 0.0))
+    changes = list(checkpoint_changes(after, before, Selection(include=("blocks.3.q",))))
+    assert [(c.name, bool((c.matrices == 0.5).all())) for c in changes if not c.reason] == [("blocks.3.q", True)]
+    assert {name.rpartition(".")[0] for name in (*after.read, *before.read)} == {"blocks.3.q"}
+
+
+def test_reasons_are_those_of_the_selection(model):
+    file = Counted(dict(model.state_dict()))
+    reasons = {w.name: w.reason for w in checkpoint_weights(file, Selection(include=("conv",)))}
+    assert reasons.pop("conv") == ""
+    assert set(reasons.values()) == {"not included: no match for 'conv'"}
+    assert all(w.matrices.numel() == 0 for w in checkpoint_weights(file, Selection(include=("conv",))) if w.reason)
+
+
+def test_values_are_those_of_the_file(model):
+    [chosen] = (
+        w
+        for w in checkpoint_weights(Counted(dict(model.state_dict())), Selection(kinds=("convolution",)))
+        if not w.reason
+    )
+    assert torch.equal(chosen.matrices, model["conv"].weight.flatten(2).permute(2, 0, 1))
