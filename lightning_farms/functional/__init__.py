@@ -1,5 +1,10 @@
 """Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
 
+from lightning_farms.functional.distributions import (
+    DistributionComparison,
+    LikelihoodRatio,
+    compare_distributions,
+)
 from lightning_farms.functional.layerwise import (
     normalize_multipliers,
     tb_linear_map,
@@ -36,8 +41,10 @@ from lightning_farms.functional.uncertainty import Interval, bootstrap_interval,
 
 __all__ = [
     "CheckedSpectrum",
+    "DistributionComparison",
     "Interval",
     "LayerSparsity",
+    "LikelihoodRatio",
     "MarchenkoPasturEdges",
     "MarchenkoPasturFit",
     "NofM",
@@ -49,6 +56,7 @@ __all__ = [
     "bootstrap_interval",
     "checked_esd",
     "clip_to_quantiles",
+    "compare_distributions",
     "effective_rank",
     "esd",
     "esd_by_singular_values",
