@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._decompose import Spectrum
+from lightning_farms.analysis._leave_out import alphas_without, count_outliers
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis.diagnostics import Diagnostics
-from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
+from lightning_farms.analysis.layer_spectrum import ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.functional.distributions import compare_distributions
 from lightning_farms.functional.power_law import PowerLawFit
-from lightning_farms.functional.random_matrix import fit_marchenko_pastur
+from lightning_farms.functional.random_matrix import MarchenkoPasturFit, fit_marchenko_pastur
 from lightning_farms.functional.spectral_metrics import effective_rank
 from lightning_farms.functional.spectrum import QUICK_ERROR, stable_rank
 from lightning_farms.functional.uncertainty import bootstrap_interval, goodness_of_fit
@@ -43,6 +45,7 @@ METRICS = (
     "mp_spike_threshold",
     "mp_spikes",
     "mp_soft_rank",
+    *ON_REQUEST,
 )
 """Names of the first numbers of a layer, as in :class:`LayerSpectrum`."""
 
@@ -75,8 +78,13 @@ def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diag
     numbers |= _fit_numbers(tail)
     numbers |= _norms(eigenvalues, tail, method)
     numbers |= _draws(tail, plan.weight.name, method, wanted)
-    if wanted.marchenko_pastur and plan.spectrum_size == plan.gram_size:
-        numbers |= _bulk(eigenvalues, plan)
+    law = _law(eigenvalues, plan) if wanted.marchenko_pastur or wanted.outliers else None
+    if wanted.marchenko_pastur and law is not None:
+        numbers |= _bulk(law)
+    if wanted.outliers:
+        numbers |= _without_outliers(tail, law, plan, method)
+    if wanted.distributions:
+        numbers |= _other_laws(tail)
     numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
     numbers |= {name: getattr(spectrum, name) for name in CHECKS}
     return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
@@ -154,11 +162,17 @@ def layer_seed(name: str, seed: int) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def _bulk(eigenvalues: Tensor, plan: Plan) -> dict[str, Tensor]:
+def _law(eigenvalues: Tensor, plan: Plan) -> MarchenkoPasturFit | None:
+    """Of the bulk of all windows; None for products of low rank."""
+    if plan.spectrum_size < plan.gram_size:
+        return None
     windows = plan.windows
-    law = fit_marchenko_pastur(
+    return fit_marchenko_pastur(
         eigenvalues.flatten(0, 1), windows.height, windows.width, complex_entries=plan.matrices.is_complex()
     )
+
+
+def _bulk(law: MarchenkoPasturFit) -> dict[str, Tensor]:
     return {
         "mp_variance": law.variance,
         "mp_lower_edge": law.lower_edge,
@@ -167,6 +181,25 @@ def _bulk(eigenvalues: Tensor, plan: Plan) -> dict[str, Tensor]:
         "mp_spikes": law.spikes,
         "mp_soft_rank": law.soft_rank,
     }
+
+
+def _without_outliers(
+    tail: _Tail, law: MarchenkoPasturFit | None, plan: Plan, method: SpectralMethod
+) -> dict[str, Tensor]:
+    counts = count_outliers(tail.spectra, tail.fit.xmin, law, plan.spectrum_size)
+    alphas = alphas_without(tail.spectra, tail.fit.alpha, counts, method, MIN_EIGENVALUES)
+    return {
+        "outlier_eigenvalues": counts.masked_fill(~tail.usable, 0).sum(),
+        "alpha_without_outliers": tail.mean(alphas),
+    }
+
+
+def _other_laws(tail: _Tail) -> dict[str, Tensor]:
+    numbers: dict[str, Tensor] = {}
+    for name, ratio in compare_distributions(tail.spectra, tail.fit.xmin)._asdict().items():
+        of_layer, start = ratio.summed(tail.usable), name.removesuffix("_power_law")
+        numbers |= {f"{start}_ratio": of_layer.normalized, f"{start}_p": of_layer.p_value}
+    return numbers
 
 
 def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
@@ -190,7 +223,7 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
     remarks += [plan.weight.remark] if plan.weight.remark else []
     reason = "; ".join(remarks + _found_by_checks(counts))
     if not counts["usable"]:
-        numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat"), math.nan)
+        numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat", *ON_REQUEST), math.nan)
     return LayerSpectrum(
         name=plan.weight.name,
         kind=plan.weight.kind,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
+
+_LATER = ("outliers", "distributions")  # options that version 0.1 did not have
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnostics:
     """Error bars, goodness of fit and random baselines; all are off by default, and seeded.
 
@@ -17,6 +19,13 @@ class Diagnostics:
         marchenko_pastur: whether to fit the Marchenko-Pastur law to the bulk (``mp_...``).
         twin: whether to analyse the same weights with their entries shuffled, too (``row.twin``,
             ``relative_alpha``). It takes as long again as the analysis itself.
+        outliers: whether to fit each spectrum also without its outlier eigenvalues (``outlier_eigenvalues``,
+            ``alpha_without_outliers``): those above the Tracy-Widom threshold of the Marchenko-Pastur law, where that
+            describes the bulk; else those of them that a gap separates from the tail, such as a power law would have
+            once in 100 times.
+        distributions: whether to compare the power law with a lognormal, an exponential and a truncated power law
+            (``lognormal_ratio``, ``lognormal_p``, ...; see
+            :func:`lightning_farms.functional.compare_distributions`).
         level: probability that the bootstrap interval is to hold, between 0 and 1.
         seed: of every draw; a layer's draws depend on its name and the seed only.
 
@@ -33,8 +42,15 @@ class Diagnostics:
     _: KW_ONLY
     marchenko_pastur: bool = False
     twin: bool = False
+    outliers: bool = False
+    distributions: bool = False
     level: float = 0.95
     seed: int = 0
+
+    def __repr__(self) -> str:
+        """Without the later options where they are off: callbacks find their state in a checkpoint by this text."""
+        shown = [f for f in fields(self) if f.name not in _LATER or getattr(self, f.name) != f.default]
+        return f"Diagnostics({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
 
     def __post_init__(self) -> None:
         for name in ("bootstrap", "p_value", "seed"):

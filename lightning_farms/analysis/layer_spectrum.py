@@ -18,7 +18,7 @@ class Status(StrEnum):
     __repr__ = str.__repr__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerSpectrum:
     """Spectrum of one layer's weight.
 
@@ -64,6 +64,15 @@ class LayerSpectrum:
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
         twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
+        outlier_eigenvalues: how many eigenvalues stand out from the spectra, of all fits (``Diagnostics.outliers``).
+        alpha_without_outliers: alpha of the fits without them.
+        lognormal_ratio: log-likelihood ratio of the power law to a lognormal by its standard deviation; negative where
+            the lognormal describes the tail better (``Diagnostics.distributions``).
+        lognormal_p: p-value of that ratio; large where it tells nothing.
+        exponential_ratio: the same, against an exponential.
+        exponential_p: p-value of that ratio.
+        truncated_ratio: the same, against a power law with an exponential cut-off, which is never the worse one.
+        truncated_p: p-value of that ratio.
     """
 
     name: str
@@ -99,9 +108,22 @@ class LayerSpectrum:
     reason: str = ""
     eigenvalues: Tensor | None = None
     twin: LayerSpectrum | None = None
+    outlier_eigenvalues: float = math.nan
+    alpha_without_outliers: float = math.nan
+    lognormal_ratio: float = math.nan
+    lognormal_p: float = math.nan
+    exponential_ratio: float = math.nan
+    exponential_p: float = math.nan
+    truncated_ratio: float = math.nan
+    truncated_p: float = math.nan
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
+
+    def __repr__(self) -> str:
+        """Without the later numbers where they were not asked for."""
+        shown = [f.name for f in fields(self) if f.name not in ON_REQUEST or not math.isnan(getattr(self, f.name))]
+        return f"LayerSpectrum({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:
         """Whether all but the eigenvalues are equal; NaN equals NaN."""
@@ -111,7 +133,7 @@ class LayerSpectrum:
         return hash(self._compared())
 
     def _compared(self) -> tuple[object, ...]:
-        values = (getattr(self, name) for name in (*COLUMNS, "twin"))
+        values = (getattr(self, name) for name in (*COLUMNS, *ON_REQUEST, "twin"))
         return tuple(None if value != value else value for value in values)
 
     @property
@@ -122,5 +144,17 @@ class LayerSpectrum:
         return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
 
 
-COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin"))
+ON_REQUEST = (
+    "outlier_eigenvalues",
+    "alpha_without_outliers",
+    "lognormal_ratio",
+    "lognormal_p",
+    "exponential_ratio",
+    "exponential_p",
+    "truncated_ratio",
+    "truncated_p",
+)
+"""Attributes of a row that are columns of a table where a row has them."""
+
+COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin", *ON_REQUEST))
 """Attributes of a row that are plain values, in order."""

@@ -9,7 +9,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from lightning_farms.analysis._export import csv_text
-from lightning_farms.analysis.layer_spectrum import COLUMNS, LayerSpectrum, Status
+from lightning_farms.analysis.guidance import guidance
+from lightning_farms.analysis.layer_spectrum import COLUMNS, ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
 from lightning_farms.analysis.table import html_table, text_table
 from lightning_farms.common.texts import json_text, write_if_asked
@@ -117,7 +118,13 @@ class SpectralReport:
     def columns(self) -> tuple[str, ...]:
         """Columns of the table: a row's attributes, and ``random_...`` of its twin where there is one."""
         twins = any(row.twin is not None for row in self)
-        return COLUMNS + tuple(f"random_{name}" for name in _OF_TWIN if twins)
+        asked = tuple(name for name in ON_REQUEST if any(not math.isnan(getattr(row, name)) for row in self))
+        return COLUMNS + asked + tuple(f"random_{name}" for name in _OF_TWIN if twins)
+
+    @property
+    def guidance(self) -> list[str]:
+        """Which layers stand out, in which direction, and what it may mean; empty where none does."""
+        return guidance(self)
 
     def _records(self) -> list[Mapping[str, Any]]:
         columns = self.columns
@@ -146,6 +153,6 @@ class SpectralReport:
 
 
 def _value(row: LayerSpectrum, column: str) -> object:
-    if column in COLUMNS:
+    if not column.startswith("random_"):
         return getattr(row, column)
     return math.nan if row.twin is None else getattr(row.twin, column.removeprefix("random_"))

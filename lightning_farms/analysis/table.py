@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.outliers import outliers
 from lightning_farms.common.texts import listed
 
+DECISIVE = 0.1
+"""P-value below which a likelihood ratio's sign is trusted (Clauset, Shalizi and Newman, 2009, Section 5)."""
+
 MARKS = {"high": "+", "low": "-"}
-LEFT = ("layer", "kind")  # columns of words; those of numbers stand to the right
+LEFT = ("layer", "kind", "law")  # columns of words; those of numbers stand to the right
 
 
 class _Column(NamedTuple):
@@ -29,6 +33,9 @@ _COLUMNS = (
     _Column("shape", lambda row: shape_text(row.shape)),
     _Column("windows", lambda row: str(row.windows)),
     _Column("alpha", lambda row: f"{row.alpha:.3f}"),
+    _Column("no outliers", lambda row: f"{row.alpha_without_outliers:.3f}", lambda row: row.alpha_without_outliers),
+    _Column("left out", lambda row: f"{row.outlier_eigenvalues:.0f}", lambda row: row.outlier_eigenvalues),
+    _Column("law", lambda row: preferred_law(row), lambda row: row.lognormal_p),
     _Column("interval", lambda row: f"{row.alpha_low:.3f}..{row.alpha_high:.3f}", lambda row: row.alpha_low),
     _Column("p", lambda row: f"{row.p_value:.2f}", lambda row: row.p_value),
     _Column("relative", lambda row: f"{row.relative_alpha:.3f}", lambda row: row.relative_alpha),
@@ -39,6 +46,25 @@ _COLUMNS = (
     _Column("log norm", lambda row: f"{row.log_norm:.2f}", lambda row: row.log_norm),
     _Column("stable rank", lambda row: f"{row.stable_rank:.1f}", lambda row: row.stable_rank),
 )
+
+
+def preferred_law(row: LayerSpectrum) -> str:
+    """Which law describes the tail best by the likelihood ratios, where their p-values are below 0.1.
+
+    Example:
+        >>> row = LayerSpectrum("fc", "linear", (8, 4), lognormal_ratio=-3.0, lognormal_p=0.01, exponential_ratio=5.0,
+        ...     exponential_p=0.001, truncated_ratio=-0.2, truncated_p=0.8)
+        >>> preferred_law(row)
+        'lognormal'
+    """
+    against = {
+        "lognormal": (row.lognormal_ratio, row.lognormal_p),
+        "exponential": (row.exponential_ratio, row.exponential_p),
+        "truncated": (row.truncated_ratio, row.truncated_p),
+    }
+    better = [name for name, (ratio, p_value) in against.items() if ratio < 0 and p_value < DECISIVE]
+    open_ones = [name for name, (_, p_value) in against.items() if not p_value < DECISIVE and name != "truncated"]
+    return ", ".join(better) or " or ".join(["power law", *open_ones])
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -71,6 +97,45 @@ def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:
     return f"{counts} alpha: {summary}" if analysed else counts
 
 
+def closing_lines(rows: Sequence[LayerSpectrum], *, of_change: bool = False) -> list[str]:
+    """What the columns that were asked for say of all layers, and which layers stand out.
+
+    Args:
+        rows: of the report.
+        of_change: whether the weights are changes from a base, of which no more is said than that they stand out.
+    """
+    return [*_without_outliers(rows), *_laws(rows), *guidance(rows, of_change=of_change)]
+
+
+def _without_outliers(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
+    """How far alpha moves without the outlier eigenvalues."""
+    asked = [row for row in rows if not math.isnan(row.outlier_eigenvalues)]
+    moved = sorted((row for row in asked if row.outlier_eigenvalues), key=_shift, reverse=True)
+    if moved:
+        texts = (
+            f"{row.name} {row.alpha:.3f} -> {row.alpha_without_outliers:.3f} ({row.outlier_eigenvalues:.0f} left out)"
+            for row in moved
+        )
+        yield f"Without outlier eigenvalues alpha moves in {len(moved)} of {len(asked)} layers: {listed(texts)}."
+    elif asked:
+        yield f"No outlier eigenvalues in {len(asked)} layers."
+
+
+def _shift(row: LayerSpectrum) -> float:
+    return abs(row.alpha_without_outliers - row.alpha) if math.isfinite(row.alpha_without_outliers) else math.inf
+
+
+def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
+    laws = [preferred_law(row) for row in rows if not math.isnan(row.lognormal_p)]
+    if laws:
+        beaten = sum("power law" not in law for law in laws)
+        yield (
+            f"law: what describes the tail best by likelihood ratios with p < {DECISIVE} (Vuong): another one than a "
+            f"power law in {beaten} of {len(laws)} layers. Eigenvalues are no independent samples, and few of them "
+            "(below some 50) seldom decide."
+        )
+
+
 def text_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
     """The report as lines of text."""
     cells = _marked_cells(rows)
@@ -83,7 +148,7 @@ def text_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*aligned, *listed_reasons(rows), counts_text(rows, summary)])
+    return "\n".join([*aligned, *listed_reasons(rows), counts_text(rows, summary), *closing_lines(rows)])
 
 
 def html_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
@@ -92,7 +157,7 @@ def html_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in cells)
     body = "".join(_html_row(dict(zip(cells, line, strict=True))) for line in zip(*cells.values(), strict=True))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if cells else ""
-    notes = "".join(f"<br>{escape(line)}" for line in listed_reasons(rows))
+    notes = "".join(f"<br>{escape(line)}" for line in [*listed_reasons(rows), *closing_lines(rows)])
     return (
         f'<div style="max-height: 40em; overflow: auto">{table}</div>'
         f"<div>{escape(counts_text(rows, summary))}{notes}</div>"

@@ -13,6 +13,7 @@ from lightning_farms.functional.layerwise import (
     tb_sqrt,
     tb_step,
 )
+from lightning_farms.functional.outlier_eigenvalues import separated_eigenvalues
 from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
 from lightning_farms.functional.pruning_masks import NofM, magnitude_mask, wanda_mask
 from lightning_farms.functional.random_matrix import (
@@ -76,6 +77,7 @@ __all__ = [
     "normalize_multipliers",
     "official_sparsity",
     "ramp",
+    "separated_eigenvalues",
     "shuffle_entries",
     "sparsegpt",
     "spectral_density",

@@ -120,6 +120,16 @@ def _add_diagnostics(group: Any) -> None:  # noqa: ANN401
         action="store_true",
         help="fit the Marchenko-Pastur law, and analyse each weight with its entries shuffled too",
     )
+    group.add_argument(
+        "--without_outliers",
+        action="store_true",
+        help="fit also without eigenvalues that stand out (beyond the Tracy-Widom edge); say how far alpha moves",
+    )
+    group.add_argument(
+        "--distributions",
+        action="store_true",
+        help="compare the power law with a lognormal, an exponential and a truncated power law by likelihood ratios",
+    )
     group.add_argument("--seed", type=int, default=0, help="of all draws")
 
 
@@ -166,6 +176,8 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
             given["p_value"],
             marchenko_pastur=given["baseline"] or given["plots"] is not None,
             twin=given["baseline"],
+            outliers=given["without_outliers"],
+            distributions=given["distributions"],
             level=given["level"],
             seed=given["seed"],
         ),

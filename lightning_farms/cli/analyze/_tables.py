@@ -17,7 +17,15 @@ from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.outliers import SPREAD, outliers, rule
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
-from lightning_farms.analysis.table import LEFT, MARKS, counts_text, listed_reasons, report_cells, shape_text
+from lightning_farms.analysis.table import (
+    LEFT,
+    MARKS,
+    closing_lines,
+    counts_text,
+    listed_reasons,
+    report_cells,
+    shape_text,
+)
 from lightning_farms.common.texts import listed
 
 _STYLES = {"high": "bold red", "low": "bold cyan"}
@@ -26,11 +34,11 @@ _Side = Literal["high", "low"] | None
 
 # on a narrow terminal these give way, one after the other; those that were asked for are the last
 _GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "windows", "kind", "error", "shape")
-_GIVE_WAY += ("spikes", "relative", "p", "interval")
+_GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outliers")
 
 
-def print_report(console: Console, report: SpectralReport, *, title: str, fit: str) -> None:
-    """Print one line a layer, what was skipped and why, and the summary."""
+def print_report(console: Console, report: SpectralReport, *, title: str, fit: str, of_change: bool = False) -> None:
+    """Print one line a layer, what was skipped and why, the summary, and which layers stand out."""
     analysed = [row for row in report if row.status is Status.OK]
     marked = outliers(report.alphas, fit=fit, errors={row.name: row.standard_error for row in analysed})
     if analysed:
@@ -45,6 +53,8 @@ def print_report(console: Console, report: SpectralReport, *, title: str, fit: s
     if marked:
         console.print(_legend("alpha", rule(fit)), soft_wrap=True)
     console.print(counts_text(list(report), report.summary), soft_wrap=True, highlight=False)
+    for line in closing_lines(list(report), of_change=of_change):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_what_fits(

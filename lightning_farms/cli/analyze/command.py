@@ -20,6 +20,7 @@ from lightning_farms.analysis.engine import analyze_weights
 from lightning_farms.analysis.layer_spectrum import Status
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import PatternError, Selection
+from lightning_farms.analysis.table import closing_lines
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
@@ -154,7 +155,9 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
         with complete_or_nothing(options.out) as draft:
             draft.write_text(text, encoding="utf-8")
         sys.stderr.write(f"Written to {options.out}\n")
-    sys.stderr.write(f"alpha of {_analysed(options)}: {report.summary}\n")
+    lines = [] if options.format == "table" else closing_lines(list(report), of_change=options.base is not None)
+    for line in (f"alpha of {_analysed(options)}: {report.summary}", *lines):
+        sys.stderr.write(f"{line}\n")
 
 
 class _Stdout(Console):
@@ -171,7 +174,7 @@ def _print(console: Console, report: SpectralReport, comparison: Comparison | No
         return
     given = ", ".join(f"{name}={value!r}" for name, value in vars(options.method).items() if value is not None)
     title = f"{_analysed(options)}, {type(options.method).__name__}({given})"
-    print_report(console, report, title=title, fit=options.method.fit)
+    print_report(console, report, title=title, fit=options.method.fit, of_change=options.base is not None)
 
 
 def _analysed(options: AnalyzeOptions) -> str:

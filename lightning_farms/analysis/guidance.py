@@ -1,0 +1,120 @@
+"""Which layers stand out from the network's other layers, in words, and what that may mean."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from statistics import NormalDist, median
+from typing import NamedTuple
+
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
+from lightning_farms.common.texts import listed
+
+_FEWEST = 5  # layers; of fewer none stands out
+_CHANCE = 0.01  # with which a layer of a network without differences would be named
+_ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal distribution
+_SMALL_SAMPLE = 3.0  # a median absolute deviation of n layers may be too small by that share of n
+_LEAST_DIFFERENCE = 0.1  # of alpha - 1, relative
+_MOST = 0.25  # of the layers; where more differ, they are of several kinds, and none stands out
+_REPULSION = 0.5  # least scatter by standard error; the eigenvalues of random matrices, which repel, have 0.1 to 0.45
+_FIXED_RANK = 0.45  # share of the eigenvalues in the tail from which on it is not one that a scan chose
+
+_MEANING = {
+    "low": (
+        "heavier tails than the other layers",
+        "Heavier tails go with more training (Hu et al., ICML 2025; Martin and Mahoney, JMLR 2021); a few very large "
+        "eigenvalues have the same effect (see --without_outliers).",
+    ),
+    "high": (
+        "lighter tails than the other layers",
+        "Lighter tails go with less training (Hu et al., ICML 2025; Martin and Mahoney, JMLR 2021), as of layers that "
+        "were frozen, initialised anew, or given a lower learning rate.",
+    ),
+}
+
+
+class _Distinct(NamedTuple):
+    """A layer that stands out, the median of its group, and how far it is from that, in standard deviations."""
+
+    row: LayerSpectrum
+    median: float
+    deviation: float
+
+
+def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[str]:
+    r"""Say which layers stand out, in which direction, and what it may mean; nothing where none does.
+
+    With :math:`u = \ln(\alpha - 1)`, which has the standard error :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
+    bootstrap interval, where it was asked for), a layer stands out where its :math:`|u - \mathrm{median}\, u| / e` is
+    beyond what the largest of all layers has once in 100 networks whose layers differ by chance alone. Chance is the
+    robust scatter of that quantity over the layers, or half a standard error where it is less (a whole one where a scan
+    has chosen xmin). Layers are compared with those of about the same aspect ratio of windows (FARMS: all), five at
+    least. Those whose alpha - 1 differs by less than a tenth do not stand out, nor do any where more than a quarter
+    would.
+
+    Args:
+        rows: of a report.
+        of_change: whether the weights are changes from a base: then only the direction is said.
+
+    Returns:
+        Up to two lines.
+
+    Example:
+        >>> rows = [
+        ...     LayerSpectrum(f"blocks.{i}", "linear", (256, 256), eigenvalue_count=256, tail_size=128,
+        ...         alpha=1.4 if i == 3 else 2.1, standard_error=0.04 if i == 3 else 0.1)
+        ...     for i in range(8)
+        ... ]
+        >>> print(guidance(rows)[0])  # doctest: +ELLIPSIS
+        Heavier tails than the other layers: blocks.3 (alpha 1.40, median 2.10). Heavier tails go with more training ...
+        >>> guidance(rows[4:])
+        []
+
+    Reference:
+        Hu et al., Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias, ICML 2025; Martin and Mahoney,
+        Implicit Self-Regularization in Deep Neural Networks, Journal of Machine Learning Research 22 (2021).
+    """
+    known = [row for row in rows if row.status is Status.OK and row.alpha > 1 and 0 < _error(row) < math.inf]
+    groups: dict[int, list[LayerSpectrum]] = defaultdict(list)
+    for row in known:
+        groups[round(2 * abs(math.log2(row.aspect_ratio))) if row.aspect_ratio > 0 else 0].append(row)
+    found = [each for group in groups.values() for each in _standing_out(group, len(known))]
+    return list(_sentences(found, of_change)) if len(found) <= max(1, _MOST * len(known)) else []
+
+
+def _sentences(found: list[_Distinct], of_change: bool) -> Iterator[str]:
+    for side, (what, meaning) in _MEANING.items():
+        chosen = sorted(
+            (each for each in found if (each.deviation < 0) == (side == "low")), key=_strength, reverse=True
+        )
+        if chosen:
+            names = listed([f"{row.name} (alpha {row.alpha:.2f}, median {middle:.2f})" for row, middle, _ in chosen])
+            rest = "" if of_change else f" {meaning} A hint where to look, no fault by itself."
+            yield f"{what.capitalize()}: {names}.{rest}"
+
+
+def _strength(each: _Distinct) -> float:
+    return abs(each.deviation)
+
+
+def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]:
+    """Those of a group, in a network of so many layers."""
+    if len(rows) < _FEWEST:
+        return
+    middle = median(row.alpha for row in rows)
+    logs = [math.log((row.alpha - 1) / (middle - 1)) for row in rows]
+    scaled = [log / _error(row) for log, row in zip(logs, rows, strict=True)]
+    spread = _ROBUST * median(map(abs, scaled)) * (1 + _SMALL_SAMPLE / len(rows))
+    most = NormalDist().inv_cdf(1 - _CHANCE / 2 / layers)
+    for row, log, value in zip(rows, logs, scaled, strict=True):
+        by_rank = row.tail_size >= _FIXED_RANK * row.eigenvalue_count
+        deviation = value / max(spread, _REPULSION if by_rank else 1.0)
+        if abs(deviation) > most and abs(math.expm1(log)) >= _LEAST_DIFFERENCE:
+            yield _Distinct(row, middle, deviation)
+
+
+def _error(row: LayerSpectrum) -> float:
+    """Standard error of ln(alpha - 1)."""
+    low, high = row.interval
+    return max(row.alpha - low, high - row.alpha) / 1.96 / (row.alpha - 1)

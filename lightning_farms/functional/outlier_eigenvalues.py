@@ -1,0 +1,63 @@
+r"""Eigenvalues at the top of a spectrum that are set apart from its power-law tail."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FEWEST = 5  # eigenvalues of the tail that are left to compare with
+
+
+def separated_eigenvalues(
+    eigenvalues: Tensor, xmin: Tensor, *, threshold: Tensor | float = 0.0, probability: float = 0.01
+) -> Tensor:
+    r"""How many of the largest eigenvalues a gap separates that no power-law tail would have.
+
+    With the n eigenvalues above :math:`x_{min}` in descending order and :math:`y_i = \ln \lambda_i`, the scaled
+    spacings :math:`z_i = i \, (y_i - y_{i+1})` (:math:`y_{n+1} = \ln x_{min}`) of a power law are independent and of
+    one exponential law. The r largest are set apart if
+
+    .. math:: R \left(1 + \frac{z_r}{\sum_{j=r+1}^{n} z_j}\right)^{-(n - r)} < p,
+
+    the probability of so large a spacing by the size of those below, times the number R of the r that are tried: those
+    up to n / 2 whose eigenvalues lie above ``threshold``. The largest such r counts.
+
+    Args:
+        eigenvalues: (..., N), any order, not negative, in units of the squared weight.
+        xmin: (...), where the tail starts, in the same units.
+        threshold: (...) or a number, which the separated ones exceed, such as what noise alone would make
+            (:func:`spike_threshold`).
+        probability: p, with which a power law has such a gap anywhere, between 0 and 1.
+
+    Returns:
+        (...), int64; 0 where fewer than five eigenvalues would be left in the tail, or xmin is not positive.
+
+    Raises:
+        ValueError: ``probability`` out of range.
+
+    Example:
+        >>> tail = torch.linspace(1, 0.02, 50) ** -0.6
+        >>> separated_eigenvalues(tail, torch.tensor(1.0)).item()
+        0
+        >>> separated_eigenvalues(torch.cat([tail, torch.tensor([1e4])]), torch.tensor(1.0)).item()
+        1
+
+    Reference:
+        Renyi, Acta Mathematica Hungarica 4 (1953) (the spacings); Pisarenko and Sornette, European Physical Journal
+        Special Topics 205 (2012) (such a test for "dragon kings").
+    """
+    if not 0 < probability < 1:
+        raise ValueError(f"Expected argument `probability` to be between 0 and 1, but got {probability}.")
+    ordered = eigenvalues.to(torch.float64).sort(dim=-1, descending=True).values
+    start = xmin.to(ordered).unsqueeze(-1)
+    inside = (ordered > start) & (start > 0)
+    logs = (ordered / start).log().masked_fill(~inside, 0.0)
+    rank = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
+    spacings = rank * (logs - torch.nn.functional.pad(logs[..., 1:], (0, 1)))
+    below = spacings.flip(-1).cumsum(-1).flip(-1) - spacings
+    left = inside.sum(-1, keepdim=True) - rank
+    above = ordered > torch.as_tensor(threshold, dtype=ordered.dtype, device=ordered.device).unsqueeze(-1)
+    tried = inside & above & (left >= _FEWEST) & (rank <= left)
+    log_chance = -left * (spacings / below).log1p() + tried.sum(-1, keepdim=True).log()
+    apart = tried & (log_chance < torch.tensor(probability, dtype=ordered.dtype).log())
+    return (apart * rank).amax(-1)
