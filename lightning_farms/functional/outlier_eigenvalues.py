@@ -17,17 +17,17 @@ def separated_eigenvalues(
     spacings :math:`z_i = i \, (y_i - y_{i+1})` (:math:`y_{n+1} = \ln x_{min}`) of a power law are independent and of
     one exponential law. The r largest are set apart if
 
-    .. math:: R \left(1 + \frac{z_r}{\sum_{j=r+1}^{n} z_j}\right)^{-(n - r)} < p,
+    .. math:: r (r + 1) \left(1 + \frac{z_r}{\sum_{j=r+1}^{n} z_j}\right)^{-(n - r)} < p,
 
-    the probability of so large a spacing by the size of those below, times the number R of the r that are tried: those
-    up to n / 2 whose eigenvalues lie above ``threshold``. The largest such r counts.
+    the probability of so large a spacing by the size of those below; the factor, whose inverses add up to 1, is for the
+    r that are tried, those up to n / 2 whose eigenvalues lie above ``threshold``. The largest such r counts.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight.
         xmin: (...), where the tail starts, in the same units.
         threshold: (...) or a number, which the separated ones exceed, such as what noise alone would make
             (:func:`spike_threshold`).
-        probability: p, with which a power law has such a gap anywhere, between 0 and 1.
+        probability: p, with which a power law has such a gap anywhere, at most; between 0 and 1.
 
     Returns:
         (...), int64; 0 where fewer than five eigenvalues would be left in the tail, or xmin is not positive.
@@ -58,6 +58,6 @@ def separated_eigenvalues(
     left = inside.sum(-1, keepdim=True) - rank
     above = ordered > torch.as_tensor(threshold, dtype=ordered.dtype, device=ordered.device).unsqueeze(-1)
     tried = inside & above & (left >= _FEWEST) & (rank <= left)
-    log_chance = -left * (spacings / below).log1p() + tried.sum(-1, keepdim=True).log()
+    log_chance = -left * (spacings / below).log1p() + (rank * (rank + 1)).log()
     apart = tried & (log_chance < torch.tensor(probability, dtype=ordered.dtype).log())
     return (apart * rank).amax(-1)

@@ -10,6 +10,7 @@ from lightning_farms.analysis import FARMS, Diagnostics, LayerSpectrum, LayerWei
 from lightning_farms.analysis._decompose import Spectrum
 from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis._plan import plan_layer
+from lightning_farms.analysis.layer_spectrum import ON_REQUEST
 from lightning_farms.functional import esd
 from lightning_farms.functional.submatrices import slice_windows
 
@@ -80,7 +81,12 @@ def test_norms_are_means_over_windows(method):
 
 def test_what_is_not_asked_for_is_not_a_number():
     numbers, _, _ = numbers_of(drawn(LINEAR))
-    optional = {name for name in METRICS if name.startswith("mp_")} | {"alpha_low", "alpha_high", "p_value"}
+    optional = {name for name in METRICS if name.startswith("mp_")} | {
+        "alpha_low",
+        "alpha_high",
+        "p_value",
+        *ON_REQUEST,
+    }
     assert {name for name, value in numbers.items() if math.isnan(value)} == optional
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightning_farms.analysis import LayerSpectrum, SpectralReport
+from lightning_farms.analysis.layer_spectrum import ON_REQUEST
 
 GOOD = LayerSpectrum(
     name="blocks.0.conv",
@@ -151,7 +152,19 @@ def test_rows_that_differ_in_one_number_are_not_equal(name):
 
 
 def test_every_column_but_the_eigenvalues_and_the_twin_is_written():
-    assert {entry.name for entry in fields(LayerSpectrum)} == {*COLUMNS, "eigenvalues", "twin"}
+    assert {entry.name for entry in fields(LayerSpectrum)} == {*COLUMNS, *ON_REQUEST, "eigenvalues", "twin"}
+
+
+def test_columns_on_request_are_those_that_a_row_has():
+    assert not set(ON_REQUEST) & set(SpectralReport([GOOD]).columns)
+    asked = SpectralReport([replace(GOOD, name="a", twin=None), replace(GOOD, twin=None, outlier_eigenvalues=0.0)])
+    assert asked.columns == (*COLUMNS, "outlier_eigenvalues")
+    assert [line.rpartition(",")[2] for line in asked.to_csv().splitlines()] == ["outlier_eigenvalues", "nan", "0.0"]
+
+
+def test_a_row_shows_what_was_asked_for():
+    assert "outlier_eigenvalues" not in repr(GOOD)
+    assert repr(replace(GOOD, twin=None, outlier_eigenvalues=2.0)).endswith("twin=None, outlier_eigenvalues=2.0)")
 
 
 OF_TWIN = [
