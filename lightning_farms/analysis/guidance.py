@@ -6,10 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from statistics import NormalDist, median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.common.texts import listed
+
+if TYPE_CHECKING:
+    from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 
 _FEWEST = 5  # layers; of fewer none stands out
 _CHANCE = 0.01  # with which a layer of a network without differences would be named
@@ -61,6 +63,7 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
         Up to two lines.
 
     Example:
+        >>> from lightning_farms.analysis import LayerSpectrum
         >>> rows = [
         ...     LayerSpectrum(f"blocks.{i}", "linear", (256, 256), eigenvalue_count=256, tail_size=128,
         ...         alpha=1.4 if i == 3 else 2.1, standard_error=0.04 if i == 3 else 0.1)
@@ -75,7 +78,7 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
         Hu et al., Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias, ICML 2025; Martin and Mahoney,
         Implicit Self-Regularization in Deep Neural Networks, Journal of Machine Learning Research 22 (2021).
     """
-    known = [row for row in rows if row.status is Status.OK and row.alpha > 1 and 0 < _error(row) < math.inf]
+    known = [row for row in rows if row.alpha > 1 and 0 < _error(row) < math.inf]
     groups: dict[int, list[LayerSpectrum]] = defaultdict(list)
     for row in known:
         groups[round(2 * abs(math.log2(row.aspect_ratio))) if row.aspect_ratio > 0 else 0].append(row)

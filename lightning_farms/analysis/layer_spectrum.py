@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Status(StrEnum):
@@ -142,6 +146,51 @@ class LayerSpectrum:
         if math.isfinite(self.alpha_low):
             return self.alpha_low, self.alpha_high
         return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
+
+    def plot(self) -> Figure:
+        """Draw the spectral density with the fitted tail (needs no display).
+
+        Returns:
+            A matplotlib figure; with the Marchenko-Pastur law where ``Diagnostics.marchenko_pastur`` was asked for.
+
+        Raises:
+            ValueError: the row has no eigenvalues.
+        """
+        from lightning_farms.plotting import esd_figure
+
+        return esd_figure(
+            self._kept(),
+            alpha=self.alpha,
+            xmin=self.xmin,
+            ks_distance=self.ks_distance,
+            title=self.name,
+            mp_edges=(self.mp_lower_edge, self.mp_upper_edge),
+            spike_threshold=self.mp_spike_threshold,
+        )
+
+    def plot_xmin_scan(self) -> Figure:
+        """Draw the Kolmogorov-Smirnov distance over all candidates for xmin, the row's own marked (needs no display).
+
+        Where several blocks of a convolution were fitted, the curve is that of all their eigenvalues together, and the
+        mark is the mean of their own.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ValueError: the row has no eigenvalues.
+        """
+        from lightning_farms.plotting import xmin_scan_figure
+
+        return xmin_scan_figure(self._kept(), title=self.name, xmin=self.xmin)
+
+    def _kept(self) -> Tensor:
+        if self.eigenvalues is None:
+            raise ValueError(
+                f"Expected a row that holds its eigenvalues, but {self.name!r} does not: analyze with "
+                "keep_eigenvalues=True."
+            )
+        return self.eigenvalues
 
 
 ON_REQUEST = (

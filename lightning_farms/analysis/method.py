@@ -18,6 +18,9 @@ from lightning_farms.functional.submatrices import (
 )
 
 Fit = Literal["hill", "hill_paper", "ks", "peak", "peak_corrected"]
+SCANS = ("ks", "peak", "peak_corrected")
+"""The fits that choose xmin among candidates by their Kolmogorov-Smirnov distances."""
+
 Blocks = Literal["averaged", "pooled"]
 Compat = Literal["official"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.outliers import outliers
-from lightning_farms.common.texts import listed
+from lightning_farms.common.texts import listed, shape_text
 
 DECISIVE = 0.1
 """P-value below which a likelihood ratio's sign is trusted (Clauset, Shalizi and Newman, 2009, Section 5)."""
@@ -65,11 +65,6 @@ def preferred_law(row: LayerSpectrum) -> str:
     better = [name for name, (ratio, p_value) in against.items() if ratio < 0 and p_value < DECISIVE]
     open_ones = [name for name, (_, p_value) in against.items() if not p_value < DECISIVE and name != "truncated"]
     return ", ".join(better) or " or ".join(["power law", *open_ones])
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """``64x3x3x3``."""
-    return "x".join(map(str, shape))
 
 
 def report_cells(rows: Iterable[LayerSpectrum]) -> dict[str, list[str]]:

@@ -39,6 +39,11 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
     return ", ".join(known[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def shape_text(shape: Iterable[int]) -> str:
+    """``64x3x3x3``."""
+    return "x".join(map(str, shape))
+
+
 def _without_nan(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Mapping):
         return {str(key): _without_nan(entry) for key, entry in value.items()}

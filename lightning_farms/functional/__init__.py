@@ -14,7 +14,7 @@ from lightning_farms.functional.layerwise import (
     tb_step,
 )
 from lightning_farms.functional.outlier_eigenvalues import separated_eigenvalues
-from lightning_farms.functional.power_law import PowerLawFit, fit_hill, fit_ks, fit_peak
+from lightning_farms.functional.power_law import KSScan, PowerLawFit, fit_hill, fit_ks, fit_peak, scan_ks
 from lightning_farms.functional.pruning_masks import NofM, magnitude_mask, wanda_mask
 from lightning_farms.functional.random_matrix import (
     MarchenkoPasturEdges,
@@ -44,6 +44,7 @@ __all__ = [
     "CheckedSpectrum",
     "DistributionComparison",
     "Interval",
+    "KSScan",
     "LayerSparsity",
     "LikelihoodRatio",
     "MarchenkoPasturEdges",
@@ -77,6 +78,7 @@ __all__ = [
     "normalize_multipliers",
     "official_sparsity",
     "ramp",
+    "scan_ks",
     "separated_eigenvalues",
     "shuffle_entries",
     "sparsegpt",

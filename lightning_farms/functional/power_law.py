@@ -121,6 +121,60 @@ def fit_ks(eigenvalues: Tensor) -> PowerLawFit:
     return _scan(ordered, torch.ones_like(ordered[..., :-1], dtype=torch.bool))
 
 
+class KSScan(NamedTuple):
+    r"""Every candidate for ``xmin`` of one spectrum, ascending; all tensors are (C,).
+
+    Attributes:
+        xmin: the candidate, in units of the squared weight.
+        alpha: exponent of the fit with it.
+        ks_distance: Kolmogorov-Smirnov distance D of tail and fit, in [0, 1].
+        tail_size: eigenvalues at or above it.
+    """
+
+    xmin: Tensor
+    alpha: Tensor
+    ks_distance: Tensor
+    tail_size: Tensor
+
+
+def scan_ks(eigenvalues: Tensor, *, candidates: int | None = None) -> KSScan:
+    r"""The distances among which :func:`fit_ks` finds the least: one a candidate for ``xmin``.
+
+    Args:
+        eigenvalues: (N,), any order, not negative, in units of the squared weight; N at least 2.
+        candidates: how many at most, evenly spaced in rank, and the best one; ``None`` for all, which takes a time of
+            the order of :math:`N^2`.
+
+    Returns:
+        The candidates with a finite exponent above 1; float64. None where no fit is possible.
+
+    Raises:
+        ValueError: not one spectrum of two or more eigenvalues, or ``candidates`` below 1.
+
+    Example:
+        >>> scan = scan_ks(torch.arange(1.0, 101.0) ** 2)
+        >>> len(scan.xmin), scan.tail_size[scan.ks_distance.argmin()].item()
+        (99, 22)
+
+    Reference:
+        Clauset, Shalizi, Newman, SIAM Review 51 (2009), Section 3.3.
+    """
+    if eigenvalues.ndim != 1:
+        raise ValueError(f"Expected argument `eigenvalues` to be (N,), but got shape {tuple(eigenvalues.shape)}.")
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"Expected argument `candidates` to be None or at least 1, but got {candidates}.")
+    ordered = _ascending(eigenvalues)
+    tails = _tails(ordered, torch.ones_like(ordered[:-1], dtype=torch.bool))
+    starts = tails.valid.nonzero().squeeze(-1)
+    if candidates is not None and len(starts) > candidates:
+        evenly = torch.linspace(0, len(starts) - 1, candidates, dtype=torch.float64).round().long().to(starts.device)
+        best = _scan_distances(*(each.unsqueeze(0) for each in tails)).argmin(-1)
+        starts = torch.cat([starts[evenly], best]).unique()
+    flat = tails.depths.unsqueeze(0), tails.firsts.unsqueeze(0), tails.alphas.unsqueeze(0)
+    distances = _distances(*flat, torch.zeros_like(starts), starts, len(ordered))
+    return KSScan(ordered[starts], tails.alphas[starts], distances, len(ordered) - starts)
+
+
 def fit_peak(eigenvalues: Tensor, *, lower_bound: PeakLowerBound = "published") -> PowerLawFit:
     r"""Like :func:`fit_ks`, with ``xmin`` near the peak of the logarithmic histogram (the authors' ``xmin_peak``).
 
@@ -173,8 +227,17 @@ def _fit_tail(tail: Tensor, xmin: Tensor) -> PowerLawFit:
     return PowerLawFit(alpha, xmin, distance, torch.full_like(alpha, size, dtype=torch.int64))
 
 
-def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
-    """Best of the candidate positions (..., N - 1) by KS distance; a position of eigenvalue zero is never one."""
+class _Tails(NamedTuple):
+    """What the tails that begin at each position (..., N - 1) are scanned by; see `_scan_distances`."""
+
+    depths: Tensor
+    firsts: Tensor
+    alphas: Tensor
+    valid: Tensor
+
+
+def _tails(ordered: Tensor, candidates: Tensor) -> _Tails:
+    """The tails of the candidate positions; a position of eigenvalue zero, or of a repeated one, is never one."""
     count = ordered.shape[-1]
     lower, upper = ordered[..., :-1], ordered[..., 1:]
     positive = lower > 0
@@ -184,17 +247,22 @@ def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
     valid = candidates & positive & (alphas > 1) & alphas.isfinite()
     firsts = _first_of_equals(ordered)
     valid = valid & (firsts[..., :-1] == torch.arange(count - 1, device=gaps.device))
-    depths = torch.nn.functional.pad(_sums_from(gaps), (0, 1))
-    flat = depths.reshape(-1, count), firsts.reshape(-1, count), alphas.reshape(-1, count - 1)
-    distances = _scan_distances(*flat, valid.reshape(-1, count - 1)).reshape(alphas.shape)
+    return _Tails(torch.nn.functional.pad(_sums_from(gaps), (0, 1)), firsts, alphas, valid)
+
+
+def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
+    """Best of the candidate positions (..., N - 1) by KS distance."""
+    count = ordered.shape[-1]
+    tails = _tails(ordered, candidates)
+    distances = _scan_distances(*(each.reshape(-1, each.shape[-1]) for each in tails)).reshape(tails.alphas.shape)
     best = distances.argmin(-1, keepdim=True)
-    found = valid.any(-1)
+    found = tails.valid.any(-1)
 
     def pick(values: Tensor) -> Tensor:
         return values.gather(-1, best).squeeze(-1).masked_fill(~found, torch.nan)
 
     tail_size = torch.where(found, count - best.squeeze(-1), 0)
-    return PowerLawFit(pick(alphas), pick(lower), pick(distances), tail_size)
+    return PowerLawFit(pick(tails.alphas), pick(ordered[..., :-1]), pick(distances), tail_size)
 
 
 def _sums_from(values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from lightning_farms.plotting.log_histogram import HistogramSummary, log_histogr
 from lightning_farms.plotting.pixels import pixels
 from lightning_farms.plotting.shape_heatmap_figure import shape_heatmap_figure
 from lightning_farms.plotting.sparsity_figure import sparsity_figure
+from lightning_farms.plotting.xmin_scan_figure import xmin_scan_figure
 
 __all__ = [
     "HistogramSummary",
@@ -24,4 +25,5 @@ __all__ = [
     "pixels",
     "shape_heatmap_figure",
     "sparsity_figure",
+    "xmin_scan_figure",
 ]

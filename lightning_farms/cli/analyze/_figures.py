@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_farms.analysis.comparison import Comparison
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
+from lightning_farms.analysis.method import SCANS
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
+from lightning_farms.plotting import alpha_depth_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Picture(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
-    """Alpha over depth with intervals, alpha by shape, and the spectrum of each layer."""
+def report_pictures(report: SpectralReport, *, name: str, fit: str) -> list[Picture]:
+    """Alpha over depth with intervals, alpha by shape, and of each layer the spectrum, and the scan that found xmin."""
     rows = [row for row in report if row.status is Status.OK]
     if not rows:
         return []
@@ -41,7 +42,7 @@ def report_pictures(report: SpectralReport, *, name: str) -> list[Picture]:
     return [
         Picture("alpha_depth.png", partial(alpha_depth_figure, alphas, intervals=intervals, title=title)),
         Picture("alpha_by_shape.png", partial(shape_heatmap_figure, shapes, alphas)),
-        *_spectra(rows),
+        *_spectra(rows, scanned=fit in SCANS),
     ]
 
 
@@ -64,22 +65,15 @@ def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _spectra(rows: list[LayerSpectrum]) -> Iterator[Picture]:
+def _spectra(rows: list[LayerSpectrum], scanned: bool) -> Iterator[Picture]:
     width = len(str(len(rows)))
     for number, row in enumerate(rows, 1):
         if row.eigenvalues is not None:
             name = re.sub(r"[^\w.-]", "_", row.name)[-_LONGEST_NAME:]
-            figure = partial(
-                esd_figure,
-                row.eigenvalues,
-                alpha=row.alpha,
-                xmin=row.xmin,
-                ks_distance=row.ks_distance,
-                title=row.name,
-                mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
-                spike_threshold=row.mp_spike_threshold,
-            )
-            yield Picture(f"esd/{number:0{width}}_{name}.png", figure)
+            file = f"{number:0{width}}_{name}.png"
+            yield Picture(f"esd/{file}", row.plot)
+            if scanned:
+                yield Picture(f"xmin/{file}", row.plot_xmin_scan)
 
 
 def _matrix_shape(row: LayerSpectrum) -> tuple[int, int]:

@@ -145,7 +145,13 @@ def _add_output(group: Any) -> None:  # noqa: ANN401
         "--format", type=Format, default=None, help="by default as --out ends (.csv, .json), or else a table"
     )
     group.add_argument("--out", type=str, default=None, metavar="PATH", help="file for the result")
-    group.add_argument("--plots", type=str, default=None, metavar="DIR", help="folder for figures (.png)")
+    group.add_argument(
+        "--plots",
+        type=str,
+        default=None,
+        metavar="DIR",
+        help="folder for figures (.png): spectra, alpha over depth, xmin scans",
+    )
 
 
 def _add_resources(group: Any) -> None:  # noqa: ANN401

@@ -24,9 +24,8 @@ from lightning_farms.analysis.table import (
     counts_text,
     listed_reasons,
     report_cells,
-    shape_text,
 )
-from lightning_farms.common.texts import listed
+from lightning_farms.common.texts import listed, shape_text
 
 _STYLES = {"high": "bold red", "low": "bold cyan"}
 

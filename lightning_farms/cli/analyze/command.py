@@ -183,7 +183,7 @@ def _analysed(options: AnalyzeOptions) -> str:
 
 
 def _draw(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions, folder: Path) -> None:
-    pictures = report_pictures(report, name=_analysed(options))
+    pictures = report_pictures(report, name=_analysed(options), fit=options.method.fit)
     if comparison is not None and options.compare is not None:
         pictures += comparison_pictures(comparison, names=_names(options.file, options.compare))
     with progress_bar("Drawing", len(pictures)) as progress:

@@ -313,6 +313,47 @@ def test_plots(run):
     assert "spikes" in out
 
 
+def test_plots_of_a_scan(run):
+    status, _, err = run("net.pt", "--plots", "figures", "--include", "3", "--fit", "ks")
+    assert status == 0
+    assert "4 figures in figures\n" in err
+    assert {path.name for path in Path("figures/xmin").iterdir()} == {"1_3.png"}
+
+
+def test_without_outliers_and_distributions(run):
+    state = network().state_dict()
+    state["3.weight"] = state["3.weight"] + 10 * torch.outer(*torch.randn(2, 32))
+    torch.save(state, "spike.pt")
+    options = ("spike.pt", "--method", "whole", "--include", "3", "4", "--without_outliers", "--distributions")
+    status, out, _ = run(*options)
+    assert status == 0
+    assert "Without outlier eigenvalues alpha moves in 1 of 2 layers: 3 " in out
+    assert all(title in out for title in ("no outliers", "left out", "law"))
+    assert "law: what describes the tail best" in out
+    _, out, err = run(*options, "--format", "csv")
+    found = {row["name"]: row for row in records(out)}
+    assert [float(found[name]["outlier_eigenvalues"]) for name in "34"] == [1.0, 0.0]
+    assert float(found["3"]["alpha"]) < float(found["3"]["alpha_without_outliers"])
+    assert all(0 <= float(found["4"][f"{law}_p"]) <= 1 for law in ("lognormal", "exponential", "truncated"))
+    assert "Without outlier eigenvalues alpha moves" in err
+    _, out, _ = run("spike.pt", "--format", "csv")
+    assert not {"outlier_eigenvalues", "lognormal_p"} & set(records(out)[0])
+
+
+def test_the_last_lines_say_which_layers_stand_out(run):
+    state = {f"blocks.{i}.weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(i)) for i in range(7)}
+    torch.save(state, "even.pt")
+    left, _, right = torch.linalg.svd(state["blocks.5.weight"])
+    torch.save(state | {"blocks.5.weight": left * torch.arange(1, 65) ** -1.0 @ right}, "trained.pt")
+    _, out, _ = run("even.pt")
+    assert out.splitlines()[-1].startswith("7 layers analysed")
+    _, out, _ = run("trained.pt")
+    assert out.splitlines()[-1].startswith("Heavier tails than the other layers: blocks.5 (alpha 1.")
+    assert "Martin and Mahoney" in out
+    _, out, _ = run("trained.pt", "--base", "even.pt")
+    assert "Martin and Mahoney" not in out
+
+
 def test_plot_of_a_comparison(run):
     _, _, err = run("net.pt", "--plots", "figures", "--compare", "net.safetensors", "--kinds", "convolution")
     assert "4 figures in figures\n" in err
