@@ -33,7 +33,7 @@ ARROWS = {
 # what a single file may import besides
 FILE_ARROWS = {
     "analysis/report.py": {"plotting"},  # report.plot()
-    "analysis/layer_spectrum.py": {"plotting"},  # report["fc"].plot()
+    "analysis/layer_spectrum.py": {"plotting"},  # report["fc"].plot_xmin_scan()
     "models/operator_module.py": {"metrics"},
     "callbacks/prediction_writer.py": {"data"},  # writes what the data module reads
     "callbacks/rollout_monitor.py": {"metrics"},

@@ -147,27 +147,6 @@ class LayerSpectrum:
             return self.alpha_low, self.alpha_high
         return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
 
-    def plot(self) -> Figure:
-        """Draw the spectral density with the fitted tail (needs no display).
-
-        Returns:
-            A matplotlib figure; with the Marchenko-Pastur law where ``Diagnostics.marchenko_pastur`` was asked for.
-
-        Raises:
-            ValueError: the row has no eigenvalues.
-        """
-        from lightning_farms.plotting import esd_figure
-
-        return esd_figure(
-            self._kept(),
-            alpha=self.alpha,
-            xmin=self.xmin,
-            ks_distance=self.ks_distance,
-            title=self.name,
-            mp_edges=(self.mp_lower_edge, self.mp_upper_edge),
-            spike_threshold=self.mp_spike_threshold,
-        )
-
     def plot_xmin_scan(self) -> Figure:
         """Draw the Kolmogorov-Smirnov distance over all candidates for xmin, the row's own marked (needs no display).
 
@@ -182,15 +161,12 @@ class LayerSpectrum:
         """
         from lightning_farms.plotting import xmin_scan_figure
 
-        return xmin_scan_figure(self._kept(), title=self.name, xmin=self.xmin)
-
-    def _kept(self) -> Tensor:
         if self.eigenvalues is None:
             raise ValueError(
                 f"Expected a row that holds its eigenvalues, but {self.name!r} does not: analyze with "
                 "keep_eigenvalues=True."
             )
-        return self.eigenvalues
+        return xmin_scan_figure(self.eigenvalues, title=self.name, xmin=self.xmin)
 
 
 ON_REQUEST = (

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.analysis.table import shape_text
-from lightning_farms.common.texts import listed
+from lightning_farms.common.texts import listed, shape_text
 
 _NAMED = 5  # layers of one reason
 

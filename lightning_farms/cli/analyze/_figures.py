@@ -13,7 +13,7 @@ from lightning_farms.analysis.comparison import Comparison
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SCANS
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.plotting import alpha_depth_figure, shape_heatmap_figure
+from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
 
 if TYPE_CHECKING:
@@ -71,7 +71,17 @@ def _spectra(rows: list[LayerSpectrum], scanned: bool) -> Iterator[Picture]:
         if row.eigenvalues is not None:
             name = re.sub(r"[^\w.-]", "_", row.name)[-_LONGEST_NAME:]
             file = f"{number:0{width}}_{name}.png"
-            yield Picture(f"esd/{file}", row.plot)
+            figure = partial(
+                esd_figure,
+                row.eigenvalues,
+                alpha=row.alpha,
+                xmin=row.xmin,
+                ks_distance=row.ks_distance,
+                title=row.name,
+                mp_edges=(row.mp_lower_edge, row.mp_upper_edge),
+                spike_threshold=row.mp_spike_threshold,
+            )
+            yield Picture(f"esd/{file}", figure)
             if scanned:
                 yield Picture(f"xmin/{file}", row.plot_xmin_scan)
 
