@@ -1,5 +1,6 @@
 """Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
 
+from lightning_farms.analysis.apart import weights_apart
 from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -44,4 +45,5 @@ __all__ = [
     "module_weights",
     "open_checkpoint",
     "parameter_layers",
+    "weights_apart",
 ]

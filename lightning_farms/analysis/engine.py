@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -18,6 +18,7 @@ from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed
 from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
+from lightning_farms.analysis.apart import Part, model_config, weights_apart
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.method import FARMS, SpectralMethod
@@ -56,6 +57,7 @@ def analyze(
     selection: Selection = Selection(),
     diagnostics: Diagnostics = Diagnostics(),
     base: nn.Module | None = None,
+    apart: Collection[Part] = (),
     keep_eigenvalues: bool = False,
     workspace: int = WORKSPACE,
     workers: int | None = None,
@@ -79,6 +81,8 @@ def analyze(
         selection: which weights to analyse.
         diagnostics: error bars, goodness of fit and random baselines.
         base: a model with the same layers: the change since, W - W_base, is analysed in the place of W.
+        apart: fused weights of which each part has a row of its own: ``"experts"``, and ``"qkv"`` where the model has
+            a configuration that tells how they are arranged (see :func:`lightning_farms.analysis.weights_apart`).
         keep_eigenvalues: whether the rows hold their eigenvalues; with ``ranks``, those of rank 0 do, which then does
             all the work.
         workspace: bytes for copies of windows, Gram matrices and decompositions, at least 1.
@@ -106,10 +110,10 @@ def analyze(
 
     def source(values: bool) -> Iterable[LayerWeight]:
         weights = layer_weights(model, selection, values=values)
-        if base is None:
-            return weights
-        everything = replace(selection, include=(), exclude=())  # the base may lack layers that a pattern names
-        return differences(weights, layer_weights(base, everything, values=values))
+        if base is not None:
+            everything = replace(selection, include=(), exclude=())  # the base may lack layers that a pattern names
+            weights = differences(weights, layer_weights(base, everything, values=values))
+        return weights_apart(weights, apart, model_config(model)) if apart else weights
 
     return analysis.of(source(True)) if ranks is None else _analyze_on_ranks(source, analysis, ranks)
 

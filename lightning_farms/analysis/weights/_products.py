@@ -96,16 +96,27 @@ def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
 
 def sizes_in(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Rows of queries, keys and values by the configuration of a model; empty where it does not say."""
-    heads = _first(config, "num_attention_heads", "n_head", "num_heads")
-    shared = _first(config, "num_key_value_heads", "n_query_groups", "num_query_groups") or heads
-    size = _first(config, "head_dim", "head_size", "kv_channels")
-    width = _first(config, "hidden_size", "n_embd")
-    if heads and not size and width:
-        size = width // heads
-    return (heads * size, shared * size, shared * size) if heads and shared and size else ()
+    heads = heads_in(config)
+    return () if heads is None else (heads[0] * heads[2], heads[1] * heads[2], heads[1] * heads[2])
 
 
-def _first(config: Mapping[str, Any], *names: str) -> int:
+def heads_in(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Heads of queries, heads of keys and values, and the size of each; None where the configuration does not say."""
+    heads = first_number(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
+    nested = config.get("attn_config")  # of MPT and DBRX
+    shared = first_number(nested, "kv_n_heads") if isinstance(nested, Mapping) else 0
+    shared = shared or first_number(config, *_SHARED) or heads
+    size = first_number(config, "head_dim", "head_size", "kv_channels")
+    width = first_number(config, "hidden_size", "n_embd", "d_model", "embed_dim")
+    size = size or (width // heads if heads else 0)
+    return (heads, shared, size) if heads and shared and size and heads % shared == 0 else None
+
+
+_SHARED = ("num_key_value_heads", "n_query_groups", "num_query_groups", "num_kv_heads", "multi_query_group_num")
+
+
+def first_number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of some entries that is a positive number; 0 where none is."""
     return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), 0)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
 
+from lightning_farms.analysis.apart import Part
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.outliers import RULE
@@ -34,6 +35,7 @@ class AnalyzeOptions:
     compare: Path | None
     method: SpectralMethod
     selection: Selection
+    apart: tuple[Part, ...]
     diagnostics: Diagnostics
     format: Format
     out: Path | None
@@ -109,6 +111,14 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
         "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
     )
+    group.add_argument(
+        "--apart",
+        nargs="+",
+        type=Part,
+        default=[],
+        metavar="PART",
+        help="rows for the parts of fused weights: experts (one each), qkv (as the config.json beside FILE tells)",
+    )
 
 
 def _add_diagnostics(group: Any) -> None:  # noqa: ANN401
@@ -177,6 +187,7 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
         compare=_path(given["compare"]),
         method=_method(given),
         selection=Selection(**{name: given[name] for name in names}),
+        apart=tuple(given["apart"]),
         diagnostics=Diagnostics(
             given["bootstrap"],
             given["p_value"],

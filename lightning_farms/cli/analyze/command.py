@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
+from lightning_farms.analysis.apart import weights_apart
 from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
 from lightning_farms.analysis.comparison import Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -23,6 +24,7 @@ from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.table import closing_lines
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli.analyze._config import model_config_beside
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
@@ -65,11 +67,11 @@ def _analyze(options: AnalyzeOptions) -> None:
             _check_patterns(opened, options.selection, name)
     _make_folders(options)
     unreadable: list[LayerWeight] = []
-    report = _report(tensors, base, options, _name(options.file), unreadable)
+    report = _report(tensors, base, options, options.file, unreadable)
     comparison = None
     if other is not None and options.compare is not None:
         alphas_only = replace(options, diagnostics=Diagnostics(), plots=None)
-        comparison = compare(report, _report(other, None, alphas_only, _name(options.compare), unreadable))
+        comparison = compare(report, _report(other, None, alphas_only, options.compare, unreadable))
     _write(report, comparison, options)
     if options.plots is not None:
         _draw(report, comparison, options, options.plots)
@@ -108,21 +110,24 @@ def _report(
     tensors: Mapping[str, Tensor],
     base: Mapping[str, Tensor] | None,
     options: AnalyzeOptions,
-    name: str,
+    path: Path,
     unreadable: list[LayerWeight],
 ) -> SpectralReport:
+    config = model_config_beside(path, tensors) if options.apart else {}
+
     def weights() -> Iterator[LayerWeight]:
         if base is None:
             found = checkpoint_weights(tensors, options.selection)
         else:
             found = checkpoint_changes(tensors, base, options.selection)
-        for weight in found:
+        for weight in weights_apart(found, options.apart, config):
             if weight.unreadable:
                 unreadable.append(weight)
             yield weight
 
-    total = sum(1 for _ in checkpoint_weights(tensors, options.selection, values=False)) if progress_is_shown() else 0
-    with progress_bar(f"Analysing {name}", total) as progress:
+    outlines = checkpoint_weights(tensors, options.selection, values=False) if progress_is_shown() else ()
+    total = sum(1 for _ in weights_apart(outlines, options.apart, config))
+    with progress_bar(f"Analysing {_name(path)}", total) as progress:
         return analyze_weights(
             _on_device(weights(), options.device),
             options.method,

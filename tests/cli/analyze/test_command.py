@@ -354,6 +354,31 @@ def test_the_last_lines_say_which_layers_stand_out(run):
     assert "Martin and Mahoney" not in out
 
 
+def test_parts_of_fused_weights_have_rows_of_their_own(run):
+    torch.manual_seed(0)
+    state = {
+        "0.attn.qkv_proj.weight": torch.randn(64, 32),
+        "0.mlp.experts.up": torch.randn(2, 32, 16),
+        "0.attn.attn.weight": torch.randn(64, 32),
+    }
+    Path("model").mkdir()
+    torch.save(state, "model/weights.pt")
+    _, out, _ = run("model", "--apart", "experts", "qkv", "--format", "csv")
+    found = {row["name"]: row["reason"] for row in records(out)}
+    assert list(found) == ["0.attn.qkv_proj", "0.mlp.experts.up[0]", "0.mlp.experts.up[1]", "0.attn.attn"]
+    assert "no configuration beside the weights" in found["0.attn.qkv_proj"]
+    Path("model/config.json").write_text('{"model_type": "phi3", "hidden_size": 32, "num_attention_heads": 2}')
+    Path("model/model_config.yaml").write_text("n_query_groups: 1\nhead_size: 16\n")
+    _, out, _ = run("model", "--apart", "qkv", "--format", "csv")
+    found = {row["name"]: row["shape"] for row in records(out)}
+    assert {name: found[f"0.attn.qkv_proj.{name}"] for name in "qkv"} == {"q": "32x32", "k": "16x32", "v": "16x32"}
+    assert found["0.attn.attn.k"] == "16x32"
+    assert found["0.mlp.experts.up"] == "2x32x16"
+    status, _, err = run("model", "--apart", "heads")
+    assert status == 2
+    assert "experts" in err
+
+
 def test_plot_of_a_comparison(run):
     _, _, err = run("net.pt", "--plots", "figures", "--compare", "net.safetensors", "--kinds", "convolution")
     assert "4 figures in figures\n" in err
