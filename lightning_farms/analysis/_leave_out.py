@@ -1,8 +1,8 @@
 """Fits without the eigenvalues that stand out from a spectrum.
 
-Where the Marchenko-Pastur law describes the bulk, those are what lies above its Tracy-Widom threshold. Where it does
-not (a good part of a spectrum that is a power law all through lies there), those of them that a gap separates from the
-tail.
+Those are what lies above the Tracy-Widom threshold of the Marchenko-Pastur law, where that describes the bulk and they
+are few. Where they are many, or it does not (a spectrum that is a power law all through), they are a tail of its own:
+then only those of them that a gap separates from the tail.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.functional.outlier_eigenvalues import separated_eigenvalues
 from lightning_farms.functional.random_matrix import MarchenkoPasturFit
 
+_FEW = 5  # of a matrix, or that share in per cent
 _MISFIT = 0.05  # of the distribution functions, beyond the spikes' own share: the law does not describe the bulk
 
 
@@ -22,7 +23,8 @@ def count_outliers(spectra: Tensor, xmin: Tensor, law: MarchenkoPasturFit | None
     if law is None or bool(law.spike_threshold.isnan()):
         return separated_eigenvalues(spectra, xmin)
     threshold = law.spike_threshold.expand(len(spectra))
-    if bool(law.ks_distance <= law.spikes / size + _MISFIT):
+    few = law.spikes <= max(_FEW, _FEW / 100 * size)
+    if bool(few & (law.ks_distance <= law.spikes / size + _MISFIT)):
         return (spectra > threshold.unsqueeze(-1)).sum(-1)
     return separated_eigenvalues(spectra, xmin, threshold=threshold)
 

@@ -79,7 +79,7 @@ def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diag
     numbers |= _norms(eigenvalues, tail, method)
     numbers |= _draws(tail, plan.weight.name, method, wanted)
     law = _law(eigenvalues, plan) if wanted.marchenko_pastur or wanted.outliers else None
-    if wanted.marchenko_pastur and law is not None:
+    if law is not None:
         numbers |= _bulk(law)
     if wanted.outliers:
         numbers |= _without_outliers(tail, law, plan, method)

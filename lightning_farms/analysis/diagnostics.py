@@ -20,9 +20,9 @@ class Diagnostics:
         twin: whether to analyse the same weights with their entries shuffled, too (``row.twin``,
             ``relative_alpha``). It takes as long again as the analysis itself.
         outliers: whether to fit each spectrum also without its outlier eigenvalues (``outlier_eigenvalues``,
-            ``alpha_without_outliers``): those above the Tracy-Widom threshold of the Marchenko-Pastur law, where that
-            describes the bulk; else those of them that a gap separates from the tail, such as a power law would have
-            once in 100 times.
+            ``alpha_without_outliers``, and ``mp_...``): those above the Tracy-Widom threshold of the Marchenko-Pastur
+            law, where that describes the bulk and they are at most five, or 5 %, of a matrix; else those of them that a
+            gap separates from the tail, such as a power law would have once in 100 times.
         distributions: whether to compare the power law with a lognormal, an exponential and a truncated power law
             (``lognormal_ratio``, ``lognormal_p``, ...; see
             :func:`lightning_farms.functional.compare_distributions`).

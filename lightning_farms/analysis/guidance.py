@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 
 _FEWEST = 5  # layers; of fewer none stands out
-_CHANCE = 0.01  # with which a layer of a network without differences would be named
+_CHANCE = 0.05  # with which a layer of a network without differences would be named
 _ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal distribution
 _SMALL_SAMPLE = 3.0  # a median absolute deviation of n layers may be too small by that share of n
 _LEAST_DIFFERENCE = 0.1  # of alpha - 1, relative
@@ -47,13 +47,13 @@ class _Distinct(NamedTuple):
 def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[str]:
     r"""Say which layers stand out, in which direction, and what it may mean; nothing where none does.
 
-    With :math:`u = \ln(\alpha - 1)`, which has the standard error :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
-    bootstrap interval, where it was asked for), a layer stands out where its :math:`|u - \mathrm{median}\, u| / e` is
-    beyond what the largest of all layers has once in 100 networks whose layers differ by chance alone. Chance is the
-    robust scatter of that quantity over the layers, or half a standard error where it is less (a whole one where a scan
-    has chosen xmin). Layers are compared with those of about the same aspect ratio of windows (FARMS: all), five at
-    least. Those whose alpha - 1 differs by less than a tenth do not stand out, nor do any where more than a quarter
-    would.
+    With :math:`u = \ln(\alpha - 1)`, whose standard error is :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
+    bootstrap interval, where it was asked for), a layer stands out where its distance
+    :math:`|u - \mathrm{median}\, u| / \sqrt{s^2 + (k e)^2}` is beyond what the largest of so many normal numbers has
+    in one of 20 networks. s is the robust scatter of u over the layers, and k is 1/2 (the eigenvalues of random
+    matrices, which repel, scatter by 0.1 to 0.45 of e), or, where a scan has chosen xmin, the robust scatter of u / e,
+    at least 1. Layers are compared with those of about the same aspect ratio of windows (FARMS: all), five at least.
+    Those whose alpha - 1 differs by less than a tenth do not stand out, nor do any where more than a quarter would.
 
     Args:
         rows: of a report.
@@ -107,14 +107,19 @@ def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]
         return
     middle = median(row.alpha for row in rows)
     logs = [math.log((row.alpha - 1) / (middle - 1)) for row in rows]
-    scaled = [log / _error(row) for log, row in zip(logs, rows, strict=True)]
-    spread = _ROBUST * median(map(abs, scaled)) * (1 + _SMALL_SAMPLE / len(rows))
+    spread = _robust(logs)
+    by_scan = max(1.0, _robust([log / _error(row) for log, row in zip(logs, rows, strict=True)]))
     most = NormalDist().inv_cdf(1 - _CHANCE / 2 / layers)
-    for row, log, value in zip(rows, logs, scaled, strict=True):
+    for row, log in zip(rows, logs, strict=True):
         by_rank = row.tail_size >= _FIXED_RANK * row.eigenvalue_count
-        deviation = value / max(spread, _REPULSION if by_rank else 1.0)
+        deviation = log / math.hypot(spread, _error(row) * (_REPULSION if by_rank else by_scan))
         if abs(deviation) > most and abs(math.expm1(log)) >= _LEAST_DIFFERENCE:
             yield _Distinct(row, middle, deviation)
+
+
+def _robust(distances: list[float]) -> float:
+    """Standard deviation of distances from a median, as from the median of their sizes."""
+    return _ROBUST * median(map(abs, distances)) * (1 + _SMALL_SAMPLE / len(distances))
 
 
 def _error(row: LayerSpectrum) -> float:

@@ -49,7 +49,7 @@ _COLUMNS = (
 
 
 def preferred_law(row: LayerSpectrum) -> str:
-    """Which law describes the tail best by the likelihood ratios, where their p-values are below 0.1.
+    """The law to which a power law loses most clearly with a p-value below 0.1, or else those that are left.
 
     Example:
         >>> row = LayerSpectrum("fc", "linear", (8, 4), lognormal_ratio=-3.0, lognormal_p=0.01, exponential_ratio=5.0,
@@ -62,9 +62,9 @@ def preferred_law(row: LayerSpectrum) -> str:
         "exponential": (row.exponential_ratio, row.exponential_p),
         "truncated": (row.truncated_ratio, row.truncated_p),
     }
-    better = [name for name, (ratio, p_value) in against.items() if ratio < 0 and p_value < DECISIVE]
-    open_ones = [name for name, (_, p_value) in against.items() if not p_value < DECISIVE and name != "truncated"]
-    return ", ".join(better) or " or ".join(["power law", *open_ones])
+    better = {name: ratio for name, (ratio, p_value) in against.items() if ratio < 0 and p_value < DECISIVE}
+    undecided = [name for name, (_, p_value) in against.items() if not p_value < DECISIVE and name != "truncated"]
+    return min(better, key=lambda name: better[name]) if better else " or ".join(["power law", *undecided])
 
 
 def report_cells(rows: Iterable[LayerSpectrum]) -> dict[str, list[str]]:
@@ -108,12 +108,18 @@ def _without_outliers(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
     moved = sorted((row for row in asked if row.outlier_eigenvalues), key=_shift, reverse=True)
     if moved:
         texts = (
-            f"{row.name} {row.alpha:.3f} -> {row.alpha_without_outliers:.3f} ({row.outlier_eigenvalues:.0f} left out)"
+            f"{row.name} {row.alpha:.3f} -> {row.alpha_without_outliers:.3f} ({row.outlier_eigenvalues:.0f} of "
+            f"{row.eigenvalue_count} left out)"
             for row in moved
         )
-        yield f"Without outlier eigenvalues alpha moves in {len(moved)} of {len(asked)} layers: {listed(texts)}."
+        yield f"Without outlier eigenvalues alpha moves in {len(moved)} of {len(asked)} layers: {listed(texts, 5)}."
     elif asked:
         yield f"No outlier eigenvalues in {len(asked)} layers."
+    if asked:
+        yield (
+            "Outlier eigenvalues lie beyond the Tracy-Widom edge of the random bulk (spikes); where many do, that is a "
+            "heavy tail, and only those that a gap separates from it are left out."
+        )
 
 
 def _shift(row: LayerSpectrum) -> float:
@@ -125,9 +131,9 @@ def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
     if laws:
         beaten = sum("power law" not in law for law in laws)
         yield (
-            f"law: what describes the tail best by likelihood ratios with p < {DECISIVE} (Vuong): another one than a "
-            f"power law in {beaten} of {len(laws)} layers. Eigenvalues are no independent samples, and few of them "
-            "(below some 50) seldom decide."
+            "law: what describes the tail (as the fit takes it) better than a power law, by likelihood ratios with "
+            f"p < {DECISIVE} (Vuong): another law in {beaten} of {len(laws)} layers. Eigenvalues are no independent "
+            "samples, and few of them (below some 50) seldom decide."
         )
 
 
