@@ -51,6 +51,8 @@ _COLUMNS = (
 def preferred_law(row: LayerSpectrum) -> str:
     """The law to which a power law loses most clearly with a p-value below 0.1, or else those that are left.
 
+    "undecided" where neither a lognormal nor an exponential is ruled out.
+
     Example:
         >>> row = LayerSpectrum("fc", "linear", (8, 4), lognormal_ratio=-3.0, lognormal_p=0.01, exponential_ratio=5.0,
         ...     exponential_p=0.001, truncated_ratio=-0.2, truncated_p=0.8)
@@ -64,7 +66,9 @@ def preferred_law(row: LayerSpectrum) -> str:
     }
     better = {name: ratio for name, (ratio, p_value) in against.items() if ratio < 0 and p_value < DECISIVE}
     undecided = [name for name, (_, p_value) in against.items() if not p_value < DECISIVE and name != "truncated"]
-    return min(better, key=lambda name: better[name]) if better else " or ".join(["power law", *undecided])
+    if better:
+        return min(better, key=lambda name: better[name])
+    return "undecided" if len(undecided) > 1 else " or ".join(["power law", *undecided])
 
 
 def report_cells(rows: Iterable[LayerSpectrum]) -> dict[str, list[str]]:
@@ -129,7 +133,7 @@ def _shift(row: LayerSpectrum) -> float:
 def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
     laws = [preferred_law(row) for row in rows if not math.isnan(row.lognormal_p)]
     if laws:
-        beaten = sum("power law" not in law for law in laws)
+        beaten = sum(law != "undecided" and "power law" not in law for law in laws)
         yield (
             "law: what describes the tail (as the fit takes it) better than a power law, by likelihood ratios with "
             f"p < {DECISIVE} (Vuong): another law in {beaten} of {len(laws)} layers. Eigenvalues are no independent "

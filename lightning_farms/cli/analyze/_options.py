@@ -20,7 +20,8 @@ Device = Literal["cpu", "cuda"]
 
 _DESCRIPTION = f"""Measure how heavy-tailed the spectrum of every weight matrix in a checkpoint is (alpha, by FARMS or
 on whole matrices). No model class is needed, and nothing in the file is run. The result
-goes to stdout (or --out), everything else to stderr. Outliers are marked: alpha {RULE} Exit status: 0 done; 1 the file
+goes to stdout (or --out), everything else to stderr. Marked + and -: alpha {RULE} The last lines name layers that
+stand out beyond doubt, if there are any. Exit status: 0 done; 1 the file
 cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
 
 

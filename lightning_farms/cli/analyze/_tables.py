@@ -36,8 +36,10 @@ _GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "wind
 _GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outliers")
 
 
-def print_report(console: Console, report: SpectralReport, *, title: str, fit: str, of_change: bool = False) -> None:
-    """Print one line a layer, what was skipped and why, the summary, and which layers stand out."""
+def print_report(
+    console: Console, report: SpectralReport, *, title: str, fit: str, reading: str = "", of_change: bool = False
+) -> None:
+    """Print one line a layer, what was skipped and why, how to read alpha, the summary, and which layers stand out."""
     analysed = [row for row in report if row.status is Status.OK]
     marked = outliers(report.alphas, fit=fit, errors={row.name: row.standard_error for row in analysed})
     if analysed:
@@ -46,6 +48,8 @@ def print_report(console: Console, report: SpectralReport, *, title: str, fit: s
         cells["layer"] = [escape(row.name) for row in analysed]
         cells["alpha"] = [_marked(str(text), marked.get(row.name)) for text, row in alphas]
         _print_what_fits(console, cells, title, _GIVE_WAY)
+        if reading:
+            console.print(reading, soft_wrap=True, highlight=False, markup=False)
     for line in listed_reasons(report):
         text = line.replace("Selection(embeddings=True)", "--embeddings")
         console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -129,4 +133,4 @@ def _marked(text: str, side: _Side) -> Text:
 
 def _legend(what: str, rule_in_words: str) -> Text:
     high, low = ("+", _STYLES["high"]), ("-", _STYLES["low"])
-    return Text.assemble(high, " and ", low, f" mark outliers: {what} {rule_in_words}")
+    return Text.assemble(high, " and ", low, f" mark layers that stand out: {what} {rule_in_words}")

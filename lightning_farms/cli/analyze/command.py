@@ -19,6 +19,7 @@ from lightning_farms.analysis.comparison import Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze_weights
 from lightning_farms.analysis.layer_spectrum import Status
+from lightning_farms.analysis.method import FARMS
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.table import closing_lines
@@ -179,7 +180,18 @@ def _print(console: Console, report: SpectralReport, comparison: Comparison | No
         return
     given = ", ".join(f"{name}={value!r}" for name, value in vars(options.method).items() if value is not None)
     title = f"{_analysed(options)}, {type(options.method).__name__}({given})"
-    print_report(console, report, title=title, fit=options.method.fit, of_change=options.base is not None)
+    method, of_change = options.method, options.base is not None
+    print_report(console, report, title=title, fit=method.fit, reading=_reading(options), of_change=of_change)
+
+
+def _reading(options: AnalyzeOptions) -> str:
+    """How to read alpha, where that is known."""
+    if options.base is None and options.method == FARMS():
+        return (
+            "alpha: about 2.1 for random (untrained) weights of any shape; the lower, the heavier the tail. Compare "
+            "the layers of one network with each other."
+        )
+    return ""
 
 
 def _analysed(options: AnalyzeOptions) -> str:

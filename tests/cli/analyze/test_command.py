@@ -157,7 +157,7 @@ def test_outliers_are_marked(run):
     _, out, _ = run("odd.pt")
     [line] = [line for line in out.splitlines() if line.startswith(" 5 ")]
     assert re.search(r" 1\.\d{3}- ", line)
-    assert "+ and - mark outliers: alpha more than 3 robust standard deviations" in out
+    assert "+ and - mark layers that stand out: alpha more than 3 robust standard deviations" in out
 
 
 def test_nothing_analysed_has_no_summary(run):
