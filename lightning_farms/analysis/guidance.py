@@ -19,7 +19,9 @@ _ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal 
 _SMALL_SAMPLE = 3.0  # a median absolute deviation of n layers may be too small by that share of n
 _LEAST_DIFFERENCE = 0.1  # of alpha - 1, relative
 _MOST = 0.25  # of the layers; where more differ, they are of several kinds, and none stands out
-_REPULSION = 0.5  # least scatter by standard error; the eigenvalues of random matrices, which repel, have 0.1 to 0.45
+_REPULSION = 0.5  # scatter by standard error; the eigenvalues of random matrices, which repel, have 0.1 to 0.45
+_SMALL = 16  # rows or columns; the eigenvalues of smaller matrices are nearly independent
+_LONG_TAILS = 1.5  # of the alphas that scans find
 _FIXED_RANK = 0.45  # share of the eigenvalues in the tail from which on it is not one that a scan chose
 
 _MEANING = {
@@ -50,10 +52,11 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
     With :math:`u = \ln(\alpha - 1)`, whose standard error is :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
     bootstrap interval, where it was asked for), a layer stands out where its distance
     :math:`|u - \mathrm{median}\, u| / \sqrt{s^2 + (k e)^2}` is beyond what the largest of so many normal numbers has
-    in one of 20 networks. s is the robust scatter of u over the layers, and k is 1/2 (the eigenvalues of random
-    matrices, which repel, scatter by 0.1 to 0.45 of e), or, where a scan has chosen xmin, the robust scatter of u / e,
-    at least 1. Layers are compared with those of about the same aspect ratio of windows (FARMS: all), five at least.
-    Those whose alpha - 1 differs by less than a tenth do not stand out, nor do any where more than a quarter would.
+    in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices,
+    which repel, scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns, and, where a scan has
+    chosen xmin, 1.5 times the robust scatter of u / e, at least 1.5. Layers are compared with those of about the same
+    aspect ratio of windows (FARMS: all), five at least. Those whose alpha - 1 differs by less than a tenth do not stand
+    out, nor do any where more than a quarter would.
 
     Args:
         rows: of a report.
@@ -108,13 +111,20 @@ def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]
     middle = median(row.alpha for row in rows)
     logs = [math.log((row.alpha - 1) / (middle - 1)) for row in rows]
     spread = _robust(logs)
-    by_scan = max(1.0, _robust([log / _error(row) for log, row in zip(logs, rows, strict=True)]))
+    by_scan = _LONG_TAILS * max(1.0, _robust([log / _error(row) for log, row in zip(logs, rows, strict=True)]))
     most = NormalDist().inv_cdf(1 - _CHANCE / 2 / layers)
     for row, log in zip(rows, logs, strict=True):
-        by_rank = row.tail_size >= _FIXED_RANK * row.eigenvalue_count
-        deviation = log / math.hypot(spread, _error(row) * (_REPULSION if by_rank else by_scan))
+        deviation = log / math.hypot(spread, _error(row) * _scatter(row, by_scan))
         if abs(deviation) > most and abs(math.expm1(log)) >= _LEAST_DIFFERENCE:
             yield _Distinct(row, middle, deviation)
+
+
+def _scatter(row: LayerSpectrum, by_scan: float) -> float:
+    """Of u by its standard error, by chance alone."""
+    if row.tail_size < _FIXED_RANK * row.eigenvalue_count:
+        return by_scan
+    sizes = row.shape[:2] if "convolution" in row.kind else row.shape[-2:]
+    return _REPULSION if min(sizes) >= _SMALL else 1.0
 
 
 def _robust(distances: list[float]) -> float:
