@@ -73,6 +73,13 @@ def test_nothing_is_said_where_nothing_stands_out(silent):
     assert guidance(silent) == []
 
 
+def test_the_scatter_of_few_layers_may_be_larger_than_it_looks():
+    scattered = [2.0, 1.95, 2.05, 1.9, 2.1]
+    assert not guidance(rows([*scattered, 2.45], size=100_000))
+    assert guidance(rows([*scattered, 2.75], size=100_000))
+    assert guidance(rows([*scattered * 6, 2.45], size=100_000))
+
+
 def test_a_tail_that_a_scan_chose_is_less_sure():
     assert guidance(rows([*EVEN, 1.8]))
     assert not guidance(rows([*EVEN, 1.8], share=0.3))
