@@ -18,7 +18,7 @@ from torch import Tensor
 _NODES = 96  # of the Gauss-Legendre rule
 _FAR = 45.0  # e-folds below the largest value, where an integrand ends
 _STEPS = 60
-_CONVERGED = 1e-11  # of a step, relative
+_CONVERGED = 1e-14  # of a gain in the mean log-likelihood, relative
 _TOWARDS_BOUND = 0.75  # of the way to a parameter's bound that a step may go
 _SHARES = (1.0, 0.5, 0.25, 0.125, 1 / 32, 1 / 128, 1 / 1024, 0.0)  # of a Newton step that are tried
 
@@ -209,17 +209,17 @@ def _fitted(family: _Family, means: tuple[Tensor, Tensor], start: tuple[Tensor, 
         return power
     shares = torch.tensor(_SHARES, dtype=torch.float64).unsqueeze(-1)
     for _ in range(_STEPS):
-        _, found, (a, b, c) = _law_and_moments(family, slope, factor)
+        law, found, (a, b, c) = _law_and_moments(family, slope, factor)
         first, second = found[0] - mean, found[1] - other  # the gradient; Newton's step is it by the covariance
         steps = torch.stack([c * first - b * second, a * second - b * first]) / (a * c - b * b)
         room = torch.stack([slope - family.least, factor])
         longest = (-_TOWARDS_BOUND * room / steps).masked_fill(~(steps < 0), 1.0).amin(0).clamp(max=1.0)
         slopes, factors = slope + shares * longest * steps[0], factor + shares * longest * steps[1]
-        tried, _, _ = _law_and_moments(family, slopes, factors)
-        likelihood = -(slopes * mean + factors * other + tried.log_normaliser)
-        best = likelihood.nan_to_num(-torch.inf).argmax(0, keepdim=True)
+        likelihood = -(slopes * mean + factors * other + _integrated(family, slopes, factors)[0])
+        highest, best = likelihood.nan_to_num(-torch.inf).max(0, keepdim=True)
+        gain = highest.squeeze(0) + slope * mean + factor * other + law.log_normaliser
         slope, factor = slopes.gather(0, best).squeeze(0), factors.gather(0, best).squeeze(0)
-        if bool((steps[1].abs() <= _CONVERGED * factor).all()):
+        if bool((gain <= _CONVERGED * (1 + highest.abs())).all()):
             break
     law, _, _ = _law_and_moments(family, slope, factor)
     return _Law(*(whole.masked_scatter(interior, part) for whole, part in zip(power, law, strict=True)))
@@ -229,21 +229,26 @@ def _law_and_moments(
     family: _Family, slope: Tensor, factor: Tensor
 ) -> tuple[_Law, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The laws (...), the means of y and h under them, and their variance, covariance, variance."""
+    log_normaliser, logs, other, masses = _integrated(family, slope, factor)
+    shares = masses / masses.sum(-1, keepdim=True)
+    first, second = (shares * logs).sum(-1), (shares * other).sum(-1)
+    from_first, from_second = logs - first.unsqueeze(-1), other - second.unsqueeze(-1)
+    weighted = shares * from_second
+    variances = (shares * from_first**2).sum(-1), (weighted * from_first).sum(-1), (weighted * from_second).sum(-1)
+    return _Law(slope, factor, log_normaliser), (first, second), variances
+
+
+def _integrated(family: _Family, slope: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The logarithm of Z (...), and at the nodes (..., Q) y, h(y) and the integrand by its largest value there."""
     low, high = (end.unsqueeze(-1) for end in family.ends(slope, factor))
     nodes, weights = _gauss_legendre()
     logs = low + (high - low) * nodes
     other = family.other(logs)
     exponent = -slope.unsqueeze(-1) * logs - factor.unsqueeze(-1) * other
     peak = exponent.amax(-1, keepdim=True)
-    masses = (exponent - peak).exp() * weights * (high - low)
-    normaliser = masses.sum(-1, keepdim=True)
-    shares = masses / normaliser
-    first, second = (shares * logs).sum(-1), (shares * other).sum(-1)
-    from_first, from_second = logs - first.unsqueeze(-1), other - second.unsqueeze(-1)
-    products = (from_first * from_first, from_first * from_second, from_second * from_second)
-    variances = tuple((shares * product).sum(-1) for product in products)
-    law = _Law(slope, factor, (normaliser.log() + peak).squeeze(-1))
-    return law, (first, second), (variances[0], variances[1], variances[2])
+    masses = (exponent - peak).exp() * weights
+    log_normaliser = (masses.sum(-1, keepdim=True) * (high - low)).log() + peak
+    return log_normaliser.squeeze(-1), logs, other, masses
 
 
 @lru_cache(maxsize=1)

@@ -93,8 +93,18 @@ def _add_method(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--aspect_ratio", type=float, default=1.0, help="columns by rows of a window")
     group.add_argument("--window", type=int, default=None, help="rows of a window; by default as large as fits")
     group.add_argument("--steps", type=int, default=None, help="windows per dimension; by default tiles that cover all")
-    group.add_argument("--fit", type=Fit, default="hill", help="where the tail starts: the upper half, or by a search")
-    group.add_argument("--blocks", type=Blocks, default="averaged", help="how the windows of a convolution are joined")
+    group.add_argument(
+        "--fit",
+        type=Fit,
+        default="hill",
+        help="where the tail starts: at the median (hill), where a power law fits best (ks), near the histogram's peak",
+    )
+    group.add_argument(
+        "--blocks",
+        type=Blocks,
+        default="averaged",
+        help="windows of a convolution: fit each and average, or pool their eigenvalues",
+    )
     group.add_argument(
         "--compat", type=Compat, default=None, help="the authors' program's numbers; FARMS then needs --window, --steps"
     )
