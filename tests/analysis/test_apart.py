@@ -140,6 +140,41 @@ def test_queries_keys_and_values_are_the_slices_by_hand(case):
     assert of_model.keys() == of_file.keys() == (whole.keys() - {name}) | {f"{name}.{part}" for part in "qkv"}
 
 
+def attended(model, name, part, factor):
+    """What goes into the output projection, with one part of the fused weight (and bias) scaled."""
+    fused_layer, attention = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+    projection = next(module for key, module in attention.named_children() if key in OUTPUTS)
+    stored = {key: parameter.detach().clone() for key, parameter in fused_layer.named_parameters()}
+    [found] = (w for w in layer_weights(model) if w.name == name)
+    scaled = {w.name: w.matrices[0] for w in weights_apart([found], ["qkv"], model_config(model))}[f"{name}.{part}"]
+    rows = (found.matrices[0][:, None] == scaled).all(-1).any(1)  # rows of random numbers are all different
+    seen = []
+    with (
+        projection.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach())),
+        torch.no_grad(),
+    ):
+        for key, parameter in fused_layer.named_parameters():
+            transposed = key == "weight" and parameter.shape[0] < parameter.shape[1]  # GPT-2's
+            (parameter.T if transposed else parameter)[rows] *= factor
+        model(input_ids=torch.arange(7)[None])
+        for key, parameter in fused_layer.named_parameters():
+            parameter.copy_(stored[key])
+    return seen[0]
+
+
+OUTPUTS = ("c_proj", "dense", "out_proj", "o_proj", "Wo")
+
+
+def test_the_parts_do_in_the_model_what_their_names_say(case):
+    model, _, name, _ = case
+    model.eval()
+    plain = attended(model, name, "v", 1.0)
+    assert plain.abs().max() > 0
+    assert attended(model, name, "v", 0.0).abs().max() == 0
+    torch.testing.assert_close(attended(model, name, "v", 2.0), 2 * plain)
+    torch.testing.assert_close(attended(model, name, "q", 2.0), attended(model, name, "k", 2.0), rtol=1e-3, atol=1e-4)
+
+
 def test_rows_of_a_report():
     config, name, parts = CASES["GPT-NeoX"]
     torch.manual_seed(0)
