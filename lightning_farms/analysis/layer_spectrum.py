@@ -64,10 +64,6 @@ class LayerSpectrum:
         mp_spikes: eigenvalues beyond that threshold, mean over the windows of all matrices.
         mp_soft_rank: upper edge by the largest eigenvalue.
         relative_alpha: alpha by that of the twin: 1 for a matrix of independent entries, whatever its shape.
-        status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
-        reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
-        eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
-        twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
         outlier_eigenvalues: how many eigenvalues stand out from the spectra, of all fits (``Diagnostics.outliers``).
         alpha_without_outliers: alpha of the fits without them.
         lognormal_ratio: log-likelihood ratio of the power law to a lognormal by its standard deviation; negative where
@@ -77,6 +73,10 @@ class LayerSpectrum:
         exponential_p: p-value of that ratio.
         truncated_ratio: the same, against a power law with an exponential cut-off, which is never the worse one.
         truncated_p: p-value of that ratio.
+        status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
+        reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
+        eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
+        twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
     """
 
     name: str
@@ -108,10 +108,6 @@ class LayerSpectrum:
     mp_spikes: float = math.nan
     mp_soft_rank: float = math.nan
     relative_alpha: float = math.nan
-    status: Status = Status.OK
-    reason: str = ""
-    eigenvalues: Tensor | None = None
-    twin: LayerSpectrum | None = None
     outlier_eigenvalues: float = math.nan
     alpha_without_outliers: float = math.nan
     lognormal_ratio: float = math.nan
@@ -120,13 +116,19 @@ class LayerSpectrum:
     exponential_p: float = math.nan
     truncated_ratio: float = math.nan
     truncated_p: float = math.nan
+    status: Status = Status.OK
+    reason: str = ""
+    eigenvalues: Tensor | None = None
+    twin: LayerSpectrum | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
 
     def __repr__(self) -> str:
         """Without the later numbers where they were not asked for."""
-        shown = [f.name for f in fields(self) if f.name not in ON_REQUEST or not math.isnan(getattr(self, f.name))]
+        shown = [
+            f.name for f in fields(self) if f.repr and not (f.name in ON_REQUEST and math.isnan(getattr(self, f.name)))
+        ]
         return f"LayerSpectrum({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:

@@ -115,13 +115,6 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
         "--include", nargs="+", default=[], metavar="PATTERN", help="layers to analyse: blocks.0, '*.mlp.*'"
     )
     group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to leave out")
-    group.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds to analyse: {', '.join(KINDS)}")
-    group.add_argument("--min_size", type=int, default=1, help="least smaller dimension of a matrix")
-    group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
-    group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
-    group.add_argument(
-        "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
-    )
     group.add_argument(
         "--apart",
         nargs="+",
@@ -129,6 +122,13 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
         default=[],
         metavar="PART",
         help="rows for the parts of fused weights: experts (one each), qkv (as the config.json beside FILE tells)",
+    )
+    group.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds to analyse: {', '.join(KINDS)}")
+    group.add_argument("--min_size", type=int, default=1, help="least smaller dimension of a matrix")
+    group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
+    group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
+    group.add_argument(
+        "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
     )
 
 
