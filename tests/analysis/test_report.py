@@ -164,7 +164,7 @@ def test_columns_on_request_are_those_that_a_row_has():
 
 def test_a_row_shows_what_was_asked_for():
     assert "outlier_eigenvalues" not in repr(GOOD)
-    assert "relative_alpha=nan, outlier_eigenvalues=2.0, status=" in repr(replace(GOOD, outlier_eigenvalues=2.0))
+    assert "outlier_eigenvalues=2.0, status=" in repr(replace(GOOD, outlier_eigenvalues=2.0))
 
 
 OF_TWIN = [
