@@ -71,7 +71,7 @@ class _Tail(NamedTuple):
 
 
 def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diagnostics) -> Tensor:
-    """The spectrum of a layer -> ``NUMBERS``; nothing waits for the device, except for a scan over xmin."""
+    """The spectrum of a layer -> ``NUMBERS``; nothing waits for the device, but for a scan over xmin or diagnostics."""
     eigenvalues = spectrum.eigenvalues * method.eigenvalue_scale(plan.weight.kind)
     tail = _fit(eigenvalues, plan, method)
     numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))

@@ -13,7 +13,7 @@ from lightning_farms.common.texts import listed
 if TYPE_CHECKING:
     from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 
-_FEWEST = 5  # layers; of fewer none stands out
+_FEWEST = 4  # layers; of fewer none stands out
 _CHANCE = 0.05  # with which a layer of a network without differences would be named
 _ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal distribution
 _SMALL_SAMPLE = 3.0  # a median absolute deviation of n layers may be too small by that share of n
@@ -55,7 +55,7 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
     in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices,
     which repel, scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns, and, where a scan has
     chosen xmin, 1.5 times the robust scatter of u / e, at least 1.5. Layers are compared with those of about the same
-    aspect ratio of windows (FARMS: all), five at least. Those whose alpha - 1 differs by less than a tenth do not stand
+    aspect ratio of windows (FARMS: all), four at least. Those whose alpha - 1 differs by less than a tenth do not stand
     out, nor do any where more than a quarter would.
 
     Args:

@@ -41,6 +41,10 @@ def test_a_layer_that_differs_is_named_with_direction_and_source(alpha, words):
     assert "blocks.0.fc" not in line
 
 
+def test_four_layers_are_enough():
+    assert len(guidance(rows([*EVEN[:3], 1.4]))) == 1
+
+
 def test_both_directions_the_farthest_first():
     lines = guidance(rows([*EVEN * 2, 1.3, 1.5, 3.6]))
     assert [line.split(" (")[0] for line in lines] == [
@@ -60,7 +64,7 @@ def test_of_a_change_only_the_direction_is_said():
     "silent",
     [
         rows(EVEN),
-        rows([*EVEN[:3], 1.4]),  # four layers
+        rows([*EVEN[:2], 1.4]),  # three layers
         rows([*EVEN[:6], 1.3, 1.35, 3.4]),  # a third of them: they are of several kinds
         rows([2.1] * 20 + [2.02], size=100_000),  # beyond all error, but by less than a tenth
         rows([*EVEN, 1.75], size=16),  # within the error of so few eigenvalues
