@@ -21,8 +21,9 @@ _LEAST_DIFFERENCE = 0.1  # of alpha - 1, relative
 _MOST = 0.25  # of the layers; where more differ, they are of several kinds, and none stands out
 _REPULSION = 0.5  # scatter by standard error; the eigenvalues of random matrices, which repel, have 0.1 to 0.45
 _SMALL = 16  # rows or columns; the eigenvalues of smaller matrices are nearly independent
-_LONG_TAILS = 1.5  # of the alphas that scans find
-_FIXED_RANK = 0.45  # share of the eigenvalues in the tail from which on it is not one that a scan chose
+_LONG_TAILS = 2.0  # of the alphas that scans find
+_HALF = (0.45, 0.56)  # share of the eigenvalues in the tail of a Hill fit; a scan's are of any size
+_MOSTLY = 0.9  # of the layers have such tails where no scan has chosen xmin
 
 _MEANING = {
     "low": (
@@ -54,7 +55,7 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
     :math:`|u - \mathrm{median}\, u| / \sqrt{s^2 + (k e)^2}` is beyond what the largest of so many normal numbers has
     in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices,
     which repel, scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns, and, where a scan has
-    chosen xmin, 1.5 times the robust scatter of u / e, at least 1.5. Layers are compared with those of about the same
+    chosen xmin, twice the robust scatter of u / e, at least 2. Layers are compared with those of about the same
     aspect ratio of windows (FARMS: all), four at least. Those whose alpha - 1 differs by less than a tenth do not stand
     out, nor do any where more than a quarter would.
 
@@ -111,7 +112,9 @@ def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]
     middle = median(row.alpha for row in rows)
     logs = [math.log((row.alpha - 1) / (middle - 1)) for row in rows]
     spread = _robust(logs)
-    by_scan = _LONG_TAILS * max(1.0, _robust([log / _error(row) for log, row in zip(logs, rows, strict=True)]))
+    by_scan = 0.0
+    if sum(map(_is_upper_half, rows)) < _MOSTLY * len(rows):
+        by_scan = _LONG_TAILS * max(1.0, _robust([log / _error(row) for log, row in zip(logs, rows, strict=True)]))
     most = NormalDist().inv_cdf(1 - _CHANCE / 2 / layers)
     for row, log in zip(rows, logs, strict=True):
         deviation = log / math.hypot(spread, _error(row) * _scatter(row, by_scan))
@@ -119,9 +122,14 @@ def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]
             yield _Distinct(row, middle, deviation)
 
 
+def _is_upper_half(row: LayerSpectrum) -> bool:
+    """Whether the tail is the upper half of the eigenvalues, as a Hill fit has it."""
+    return _HALF[0] * row.eigenvalue_count <= row.tail_size <= _HALF[1] * row.eigenvalue_count
+
+
 def _scatter(row: LayerSpectrum, by_scan: float) -> float:
-    """Of u by its standard error, by chance alone."""
-    if row.tail_size < _FIXED_RANK * row.eigenvalue_count:
+    """Of u by its standard error, by chance alone; ``by_scan`` where a scan has chosen xmin, else 0."""
+    if by_scan:
         return by_scan
     sizes = row.shape[:2] if "convolution" in row.kind else row.shape[-2:]
     return _REPULSION if min(sizes) >= _SMALL else 1.0
