@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import mmap
 import re
 import struct
@@ -25,6 +26,7 @@ from lightning_farms.common.checkpoints.pickled_tensor import (
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_STORAGE = 2**40
+_Source = Path | BinaryIO
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 _STORAGES = {
@@ -70,16 +72,22 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
         if not path.stat().st_size:
             raise PickleError("it is empty")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        builder = _Builder()
+        builder = Builder()
         if zipfile.is_zipfile(path):
             return TorchFile(_zipped(path, content, builder, check), builder.left_out)
         storages = StorageFile(content, {})
         return TorchFile(_sequence(file, storages, builder), builder.left_out)
 
 
-def _zipped(path: Path, content: mmap.mmap, builder: _Builder, check: bool) -> object:
+def read_torch_bytes(content: bytearray, *, check: bool = True) -> TorchFile:
+    """As :func:`read_torch_file`, of a zip archive that is a part of a file."""
+    builder = Builder()
+    return TorchFile(_zipped(io.BytesIO(content), content, builder, check), builder.left_out)
+
+
+def _zipped(source: _Source, content: mmap.mmap | bytearray, builder: Builder, check: bool) -> object:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source) as archive:
             infos = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OverflowError) as error:
         raise PickleError("its zip directory cannot be read") from error
@@ -89,20 +97,22 @@ def _zipped(path: Path, content: mmap.mmap, builder: _Builder, check: bool) -> o
     root = pickles[0].removesuffix("data.pkl")
     start = f"{root}data/"
     entries = {
-        name.removeprefix(start): _entry(path, content, info) for name, info in infos.items() if name.startswith(start)
+        name.removeprefix(start): _entry(source, content, info)
+        for name, info in infos.items()
+        if name.startswith(start)
     }
     order = infos.get(f"{root}byteorder")
-    swapped = order is not None and _record(path, order, 16) == OTHER_BYTE_ORDER.encode()
+    swapped = order is not None and _record(source, order, 16) == OTHER_BYTE_ORDER.encode()
     storages = StorageFile(content, entries, swapped, check)
-    return read_pickle(_record(path, infos[pickles[0]], MOST_BYTES), builder.build, _Persistent(storages))
+    return read_pickle(_record(source, infos[pickles[0]], MOST_BYTES), builder.build, _Persistent(storages))
 
 
-def _record(path: Path, info: zipfile.ZipInfo, most: int) -> bytes:
+def _record(source: _Source, info: zipfile.ZipInfo, most: int) -> bytes:
     """A record of an archive, unpacked, with its CRC-32 where it has one."""
     if info.file_size > most:
         raise PickleError(f"its {info.filename!r} claims {info.file_size} bytes")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source) as archive:
             unchecked = copy(info)
             if not info.CRC:  # torch.serialization.set_crc32_options(False)
                 del unchecked.CRC
@@ -117,11 +127,11 @@ def _record(path: Path, info: zipfile.ZipInfo, most: int) -> bytes:
     return content
 
 
-def _entry(path: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> Entry:
+def _entry(source: _Source, content: mmap.mmap | bytearray, info: zipfile.ZipInfo) -> Entry:
     """Where a storage lies; one that does not fit into the file has no bytes."""
     if info.compress_type != zipfile.ZIP_STORED:
         size = min(info.file_size, 1032 * info.compress_size + 1024)  # deflate packs no tighter
-        return Entry(0, size, info.CRC, lambda: _record(path, info, size))
+        return Entry(0, size, info.CRC, lambda: _record(source, info, size))
     header = content[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
     if len(header) < _LOCAL_HEADER.size:
         return Entry(0, 0)
@@ -131,7 +141,7 @@ def _entry(path: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> Entry:
     return Entry(offset, info.file_size, info.CRC) if fits else Entry(0, 0)
 
 
-def _sequence(file: BinaryIO, storages: StorageFile, builder: _Builder) -> object:
+def _sequence(file: BinaryIO, storages: StorageFile, builder: Builder) -> object:
     """Pickles one after the other, then the storages (torch before 1.6); or one plain pickle."""
     persistent = _Persistent(storages)
     first = read_pickle(file, builder.build, persistent)
@@ -179,7 +189,7 @@ class _Persistent:
         return Storage(self._storages, key, dtype, count)
 
 
-class _Builder:
+class Builder:
     """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is counted."""
 
     def __init__(self) -> None:
@@ -240,14 +250,14 @@ def _tensor(storage: object, offset: object = 0, size: object = (), stride: obje
 def _tensor_of_type(
     storage: object, offset: object, size: object, stride: object, _1: object, _2: object, dtype: object, *_: object
 ) -> object:
-    kind = _dtype(dtype)
+    kind = torch_dtype(dtype)
     made = _tensor(storage, offset, size, stride)
     if kind is None or not isinstance(made, PickledTensor):
         return None
     return PickledTensor(made.shape, kind, made.storage, made.offset, made.stride)
 
 
-def _dtype(name: object) -> torch.dtype | None:
+def torch_dtype(name: object) -> torch.dtype | None:
     found = getattr(torch, name.name, None) if isinstance(name, Name) and name.module == "torch" else None
     return found if isinstance(found, torch.dtype) else None
 
@@ -257,12 +267,12 @@ def _parameter(data: object, *_: object) -> object:
 
 
 def _meta(dtype: object, size: object, *_: object) -> object:
-    kind = _dtype(dtype) if _are_integers(size) else None
+    kind = torch_dtype(dtype) if _are_integers(size) else None
     return None if kind is None else PickledTensor(_shape(size), kind, reason="on the meta device, without values")
 
 
 def _wrapper(_: object, dtype: object, size: object, *more: object) -> object:
-    kind = _dtype(dtype) if _are_integers(size) else None
+    kind = torch_dtype(dtype) if _are_integers(size) else None
     return None if kind is None else PickledTensor(_shape(size), kind, reason="its numbers are in other tensors")
 
 

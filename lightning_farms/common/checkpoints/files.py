@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -13,7 +13,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from lightning_farms.common.checkpoints._config import config_beside
+from lightning_farms.common.checkpoints._deepspeed import read_zero
+from lightning_farms.common.checkpoints._distributed import read_distributed
+from lightning_farms.common.checkpoints._folders import Meant, what_is_meant, within
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
+from lightning_farms.common.checkpoints._joined import JoinedTensors
+from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._other_formats import other_format
 from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
@@ -28,15 +34,7 @@ from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
 __all__ = ["STATE_DICT_KEYS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
-_INDEX_SUFFIX = ".index.json"
-_PREFERRED = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
-_SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
+_JOINS = "torch.distributed.checkpoint.format_utils"
 _UNSLICED = {"F4"}  # two numbers a byte
 _SHOWN = 5
 
@@ -78,7 +76,12 @@ def open_checkpoint(
               the keys of :data:`STATE_DICT_KEYS` (the released DPOT files among them);
             - a ``.safetensors`` file (needs the package safetensors);
             - the index of a sharded checkpoint, ``*.safetensors.index.json`` or ``*.bin.index.json``;
-            - a folder that holds one of these.
+            - a folder that holds one of these, or shards without an index (all of them);
+            - the folder of a model in the cache of Hugging Face, or of a pipeline of diffusers, whose parts' names get
+              ``unet.``, ``vae.``, ... before them;
+            - a folder of ``torch.distributed.checkpoint`` (FSDP, FSDP2, Lightning's sharded checkpoints), whose tensors
+              are put together from their parts when they are asked for;
+            - a folder of DeepSpeed ZeRO: the model's state, or the parameters in float32 from stage 3's partitions.
 
             Objects of a file of ``torch.save`` that are no tensors, containers or plain values are left out: nothing
             that a file asks for is looked up or called.
@@ -126,57 +129,49 @@ def read_stored(
         ValueError: the file is damaged, of another format, or it is not clear which state dict is meant.
         ImportError: a safetensors file, and the package safetensors is not installed.
     """
-    file = _weights_file(Path(path))
-    stored = _read(file, may_be_empty=may_be_empty, key=key, check=check)
+    meant = what_is_meant(Path(path))
+    stored = _read_meant(meant, may_be_empty=may_be_empty, key=key, check=check)
     if not stored.tensors and not may_be_empty:
-        raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint with tensors, but {str(meant.path)!r} holds none."
+        )
     if isinstance(stored.tensors, StoredTensors):
-        stored.tensors.config = _config_beside(file)
+        stored.tensors.config = config_beside(meant.path)
     return stored
 
 
-def _config_beside(file: Path) -> Mapping[str, Any]:
-    """What a `config.json` in the same folder says; nothing where there is none, or none that can be read."""
-    config = file.parent / "config.json"
+def _read_meant(meant: Meant, *, may_be_empty: bool, key: str | None, check: bool) -> StoredCheckpoint:
+    """A file, or a folder's files as one."""
+    if meant.kind == "file":
+        return _read(meant.path, may_be_empty=may_be_empty, key=key, check=check)
+    if meant.kind in ("shards", "parts"):
+        stored = [(prefix, _read_part(path, check)) for prefix, path in meant.files.items()]
+        prefixed = [(prefix if meant.kind == "parts" else "", each.tensors) for prefix, each in stored]
+        joined = [(prefix, tensors) for prefix, tensors in prefixed if isinstance(tensors, StoredTensors)]
+        return StoredCheckpoint(JoinedTensors(joined), {}, {}, left_out=_counted(each for _, each in stored))
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() and config != file else {}
-    except (ValueError, OSError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        if meant.zero is not None:
+            file = read_zero(meant.zero, check=check)
+        else:
+            file = TorchFile(read_distributed(meant.path, check=check), {})
+    except PickleError as error:
+        remedy = "zero_to_fp32.py FOLDER FILE" if meant.zero is not None else f"-m {_JOINS} dcp_to_torch FOLDER FILE"
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint, but {str(meant.path)!r} is a distributed one that is "
+            f"damaged or cut short ({error}). Copy it again, or join it where it was written: python {remedy}."
+        ) from error
+    return _of_torch(file, meant.path, may_be_empty=may_be_empty, key=key)
 
 
-def _weights_file(path: Path) -> Path:
-    """The file itself, or the one that a folder means."""
-    if path.is_file():
-        return path
-    if str(path) == "-" or (path.exists() and not path.is_dir()):
-        raise ValueError(
-            f"Expected argument `path` to be a file or folder, but {str(path)!r} is none (a pipe or device): a "
-            "checkpoint is read in several places. Write it to a file first."
-        )
-    if not path.is_dir():
-        raise FileNotFoundError(f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}.")
-    if (path / _DISTRIBUTED).is_file():
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint in one piece, but {str(path)!r} is a distributed one. Join "
-            "it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE."
-        )
-    for name in _PREFERRED:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_SUFFIXES))
-    chosen = [file for file in files if file.name.endswith(_INDEX_SUFFIX)] or files
-    if not chosen:
-        raise FileNotFoundError(
-            f"Expected argument `path` to be a folder with weights ({', '.join('*' + s for s in _SUFFIXES)}), but "
-            f"{str(path)!r} holds none."
-        )
-    if len(chosen) > 1:
-        raise ValueError(
-            f"Expected argument `path` to be a folder with one checkpoint, but {str(path)!r} holds {len(chosen)}: "
-            f"{_listed([file.name for file in chosen])}. Give one of the files."
-        )
-    return chosen[0]
+def _read_part(path: Path, check: bool) -> StoredCheckpoint:
+    return _read_meant(what_is_meant(path), may_be_empty=True, key=None, check=check)
+
+
+def _counted(parts: Iterable[StoredCheckpoint]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.left_out)
+    return dict(total)
 
 
 def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool = True) -> StoredCheckpoint:
@@ -185,7 +180,11 @@ def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         file = _Safetensors(path)
         return StoredCheckpoint(file, {}, file.metadata)
-    stored = _torch_file(path, check)
+    return _of_torch(_torch_file(path, check), path, may_be_empty=may_be_empty, key=key)
+
+
+def _of_torch(stored: TorchFile, path: Path, *, may_be_empty: bool, key: str | None) -> StoredCheckpoint:
+    """The state dict that is meant of what a file of torch.save holds."""
     chosen = choose_state_dict(stored.content, key, str(path))
     if not may_be_empty or not isinstance(stored.content, dict):
         _check_not_empty(stored.content, chosen, path)
@@ -193,7 +192,13 @@ def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool
     entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}
     beside = {str(name): value for name, value in entries.items() if str(name) != own}
     sparse = tuple(name for name, tensor in chosen.tensors.items() if tensor.parts is not None)
-    return StoredCheckpoint(_Pickled(chosen), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse)
+    buffers = chosen.buffers.union(name for name in _names(beside.get("buffer_names")) if name in chosen.tensors)
+    return StoredCheckpoint(_Pickled(chosen, buffers), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse)
+
+
+def _names(listed: object) -> list[str]:
+    """Names in a list, such as that of DeepSpeed's buffers."""
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
 
 
 def _torch_file(path: Path, check: bool) -> TorchFile:
@@ -240,9 +245,9 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
 class _Pickled(StoredTensors):
     """Tensors of a file of torch.save."""
 
-    def __init__(self, chosen: StateDicts) -> None:
+    def __init__(self, chosen: StateDicts, buffers: frozenset[str]) -> None:
         self._names = self._tensors = chosen.tensors
-        self.buffers = chosen.buffers
+        self.buffers = buffers
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name].read()
@@ -275,7 +280,7 @@ class _Safetensors(StoredTensors):
             self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
         except (SafetensorError, OSError) as error:
             raise damaged(path, error) from error
-        self._names = dict.fromkeys(sorted(self._file.keys(), key=_natural))
+        self._names = dict.fromkeys(sorted(self._file.keys(), key=natural))
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -316,6 +321,8 @@ class _Shards(StoredTensors):
                 f"Expected the shards that {str(index)!r} names to be beside it, but {len(missing)} are missing: "
                 f"{_listed(missing)}. Copy or download them too."
             )
+        for shard in set(self._shard_of.values()):
+            within(index.parent, index.parent / shard)
         self._opened: dict[str, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -338,7 +345,7 @@ class _Shards(StoredTensors):
 
 
 def _is_within(folder: Path, shard: str) -> bool:
-    """Whether the name of a shard leads nowhere else (links that lie in the folder may)."""
+    """Whether the name of a shard leads nowhere else; of links see `within`."""
     parts = PurePath(shard).parts
     return bool(parts) and not PurePath(shard).is_absolute() and ".." not in parts and "\0" not in shard
 
@@ -354,12 +361,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
         )
-    return {name: shards[name] for name in sorted(shards, key=_natural)}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key that takes runs of digits as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return {name: shards[name] for name in sorted(shards, key=natural)}
 
 
 def _listed(names: list[str]) -> str:

@@ -16,10 +16,12 @@ class StoredTensors(Mapping[str, Tensor]):
     Attributes:
         config: what a ``config.json`` beside the file says; empty where there is none.
         buffers: names of tensors that are known to be buffers, not parameters.
+        layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
     buffers: frozenset[str] = frozenset()
+    layouts: Mapping[str, str] = MappingProxyType({})
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
@@ -51,7 +53,7 @@ class SomeTensors(StoredTensors):
     def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
         self._tensors = tensors
         self._names = dict.fromkeys(names)
-        self.config, self.buffers = tensors.config, tensors.buffers
+        self.config, self.buffers, self.layouts = tensors.config, tensors.buffers, tensors.layouts
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -85,6 +87,7 @@ class MetaTensors(Mapping[str, Tensor]):
         self._tensors = tensors
         self.config: Mapping[str, Any] = getattr(tensors, "config", {})
         self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
+        self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):

@@ -201,7 +201,7 @@ def test_folders_that_do_not_say_which(tmp_path):
     with pytest.raises(ValueError, match=r"holds 2: a\.ckpt, b\.ckpt\. Give one of the files"):
         open_checkpoint(tmp_path)
     (tmp_path / ".metadata").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is a distributed one.*dcp_to_torch"):
+    with pytest.raises(ValueError, match=r"is a distributed one that is damaged.*dcp_to_torch"):
         open_checkpoint(tmp_path)
 
 

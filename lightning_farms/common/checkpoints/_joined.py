@@ -1,0 +1,38 @@
+"""Tensors of several files as one mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_farms.common.checkpoints.shapes import StoredTensors
+
+
+class JoinedTensors(StoredTensors):
+    """Tensors of several files, each with a prefix to its names; of two that have one name the first is taken."""
+
+    def __init__(self, parts: Sequence[tuple[str, StoredTensors]]) -> None:
+        self._holders: dict[str, tuple[StoredTensors, str]] = {}
+        buffers: set[str] = set()
+        layouts: dict[str, str] = {}
+        for prefix, tensors in parts:
+            for name in tensors:
+                self._holders.setdefault(f"{prefix}{name}", (tensors, name))
+            buffers |= {f"{prefix}{name}" for name in tensors.buffers}
+            layouts |= {f"{prefix}{name}": layout for name, layout in tensors.layouts.items()}
+        self._names = self._holders
+        self.buffers, self.layouts = frozenset(buffers), layouts
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensors, own = self._holders[name]
+        return tensors[own]
+
+    def without_values(self, name: str) -> Tensor:
+        tensors, own = self._holders[name]
+        return tensors.without_values(own)
+
+    def identity(self, name: str) -> object:
+        tensors, own = self._holders[name]
+        same = tensors.identity(own)
+        return (id(tensors), same) if isinstance(same, str) else same
