@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from torch import Tensor
@@ -64,6 +64,8 @@ class LayerSpectrum:
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
         twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
+        layout: what the stored dimensions were taken to mean, as in ``Selection(layout=...)``; empty where they are
+            not a weight's own, or not known.
     """
 
     name: str
@@ -99,6 +101,7 @@ class LayerSpectrum:
     reason: str = ""
     eigenvalues: Tensor | None = None
     twin: LayerSpectrum | None = None
+    layout: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))

@@ -82,6 +82,7 @@ COLUMNS = [
     "relative_alpha",
     "status",
     "reason",
+    "layout",
 ]
 
 

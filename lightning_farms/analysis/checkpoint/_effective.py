@@ -24,6 +24,7 @@ class StoredTensor(NamedTuple):
     reason: str = ""
     rank: Callable[[], int] | None = None
     quantised: str = ""
+    layout: str = ""
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

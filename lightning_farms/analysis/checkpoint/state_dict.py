@@ -135,12 +135,13 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair.factors}
     quantised = _quantised(tensors)
+    layouts = {plain: _layouts(tensors).get(name, "") for plain, name in plain_names(list(tensors)).items()}
     plain_buffers = {plain for plain, name in plain_names(list(tensors)).items() if name in _buffers(tensors)}
     modules: Modules = {}
     for name, tensor in stored.items():
         if name in quantised.companions or name in plain_buffers:
             continue
-        tensor = tensor._replace(quantised=quantised.formats.get(name, ""))
+        tensor = tensor._replace(quantised=quantised.formats.get(name, ""), layout=layouts.get(name, ""))
         if name in pairs:
             product = pairs[name]
             modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))
@@ -153,6 +154,10 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
 
 def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     return tensors.buffers if isinstance(tensors, (StoredTensors, MetaTensors)) else frozenset()
+
+
+def _layouts(tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
+    return tensors.layouts if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
 
 
 def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -201,7 +206,7 @@ def _memory(name: str, tensor: Tensor) -> object:
 
 
 def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection) -> None:
-    if selection.include or selection.exclude:
+    if selection.include or selection.exclude or selection.layout:
         everything = replace(selection, include=(), exclude=())
         modules = _modules(MetaTensors(tensors), everything)
         selection.check_patterns(
@@ -216,6 +221,8 @@ def _module_layers(
     leaves = modules[module]
     for name, stored in leaves.items():
         leaf = StoredLeaf(module, name, stored, leaves)
+        said = selection.layout_of(leaf.layer)
+        leaf = leaf._replace(stored=stored._replace(layout=said)) if said else leaf
         for layer in _readable_layers(leaf):
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_farms.common.checkpoints._zero_files import ZeroFiles
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
+from lightning_farms.common.checkpoints._zero_files import ZeroFiles
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor
 
 _JOIN = "Join them first: python zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)"
@@ -71,8 +71,9 @@ def read_zero(files: ZeroFiles, *, check: bool = True) -> TorchFile:
     if split:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint of DeepSpeed ZeRO, but {str(files.folder)!r} is one of "
-            f"tensor or pipeline parallelism too ({split[0]}). Join it first: python -m deepspeed.checkpoint.ds_to_universal "
-            "--input_folder FOLDER --output_folder OTHER, and save the model's state dict from it."
+            f"tensor or pipeline parallelism too ({split[0]}). Join it first: python -m "
+            "deepspeed.checkpoint.ds_to_universal --input_folder FOLDER --output_folder OTHER, and save the model's "
+            "state dict from it."
         )
     if files.whole:
         return read_torch_file(files.whole[0], check=check)

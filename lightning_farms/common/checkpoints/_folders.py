@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lightning_farms.common.checkpoints._config import read_json
-from lightning_farms.common.checkpoints._zero_files import ZeroFiles, zero_files
 from lightning_farms.common.checkpoints._distributed import METADATA
 from lightning_farms.common.checkpoints._natural import natural
+from lightning_farms.common.checkpoints._zero_files import ZeroFiles, zero_files
 from lightning_farms.common.texts import listed
 
 INDEX_SUFFIX = ".index.json"

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
+_KNOWN = ("layouts", "quantised", "refused")
+
 
 class JoinedTensors(StoredTensors):
     """Tensors of several files, each with a prefix to its names; of two that have one name the first is taken."""
@@ -15,14 +17,16 @@ class JoinedTensors(StoredTensors):
     def __init__(self, parts: Sequence[tuple[str, StoredTensors]]) -> None:
         self._holders: dict[str, tuple[StoredTensors, str]] = {}
         buffers: set[str] = set()
-        layouts: dict[str, str] = {}
+        known: dict[str, dict[str, str]] = {name: {} for name in _KNOWN}
         for prefix, tensors in parts:
             for name in tensors:
                 self._holders.setdefault(f"{prefix}{name}", (tensors, name))
             buffers |= {f"{prefix}{name}" for name in tensors.buffers}
-            layouts |= {f"{prefix}{name}": layout for name, layout in tensors.layouts.items()}
+            for kind, texts in known.items():
+                texts |= {f"{prefix}{name}": text for name, text in getattr(tensors, kind).items()}
         self._names = self._holders
-        self.buffers, self.layouts = frozenset(buffers), layouts
+        self.buffers = frozenset(buffers)
+        self.layouts, self.quantised, self.refused = (known[name] for name in _KNOWN)
 
     def __getitem__(self, name: str) -> Tensor:
         tensors, own = self._holders[name]

@@ -57,18 +57,10 @@ _FORMATS = (
         lambda start, _: start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")),
     ),
     OtherFormat(
-        "a GGUF file",
-        "Analyse the checkpoint that it was made from: its weights are quantised",
-        _begins(b"GGUF"),
-    ),
-    OtherFormat(
         "an older llama.cpp file (GGML)", "Analyse the checkpoint that it was made from", _begins(b"lmgg", b"tjgg")
     ),
-    OtherFormat("an HDF5 file (Keras, or data)", _AS_STATE_DICT, _begins(b"\x89HDF\r\n\x1a\n")),
-    OtherFormat("a Keras 3 model", _AS_STATE_DICT, _zip_with("model.weights.h5")),
     OtherFormat("a NumPy archive", _AS_STATE_DICT, _zip_with(".npy")),
     OtherFormat("a NumPy array", _AS_STATE_DICT, _begins(b"\x93NUMPY")),
-    OtherFormat("an ONNX model", _AS_STATE_DICT, _called(".onnx")),
     OtherFormat("a TensorFlow Lite model", "Analyse the model that it was made from", lambda s, _: s[4:8] == b"TFL3"),
     OtherFormat("a TensorFlow checkpoint", _AS_STATE_DICT, _called(".pb", ".data-00000-of-00001", ".ckpt.index")),
     OtherFormat("a Flax checkpoint", _AS_STATE_DICT, _called(".msgpack")),

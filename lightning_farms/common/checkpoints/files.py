@@ -17,9 +17,12 @@ from lightning_farms.common.checkpoints._config import config_beside
 from lightning_farms.common.checkpoints._deepspeed import read_zero
 from lightning_farms.common.checkpoints._distributed import read_distributed
 from lightning_farms.common.checkpoints._folders import Meant, what_is_meant, within
+from lightning_farms.common.checkpoints._gguf import GGUFTensors
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints._joined import JoinedTensors
+from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
 from lightning_farms.common.checkpoints._natural import natural
+from lightning_farms.common.checkpoints._onnx import read_onnx
 from lightning_farms.common.checkpoints._other_formats import other_format
 from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
@@ -62,7 +65,7 @@ class StoredCheckpoint(NamedTuple):
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True
+    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True, dequantize: bool = False
 ) -> Mapping[str, Tensor]:
     """Open a checkpoint of any common format as a mapping from names to tensors on the CPU.
 
@@ -81,7 +84,9 @@ def open_checkpoint(
               ``unet.``, ``vae.``, ... before them;
             - a folder of ``torch.distributed.checkpoint`` (FSDP, FSDP2, Lightning's sharded checkpoints), whose tensors
               are put together from their parts when they are asked for;
-            - a folder of DeepSpeed ZeRO: the model's state, or the parameters in float32 from stage 3's partitions.
+            - a folder of DeepSpeed ZeRO: the model's state, or the parameters in float32 from stage 3's partitions;
+            - a GGUF file (needs gguf), an ONNX model (needs onnx), or a ``.keras`` or ``.h5`` file of Keras, whose
+              weights get PyTorch's names and layouts: kernels are transposed to (outputs, inputs, ...).
 
             Objects of a file of ``torch.save`` that are no tensors, containers or plain values are left out: nothing
             that a file asks for is looked up or called.
@@ -90,6 +95,8 @@ def open_checkpoint(
         check: whether the CRC-32 that a zip archive has for each tensor is compared when the tensor is first read;
             one that does not fit is an error of that tensor. (Safetensors has no such number: flipped bits in it
             cannot be known.)
+        dequantize: whether packed weights are unpacked when they are read, where that can be done: GGUF's blocks, and
+            ONNX's integers with scales. Without, they have no values.
 
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
@@ -98,7 +105,7 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
         ValueError: the file is damaged, of another format, or holds no tensor, or several state dicts.
-        ImportError: a safetensors file, and the package safetensors is not installed.
+        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
 
     Example:
         >>> import tempfile
@@ -107,11 +114,25 @@ def open_checkpoint(
         ...     {name: tuple(tensor.shape) for name, tensor in open_checkpoint(folder).items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
-    return read_stored(path, key=key, check=check, may_be_empty=False).tensors
+    return read_stored(path, key=key, check=check, dequantize=dequantize, may_be_empty=False).tensors
+
+
+class _How(NamedTuple):
+    """The options of reading."""
+
+    may_be_empty: bool = False
+    key: str | None = None
+    check: bool = True
+    dequantize: bool = False
 
 
 def read_stored(
-    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True, may_be_empty: bool = True
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    check: bool = True,
+    dequantize: bool = False,
+    may_be_empty: bool = True,
 ) -> StoredCheckpoint:
     """Open a checkpoint as :func:`open_checkpoint` does, also one without tensors, with what is stored beside them.
 
@@ -119,6 +140,7 @@ def read_stored(
         path: as there.
         key: as there.
         check: as there.
+        dequantize: as there.
         may_be_empty: whether a file without tensors is no error.
 
     Returns:
@@ -127,10 +149,10 @@ def read_stored(
     Raises:
         FileNotFoundError: as there, and so the other two.
         ValueError: the file is damaged, of another format, or it is not clear which state dict is meant.
-        ImportError: a safetensors file, and the package safetensors is not installed.
+        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
     """
     meant = what_is_meant(Path(path))
-    stored = _read_meant(meant, may_be_empty=may_be_empty, key=key, check=check)
+    stored = _read_meant(meant, _How(may_be_empty, key, check, dequantize))
     if not stored.tensors and not may_be_empty:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint with tensors, but {str(meant.path)!r} holds none."
@@ -140,31 +162,31 @@ def read_stored(
     return stored
 
 
-def _read_meant(meant: Meant, *, may_be_empty: bool, key: str | None, check: bool) -> StoredCheckpoint:
+def _read_meant(meant: Meant, how: _How) -> StoredCheckpoint:
     """A file, or a folder's files as one."""
     if meant.kind == "file":
-        return _read(meant.path, may_be_empty=may_be_empty, key=key, check=check)
+        return _read(meant.path, how)
     if meant.kind in ("shards", "parts"):
-        stored = [(prefix, _read_part(path, check)) for prefix, path in meant.files.items()]
+        stored = [(prefix, _read_part(path, how)) for prefix, path in meant.files.items()]
         prefixed = [(prefix if meant.kind == "parts" else "", each.tensors) for prefix, each in stored]
         joined = [(prefix, tensors) for prefix, tensors in prefixed if isinstance(tensors, StoredTensors)]
         return StoredCheckpoint(JoinedTensors(joined), {}, {}, left_out=_counted(each for _, each in stored))
     try:
         if meant.zero is not None:
-            file = read_zero(meant.zero, check=check)
+            file = read_zero(meant.zero, check=how.check)
         else:
-            file = TorchFile(read_distributed(meant.path, check=check), {})
+            file = TorchFile(read_distributed(meant.path, check=how.check), {})
     except PickleError as error:
         remedy = "zero_to_fp32.py FOLDER FILE" if meant.zero is not None else f"-m {_JOINS} dcp_to_torch FOLDER FILE"
         raise ValueError(
             f"Expected argument `path` to be a checkpoint, but {str(meant.path)!r} is a distributed one that is "
             f"damaged or cut short ({error}). Copy it again, or join it where it was written: python {remedy}."
         ) from error
-    return _of_torch(file, meant.path, may_be_empty=may_be_empty, key=key)
+    return _of_torch(file, meant.path, how)
 
 
-def _read_part(path: Path, check: bool) -> StoredCheckpoint:
-    return _read_meant(what_is_meant(path), may_be_empty=True, key=None, check=check)
+def _read_part(path: Path, how: _How) -> StoredCheckpoint:
+    return _read_meant(what_is_meant(path), how._replace(may_be_empty=True, key=None))
 
 
 def _counted(parts: Iterable[StoredCheckpoint]) -> dict[str, int]:
@@ -174,19 +196,33 @@ def _counted(parts: Iterable[StoredCheckpoint]) -> dict[str, int]:
     return dict(total)
 
 
-def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool = True) -> StoredCheckpoint:
+def _read(path: Path, how: _How) -> StoredCheckpoint:
     if path.suffix == ".json":
-        return StoredCheckpoint(_Shards(path, check=check), {}, {})
+        return StoredCheckpoint(_Shards(path, how), {}, {})
+    other = _of_other_program(path, how)
+    if other is not None:
+        return StoredCheckpoint(other, {}, {})
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         file = _Safetensors(path)
         return StoredCheckpoint(file, {}, file.metadata)
-    return _of_torch(_torch_file(path, check), path, may_be_empty=may_be_empty, key=key)
+    return _of_torch(_torch_file(path, how.check), path, how)
 
 
-def _of_torch(stored: TorchFile, path: Path, *, may_be_empty: bool, key: str | None) -> StoredCheckpoint:
+def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
+    """The weights in a file that another program wrote; None where it is none of these."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"GGUF"):
+        return GGUFTensors(path, dequantize=how.dequantize)
+    if start == b"\x89HDF\r\n\x1a\n" or (start.startswith(b"PK") and is_keras_archive(path)):
+        return read_keras(path)
+    return read_onnx(path, dequantize=how.dequantize) if path.suffix == ".onnx" else None
+
+
+def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
     """The state dict that is meant of what a file of torch.save holds."""
-    chosen = choose_state_dict(stored.content, key, str(path))
-    if not may_be_empty or not isinstance(stored.content, dict):
+    chosen = choose_state_dict(stored.content, how.key, str(path))
+    if not how.may_be_empty or not isinstance(stored.content, dict):
         _check_not_empty(stored.content, chosen, path)
     own = chosen.taken.partition(".")[0]
     entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}
@@ -306,8 +342,8 @@ class _Safetensors(StoredTensors):
 class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
 
-    def __init__(self, index: Path, *, check: bool = True) -> None:
-        self._index, self._check = index, check
+    def __init__(self, index: Path, how: _How) -> None:
+        self._index, self._how = index, how._replace(may_be_empty=False, key=None)
         self._names = self._shard_of = _weight_map(index)
         outside = sorted({shard for shard in self._shard_of.values() if not _is_within(index.parent, shard)})
         if outside:
@@ -335,7 +371,7 @@ class _Shards(StoredTensors):
         """The opened shard with a tensor."""
         shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = _read(self._index.parent / shard, may_be_empty=False, check=self._check).tensors
+            self._opened[shard] = _read(self._index.parent / shard, self._how).tensors
         if name not in self._opened[shard]:
             raise ValueError(
                 f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "

@@ -17,11 +17,15 @@ class StoredTensors(Mapping[str, Tensor]):
         config: what a ``config.json`` beside the file says; empty where there is none.
         buffers: names of tensors that are known to be buffers, not parameters.
         layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
+        quantised: the format of tensors that the file's own format packs.
+        refused: why tensors are known to be no weights.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
     buffers: frozenset[str] = frozenset()
     layouts: Mapping[str, str] = MappingProxyType({})
+    quantised: Mapping[str, str] = MappingProxyType({})
+    refused: Mapping[str, str] = MappingProxyType({})
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
@@ -53,7 +57,8 @@ class SomeTensors(StoredTensors):
     def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
         self._tensors = tensors
         self._names = dict.fromkeys(names)
-        self.config, self.buffers, self.layouts = tensors.config, tensors.buffers, tensors.layouts
+        self.config, self.buffers = tensors.config, tensors.buffers
+        self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -88,6 +93,8 @@ class MetaTensors(Mapping[str, Tensor]):
         self.config: Mapping[str, Any] = getattr(tensors, "config", {})
         self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
         self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
+        self.quantised: Mapping[str, str] = getattr(tensors, "quantised", {})
+        self.refused: Mapping[str, str] = getattr(tensors, "refused", {})
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):
