@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +14,21 @@ from lightning_farms.common.checkpoints._inert_pickle import PickleError
 _PICKLE = b"\x80"  # the first byte since protocol 2
 
 
-def load_safely(path: Path, *, admitted: Sequence[type] = (argparse.Namespace,)) -> object:
+def load_safely(path: Path) -> object:
     """Read a file of ``torch.save`` into memory-mapped tensors; nothing in it is run.
 
     Args:
         path: the file.
-        admitted: classes of which it may hold objects, besides tensors and plain values.
 
     Returns:
         What it holds.
 
     Raises:
-        ValueError: it is damaged, or holds other objects; its cause is what torch raised.
+        ValueError: it is damaged, or holds objects other than tensors and plain values; its cause is what torch raised.
         PermissionError: it may not be read.
     """
     try:
-        with torch.serialization.safe_globals(list(admitted)), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (MemoryError, PermissionError):
