@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
 
@@ -27,24 +28,12 @@ def _called(*suffixes: str) -> Callable[[bytes, Path], bool]:
 
 
 def _zip_with(*names: str) -> Callable[[bytes, Path], bool]:
-    def knows(start: bytes, path: Path) -> bool:
-        if not start.startswith(b"PK"):
-            return False
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return any(held.endswith(names) for held in archive.namelist())
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-            return False
-
-    return knows
+    return lambda start, path: start.startswith(b"PK") and any(held.endswith(names) for held in record_names(path))
 
 
 def _other_zip(_: bytes, path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-        return False
+    names = record_names(path)
+    return bool(names) and not any(name.endswith("data.pkl") for name in names)
 
 
 _AS_STATE_DICT = "Load it with the library that wrote it, and save {name: torch.from_numpy(array)} with torch.save"

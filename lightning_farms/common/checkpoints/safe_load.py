@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError
+from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _PICKLE = b"\x80"  # the first byte since protocol 2
 
@@ -55,11 +56,7 @@ def _refusal(path: Path, error: Exception) -> ValueError:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive with the constants of a program, by which torch tells one, too."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    return any(name.endswith("/constants.pkl") for name in record_names(path))
 
 
 def _is_pickle(path: Path) -> bool:
