@@ -236,6 +236,6 @@ def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return leaf_layers(leaf)
     except Exception as error:  # of whatever a file holds
         first_line = (str(error).splitlines() or [""])[0]
-        known = isinstance(error, UnreadableTensor)
-        reason = first_line if known else f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        computed = f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        reason = error.reason if isinstance(error, UnreadableTensor) else computed
         return [skipped_layer(leaf.layer, "parameter", (), reason)._replace(unreadable=True)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lightning_farms.common.checkpoints._json_file import JSONError, read_json_file
 
 _ADAPTER = "adapter_config.json"
 
@@ -21,7 +22,7 @@ def config_beside(path: Path) -> Mapping[str, Any]:
 def read_json(file: Path) -> Mapping[str, Any]:
     """A dictionary in a JSON file; empty where there is none, or none that can be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, OSError, RecursionError):
+        content = read_json_file(file) if file.is_file() else {}
+    except (JSONError, OSError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple
 from lightning_farms.common.checkpoints._config import read_json
 from lightning_farms.common.checkpoints._distributed import METADATA
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints._zero_files import ZeroFiles, zero_files
+from lightning_farms.common.checkpoints._zero_files import ZeroFiles, first_words, zero_files
 from lightning_farms.common.texts import listed
 
 INDEX_SUFFIX = ".index.json"
@@ -217,7 +218,7 @@ def _snapshot(folder: Path) -> Path:
 
 
 def _revision(file: Path) -> str:
-    text = file.read_text(encoding="utf-8", errors="replace")[:256].strip() if file.is_file() else ""
+    text = first_words(file) if file.is_file() else ""
     return text if _is_plain(text) else ""
 
 
@@ -228,7 +229,7 @@ def within(folder: Path, file: Path) -> Path:
         ValueError: it is elsewhere, or no file.
     """
     roots = [folder.resolve(), *_caches(folder)]
-    target = file.resolve()
+    target = Path(os.path.realpath(file))  # not resolve(), which raises for a link to itself
     if any(target.is_relative_to(root) for root in roots):
         return file
     raise ValueError(

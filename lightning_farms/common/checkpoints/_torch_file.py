@@ -116,7 +116,7 @@ def _sequence(file: BinaryIO, storages: StorageFile, builder: Builder) -> object
 
 
 def _consecutive(
-    keys: object, sizes: Mapping[str, tuple[int, int]], offset: int, content: mmap.mmap
+    keys: object, sizes: Mapping[str, tuple[int, int]], offset: int, content: mmap.mmap | bytearray
 ) -> dict[str, Entry]:
     """Storages one after the other, each behind the number of its entries, which the pickle says too."""
     entries: dict[str, Entry] = {}

@@ -25,7 +25,7 @@ class ZeroFiles(NamedTuple):
 def zero_files(folder: Path) -> ZeroFiles | None:
     """The files of a ZeRO checkpoint in a folder, or in the one that its file `latest` names; None where it is none."""
     latest = folder / "latest"
-    tag = latest.read_text(encoding="utf-8", errors="replace")[:256].strip() if latest.is_file() else ""
+    tag = first_words(latest) if latest.is_file() else ""
     below = [folder / tag] if tag and "/" not in tag and tag not in (".", "..") and "\0" not in tag else []
     for place in (folder, *below, folder / "checkpoint"):
         names = sorted((file.name for file in place.iterdir() if file.is_file()), key=natural) if place.is_dir() else []
@@ -33,6 +33,12 @@ def zero_files(folder: Path) -> ZeroFiles | None:
         if files.whole or files.model:
             return files
     return None
+
+
+def first_words(file: Path) -> str:
+    """What a small file says; of a long one the start."""
+    with file.open(encoding="utf-8", errors="replace") as text:
+        return text.read(256).strip()
 
 
 _KINDS = (_WHOLE, _PARTITIONED, _OPTIMIZER)

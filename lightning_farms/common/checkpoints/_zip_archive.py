@@ -22,6 +22,7 @@ MOST_UNPACKED = 2**29
 _PIECE = 2**20
 _DEFLATE_PACKS = 1032  # times, at most
 _LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
+_SIGNATURE = b"PK\x03\x04"
 _LATER = 0x8  # flag: sizes and CRC-32 stand behind the data
 _UTF8 = 0x800
 _IN_ZIP64 = 0xFFFFFFFF
@@ -39,7 +40,7 @@ class ZipArchive:
         self._content = content
         self._file = _View(content)
         try:
-            self._archive = zipfile.ZipFile(self._file)  # type: ignore[arg-type]
+            self._archive = zipfile.ZipFile(self._file)
         except Exception as error:  # a damaged directory can fail in any way
             raise PickleError("its zip directory cannot be read") from error
         self._file.most = len(content)
@@ -83,7 +84,7 @@ class ZipArchive:
         signature, _, flags, method, _, _, crc, packed, size, length, _ = _LOCAL_HEADER.unpack(header)
         start = info.header_offset + _LOCAL_HEADER.size
         name = bytes(self._content[start : start + length]).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
-        if signature != zipfile.stringFileHeader or name != info.orig_filename or method != info.compress_type:
+        if signature != _SIGNATURE or name != info.orig_filename or method != info.compress_type:
             return "the zip directory does not fit what it names"
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             return "it is compressed by a method that is not read"
@@ -130,7 +131,7 @@ def record_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def is_zip(content: _Content) -> bool:
     """Whether there is the end of an archive."""
     try:
-        return zipfile.is_zipfile(_View(content))  # type: ignore[arg-type]
+        return zipfile.is_zipfile(_View(content))
     except zipfile.BadZipFile:  # of several disks
         return True
 

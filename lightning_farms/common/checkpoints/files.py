@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints._config import config_beside
@@ -20,10 +19,12 @@ from lightning_farms.common.checkpoints._folders import Meant, what_is_meant, wi
 from lightning_farms.common.checkpoints._gguf import GGUFTensors
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints._joined import JoinedTensors
+from lightning_farms.common.checkpoints._json_file import JSONError, read_json_file
 from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._onnx import read_onnx
 from lightning_farms.common.checkpoints._other_formats import other_format
+from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
     StateDicts,
@@ -31,14 +32,14 @@ from lightning_farms.common.checkpoints._state_dicts import (
     listed_state_dicts,
 )
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
-from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
+from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, naming
 from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
 from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
 __all__ = ["STATE_DICT_KEYS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
 _JOINS = "torch.distributed.checkpoint.format_utils"
-_UNSLICED = {"F4"}  # two numbers a byte
+_LONGEST = 250  # characters of a file's name
 _SHOWN = 5
 
 
@@ -176,13 +177,13 @@ def _read_meant(meant: Meant, how: _How) -> StoredCheckpoint:
             file = read_zero(meant.zero, check=how.check)
         else:
             file = TorchFile(read_distributed(meant.path, check=how.check), {})
+        return _of_torch(file, meant.path, how)
     except PickleError as error:
         remedy = "zero_to_fp32.py FOLDER FILE" if meant.zero is not None else f"-m {_JOINS} dcp_to_torch FOLDER FILE"
         raise ValueError(
             f"Expected argument `path` to be a checkpoint, but {str(meant.path)!r} is a distributed one that is "
             f"damaged or cut short ({error}). Copy it again, or join it where it was written: python {remedy}."
         ) from error
-    return _of_torch(file, meant.path, how)
 
 
 def _read_part(path: Path, how: _How) -> StoredCheckpoint:
@@ -202,10 +203,11 @@ def _read(path: Path, how: _How) -> StoredCheckpoint:
     other = _of_other_program(path, how)
     if other is not None:
         return StoredCheckpoint(other, {}, {})
-    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-        file = _Safetensors(path)
+    if path.suffix == ".safetensors" or looks_like_safetensors(path):
+        file = SafetensorsFile(path)
         return StoredCheckpoint(file, {}, file.metadata)
-    return _of_torch(_torch_file(path, how.check), path, how)
+    with _refusing(path):
+        return _of_torch(read_torch_file(path, check=how.check), path, how)
 
 
 def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
@@ -229,7 +231,9 @@ def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
     beside = {str(name): value for name, value in entries.items() if str(name) != own}
     sparse = tuple(name for name, tensor in chosen.tensors.items() if tensor.parts is not None)
     buffers = chosen.buffers.union(name for name in _names(beside.get("buffer_names")) if name in chosen.tensors)
-    return StoredCheckpoint(_Pickled(chosen, buffers), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse)
+    return StoredCheckpoint(
+        _Pickled(chosen, buffers, path), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse
+    )
 
 
 def _names(listed: object) -> list[str]:
@@ -237,14 +241,16 @@ def _names(listed: object) -> list[str]:
     return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
 
 
-def _torch_file(path: Path, check: bool) -> TorchFile:
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Say of a file that is none of torch.save what it is instead, or that it is damaged."""
+    if is_torchscript(path):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
+            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
+        )
     try:
-        if is_torchscript(path):
-            raise ValueError(
-                f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
-                f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
-            )
-        return read_torch_file(path, check=check)
+        yield
     except PickleError as error:
         known = other_format(path)
         if known is None:
@@ -281,62 +287,23 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
 class _Pickled(StoredTensors):
     """Tensors of a file of torch.save."""
 
-    def __init__(self, chosen: StateDicts, buffers: frozenset[str]) -> None:
+    def __init__(self, chosen: StateDicts, buffers: frozenset[str], path: Path) -> None:
         self._names = self._tensors = chosen.tensors
         self.buffers = buffers
+        self._path = path
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].read()
+        tensor = self._tensors[name]
+        with naming(name, self._path):
+            return tensor.read()
 
     def without_values(self, name: str) -> Tensor:
-        return self._tensors[name].outline()
+        tensor = self._tensors[name]
+        with naming(name, self._path):
+            return tensor.outline()
 
     def identity(self, name: str) -> object:
         return self._tensors[name].identity
-
-
-def _looks_like_safetensors(path: Path) -> bool:
-    """Whether a file starts with the length of a JSON header and that header."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
-
-
-class _Safetensors(StoredTensors):
-    """A safetensors file, read tensor by tensor."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise ImportError(
-                f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
-            ) from error
-        try:
-            self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error) from error
-        self._names = dict.fromkeys(sorted(self._file.keys(), key=natural))
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
-        return self._file.metadata() or {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def without_values(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        part = self._file.get_slice(name)
-        shape = part.get_shape()
-        if not shape or part.get_dtype() in _UNSLICED:
-            return self[name].to("meta")
-        return torch.empty(shape, dtype=part[:0].dtype, device="meta")
 
 
 class _Shards(StoredTensors):
@@ -345,20 +312,27 @@ class _Shards(StoredTensors):
     def __init__(self, index: Path, how: _How) -> None:
         self._index, self._how = index, how._replace(may_be_empty=False, key=None)
         self._names = self._shard_of = _weight_map(index)
-        outside = sorted({shard for shard in self._shard_of.values() if not _is_within(index.parent, shard)})
+        shards = sorted(set(self._shard_of.values()))
+        outside = [shard for shard in shards if not _is_within(shard)]
         if outside:
             raise ValueError(
-                f"Expected the shards that {str(index)!r} names to be in its folder, but {outside[0]!r} is not: a "
-                "checkpoint has its files beside its index."
+                f"Expected the shards that {str(index)!r} names to be in its folder, but {outside[0][:_LONGEST]!r} is "
+                "not: a checkpoint has its files beside its index."
             )
-        missing = sorted({shard for shard in self._shard_of.values() if not (index.parent / shard).is_file()})
+        for shard in shards:
+            within(index.parent, index.parent / shard)
+        special = [shard for shard in shards if _is_special(index.parent / shard)]
+        if special:
+            raise ValueError(
+                f"Expected the shards that {str(index)!r} names to be files of tensors, but {special[0]!r} is none (a "
+                "folder, a pipe, a device, or an index)."
+            )
+        missing = [shard for shard in shards if not (index.parent / shard).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"Expected the shards that {str(index)!r} names to be beside it, but {len(missing)} are missing: "
                 f"{_listed(missing)}. Copy or download them too."
             )
-        for shard in set(self._shard_of.values()):
-            within(index.parent, index.parent / shard)
         self._opened: dict[str, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -380,19 +354,25 @@ class _Shards(StoredTensors):
         return self._opened[shard]
 
 
-def _is_within(folder: Path, shard: str) -> bool:
+def _is_within(shard: str) -> bool:
     """Whether the name of a shard leads nowhere else; of links see `within`."""
     parts = PurePath(shard).parts
-    return bool(parts) and not PurePath(shard).is_absolute() and ".." not in parts and "\0" not in shard
+    named = bool(parts) and "\0" not in shard and len(shard) <= _LONGEST
+    return named and not PurePath(shard).is_absolute() and ".." not in parts
+
+
+def _is_special(shard: Path) -> bool:
+    return shard.name.endswith(".json") or (shard.exists() and not shard.is_file())
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """{tensor: shard} in natural order."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json_file(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        "".join(shards if isinstance(shards, dict) else ()).encode()
+    except (JSONError, UnicodeEncodeError) as error:
         raise damaged(index, error) from error
-    shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
@@ -401,4 +381,4 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -7,8 +7,10 @@ import mmap
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,15 @@ class UnreadableTensor(ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" if self.where else self.reason
+
+
+@contextmanager
+def naming(name: str, path: Path) -> Iterator[None]:
+    """Let the error of a tensor that cannot be read say which it is, and of what file."""
+    try:
+        yield
+    except UnreadableTensor as error:
+        raise UnreadableTensor(error.reason, f"tensor {name!r} of {str(path)!r}") from error
 
 
 class Entry(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError
+from lightning_farms.common.checkpoints._json_file import JSONError
 from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _PICKLE = b"\x80"  # the first byte since protocol 2
@@ -74,7 +75,7 @@ def _first_reason(text: str) -> str:
 
 def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
     """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
-    reason = str(error) if isinstance(error, PickleError) else type(error).__name__
+    reason = str(error) if isinstance(error, (PickleError, JSONError)) else type(error).__name__
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
         f"{os.fspath(path)!r} is damaged, cut short or of another format ({reason}). "
