@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 MOST_BYTES = 2**27
 """Longest pickle that is read; a checkpoint's holds names and shapes, its numbers are beside it."""
 
-MOST_OPCODES = 2**22
+MOST_OPCODES = 3 * 2**20
 """Most steps of a pickle: each makes 64 bytes or so, and a tensor takes about 30."""
 
 
@@ -69,6 +69,7 @@ _LARGE = 2**60  # integers below have hashes of their own
 _SHOWN = 80  # characters
 _LONGEST_TUPLE = 16
 _TEXT_OF_A_STEP = 64  # bytes
+_STEPS_OF_A_SET = 3  # it takes 216
 _MARK = object()
 _VALUES = frozenset(
     [
@@ -168,6 +169,7 @@ class _Machine:
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
+            self.charge(_STEPS_OF_A_SET if name == "EMPTY_SET" else 0)
             self.stack.append(_CONSTANTS[name]())
         elif name in _TUPLES:
             self.stack[-_TUPLES[name] :] = [tuple(self.stack[-_TUPLES[name] :])]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import mmap
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from lightning_farms.common.checkpoints._inert_pickle import (
 )
 from lightning_farms.common.checkpoints._zip_archive import ZipArchive, is_zip
 from lightning_farms.common.checkpoints.pickled_tensor import (
+    MOST_DIMENSIONS,
     OTHER_BYTE_ORDER,
     Entry,
     PickledTensor,
@@ -143,7 +144,7 @@ class _Persistent:
             return StandIn("a persistent object")
         dtype = _STORAGES.get(identifier[1].name) if isinstance(identifier[1], Name) else None
         key, count = shown(identifier[2]), identifier[4]
-        if dtype is None or not isinstance(count, int):
+        if dtype is None or not isinstance(count, int) or not 0 <= count < 2**62:
             return StandIn(f"a storage of type {shown(identifier[1])}")
         if self.storages.setdefault(key, (dtype.itemsize, count)) != (dtype.itemsize, count):
             raise PickleError(f"it has two storages {key!r}, of different sizes")
@@ -195,7 +196,9 @@ def _shape(sizes: object) -> tuple[int, ...]:
 
 
 def _are_integers(sizes: object) -> bool:
-    return isinstance(sizes, (tuple, list)) and all(type(size) is int for size in sizes)
+    """Whether they are numbers of 64 bits, and not more than a tensor has."""
+    few = isinstance(sizes, (tuple, list)) and len(sizes) <= MOST_DIMENSIONS
+    return few and all(type(size) is int and abs(size) < 2**63 for size in cast("Sequence[object]", sizes))
 
 
 def _tensor(storage: object, offset: object = 0, size: object = (), stride: object = (), *more: object) -> object:

@@ -25,7 +25,7 @@ _MOST_ZEROS = 2**10
 """Zeros a stored number up to which a sparse tensor is made dense: else a file of bytes would fill the memory."""
 
 _SHOWN = 80
-_MOST_DIMENSIONS = 64
+MOST_DIMENSIONS = 64
 _SMALL = 2**20  # entries that a view may have beyond those that are stored, as an expanded tensor has
 
 
@@ -190,7 +190,7 @@ class PickledTensor:
         return torch._neg_view(tensor) if "neg" in self.flags else tensor
 
     def _check_shape(self) -> None:
-        small = len(self.shape) <= _MOST_DIMENSIONS and all(0 <= size < 2**62 for size in self.shape)
+        small = len(self.shape) <= MOST_DIMENSIONS and all(0 <= size < 2**62 for size in self.shape)
         if not small or math.prod(self.shape) >= 2**62:
             raise UnreadableTensor("damaged: its shape is none that a tensor can have")
 
