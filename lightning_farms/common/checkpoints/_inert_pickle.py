@@ -102,7 +102,6 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
     "MARK": lambda: _MARK,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -122,8 +121,9 @@ def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[ob
     stream = _Bounded(io.BytesIO(source) if isinstance(source, bytes) else source)
     machine = _Machine(build, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(cast("BinaryIO", stream)):
-            machine.charge(1)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("BinaryIO", stream))):
+            if count > MOST_OPCODES:
+                raise PickleError(f"its pickle has more than {MOST_OPCODES} steps")
             machine.step(opcode.name, argument)
         return machine.stack[-1]
     except PickleError:
@@ -169,7 +169,6 @@ class _Machine:
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
-            self.charge(_STEPS_OF_A_SET if name == "EMPTY_SET" else 0)
             self.stack.append(_CONSTANTS[name]())
         elif name in _TUPLES:
             self.stack[-_TUPLES[name] :] = [tuple(self.stack[-_TUPLES[name] :])]
@@ -177,10 +176,10 @@ class _Machine:
             _STEPS[name](self, argument)
 
     def charge(self, steps: int) -> None:
-        """Count steps; what copies something else costs as many as that is long."""
+        """Count what is copied, which costs as many steps as it is long."""
         self._steps += steps
         if self._steps > MOST_OPCODES:
-            raise PickleError(f"its pickle has more than {MOST_OPCODES} steps")
+            raise PickleError(f"its pickle copies more than {MOST_OPCODES} entries")
 
     def charge_for(self, values: Sequence[Any]) -> None:
         self.charge(len(values))
@@ -250,6 +249,10 @@ class _Machine:
             self.charge(len(state))
             vars(self.stack[-1]).update((str(name), value) for name, value in state.items())
 
+    def empty_set(self, _: object) -> None:
+        self.charge(_STEPS_OF_A_SET)
+        self.stack.append(set())
+
     def append(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
@@ -281,6 +284,7 @@ class _Machine:
 
 
 _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    "EMPTY_SET": _Machine.empty_set,
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
     "STOP": lambda machine, _: None,

@@ -74,12 +74,22 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise PickleError("it is empty")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        content = _mapped(file)
         builder = Builder()
         if is_zip(content):
             return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.left_out)
         storages = StorageFile(content, {})
         return TorchFile(_sequence(file, storages, builder), builder.left_out)
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    """A file in memory that is read when it is looked at; it may be longer than the memory, as nothing is set aside."""
+    try:
+        if hasattr(mmap, "MAP_NORESERVE"):
+            return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | mmap.MAP_NORESERVE)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise PickleError(f"it cannot be mapped into memory: {error.strerror}") from error
 
 
 def read_torch_bytes(content: bytearray, *, check: bool = True) -> TorchFile:

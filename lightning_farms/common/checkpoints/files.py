@@ -109,7 +109,7 @@ def open_checkpoint(
         ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"state_dict": torch.nn.Linear(3, 2).state_dict(), "epoch": 7}, f"{folder}/last.ckpt")
         ...     {name: tuple(tensor.shape) for name, tensor in open_checkpoint(folder).items()}
@@ -348,8 +348,8 @@ class _Shards(StoredTensors):
             self._opened[shard] = _read(self._index.parent / shard, self._how).tensors
         if name not in self._opened[shard]:
             raise ValueError(
-                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
-                "says, but it does not. Copy or download both again."
+                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name[:_LONGEST]!r}, as "
+                f"{self._index.name} says, but it does not. Copy or download both again."
             )
         return self._opened[shard]
 
@@ -370,7 +370,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         content = read_json_file(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
-        "".join(shards if isinstance(shards, dict) else ()).encode()
+        _check_text(shards if isinstance(shards, dict) else {})
     except (JSONError, UnicodeEncodeError) as error:
         raise damaged(index, error) from error
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -378,6 +378,11 @@ def _weight_map(index: Path) -> dict[str, str]:
             f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
         )
     return {name: shards[name] for name in sorted(shards, key=natural)}
+
+
+def _check_text(shards: Mapping[str, object]) -> None:
+    """Raise UnicodeEncodeError where a name is none that can be written."""
+    "".join([*shards, *(shard for shard in shards.values() if isinstance(shard, str))]).encode()
 
 
 def _listed(names: list[str]) -> str:

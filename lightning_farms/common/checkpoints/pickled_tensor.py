@@ -51,7 +51,7 @@ def naming(name: str, path: Path) -> Iterator[None]:
     try:
         yield
     except UnreadableTensor as error:
-        raise UnreadableTensor(error.reason, f"tensor {name!r} of {str(path)!r}") from error
+        raise UnreadableTensor(error.reason, f"tensor {name[:_SHOWN]!r} of {str(path)!r}") from error
 
 
 class Entry(NamedTuple):

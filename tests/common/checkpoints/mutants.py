@@ -48,19 +48,22 @@ def original() -> dict[str, Tensor]:
     }
 
 
-def mutants(folder: Path, count: int, seed: int) -> Iterator[Mutant]:
-    """So many files, each in a folder of its own: all that were thought of, then as many by chance."""
+def mutants(folder: Path, count: int, seed: int, *, heavy: bool = True) -> Iterator[Mutant]:
+    """So many files, each in a folder of its own: all that were thought of, and the rest by chance.
+
+    Without `heavy`, half of them are light ones of those that were thought of.
+    """
     save_file({"net.0.weight": torch.full((24, 16), OUTSIDE)}, folder / "outside.safetensors")
     torch.save({"net.0.weight": torch.full((24, 16), OUTSIDE)}, folder / "outside.bin")
     (folder / "outside.json").write_text(json.dumps({"weight_map": {"net.0.weight": "outside.safetensors"}}))
-    by_hand = list(HOSTILE)
     draw = random.Random(seed)
+    by_hand = list(HOSTILE) if heavy else draw.sample([name for name in HOSTILE if name not in HEAVY], count // 2)
     for number in range(count):
         place = folder / f"{number:03d}"
         place.mkdir()
         if number < len(by_hand):
             name = by_hand[number]
-            yield Mutant(name, HOSTILE[name](place), told=True)
+            yield Mutant(name, HOSTILE[name](place), told=name not in _OTHER_NUMBERS)
         else:
             yield _by_chance(place, draw)
 
@@ -502,7 +505,9 @@ _INDICES: dict[str, Callable[[dict[str, str]], object]] = {
     "has a tensor with a surrogate": lambda places: {**places, "\ud800": "model-1.safetensors"},
     "has a tensor with other digits": lambda places: {**places, "net.²": "model-1.safetensors"},
     "has a tensor of thousands of digits": lambda places: {**places, "9" * 5000: "model-1.safetensors"},
-    "has a tensor twice": lambda places: json.dumps({"weight_map": places})[:-2] + ',"net.0.weight":"model-2.safetensors"}}',
+    "has a tensor twice": lambda places: (
+        json.dumps({"weight_map": places})[:-2] + ',"net.0.weight":"model-2.safetensors"}}'
+    ),
     "has its map twice": lambda places: f'{{"weight_map":{json.dumps(places)},"weight_map":{{}}}}',
     "is nested": lambda _: '{"weight_map":' + "[" * 100_000,
     "has no text": lambda places: dict.fromkeys(places, float("nan")),
@@ -609,3 +614,12 @@ def _legacy_terabytes(place: Path) -> Path:
     content[start : start + 8] = struct.pack("<Q", 2**42)
     path.write_bytes(content)
     return path
+
+
+_OTHER_NUMBERS = {"zip: a bomb of zeros"}  # the archive says so itself
+HEAVY = frozenset(
+    name
+    for name in HOSTILE
+    if name.startswith("pickle") or any(word in name for word in ("bomb", "hundred", "many small", "sparse tensor"))
+)
+"""Those that take seconds each."""

@@ -70,7 +70,7 @@ def report(path: Path) -> dict[str, object]:
     try:
         found = read(path)
         found |= analyse(path) if time.perf_counter() - start < _LONG else {}
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         found = {"crash": f"{type(error).__name__}: {str(error)[:300]}"}
     watching = False
     seconds = time.perf_counter() - start
