@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What ``torch.compile``, FSDP and activation checkpointing put into the names of what they wrap."""
+
+
+_FLAT = re.compile(
+    r"(?P<module>.+?)_?(?P<leaf>in_proj_(weight|bias)|[qkv]_proj_(weight|bias)|(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?"
+    r"|running_(mean|var)|num_batches_tracked|weight|bias)"
+)
+_FEWEST_FLAT = 3
+
+
+def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
+    """How names are cut into a module's and a tensor's; copies (EMA) may have names without dots: ``conv1_weight``.
+
+    Example:
+        >>> module_and_leaf(["conv1_weight", "conv1_bias", "fc_weight"])("conv1_weight")
+        ('conv1', 'weight')
+    """
+    starts: dict[str, list[str]] = {}
+    for name in names:
+        start, _, leaf = name.rpartition(".")
+        starts.setdefault(start, []).append(leaf)
+    flat = {start for start, leaves in starts.items() if _are_flat(leaves, sole=len(starts) == 1)}
+
+    def split(name: str) -> tuple[str, str]:
+        start, _, leaf = name.rpartition(".")
+        match = _FLAT.fullmatch(leaf) if start in flat else None
+        if match is None:
+            return start, leaf
+        return ".".join(part for part in (start, match["module"]) if part), match["leaf"]
+
+    return split
+
+
+def _are_flat(leaves: Sequence[str], *, sole: bool) -> bool:
+    """Whether a module's tensors are those of many modules: most are called after weights and biases of others."""
+    matching = sum(_FLAT.fullmatch(leaf) is not None for leaf in leaves)
+    usual = any(leaf in ("weight", "bias") for leaf in leaves)
+    return sole and not usual and matching >= _FEWEST_FLAT and matching > len(leaves) // 2
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:

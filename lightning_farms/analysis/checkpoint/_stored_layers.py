@@ -25,7 +25,7 @@ from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
-    r"wte|wpe|shared|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
+    r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
     r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
 )
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
@@ -44,6 +44,7 @@ _NO_WEIGHT = re.compile(
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
     r"|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
+QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
 _PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
@@ -105,7 +106,7 @@ def is_fp8(dtype: torch.dtype) -> bool:
 
 def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
     known = f"{tensor.dtype}; {leaf.stored.quantised}" if leaf.stored.quantised else f"{tensor.dtype}"
-    reason = f"the weight is quantised ({known}): dequantise it, or analyse the original checkpoint"
+    reason = f"the weight is quantised ({known}): {QUANTISED_REMEDY}"
     return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
 
 

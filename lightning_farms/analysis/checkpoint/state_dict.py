@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._names import match_names
+from lightning_farms.analysis._names import match_names, module_and_leaf
+from lightning_farms.analysis.checkpoint._dequantise import dequantised
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quantised
@@ -135,29 +136,41 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair.factors}
     quantised = _quantised(tensors)
-    layouts = {plain: _layouts(tensors).get(name, "") for plain, name in plain_names(list(tensors)).items()}
-    plain_buffers = {plain for plain, name in plain_names(list(tensors)).items() if name in _buffers(tensors)}
+    names = plain_names(list(tensors))
+    layouts, refused = _of_format(tensors, "layouts", names), _of_format(tensors, "refused", names)
+    plain_buffers = {plain for plain, name in names.items() if name in _buffers(tensors)}
     modules: Modules = {}
+    split = module_and_leaf(list(stored))
     for name, tensor in stored.items():
         if name in quantised.companions or name in plain_buffers:
             continue
-        tensor = tensor._replace(quantised=quantised.formats.get(name, ""), layout=layouts.get(name, ""))
+        tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
+        tensor = tensor._replace(layout=layouts.get(name, ""), reason=refused.get(name, "") or tensor.reason)
         if name in pairs:
             product = pairs[name]
             modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))
         elif name not in factors:
             plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
-            module, _, leaf = plain.rpartition(".")
+            module, leaf = split(plain)
             modules.setdefault(module, {})[leaf] = tensor
     return modules
+
+
+def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:
+    """A packed tensor as what it stands for, if that is asked for and can be done."""
+    wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
+    read = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
+    return tensor._replace(quantised=packed) if read is None else tensor._replace(read=read)
 
 
 def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     return tensors.buffers if isinstance(tensors, (StoredTensors, MetaTensors)) else frozenset()
 
 
-def _layouts(tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
-    return tensors.layouts if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
+def _of_format(tensors: Mapping[str, Tensor], attribute: str, names: Mapping[str, str]) -> dict[str, str]:
+    """What a file's format tells of its tensors, by their names without wrappers."""
+    known: Mapping[str, str] = getattr(tensors, attribute, {})
+    return {plain: known[name] for plain, name in names.items() if name in known}
 
 
 def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -172,7 +185,8 @@ def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
     for plain, name in plain_names(list(tensors)).items():
         with suppress(UnreadableTensor):  # it has a row of its own
             types[plain] = outlines[name].dtype
-    return find_quantised(types, config)
+    found = find_quantised(types, config)
+    return found._replace(formats={**found.formats, **_of_format(tensors, "quantised", plain_names(list(tensors)))})
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

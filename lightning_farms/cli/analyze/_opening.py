@@ -14,9 +14,9 @@ from lightning_farms.common.checkpoints.files import listed_state_dicts, read_st
 _SHOWN = 5
 
 
-def open_aloud(path: Path, key: str | None, *, check: bool) -> Mapping[str, Tensor]:
+def open_aloud(path: Path, key: str | None, *, check: bool, dequantize: bool = False) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint."""
-    stored = read_stored(path, key=key, check=check, may_be_empty=False)
+    stored = read_stored(path, key=key, check=check, dequantize=dequantize, may_be_empty=False)
     if stored.others:
         taken = f"`{stored.taken}`" if stored.taken else "the top level"
         _say(f"Taken from {path.name}: {taken}. Also there: {listed_state_dicts(stored.others)}; choose with --key.")

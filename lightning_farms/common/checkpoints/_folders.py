@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lightning_farms.common.checkpoints._config import read_json
-from lightning_farms.common.checkpoints._distributed import METADATA
 from lightning_farms.common.checkpoints._natural import natural
+from lightning_farms.common.checkpoints._other_formats import other_folder
 from lightning_farms.common.checkpoints._zero_files import ZeroFiles, first_words, zero_files
 from lightning_farms.common.texts import listed
+
+METADATA = ".metadata"
+"""Of a folder of torch.distributed.checkpoint."""
 
 INDEX_SUFFIX = ".index.json"
 _PREFERRED = (
@@ -99,10 +102,16 @@ def _folder_meant(folder: Path) -> Meant:
 def _by_suffix(folder: Path) -> Meant:
     files = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: natural(file.name))
     of_torch = [file for file in files if file.name.endswith(_SUFFIXES)]
+    of_torch = [file for file in of_torch if not (file.suffix == ".bin" and file.with_suffix(".xml").is_file())]
     weights = [file for file in of_torch if not _BESIDE.fullmatch(file.name)] or of_torch
     chosen = [file for file in weights if file.name.endswith(INDEX_SUFFIX)] or weights
     chosen = chosen or [file for file in files if file.name.endswith(_OTHER_SUFFIXES)]
     if not chosen:
+        known = other_folder(folder)
+        if known is not None:
+            raise ValueError(
+                f"Expected argument `path` to be a checkpoint, but {str(folder)!r} is {known.name}. {known.remedy}."
+            )
         return _below(folder)
     if len(chosen) == 1 and not _SHARD.fullmatch(chosen[0].name):
         return Meant("file", within(folder, chosen[0]))

@@ -9,9 +9,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import torch
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensor
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
+
+if TYPE_CHECKING:
+    import h5py
 
 _WEIGHTS_IN_ZIP = "model.weights.h5"
 _CONTAINERS = {"layers", "_layer_checkpoint_dependencies", "model_weights", "vars", "_operations", "cell"}
@@ -79,6 +81,8 @@ def read_keras(path: Path) -> ArrayTensors:
 
 def _opened(path: Path) -> tuple[h5py.File, dict[str, str]]:
     """The HDF5 file, and classes of layers where a configuration beside it names them."""
+    import h5py
+
     if not is_keras_archive(path):
         file = h5py.File(path, "r")
         return file, _classes(_json(file.attrs.get("model_config", "")))
@@ -119,6 +123,8 @@ def _snake_case(name: str) -> str:
 
 def _variables(file: h5py.File, classes: Mapping[str, str]) -> Iterator[_Variable]:
     """The datasets that are a layer's, in natural order."""
+    import h5py
+
     data: dict[str, h5py.Dataset] = {}
     file.visititems(lambda name, item: data.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     keras = any(_is_of_keras(name) for name in data) or "layer_names" in file.attrs or "model_weights" in file

@@ -189,7 +189,7 @@ def _recurrent(
     if use.position not in (1, 2) or len(shape) != 3:
         return
     order = _GATES[use.node.op_type]
-    module = name.rpartition(".")[0] or use.node.name.strip("/").replace("/", ".") or name
+    module = name.rpartition(".")[0] or _name("0", use.node).removesuffix(".weight").replace("0", name)
     for direction in range(min(shape[0], 2)):
         leaf = f"weight_{'ih' if use.position == 1 else 'hh'}_l0{'_reverse' * direction}"
         array = StoredArray(shape[1:], dtype, partial(_direction, read, direction, order))
@@ -209,9 +209,8 @@ def _dequantised(read: Any, node: Any, graph: _Graph, folder: Path) -> Tensor:  
     scale, *zero = (_values(each, folder).to(torch.float32) for each in more)
     axis, block = _attribute(node, "axis"), _attribute(node, "block_size") or 0
     dimension = (1 if axis is None else axis) % values.ndim
-    return (values - _spread(zero[0], values, dimension, block) if zero else values) * _spread(
-        scale, values, dimension, block
-    )
+    values = values - _spread(zero[0], values, dimension, block) if zero else values
+    return values.mul(_spread(scale, values, dimension, block))
 
 
 def _spread(factors: Tensor, values: Tensor, axis: int, block: int) -> Tensor:

@@ -96,8 +96,9 @@ def open_checkpoint(
         check: whether the CRC-32 that a zip archive has for each tensor is compared when the tensor is first read;
             one that does not fit is an error of that tensor. (Safetensors has no such number: flipped bits in it
             cannot be known.)
-        dequantize: whether packed weights are unpacked when they are read, where that can be done: GGUF's blocks, and
-            ONNX's integers with scales. Without, they have no values.
+        dequantize: whether packed weights are unpacked when they are read, where that can be done: GGUF's blocks,
+            ONNX's integers with scales; :func:`checkpoint_weights` does so with fp8 and integers with scales and
+            bitsandbytes' formats. Without, GGUF's and ONNX's have no values.
 
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
@@ -159,7 +160,7 @@ def read_stored(
             f"Expected argument `path` to be a checkpoint with tensors, but {str(meant.path)!r} holds none."
         )
     if isinstance(stored.tensors, StoredTensors):
-        stored.tensors.config = config_beside(meant.path)
+        stored.tensors.config, stored.tensors.dequantize = config_beside(meant.path), dequantize
     return stored
 
 
@@ -252,9 +253,14 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except PickleError as error:
-        known = other_format(path)
-        if known is None:
-            raise damaged(path, error) from error
+        _refuse_other(path, error)
+        raise damaged(path, error) from error
+
+
+def _refuse_other(path: Path, error: Exception | None = None) -> None:
+    """Name the format of a file that is of a known other one."""
+    known = other_format(path) if path.is_file() else None
+    if known is not None:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), "
             f"but {str(path)!r} is {known.name}. {known.remedy}."
@@ -271,6 +277,7 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
                 "zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)."
             )
         return
+    _refuse_other(path)
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         kind = "Tensor" if isinstance(content, PickledTensor) else kind

@@ -19,6 +19,7 @@ class StoredTensors(Mapping[str, Tensor]):
         layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
         quantised: the format of tensors that the file's own format packs.
         refused: why tensors are known to be no weights.
+        dequantize: whether packed weights are to be unpacked, where that can be done.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
@@ -26,6 +27,7 @@ class StoredTensors(Mapping[str, Tensor]):
     layouts: Mapping[str, str] = MappingProxyType({})
     quantised: Mapping[str, str] = MappingProxyType({})
     refused: Mapping[str, str] = MappingProxyType({})
+    dequantize: bool = False
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
@@ -59,6 +61,7 @@ class SomeTensors(StoredTensors):
         self._names = dict.fromkeys(names)
         self.config, self.buffers = tensors.config, tensors.buffers
         self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
+        self.dequantize = tensors.dequantize
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -77,7 +80,8 @@ class SomeTensors(StoredTensors):
 class MetaTensors(Mapping[str, Tensor]):
     """Tensors by name on the meta device, where products and norms have shapes and types, and cost nothing.
 
-    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it.
+    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it;
+    ``stored`` are these tensors.
 
     Args:
         tensors: by name.
@@ -89,7 +93,8 @@ class MetaTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+        self.stored = self._tensors = tensors
+        self.dequantize: bool = getattr(tensors, "dequantize", False)
         self.config: Mapping[str, Any] = getattr(tensors, "config", {})
         self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
         self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
