@@ -156,7 +156,10 @@ def _laid_out(leaf: StoredLeaf, tensor: Tensor, known: KnownLayout) -> LayerWeig
     """A layer by a layout that is known, or a guess that the row says."""
     if known.reason:
         return skipped_layer(leaf.layer, "parameter", tensor.shape, known.reason)
-    kind, matrices = laid_out(tensor, known.layout)
+    try:
+        kind, matrices = laid_out(tensor, known.layout)
+    except ValueError as error:  # it does not fit
+        return skipped_layer(leaf.layer, "parameter", tensor.shape, str(error))
     return _layer(leaf.layer, kind, tensor.shape, matrices, known.layout)._replace(remark=known.remark)
 
 

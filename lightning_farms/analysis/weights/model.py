@@ -196,7 +196,10 @@ def _layer(
     said = selection.layout_of(name)
     held = held_weights(module).get(weight.suffix or "weight") if said else None
     if held is not None and tuple(held.value.shape) == shape:
-        kind, matrices = laid_out(held.value.detach(), said)
+        try:
+            kind, matrices = laid_out(held.value.detach(), said)
+        except ValueError as error:  # it does not fit
+            return _skipped(name, kind, shape, parameters, str(error))
         layout, remark = said, ""
     elsewhere = is_sharded(matrices)  # computed from parameters of other modules
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
