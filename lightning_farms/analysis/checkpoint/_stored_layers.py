@@ -40,10 +40,14 @@ _NO_WEIGHT = re.compile(
     # queues and running averages of contrastive learning and vector quantisation
     r"|queue(_.*)?|memory_bank|embed_avg|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
     r"|embedding_avg|codebook_avg|(.*_)?ema"
+    # of optimizers
+    r"|(max_)?exp_avgs?(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta"
     # grids, anchors, statistics of the data, counters
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
     r"|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
+_FLATTENED = re.compile(r"_?flat_param(_\d+)?")
+_OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
 QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
 _PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
@@ -71,7 +75,7 @@ class StoredLeaf(NamedTuple):
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
     """Weight matrices of one stored tensor, by the first rule that knows it."""
     tensor = leaf.stored.read()
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 and not _FLATTENED.fullmatch(leaf.name):
         return []
     if 0 in tensor.shape:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, "the weight is empty")._replace(unreadable=True)]
@@ -79,6 +83,8 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return [_quantised(leaf, tensor)]
     if not _is_number(tensor.dtype):
         return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
+    if _FLATTENED.fullmatch(leaf.name):
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, _OF_FSDP)]
     reason = factor_reason(f"{leaf.module}.{leaf.name}")
     if reason:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, reason)]

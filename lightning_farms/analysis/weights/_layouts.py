@@ -110,7 +110,8 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
     dimensions = len(weight.shape)
     if weight.complex or dimensions < 3 or weight.shape[-1] != 2 or max(weight.shape[:-1]) <= 2:
         return None
-    if re.fullmatch(r"(fourier_)?weights?_?\d*", weight.name) and dimensions >= 4 and weight.name != "weight":
+    name = weight.module.rpartition(".")[2] if weight.name.isdecimal() else weight.name  # of a list of parameters
+    if re.fullmatch(r"(fourier_)?weights?_?\d*", name) and dimensions >= 4 and name != "weight":
         layout = "io" + "b" * (dimensions - 3) + "c"
         return KnownLayout(layout, f"its layout is a guess by its name and shape: {layout}; {_SAY_IT} batch")
     example = "b" * (dimensions - 3) + "oic" if dimensions > 3 else "oic"

@@ -154,7 +154,9 @@ def _held(content: object) -> Iterator[tuple[str, _Held]]:
         entries = entries_of(value)
         if not entries or len(path) > _DEEPEST:
             continue
-        own = {_name(name): tensor for name, tensor in entries.items() if isinstance(tensor, PickledTensor)}
+        if is_optimizer(entries):
+            continue
+        own = {_name(name): tensor for name, entry in entries.items() if (tensor := _tensor_in(str(name), entry))}
         text.add(sum(map(len, path)))
         yield ".".join(path), _Held(own)
         waiting += [((*path, _name(name)), child) for name, child in entries.items() if _may_hold(child)]
@@ -182,6 +184,18 @@ def _name(key: object) -> str:
 
 def _may_hold(value: object) -> bool:
     return isinstance(value, (dict, list, tuple, StandIn))
+
+
+def is_optimizer(entries: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary is the state of an optimizer: its tensors are no weights."""
+    return "param_groups" in entries and isinstance(entries.get("state"), dict)
+
+
+def _tensor_in(name: str, entry: object) -> PickledTensor | None:
+    """The entry, or what a quantised module of PyTorch packs with its bias."""
+    if name.rpartition(".")[2] == "_packed_params" and isinstance(entry, tuple) and entry:
+        entry = entry[0]
+    return entry if isinstance(entry, PickledTensor) else None
 
 
 def entries_of(value: object) -> Mapping[Any, Any]:

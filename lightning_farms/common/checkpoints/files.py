@@ -29,6 +29,7 @@ from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
     StateDicts,
     choose_state_dict,
+    is_optimizer,
     listed_state_dicts,
 )
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
@@ -278,6 +279,11 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
             )
         return
     _refuse_other(path)
+    if isinstance(content, dict) and is_optimizer(content):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
+            "optimizer. Give the model's file (it is often in the same folder)."
+        )
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         kind = "Tensor" if isinstance(content, PickledTensor) else kind
