@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import warnings
 from collections import OrderedDict
 
@@ -10,6 +11,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from lightning_farms.analysis import open_checkpoint
 from lightning_farms.common.checkpoints import read_stored
@@ -59,6 +68,7 @@ def save_by(rank, world, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_parts_of_several_processes_are_put_together(tmp_path):
     torch.multiprocessing.spawn(save_by, (2, str(tmp_path)), nprocs=2)
     folder = tmp_path / "checkpoint"
@@ -67,6 +77,36 @@ def test_parts_of_several_processes_are_put_together(tmp_path):
     (folder / "__1_0.distcp").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 are missing: __1_0\.distcp"):
         open_checkpoint(folder)
+
+
+def save_in_parts(folder, name, tensor, cuts):
+    """A matrix cut into blocks, each in a file of its own, described as torch describes them."""
+    folder.mkdir()
+    chunks, storage = [], {}
+    for number, (rows, columns) in enumerate(cuts):
+        part = tensor[rows, columns].clone()
+        offsets = torch.Size([rows.start, columns.start])
+        torch.save(part, folder / f"__{number}_0.distcp")
+        length = (folder / f"__{number}_0.distcp").stat().st_size
+        chunks.append(ChunkStorageMetadata(offsets, part.shape))
+        storage[MetadataIndex(name, offsets, number)] = _StorageInfo(f"__{number}_0.distcp", 0, length)
+    described = {name: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.shape, chunks)}
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(described, {name: (name,)}, storage)))
+
+
+BLOCKS = [(slice(0, 4), slice(0, 5)), (slice(4, 7), slice(0, 2)), (slice(4, 7), slice(2, 5))]
+
+
+def test_blocks_in_several_files_are_put_together(tmp_path):
+    weight = state()["a.weight"]
+    save_in_parts(tmp_path / "whole", "a.weight", weight, BLOCKS)
+    same(open_checkpoint(tmp_path / "whole"), {"a.weight": weight})
+    save_in_parts(tmp_path / "less", "a.weight", weight, BLOCKS[:2])
+    with pytest.raises(UnreadableTensor, match="do not cover it: files of other processes are missing"):
+        open_checkpoint(tmp_path / "less")["a.weight"]
+    (tmp_path / "whole" / "__1_0.distcp").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 are missing: __1_0\.distcp"):
+        open_checkpoint(tmp_path / "whole")
 
 
 def test_a_flipped_bit_in_a_part_costs_its_tensor_only(tmp_path):
