@@ -22,13 +22,9 @@ from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_em
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
-from lightning_farms.common.checkpoints import (
-    MetaTensors,
-    SomeTensors,
-    StoredTensors,
-    UnreadableTensor,
-    open_checkpoint,
-)
+from lightning_farms.common.checkpoints.files import open_checkpoint
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, StoredTensors
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"

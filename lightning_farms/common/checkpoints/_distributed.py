@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.common.checkpoints._folders import METADATA
 from lightning_farms.common.checkpoints._inert_pickle import MOST_BYTES, Name, PickleError, StandIn, read_pickle
+from lightning_farms.common.checkpoints._places import METADATA
 from lightning_farms.common.checkpoints._state_dicts import STATE_DICT_KEYS
 from lightning_farms.common.checkpoints._torch_file import Builder, read_torch_bytes, torch_dtype
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor

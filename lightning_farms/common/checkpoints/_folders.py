@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lightning_farms.common.checkpoints._config import read_json
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints._other_formats import other_folder
+from lightning_farms.common.checkpoints._other_folders import other_folder
+from lightning_farms.common.checkpoints._places import CACHE, METADATA, within
 from lightning_farms.common.checkpoints._zero_files import ZeroFiles, first_words, zero_files
 from lightning_farms.common.texts import listed
-
-METADATA = ".metadata"
-"""Of a folder of torch.distributed.checkpoint."""
 
 INDEX_SUFFIX = ".index.json"
 _PREFERRED = (
@@ -39,7 +36,6 @@ _MODEL_PARALLEL = re.compile(r"consolidated\.\d+\.pth")
 _BESIDE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler.*|random_states.*|rng_state.*|optim.*)\.(bin|pt|pth)"
 )
-_CACHE = re.compile(r"models--.+")
 
 
 class Meant(NamedTuple):
@@ -185,7 +181,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _holds_weights(folder: Path) -> bool:
-    if (folder / METADATA).is_file() or _CACHE.fullmatch(folder.name):
+    if (folder / METADATA).is_file() or CACHE.fullmatch(folder.name):
         return True
     return any(file.name.endswith((*_SUFFIXES, *_OTHER_SUFFIXES)) for file in folder.iterdir())
 
@@ -211,7 +207,7 @@ def _is_plain(name: str) -> bool:
 def _snapshot(folder: Path) -> Path:
     """Of a model's folder in the cache of Hugging Face, the snapshot that `refs/main` names, or the only one."""
     snapshots = folder / "snapshots"
-    if not snapshots.is_dir() or not ((folder / "refs").is_dir() or _CACHE.fullmatch(folder.name)):
+    if not snapshots.is_dir() or not ((folder / "refs").is_dir() or CACHE.fullmatch(folder.name)):
         return folder
     revision = _revision(folder / "refs" / "main")
     if revision and (snapshots / revision).is_dir():
@@ -229,27 +225,3 @@ def _snapshot(folder: Path) -> Path:
 def _revision(file: Path) -> str:
     text = first_words(file) if file.is_file() else ""
     return text if _is_plain(text) else ""
-
-
-def within(folder: Path, file: Path) -> Path:
-    """The file, if it is a regular one that no link takes out of the folder, or out of the cache that it is in.
-
-    Raises:
-        ValueError: it is elsewhere, or no file.
-    """
-    roots = [folder.resolve(), *_caches(folder)]
-    target = Path(os.path.realpath(file))  # not resolve(), which raises for a link to itself
-    if any(target.is_relative_to(root) for root in roots):
-        return file
-    raise ValueError(
-        f"Expected the files of {str(folder)!r} to be in its folder, but {file.name!r} is a link to {str(target)!r}. "
-        "If you trust it, give that file itself, or copy it."
-    )
-
-
-def _caches(folder: Path) -> Iterator[Path]:
-    """The model's folder in the cache of Hugging Face that a folder is part of."""
-    place = folder.resolve()
-    for parent in (place, *place.parents):
-        if _CACHE.fullmatch(parent.name) and (parent / "blobs").is_dir():
-            yield parent

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensors, StoredArray, in_blocks, to_tensor
-from lightning_farms.common.checkpoints._folders import within
+from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
 

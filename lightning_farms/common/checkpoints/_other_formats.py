@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, MADE_FROM
 from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
@@ -36,10 +37,6 @@ def _other_zip(_: bytes, path: Path) -> bool:
     return bool(names) and not any(name.endswith("data.pkl") for name in names)
 
 
-_AS_STATE_DICT = "Load it with the library that wrote it, and save {name: torch.from_numpy(array)} with torch.save"
-
-_MADE_FROM = "Analyse the model that it was made from"
-
 _FORMATS = (
     OtherFormat("a Git LFS pointer", "Fetch the file itself: git lfs pull", _begins(b"version https://git-lfs")),
     OtherFormat(
@@ -50,17 +47,17 @@ _FORMATS = (
     OtherFormat(
         "an older llama.cpp file (GGML)", "Analyse the checkpoint that it was made from", _begins(b"lmgg", b"tjgg")
     ),
-    OtherFormat("a NumPy archive", _AS_STATE_DICT, _zip_with(".npy")),
-    OtherFormat("a NumPy array", _AS_STATE_DICT, _begins(b"\x93NUMPY")),
-    OtherFormat("a TensorFlow Lite model", _MADE_FROM, lambda s, _: s[4:8] == b"TFL3"),
+    OtherFormat("a NumPy archive", AS_STATE_DICT, _zip_with(".npy")),
+    OtherFormat("a NumPy array", AS_STATE_DICT, _begins(b"\x93NUMPY")),
+    OtherFormat("a TensorFlow Lite model", MADE_FROM, lambda s, _: s[4:8] == b"TFL3"),
     OtherFormat(
         "a TensorFlow checkpoint",
-        f"Read it by tf.train.load_checkpoint (a graph in .pb by tf.saved_model.load). {_AS_STATE_DICT}",
+        f"Read it by tf.train.load_checkpoint (a graph in .pb by tf.saved_model.load). {AS_STATE_DICT}",
         _called(".pb", ".data-00000-of-00001", ".ckpt.index"),
     ),
     OtherFormat(
         "a Flax checkpoint",
-        f"Read it by flax.serialization.msgpack_restore. {_AS_STATE_DICT}",
+        f"Read it by flax.serialization.msgpack_restore. {AS_STATE_DICT}",
         _called(".msgpack"),
     ),
     OtherFormat(
@@ -68,16 +65,16 @@ _FORMATS = (
         "Save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pt')",
         _zip_with("archive_format", "models/model.json", "serialized_exported_program.json"),
     ),
-    OtherFormat("an ExecuTorch program", _MADE_FROM, _called(".pte")),
+    OtherFormat("an ExecuTorch program", MADE_FROM, _called(".pte")),
     OtherFormat(
         "a Paddle checkpoint",
         "Read it by paddle.load, and save {name: torch.from_numpy(value.numpy())} with torch.save",
         _called(".pdparams", ".pdmodel", ".pdiparams"),
     ),
-    OtherFormat("a Core ML model", _MADE_FROM, _called(".mlmodel")),
-    OtherFormat("a TensorRT engine", _MADE_FROM, _called(".engine", ".plan", ".trt")),
-    OtherFormat("an MXNet checkpoint", _AS_STATE_DICT, _called(".params")),
-    OtherFormat("a Caffe model", _AS_STATE_DICT, _called(".caffemodel")),
+    OtherFormat("a Core ML model", MADE_FROM, _called(".mlmodel")),
+    OtherFormat("a TensorRT engine", MADE_FROM, _called(".engine", ".plan", ".trt")),
+    OtherFormat("an MXNet checkpoint", AS_STATE_DICT, _called(".params")),
+    OtherFormat("a Caffe model", AS_STATE_DICT, _called(".caffemodel")),
     OtherFormat("a scikit-learn model", "Its arrays are no network's weights", _called(".joblib")),
     OtherFormat("a tar archive", "Unpack it: tar -xf FILE", lambda start, _: start[257:262] == b"ustar"),
     OtherFormat(
@@ -94,27 +91,3 @@ def other_format(path: Path) -> OtherFormat | None:
     with path.open("rb") as file:
         start = file.read(_START)
     return next((known for known in _FORMATS if known.knows(start, path)), None)
-
-
-class OtherFolder(NamedTuple):
-    """A format by a file that its folders hold, or a pattern of it."""
-
-    name: str
-    remedy: str
-    holds: str
-
-
-_FOLDERS = (
-    OtherFolder("a TensorFlow SavedModel", f"Read it by tf.saved_model.load. {_AS_STATE_DICT}", "saved_model.pb"),
-    OtherFolder("a TensorFlow checkpoint", f"Read it by tf.train.load_checkpoint. {_AS_STATE_DICT}", "*.index"),
-    OtherFolder("an Orbax checkpoint (JAX)", f"Read it by orbax's PyTreeCheckpointer. {_AS_STATE_DICT}", "_METADATA"),
-    OtherFolder("an Orbax checkpoint (JAX)", f"Read it by orbax's PyTreeCheckpointer. {_AS_STATE_DICT}", "*.ocdbt"),
-    OtherFolder("an OpenVINO model", _MADE_FROM, "*.xml"),
-    OtherFolder("a Core ML model", _MADE_FROM, "*.mlmodel"),
-    OtherFolder("a Flax checkpoint", f"Read it by flax.serialization.msgpack_restore. {_AS_STATE_DICT}", "*.msgpack"),
-)
-
-
-def other_folder(folder: Path) -> OtherFolder | None:
-    """The known format of a folder without weights that are read; None where none is recognised."""
-    return next((known for known in _FOLDERS if any(folder.glob(known.holds))), None)

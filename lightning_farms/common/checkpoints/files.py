@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_farms.common.checkpoints._config import config_beside
 from lightning_farms.common.checkpoints._deepspeed import read_zero
 from lightning_farms.common.checkpoints._distributed import read_distributed
-from lightning_farms.common.checkpoints._folders import Meant, what_is_meant, within
+from lightning_farms.common.checkpoints._folders import Meant, what_is_meant
 from lightning_farms.common.checkpoints._gguf import GGUFTensors
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints._joined import JoinedTensors
@@ -24,6 +24,7 @@ from lightning_farms.common.checkpoints._keras import is_keras_archive, read_ker
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._onnx import read_onnx
 from lightning_farms.common.checkpoints._other_formats import other_format
+from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
