@@ -12,7 +12,11 @@ _KNOWN = ("layouts", "quantised", "refused")
 
 
 class JoinedTensors(StoredTensors):
-    """Tensors of several files, each with a prefix to its names; of two that have one name the first is taken."""
+    """Tensors of several files, each with a prefix to its names.
+
+    Raises:
+        ValueError: two files hold tensors of one name, which are slices of one then.
+    """
 
     def __init__(self, parts: Sequence[tuple[str, StoredTensors]]) -> None:
         self._holders: dict[str, tuple[StoredTensors, str]] = {}
@@ -20,7 +24,12 @@ class JoinedTensors(StoredTensors):
         known: dict[str, dict[str, str]] = {name: {} for name in _KNOWN}
         for prefix, tensors in parts:
             for name in tensors:
-                self._holders.setdefault(f"{prefix}{name}", (tensors, name))
+                if f"{prefix}{name}" in self._holders:
+                    raise ValueError(
+                        f"Expected every tensor to be in one shard, but {prefix + name!r} is in two: slices of tensor "
+                        "parallelism, or shards of two checkpoints. Join them with the program that wrote them."
+                    )
+                self._holders[f"{prefix}{name}"] = tensors, name
             buffers |= {f"{prefix}{name}" for name in tensors.buffers}
             for kind, texts in known.items():
                 texts |= {f"{prefix}{name}": text for name, text in getattr(tensors, kind).items()}

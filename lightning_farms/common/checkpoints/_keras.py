@@ -220,8 +220,8 @@ def _weight(name: str, variable: _Variable) -> tuple[str, StoredArray]:
         groups = f"/{array.shape[0]}" if array.shape[0] > 1 else ""
         layout = "oi" + "k" * (len(shape) - 2) + groups
         return leaf, array._replace(shape=merged, read=lambda: read().reshape(merged), layout=layout)
-    if re.search(r"einsum_dense|attention", kind) or re.search(
-        r"query|key|value|attention", variable.layer.split(".")[-1]
+    if re.search(r"einsum_dense|attention", kind) or (
+        "conv" not in kind and re.search(r"query|key|value|attention", variable.layer.split(".")[-1])
     ):
         return leaf, _projection(variable)
     order = [len(shape) - 1, len(shape) - 2, *range(len(shape) - 2)]

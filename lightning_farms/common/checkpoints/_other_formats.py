@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,10 @@ def _begins(*starts: bytes) -> Callable[[bytes, Path], bool]:
 
 def _called(*suffixes: str) -> Callable[[bytes, Path], bool]:
     return lambda _, path: path.name.endswith(suffixes)
+
+
+def _matches(pattern: str) -> Callable[[bytes, Path], bool]:
+    return lambda _, path: re.fullmatch(pattern, path.name) is not None
 
 
 def _zip_with(*names: str) -> Callable[[bytes, Path], bool]:
@@ -53,7 +58,7 @@ _FORMATS = (
     OtherFormat(
         "a TensorFlow checkpoint",
         f"Read it by tf.train.load_checkpoint (a graph in .pb by tf.saved_model.load). {AS_STATE_DICT}",
-        _called(".pb", ".data-00000-of-00001", ".ckpt.index"),
+        _matches(r".*(\.pb|\.data-\d{5}-of-\d{5}|\.index)"),
     ),
     OtherFormat(
         "a Flax checkpoint",
@@ -70,6 +75,9 @@ _FORMATS = (
         "a Paddle checkpoint",
         "Read it by paddle.load, and save {name: torch.from_numpy(value.numpy())} with torch.save",
         _called(".pdparams", ".pdmodel", ".pdiparams"),
+    ),
+    OtherFormat(
+        "an OpenVINO model", MADE_FROM, lambda _, path: path.suffix == ".bin" and path.with_suffix(".xml").is_file()
     ),
     OtherFormat("a Core ML model", MADE_FROM, _called(".mlmodel")),
     OtherFormat("a TensorRT engine", MADE_FROM, _called(".engine", ".plan", ".trt")),

@@ -120,7 +120,10 @@ def _root(found: Mapping[str, _Held]) -> str | None:
     with_matrices = [path for path, held in found.items() if any(len(t.shape) > 1 for t in held.tensors.values())]
     candidates = with_matrices or list(found)
     tops = list(dict.fromkeys(path.partition(".")[0] for path in candidates))
-    return tops[0] if len(tops) == 1 else None if tops else ""
+    if len(tops) != 1:
+        return None if tops else ""
+    below = [f"{tops[0]}.{key}" for key in STATE_DICT_KEYS]  # such as {"app": {"model": ..., "optim": ...}}
+    return next((path for path in below if any(f"{each}.".startswith(f"{path}.") for each in found)), tops[0])
 
 
 def _below(found: Mapping[str, _Held], root: str) -> _Held:

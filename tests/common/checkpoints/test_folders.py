@@ -317,3 +317,10 @@ def test_slices_of_every_matrix_are_no_shards(tmp_path):
         torch.save(state(), tmp_path / f"consolidated.{rank:02d}.pth")
     with pytest.raises(ValueError, match=r"tensor parallelism.*convert_llama_weights_to_hf"):
         open_checkpoint(tmp_path)
+
+
+def test_slices_of_one_tensor_in_two_shards_are_no_checkpoint(tmp_path):
+    for number in (1, 2):
+        save_file({"a.weight": torch.ones(3, 4) * number}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"'a\.weight' is in two: slices of tensor parallelism"):
+        open_checkpoint(tmp_path)

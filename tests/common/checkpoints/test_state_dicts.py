@@ -23,6 +23,7 @@ CLEAR = {
         {"model": {"a": {"w": torch.ones(2, 2)}, "b": {"w": torch.ones(2, 2)}}},
         ["a.w", "b.w"],
     ),
+    "of an application": ({"app": {"model": net(), "optim": {"a": {"exp_avg": torch.ones(8, 6)}}}}, list(net())),
     "an optimizer beside it": (
         {"net": net(), "optimizer": {"state": {0: {"exp_avg": torch.ones(8, 6)}}}, "rng_state": torch.ones(9)},
         ["fc.weight", "fc.bias"],
