@@ -29,6 +29,7 @@ _NO_MODEL = re.compile(
 )
 _VARIABLE = re.compile(r"(?P<name>.+?)(:\d+)?")
 _CLASS = re.compile(r"(?P<name>.*?)(_\d+)?")
+_PROJECTION = re.compile(r"attention|einsum_dense|(^|\.)(query|key|value)[^.]*(\.[^.]*)?$")
 _MOST_PACKED = 1032  # times that deflate packs at most
 _SMALL = 2**20
 
@@ -220,9 +221,7 @@ def _weight(name: str, variable: _Variable) -> tuple[str, StoredArray]:
         groups = f"/{array.shape[0]}" if array.shape[0] > 1 else ""
         layout = "oi" + "k" * (len(shape) - 2) + groups
         return leaf, array._replace(shape=merged, read=lambda: read().reshape(merged), layout=layout)
-    if re.search(r"einsum_dense|attention", kind) or (
-        "conv" not in kind and re.search(r"query|key|value|attention", variable.layer.split(".")[-1])
-    ):
+    if "conv" not in kind and _PROJECTION.search(f"{variable.layer}.{kind}"):
         return leaf, _projection(variable)
     order = [len(shape) - 1, len(shape) - 2, *range(len(shape) - 2)]
     transposed = kind.endswith("transpose")
