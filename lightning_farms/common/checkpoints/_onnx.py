@@ -83,16 +83,19 @@ def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
         raise ImportError(f'{str(path)!r} needs the package onnx: pip install "lightning-farms[formats]"') from error
     try:
         model = onnx.load(path, load_external_data=False)
+        return ArrayTensors(_found(_graph(model.graph), path.parent, dequantize))
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # of a damaged file
         raise damaged(path, error) from error
-    graph = _graph(model.graph)
+
+
+def _found(graph: _Graph, folder: Path, dequantize: bool) -> dict[str, StoredArray]:
     found: dict[str, StoredArray] = {}
     for name in graph.constants:
-        for named, array in _arrays(name, graph, path.parent, dequantize):
+        for named, array in _arrays(name, graph, folder, dequantize):
             found.setdefault(named, array)
-    return ArrayTensors(found)
+    return found
 
 
 def _graph(graph: Any) -> _Graph:  # noqa: ANN401
@@ -239,8 +242,18 @@ def _values(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
     """The numbers of an initialiser, from the file or from the one beside it that it names."""
     from onnx import TensorProto, numpy_helper
 
-    if tensor.data_location != TensorProto.EXTERNAL:
+    try:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return _beside(tensor, folder)
         return to_tensor(np.array(numpy_helper.to_array(tensor)))
+    except UnreadableTensor:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UnreadableTensor(f"damaged: {error}") from error
+
+
+def _beside(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
+    """The numbers of an initialiser in another file of the folder."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     location = folder / where.get("location", "")
     if not location.is_file() or Path(where["location"]).is_absolute() or ".." in Path(where["location"]).parts:
