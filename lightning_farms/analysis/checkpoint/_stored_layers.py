@@ -233,7 +233,7 @@ def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] |
     """DPOT's and other networks' on a grid, (1, channels, height, width): a vector for each place."""
     if leaf.name != "pos_embed" or tensor.ndim != 4 or len(tensor) != 1:
         return None
-    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2), "boik")]
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))._replace(layout="")]
 
 
 def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

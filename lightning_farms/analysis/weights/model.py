@@ -205,10 +205,19 @@ def _layer(
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
     reason = _refusal(selection, name, module, kind, matrices, shape) or _unreadable(matrices, has_values)
+    claimed = isinstance(module, HasSpectralWeights)
+    layout = layout or (_claimed_layout(shape, matrices, parameters) if claimed else usual_layout(kind, len(shape)))
     if reason:
-        return _skipped(name, kind, shape, parameters, reason)
-    layout = layout or usual_layout(kind, len(shape))
+        return _skipped(name, kind, shape, parameters, reason)._replace(layout=layout)
     return LayerWeight(name, kind, shape, matrices, parameters, rank=weight.rank, remark=remark, layout=layout)
+
+
+def _claimed_layout(shape: tuple[int, ...], matrices: Tensor, parameters: tuple[Tensor, ...]) -> str:
+    """The layout of what a module says itself, where the stored tensor's last two dimensions are the matrices'."""
+    if len(shape) < 2 or matrices.shape[-2:] != shape[-2:]:
+        return ""
+    pairs = matrices.is_complex() and shape[0] == 2 and not any(parameter.is_complex() for parameter in parameters)
+    return "c" + "b" * (len(shape) - 3) + "io" if pairs else usual_layout("parameter", len(shape))
 
 
 def _refusal(

@@ -213,7 +213,8 @@ def _dequantised(read: Any, node: Any, graph: _Graph, folder: Path) -> Tensor:  
     axis, block = _attribute(node, "axis"), _attribute(node, "block_size") or 0
     dimension = (1 if axis is None else axis) % values.ndim
     values = values - _spread(zero[0], values, dimension, block) if zero else values
-    return values.mul(_spread(scale, values, dimension, block))
+    unpacked: Tensor = values.mul(_spread(scale, values, dimension, block))
+    return unpacked
 
 
 def _spread(factors: Tensor, values: Tensor, axis: int, block: int) -> Tensor:
