@@ -107,14 +107,14 @@ class LayerSpectrum:
         object.__setattr__(self, "status", Status(self.status))
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the eigenvalues are equal; NaN equals NaN."""
+        """Whether all but the eigenvalues and the layout are equal; NaN equals NaN."""
         return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._compared())
 
     def _compared(self) -> tuple[object, ...]:
-        values = (getattr(self, name) for name in (*COLUMNS, "twin"))
+        values = (getattr(self, name) for name in (*COLUMNS, "twin") if name != "layout")
         return tuple(None if value != value else value for value in values)
 
     @property

@@ -140,6 +140,7 @@ GUESSES = {
     "a long kernel": ("up.weight", (6, 20, 16), "oik", "not batch"),
     "a kernel between": ("up.weight", (16, 3, 3, 3, 12), "okkki", "not oikkk"),
     "a kernel of another name": ("up.taps", (16, 12, 3, 3), "oikk", "not batch"),
+    "a kernel by name": ("up.kernel", (27, 12, 16), "kio", "not batch"),
     "pairs of FNO": ("up.weights1", (12, 16, 5, 5, 2), "iobbc", "guess by its name"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lightning_farms.analysis._layout import BATCH
 
 _SMALL_KERNEL = 7
+_MOST_POSITIONS = 7**3
 _LONGEST_KERNEL = 31
 _FEWEST_CHANNELS = 8
 _SAY_IT = "say it with layout (--layout), as in"
@@ -119,6 +121,15 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
     return KnownLayout("", reason=reason)
 
 
+def _called_kernel(weight: _Stored) -> KnownLayout | None:
+    """What is called `kernel` (Flax, MinkowskiEngine, torchsparse) has its positions first: (*kernel, I, O)."""
+    positions, channels = weight.shape[:-2], weight.shape[-2:]
+    if weight.complex or not positions or math.prod(positions) > _MOST_POSITIONS or min(channels) < 2:
+        return None
+    layout = "k" * len(positions) + "io"
+    return KnownLayout(layout, f"its layout is a guess by its name: {layout}, not batch; {_SAY_IT} batch")
+
+
 def _kernel_last(weight: _Stored) -> KnownLayout | None:
     """Any name: small dimensions behind two of channels are a kernel."""
     kernel = weight.shape[2:]
@@ -148,6 +159,7 @@ _WEIGHTS = (  # of what is called `weight`
 )
 _PARAMETERS = (  # of any other name
     _Rule(_experts, module=_EXPERTS, name=_EXPERTS),
+    _Rule(_called_kernel, name=r"kernel"),
     _Rule(_pairs),
     _Rule(_kernel_last),
 )
