@@ -52,14 +52,18 @@ def is_keras_archive(path: Path) -> bool:
         return False
 
 
-def read_keras(path: Path) -> ArrayTensors:
+def read_keras(path: Path, *, check: bool = True) -> ArrayTensors:
     """The weights of a model.
+
+    Args:
+        path: the file.
+        check: whether the CRC-32 of an archive is compared, in a pass of its own: HDF5 is not read in order.
 
     Raises:
         ValueError: the file is damaged, or an HDF5 file of something else.
     """
     try:
-        file, classes = _opened(path)
+        file, classes = _opened(path, check)
         variables = list(_variables(file, classes))
     except (PermissionError, MemoryError):
         raise
@@ -80,7 +84,7 @@ def read_keras(path: Path) -> ArrayTensors:
     return ArrayTensors(found)
 
 
-def _opened(path: Path) -> tuple[h5py.File, dict[str, str]]:
+def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
     """The HDF5 file, and classes of layers where a configuration beside it names them."""
     import h5py
 
@@ -89,6 +93,10 @@ def _opened(path: Path) -> tuple[h5py.File, dict[str, str]]:
         return file, _classes(_json(file.attrs.get("model_config", "")))
     archive = zipfile.ZipFile(path)
     config = _json(archive.read("config.json")) if "config.json" in archive.namelist() else {}
+    if check:
+        with archive.open(_WEIGHTS_IN_ZIP) as weights:
+            while weights.read(_SMALL):  # raises where the CRC-32 does not fit
+                pass
     return h5py.File(archive.open(_WEIGHTS_IN_ZIP), "r"), _classes(config)
 
 

@@ -220,7 +220,7 @@ def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
     if start.startswith(b"GGUF"):
         return GGUFTensors(path, dequantize=how.dequantize)
     if start == b"\x89HDF\r\n\x1a\n" or (start.startswith(b"PK") and is_keras_archive(path)):
-        return read_keras(path)
+        return read_keras(path, check=how.check)
     return read_onnx(path, dequantize=how.dequantize) if path.suffix == ".onnx" else None
 
 

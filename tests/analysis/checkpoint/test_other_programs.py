@@ -1,5 +1,7 @@
 """Keras, ONNX and GGUF: modules of PyTorch written as these programs store them have the model's matrices."""
 
+import zipfile
+
 import h5py
 import numpy
 import pytest
@@ -126,6 +128,20 @@ def test_hdf5_reads_no_other_file_and_claims_nothing(tmp_path):
         opened["raw.weight"]
     with pytest.raises(UnreadableTensor, match=r"claims .* but 0 are stored"):
         opened["huge.weight"]
+
+
+def test_a_flipped_bit_in_an_archive_of_keras_is_known(tmp_path):
+    weight = torch.randn(20, 30)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/dense/vars/0"] = weight.numpy()
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    content = bytearray((tmp_path / "a.keras").read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    (tmp_path / "a.keras").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.keras' is damaged"):
+        open_checkpoint(tmp_path / "a.keras")
+    assert not torch.equal(open_checkpoint(tmp_path / "a.keras", check=False)["dense.weight"], weight.T)
 
 
 def onnx_model(nodes, arrays):
