@@ -158,13 +158,24 @@ def test_a_guess_that_changes_the_number_is_said(case):
     assert (said.alpha, said.reason) == (row.alpha, "")
 
 
-def test_pairs_of_no_known_meaning_are_no_matrices():
+@pytest.mark.parametrize("name", ["complex_weight", "weight"])
+def test_pairs_of_no_known_meaning_are_no_matrices(name):
     """GFNet's filter acts on each channel alone."""
     module = type("GlobalFilter", (nn.Module,), {})()
-    module.complex_weight = nn.Parameter(torch.randn(14, 8, 32, 2))
+    setattr(module, name, nn.Parameter(torch.randn(14, 8, 32, 2)))
     for weights in (layer_weights(module), checkpoint_weights(module.state_dict())):
         [weight] = weights
         assert "its last dimension is 2" in weight.reason
+
+
+def test_a_long_kernel_may_be_a_bilinear_form():
+    state = {f"up.{name}": tensor for name, tensor in nn.Bilinear(16, 20, 12).state_dict().items()}
+    [row] = analyze_weights(checkpoint_weights(state))
+    assert "not batch" in row.reason
+    [said] = analyze_weights(checkpoint_weights(state, Selection(layout=("up=batch",))))
+    module = nn.Bilinear(16, 20, 12)
+    module.load_state_dict({name.removeprefix("up."): tensor for name, tensor in state.items()})
+    assert said.alpha == analyze(module)["weight"].alpha
 
 
 @pytest.mark.parametrize("joined", ["_", ""])

@@ -78,7 +78,8 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
             matrices = matrices * _scale(pair.module, rank, given, config)
         return matrices[0] if len(matrices) == 1 else matrices
 
-    reason = RESCALED if pair.magnitude else tensors[pair.first].reason or tensors[pair.second].reason
+    rescaled = pair.magnitude or config.get("adapter", {}).get("use_dora") is True
+    reason = RESCALED if rescaled else tensors[pair.first].reason or tensors[pair.second].reason
     return StoredTensor(product, reason, lambda: made()[1])
 
 

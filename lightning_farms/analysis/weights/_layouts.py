@@ -97,10 +97,11 @@ def _between(weight: _Stored) -> KnownLayout | None:
 
 
 def _long_last(weight: _Stored) -> KnownLayout | None:
-    """Three dimensions without a bias: kernels are short."""
-    if len(weight.shape) != 3 or weight.bias is not None or min(weight.shape[1:]) < 2:
+    """Three dimensions: kernels are short; one with a bias for each output may be long (or bilinear)."""
+    one_bias = weight.bias is not None and weight.bias == weight.shape[:1]
+    if len(weight.shape) != 3 or not (weight.bias is None or one_bias) or min(weight.shape[1:]) < 2:
         return None
-    if weight.shape[-1] > _LONGEST_KERNEL:
+    if weight.shape[-1] > _LONGEST_KERNEL and not one_bias:
         return KnownLayout(BATCH, f"its layout is a guess by its shape: batch, not oik; {_SAY_IT} oik")
     if weight.shape[-1] > _SMALL_KERNEL:
         return KnownLayout("oik", f"its layout is a guess by its shape: oik, not batch; {_SAY_IT} batch")
@@ -121,6 +122,11 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
     return KnownLayout("", reason=reason)
 
 
+def _long_pairs(weight: _Stored) -> KnownLayout | None:
+    """Of what is called `weight`: no kernel is (16, 2)."""
+    return _pairs(weight) if len(weight.shape) > 3 and weight.shape[-2] > _SMALL_KERNEL else None
+
+
 def _called_kernel(weight: _Stored) -> KnownLayout | None:
     """What is called `kernel` (Flax, MinkowskiEngine, torchsparse) has its positions first: (*kernel, I, O)."""
     positions, channels = weight.shape[:-2], weight.shape[-2:]
@@ -138,7 +144,9 @@ def _kernel_last(weight: _Stored) -> KnownLayout | None:
     if min(weight.shape[:2]) < _FEWEST_CHANNELS or len(set(kernel)) > 1:
         return None
     layout = _kernel(weight, "oi{}")
-    return KnownLayout(layout, f"its layout is a guess by its shape: {layout}, not batch; {_SAY_IT} batch")
+    usual = weight.name == "weight"
+    remark = "" if usual else f"its layout is a guess by its shape: {layout}, not batch; {_SAY_IT} batch"
+    return KnownLayout(layout, remark)
 
 
 def _kernel(weight: _Stored, text: str) -> str:
@@ -154,6 +162,7 @@ _CLASSES = (
 _WEIGHTS = (  # of what is called `weight`
     _Rule(_experts, module=_EXPERTS),
     _Rule(_bias_each),
+    _Rule(_long_pairs),
     _Rule(_between),
     _Rule(_long_last),
 )

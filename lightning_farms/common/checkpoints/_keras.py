@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import mmap
+import os
 import re
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +18,10 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensors, StoredArray, in_blocks, to_tensor
+from lightning_farms.common.checkpoints._inert_pickle import MOST_BYTES, PickleError
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints._zip_archive import ZipArchive, record_names
+from lightning_farms.common.checkpoints.pickled_tensor import Entry, UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
 
 if TYPE_CHECKING:
@@ -45,11 +50,7 @@ class _Variable(NamedTuple):
 
 def is_keras_archive(path: Path) -> bool:
     """Whether a file is a zip archive with weights of Keras 3 in it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _WEIGHTS_IN_ZIP in archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-        return False
+    return _WEIGHTS_IN_ZIP in record_names(path)
 
 
 def read_keras(path: Path, *, check: bool = True) -> ArrayTensors:
@@ -91,13 +92,41 @@ def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
     if not is_keras_archive(path):
         file = h5py.File(path, "r")
         return file, _classes(_json(file.attrs.get("model_config", "")))
-    archive = zipfile.ZipFile(path)
-    config = _json(archive.read("config.json")) if "config.json" in archive.namelist() else {}
-    if check:
-        with archive.open(_WEIGHTS_IN_ZIP) as weights:
-            while weights.read(_SMALL):  # raises where the CRC-32 does not fit
-                pass
-    return h5py.File(archive.open(_WEIGHTS_IN_ZIP), "r"), _classes(config)
+    with path.open("rb") as stream:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    archive = ZipArchive(content)
+    config = _json(archive.read("config.json", MOST_BYTES)) if "config.json" in archive.records else {}
+    return h5py.File(_Record(content, archive.entry(_WEIGHTS_IN_ZIP), check), "r"), _classes(config)
+
+
+class _Record(io.RawIOBase):
+    """A record of an archive as a file, mapped into memory where it is not compressed."""
+
+    def __init__(self, content: mmap.mmap, entry: Entry, check: bool) -> None:
+        if entry.fault:
+            raise PickleError(f"its {_WEIGHTS_IN_ZIP!r} is damaged: {entry.fault}")
+        packed = None if entry.unpack is None else memoryview(entry.unpack())
+        self._bytes = memoryview(content)[entry.offset : entry.offset + entry.size] if packed is None else packed
+        self._position = 0
+        if check and entry.crc is not None and zlib.crc32(self._bytes) != entry.crc:
+            raise PickleError(f"its {_WEIGHTS_IN_ZIP!r} does not have the CRC-32 that the archive names")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._bytes)}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        part = self._bytes[self._position : self._position + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
 
 
 def _json(text: object) -> object:

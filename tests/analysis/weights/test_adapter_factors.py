@@ -140,3 +140,13 @@ def test_pairs_of_other_programs_and_their_alpha(first, second, name):
     [weight] = checkpoint_weights(state, PRODUCTS)
     assert (weight.name, weight.kind, weight.rank) == (name, "low-rank product", 4)
     torch.testing.assert_close(weight.matrices[0], 0.5 * up @ down)
+
+
+def test_the_adapters_config_tells_dora(tmp_path):
+    save_file(
+        {"q.lora_A.weight": torch.ones(4, 12), "q.lora_B.weight": torch.ones(9, 4)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "use_dora": True}))
+    [weight] = checkpoint_weights(tmp_path, PRODUCTS)
+    assert "DoRA" in weight.reason
