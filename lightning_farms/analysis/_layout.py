@@ -71,9 +71,9 @@ def _kind(letters: str) -> str:
 
 
 def _matrices(weight: Tensor, letters: str, groups: int) -> Tensor:
-    """(positions, outputs, inputs); with groups the first of PyTorch's two dimensions of channels is cut."""
+    """(groups x positions, outputs, inputs); outputs are cut into groups, or a transposed convolution's inputs."""
     if groups > 1:
-        first = min(letters.index("o"), letters.index("i"))
+        first = letters.index("i" if _kind(letters) == "transposed convolution" else "o")
         if weight.shape[first] % groups:
             raise ValueError(f"{weight.shape[first]} channels cannot be cut into {groups} groups")
         weight = weight.unflatten(first, (groups, weight.shape[first] // groups))

@@ -54,6 +54,8 @@ def test_groups_complex_numbers_batches_and_tables():
     grouped = laid_out(weight, "oik/2").matrices
     assert grouped.shape == (6, 3, 4)
     assert torch.equal(grouped[3], weight[3:, :, 0])
+    assert torch.equal(laid_out(weight.permute(2, 1, 0), "kio/2").matrices, grouped)
+    assert torch.equal(laid_out(weight, "iok/2").matrices, laid_out(weight.permute(2, 1, 0), "koi/2").matrices)
     pairs = torch.randn(5, 4, 3, 2)
     found = laid_out(pairs, "oibc").matrices
     assert torch.equal(found[1], torch.complex(pairs[:, :, 1, 0], pairs[:, :, 1, 1]))

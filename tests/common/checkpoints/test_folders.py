@@ -79,7 +79,7 @@ def test_parts_of_several_processes_are_put_together(tmp_path):
         open_checkpoint(folder)
 
 
-def save_in_parts(folder, name, tensor, cuts):
+def save_in_parts(folder, name, tensor, cuts, *, claimed=None):
     """A matrix cut into blocks, each in a file of its own, described as torch describes them."""
     folder.mkdir()
     chunks, storage = [], {}
@@ -90,7 +90,7 @@ def save_in_parts(folder, name, tensor, cuts):
         length = (folder / f"__{number}_0.distcp").stat().st_size
         chunks.append(ChunkStorageMetadata(offsets, part.shape))
         storage[MetadataIndex(name, offsets, number)] = _StorageInfo(f"__{number}_0.distcp", 0, length)
-    described = {name: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.shape, chunks)}
+    described = {name: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), claimed or tensor.shape, chunks)}
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(described, {name: (name,)}, storage)))
 
 
@@ -104,6 +104,9 @@ def test_blocks_in_several_files_are_put_together(tmp_path):
     save_in_parts(tmp_path / "less", "a.weight", weight, BLOCKS[:2])
     with pytest.raises(UnreadableTensor, match="do not cover it: files of other processes are missing"):
         open_checkpoint(tmp_path / "less")["a.weight"]
+    save_in_parts(tmp_path / "huge", "a.weight", weight, BLOCKS, claimed=torch.Size([2**24, 2**24]))
+    with pytest.raises(UnreadableTensor, match="do not cover it"):
+        open_checkpoint(tmp_path / "huge")["a.weight"]
     (tmp_path / "whole" / "__1_0.distcp").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 are missing: __1_0\.distcp"):
         open_checkpoint(tmp_path / "whole")
