@@ -46,11 +46,12 @@ def checkpoint_weights(
     computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
     or 5 dimensions is taken to be a convolution, unless its module is called after experts, it has a bias for each
     matrix, or its last dimension is longer than any kernel (a batch of matrices then); (outputs, k, k, k, inputs) is
-    the layout of sparse convolutions.
+    the layout of sparse convolutions. Where such a guess changes the number the weight has a remark, and
+    ``Selection(layout=...)`` says what is right.
 
     Args:
-        source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name. Of an optimizer's state in the
-            file nothing is read.
+        source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name, such as those of
+            ``open_checkpoint(path, dequantize=True)``. Of an optimizer's state in the file nothing is read.
         selection: which weights are analysed.
         values: without, none is read from the file, and the matrices are on the meta device.
 
