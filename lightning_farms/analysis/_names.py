@@ -14,6 +14,7 @@ _FLAT = re.compile(
     r"|running_(mean|var)|num_batches_tracked|weight|bias)"
 )
 _FEWEST_FLAT = 3
+_DEEPEST_START = 4  # parts that a copy of a part of a model leaves out
 
 
 def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
@@ -27,7 +28,10 @@ def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
     for name in names:
         start, _, leaf = name.rpartition(".")
         starts.setdefault(start, []).append(leaf)
-    flat = {start for start, leaves in starts.items() if _are_flat(leaves, sole=len(starts) == 1)}
+    flat = {start for start, leaves in starts.items() if _are_flat(leaves)}
+    if len(starts) > 1:  # beside others, copies are those of names that are there with their dots
+        known = _without_dots([name for name in names if name.rpartition(".")[0] not in flat]) if flat else set()
+        flat = {start for start in flat if 2 * sum(leaf in known for leaf in starts[start]) > len(starts[start])}
 
     def split(name: str) -> tuple[str, str]:
         start, _, leaf = name.rpartition(".")
@@ -39,11 +43,18 @@ def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
     return split
 
 
-def _are_flat(leaves: Sequence[str], *, sole: bool) -> bool:
-    """Whether a module's tensors are those of many modules: most are called after weights and biases of others."""
+def _are_flat(leaves: Sequence[str]) -> bool:
+    """Whether a module's tensors may be those of many modules: most are called after weights and biases of others."""
     matching = sum(_FLAT.fullmatch(leaf) is not None for leaf in leaves)
     usual = any(leaf in ("weight", "bias") for leaf in leaves)
-    return sole and not usual and matching >= _FEWEST_FLAT and matching > len(leaves) // 2
+    return not usual and matching >= _FEWEST_FLAT and matching > len(leaves) // 2
+
+
+def _without_dots(names: Sequence[str]) -> set[str]:
+    """Names, and their ends, with nothing or an underscore in the place of dots."""
+    parts = [name.split(".") for name in names]
+    ends = (split[depth:] for split in parts for depth in range(min(len(split), _DEEPEST_START)))
+    return {joined.join(end) for end in ends for joined in ("", "_")}
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:

@@ -188,3 +188,17 @@ def test_copies_with_flattened_names_have_the_same_rows(joined):
     flat = {"ema" + joined + name.replace(".", joined): tensor for name, tensor in model.state_dict().items()}
     expected = {"ema" + joined + row.name: row.alpha for row in analyze(model)}
     assert {row.name: row.alpha for row in analyze_weights(checkpoint_weights(flat))} == expected
+
+
+def test_a_copy_beside_its_model_in_one_state_dict():
+    """As a latent diffusion model's checkpoint has it; parameters of other modules keep their names."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"a": nn.Conv2d(16, 12, 3), "b": nn.Conv2d(16, 12, 1), "fc": nn.Linear(20, 24)})
+    state = {f"model.unet.{name}": tensor for name, tensor in net.state_dict().items()}
+    copies = {f"model_ema.unet{name.replace('.', '')}": tensor.clone() for name, tensor in net.state_dict().items()}
+    own = {f"mix.{name}_weight": torch.randn(12, 16) for name in ("up", "gate", "down")}
+    rows = {row.name: row for row in analyze_weights(checkpoint_weights({**state, **copies, **own}))}
+    assert set(rows) == {f"{start}{name}" for start in ("model.unet.", "model_ema.unet") for name in net} | set(own)
+    for name in net:
+        model, copy = rows[f"model.unet.{name}"], rows[f"model_ema.unet{name}"]
+        assert (copy.kind, copy.alpha, copy.layout) == (model.kind, model.alpha, model.layout)
