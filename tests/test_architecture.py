@@ -41,7 +41,7 @@ FILE_ARROWS = {
 # room -> what it may import from outside, besides the standard library; rooms that are not named: anything
 OUTSIDE = {
     "functional": {"torch"},
-    "analysis": {"torch", "pandas", "safetensors", "matplotlib"},
+    "analysis": {"torch", "pandas", "safetensors", "matplotlib", "bitsandbytes"},
     "optim": {"torch"},
     "balancing": {"torch"},
     "pruning": {"torch", "safetensors", "transformers", "yaml", "accelerate"},
@@ -50,11 +50,13 @@ OUTSIDE = {
 }
 LAZY = {
     "accelerate",
+    "bitsandbytes",
     "gguf",
     "huggingface_hub",
     "lm_eval",
     "matplotlib",
     "mpl_toolkits",
+    "onnx",
     "pandas",
     "pooch",
     "requests",

@@ -42,7 +42,8 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
     rank = int(ranks.median())
     if rank >= min(change.matrices.shape[-2:]):
         return change
-    remark = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
+    fitted = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
+    remark = "; ".join(text for text in (change.remark, fitted) if text)
     return change._replace(rank=max(rank, 1), remark=remark)
 
 

@@ -236,6 +236,7 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
         log_spectral_norm=_log10(numbers["spectral_norm"]),
         status=Status.OK if counts["usable"] else Status.SKIPPED,
         reason=reason,
+        layout=plan.weight.layout,
         **numbers,
     )
 

@@ -2,10 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What ``torch.compile``, FSDP and activation checkpointing put into the names of what they wrap."""
+
+
+_FLAT = re.compile(
+    r"(?P<module>.+?)_?(?P<leaf>in_proj_(weight|bias)|[qkv]_proj_(weight|bias)|(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?"
+    r"|running_(mean|var)|num_batches_tracked|weight|bias)"
+)
+_FEWEST_FLAT = 3
+_DEEPEST_START = 4  # parts that a copy of a part of a model leaves out
+
+
+def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
+    """How names are cut into a module's and a tensor's; copies (EMA) may have names without dots: ``conv1_weight``.
+
+    Example:
+        >>> module_and_leaf(["conv1_weight", "conv1_bias", "fc_weight"])("conv1_weight")
+        ('conv1', 'weight')
+    """
+    starts: dict[str, list[str]] = {}
+    for name in names:
+        start, _, leaf = name.rpartition(".")
+        starts.setdefault(start, []).append(leaf)
+    flat = {start for start, leaves in starts.items() if _are_flat(leaves)}
+    if len(starts) > 1:  # beside others, copies are those of names that are there with their dots
+        known = _without_dots([name for name in names if name.rpartition(".")[0] not in flat]) if flat else set()
+        flat = {start for start in flat if 2 * sum(leaf in known for leaf in starts[start]) > len(starts[start])}
+
+    def split(name: str) -> tuple[str, str]:
+        start, _, leaf = name.rpartition(".")
+        match = _FLAT.fullmatch(leaf) if start in flat else None
+        if match is None:
+            return start, leaf
+        return ".".join(part for part in (start, match["module"]) if part), match["leaf"]
+
+    return split
+
+
+def _are_flat(leaves: Sequence[str]) -> bool:
+    """Whether a module's tensors may be those of many modules: most are called after weights and biases of others."""
+    matching = sum(_FLAT.fullmatch(leaf) is not None for leaf in leaves)
+    usual = any(leaf in ("weight", "bias") for leaf in leaves)
+    return not usual and matching >= _FEWEST_FLAT and matching > len(leaves) // 2
+
+
+def _without_dots(names: Sequence[str]) -> set[str]:
+    """Names, and their ends, with nothing or an underscore in the place of dots."""
+    parts = [name.split(".") for name in names]
+    ends = (split[depth:] for split in parts for depth in range(min(len(split), _DEEPEST_START)))
+    return {joined.join(end) for end in ends for joined in ("", "_")}
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:

@@ -73,7 +73,9 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpect
 
 def skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
     """The row of a layer without an alpha."""
-    return LayerSpectrum(weight.name, weight.kind, weight.shape, status=Status.SKIPPED, reason=reason)
+    return LayerSpectrum(
+        weight.name, weight.kind, weight.shape, status=Status.SKIPPED, reason=reason, layout=weight.layout
+    )
 
 
 def _unusable(weight: LayerWeight, method: SpectralMethod) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,8 @@ class LayerSpectrum:
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
         twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
+        layout: what the stored dimensions were taken to mean, as in ``Selection(layout=...)``; empty where they are
+            not a weight's own, or not known.
     """
 
     name: str
@@ -120,6 +122,7 @@ class LayerSpectrum:
     reason: str = ""
     eigenvalues: Tensor | None = None
     twin: LayerSpectrum | None = None
+    layout: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -132,14 +135,15 @@ class LayerSpectrum:
         return f"LayerSpectrum({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the eigenvalues are equal; NaN equals NaN."""
+        """Whether all but the eigenvalues and the layout are equal; NaN equals NaN."""
         return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._compared())
 
     def _compared(self) -> tuple[object, ...]:
-        values = (getattr(self, name) for name in (*COLUMNS, *ON_REQUEST, "twin"))
+        names = (name for name in (*COLUMNS, *ON_REQUEST, "twin") if name != "layout")
+        values = (getattr(self, name) for name in names)
         return tuple(None if value != value else value for value in values)
 
     @property

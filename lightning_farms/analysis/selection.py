@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+
+from lightning_farms.analysis._layout import RULE, is_layout
 
 KINDS = (
     "linear",
@@ -20,14 +22,14 @@ KINDS = (
 )
 """What a weight can be."""
 
-_LATER = ("classes", "min_eigenvalues")  # options that version 0.1 did not have
+_LATER = ("classes", "min_eigenvalues", "layout")  # options that version 0.1 did not have
 
 
 class PatternError(ValueError):
     """A pattern of a selection matches no layer.
 
     Args:
-        argument: ``"include"`` or ``"exclude"``.
+        argument: ``"include"``, ``"exclude"`` or ``"layout"``.
         pattern: the pattern.
         names: of all layers; the message names those that are close to it.
     """
@@ -64,6 +66,11 @@ class Selection:
             for all. A checkpoint does not tell classes: none of its weights is selected then.
         min_eigenvalues: fewest eigenvalues that are analysed: the smaller of a stored weight's first two dimensions,
             times a convolution's kernel positions (its groups are not told apart).
+        layout: what the stored dimensions of weights mean where their class or name does not tell, or tells wrongly:
+            ``("experts.*=batch", "conv.*=oikk")``, or the same as a dictionary. The first pattern that matches a
+            layer's name counts. A layout is ``"batch"`` (matrices of the last two dimensions), ``"embedding"``, or a
+            letter for each dimension: o (outputs), i (inputs), k (kernel positions), b (batch), c (real and imaginary
+            part), and ``/GROUPS`` of a convolution, as in ``"oikk/8"``.
 
     Raises:
         TypeError: patterns or kinds are not several strings, a size is not an integer, an option not a bool.
@@ -86,6 +93,7 @@ class Selection:
     low_rank_products: bool = False
     classes: tuple[str, ...] = ()
     min_eigenvalues: int = 1
+    layout: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without the later options where they are off: callbacks find their state in a checkpoint by this text."""
@@ -93,11 +101,16 @@ class Selection:
         return f"Selection({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "kinds", "classes"):
+        if isinstance(self.layout, Mapping):
+            object.__setattr__(self, "layout", tuple(f"{pattern}={text}" for pattern, text in self.layout.items()))
+        for name in ("include", "exclude", "kinds", "classes", "layout"):
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ValueError(f"Expected argument `kinds` to be out of {', '.join(KINDS)}, but got {kind!r}.")
+        for text in self.layout:
+            if not _pattern(text) or not is_layout(_layout(text)):
+                raise ValueError(f"Expected argument `layout` to be PATTERN=LAYOUT, with {RULE}, but got {text!r}.")
         _check_sizes(self.min_size, self.max_size)
         _check_sizes(self.min_eigenvalues, None, least="min_eigenvalues")
         for name, kind in (("embeddings", "embedding"), ("low_rank_products", "low-rank product")):
@@ -139,6 +152,15 @@ class Selection:
             return "embeddings are analysed on request: Selection(embeddings=True)"
         return self._size_refusal(min(matrices_shape[-2:])) or self._count_refusal(_count(kind, matrices_shape, shape))
 
+    def layout_of(self, name: str) -> str:
+        """What is said of the layout of a layer's weight; empty where nothing is.
+
+        Example:
+            >>> Selection(layout=("experts.*=batch",)).layout_of("experts.up")
+            'batch'
+        """
+        return next((_layout(text) for text in self.layout if _matches(_pattern(text), name)), "")
+
     def _size_refusal(self, size: int) -> str | None:
         if 0 < size < self.min_size:
             return f"the smaller dimension, {size}, is below min_size {self.min_size}"
@@ -167,10 +189,18 @@ class Selection:
             Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
         """
         known = list(names)
-        for argument in ("include", "exclude"):
-            for pattern in getattr(self, argument):
+        for argument in ("include", "exclude", "layout"):
+            for pattern in map(_pattern, getattr(self, argument)) if argument == "layout" else getattr(self, argument):
                 if not any(_matches(pattern, name) for name in known):
                     raise PatternError(argument, pattern, known)
+
+
+def _pattern(text: str) -> str:
+    return text.rpartition("=")[0]
+
+
+def _layout(text: str) -> str:
+    return text.rpartition("=")[2]
 
 
 def _count(kind: str, matrices_shape: Sequence[int], shape: Sequence[int]) -> int:

@@ -12,9 +12,10 @@ from jsonargparse import ArgumentParser
 from lightning_farms.cli._shell import failing_on, with_options
 from lightning_farms.cli._target import check_target
 from lightning_farms.common.arguments import check_at_least
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_is_shown
 from lightning_farms.data.fields.writer import simulate_to_file
-from lightning_farms.data.simulation.flows import SimulationConfig, chosen_device
+from lightning_farms.data.simulation.flows import SimulationConfig
 
 Device = Literal["cpu", "cuda", "auto"]
 

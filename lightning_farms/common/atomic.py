@@ -6,9 +6,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EDQUOT, EFBIG, EISDIR, ENOSPC, EROFS
 from pathlib import Path
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+_LONGEST = 200  # characters of a name that go into that of its draft
 _ABANDONED = 24 * 3600  # seconds since the last write to a draft, after which nobody is thought to write it
 
 
@@ -16,7 +18,9 @@ _ABANDONED = 24 * 3600  # seconds since the last write to a draft, after which n
 def complete_or_nothing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; put the file in its place when the block ends without an error.
 
-    The file is on disk before it gets its name; an existing one is replaced. After an error there is no new file.
+    The file is on disk before it gets its name; an existing one is replaced (where a link leads to it, the link stays).
+    After an error there is no new file, and an earlier one is as it was. What is no regular file (a pipe, a device such
+    as ``/dev/stdout``) is written to directly.
     A process that is killed leaves its draft behind, `.NAME.<32 hexadecimal digits>.tmp`; drafts in the folder that
     nobody has written to for a day are removed.
 
@@ -26,6 +30,9 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to.
 
+    Raises:
+        UnwrittenFileError: it cannot be written: a full disk, a quota, no right to, a folder of that name.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,15 +41,51 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
         ...     os.listdir(folder)
         ['a.txt']
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:_LONGEST]}.{uuid.uuid4().hex}.tmp")
     try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
         yield temporary
         _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as error:
+        if _is_of(error, target, temporary):
+            raise UnwrittenFileError(path, error) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class UnwrittenFileError(OSError):
+    """A file could not be written; an earlier one of its name is as it was.
+
+    Args:
+        path: of the file.
+        error: what was raised on the way.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], error: OSError) -> None:
+        super().__init__(os.fspath(path), error)
+        self.path, self.error = os.fspath(path), error
+        self.errno = error.errno
+
+    def __str__(self) -> str:
+        reason = self.error.strerror or str(self.error)
+        return f"Expected {self.path!r} to be a file that can be written, but: {reason}. Nothing was changed there."
+
+
+def _is_of(error: OSError, target: Path, temporary: Path) -> bool:
+    """Whether an error is one of writing, not of reading another file meanwhile."""
+    named = {str(temporary), str(target), *map(str, target.parents)}
+    of_room = error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS)
+    return of_room or error.filename is None or os.fspath(error.filename) in named
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from lightning_farms.common.atomic import complete_or_nothing
+
 
 def json_text(content: Mapping[str, Any]) -> str:
     r"""Indented JSON, numbers that are not finite as ``null``.
@@ -21,9 +23,10 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
-    """Write a text to a file, if there is a path."""
+    """Write a text to a file, whole or not at all, if there is a path."""
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8", newline="")
+        with complete_or_nothing(Path(path)) as draft:
+            draft.write_text(text, encoding="utf-8", newline="")
     return text
 
 

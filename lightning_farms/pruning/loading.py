@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.pruning._extras import import_extra
 from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer, rows_of_embedding
 from lightning_farms.pruning._offload import blocks_on_disk
@@ -61,7 +62,7 @@ def load_causal_lm(
     Example:
         >>> model, tokenizer = load_causal_lm("SmolLM2-135M")  # doctest: +SKIP
     """
-    found, device, dtype = find_model(folder), _checked_device(device), _checked_dtype(dtype)
+    found, device, dtype = find_model(folder), chosen_device(device), _checked_dtype(dtype)
     transformers = import_extra("transformers", extra="llm", what="Loading a language model")
     if found.gguf is not None:
         import_extra("gguf", extra="llm", what="Reading a GGUF file")
@@ -76,19 +77,6 @@ def load_causal_lm(
     if offload_folder is None:
         model = model.to(device)
     return CausalLM(_for_measurements(model), tokenizer)
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not there
-        raise ValueError(
-            f"Expected argument `device` to be 'auto' or one that PyTorch finds, but got {str(device)!r}."
-        ) from error
-    return chosen
 
 
 def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,3 +251,14 @@ def test_a_quantised_model(model, tmp_path, capsys):
     code, err = fails(capsys, "model", "--sparsity", "0.5", *CALIBRATED, "--out", "o")
     assert code == 1
     assert "quantised" in err
+
+
+def test_where_it_computes_by_default(model, capsys):
+    """On CUDA where there is any, as the other subcommands do: with a message where a device is not there."""
+    for command in ("prune", "perplexity", "evaluate", "simulate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert re.search(r"--device .*?default: auto\)", " ".join(capsys.readouterr().out.split())), command
+    code, err = fails(capsys, "model", "--sparsity", "0.5", "--dry-run", "--device", "cuda:9")
+    assert (code, "Expected --device to be one that PyTorch finds, but got 'cuda:9'." in err) == (2, True)
+    main(["prune", "model", "--sparsity", "0.5", "--dry-run"])

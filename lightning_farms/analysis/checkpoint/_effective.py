@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.weights._gathered import full_tensor, must_be_gathered
-from lightning_farms.common.checkpoints import MetaTensors, UnreadableTensor
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.shapes import MetaTensors
 
 _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)")
 
@@ -23,6 +24,7 @@ class StoredTensor(NamedTuple):
     reason: str = ""
     rank: Callable[[], int] | None = None
     quantised: str = ""
+    layout: str = ""
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,8 +12,16 @@ from torch import Tensor
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._products import RESCALED, low_rank_matrices, sizes_in, with_core
 
-_FIRST = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_down|lora_embedding_A)(?P<rest>(\.[^.]+)*)")
-_SECOND = {"lora_A": "lora_B", "lora_down": "lora_up", "lora_embedding_A": "lora_embedding_B"}
+_FIRST = re.compile(
+    r"(?P<module>.+)(?P<join>[._])(?P<factor>lora_A|lora_down|lora_embedding_A|lora(_linear_layer)?\.down)(?P<rest>(\.[^.]+)*)"
+)
+_SECOND = {
+    "lora_A": "lora_B",
+    "lora_down": "lora_up",
+    "lora_embedding_A": "lora_embedding_B",
+    "lora.down": "lora.up",
+    "lora_linear_layer.down": "lora_linear_layer.up",
+}
 
 
 class LowRankPair(NamedTuple):
@@ -25,6 +34,7 @@ class LowRankPair(NamedTuple):
     diagonal: str = ""
     magnitude: str = ""
     core: str = ""
+    alpha: str = ""
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -37,7 +47,7 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
     pairs: dict[str, LowRankPair] = {}
     for name in names:
         if match := _FIRST.fullmatch(name):
-            second = f"{match['module']}.{_SECOND[match['factor']]}{match['rest']}"
+            second = f"{match['module']}{match['join']}{_SECOND[match['factor']]}{match['rest']}"
             if second in names:
                 base = "lora_embedding" if "embedding" in match["factor"] else "lora"
                 leaf = base + match["rest"].removesuffix(".weight")
@@ -45,14 +55,14 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
                 more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
                 if more[1] not in names:  # stored as a parameter, or as that of a module
                     more[1] = more[1].removesuffix(".weight")
-                more.append(f"{start}mid{rest}")
+                more += [f"{start}mid{rest}", f"{match['module']}.alpha"]
                 found = [other if other in names else "" for other in more]
                 pairs[name] = LowRankPair(match["module"], leaf, name, second, *found)
     return pairs
 
 
 def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, config: Mapping[str, Any]) -> StoredTensor:
-    """The product of a pair, without the scale that a state dict does not tell (alpha does not depend on it)."""
+    """The product of a pair, with its scale where the file or the adapter's config tells it."""
 
     def made() -> tuple[Tensor, int]:
         diagonal = tensors[pair.diagonal].read() if pair.diagonal else None
@@ -62,8 +72,30 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
         return low_rank_matrices(down, up, diagonal=diagonal, sizes=sizes_in(config))
 
     def product() -> Tensor:
-        matrices, _ = made()
+        matrices, rank = made()
+        if not pair.diagonal:
+            given = tensors[pair.alpha].read() if pair.alpha else None
+            matrices = matrices * _scale(pair.module, rank, given, config)
         return matrices[0] if len(matrices) == 1 else matrices
 
-    reason = RESCALED if pair.magnitude else tensors[pair.first].reason or tensors[pair.second].reason
+    rescaled = pair.magnitude or config.get("adapter", {}).get("use_dora") is True
+    reason = RESCALED if rescaled else tensors[pair.first].reason or tensors[pair.second].reason
     return StoredTensor(product, reason, lambda: made()[1])
+
+
+def _scale(module: str, rank: int, given: Tensor | None, config: Mapping[str, Any]) -> float:
+    """The factor alpha / r, or alpha / sqrt(r) of rank-stabilised adapters; 1 where alpha is not told."""
+    adapter = config.get("adapter", {})
+    alpha: Any = given.item() if given is not None and not given.is_meta and given.numel() == 1 else None
+    if alpha is None:
+        alpha = _of_module(adapter.get("alpha_pattern"), module, adapter.get("lora_alpha"))
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not rank:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+
+
+def _of_module(patterns: object, module: str, default: object) -> object:
+    """The value of the first name in a pattern's dictionary with which a module's name ends."""
+    known = patterns if isinstance(patterns, Mapping) else {}
+    ends = (value for name, value in known.items() if module == name or module.endswith(f".{name}"))
+    return next(ends, default)

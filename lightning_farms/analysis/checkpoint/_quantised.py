@@ -36,6 +36,8 @@ _FORMATS = (
     QuantisedFormat("Marlin, 2:4 sparse", "B_24", ("s",), ("B_meta", "workspace")),
     QuantisedFormat("GPTQ or AWQ", "qweight", (), ("qzeros", "zeros", "scales", "g_idx", "lookup_table")),
     QuantisedFormat("compressed-tensors", "{}_packed", (), ("{}_scale", "{}_zero_point", "{}_global_scale")),
+    QuantisedFormat("torchao", "_{}_qdata", (), ("_{}_scale", "_{}_zero_point", "_{}_scale_and_zero")),
+    QuantisedFormat("torchao", "{}:__qdata", (), ("{}:__scale", "{}:__zero_point")),
     QuantisedFormat("NVFP4", "{}", ("{}_scale_2",), ("{}_scale", "input_scale")),
     QuantisedFormat("fp8 with scales", "{}", ("{}_scale_inv",), ("input_scale",)),
     QuantisedFormat("integers or fp8 with scales", "{}", ("{}_scale",), ("input_scale", "{}_zero_point", "{}_offset")),
@@ -44,7 +46,7 @@ _FORMATS = (
     QuantisedFormat("integers with scales", "weight", ("scale",), ("zero", "zero_point")),
 )
 _COMPANION = re.compile(
-    r"(.*[._])?(scales?|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
+    r"(.*[._:])?(scales?|scale_weight|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
     r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace)"
 )
 
@@ -78,8 +80,7 @@ def find_quantised(types: Mapping[str, torch.dtype], config: Mapping[str, Any]) 
                 formats[name] = found[0]
                 companions |= found[1]
     method = _method(config)
-    if method:
-        companions |= _unnamed(types, method, formats)
+    companions |= _unnamed(types, method, formats) if method else _of_no_known_format(types, formats)
     return Quantised(formats, frozenset(companions - formats.keys()))
 
 
@@ -112,13 +113,22 @@ def _own_name(pattern: str, leaf: str) -> str | None:
     start, braces, end = pattern.partition("{}")
     if not braces:
         return "" if leaf == pattern else None
-    return leaf.removesuffix(end) if leaf.endswith(end) and len(leaf) > len(start + end) else None
+    fits = leaf.startswith(start) and leaf.endswith(end) and len(leaf) > len(start + end)
+    return leaf.removeprefix(start).removesuffix(end) if fits else None
 
 
 def _method(config: Mapping[str, Any]) -> str:
     settings = config.get("quantization_config", config.get("compression_config", config))
     method = settings.get("quant_method", "") if isinstance(settings, Mapping) else ""
     return str(method) or ("a quantised format" if "quantization_config" in config else "")
+
+
+def _of_no_known_format(types: Mapping[str, torch.dtype], formats: dict[str, str]) -> set[str]:
+    """Without one: of modules that hold packed weights, what is called like scales is no weight."""
+    packed = {name for name, dtype in types.items() if is_packed(dtype) and "weight" in name.rpartition(".")[2]}
+    modules = {name.rpartition(".")[0] for name in packed if name not in formats}
+    named = {name for name in types if _COMPANION.fullmatch(name.rpartition(".")[2])}
+    return {name for name in named if name.rpartition(".")[0] in modules and not is_packed(types[name])}
 
 
 def _unnamed(types: Mapping[str, torch.dtype], method: str, formats: dict[str, str]) -> set[str]:

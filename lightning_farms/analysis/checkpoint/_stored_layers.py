@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights._layouts import has_kernel_between, is_batch, kernel_between
+from lightning_farms.analysis.weights._layouts import KnownLayout, parameter_layout, weight_layout
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -24,7 +25,7 @@ from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
-    r"wte|wpe|shared|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
+    r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
     r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
 )
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
@@ -39,10 +40,15 @@ _NO_WEIGHT = re.compile(
     # queues and running averages of contrastive learning and vector quantisation
     r"|queue(_.*)?|memory_bank|embed_avg|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
     r"|embedding_avg|codebook_avg|(.*_)?ema"
+    # of optimizers
+    r"|(max_)?exp_avgs?(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta"
     # grids, anchors, statistics of the data, counters
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
     r"|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
+_FLATTENED = re.compile(r"_?flat_param(_\d+)?")
+_OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
+QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
 _PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
@@ -69,7 +75,7 @@ class StoredLeaf(NamedTuple):
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
     """Weight matrices of one stored tensor, by the first rule that knows it."""
     tensor = leaf.stored.read()
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 and not _FLATTENED.fullmatch(leaf.name):
         return []
     if 0 in tensor.shape:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, "the weight is empty")._replace(unreadable=True)]
@@ -77,11 +83,15 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return [_quantised(leaf, tensor)]
     if not _is_number(tensor.dtype):
         return [_quantised(leaf, tensor)] if _LOOKS_LIKE_WEIGHT.fullmatch(leaf.name) else []
+    if _FLATTENED.fullmatch(leaf.name):
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, _OF_FSDP)]
     reason = factor_reason(f"{leaf.module}.{leaf.name}")
     if reason:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, reason)]
     if leaf.stored.reason:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, leaf.stored.reason)]
+    if leaf.stored.layout and not _PRODUCT.fullmatch(leaf.name):
+        return [_laid_out(leaf, tensor, KnownLayout(leaf.stored.layout))]
     found = (rule(leaf, tensor) for rule in _RULES)
     return next((layers for layers in found if layers is not None), [])
 
@@ -102,7 +112,7 @@ def is_fp8(dtype: torch.dtype) -> bool:
 
 def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
     known = f"{tensor.dtype}; {leaf.stored.quantised}" if leaf.stored.quantised else f"{tensor.dtype}"
-    reason = f"the weight is quantised ({known}): dequantise it, or analyse the original checkpoint"
+    reason = f"the weight is quantised ({known}): {QUANTISED_REMEDY}"
     return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
 
 
@@ -143,8 +153,20 @@ def _rows_apart(leaf: StoredLeaf, tensor: Tensor, kind: str, parts: tuple[str, .
     return [_layer(f"{leaf.layer}.{part}".rstrip("."), kind, matrix.shape, matrix) for part, matrix in matrices]
 
 
-def _layer(name: str, kind: str, shape: Sequence[int], matrices: Tensor) -> LayerWeight:
-    return LayerWeight(name, kind, tuple(shape), stack(matrices), ())
+def _layer(name: str, kind: str, shape: Sequence[int], matrices: Tensor, layout: str = "") -> LayerWeight:
+    layout = layout or usual_layout(kind, len(shape))
+    return LayerWeight(name, kind, tuple(shape), stack(matrices), (), layout=layout)
+
+
+def _laid_out(leaf: StoredLeaf, tensor: Tensor, known: KnownLayout) -> LayerWeight:
+    """A layer by a layout that is known, or a guess that the row says."""
+    if known.reason:
+        return skipped_layer(leaf.layer, "parameter", tensor.shape, known.reason)
+    try:
+        kind, matrices = laid_out(tensor, known.layout)
+    except ValueError as error:  # it does not fit
+        return skipped_layer(leaf.layer, "parameter", tensor.shape, str(error))
+    return _layer(leaf.layer, kind, tensor.shape, matrices, known.layout)._replace(remark=known.remark)
 
 
 def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -157,14 +179,15 @@ def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
         return [] if weight is not None and weight.ndim == tensor.ndim + 1 else None
     if tensor.ndim != 4 or bias.shape != (*tensor.shape[:2], tensor.shape[3]):
         return None
-    return [_layer(leaf.layer, "parameter", tensor.shape, complex_matrices(tensor))]
+    return [_layer(leaf.layer, "parameter", tensor.shape, complex_matrices(tensor), "cbio")]
 
 
 def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     """FNO's complex weights (inputs, outputs, *modes): a matrix for each mode."""
     if not tensor.is_complex() or tensor.ndim < 3 or "weight" not in leaf.name:
         return None
-    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)))]
+    layout = "io" + "b" * (tensor.ndim - 2)
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)), layout)]
 
 
 def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -190,31 +213,35 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     if leaf.name != "weight" or tensor.ndim > 5:
         return None
     bias = leaf.sibling("bias")
-    if is_batch(leaf.module, tensor, bias):
-        return [_layer(leaf.layer, "parameter", tensor.shape, tensor)]
-    if has_kernel_between(tensor) and (bias is None or bias.shape == tensor.shape[:1]):
-        return [_layer(leaf.layer, "convolution", tensor.shape, kernel_between(tensor))]
+    known = weight_layout(leaf.module, tensor, bias)
+    if known is not None:
+        return [_laid_out(leaf, tensor, known)]
     outputs = tensor.shape[0] if bias is None or bias.ndim != 1 else len(bias)
     if tensor.ndim == 2:
         transposed = outputs == tensor.shape[1] != tensor.shape[0]  # Conv1D of transformers
-        return [_layer(leaf.layer, "linear", tensor.shape, tensor.mT if transposed else tensor)]
+        matrix, layout = (tensor.mT, "io") if transposed else (tensor, "oi")
+        return [_layer(leaf.layer, "linear", tensor.shape, matrix, layout)]
     groups, rest = divmod(outputs, tensor.shape[1])
     if outputs == tensor.shape[0] or rest or not groups or tensor.shape[0] % groups:
         return [_layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))]
     matrices = transposed_convolution_matrices(tensor, groups)
-    return [_layer(leaf.layer, "transposed convolution", tensor.shape, matrices)]
+    layout = usual_layout("transposed convolution", tensor.ndim) + (f"/{groups}" if groups > 1 else "")
+    return [_layer(leaf.layer, "transposed convolution", tensor.shape, matrices, layout)]
 
 
 def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     """DPOT's and other networks' on a grid, (1, channels, height, width): a vector for each place."""
     if leaf.name != "pos_embed" or tensor.ndim != 4 or len(tensor) != 1:
         return None
-    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))]
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))._replace(layout="")]
 
 
 def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Any other tensor: a batch of matrices of its last two dimensions."""
-    return None if min(tensor.shape[-2:]) < 2 else [_layer(leaf.layer, "parameter", tensor.shape, tensor)]
+    """Any other tensor: by the table of layouts, or a batch of matrices of its last two dimensions."""
+    if min(tensor.shape[-2:]) < 2:
+        return None
+    known = parameter_layout(leaf.module, leaf.name, tensor) if tensor.ndim > 2 else None
+    return [_layer(leaf.layer, "parameter", tensor.shape, tensor) if known is None else _laid_out(leaf, tensor, known)]
 
 
 _RULES: tuple[Callable[[StoredLeaf, Tensor], list[LayerWeight] | None], ...] = (

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._names import match_names
+from lightning_farms.analysis._names import match_names, module_and_leaf
+from lightning_farms.analysis.checkpoint._dequantise import dequantised
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quantised
@@ -21,13 +22,9 @@ from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_em
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
-from lightning_farms.common.checkpoints import (
-    MetaTensors,
-    SomeTensors,
-    StoredTensors,
-    UnreadableTensor,
-    open_checkpoint,
-)
+from lightning_farms.common.checkpoints.files import open_checkpoint
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, StoredTensors
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"
@@ -49,11 +46,12 @@ def checkpoint_weights(
     computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
     or 5 dimensions is taken to be a convolution, unless its module is called after experts, it has a bias for each
     matrix, or its last dimension is longer than any kernel (a batch of matrices then); (outputs, k, k, k, inputs) is
-    the layout of sparse convolutions.
+    the layout of sparse convolutions. Where such a guess changes the number the weight has a remark, and
+    ``Selection(layout=...)`` says what is right.
 
     Args:
-        source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name. Of an optimizer's state in the
-            file nothing is read.
+        source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name, such as those of
+            ``open_checkpoint(path, dequantize=True)``. Of an optimizer's state in the file nothing is read.
         selection: which weights are analysed.
         values: without, none is read from the file, and the matrices are on the meta device.
 
@@ -141,24 +139,41 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair.factors}
     quantised = _quantised(tensors)
-    plain_buffers = {plain for plain, name in plain_names(list(tensors)).items() if name in _buffers(tensors)}
+    names = plain_names(list(tensors))
+    layouts, refused = _of_format(tensors, "layouts", names), _of_format(tensors, "refused", names)
+    plain_buffers = {plain for plain, name in names.items() if name in _buffers(tensors)}
     modules: Modules = {}
+    split = module_and_leaf(list(stored))
     for name, tensor in stored.items():
         if name in quantised.companions or name in plain_buffers:
             continue
-        tensor = tensor._replace(quantised=quantised.formats.get(name, ""))
+        tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
+        tensor = tensor._replace(layout=layouts.get(name, ""), reason=refused.get(name, "") or tensor.reason)
         if name in pairs:
             product = pairs[name]
             modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))
         elif name not in factors:
             plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
-            module, _, leaf = plain.rpartition(".")
+            module, leaf = split(plain)
             modules.setdefault(module, {})[leaf] = tensor
     return modules
 
 
+def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:
+    """A packed tensor as what it stands for, if that is asked for and can be done."""
+    wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
+    read = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
+    return tensor._replace(quantised=packed) if read is None else tensor._replace(read=read)
+
+
 def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     return tensors.buffers if isinstance(tensors, (StoredTensors, MetaTensors)) else frozenset()
+
+
+def _of_format(tensors: Mapping[str, Tensor], attribute: str, names: Mapping[str, str]) -> dict[str, str]:
+    """What a file's format tells of its tensors, by their names without wrappers."""
+    known: Mapping[str, str] = getattr(tensors, attribute, {})
+    return {plain: known[name] for plain, name in names.items() if name in known}
 
 
 def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -173,7 +188,8 @@ def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
     for plain, name in plain_names(list(tensors)).items():
         with suppress(UnreadableTensor):  # it has a row of its own
             types[plain] = outlines[name].dtype
-    return find_quantised(types, config)
+    found = find_quantised(types, config)
+    return found._replace(formats={**found.formats, **_of_format(tensors, "quantised", plain_names(list(tensors)))})
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -224,6 +240,8 @@ def _module_layers(
     leaves = modules[module]
     for name, stored in leaves.items():
         leaf = StoredLeaf(module, name, stored, leaves)
+        said = selection.layout_of(leaf.layer)
+        leaf = leaf._replace(stored=stored._replace(layout=said)) if said else leaf
         for layer in _readable_layers(leaf):
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
@@ -237,6 +255,6 @@ def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:
         return leaf_layers(leaf)
     except Exception as error:  # of whatever a file holds
         first_line = (str(error).splitlines() or [""])[0]
-        known = isinstance(error, UnreadableTensor)
-        reason = first_line if known else f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        computed = f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        reason = error.reason if isinstance(error, UnreadableTensor) else computed
         return [skipped_layer(leaf.layer, "parameter", (), reason)._replace(unreadable=True)]

@@ -43,7 +43,7 @@ def _transposed_linear(module: nn.Module) -> Iterator[ModuleWeight]:
     found = held_weights(module)
     value, holders = found["weight"]
     bias = found["bias"].parameters if "bias" in found else ()
-    yield ModuleWeight("", "linear", stack(value.mT), holders + bias, tuple(value.shape))
+    yield ModuleWeight("", "linear", stack(value.mT), holders + bias, tuple(value.shape), layout="io")
 
 
 def _spectral_convolution(module: nn.Module) -> Iterator[ModuleWeight]:
@@ -58,7 +58,9 @@ def _spectral_convolution(module: nn.Module) -> Iterator[ModuleWeight]:
         spectral = _complex(value, module)
         channels = spectral.ndim - 2 - _dimensions(module, spectral)
         matrices = spectral.movedim((channels, channels + 1), (-2, -1))
-        yield ModuleWeight(suffix, "parameter", stack(matrices), holders + bias, tuple(value.shape))
+        layout = "b" * channels + "io" + "b" * (spectral.ndim - channels - 2)
+        layout += "c" * (value.ndim - spectral.ndim)
+        yield ModuleWeight(suffix, "parameter", stack(matrices), holders + bias, tuple(value.shape), layout=layout)
 
 
 def _spectral_tensors(module: nn.Module) -> dict[str, HeldWeight]:
@@ -91,7 +93,8 @@ def _afno(module: nn.Module) -> Iterator[ModuleWeight]:
     for name, (value, holders) in found.items():
         if name.startswith("w") and value.ndim == 4 and len(value) == 2 and not value.is_complex():
             bias = found.get(name.replace("w", "b", 1), HeldWeight(value)).parameters
-            yield ModuleWeight(name, "parameter", complex_matrices(value), holders + bias, tuple(value.shape))
+            matrices, shape = complex_matrices(value), tuple(value.shape)
+            yield ModuleWeight(name, "parameter", matrices, holders + bias, shape, layout="cbio")
 
 
 def _quantised(module: nn.Module) -> Iterator[ModuleWeight]:

@@ -23,6 +23,8 @@ class ModuleWeight(NamedTuple):
             is empty), or else that of the matrices.
         reason: why the weight cannot be analysed; empty where it can.
         rank: of each matrix at most, where that is known to be less than its shape allows.
+        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty for the usual one of the kind.
+        remark: what the report says of a weight that is analysed.
     """
 
     suffix: str
@@ -32,6 +34,8 @@ class ModuleWeight(NamedTuple):
     shape: tuple[int, ...] = ()
     reason: str = ""
     rank: int | None = None
+    layout: str = ""
+    remark: str = ""
 
 
 class LayerWeight(NamedTuple):
@@ -48,6 +52,7 @@ class LayerWeight(NamedTuple):
             which are zero, are left out.
         unreadable: whether the reason is that the weight is damaged, empty, or otherwise cannot be read.
         remark: what the report says of a weight that is analysed.
+        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty where it is not known.
     """
 
     name: str
@@ -59,6 +64,7 @@ class LayerWeight(NamedTuple):
     rank: int | None = None
     unreadable: bool = False
     remark: str = ""
+    layout: str = ""
 
     @property
     def holders(self) -> tuple[Tensor, ...]:

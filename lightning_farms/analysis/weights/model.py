@@ -12,6 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from lightning_farms.analysis._failures import not_computed
+from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered
@@ -19,6 +20,7 @@ from lightning_farms.analysis.weights._low_rank import low_rank_products
 from lightning_farms.analysis.weights._matrices import stack
 from lightning_farms.analysis.weights._parametrised import (
     evaluated_parametrisations,
+    held_weights,
     is_parametrisation,
     own_parameters,
 )
@@ -69,7 +71,7 @@ def layer_weights(
 
 
 def _checked(model: nn.Module, selection: Selection, values: bool) -> Iterator[LayerWeight]:
-    if selection.include or selection.exclude:
+    if selection.include or selection.exclude or selection.layout:
         everything = replace(selection, include=(), exclude=())
         selection.check_patterns(layer.name for layer in _layers(model, everything, values=False))
     yield from _layers(model, selection, values)
@@ -190,14 +192,32 @@ def _layer(
     shape = weight.shape or _stored_shape(module, weight)
     if weight.reason or factor_reason(name):
         return _skipped(name, weight.kind, shape, parameters, weight.reason or factor_reason(name))
-    matrices = weight.matrices.detach()
+    matrices, kind, layout, remark = weight.matrices.detach(), weight.kind, weight.layout, weight.remark
+    said = selection.layout_of(name)
+    held = held_weights(module).get(weight.suffix or "weight") if said else None
+    if held is not None and tuple(held.value.shape) == shape:
+        try:
+            kind, matrices = laid_out(held.value.detach(), said)
+        except ValueError as error:  # it does not fit
+            return _skipped(name, kind, shape, parameters, str(error))
+        layout, remark = said, ""
     elsewhere = is_sharded(matrices)  # computed from parameters of other modules
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
-    reason = _refusal(selection, name, module, weight.kind, matrices, shape) or _unreadable(matrices, has_values)
+    reason = _refusal(selection, name, module, kind, matrices, shape) or _unreadable(matrices, has_values)
+    claimed = isinstance(module, HasSpectralWeights)
+    layout = layout or (_claimed_layout(shape, matrices, parameters) if claimed else usual_layout(kind, len(shape)))
     if reason:
-        return _skipped(name, weight.kind, shape, parameters, reason)
-    return LayerWeight(name, weight.kind, shape, matrices, parameters, rank=weight.rank)
+        return _skipped(name, kind, shape, parameters, reason)._replace(layout=layout)
+    return LayerWeight(name, kind, shape, matrices, parameters, rank=weight.rank, remark=remark, layout=layout)
+
+
+def _claimed_layout(shape: tuple[int, ...], matrices: Tensor, parameters: tuple[Tensor, ...]) -> str:
+    """The layout of what a module says itself, where the stored tensor's last two dimensions are the matrices'."""
+    if len(shape) < 2 or matrices.shape[-2:] != shape[-2:]:
+        return ""
+    pairs = matrices.is_complex() and shape[0] == 2 and not any(parameter.is_complex() for parameter in parameters)
+    return "c" + "b" * (len(shape) - 3) + "io" if pairs else usual_layout("parameter", len(shape))
 
 
 def _refusal(

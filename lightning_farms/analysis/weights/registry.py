@@ -9,8 +9,9 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from lightning_farms.analysis._layout import BATCH, laid_out, usual_layout
 from lightning_farms.analysis.weights._foreign import foreign_weights
-from lightning_farms.analysis.weights._layouts import class_matrices
+from lightning_farms.analysis.weights._layouts import class_layout, parameter_layout, weight_layout
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -20,7 +21,7 @@ from lightning_farms.analysis.weights._matrices import (
     transposed_convolution_matrices,
 )
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
-from lightning_farms.analysis.weights.layer_weight import ModuleWeight
+from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
 _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),
@@ -49,8 +50,8 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
     FNO, and AFNO's mixer by their names. Convolutions of other packages are known by the names of their classes
     (``DeformConv2d``, spconv's ``SubMConv3d``). Of any other class every parameter of two or more dimensions, the last
-    two of which are at least 2, is a batch of matrices of its last two dimensions; not one that is called ``bias`` or
-    ``..._bias``.
+    two of which are at least 2, is a batch of matrices of its last two dimensions, unless its shape is a kernel's
+    (outputs, inputs, 3, 3), which the row says; not one that is called ``bias`` or ``..._bias``.
 
     Teach it a class of your own in one of two ways. A function registered for the class (and its subclasses)::
 
@@ -87,13 +88,14 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
     """A convolution by the name of its class, or else every matrix as it is."""
     found = held_weights(module)
-    matrices = class_matrices(module, found["weight"].value) if "weight" in found else None
-    if matrices is None:
+    layout = class_layout(module, found["weight"].value) if "weight" in found else ""
+    if not layout:
         yield from _bare_weights(found, sole_name=True)
         return
     value, holders = found.pop("weight")
     bias = found.pop("bias").parameters if "bias" in found else ()
-    yield ModuleWeight("", "convolution", matrices, holders + bias, tuple(value.shape))
+    kind, matrices = laid_out(value, layout)
+    yield ModuleWeight("", kind, matrices, holders + bias, tuple(value.shape), layout=layout)
     yield from _bare_weights(found)
 
 
@@ -129,7 +131,7 @@ def _one_matrix(module: nn.Linear | nn.Embedding | nn.EmbeddingBag) -> Iterator[
 @module_weights.register(nn.Conv2d)
 @module_weights.register(nn.Conv3d)
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWeight]:
-    return _main_weight(module, partial(convolution_matrices, groups=module.groups))
+    return _main_weight(module, partial(convolution_matrices, groups=module.groups), module.groups)
 
 
 @module_weights.register(nn.ConvTranspose1d)
@@ -138,15 +140,16 @@ def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[ModuleWe
 def _transposed_convolution(
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
 ) -> Iterator[ModuleWeight]:
-    return _main_weight(module, partial(transposed_convolution_matrices, groups=module.groups))
+    return _main_weight(module, partial(transposed_convolution_matrices, groups=module.groups), module.groups)
 
 
-def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor]) -> Iterator[ModuleWeight]:
+def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor], groups: int = 1) -> Iterator[ModuleWeight]:
     """The weight and its bias, and what a subclass holds besides."""
     found = held_weights(module)
     value, holders = found.pop("weight") if "weight" in found else HeldWeight(cast(Tensor, module.weight))
     bias = found.pop("bias").parameters if "bias" in found else ()
-    yield ModuleWeight("", kind_of(module), to_matrices(value), holders + bias, tuple(value.shape))
+    layout = usual_layout(kind_of(module), value.ndim) + (f"/{groups}" if groups > 1 else "")
+    yield ModuleWeight("", kind_of(module), to_matrices(value), holders + bias, tuple(value.shape), layout=layout)
     yield from _bare_weights(found)
 
 
@@ -200,4 +203,17 @@ def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -
             if bias != name and bias in found and found[bias].value.ndim < value.ndim:
                 parameters += found[bias].parameters
         suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
-        yield ModuleWeight(suffix, "parameter", stack(value), parameters, tuple(value.shape))
+        yield _bare_weight(suffix, name, value, parameters)
+
+
+def _bare_weight(suffix: str, name: str, value: Tensor, parameters: tuple[Tensor, ...]) -> ModuleWeight:
+    """By the table of layouts, or else a batch of matrices."""
+    known = weight_layout("", value, None) if name == "weight" and value.ndim > 3 else None
+    known = known or parameter_layout("", name, value)
+    shape = tuple(value.shape)
+    if known is not None and known.reason:
+        return ModuleWeight(suffix, "parameter", NO_MATRICES, parameters, shape, known.reason)
+    if known is None or known.layout == BATCH:
+        return ModuleWeight(suffix, "parameter", stack(value), parameters, shape)
+    kind, matrices = laid_out(value, known.layout)
+    return ModuleWeight(suffix, kind, matrices, parameters, shape, layout=known.layout, remark=known.remark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.common.checkpoints.files import listed_state_dicts, read_stored
 
 _SHOWN = 5
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
-def open_aloud(path: Path, key: str | None, *, check: bool) -> Mapping[str, Tensor]:
+def open_aloud(path: Path, key: str | None, *, check: bool, dequantize: bool = False) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint."""
-    stored = read_stored(path, key=key, check=check, may_be_empty=False)
+    stored = read_stored(path, key=key, check=check, dequantize=dequantize, may_be_empty=False)
+    shard = _SHARD.search(path.name)
+    if shard and path.is_file():
+        _say(f"{path.name} is one of {int(shard[1])} shards: give the folder, or the index, for all of them.")
     if stored.others:
         taken = f"`{stored.taken}`" if stored.taken else "the top level"
         _say(f"Taken from {path.name}: {taken}. Also there: {listed_state_dicts(stored.others)}; choose with --key.")

@@ -32,6 +32,7 @@ class AnalyzeOptions:
     file: Path
     key: str | None
     check: bool
+    dequantize: bool
     base: Path | None
     compare: Path | None
     method: SpectralMethod
@@ -62,7 +63,8 @@ def _parser() -> ArgumentParser:
         "file",
         metavar="FILE",
         type=str,
-        help="Lightning .ckpt, state dict (.pt, .pth, .bin), .safetensors, index of a sharded checkpoint, or a folder",
+        help="Lightning .ckpt, state dict (.pt, .pth, .bin), .safetensors, .gguf, .onnx, .keras, .h5, index of shards, "
+        "or a folder (a model, a pipeline, FSDP's, DeepSpeed's)",
     )
     _add_reading(parser.add_argument_group("how to read the file"))
     _add_method(parser.add_argument_group("how to analyse"))
@@ -77,6 +79,11 @@ def _parser() -> ArgumentParser:
 def _add_reading(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
         "--key", type=str, default=None, metavar="NAME", help="which of several state dicts in FILE: ema, model.net"
+    )
+    group.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="unpack quantised weights: GGUF, ONNX, fp8 and integers with scales, bitsandbytes",
     )
     group.add_argument(
         "--no_crc", action="store_true", help="leave the CRC-32s of FILE's tensors alone (huge files that are trusted)"
@@ -129,6 +136,14 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
     group.add_argument(
         "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
+    )
+    group.add_argument(
+        "--layout",
+        nargs="+",
+        default=[],
+        metavar="PATTERN=LAYOUT",
+        help="what dimensions mean, where a guess is wrong: 'experts.*=batch' 'conv.*=oikk' (o outputs, i inputs, "
+        "k kernel, b batch, c complex)",
     )
 
 
@@ -189,11 +204,12 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
     if given["workers"] is not None and given["workers"] < 1:
         raise ValueError(f"Expected --workers to be at least 1, but got {given['workers']}.")
     _check_device(given["device"])
-    names = ("include", "exclude", "kinds", "min_size", "max_size", "embeddings", "low_rank_products")
+    names = ("include", "exclude", "kinds", "min_size", "max_size", "embeddings", "low_rank_products", "layout")
     return AnalyzeOptions(
         file=Path(given["file"]),
         key=given["key"],
         check=not given["no_crc"],
+        dequantize=given["dequantize"],
         base=_path(given["base"]),
         compare=_path(given["compare"]),
         method=_method(given),

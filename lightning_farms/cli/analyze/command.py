@@ -60,9 +60,17 @@ def run(args: list[str]) -> None:
 
 def _analyze(options: AnalyzeOptions) -> None:
     """Open the files and make the folders first, so that what is wrong with them comes before the long work."""
-    tensors = open_aloud(options.file, options.key, check=options.check)
-    other = None if options.compare is None else open_aloud(options.compare, None, check=options.check)
-    base = None if options.base is None else open_aloud(options.base, None, check=options.check)
+    tensors = open_aloud(options.file, options.key, check=options.check, dequantize=options.dequantize)
+    other = (
+        None
+        if options.compare is None
+        else open_aloud(options.compare, None, check=options.check, dequantize=options.dequantize)
+    )
+    base = (
+        None
+        if options.base is None
+        else open_aloud(options.base, None, check=options.check, dequantize=options.dequantize)
+    )
     if other is not None and options.compare is not None:
         for opened, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
             _check_patterns(opened, options.selection, name)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 
 from lightning_farms.analysis.method import FARMS, Compat, Fit
 from lightning_farms.cli._shell import with_options
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.pruning_masks import Counts
 from lightning_farms.pruning.allocation import ALLOCATIONS, Allocation, FARMSAllocation, Granularity
 from lightning_farms.pruning.allocation.base import DensityAllocation, LinearAllocation
@@ -43,7 +45,7 @@ class PruneOptions:
     counts: Counts
     column_block: int
     damping: float
-    device: str
+    device: torch.device
     dtype: str
     offload_folder: str | None
     hidden_folder: str | None
@@ -131,7 +133,12 @@ def _add_output(group: Any) -> None:  # noqa: ANN401
 
 
 def _add_resources(group: Any) -> None:  # noqa: ANN401
-    group.add_argument("--device", type=str, default="cpu", help="where the blocks run, one at a time: cpu, cuda")
+    group.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="where the blocks run, one at a time, such as cuda:1; auto (default): CUDA if there is any",
+    )
     group.add_argument("--dtype", type=str, default="auto", help="of the weights; by default as stored")
     group.add_argument(
         "--offload_folder", type=str, default=None, metavar="DIR", help="leave the blocks on disk but for one"
@@ -153,6 +160,7 @@ def _options(given: dict[str, Any]) -> PruneOptions:
         raise ValueError(f"Expected --sparsity to be in [0, 1), but got {given['sparsity']}.")
     if given["out"] is None and not given["dry_run"]:
         raise ValueError("Expected --out, the folder to write, or --dry-run, but got neither.")
+    given["device"] = chosen_device(given["device"])
     for name in ("out", "report", "figure", "recipe"):
         given[name] = None if given[name] is None else Path(given[name])
     if given["report"] is not None and given["report"].suffix not in (".csv", ".json"):

@@ -206,7 +206,7 @@ def train(args: list[str] | None = None) -> None:
 def _check_lightning_checkpoint(path: Path) -> None:
     remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
     try:
-        content = load_safely(path, admitted=())  # as Lightning reads it
+        content = load_safely(path)  # as Lightning reads it
     except ValueError as error:
         raise ValueError(
             f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "

@@ -6,12 +6,12 @@ import io
 import pickletools
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
-MOST_BYTES = 2**28
+MOST_BYTES = 2**27
 """Longest pickle that is read; a checkpoint's holds names and shapes, its numbers are beside it."""
 
-MOST_OPCODES = 2**22
+MOST_OPCODES = 3 * 2**20
 """Most steps of a pickle: each makes 64 bytes or so, and a tensor takes about 30."""
 
 
@@ -27,6 +27,24 @@ class Name(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+def shown(value: object) -> str:
+    """A value in a few words; one container may hold another over and over, so that its own text has no end."""
+    known = isinstance(value, (str, Name)) or (isinstance(value, int) and abs(value) < _LARGE)
+    return str(value)[:_SHOWN] if known else f"a {type(value).__name__}"
+
+
+def plain_key(key: object) -> object:
+    """What can be a key of a dictionary: a plain value, a text in the place of a tuple, a stand-in for all else.
+
+    Tuples in each other take forever to hash, and large integers can all have one hash.
+    """
+    if isinstance(key, tuple) and not isinstance(key, Name):
+        return f"({', '.join(map(shown, key))})" if len(key) <= _LONGEST_TUPLE else StandIn("a key that is no text")
+    plain = key is None or isinstance(key, (str, bytes, bool, float, Name, StandIn))
+    plain = plain or (isinstance(key, int) and abs(key) < _LARGE)
+    return key if plain else StandIn("a key that is no text")
 
 
 class StandIn:
@@ -47,6 +65,11 @@ class StandIn:
 Build = Callable[[Name, tuple[Any, ...]], object]
 """What is made of a call that a pickle asks for; a StandIn for all that is not known."""
 
+_LARGE = 2**60  # integers below have hashes of their own
+_SHOWN = 80  # characters
+_LONGEST_TUPLE = 16
+_TEXT_OF_A_STEP = 64  # bytes
+_STEPS_OF_A_SET = 3  # it takes 216
 _MARK = object()
 _VALUES = frozenset(
     [
@@ -79,7 +102,6 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
     "MARK": lambda: _MARK,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -96,10 +118,10 @@ def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[ob
     Raises:
         PickleError: it is damaged or too large.
     """
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    stream = _Bounded(io.BytesIO(source) if isinstance(source, bytes) else source)
     machine = _Machine(build, persistent)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("BinaryIO", stream))):
             if count > MOST_OPCODES:
                 raise PickleError(f"its pickle has more than {MOST_OPCODES} steps")
             machine.step(opcode.name, argument)
@@ -110,11 +132,35 @@ def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[ob
         raise PickleError(f"its pickle cannot be read ({type(error).__name__})") from error
 
 
+class _Bounded:
+    """A file of which no more than the longest pickle is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MOST_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        return self._counted(self._file.read(self._left + 1 if size < 0 else min(size, self._left + 1)))
+
+    def readline(self) -> bytes:
+        return self._counted(self._file.readline(self._left + 1))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _counted(self, content: bytes) -> bytes:
+        self._left -= len(content)
+        if self._left < 0:
+            raise PickleError(f"its pickle is longer than {MOST_BYTES} bytes")
+        return content
+
+
 class _Machine:
     """The stack and the memo."""
 
     def __init__(self, build: Build, persistent: Callable[[object], object]) -> None:
         self.stack: list[Any] = []
+        self._steps = 0
         self._memo: dict[int, Any] = {}
         self._build = build
         self._persistent = persistent
@@ -128,6 +174,20 @@ class _Machine:
             self.stack[-_TUPLES[name] :] = [tuple(self.stack[-_TUPLES[name] :])]
         else:
             _STEPS[name](self, argument)
+
+    def charge(self, steps: int) -> None:
+        """Count what is copied, which costs as many steps as it is long."""
+        self._steps += steps
+        if self._steps > MOST_OPCODES:
+            raise PickleError(f"its pickle copies more than {MOST_OPCODES} entries")
+
+    def charge_for(self, values: Sequence[Any]) -> None:
+        self.charge(len(values))
+        for value in values:
+            if isinstance(value, (list, tuple, dict, set, frozenset)):
+                self.charge(len(value))
+            elif isinstance(value, (str, bytes, bytearray)):
+                self.charge(len(value) // _TEXT_OF_A_STEP)
 
     def until_mark(self) -> list[Any]:
         start = len(self.stack) - 1
@@ -152,16 +212,17 @@ class _Machine:
         self._memo[len(self._memo)] = self.stack[-1]
 
     def make(self, called: object, arguments: Sequence[Any]) -> None:
-        known = isinstance(called, Name)
-        self.stack.append(self._build(called, tuple(arguments)) if known else StandIn(repr(called)[:80]))  # type: ignore[arg-type]
+        self.charge_for(arguments)
+        made = self._build(called, tuple(arguments)) if isinstance(called, Name) else StandIn(shown(called))
+        self.stack.append(made)
 
     def named(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.stack.append(Name(module, name))
+        self.stack.append(Name(shown(module), shown(name)))
 
     def stack_named(self, _: object) -> None:
         name, module = self.pop(), self.pop()
-        self.stack.append(Name(str(module), str(name)))
+        self.stack.append(Name(shown(module), shown(name)))
 
     def reduce(self, _: object) -> None:
         arguments = self.pop()
@@ -185,7 +246,12 @@ class _Machine:
         if isinstance(self.stack[-1], StandIn):
             self.stack[-1].state = state
         elif isinstance(self.stack[-1], Namespace) and isinstance(state, dict):
-            vars(self.stack[-1]).update(state)
+            self.charge(len(state))
+            vars(self.stack[-1]).update((str(name), value) for name, value in state.items())
+
+    def empty_set(self, _: object) -> None:
+        self.charge(_STEPS_OF_A_SET)
+        self.stack.append(set())
 
     def append(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
@@ -194,13 +260,13 @@ class _Machine:
     def add(self, _: object) -> None:
         items = self.until_mark()
         if isinstance(self.stack[-1], set):
-            self.stack[-1].update(items)
+            self.stack[-1].update(map(plain_key, items))
 
     def set_items(self, items: list[Any]) -> None:
         holder = self.stack[-1]
         entries = holder.entries if isinstance(holder, StandIn) else holder
         if isinstance(entries, dict):
-            entries.update(zip(items[::2], items[1::2], strict=True))
+            entries.update(zip(map(plain_key, items[::2]), items[1::2], strict=True))
 
     def set_item(self, _: object) -> None:
         value, key = self.pop(), self.pop()
@@ -208,7 +274,7 @@ class _Machine:
 
     def dictionary(self, _: object) -> None:
         items = self.until_mark()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(dict(zip(map(plain_key, items[::2]), items[1::2], strict=True)))
 
     def extension(self, code: object) -> None:
         self.stack.append(Name("copyreg", f"extension {code}"))
@@ -218,6 +284,7 @@ class _Machine:
 
 
 _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    "EMPTY_SET": _Machine.empty_set,
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
     "STOP": lambda machine, _: None,
@@ -226,7 +293,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.until_mark())),
     "LIST": lambda machine, _: machine.stack.append(machine.until_mark()),
-    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(machine.until_mark())),
+    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(map(plain_key, machine.until_mark()))),
     "DICT": _Machine.dictionary,
     "APPEND": lambda machine, _: machine.append([machine.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.until_mark()),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, MADE_FROM
+from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
 
@@ -26,28 +29,18 @@ def _called(*suffixes: str) -> Callable[[bytes, Path], bool]:
     return lambda _, path: path.name.endswith(suffixes)
 
 
-def _zip_with(*names: str) -> Callable[[bytes, Path], bool]:
-    def knows(start: bytes, path: Path) -> bool:
-        if not start.startswith(b"PK"):
-            return False
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return any(held.endswith(names) for held in archive.namelist())
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-            return False
+def _matches(pattern: str) -> Callable[[bytes, Path], bool]:
+    return lambda _, path: re.fullmatch(pattern, path.name) is not None
 
-    return knows
+
+def _zip_with(*names: str) -> Callable[[bytes, Path], bool]:
+    return lambda start, path: start.startswith(b"PK") and any(held.endswith(names) for held in record_names(path))
 
 
 def _other_zip(_: bytes, path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-        return False
+    names = record_names(path)
+    return bool(names) and not any(name.endswith("data.pkl") for name in names)
 
-
-_AS_STATE_DICT = "Load it with the library that wrote it, and save {name: torch.from_numpy(array)} with torch.save"
 
 _FORMATS = (
     OtherFormat("a Git LFS pointer", "Fetch the file itself: git lfs pull", _begins(b"version https://git-lfs")),
@@ -57,21 +50,40 @@ _FORMATS = (
         lambda start, _: start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")),
     ),
     OtherFormat(
-        "a GGUF file",
-        "Analyse the checkpoint that it was made from: its weights are quantised",
-        _begins(b"GGUF"),
-    ),
-    OtherFormat(
         "an older llama.cpp file (GGML)", "Analyse the checkpoint that it was made from", _begins(b"lmgg", b"tjgg")
     ),
-    OtherFormat("an HDF5 file (Keras, or data)", _AS_STATE_DICT, _begins(b"\x89HDF\r\n\x1a\n")),
-    OtherFormat("a Keras 3 model", _AS_STATE_DICT, _zip_with("model.weights.h5")),
-    OtherFormat("a NumPy archive", _AS_STATE_DICT, _zip_with(".npy")),
-    OtherFormat("a NumPy array", _AS_STATE_DICT, _begins(b"\x93NUMPY")),
-    OtherFormat("an ONNX model", _AS_STATE_DICT, _called(".onnx")),
-    OtherFormat("a TensorFlow Lite model", "Analyse the model that it was made from", lambda s, _: s[4:8] == b"TFL3"),
-    OtherFormat("a TensorFlow checkpoint", _AS_STATE_DICT, _called(".pb", ".data-00000-of-00001", ".ckpt.index")),
-    OtherFormat("a Flax checkpoint", _AS_STATE_DICT, _called(".msgpack")),
+    OtherFormat("a NumPy archive", AS_STATE_DICT, _zip_with(".npy")),
+    OtherFormat("a NumPy array", AS_STATE_DICT, _begins(b"\x93NUMPY")),
+    OtherFormat("a TensorFlow Lite model", MADE_FROM, lambda s, _: s[4:8] == b"TFL3"),
+    OtherFormat(
+        "a TensorFlow checkpoint",
+        f"Read it by tf.train.load_checkpoint (a graph in .pb by tf.saved_model.load). {AS_STATE_DICT}",
+        _matches(r".*(\.pb|\.data-\d{5}-of-\d{5}|\.index)"),
+    ),
+    OtherFormat(
+        "a Flax checkpoint",
+        f"Read it by flax.serialization.msgpack_restore. {AS_STATE_DICT}",
+        _called(".msgpack"),
+    ),
+    OtherFormat(
+        "a program of torch.export",
+        "Save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pt')",
+        _zip_with("archive_format", "models/model.json", "serialized_exported_program.json"),
+    ),
+    OtherFormat("an ExecuTorch program", MADE_FROM, _called(".pte")),
+    OtherFormat(
+        "a Paddle checkpoint",
+        "Read it by paddle.load, and save {name: torch.from_numpy(value.numpy())} with torch.save",
+        _called(".pdparams", ".pdmodel", ".pdiparams"),
+    ),
+    OtherFormat(
+        "an OpenVINO model", MADE_FROM, lambda _, path: path.suffix == ".bin" and path.with_suffix(".xml").is_file()
+    ),
+    OtherFormat("a Core ML model", MADE_FROM, _called(".mlmodel")),
+    OtherFormat("a TensorRT engine", MADE_FROM, _called(".engine", ".plan", ".trt")),
+    OtherFormat("an MXNet checkpoint", AS_STATE_DICT, _called(".params")),
+    OtherFormat("a Caffe model", AS_STATE_DICT, _called(".caffemodel")),
+    OtherFormat("a scikit-learn model", "Its arrays are no network's weights", _called(".joblib")),
     OtherFormat("a tar archive", "Unpack it: tar -xf FILE", lambda start, _: start[257:262] == b"ustar"),
     OtherFormat(
         "a compressed file",

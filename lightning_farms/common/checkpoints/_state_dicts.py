@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lightning_farms.common.checkpoints._inert_pickle import StandIn
+from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
@@ -20,6 +20,8 @@ _NO_WEIGHTS = re.compile(
     r"(?i).*(optim|sched|scaler|rng|random|hyper_?param).*|loops|callbacks|args|_extra_state|_metadata"
 )
 _SHOWN = 12
+_LONGEST_NAME = 1000  # characters of a key, and of a path that is shown
+_MOST_TEXT = 2**26  # characters of all names; a path is part of every name below it
 Tensors = dict[str, PickledTensor]
 
 
@@ -65,7 +67,7 @@ class AmbiguousStateDict(ValueError):
 def listed_state_dicts(found: Mapping[str, tuple[int, int]]) -> str:
     """Paths with their sizes, in words."""
     texts = [
-        f"{path or '(top level)'} ({tensors} tensors, {numbers:,} numbers)"
+        f"{path[:_LONGEST_NAME] or '(top level)'} ({tensors} tensors, {numbers:,} numbers)"
         for path, (tensors, numbers) in list(found.items())[:_SHOWN]
     ]
     return ", ".join(texts) + (", ..." if len(found) > _SHOWN else "")
@@ -118,7 +120,10 @@ def _root(found: Mapping[str, _Held]) -> str | None:
     with_matrices = [path for path, held in found.items() if any(len(t.shape) > 1 for t in held.tensors.values())]
     candidates = with_matrices or list(found)
     tops = list(dict.fromkeys(path.partition(".")[0] for path in candidates))
-    return tops[0] if len(tops) == 1 else None if tops else ""
+    if len(tops) != 1:
+        return None if tops else ""
+    below = [f"{tops[0]}.{key}" for key in STATE_DICT_KEYS]  # such as {"app": {"model": ..., "optim": ...}}
+    return next((path for path in below if any(f"{each}.".startswith(f"{path}.") for each in found)), tops[0])
 
 
 def _below(found: Mapping[str, _Held], root: str) -> _Held:
@@ -128,9 +133,11 @@ def _below(found: Mapping[str, _Held], root: str) -> _Held:
     start = f"{root}." if root else ""
     tensors: Tensors = {}
     buffers: set[str] = set()
+    text = _Text()
     for path, held in found.items():
         if path.startswith(start):
             rest = path.removeprefix(start)
+            text.add(len(rest) * len(held.tensors))
             tensors.update({f"{rest}.{name}": tensor for name, tensor in held.tensors.items()})
             buffers.update(f"{rest}.{name}" for name in held.buffers)
     return _Held(tensors, frozenset(buffers))
@@ -139,6 +146,7 @@ def _below(found: Mapping[str, _Held], root: str) -> _Held:
 def _held(content: object) -> Iterator[tuple[str, _Held]]:
     """Paths of all that holds tensors itself, and these."""
     waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    text = _Text()
     for _ in range(_MOST_CONTAINERS):  # a pickle may hold one list in another many times over
         if not waiting:
             return
@@ -149,9 +157,48 @@ def _held(content: object) -> Iterator[tuple[str, _Held]]:
         entries = entries_of(value)
         if not entries or len(path) > _DEEPEST:
             continue
-        own = {str(name): tensor for name, tensor in entries.items() if isinstance(tensor, PickledTensor)}
+        if is_optimizer(entries):
+            continue
+        own = {_name(name): tensor for name, entry in entries.items() if (tensor := _tensor_in(str(name), entry))}
+        text.add(sum(map(len, path)))
         yield ".".join(path), _Held(own)
-        waiting += [((*path, str(name)), child) for name, child in entries.items()]
+        waiting += [((*path, _name(name)), child) for name, child in entries.items() if _may_hold(child)]
+
+
+class _Text:
+    """Counts the characters of names: a file of bytes can ask for any number of long ones."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_TEXT
+
+    def add(self, characters: int) -> None:
+        self._left -= characters
+        if self._left < 0:
+            raise PickleError(f"its names have more than {_MOST_TEXT} characters")
+
+
+def _name(key: object) -> str:
+    """A key as text that can be printed."""
+    text = str(key)
+    if len(text) > _LONGEST_NAME:
+        raise PickleError(f"it has a name of {len(text)} characters")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _may_hold(value: object) -> bool:
+    return isinstance(value, (dict, list, tuple, StandIn))
+
+
+def is_optimizer(entries: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary is the state of an optimizer: its tensors are no weights."""
+    return "param_groups" in entries and isinstance(entries.get("state"), dict)
+
+
+def _tensor_in(name: str, entry: object) -> PickledTensor | None:
+    """The entry, or what a quantised module of PyTorch packs with its bias."""
+    if name.rpartition(".")[2] == "_packed_params" and isinstance(entry, tuple) and entry:
+        entry = entry[0]
+    return entry if isinstance(entry, PickledTensor) else None
 
 
 def entries_of(value: object) -> Mapping[Any, Any]:
@@ -175,17 +222,22 @@ def _of_module(module: object) -> _Held:
     """The state dict of a module that was pickled whole."""
     tensors: Tensors = {}
     buffers: set[str] = set()
-    waiting: list[tuple[str, object]] = [("", module)]
+    waiting: deque[tuple[str, object]] = deque([("", module)])
     seen: set[int] = set()
+    text = _Text()
     while waiting:
-        prefix, part = waiting.pop(0)
+        prefix, part = waiting.popleft()
         if id(part) in seen or not is_module(part):
             continue
         seen.add(id(part))
         state = part.state  # type: ignore[attr-defined]
         for kind in ("_parameters", "_buffers"):
-            held = {f"{prefix}{n}": t for n, t in entries_of(state.get(kind)).items() if isinstance(t, PickledTensor)}
+            of_kind = entries_of(state.get(kind)).items()
+            held = {f"{prefix}{_name(n)}": t for n, t in of_kind if isinstance(t, PickledTensor)}
+            text.add(len(prefix) * len(held))
             tensors.update(held)
             buffers.update(held if kind == "_buffers" else ())
-        waiting += [(f"{prefix}{name}.", child) for name, child in entries_of(state["_modules"]).items()]
+        children = [(f"{prefix}{_name(name)}.", child) for name, child in entries_of(state["_modules"]).items()]
+        text.add(sum(len(name) for name, _ in children))
+        waiting += children
     return _Held(tensors, frozenset(buffers))

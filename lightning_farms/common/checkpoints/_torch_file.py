@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import mmap
 import re
-import struct
-import zipfile
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
-from lightning_farms.common.checkpoints._inert_pickle import MOST_BYTES, Name, PickleError, StandIn, read_pickle
+from lightning_farms.common.checkpoints._inert_pickle import (
+    MOST_BYTES,
+    Name,
+    PickleError,
+    StandIn,
+    plain_key,
+    read_pickle,
+    shown,
+)
+from lightning_farms.common.checkpoints._zip_archive import ZipArchive, is_zip
 from lightning_farms.common.checkpoints.pickled_tensor import (
+    MOST_DIMENSIONS,
     OTHER_BYTE_ORDER,
     Entry,
     PickledTensor,
@@ -24,8 +31,6 @@ from lightning_farms.common.checkpoints.pickled_tensor import (
 )
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_MOST_STORAGE = 2**40
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -69,69 +74,43 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise PickleError("it is empty")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        builder = _Builder()
-        if zipfile.is_zipfile(path):
-            return TorchFile(_zipped(path, content, builder, check), builder.left_out)
+        content = _mapped(file)
+        builder = Builder()
+        if is_zip(content):
+            return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.left_out)
         storages = StorageFile(content, {})
         return TorchFile(_sequence(file, storages, builder), builder.left_out)
 
 
-def _zipped(path: Path, content: mmap.mmap, builder: _Builder, check: bool) -> object:
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    """A file in memory that is read when it is looked at; it may be longer than the memory, as nothing is set aside."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OverflowError) as error:
-        raise PickleError("its zip directory cannot be read") from error
-    pickles = sorted((name for name in infos if name.rpartition("/")[2] == "data.pkl"), key=len)
+        if hasattr(mmap, "MAP_NORESERVE"):
+            return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | mmap.MAP_NORESERVE)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise PickleError(f"it cannot be mapped into memory: {error.strerror}") from error
+
+
+def read_torch_bytes(content: bytearray, *, check: bool = True) -> TorchFile:
+    """As :func:`read_torch_file`, of a zip archive that is a part of a file."""
+    builder = Builder()
+    return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.left_out)
+
+
+def _zipped(archive: ZipArchive, content: mmap.mmap | bytearray, builder: Builder, check: bool) -> object:
+    pickles = sorted((name for name in archive.records if name.rpartition("/")[2] == "data.pkl"), key=len)
     if not pickles:
         raise PickleError("it is a zip archive without a `data.pkl`")
     root = pickles[0].removesuffix("data.pkl")
-    start = f"{root}data/"
-    entries = {
-        name.removeprefix(start): _entry(path, content, info) for name, info in infos.items() if name.startswith(start)
-    }
-    order = infos.get(f"{root}byteorder")
-    swapped = order is not None and _record(path, order, 16) == OTHER_BYTE_ORDER.encode()
+    start, order = f"{root}data/", f"{root}byteorder"
+    entries = {name.removeprefix(start): archive.entry(name) for name in archive.records if name.startswith(start)}
+    swapped = order in archive.records and archive.read(order, 16) == OTHER_BYTE_ORDER.encode()
     storages = StorageFile(content, entries, swapped, check)
-    return read_pickle(_record(path, infos[pickles[0]], MOST_BYTES), builder.build, _Persistent(storages))
+    return read_pickle(archive.read(pickles[0], MOST_BYTES), builder.build, _Persistent(storages))
 
 
-def _record(path: Path, info: zipfile.ZipInfo, most: int) -> bytes:
-    """A record of an archive, unpacked, with its CRC-32 where it has one."""
-    if info.file_size > most:
-        raise PickleError(f"its {info.filename!r} claims {info.file_size} bytes")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unchecked = copy(info)
-            if not info.CRC:  # torch.serialization.set_crc32_options(False)
-                del unchecked.CRC
-            with archive.open(unchecked) as record:
-                content = record.read(info.file_size + 1)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise PickleError(f"its {info.filename!r} is damaged: {error}") from error
-    except Exception as error:  # of a compressed stream
-        raise PickleError(f"its {info.filename!r} cannot be unpacked") from error
-    if len(content) != info.file_size:
-        raise PickleError(f"its {info.filename!r} is cut short")
-    return content
-
-
-def _entry(path: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> Entry:
-    """Where a storage lies; one that does not fit into the file has no bytes."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        size = min(info.file_size, 1032 * info.compress_size + 1024)  # deflate packs no tighter
-        return Entry(0, size, info.CRC, lambda: _record(path, info, size))
-    header = content[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
-    if len(header) < _LOCAL_HEADER.size:
-        return Entry(0, 0)
-    signature, name, extra = _LOCAL_HEADER.unpack(header)
-    offset = info.header_offset + _LOCAL_HEADER.size + name + extra
-    fits = signature == b"PK\x03\x04" and offset + info.file_size <= len(content)
-    return Entry(offset, info.file_size, info.CRC) if fits else Entry(0, 0)
-
-
-def _sequence(file: BinaryIO, storages: StorageFile, builder: _Builder) -> object:
+def _sequence(file: BinaryIO, storages: StorageFile, builder: Builder) -> object:
     """Pickles one after the other, then the storages (torch before 1.6); or one plain pickle."""
     persistent = _Persistent(storages)
     first = read_pickle(file, builder.build, persistent)
@@ -141,22 +120,24 @@ def _sequence(file: BinaryIO, storages: StorageFile, builder: _Builder) -> objec
         read_pickle(file, builder.build, persistent)
     content = read_pickle(file, builder.build, persistent)
     keys = read_pickle(file, builder.build, persistent)
-    storages.entries = _consecutive(keys, persistent.sizes, file.tell(), storages.content)
-    if not persistent.sizes.keys() <= storages.entries.keys():
-        raise PickleError("it is cut short: some of its storages are not there")
+    storages.entries = _consecutive(keys, persistent.storages, file.tell(), storages.content)
+    if not persistent.storages.keys() <= storages.entries.keys():
+        raise PickleError("it is cut short: some of its storages are not there, or not as long as it says")
     return content
 
 
-def _consecutive(keys: object, sizes: dict[str, int], offset: int, content: mmap.mmap | bytearray) -> dict[str, Entry]:
-    """Storages one after the other, each behind the number of its entries."""
+def _consecutive(
+    keys: object, sizes: Mapping[str, tuple[int, int]], offset: int, content: mmap.mmap | bytearray
+) -> dict[str, Entry]:
+    """Storages one after the other, each behind the number of its entries, which the pickle says too."""
     entries: dict[str, Entry] = {}
-    for key in keys if isinstance(keys, list) else []:
-        count = int.from_bytes(content[offset : offset + 8], "little")
-        size = count * sizes.get(str(key), 0)
-        fits = str(key) in sizes and offset + 8 + size <= len(content)
-        if not fits:
+    for key in map(shown, keys if isinstance(keys, list) else []):
+        itemsize, count = sizes.get(key, (0, -1))
+        size = count * itemsize
+        as_said = int.from_bytes(content[offset : offset + 8], "little") == count
+        if key in entries or not as_said or not 0 <= size <= len(content) - offset - 8:
             break
-        entries[str(key)] = Entry(offset + 8, size)
+        entries[key] = Entry(offset + 8, size)
         offset += 8 + size
     return entries
 
@@ -165,21 +146,22 @@ class _Persistent:
     """Storages by what pickles call them, ("storage", type, key, device, entries, view)."""
 
     def __init__(self, storages: StorageFile) -> None:
-        self._storages = storages
-        self.sizes: dict[str, int] = {}
+        self._file = storages
+        self.storages: dict[str, tuple[int, int]] = {}
 
     def __call__(self, identifier: object) -> object:
         if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] not in ("storage", b"storage"):
             return StandIn("a persistent object")
         dtype = _STORAGES.get(identifier[1].name) if isinstance(identifier[1], Name) else None
-        key, count = str(identifier[2]), identifier[4]
-        if dtype is None or not isinstance(count, int):
-            return StandIn(f"a storage of type {identifier[1]}")
-        self.sizes[key] = dtype.itemsize
-        return Storage(self._storages, key, dtype, count)
+        key, count = shown(identifier[2]), identifier[4]
+        if dtype is None or not isinstance(count, int) or not 0 <= count < 2**62:
+            return StandIn(f"a storage of type {shown(identifier[1])}")
+        if self.storages.setdefault(key, (dtype.itemsize, count)) != (dtype.itemsize, count):
+            raise PickleError(f"it has two storages {key!r}, of different sizes")
+        return Storage(self._file, key, dtype, count)
 
 
-class _Builder:
+class Builder:
     """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is counted."""
 
     def __init__(self) -> None:
@@ -205,8 +187,8 @@ class _Builder:
             local = state.get("_local_tensor") if isinstance(state, dict) else None
             if isinstance(local, PickledTensor) and local.shape == made.shape:
                 return local
-            return _unreadable(made, f"{kind}", local)
-        return made if made is not None else StandIn(str(kind))
+            return _unreadable(made, shown(kind), local)
+        return made if made is not None else StandIn(shown(kind))
 
 
 def _unreadable(made: PickledTensor, kind: str, local: object) -> PickledTensor:
@@ -224,7 +206,9 @@ def _shape(sizes: object) -> tuple[int, ...]:
 
 
 def _are_integers(sizes: object) -> bool:
-    return isinstance(sizes, (tuple, list)) and all(type(size) is int for size in sizes)
+    """Whether they are numbers of 64 bits, and not more than a tensor has."""
+    few = isinstance(sizes, (tuple, list)) and len(sizes) <= MOST_DIMENSIONS
+    return few and all(type(size) is int and abs(size) < 2**63 for size in cast("Sequence[object]", sizes))
 
 
 def _tensor(storage: object, offset: object = 0, size: object = (), stride: object = (), *more: object) -> object:
@@ -240,14 +224,14 @@ def _tensor(storage: object, offset: object = 0, size: object = (), stride: obje
 def _tensor_of_type(
     storage: object, offset: object, size: object, stride: object, _1: object, _2: object, dtype: object, *_: object
 ) -> object:
-    kind = _dtype(dtype)
+    kind = torch_dtype(dtype)
     made = _tensor(storage, offset, size, stride)
     if kind is None or not isinstance(made, PickledTensor):
         return None
     return PickledTensor(made.shape, kind, made.storage, made.offset, made.stride)
 
 
-def _dtype(name: object) -> torch.dtype | None:
+def torch_dtype(name: object) -> torch.dtype | None:
     found = getattr(torch, name.name, None) if isinstance(name, Name) and name.module == "torch" else None
     return found if isinstance(found, torch.dtype) else None
 
@@ -257,12 +241,12 @@ def _parameter(data: object, *_: object) -> object:
 
 
 def _meta(dtype: object, size: object, *_: object) -> object:
-    kind = _dtype(dtype) if _are_integers(size) else None
+    kind = torch_dtype(dtype) if _are_integers(size) else None
     return None if kind is None else PickledTensor(_shape(size), kind, reason="on the meta device, without values")
 
 
 def _wrapper(_: object, dtype: object, size: object, *more: object) -> object:
-    kind = _dtype(dtype) if _are_integers(size) else None
+    kind = torch_dtype(dtype) if _are_integers(size) else None
     return None if kind is None else PickledTensor(_shape(size), kind, reason="its numbers are in other tensors")
 
 
@@ -275,7 +259,7 @@ def _sparse(layout: object, data: object) -> object:
 
 
 def _layout(name: object, *_: object) -> object:
-    text = str(name).removeprefix("torch.")
+    text = shown(name).removeprefix("torch.")
     return text if re.fullmatch(r"sparse_(coo|csr|csc|bsr|bsc)|strided", text) else None
 
 
@@ -287,7 +271,9 @@ def _quantised(storage: object, offset: object, size: object, stride: object, *_
 
 
 def _pairs(*arguments: Any) -> object:  # noqa: ANN401
-    return dict(arguments[0]) if arguments and isinstance(arguments[0], (dict, list)) else {}
+    items = arguments[0] if arguments else ()
+    pairs = items.items() if isinstance(items, dict) else items if isinstance(items, list) else ()
+    return {plain_key(key): value for key, value in pairs}
 
 
 def _encoded(text: object, encoding: object, *_: object) -> object:
@@ -317,8 +303,8 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
     ("lightning_fabric.utilities.data", "AttributeDict"): _pairs,
     ("pytorch_lightning.utilities.parsing", "AttributeDict"): _pairs,
     ("argparse", "Namespace"): lambda *_: argparse.Namespace(),
-    ("builtins", "set"): lambda items=(): set(items),
-    ("__builtin__", "set"): lambda items=(): set(items),
+    ("builtins", "set"): lambda items=(): set(map(plain_key, items)),
+    ("__builtin__", "set"): lambda items=(): set(map(plain_key, items)),
     ("builtins", "complex"): lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
     ("_codecs", "encode"): _encoded,
 }

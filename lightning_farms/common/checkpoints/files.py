@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from lightning_farms.common.checkpoints._config import config_beside
+from lightning_farms.common.checkpoints._deepspeed import read_zero
+from lightning_farms.common.checkpoints._distributed import read_distributed
+from lightning_farms.common.checkpoints._folders import Meant, what_is_meant
+from lightning_farms.common.checkpoints._gguf import GGUFTensors
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
+from lightning_farms.common.checkpoints._joined import JoinedTensors
+from lightning_farms.common.checkpoints._json_file import JSONError, read_json_file
+from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
+from lightning_farms.common.checkpoints._natural import natural
+from lightning_farms.common.checkpoints._onnx import read_onnx
 from lightning_farms.common.checkpoints._other_formats import other_format
+from lightning_farms.common.checkpoints._places import within
+from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
     STATE_DICT_KEYS,
     StateDicts,
     choose_state_dict,
+    is_optimizer,
     listed_state_dicts,
 )
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
-from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
+from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, naming
 from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
 from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
 __all__ = ["STATE_DICT_KEYS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
-_INDEX_SUFFIX = ".index.json"
-_PREFERRED = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
-_SUFFIXES = (_INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_DISTRIBUTED = ".metadata"  # of torch.distributed.checkpoint
-_UNSLICED = {"F4"}  # two numbers a byte
+_JOINS = "torch.distributed.checkpoint.format_utils"
+_LONGEST = 250  # characters of a file's name
 _SHOWN = 5
 
 
@@ -64,7 +68,7 @@ class StoredCheckpoint(NamedTuple):
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True
+    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True, dequantize: bool = False
 ) -> Mapping[str, Tensor]:
     """Open a checkpoint of any common format as a mapping from names to tensors on the CPU.
 
@@ -78,7 +82,14 @@ def open_checkpoint(
               the keys of :data:`STATE_DICT_KEYS` (the released DPOT files among them);
             - a ``.safetensors`` file (needs the package safetensors);
             - the index of a sharded checkpoint, ``*.safetensors.index.json`` or ``*.bin.index.json``;
-            - a folder that holds one of these.
+            - a folder that holds one of these, or shards without an index (all of them);
+            - the folder of a model in the cache of Hugging Face, or of a pipeline of diffusers, whose parts' names get
+              ``unet.``, ``vae.``, ... before them;
+            - a folder of ``torch.distributed.checkpoint`` (FSDP, FSDP2, Lightning's sharded checkpoints), whose tensors
+              are put together from their parts when they are asked for;
+            - a folder of DeepSpeed ZeRO: the model's state, or the parameters in float32 from stage 3's partitions;
+            - a GGUF file (needs gguf), an ONNX model (needs onnx), or a ``.keras`` or ``.h5`` file of Keras, whose
+              weights get PyTorch's names and layouts: kernels are transposed to (outputs, inputs, ...).
 
             Objects of a file of ``torch.save`` that are no tensors, containers or plain values are left out: nothing
             that a file asks for is looked up or called.
@@ -87,6 +98,9 @@ def open_checkpoint(
         check: whether the CRC-32 that a zip archive has for each tensor is compared when the tensor is first read;
             one that does not fit is an error of that tensor. (Safetensors has no such number: flipped bits in it
             cannot be known.)
+        dequantize: whether packed weights are unpacked when they are read, where that can be done: GGUF's blocks,
+            ONNX's integers with scales; :func:`checkpoint_weights` does so with fp8 and integers with scales and
+            bitsandbytes' formats. Without, GGUF's and ONNX's have no values.
 
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
@@ -95,20 +109,34 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
         ValueError: the file is damaged, of another format, or holds no tensor, or several state dicts.
-        ImportError: a safetensors file, and the package safetensors is not installed.
+        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"state_dict": torch.nn.Linear(3, 2).state_dict(), "epoch": 7}, f"{folder}/last.ckpt")
         ...     {name: tuple(tensor.shape) for name, tensor in open_checkpoint(folder).items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
-    return read_stored(path, key=key, check=check, may_be_empty=False).tensors
+    return read_stored(path, key=key, check=check, dequantize=dequantize, may_be_empty=False).tensors
+
+
+class _How(NamedTuple):
+    """The options of reading."""
+
+    may_be_empty: bool = False
+    key: str | None = None
+    check: bool = True
+    dequantize: bool = False
 
 
 def read_stored(
-    path: str | os.PathLike[str], *, key: str | None = None, check: bool = True, may_be_empty: bool = True
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    check: bool = True,
+    dequantize: bool = False,
+    may_be_empty: bool = True,
 ) -> StoredCheckpoint:
     """Open a checkpoint as :func:`open_checkpoint` does, also one without tensors, with what is stored beside them.
 
@@ -116,6 +144,7 @@ def read_stored(
         path: as there.
         key: as there.
         check: as there.
+        dequantize: as there.
         may_be_empty: whether a file without tensors is no error.
 
     Returns:
@@ -124,90 +153,116 @@ def read_stored(
     Raises:
         FileNotFoundError: as there, and so the other two.
         ValueError: the file is damaged, of another format, or it is not clear which state dict is meant.
-        ImportError: a safetensors file, and the package safetensors is not installed.
+        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
     """
-    file = _weights_file(Path(path))
-    stored = _read(file, may_be_empty=may_be_empty, key=key, check=check)
+    meant = what_is_meant(Path(path))
+    stored = _read_meant(meant, _How(may_be_empty, key, check, dequantize))
     if not stored.tensors and not may_be_empty:
-        raise ValueError(f"Expected argument `path` to be a checkpoint with tensors, but {str(file)!r} holds none.")
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint with tensors, but {str(meant.path)!r} holds none."
+        )
     if isinstance(stored.tensors, StoredTensors):
-        stored.tensors.config = _config_beside(file)
+        stored.tensors.config, stored.tensors.dequantize = config_beside(meant.path), dequantize
     return stored
 
 
-def _config_beside(file: Path) -> Mapping[str, Any]:
-    """What a `config.json` in the same folder says; nothing where there is none, or none that can be read."""
-    config = file.parent / "config.json"
+def _read_meant(meant: Meant, how: _How) -> StoredCheckpoint:
+    """A file, or a folder's files as one."""
+    if meant.kind == "file":
+        return _read(meant.path, how)
+    if meant.kind in ("shards", "parts"):
+        stored = [(prefix, _read_part(path, how)) for prefix, path in meant.files.items()]
+        prefixed = [(prefix if meant.kind == "parts" else "", each.tensors) for prefix, each in stored]
+        joined = [(prefix, tensors) for prefix, tensors in prefixed if isinstance(tensors, StoredTensors)]
+        return StoredCheckpoint(JoinedTensors(joined), {}, {}, left_out=_counted(each for _, each in stored))
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() and config != file else {}
-    except (ValueError, OSError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _weights_file(path: Path) -> Path:
-    """The file itself, or the one that a folder means."""
-    if path.is_file():
-        return path
-    if str(path) == "-" or (path.exists() and not path.is_dir()):
+        if meant.zero is not None:
+            file = read_zero(meant.zero, check=how.check)
+        else:
+            file = TorchFile(read_distributed(meant.path, check=how.check), {})
+        return _of_torch(file, meant.path, how)
+    except PickleError as error:
+        remedy = "zero_to_fp32.py FOLDER FILE" if meant.zero is not None else f"-m {_JOINS} dcp_to_torch FOLDER FILE"
         raise ValueError(
-            f"Expected argument `path` to be a file or folder, but {str(path)!r} is none (a pipe or device): a "
-            "checkpoint is read in several places. Write it to a file first."
-        )
-    if not path.is_dir():
-        raise FileNotFoundError(f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}.")
-    if (path / _DISTRIBUTED).is_file():
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint in one piece, but {str(path)!r} is a distributed one. Join "
-            "it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE."
-        )
-    for name in _PREFERRED:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_SUFFIXES))
-    chosen = [file for file in files if file.name.endswith(_INDEX_SUFFIX)] or files
-    if not chosen:
-        raise FileNotFoundError(
-            f"Expected argument `path` to be a folder with weights ({', '.join('*' + s for s in _SUFFIXES)}), but "
-            f"{str(path)!r} holds none."
-        )
-    if len(chosen) > 1:
-        raise ValueError(
-            f"Expected argument `path` to be a folder with one checkpoint, but {str(path)!r} holds {len(chosen)}: "
-            f"{_listed([file.name for file in chosen])}. Give one of the files."
-        )
-    return chosen[0]
+            f"Expected argument `path` to be a checkpoint, but {str(meant.path)!r} is a distributed one that is "
+            f"damaged or cut short ({error}). Copy it again, or join it where it was written: python {remedy}."
+        ) from error
 
 
-def _read(path: Path, *, may_be_empty: bool, key: str | None = None, check: bool = True) -> StoredCheckpoint:
+def _read_part(path: Path, how: _How) -> StoredCheckpoint:
+    return _read_meant(what_is_meant(path), how._replace(may_be_empty=True, key=None))
+
+
+def _counted(parts: Iterable[StoredCheckpoint]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.left_out)
+    return dict(total)
+
+
+def _read(path: Path, how: _How) -> StoredCheckpoint:
     if path.suffix == ".json":
-        return StoredCheckpoint(_Shards(path, check=check), {}, {})
-    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-        file = _Safetensors(path)
+        return StoredCheckpoint(_Shards(path, how), {}, {})
+    other = _of_other_program(path, how)
+    if other is not None:
+        return StoredCheckpoint(other, {}, {})
+    if path.suffix == ".safetensors" or looks_like_safetensors(path):
+        file = SafetensorsFile(path)
         return StoredCheckpoint(file, {}, file.metadata)
-    stored = _torch_file(path, check)
-    chosen = choose_state_dict(stored.content, key, str(path))
-    if not may_be_empty or not isinstance(stored.content, dict):
+    with _refusing(path):
+        return _of_torch(read_torch_file(path, check=how.check), path, how)
+
+
+def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
+    """The weights in a file that another program wrote; None where it is none of these."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"GGUF"):
+        return GGUFTensors(path, dequantize=how.dequantize)
+    if start == b"\x89HDF\r\n\x1a\n" or (start.startswith(b"PK") and is_keras_archive(path)):
+        return read_keras(path, check=how.check)
+    return read_onnx(path, dequantize=how.dequantize) if path.suffix == ".onnx" else None
+
+
+def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
+    """The state dict that is meant of what a file of torch.save holds."""
+    chosen = choose_state_dict(stored.content, how.key, str(path))
+    if not how.may_be_empty or not isinstance(stored.content, dict):
         _check_not_empty(stored.content, chosen, path)
     own = chosen.taken.partition(".")[0]
     entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}
     beside = {str(name): value for name, value in entries.items() if str(name) != own}
     sparse = tuple(name for name, tensor in chosen.tensors.items() if tensor.parts is not None)
-    return StoredCheckpoint(_Pickled(chosen), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse)
+    buffers = chosen.buffers.union(name for name in _names(beside.get("buffer_names")) if name in chosen.tensors)
+    return StoredCheckpoint(
+        _Pickled(chosen, buffers, path), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse
+    )
 
 
-def _torch_file(path: Path, check: bool) -> TorchFile:
+def _names(listed: object) -> list[str]:
+    """Names in a list, such as that of DeepSpeed's buffers."""
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Say of a file that is none of torch.save what it is instead, or that it is damaged."""
+    if is_torchscript(path):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
+            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
+        )
     try:
-        if is_torchscript(path):
-            raise ValueError(
-                f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
-                f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
-            )
-        return read_torch_file(path, check=check)
+        yield
     except PickleError as error:
-        known = other_format(path)
-        if known is None:
-            raise damaged(path, error) from error
+        _refuse_other(path, error)
+        raise damaged(path, error) from error
+
+
+def _refuse_other(path: Path, error: Exception | None = None) -> None:
+    """Name the format of a file that is of a known other one."""
+    known = other_format(path) if path.is_file() else None
+    if known is not None:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), "
             f"but {str(path)!r} is {known.name}. {known.remedy}."
@@ -224,6 +279,12 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
                 "zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)."
             )
         return
+    _refuse_other(path)
+    if isinstance(content, dict) and is_optimizer(content):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
+            "optimizer. Give the model's file (it is often in the same folder)."
+        )
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         kind = "Tensor" if isinstance(content, PickledTensor) else kind
@@ -240,77 +301,47 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
 class _Pickled(StoredTensors):
     """Tensors of a file of torch.save."""
 
-    def __init__(self, chosen: StateDicts) -> None:
+    def __init__(self, chosen: StateDicts, buffers: frozenset[str], path: Path) -> None:
         self._names = self._tensors = chosen.tensors
-        self.buffers = chosen.buffers
+        self.buffers = buffers
+        self._path = path
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].read()
+        tensor = self._tensors[name]
+        with naming(name, self._path):
+            return tensor.read()
 
     def without_values(self, name: str) -> Tensor:
-        return self._tensors[name].outline()
+        tensor = self._tensors[name]
+        with naming(name, self._path):
+            return tensor.outline()
 
     def identity(self, name: str) -> object:
         return self._tensors[name].identity
 
 
-def _looks_like_safetensors(path: Path) -> bool:
-    """Whether a file starts with the length of a JSON header and that header."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
-
-
-class _Safetensors(StoredTensors):
-    """A safetensors file, read tensor by tensor."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise ImportError(
-                f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
-            ) from error
-        try:
-            self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error) from error
-        self._names = dict.fromkeys(sorted(self._file.keys(), key=_natural))
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
-        return self._file.metadata() or {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def without_values(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        part = self._file.get_slice(name)
-        shape = part.get_shape()
-        if not shape or part.get_dtype() in _UNSLICED:
-            return self[name].to("meta")
-        return torch.empty(shape, dtype=part[:0].dtype, device="meta")
-
-
 class _Shards(StoredTensors):
     """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
 
-    def __init__(self, index: Path, *, check: bool = True) -> None:
-        self._index, self._check = index, check
+    def __init__(self, index: Path, how: _How) -> None:
+        self._index, self._how = index, how._replace(may_be_empty=False, key=None)
         self._names = self._shard_of = _weight_map(index)
-        outside = sorted({shard for shard in self._shard_of.values() if not _is_within(index.parent, shard)})
+        shards = sorted(set(self._shard_of.values()))
+        outside = [shard for shard in shards if not _is_within(shard)]
         if outside:
             raise ValueError(
-                f"Expected the shards that {str(index)!r} names to be in its folder, but {outside[0]!r} is not: a "
-                "checkpoint has its files beside its index."
+                f"Expected the shards that {str(index)!r} names to be in its folder, but {outside[0][:_LONGEST]!r} is "
+                "not: a checkpoint has its files beside its index."
             )
-        missing = sorted({shard for shard in self._shard_of.values() if not (index.parent / shard).is_file()})
+        for shard in shards:
+            within(index.parent, index.parent / shard)
+        special = [shard for shard in shards if _is_special(index.parent / shard)]
+        if special:
+            raise ValueError(
+                f"Expected the shards that {str(index)!r} names to be files of tensors, but {special[0]!r} is none (a "
+                "folder, a pipe, a device, or an index)."
+            )
+        missing = [shard for shard in shards if not (index.parent / shard).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"Expected the shards that {str(index)!r} names to be beside it, but {len(missing)} are missing: "
@@ -328,39 +359,45 @@ class _Shards(StoredTensors):
         """The opened shard with a tensor."""
         shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = _read(self._index.parent / shard, may_be_empty=False, check=self._check).tensors
+            self._opened[shard] = _read(self._index.parent / shard, self._how).tensors
         if name not in self._opened[shard]:
             raise ValueError(
-                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name!r}, as {self._index.name} "
-                "says, but it does not. Copy or download both again."
+                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name[:_LONGEST]!r}, as "
+                f"{self._index.name} says, but it does not. Copy or download both again."
             )
         return self._opened[shard]
 
 
-def _is_within(folder: Path, shard: str) -> bool:
-    """Whether the name of a shard leads nowhere else (links that lie in the folder may)."""
+def _is_within(shard: str) -> bool:
+    """Whether the name of a shard leads nowhere else; of links see `within`."""
     parts = PurePath(shard).parts
-    return bool(parts) and not PurePath(shard).is_absolute() and ".." not in parts and "\0" not in shard
+    named = bool(parts) and "\0" not in shard and len(shard) <= _LONGEST
+    return named and not PurePath(shard).is_absolute() and ".." not in parts
+
+
+def _is_special(shard: Path) -> bool:
+    return shard.name.endswith(".json") or (shard.exists() and not shard.is_file())
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """{tensor: shard} in natural order."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json_file(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        _check_text(shards if isinstance(shards, dict) else {})
+    except (JSONError, UnicodeEncodeError) as error:
         raise damaged(index, error) from error
-    shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
         )
-    return {name: shards[name] for name in sorted(shards, key=_natural)}
+    return {name: shards[name] for name in sorted(shards, key=natural)}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key that takes runs of digits as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _check_text(shards: Mapping[str, object]) -> None:
+    """Raise UnicodeEncodeError where a name is none that can be written."""
+    "".join([*shards, *(shard for shard in shards.values() if isinstance(shard, str))]).encode()
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -7,30 +7,61 @@ import mmap
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_farms.common.checkpoints._inert_pickle import PickleError
+
 LARGEST_DENSE = 2**30
 """Bytes up to which a sparse or repeated tensor is made dense: the default workspace of an analysis."""
 
+_MOST_ZEROS = 2**10
+"""Zeros a stored number up to which a sparse tensor is made dense: else a file of bytes would fill the memory."""
+
+_SHOWN = 80
+MOST_DIMENSIONS = 64
 _SMALL = 2**20  # entries that a view may have beyond those that are stored, as an expanded tensor has
 
 
 class UnreadableTensor(ValueError):
-    """A tensor that is damaged, has no values, or cannot be held; the others of its file can be read."""
+    """A tensor that is damaged, has no values, or cannot be held; the others of its file can be read.
+
+    Args:
+        reason: what is wrong with it.
+        where: its name and file, as the message has them first; empty where they are not known.
+    """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        self.reason, self.where = reason, where
+        super().__init__(reason, where)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" if self.where else self.reason
+
+
+@contextmanager
+def naming(name: str, path: Path) -> Iterator[None]:
+    """Let the error of a tensor that cannot be read say which it is, and of what file."""
+    try:
+        yield
+    except UnreadableTensor as error:
+        raise UnreadableTensor(error.reason, f"tensor {name[:_SHOWN]!r} of {str(path)!r}") from error
 
 
 class Entry(NamedTuple):
-    """Where the numbers of one storage lie; ``crc`` is 0 where the file has none."""
+    """Where the numbers of one storage lie, or why they cannot be read; ``crc`` is None where the file has none."""
 
     offset: int
     size: int
-    crc: int = 0
-    unpack: Callable[[], bytes] | None = None
+    crc: int | None = None
+    unpack: Callable[[], bytearray] | None = None
+    fault: str = ""
 
 
 @dataclass
@@ -54,14 +85,16 @@ class StorageFile:
         """A storage as a vector."""
         entry = self.entries.get(key)
         if entry is None:
-            raise UnreadableTensor(f"damaged: the file has no storage {key!r}")
+            raise UnreadableTensor(f"damaged: the file has no storage {key[:_SHOWN]!r}")
+        if entry.fault:
+            raise UnreadableTensor(f"damaged: {entry.fault}")
         if not 0 <= count * dtype.itemsize <= entry.size:
             raise UnreadableTensor(f"damaged: its storage holds {entry.size} bytes, fewer than {count} numbers take")
         if not count:
             return torch.empty(0, dtype=dtype)
         content, offset = self.content, entry.offset
         if entry.unpack is not None:
-            content, offset = bytearray(entry.unpack()), 0
+            content, offset = _unpacked(entry.unpack), 0
         self._compare(key, entry, content, offset)
         raw = torch.frombuffer(content, dtype=torch.uint8, count=count * dtype.itemsize, offset=offset)
         raw = raw.clone() if raw.data_ptr() % dtype.itemsize or self.swapped else raw
@@ -70,12 +103,19 @@ class StorageFile:
         return raw.view(dtype)
 
     def _compare(self, key: str, entry: Entry, content: mmap.mmap | bytearray, offset: int) -> None:
-        if not self.check or not entry.crc or key in self._checked:
-            return
+        if not self.check or entry.crc is None or entry.unpack is not None or key in self._checked:
+            return  # what is unpacked was compared then
         with memoryview(content) as everything, everything[offset : offset + entry.size] as part:
             if zlib.crc32(part) != entry.crc:
                 raise UnreadableTensor("damaged: its bytes do not have the CRC-32 that the file names")
         self._checked.add(key)
+
+
+def _unpacked(unpack: Callable[[], bytearray]) -> bytearray:
+    try:
+        return unpack()
+    except PickleError as error:
+        raise UnreadableTensor(f"damaged: {error}") from error
 
 
 class Storage(NamedTuple):
@@ -150,13 +190,14 @@ class PickledTensor:
         return torch._neg_view(tensor) if "neg" in self.flags else tensor
 
     def _check_shape(self) -> None:
-        if any(size < 0 for size in self.shape) or math.prod(self.shape) >= 2**62:
+        small = len(self.shape) <= MOST_DIMENSIONS and all(0 <= size < 2**62 for size in self.shape)
+        if not small or math.prod(self.shape) >= 2**62:
             raise UnreadableTensor("damaged: its shape is none that a tensor can have")
 
     def _check_bounds(self, storage: Storage) -> None:
         numel, available = math.prod(self.shape), storage.length * storage.dtype.itemsize // self.dtype.itemsize
         steps = (*self.stride, self.offset)
-        if len(self.stride) != len(self.shape) or any(step < 0 for step in steps):
+        if len(self.stride) != len(self.shape) or not all(0 <= step < 2**62 for step in steps):
             raise UnreadableTensor("damaged: its strides do not fit its shape")
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         if numel and last >= available:
@@ -165,9 +206,12 @@ class PickledTensor:
             raise UnreadableTensor(f"it repeats {available} stored numbers {numel} times over: save its `.clone()`")
 
     def _dense(self, layout: str, parts: tuple[Any, ...]) -> Tensor:
-        if math.prod(self.shape) * self.dtype.itemsize > LARGEST_DENSE:
+        numel = math.prod(self.shape)
+        if numel * self.dtype.itemsize > LARGEST_DENSE:
             raise UnreadableTensor(f"sparse, and dense larger than {LARGEST_DENSE >> 20} MiB")
         tensors = [part.read() for part in parts if isinstance(part, PickledTensor)]
+        if numel > max(_MOST_ZEROS * tensors[-1].numel(), _SMALL):
+            raise UnreadableTensor(f"sparse, with {tensors[-1].numel()} of {numel} numbers: save its `.to_dense()`")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse .* is in beta", category=UserWarning)

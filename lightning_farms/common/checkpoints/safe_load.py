@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError
+from lightning_farms.common.checkpoints._json_file import JSONError
+from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _PICKLE = b"\x80"  # the first byte since protocol 2
 
 
-def load_safely(path: Path, *, admitted: Sequence[type] = (argparse.Namespace,)) -> object:
+def load_safely(path: Path) -> object:
     """Read a file of ``torch.save`` into memory-mapped tensors; nothing in it is run.
 
     Args:
         path: the file.
-        admitted: classes of which it may hold objects, besides tensors and plain values.
 
     Returns:
         What it holds.
 
     Raises:
-        ValueError: it is damaged, or holds other objects; its cause is what torch raised.
+        ValueError: it is damaged, or holds objects other than tensors and plain values; its cause is what torch raised.
         PermissionError: it may not be read.
     """
     try:
-        with torch.serialization.safe_globals(list(admitted)), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (MemoryError, PermissionError):
@@ -58,11 +57,7 @@ def _refusal(path: Path, error: Exception) -> ValueError:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive with the constants of a program, by which torch tells one, too."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    return any(name.endswith("/constants.pkl") for name in record_names(path))
 
 
 def _is_pickle(path: Path) -> bool:
@@ -80,7 +75,7 @@ def _first_reason(text: str) -> str:
 
 def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
     """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
-    reason = str(error) if isinstance(error, PickleError) else type(error).__name__
+    reason = str(error) if isinstance(error, (PickleError, JSONError)) else type(error).__name__
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
         f"{os.fspath(path)!r} is damaged, cut short or of another format ({reason}). "

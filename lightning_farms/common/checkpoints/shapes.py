@@ -16,10 +16,18 @@ class StoredTensors(Mapping[str, Tensor]):
     Attributes:
         config: what a ``config.json`` beside the file says; empty where there is none.
         buffers: names of tensors that are known to be buffers, not parameters.
+        layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
+        quantised: the format of tensors that the file's own format packs.
+        refused: why tensors are known to be no weights.
+        dequantize: whether packed weights are to be unpacked, where that can be done.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
     buffers: frozenset[str] = frozenset()
+    layouts: Mapping[str, str] = MappingProxyType({})
+    quantised: Mapping[str, str] = MappingProxyType({})
+    refused: Mapping[str, str] = MappingProxyType({})
+    dequantize: bool = False
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
@@ -52,6 +60,8 @@ class SomeTensors(StoredTensors):
         self._tensors = tensors
         self._names = dict.fromkeys(names)
         self.config, self.buffers = tensors.config, tensors.buffers
+        self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
+        self.dequantize = tensors.dequantize
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -70,7 +80,8 @@ class SomeTensors(StoredTensors):
 class MetaTensors(Mapping[str, Tensor]):
     """Tensors by name on the meta device, where products and norms have shapes and types, and cost nothing.
 
-    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it.
+    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it;
+    ``stored`` are these tensors.
 
     Args:
         tensors: by name.
@@ -82,9 +93,13 @@ class MetaTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+        self.stored = self._tensors = tensors
+        self.dequantize: bool = getattr(tensors, "dequantize", False)
         self.config: Mapping[str, Any] = getattr(tensors, "config", {})
         self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
+        self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
+        self.quantised: Mapping[str, str] = getattr(tensors, "quantised", {})
+        self.refused: Mapping[str, str] = getattr(tensors, "refused", {})
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):

@@ -11,9 +11,10 @@ import torch
 
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_bars
 from lightning_farms.data.fields.pdebench import FIELDS
-from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, chosen_device, simulate_cfd
+from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, simulate_cfd
 
 _CELLS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}  # what a processor's cache holds; what fills an accelerator
 _CELLS_FOR_THREADS = 2**18  # cells of a batch from which more than one thread pays even on a busy machine

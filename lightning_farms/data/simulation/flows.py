@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_not_negative
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.data.simulation._viscosity import STRESSES, Stress
 from lightning_farms.data.simulation.initial_conditions import WINDOWED_SHARE, random_initial_state
 from lightning_farms.data.simulation.solver import UnstableFlowError, integrate
@@ -161,24 +162,6 @@ def simulate_cfd(
         zeta=config.zeta,
         mach=config.mach,
     )
-
-
-def chosen_device(device: str | torch.device) -> torch.device:
-    """Find the device that is meant.
-
-    Example:
-        >>> chosen_device("cpu")
-        device(type='cpu')
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"Expected argument `device` to be one that PyTorch finds, but got {str(device)!r} and there is no CUDA "
-            "device. Use 'auto' or 'cpu'."
-        )
-    return chosen
 
 
 def _check_indices(indices: range, trajectories: int) -> None:

@@ -88,3 +88,17 @@ def test_biases_of_fused_experts_belong_to_their_weight():
     assert set(parameter_layers(model).values()) == {"experts.gate_up_proj"}
     assert len(parameter_layers(model)) == 2
     assert [weight.name for weight in checkpoint_weights(model.state_dict())] == ["experts.gate_up_proj"]
+
+
+def test_flattened_parameters_of_fsdp_and_packed_modules_say_what_they_are():
+    state = {"_fsdp_wrapped_module._flat_param": torch.randn(4000)}
+    [weight] = checkpoint_weights(state)
+    assert "FULL_STATE_DICT" in weight.reason
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_modules_quantised_by_pytorch_have_a_row(tmp_path):
+    packed = torch.quantize_per_tensor(torch.randn(8, 6), 0.1, 0, torch.qint8)
+    torch.save({"fc._packed_params._packed_params": (packed, None)}, tmp_path / "a.pt")
+    [weight] = checkpoint_weights(tmp_path / "a.pt")
+    assert weight.reason.startswith("quantised")

@@ -13,6 +13,10 @@ def u8(*shape):
     return torch.randint(0, 255, shape, dtype=torch.uint8)
 
 
+def i8(*shape):
+    return u8(*shape).view(torch.int8)
+
+
 def i32(*shape):
     return torch.randint(0, 2**31 - 1, shape, dtype=torch.int32)
 
@@ -47,6 +51,8 @@ FORMATS = {
     "Marlin": ("up.B", {"up.B": i32(4, 128), "up.s": f16(16, 64)}),
     "GPTQ or AWQ": ("up.qweight", {"up.qweight": i32(8, 64), "up.qzeros": i32(4, 8), "up.scales": f16(16, 64)}),
     "compressed-tensors": ("up.weight_packed", {"up.weight_packed": i32(64, 8), "up.weight_scale": f16(64, 4)}),
+    "torchao": ("up._weight_qdata", {"up._weight_qdata": i8(64, 64), "up._weight_scale": f16(64, 16)}),
+    "torch.int8": ("up", {"up.weight": i8(64, 64), "up.scale_weight": f16(64, 16)}),
     "NVFP4": ("up", {"up.weight": u8(64, 32), "up.weight_scale": f16(64, 4), "up.weight_scale_2": f16(1)}),
     "fp8 with scales": (
         "up",

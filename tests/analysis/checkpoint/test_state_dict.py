@@ -165,6 +165,7 @@ def test_the_same_layers_as_in_the_model(name, everything):
             torch.testing.assert_close(own.matrices.mT, layer.matrices)
             continue
         assert (own.kind, own.rank) == (layer.kind, layer.rank)
+        assert own.layout == layer.layout
         torch.testing.assert_close(own.matrices, layer.matrices)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_farms.analysis import Selection, checkpoint_weights, layer_weights
@@ -101,3 +102,51 @@ def test_factors_of_other_updates_are_no_weights(selection):
         found = {weight.name: weight.reason for weight in weights}
         assert found.keys() == {f"q.{name}.default" for name in names}
         assert all("no weight: merge the update" in reason for reason in found.values())
+
+
+SCALES = {
+    "alpha by rank": ({"lora_alpha": 8}, 2.0),
+    "rank-stabilised": ({"lora_alpha": 8, "use_rslora": True}, 4.0),
+    "alpha of the module": ({"lora_alpha": 8, "alpha_pattern": {"k": 99, "q": 12}}, 3.0),
+    "no config": ({}, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_the_adapters_config_tells_the_scale(case, tmp_path):
+    config, scale = SCALES[case]
+    torch.manual_seed(0)
+    down, up = torch.randn(4, 12), torch.randn(9, 4)
+    save_file({"m.q.lora_A.weight": down, "m.q.lora_B.weight": up}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, **config}))
+    [weight] = products(checkpoint_weights(tmp_path, PRODUCTS))
+    torch.testing.assert_close(weight.matrices[0], scale * up @ down)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("m.q.lora_down.weight", "m.q.lora_up.weight", "m.q.lora"),
+        ("m.q.lora.down.weight", "m.q.lora.up.weight", "m.q.lora"),
+        ("m.to_q_lora.down.weight", "m.to_q_lora.up.weight", "m.to_q.lora"),
+        ("m.q.lora_linear_layer.down.weight", "m.q.lora_linear_layer.up.weight", "m.q.lora"),
+    ],
+)
+def test_pairs_of_other_programs_and_their_alpha(first, second, name):
+    torch.manual_seed(0)
+    down, up = torch.randn(4, 12), torch.randn(9, 4)
+    module = name.removesuffix(".lora")
+    state = {first: down, second: up, f"{module}.alpha": torch.tensor(2.0)}
+    [weight] = checkpoint_weights(state, PRODUCTS)
+    assert (weight.name, weight.kind, weight.rank) == (name, "low-rank product", 4)
+    torch.testing.assert_close(weight.matrices[0], 0.5 * up @ down)
+
+
+def test_the_adapters_config_tells_dora(tmp_path):
+    save_file(
+        {"q.lora_A.weight": torch.ones(4, 12), "q.lora_B.weight": torch.ones(9, 4)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "use_dora": True}))
+    [weight] = checkpoint_weights(tmp_path, PRODUCTS)
+    assert "DoRA" in weight.reason

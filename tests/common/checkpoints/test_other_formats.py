@@ -37,13 +37,9 @@ def array(save):
 FORMATS = {
     "Git LFS pointer": ("a.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
     "web page": ("a.pt", b"<!DOCTYPE html><html></html>", "download the file itself"),
-    "GGUF": ("a.gguf", b"GGUF\x03\0\0\0" + bytes(60), "made from"),
     "GGML": ("a.bin", b"tjgg" + bytes(60), "made from"),
-    "HDF5": ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(60), "torch.from_numpy"),
-    "Keras 3": ("a.keras", zipped(config__json="{}", model__weights__h5="x"), "torch.from_numpy"),
     "NumPy archive": ("a.npz", array(lambda stream, a: numpy.savez(stream, a=a)), "torch.from_numpy"),
     "NumPy array": ("a.npy", array(numpy.save), "torch.from_numpy"),
-    "ONNX": ("a.onnx", b"\x08\x07\x12\x07pytorch", "torch.from_numpy"),
     "TensorFlow Lite": ("a.tflite", b"\x1c\0\0\0TFL3" + bytes(60), "made from"),
     "TensorFlow": ("saved_model.pb", b"\x08\x01\x12", "torch.from_numpy"),
     "Flax": ("a.msgpack", b"\x81\xa6params\x80", "torch.from_numpy"),

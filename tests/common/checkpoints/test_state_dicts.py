@@ -12,6 +12,8 @@ def net(seed=0):
     return {"fc.weight": torch.randn(8, 6), "fc.bias": torch.randn(8)}
 
 
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(8, 6)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+
 CLEAR = {
     "under one unusual key": ({"ema_state_dict": net(), "step": torch.tensor(3)}, ["fc.weight", "fc.bias"]),
     "not under the first key": ({"state_dict": {}, "model": net()}, ["fc.weight", "fc.bias"]),
@@ -21,10 +23,12 @@ CLEAR = {
         {"model": {"a": {"w": torch.ones(2, 2)}, "b": {"w": torch.ones(2, 2)}}},
         ["a.w", "b.w"],
     ),
+    "of an application": ({"app": {"model": net(), "optim": {"a": {"exp_avg": torch.ones(8, 6)}}}}, list(net())),
     "an optimizer beside it": (
         {"net": net(), "optimizer": {"state": {0: {"exp_avg": torch.ones(8, 6)}}}, "rng_state": torch.ones(9)},
         ["fc.weight", "fc.bias"],
     ),
+    "an optimizer of any name beside it": ({"net": net(), "o": OPTIMIZER, "deeper": {"o": OPTIMIZER}}, list(net())),
     "itself, with extra state": ({**net(), "_extra_state": {"x": torch.ones(2, 2)}}, ["fc.weight", "fc.bias"]),
 }
 
@@ -71,3 +75,9 @@ def test_empty_stand_ins_have_a_remedy(tmp_path):
     torch.save({"module": {name: torch.empty(0) for name in net()}}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"are empty: so DeepSpeed ZeRO-3 saves.*zero_to_fp32\.py"):
         open_checkpoint(tmp_path / "a.pt")
+
+
+def test_the_state_of_an_optimizer_alone_is_no_checkpoint(tmp_path):
+    torch.save(OPTIMIZER, tmp_path / "optimizer.bin")
+    with pytest.raises(ValueError, match=r"holds the state of an optimizer\. Give the model's file"):
+        open_checkpoint(tmp_path / "optimizer.bin")

@@ -1,0 +1,103 @@
+"""Packed weights as the numbers that they stand for, in formats that can be unpacked on the CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.shapes import MetaTensors
+
+_BLOCK = 128  # of DeepSeek's fp8
+_QUANT_STATE = "quant_state.bitsandbytes__"
+
+Read = Callable[[], Tensor]
+
+
+def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Read | None:
+    """How to read what a packed tensor stands for; None of a format that is not unpacked here.
+
+    Args:
+        name: of the tensor.
+        packed: its format, as ``find_quantised`` calls it.
+        tensors: of the checkpoint.
+        config: what stands beside it.
+    """
+    unpack = _FORMATS.get(packed)
+    if unpack is None:
+        return None
+    return lambda: unpack(name, tensors, config)
+
+
+def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """(W - zero) s, with a scale for all, for each row, or for each block."""
+    suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
+    weight = tensors[name].to(torch.float32)
+    if f"{name}_offset" in tensors:
+        raise UnreadableTensor("quantised with offsets, which are not unpacked here: analyse the original checkpoint")
+    block = _block_size(config)
+    if f"{name}_zero_point" in tensors:
+        weight = weight - _spread(tensors[f"{name}_zero_point"], weight, block)
+    return weight * _spread(tensors[f"{name}{suffix}"], weight, block)
+
+
+def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    settings = config.get("quantization_config")
+    block = settings.get("weight_block_size") if isinstance(settings, Mapping) else None
+    known = isinstance(block, list) and len(block) == 2 and all(isinstance(each, int) and each > 0 for each in block)
+    return (block[0], block[1]) if known and block else (_BLOCK, _BLOCK)
+
+
+def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
+    """One factor for each entry of the weight's last two dimensions."""
+    factors = factors.to(torch.float32)
+    if factors.numel() == 1:
+        return factors.reshape(())
+    if factors.ndim < weight.ndim:
+        factors = factors.unsqueeze(-1)
+    for axis, size in ((-2, block[0]), (-1, block[1])):
+        count, length = factors.shape[axis], weight.shape[axis]
+        if count not in (1, length):
+            repeats = size if math.ceil(length / size) == count else length // count if length % count == 0 else 0
+            if not repeats:
+                raise UnreadableTensor(f"damaged: {count} scales do not fit {length} rows or columns")
+            factors = factors.repeat_interleave(repeats, dim=axis).narrow(axis, 0, length)
+    return factors
+
+
+def _by_rows(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Tensor:
+    """bitsandbytes, 8 bits: the largest entry of each row is 127."""
+    module = name.removesuffix("weight")
+    return tensors[name].to(torch.float32) * (tensors[f"{module}SCB"].to(torch.float32) / 127).unsqueeze(-1)
+
+
+def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Tensor:
+    """bitsandbytes, 4 bits (NF4, FP4), by that package."""
+    stored = tensors.stored if isinstance(tensors, MetaTensors) else tensors
+    parts = {other.removeprefix(f"{name}."): other for other in stored if other.startswith(f"{name}.")}
+    described = next((other for other in parts if other.startswith(_QUANT_STATE)), None)
+    if described is None:
+        raise UnreadableTensor("quantised by bitsandbytes, and its quant_state is missing")
+    if isinstance(tensors, MetaTensors):
+        state = json.loads(bytes(stored[parts[described]].tolist()))
+        return torch.empty([int(size) for size in state["shape"]], device="meta")
+    try:
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+    except ImportError as error:
+        raise UnreadableTensor("quantised by bitsandbytes: to unpack it, pip install bitsandbytes") from error
+    state = QuantState.from_dict({part: stored[other] for part, other in parts.items()}, device=torch.device("cpu"))
+    unpacked: Tensor = dequantize_4bit(stored[name], state)
+    return unpacked
+
+
+_FORMATS: dict[str, Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Tensor]] = {
+    "fp8 with scales": _scaled,
+    "integers or fp8 with scales": _scaled,
+    "bitsandbytes, 8 bits": _by_rows,
+    "bitsandbytes, 4 bits": _four_bits,
+}

@@ -1,0 +1,270 @@
+"""ONNX models through the package onnx: what initialisers mean follows from the nodes that use them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensors, StoredArray, in_blocks, to_tensor
+from lightning_farms.common.checkpoints._places import within
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.safe_load import damaged
+
+_NO_NAME = re.compile(r"onnx::.*|val_\d+|\d+|.*[Cc]onstant.*|_v_\d+")
+_PACKED_OPS = (
+    "MatMulInteger",
+    "ConvInteger",
+    "QLinearMatMul",
+    "QLinearConv",
+    "QGemm",
+    "MatMulNBits",
+    "GatherBlockQuantized",
+)
+_THROUGH = ("Identity", "Cast", "Transpose", "DequantizeLinear")
+_PRODUCTS = (
+    "Gemm",
+    "MatMul",
+    "FusedMatMul",
+    "Conv",
+    "ConvTranspose",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Einsum",
+    "Gather",
+    *_PACKED_OPS,
+)
+_LSTM_FROM_IOFC = (0, 2, 3, 1)
+_GATES = {"LSTM": _LSTM_FROM_IOFC, "GRU": GRU_FROM_ZRN, "RNN": (0,)}
+
+
+class _Use(NamedTuple):
+    """A node that uses an initialiser, perhaps through others, the ones that lie between, and as which input."""
+
+    node: Any
+    position: int
+    through: tuple[Any, ...]
+
+
+@dataclass
+class _Graph:
+    """Constants of a graph, and which nodes use each name."""
+
+    constants: dict[str, Any] = field(default_factory=dict)
+    users: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
+
+    def uses(self, name: str, through: tuple[Any, ...] = ()) -> Iterator[_Use]:
+        for node, position in self.users.get(name, ()):
+            if node.op_type in _THROUGH and position == 0 and len(through) < 8:
+                yield from self.uses(node.output[0], (*through, node))
+            else:
+                yield _Use(node, position, through)
+
+
+def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
+    """The weights of a model, as PyTorch has them.
+
+    Raises:
+        ImportError: the package onnx is not installed.
+        ValueError: the file is damaged.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(f'{str(path)!r} needs the package onnx: pip install "lightning-farms[formats]"') from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+        return ArrayTensors(_found(_graph(model.graph), path.parent, dequantize))
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged file
+        raise damaged(path, error) from error
+
+
+def _found(graph: _Graph, folder: Path, dequantize: bool) -> dict[str, StoredArray]:
+    found: dict[str, StoredArray] = {}
+    for name in graph.constants:
+        for named, array in _arrays(name, graph, folder, dequantize):
+            found.setdefault(named, array)
+    return found
+
+
+def _graph(graph: Any) -> _Graph:  # noqa: ANN401
+    found = _Graph({tensor.name: tensor for tensor in graph.initializer})
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found.constants[node.output[0]] = attribute.t
+        for position, name in enumerate(node.input):
+            found.users.setdefault(name, []).append((node, position))
+    return found
+
+
+def _arrays(name: str, graph: _Graph, folder: Path, dequantize: bool) -> Iterator[tuple[str, StoredArray]]:
+    tensor = graph.constants[name]
+    shape = tuple(tensor.dims)
+    if len(shape) < 2:
+        return
+    uses = list(graph.uses(name))
+    product = min((use for use in uses if use.node.op_type in _PRODUCTS), key=_rank, default=None)
+    read = partial(_values, tensor, folder)
+    if product is None:
+        used = ", ".join(sorted({use.node.op_type for use in uses})) or "nothing"
+        reason = f"no product of the graph uses it, but {used}"
+        if _dtype(tensor).is_floating_point:
+            yield name, StoredArray(shape, _dtype(tensor), read, reason=reason)
+        return
+    named = _name(name, product.node)
+    if product.node.op_type in _GATES:
+        yield from _recurrent(product, named, shape, _dtype(tensor), read)
+        return
+    yield named, _of_product(StoredArray(shape, _dtype(tensor), read), product, graph, folder, dequantize)
+
+
+def _rank(use: _Use) -> int:
+    """Products come before tables: a table that is a head's weight too is the head's."""
+    return int(use.node.op_type.startswith("Gather"))
+
+
+def _name(name: str, node: Any) -> str:  # noqa: ANN401
+    """The initialiser's, or where an exporter has lost it that of the node: ``/body/fc/MatMul`` is ``body.fc``."""
+    if not _NO_NAME.fullmatch(name) or not node.name:
+        return name
+    module = [part for part in node.name.split("/") if part][:-1]
+    return ".".join([*module, "weight"]) if module else f"{node.name}.weight"
+
+
+def _of_product(array: StoredArray, use: _Use, graph: _Graph, folder: Path, dequantize: bool) -> StoredArray:
+    scaled = [node for node in use.through if node.op_type == "DequantizeLinear"]
+    if use.node.op_type in _PACKED_OPS or (scaled and not dequantize):
+        operation = scaled[0].op_type if scaled else use.node.op_type
+        return array._replace(quantised=f"ONNX {operation}")
+    for node in use.through:
+        if node.op_type == "DequantizeLinear":
+            array = array._replace(dtype=torch.float32, read=partial(_dequantised, array.read, node, graph, folder))
+        elif node.op_type == "Transpose":
+            array = _permuted(array, _attribute(node, "perm") or list(range(len(array.shape)))[::-1])
+    return _laid_out(array, use)
+
+
+def _laid_out(array: StoredArray, use: _Use) -> StoredArray:
+    """The weight as PyTorch's modules have it, (outputs, inputs, ...), with its layout."""
+    operation, dimensions = use.node.op_type, len(array.shape)
+    if operation.startswith("Gather"):
+        return array._replace(layout="embedding" if dimensions == 2 else "")
+    if operation in ("Conv", "ConvTranspose"):
+        groups = _attribute(use.node, "group") or 1
+        start = "oi" if operation == "Conv" else "io"
+        return array._replace(layout=f"{start}{'k' * (dimensions - 2)}" + (f"/{groups}" if groups > 1 else ""))
+    if operation == "Gemm":
+        by_inputs = (use.position == 1) != bool(_attribute(use.node, f"trans{'AB'[use.position % 2]}"))
+    else:
+        by_inputs = use.position == 1
+    array = _permuted(array, [*range(dimensions - 2), dimensions - 1, dimensions - 2]) if by_inputs else array
+    return array._replace(layout="oi" if dimensions == 2 else "batch")
+
+
+def _permuted(array: StoredArray, order: list[int]) -> StoredArray:
+    if sorted(order) != list(range(len(array.shape))):
+        return array._replace(reason="the graph permutes it in a way that does not fit its dimensions")
+    read = array.read
+    return array._replace(shape=tuple(array.shape[d] for d in order), read=lambda: read().permute(*order))
+
+
+def _recurrent(
+    use: _Use,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    read: Any,  # noqa: ANN401
+) -> Iterator[tuple[str, StoredArray]]:
+    """W (directions, gates x hidden, inputs) and R, by directions, the gates in PyTorch's order."""
+    if use.position not in (1, 2) or len(shape) != 3:
+        return
+    order = _GATES[use.node.op_type]
+    module = name.rpartition(".")[0] or _name("0", use.node).removesuffix(".weight").replace("0", name)
+    for direction in range(min(shape[0], 2)):
+        leaf = f"weight_{'ih' if use.position == 1 else 'hh'}_l0{'_reverse' * direction}"
+        array = StoredArray(shape[1:], dtype, partial(_direction, read, direction, order))
+        yield f"{module}.{leaf}", array
+
+
+def _direction(read: Any, direction: int, order: tuple[int, ...]) -> Tensor:  # noqa: ANN401
+    return in_blocks(read()[direction], order)
+
+
+def _dequantised(read: Any, node: Any, graph: _Graph, folder: Path) -> Tensor:  # noqa: ANN401
+    """(x - zero) times the scale, along an axis, or in blocks along it."""
+    values = read().to(torch.float32)
+    more = [graph.constants.get(name) for name in node.input[1:]]
+    if not more or any(each is None for each in more):
+        raise UnreadableTensor("quantised, with scales that the graph computes")
+    scale, *zero = (_values(each, folder).to(torch.float32) for each in more)
+    axis, block = _attribute(node, "axis"), _attribute(node, "block_size") or 0
+    dimension = (1 if axis is None else axis) % values.ndim
+    values = values - _spread(zero[0], values, dimension, block) if zero else values
+    unpacked: Tensor = values.mul(_spread(scale, values, dimension, block))
+    return unpacked
+
+
+def _spread(factors: Tensor, values: Tensor, axis: int, block: int) -> Tensor:
+    if block:
+        return factors.repeat_interleave(block, dim=axis)
+    return factors.reshape([-1 if d == axis else 1 for d in range(values.ndim)]) if factors.numel() > 1 else factors
+
+
+def _attribute(node: Any, name: str) -> Any:  # noqa: ANN401
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return list(attribute.ints) or attribute.i
+    return None
+
+
+def _dtype(tensor: Any) -> torch.dtype:  # noqa: ANN401
+    from onnx import TensorProto
+
+    name = TensorProto.DataType.Name(tensor.data_type).lower()
+    plain = {"float": torch.float32, "double": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    found = plain.get(name, getattr(torch, name, torch.uint8))
+    return found if isinstance(found, torch.dtype) else torch.uint8
+
+
+def _values(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
+    """The numbers of an initialiser, from the file or from the one beside it that it names."""
+    from onnx import TensorProto, numpy_helper
+
+    try:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return _beside(tensor, folder)
+        return to_tensor(np.array(numpy_helper.to_array(tensor)))
+    except UnreadableTensor:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UnreadableTensor(f"damaged: {error}") from error
+
+
+def _beside(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
+    """The numbers of an initialiser in another file of the folder."""
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    location = folder / where.get("location", "")
+    if not location.is_file() or Path(where["location"]).is_absolute() or ".." in Path(where["location"]).parts:
+        raise UnreadableTensor(f"its numbers are in {where.get('location')!r}, which is not beside the model")
+    file, dtype = within(folder, location), _dtype(tensor)
+    size = math.prod(tensor.dims) * dtype.itemsize
+    start = int(where.get("offset", 0))
+    if min(tensor.dims) < 0 or not 0 <= start <= file.stat().st_size - size:
+        raise UnreadableTensor(f"damaged: it reaches beyond the end of {file.name!r}")
+    with file.open("rb") as stream:
+        stream.seek(start)
+        raw = bytearray(stream.read(size))
+    return torch.frombuffer(raw, dtype=dtype).reshape(tuple(tensor.dims)) if raw else torch.empty(*tensor.dims)

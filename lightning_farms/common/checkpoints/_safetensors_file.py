@@ -1,0 +1,83 @@
+"""A safetensors file, read tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_farms.common.checkpoints._json_file import MOST_JSON, JSONError, parse_json
+from lightning_farms.common.checkpoints._natural import natural
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
+from lightning_farms.common.checkpoints.safe_load import damaged
+from lightning_farms.common.checkpoints.shapes import StoredTensors
+
+_UNSLICED = {"F4"}  # two numbers a byte
+
+
+class SafetensorsFile(StoredTensors):
+    """The tensors of a file, in natural order."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise ImportError(
+                f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
+            ) from error
+        try:
+            self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
+            _check_header(path)
+        except (SafetensorError, JSONError, OSError) as error:
+            raise damaged(path, error) from error
+        self._path = path
+        self._names = dict.fromkeys(sorted(self._file.keys(), key=natural))
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with naming(name, self._path):
+            return _or_unreadable(self._file.get_tensor, name)
+
+    def without_values(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        part = self._file.get_slice(name)
+        shape = part.get_shape()
+        if not shape or part.get_dtype() in _UNSLICED:
+            return self[name].to("meta")
+        with naming(name, self._path):
+            return _or_unreadable(lambda: torch.empty(shape, dtype=part[:0].dtype, device="meta"))
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether a file starts with the length of a JSON header and that header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that has a tensor twice, of which the package takes the last; it checks all else."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= MOST_JSON:
+            parse_json(file.read(length))
+
+
+def _or_unreadable(read: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """A tensor of the package, which raises anything about sizes beyond 64 bits."""
+    try:
+        return read(*arguments)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise UnreadableTensor(f"damaged ({type(error).__name__})") from error

@@ -1,0 +1,30 @@
+"""Which device is meant."""
+
+from __future__ import annotations
+
+import torch
+
+
+def chosen_device(device: str | torch.device) -> torch.device:
+    """Find the device that is meant.
+
+    Args:
+        device: a device, its name, such as ``"cuda:1"``, or ``"auto"`` for CUDA where there is any, and the CPU else.
+
+    Raises:
+        ValueError: PyTorch does not find it.
+
+    Example:
+        >>> chosen_device("cpu")
+        device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not there
+        raise ValueError(
+            f"Expected argument `device` to be one that PyTorch finds, but got {str(device)!r}. Use 'auto' or 'cpu'."
+        ) from error
+    return chosen
