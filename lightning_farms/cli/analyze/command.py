@@ -30,7 +30,6 @@ from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.progress import progress_bar, progress_is_shown
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
-_BROKEN_PIPE = 141  # 128 and the number of the signal, as shells have it
 _WIDE = 1000  # columns of a table that is not printed on a terminal: it takes as many as it needs
 
 
@@ -46,12 +45,7 @@ def run(args: list[str]) -> None:
     """
     options = parse_options(args)
     with failing_on(*_USER_MISTAKES):
-        try:
-            _analyze(options)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
-            raise SystemExit(_BROKEN_PIPE) from None
+        _analyze(options)
 
 
 def _analyze(options: AnalyzeOptions) -> None:
@@ -147,7 +141,7 @@ def _on_device(weights: Iterator[LayerWeight], device: str) -> Iterator[LayerWei
 
 def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
     if options.format == "table" and options.out is None:
-        _print(_Stdout() if sys.stdout.isatty() else _Stdout(width=_WIDE), report, comparison, options)
+        _print(Console() if sys.stdout.isatty() else Console(width=_WIDE), report, comparison, options)
         return
     if options.format == "table":
         stream = StringIO()
@@ -163,14 +157,6 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
             draft.write_text(text, encoding="utf-8")
         sys.stderr.write(f"Written to {options.out}\n")
     sys.stderr.write(f"alpha of {_analysed(options)}: {report.summary}\n")
-
-
-class _Stdout(Console):
-    """Console that leaves it to :func:`run` what happens when the reader goes away, as rich's exit status is 1."""
-
-    def on_broken_pipe(self) -> None:
-        """Called where BrokenPipeError was caught."""
-        raise  # noqa: PLE0704
 
 
 def _print(console: Console, report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
