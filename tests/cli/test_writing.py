@@ -75,12 +75,21 @@ JOBS = {
     "evaluate": [Job("{here}/lm --tasks tiny_choice --include_path {here}/tasks --limit 4 --json a.json", ("a.json",))],
 }
 SLOW = {"evaluate"}  # lm-evaluation-harness is of the extra `slow`
-CASES = [
-    pytest.param(command, job, id=f"{command} {job.files[0] if job.files else ''}".strip(), marks=marks)
-    for command, jobs in JOBS.items()
-    for marks in [[pytest.mark.slow] if command in SLOW else []]
-    for job in jobs
-]
+SECONDS_EACH = SLOW | {"fit", "validate", "test", "predict", "prune", "perplexity"}
+
+
+def cases(slow):
+    """All of them, those of some subcommands marked as slow."""
+    return [
+        pytest.param(
+            command,
+            job,
+            id=f"{command} {job.files[0] if job.files else ''}".strip(),
+            marks=[pytest.mark.slow] if command in slow else [],
+        )
+        for command, jobs in JOBS.items()
+        for job in jobs
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +149,7 @@ def test_every_subcommand_is_tried(capsys):
     assert set(listed) == set(JOBS)
 
 
-@pytest.mark.parametrize(("command", "job"), CASES)
+@pytest.mark.parametrize(("command", "job"), cases(SLOW))
 def test_a_full_disk(command, job, ended, tmp_path):
     for name in job.files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -153,7 +162,7 @@ def test_a_full_disk(command, job, ended, tmp_path):
         assert any(name in messages(err)[0] for name in job.files)
 
 
-@pytest.mark.parametrize(("command", "job"), [case for case in CASES if case.values[1].files])
+@pytest.mark.parametrize(("command", "job"), [case for case in cases(SECONDS_EACH) if case.values[1].files])
 def test_a_folder_of_that_name(command, job, ended, tmp_path):
     for name in job.files:
         (tmp_path / name).mkdir(parents=True)
@@ -163,7 +172,7 @@ def test_a_folder_of_that_name(command, job, ended, tmp_path):
 
 
 @pytest.mark.parametrize("stdout", ["closed", "full"])
-@pytest.mark.parametrize(("command", "job"), CASES)
+@pytest.mark.parametrize(("command", "job"), cases(SECONDS_EACH))
 def test_stdout_that_takes_nothing(command, job, ended, stdout):
     if command == "download":
         job = Job("--list")
