@@ -6,10 +6,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+BROKEN_PIPE = 141  # 128 and the number of the signal, as shells have it
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
 _ARGUMENTS = re.compile(r"\barguments? (`\w+`(?:(?: and |, )`\w+`)*)")
 
@@ -29,9 +30,61 @@ def traceback_wanted() -> bool:
 
 def fail(error: BaseException, message: str | None = None) -> NoReturn:
     """End with a message on stderr, the error's own when left out, and exit status 1."""
+    in_vain = _flush_or_drop()
     text = message_of(error) if message is None else message
-    sys.stderr.write(f"lightning-farms: error: {text}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n")
+    text = _of_stdout(in_vain) if in_vain is not None and isinstance(error, OSError) else text
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(
+            f"lightning-farms: error: {_printable(text)}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n"
+        )
     raise SystemExit(1) from error
+
+
+def _printable(text: str) -> str:
+    """A message without what a terminal would obey, such as the name of a tensor may hold."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+@contextmanager
+def writing_to_stdout() -> Iterator[None]:
+    """End with status 141 where the reader of stdout has gone, with a message and 1 where stdout cannot be written to.
+
+    What is left in its buffer is written at the end, or dropped: Python would complain about it when it closes stdout.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        raise SystemExit(BROKEN_PIPE) from None
+    except OSError as error:
+        _drop_stdout()
+        if traceback_wanted():
+            raise
+        fail(error, _of_stdout(error))
+    except SystemExit as ended:
+        _flush_or_drop()
+        if isinstance(ended.__context__, BrokenPipeError):  # rich ends with 1
+            raise SystemExit(BROKEN_PIPE) from None
+        raise
+
+
+def _of_stdout(error: OSError) -> str:
+    return f"Expected stdout to be writable, but: {error.strerror or error}. Write to a place that has room."
+
+
+def _flush_or_drop() -> OSError | None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_stdout()
+        return error
+    return None
+
+
+def _drop_stdout() -> None:
+    with suppress(OSError, ValueError):  # a stdout without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -42,6 +95,8 @@ def failing_on(*mistakes: type[Exception], **positional: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except mistakes as error:
         if traceback_wanted():
             raise

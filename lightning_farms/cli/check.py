@@ -46,14 +46,14 @@ def _is_right(path: str, layout: dict[str, Any]) -> bool:
     """Report on a file; whether nothing is wrong."""
     try:
         file = PDEBenchFile(path, **layout)
-        sys.stdout.write(f"{path}\n  {_contents(file)}\n")
+        said = f"{path}\n  {_contents(file)}\n"
         with progress_bars(unit="steps", show=progress_is_shown()) as start_bar:
             found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0)))
         file.close()
     except _USER_MISTAKES as error:
         sys.stdout.write(f"{path}\n  cannot be read: {message_of(error)}\n")
         return False
-    sys.stdout.write("".join(f"  {line}\n" for line in _report(found)))
+    sys.stdout.write(said + "".join(f"  {line}\n" for line in _report(found)))
     return not found
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from lightning_farms.cli._shell import package_version
+from lightning_farms.cli._shell import package_version, writing_to_stdout
 
 _DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
 with learning rates per layer that follow from it."""
@@ -33,8 +33,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
-    arguments, 130 when interrupted, unless in training); set the environment variable LIGHTNING_FARMS_TRACEBACK to 1 to
-    see where it was raised.
+    arguments, 130 when interrupted, unless in training, 141 where the reader of stdout has gone); set the environment
+    variable LIGHTNING_FARMS_TRACEBACK to 1 to see where it was raised.
 
     Args:
         args: Arguments; those of the process when left out.
@@ -53,10 +53,12 @@ def main(args: list[str] | None = None) -> None:
     if arguments[0] not in _OWN:
         from lightning_farms.cli.train.command import train
 
-        train(args)
+        with writing_to_stdout():
+            train(args)
         return
     try:
-        import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
+        with writing_to_stdout():
+            import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
     except KeyboardInterrupt:
         sys.stderr.write("\nlightning-farms: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

@@ -101,7 +101,8 @@ class PrunedFolder:
             if kept is not None:
                 kept.unlink()
         index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
-        (self._partial / "model.safetensors.index.json").write_text(json.dumps(index_of_shards, indent=2))
+        with complete_or_nothing(self._partial / "model.safetensors.index.json") as draft:
+            draft.write_text(json.dumps(index_of_shards, indent=2), encoding="utf-8")
         self._describe(report, tokenizer)
         for name in blocks:
             (self._partial / f"{name}.block.json").unlink()
@@ -160,7 +161,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     separate = {
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
-    _safetensors().save_file(separate, path, metadata={"format": "pt"})
+    package = import_extra("safetensors", extra="llm", what="Writing a model's folder")
+    try:
+        _safetensors().save_file(separate, path, metadata={"format": "pt"})
+    except package.SafetensorError as error:  # of a full disk, too
+        raise OSError(str(error)) from error
 
 
 def _safetensors() -> ModuleType:

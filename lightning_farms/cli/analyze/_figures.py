@@ -13,6 +13,7 @@ from lightning_farms.analysis.comparison import Comparison
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SCANS
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
 
@@ -60,8 +61,8 @@ def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
     """Draw and write pictures one by one."""
     for picture in pictures:
         path = folder / picture.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.draw().savefig(path)
+        with complete_or_nothing(path) as draft:
+            picture.draw().savefig(draft, format=path.suffix[1:])
         yield path
 
 

@@ -34,7 +34,6 @@ from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.progress import progress_bar, progress_is_shown
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
-_BROKEN_PIPE = 141  # 128 and the number of the signal, as shells have it
 _WIDE = 1000  # columns of a table that is not printed on a terminal: it takes as many as it needs
 
 
@@ -50,12 +49,7 @@ def run(args: list[str]) -> None:
     """
     options = parse_options(args)
     with failing_on(*_USER_MISTAKES):
-        try:
-            _analyze(options)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
-            raise SystemExit(_BROKEN_PIPE) from None
+        _analyze(options)
 
 
 def _analyze(options: AnalyzeOptions) -> None:
@@ -154,7 +148,7 @@ def _on_device(weights: Iterator[LayerWeight], device: str) -> Iterator[LayerWei
 
 def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
     if options.format == "table" and options.out is None:
-        _print(_Stdout() if sys.stdout.isatty() else _Stdout(width=_WIDE), report, comparison, options)
+        _print(Console() if sys.stdout.isatty() else Console(width=_WIDE), report, comparison, options)
         return
     if options.format == "table":
         stream = StringIO()
@@ -172,14 +166,6 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
     lines = [] if options.format == "table" else closing_lines(list(report), of_change=options.base is not None)
     for line in (f"alpha of {_analysed(options)}: {report.summary}", *lines):
         sys.stderr.write(f"{line}\n")
-
-
-class _Stdout(Console):
-    """Console that leaves it to :func:`run` what happens when the reader goes away, as rich's exit status is 1."""
-
-    def on_broken_pipe(self) -> None:
-        """Called where BrokenPipeError was caught."""
-        raise  # noqa: PLE0704
 
 
 def _print(console: Console, report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
+from lightning_farms.cli.train._config_file import WholeConfig
 from lightning_farms.cli.train._freezing import freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
@@ -193,12 +194,13 @@ def train(args: list[str] | None = None) -> None:
             seed_everything_default=42,
             parser_class=FarmsParser,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=WholeConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
             args=args,
         )
     except _USER_MISTAKES as error:
-        if traceback_wanted():
+        if traceback_wanted() or isinstance(error, BrokenPipeError):
             raise
         fail(error)
 

@@ -82,7 +82,7 @@ def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], pat
     try:
         save_file(contiguous, path, metadata={"format": "pt", SAFETENSORS_SETTINGS: json.dumps(settings)})
     except SafetensorError as error:
-        raise OSError(f"Expected room for {path.name} in {path.parent}, but it cannot be written: {error}.") from error
+        raise OSError(str(error)) from error
     path.chmod(readers)
 
 
