@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_farms.metrics import VRMSE, RelativeL2Error, has_velocities, trivial_predictions
 
@@ -18,7 +18,7 @@ class TrivialErrors(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in _PREDICTORS:
-            errors = {"l2re": RelativeL2Error(), "vrmse": VRMSE()}
+            errors: dict[str, Metric | MetricCollection] = {"l2re": RelativeL2Error(), "vrmse": VRMSE()}
             self.add_module(name, MetricCollection(errors, compute_groups=False))
 
     def update(self, given: Tensor, target: Tensor, channels: Sequence[str]) -> None:
