@@ -35,8 +35,10 @@ FILE_ARROWS = {
     "analysis/report.py": {"plotting"},  # report.plot()
     "analysis/layer_spectrum.py": {"plotting"},  # report["fc"].plot_xmin_scan()
     "models/operator_module.py": {"metrics"},
+    "models/_trivial_errors.py": {"metrics"},
     "callbacks/prediction_writer.py": {"data"},  # writes what the data module reads
     "callbacks/rollout_monitor.py": {"metrics"},
+    "callbacks/_rollouts/record.py": {"metrics"},
 }
 # room -> what it may import from outside, besides the standard library; rooms that are not named: anything
 OUTSIDE = {

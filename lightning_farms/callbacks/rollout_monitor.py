@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -55,12 +56,12 @@ class RolloutMonitor(KeptCallback):
     ================================  =================================================================================
     ``val/fields/<channel>``          truth, prediction and error of the first trajectory over a few frames, as a
                                       figure, every ``every_n_epochs`` and at the end; ``<channel>/2``: the second, ...
-    ``val/error_over_time``           relative L2 error over the frames, a line a channel, and that of the first
-                                      validation, as a figure, as often
+    ``val/error_over_time``           relative L2 error over the frames, a line a channel, that of the first validation
+                                      and those of persistence and the drift-free prediction, as a figure, as often
     ``val/l2re_frame/<number>``       relative L2 error of the first, the middle and the last frame, mean over channels,
                                       each validation; other callbacks can monitor them
     ``test/l2re_over_time/<channel>`` scalars whose step is the frame's number, so that TensorBoard draws the curve;
-                                      ``<channel>`` is also ``mean``
+                                      ``<channel>`` is also ``mean``, ``persistence``, ``drift_free``
     ================================  =================================================================================
 
     With several data loaders, ``/dataloader_idx_<i>`` is added. Errors are per frame and channel over space, then
@@ -226,7 +227,8 @@ class RolloutMonitor(KeptCallback):
             return
         if loader not in self._records:
             metric = RelativeL2Error(per="frame_and_channel").to(rollouts.target.device)
-            self._records[loader] = RolloutRecord(metric, self.samples if sinks(trainer) else 0, self.frames)
+            names = partial(channel_names, getattr(trainer, "datamodule", None))
+            self._records[loader] = RolloutRecord(metric, self.samples if sinks(trainer) else 0, self.frames, names)
         if not self._records[loader].add(rollouts, evaluation_loaders(trainer)[loader]):
             self._warn_once("frames", _UNEVEN)
 
@@ -249,12 +251,13 @@ class RolloutMonitor(KeptCallback):
     def _evaluation(self, trainer: Trainer, record: RolloutRecord, stage: str, suffix: str) -> list[Evaluation]:
         """One evaluation, none where the rollouts differ in shape; a collective."""
         try:
-            errors = record.errors()
+            errors, trivial = record.errors(), record.trivial_errors()
         except ValueError:  # on all processes
             self._warn_once("frames", _UNEVEN)
             return []
         names = _names(trainer, record.given, errors)
-        return [Evaluation(stage, suffix, _when(trainer), _step(trainer), names, errors, record.kept, record.drawn)]
+        when, step = _when(trainer), _step(trainer)
+        return [Evaluation(stage, suffix, when, step, names, errors, trivial, record.kept, record.drawn)]
 
     def _draw(self, trainer: Trainer) -> None:
         """Draw the last evaluation, unless that has been done."""
@@ -290,8 +293,9 @@ def _log_curves(trainer: Trainer, evaluation: Evaluation) -> list[Exception]:
     """A scalar a frame and channel, at the frame's number as its step; what loggers raised."""
     errors: list[Exception] = []
     key = f"{evaluation.stage}/l2re_over_time"
-    for frame, row in zip(evaluation.names.frames, evaluation.errors, strict=True):
-        values = {**dict(zip(evaluation.names.channels, row, strict=True)), "mean": _mean(row)}
+    for index, (frame, row) in enumerate(zip(evaluation.names.frames, evaluation.errors, strict=True)):
+        trivial = {name: values[index] for name, values in evaluation.trivial.items()}
+        values = {**dict(zip(evaluation.names.channels, row, strict=True)), "mean": _mean(row), **trivial}
         scalars = {f"{key}/{name}{evaluation.suffix}": value for name, value in values.items()}
         errors += log_scalars(trainer, scalars, frame)
     return errors

@@ -20,9 +20,9 @@ from lightning_farms.data.simulation.flows import SimulationConfig
 Device = Literal["cpu", "cuda", "auto"]
 
 _USER_MISTAKES = (ValueError, OSError, RuntimeError)
-_DESCRIPTION = """Simulate random 2D compressible flows on the periodic unit square, from time 0 to 1, with the initial
-states and the physics of PDEBench's 2D CFD sets, and write them as PDEBench's files are laid out. OUT appears only once
-it is complete. Where it was written goes to stderr. Exit status: 0 done; 1 it cannot be written or simulated; 2 wrong
+_DESCRIPTION = """Simulate random 2D compressible flows on the periodic unit square, with the initial states and the
+physics of PDEBench's 2D CFD sets, and write them as PDEBench's files are laid out. OUT appears only once it is
+complete. Where it was written goes to stderr. Exit status: 0 done; 1 it cannot be written or simulated; 2 wrong
 arguments; 130 interrupted."""
 
 

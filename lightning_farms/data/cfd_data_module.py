@@ -1,6 +1,5 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence, Sized
@@ -478,7 +477,7 @@ class CFDDataModule(DataModule):
 
 
 def _cache_name(config: SimulationConfig) -> str:
-    settings = json.dumps({"version": SIMULATOR_VERSION, **dataclasses.asdict(config)}, sort_keys=True)
+    settings = json.dumps({"version": SIMULATOR_VERSION, **config.settings()}, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
     return (
         f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"

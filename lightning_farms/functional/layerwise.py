@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -231,7 +232,9 @@ def _common_factor(values: Tensor, shares: Tensor, mean: str, low: float, high: 
 
 
 def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_ratio", "lr_max_ratio")) -> None:
-    """Raise a ValueError, which calls them by their names, unless 0 < low <= high < infinity."""
+    """Raise an error, which calls them by their names, unless 0 < low <= high < infinity."""
+    for name, value in zip(names, (low, high), strict=True):
+        _check_number(name, value)
     if not (0 < low <= high < math.inf):
         raise ValueError(
             f"Expected arguments `{names[0]}` and `{names[1]}` to satisfy 0 < {names[0]} <= {names[1]}, "
@@ -239,8 +242,18 @@ def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_rati
         )
 
 
+def _check_number(name: str, value: object) -> None:
+    """An object in a number's place is, as a rule, one that was to be given by its name."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"Expected argument `{name}` to be a number, but got {value!r}. Give other arguments by their names."
+        )
+
+
 def check_sigmoid(s_low: float, s_high: float, tau: float) -> None:
-    """Raise a ValueError unless s_low and s_high are finite and not negative, and tau is finite and positive."""
+    """Raise unless s_low and s_high are finite and not negative, and tau is finite and positive."""
+    for name, value in (("s_low", s_low), ("s_high", s_high), ("tau", tau)):
+        _check_number(name, value)
     for name, value in (("s_low", s_low), ("s_high", s_high)):
         if not 0 <= value < math.inf:
             raise ValueError(f"Expected argument `{name}` to be finite and not negative, but got {value}.")

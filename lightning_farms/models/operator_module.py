@@ -43,6 +43,7 @@ from lightning_farms.models._checks import (
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._finite import check_finite_weights
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
+from lightning_farms.models._trivial_errors import TrivialErrors
 
 _SHOWN = 3
 _BANDS = ("low", "mid", "high")
@@ -61,9 +62,11 @@ class OperatorModule(LightningModule):
     The loss is in the network's units. Metrics, and what `validation_step`, `test_step` and `predict_step` return, are
     in physical units: through the data module's `denormalize`, where it has one.
 
-    Logs (all per epoch): ``train/loss``, ``val/l2re``, ``val/nrmse``; ``test/l2re``, ``test/l2re/<channel>``,
-    ``test/nrmse``, ``test/rmse``, ``test/vrmse``, ``test/conserved_rmse``, ``test/max_error``, ``test/boundary_rmse``,
-    and, on grids of at least 26 x 26 points, ``test/fourier_low``, ``test/fourier_mid``, ``test/fourier_high``.
+    Logs (all per epoch): ``train/loss``, ``val/l2re``, ``val/nrmse``, ``val/vrmse``; ``test/l2re``, ``test/nrmse``,
+    ``test/l2re_channel/<channel>``, ``test/rmse``, ``test/vrmse``, ``test/conserved_rmse``, ``test/max_error``,
+    ``test/boundary_rmse``, and, from 26 x 26 points, ``test/fourier_low``, ``test/fourier_mid``, ``test/fourier_high``.
+    What trivial predictors score on the same flows: ``val/l2re_persistence``, ``val/vrmse_persistence``, and, where
+    channels are called "Vx" or "Vy", ``val/l2re_drift_free``, ``val/vrmse_drift_free``; likewise ``test/``.
 
     A training whose loss or weights are no longer finite stops with a FloatingPointError that names the last good
     checkpoint; none is written of weights that are not finite. Under a gradient scaler (precision 16-mixed) a loss that
@@ -165,6 +168,8 @@ class OperatorModule(LightningModule):
         self.compile_network = compile_network
         self.val_l2re = RelativeL2Error()
         self.val_nrmse = NormalizedRMSE()
+        self.val_vrmse = VRMSE()
+        self.trivial_errors = TrivialErrors()
         self.test_l2re = RelativeL2Error(per="channel")
         self.test_fourier = FourierRMSE()
         self.test_errors = MetricCollection(
@@ -320,7 +325,7 @@ class OperatorModule(LightningModule):
             self._watch.check_weights(self)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Roll out to the last frame of y and log ``val/l2re`` and ``val/nrmse``.
+        """Roll out to the last frame of y and log ``val/l2re``, ``val/nrmse`` and ``val/vrmse``.
 
         Args:
             batch: Given frames (batch, X, Y, T_in, channels) and all that follow (batch, X, Y, T, channels).
@@ -331,16 +336,23 @@ class OperatorModule(LightningModule):
         """
         fields = self._rolled_out(batch)
         size = len(fields["given"])
-        prediction, target = self._without_repetitions(fields, batch_idx)
+        given, prediction, target = self._without_repetitions(fields, batch_idx)
         if len(target):
-            self.val_l2re.update(prediction, target)
-            self.val_nrmse.update(prediction, target)
+            for metric in (self.val_l2re, self.val_nrmse, self.val_vrmse):
+                metric.update(prediction, target)
+            self.trivial_errors.update(given, target, self._channels(given))
         self.log("val/l2re", self.val_l2re, on_epoch=True, prog_bar=True, batch_size=size)
         self.log("val/nrmse", self.val_nrmse, on_epoch=True, batch_size=size)
+        self.log("val/vrmse", self.val_vrmse, on_epoch=True, batch_size=size)
         return fields
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the trivial predictors' errors of another evaluation."""
+        self.trivial_errors.reset()
+
     def on_validation_epoch_end(self) -> None:
-        """Warn, once, of rollouts that blow up."""
+        """Log what trivial predictors score; warn, once, of rollouts that blow up."""
+        self._log_trivial("val")
         if not self._blew_up and not math.isfinite(float(self.val_l2re.compute())):
             self._blew_up = True
             rank_zero_warn(
@@ -350,7 +362,7 @@ class OperatorModule(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Forget what a test that was broken off has left."""
-        for metric in (self.test_l2re, self.test_errors, self.test_fourier):
+        for metric in (self.test_l2re, self.test_errors, self.test_fourier, self.trivial_errors):
             metric.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -364,9 +376,10 @@ class OperatorModule(LightningModule):
             Fields in physical units: "given", "prediction" and "target".
         """
         fields = self._rolled_out(batch)
-        prediction, target = self._without_repetitions(fields, batch_idx)
+        given, prediction, target = self._without_repetitions(fields, batch_idx)
         if len(target) == 0:
             return fields
+        self.trivial_errors.update(given, target, self._channels(given))
         self.test_l2re.update(prediction, target)
         self.test_errors.update(prediction, target)
         least = 2 * (self.test_fourier.high + 1)
@@ -379,26 +392,34 @@ class OperatorModule(LightningModule):
             )
         return fields
 
-    def _without_repetitions(self, fields: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Prediction and target, less the items by which a distributed sampler gives all processes equally many."""
-        prediction, target = fields["prediction"], fields["target"]
+    def _without_repetitions(self, fields: dict[str, Tensor], batch_idx: int) -> list[Tensor]:
+        """Given, prediction, target, less the items by which a distributed sampler gives all processes equally many."""
+        parts = [fields[name] for name in ("given", "prediction", "target")]
         if self._trainer is None:
-            return prediction, target
+            return parts
         loader = evaluation_loaders(self.trainer)[0]
-        size = getattr(loader, "batch_size", None) or 0
-        own = own_items(loader, batch_idx * size, len(target)) if size else len(target)
-        return prediction[:own], target[:own]
+        size, items = getattr(loader, "batch_size", None) or 0, len(parts[0])
+        own = own_items(loader, batch_idx * size, items) if size else items
+        return [part[:own] for part in parts]
+
+    def _channels(self, fields: Tensor) -> list[str]:
+        return channel_names(self._datamodule(), fields.shape[4])
+
+    def _log_trivial(self, stage: str) -> None:
+        errors = self.trivial_errors.compute(list(getattr(self._datamodule(), "channels", None) or ()))
+        self.log_dict({f"{stage}/{name}": error for name, error in errors.items()}, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""
         per_channel = self.test_l2re.compute().reshape(-1)  # of one channel, torchmetrics gives a scalar
         names = channel_names(self._datamodule(), len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
-        errors |= {f"l2re/{name}": error for name, error in zip(names, per_channel, strict=True)}
+        errors |= {f"l2re_channel/{name}": error for name, error in zip(names, per_channel, strict=True)}
         if self.trainer.strategy.reduce_boolean_decision(self.test_fourier.update_called, all=False):
             bands = zip(_BANDS, self.test_fourier.compute(), strict=True)
             errors |= {f"fourier_{band}": error for band, error in bands}
         self.log_dict({f"test/{name}": error for name, error in errors.items()}, sync_dist=True)
+        self._log_trivial("test")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Roll out over the frames of y.

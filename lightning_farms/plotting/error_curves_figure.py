@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ _LEGEND = 0.3  # inches a row
 _LEGEND_COLUMNS = (6, 4)  # where all texts are short, and else
 _LEGEND_FONT = 9
 _HANDLE = 0.45  # inches, of a line in the legend
+_REFERENCES = ("--", "-.")  # styles of their lines
 _COLOURS = 10  # of the cycle, after which dashes tell channels apart
 
 
@@ -32,6 +34,7 @@ def error_curves_figure(
     unit: str = "frame",
     before: Values | None = None,
     before_label: str = "before",
+    references: Mapping[str, Sequence[float]] | None = None,
     title: str = "Relative L2 error over the rollout",
 ) -> Figure:
     """Draw a line a channel over the frames, and their mean, on a logarithmic axis.
@@ -45,13 +48,14 @@ def error_curves_figure(
         unit: What the positions are.
         before: Earlier errors of the same shape, drawn dotted.
         before_label: What to call them.
+        references: {name: mean errors by frame} of other predictions to judge by, drawn in grey.
         title: Title of the figure.
 
     Returns:
         The figure, unknown to pyplot: nothing has to be closed.
 
     Raises:
-        ValueError: If there is no error, or names, positions or earlier errors do not fit the errors.
+        ValueError: If there is no error, or names, positions, earlier errors or references do not fit the errors.
 
     Example:
         >>> figure = error_curves_figure([[0.01, 0.02], [0.03, 0.04]], channels=["Vx", "Vy"], positions=[10, 11])
@@ -62,10 +66,11 @@ def error_curves_figure(
 
     now = as_array(errors, "errors", 2)
     earlier = None if before is None else as_array(before, "before", 2)
-    _check(now, earlier, channels, positions)
+    _check(now, earlier, channels, positions, references or {})
     figure = Figure(figsize=_SIZE, dpi=110)
     names = [_legend_name(name) for name in channels]
-    texts = [*names, "mean", *([] if earlier is None else [before_label])]
+    others = {name: np.asarray(values, dtype=np.float64) for name, values in (references or {}).items()}
+    texts = [*names, "mean", *([] if earlier is None else [before_label]), *others]
     columns = _LEGEND_COLUMNS[widest(texts, _LEGEND_FONT) + _HANDLE > _SIZE[0] / _LEGEND_COLUMNS[0]]
     rows = -(-len(texts) // columns)
     margins = Margins(left=0.85, right=0.15, bottom=0.52 + _LEGEND * rows, top=0.4)
@@ -73,7 +78,9 @@ def error_curves_figure(
     _draw(axes, now, names, positions)
     if earlier is not None:
         _draw_earlier(axes, earlier, positions, before_label)
-    shown = [now] if earlier is None else [now, earlier]
+    for style, (name, values) in zip(cycle(_REFERENCES), others.items(), strict=False):
+        axes.plot(positions, values, style, lw=1.6, color="grey", label=name)
+    shown = [now, *others.values()] if earlier is None else [now, earlier, *others.values()]
     if any((np.isfinite(values) & (values > 0)).any() for values in shown):
         _make_logarithmic(axes)
     axes.grid(visible=True, which="both", alpha=0.25)
@@ -101,6 +108,7 @@ def _check(
     before: NDArray[np.float64] | None,
     channels: Sequence[str],
     positions: Sequence[float],
+    references: Mapping[str, Sequence[float]],
 ) -> None:
     if not errors.size:
         raise ValueError(f"Expected argument `errors` to have frames and channels, but got shape {errors.shape}.")
@@ -109,6 +117,12 @@ def _check(
             "Expected argument `errors` to have one row a position and one column a channel, "
             f"({len(positions)}, {len(channels)}), but got shape {errors.shape}."
         )
+    for name, values in references.items():
+        if len(values) != len(positions):
+            raise ValueError(
+                f"Expected argument `references` to have an error for each of {len(positions)} positions, but got "
+                f"{len(values)} of {name!r}."
+            )
     if before is not None and before.shape != errors.shape:
         raise ValueError(
             f"Expected argument `before` to have the shape of `errors`, {errors.shape}, but got {before.shape}."

@@ -161,3 +161,9 @@ def test_mistakes_are_named(options, message, callbacks_of, capsys):
     with pytest.raises((SystemExit, ValueError)) as raised:
         callbacks_of({"class_path": f"lightning_farms.{kind}", "init_args": options})
     assert re.search(message, capsys.readouterr().err + str(raised.value))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TBSigmoid, "s_low"), (TempBalance, "lr_min_ratio")])
+def test_an_analysis_in_the_place_of_a_number_is_told_so(kind, name):
+    with pytest.raises(TypeError, match=rf"Expected argument `{name}` to be a number, but got FARMS.* by their names"):
+        kind(FARMS())

@@ -148,6 +148,23 @@ def test_names_and_times_come_from_the_data_module(trainer, drawn):
     torch.testing.assert_close(torch.tensor(errors), expected(), rtol=1e-6, atol=0)
 
 
+def test_what_needs_no_network_is_drawn_and_logged_beside_it(trainer, drawn):
+    data = Flows()
+    run = trainer(RolloutMonitor())
+    run.test(Operator(), datamodule=data, verbose=False)
+    x, y = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
+    persistence = x[:, :, :, -1:].expand_as(y)
+    drift = persistence.clone()
+    drift[..., 0] = drift[..., 0].mean((1, 2), keepdim=True)  # of Vx; density is frozen
+    references = drawn["error_curves_figure"][0][1]["references"]
+    assert set(references) == {"persistence", "drift-free"}
+    for name, prediction in (("persistence", persistence), ("drift-free", drift)):
+        errors = (prediction - y).flatten(1, 2).norm(dim=1) / y.flatten(1, 2).norm(dim=1)
+        torch.testing.assert_close(torch.tensor(references[name]), errors.mean((0, 2)), rtol=1e-5, atol=0)
+        logged = events(run).Scalars(f"test/l2re_over_time/{name.replace('-', '_')}")
+        assert [event.value for event in logged] == pytest.approx(references[name], rel=1e-5)
+
+
 def test_what_is_drawn_without_names_is_the_first_trajectory(trainer, drawn):
     data = loader()
     run = trainer(RolloutMonitor(frames=2))

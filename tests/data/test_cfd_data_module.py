@@ -155,6 +155,7 @@ def test_each_setting_has_a_cache_file_of_its_own(tmp_path):
         "stress": "full",
         "windowed_share": 0.0,
         "seed": 1,
+        "duration": 0.5,
     }
     settings = [SIMULATION, *(SimulationConfig(**{**vars(SIMULATION), name: value}) for name, value in changes.items())]
     names = {CFDDataModule(cache_dir=tmp_path, simulation=config).data_path.name for config in settings}

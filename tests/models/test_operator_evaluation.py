@@ -77,16 +77,36 @@ def test_every_error_of_the_whole_test_set_is_logged(tmp_path, kind):
     expected |= {f"test/fourier_{band}": value for band, value in zip(("low", "mid", "high"), bands, strict=True)}
     names = getattr(kind, "channels", ("channel 0", "channel 1"))
     channels = metrics.relative_l2_error(prediction, target, per="channel").tolist()
-    expected |= {f"test/l2re/{name}": value for name, value in zip(names, channels, strict=True)}
+    expected |= {f"test/l2re_channel/{name}": value for name, value in zip(names, channels, strict=True)}
+    expected |= trivial("test", returned, names)
     assert logged == pytest.approx(expected, rel=1e-5)
+    assert [(key, other) for key in logged for other in logged if other.startswith(f"{key}/")] == []
 
 
-def test_validation_logs_two_errors_in_physical_units(tmp_path):
+def trivial(stage, returned, names):
+    """Errors of the trivial predictors on all samples at once."""
+    given, target = returned.all("given"), returned.all("target")
+    predictions = {"persistence": given[:, :, :, -1:].expand_as(target)}
+    if "Vx" in names:
+        calm = given[:, :, :, -1:].clone()
+        calm[..., 0] = calm[..., 0].mean((1, 2), keepdim=True)
+        predictions["drift_free"] = calm.expand_as(target)
+    functions = {"l2re": metrics.relative_l2_error, "vrmse": metrics.vrmse}
+    return {
+        f"{stage}/{error}_{name}": float(function(prediction, target))
+        for name, prediction in predictions.items()
+        for error, function in functions.items()
+    }
+
+
+def test_validation_logs_errors_in_physical_units(tmp_path):
     _, returned, logged = evaluated(tmp_path, Normalized(), "validate")
     prediction, target = returned.all("prediction"), returned.all("target")
     expected = {
         "val/l2re": float(metrics.relative_l2_error(prediction, target)),
         "val/nrmse": float(metrics.normalized_rmse(prediction, target)),
+        "val/vrmse": float(metrics.vrmse(prediction, target)),
+        **trivial("val", returned, Normalized.channels),
     }
     assert logged == pytest.approx(expected, rel=1e-5)
 
@@ -96,7 +116,10 @@ def test_grids_without_a_high_band_leave_it_out_and_say_so(tmp_path, caplog):
         _, _, logged = evaluated(tmp_path, Fields(), "test")
     (said,) = (message for message in caplog.messages if "Leaving out test/fourier_low" in message)
     assert "highest band needs 26 x 26 points, but the fields have 4 x 4" in said
-    assert set(logged) == {*ERRORS, "test/l2re/channel 0", "test/l2re/channel 1"}
+    assert set(logged) == {
+        *(*ERRORS, "test/l2re_channel/channel 0", "test/l2re_channel/channel 1"),
+        *("test/l2re_persistence", "test/vrmse_persistence"),
+    }
 
 
 def test_a_second_test_starts_anew(tmp_path):

@@ -39,6 +39,17 @@ def test_earlier_errors_are_dotted_and_named_once():
     assert [line.get_color() for line in dotted] == ["C0", "C1", "black"]
 
 
+def test_references_are_grey_lines_with_names():
+    references = {"persistence": [0.3, 0.4, 0.5], "drift-free": [0.2, 0.2, 0.2]}
+    figure = error_curves_figure(ERRORS, channels=["a", "b"], positions=[0, 1, 2], references=references)
+    grey = {line.get_label(): line for line in figure.axes[0].lines if line.get_color() == "grey"}
+    assert {name: list(line.get_ydata()) for name, line in grey.items()} == references
+    assert len({line.get_linestyle() for line in grey.values()}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == list(references)
+    with pytest.raises(ValueError, match="`references` to have an error for each of 3 positions, but got 1 of 'other'"):
+        error_curves_figure(ERRORS, channels=["a", "b"], positions=[0, 1, 2], references={"other": [1.0]})
+
+
 @pytest.mark.parametrize("errors", [np.zeros((3, 2)), np.full((3, 2), np.nan), np.array([[0.0, np.inf], [0.1, 1.0]])])
 def test_errors_that_have_no_logarithm_are_gaps(errors):
     figure = error_curves_figure(errors, channels=["a", "b"], positions=list(range(len(errors))))

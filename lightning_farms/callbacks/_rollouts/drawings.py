@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -39,6 +39,7 @@ class Evaluation:
         step: the step that it is logged under.
         names: of channels and frames.
         errors: relative L2 error over all trajectories, a row a frame, a column a channel.
+        trivial: {name: mean error by frame} of what needs no network.
         kept: the first trajectories.
         drawn: index of each of their frames.
     """
@@ -49,6 +50,7 @@ class Evaluation:
     step: int
     names: Names
     errors: Errors
+    trivial: Mapping[str, Sequence[float]]
     kept: Sequence[KeptRollout]
     drawn: Sequence[int]
 
@@ -104,6 +106,7 @@ def _curves(evaluation: Evaluation, earlier: Earlier | None) -> Pixels:
         unit="frame" if names.times is None else "time t",
         before=None if earlier is None else earlier.errors,
         before_label="" if earlier is None else earlier.when,
+        references={name.replace("_", "-"): values for name, values in evaluation.trivial.items()},
         title=f"Relative L2 error over the rollout{_comma(evaluation.when)}",
     )
     return pixels(figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_farms.common.evaluation_shares import own_items
+from lightning_farms.metrics.trivial_predictors import trivial_predictions
 
 _AXES = "(batch, X, Y, frames, channels)"
 
@@ -21,11 +22,13 @@ class Rollouts(NamedTuple):
         prediction: (batch, X, Y, frames, channels).
         target: the same shape.
         given: number of frames that precede them.
+        last: the last of those, (batch, X, Y, 1, channels); None where there is none.
     """
 
     prediction: Tensor
     target: Tensor
     given: int
+    last: Tensor | None = None
 
 
 class KeptRollout(NamedTuple):
@@ -61,8 +64,11 @@ def rollouts_of(outputs: object) -> Rollouts | str:
     fields = prediction.ndim == 5 and prediction.numel() and prediction.shape == target.shape
     if not fields or not prediction.is_floating_point() or not target.is_floating_point():
         return f"{prediction.dtype} of shape {tuple(prediction.shape)} and {target.dtype} of {tuple(target.shape)}"
-    frames = given.shape[3] if isinstance(given, Tensor) and given.ndim == 5 else 0
-    return Rollouts(prediction.detach(), target.detach(), frames)
+    if not isinstance(given, Tensor) or given.ndim != 5:
+        return Rollouts(prediction.detach(), target.detach(), 0)
+    last = given[:, :, :, -1:].detach()
+    fits = last[:, :, :, 0].shape == target[:, :, :, 0].shape
+    return Rollouts(prediction.detach(), target.detach(), given.shape[3], last if fits else None)
 
 
 def expected_outputs(step: str, got: str) -> str:
@@ -82,18 +88,21 @@ class RolloutRecord:
         given: number of frames that precede the predicted ones.
     """
 
-    def __init__(self, metric: Metric, samples: int, columns: int) -> None:
+    def __init__(self, metric: Metric, samples: int, columns: int, names: Callable[[int], Sequence[str]]) -> None:
         self.kept: list[KeptRollout] = []
         self.drawn: list[int] = []
         self.given = 0
         self._metric = metric
+        self._trivial: dict[str, Metric] = {}
+        self._fresh = metric.clone()
+        self._names = names  # of so many channels
         self._samples, self._columns = samples, columns
         self._seen = 0
         self._shape: torch.Size | None = None
 
     def add(self, rollouts: Rollouts, loader: object) -> bool:
         """Add a batch; False, and nothing added, if it has other frames or channels than the first."""
-        prediction, target, given = rollouts
+        prediction, target, given, _ = rollouts
         own = own_items(loader, self._seen, len(target))
         self._seen += len(target)
         self._shape = self._shape or target.shape[3:]
@@ -102,16 +111,31 @@ class RolloutRecord:
         self.given = given
         if own:
             self._metric.update(prediction[:own], target[:own])
+        self._add_trivial(rollouts, own)
         self.drawn = spread(target.shape[3], self._columns)
         for index in range(min(len(target), self._samples - len(self.kept))):
             fields = (field[index][:, :, self.drawn].to("cpu", torch.float32) for field in (prediction, target))
             self.kept.append(KeptRollout(*fields))
         return True
 
+    def _add_trivial(self, rollouts: Rollouts, own: int) -> None:
+        target = rollouts.target
+        if rollouts.last is None:
+            return
+        predictions = trivial_predictions(rollouts.last, target.shape[3], self._names(target.shape[4]))
+        for name, prediction in predictions.items():
+            metric = self._trivial.setdefault(name, self._fresh.clone())  # on every process, also where none is its own
+            if own:
+                metric.update(prediction[:own], target[:own])
+
     def errors(self) -> Errors:
         """Errors over the trajectories of all processes; each must call it, and gets a ValueError if shapes differ."""
         errors: Errors = self._metric.compute().tolist()
         return errors
+
+    def trivial_errors(self) -> dict[str, list[float]]:
+        """Errors of what needs no network, mean over channels, by frame; each process must call it."""
+        return {name: metric.compute().mean(-1).tolist() for name, metric in self._trivial.items()}
 
 
 def spread(length: int, number: int) -> list[int]:

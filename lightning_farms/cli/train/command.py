@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
+from lightning_farms.cli.train._closing import close
 from lightning_farms.cli.train._config_file import WholeConfig
 from lightning_farms.cli.train._freezing import freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
@@ -102,6 +103,13 @@ class FarmsCLI(LightningCLI):
         else:
             self._pretrain(pretraining, path)
         load_weights(network, path)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, where test flows are none that chose it, and say its errors."""
+        if isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule):
+            data = self._arguments("data")
+            separate = bool(data.get("val_fraction") or data.get("val_path"))
+            close(self.trainer, self.model, self.datamodule, separate_test=separate)
 
     def before_validate(self) -> None:
         """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""

@@ -1,9 +1,10 @@
 """Simulated sets of random 2D compressible flows, as tensors."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ SIMULATOR_VERSION = 2
 _CFL, _LEAST_CFL = 0.8, 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimulationConfig:
     """Settings of a simulated set; together they fix every number in it.
 
@@ -34,7 +35,7 @@ class SimulationConfig:
     Args:
         trajectories: number of trajectories, at least 1.
         resolution: cells along each side of the unit square, at least 8.
-        frames: frames from time 0 to time 1, both included, at least 2.
+        frames: frames from time 0 to the last one's, both included, at least 2.
         mach: mean initial speed in units of the speed of sound, in [0, 2]; taken before a window is applied.
         eta: kinematic shear viscosity, at least 0, in squared box lengths per unit of time.
         zeta: kinematic bulk viscosity, at least 0, same unit.
@@ -43,6 +44,7 @@ class SimulationConfig:
         windowed_share: probability that a trajectory starts at rest outside a square window, in [0, 1]; by default
             the share in PDEBench's files.
         seed: of the initial states, at least 0. Trajectory i depends on (seed, i), not on how many there are.
+        duration: time of the last frame, positive; 1 in PDEBench's files. Sound crosses the square in 0.25 to 2.5.
 
     Raises:
         ValueError: for a value out of range.
@@ -61,6 +63,10 @@ class SimulationConfig:
     stress: Stress = "unmixed"
     windowed_share: float = WINDOWED_SHARE
     seed: int = 0
+    duration: float = 1.0
+
+    def __repr__(self) -> str:
+        return f"SimulationConfig({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     def __post_init__(self) -> None:
         for name, least in (("trajectories", 1), ("resolution", 8), ("frames", 2), ("seed", 0)):
@@ -72,8 +78,17 @@ class SimulationConfig:
             if not 0 <= value <= most:
                 raise ValueError(f"Expected argument `{name}` to be in [0, {most:g}], but got {value!r}.")
         check_not_negative(eta=self.eta, zeta=self.zeta)
+        if not 0 < self.duration < math.inf:
+            raise ValueError(f"Expected argument `duration` to be positive and finite, but got {self.duration!r}.")
         if self.stress not in STRESSES:
             raise ValueError(f"Expected argument `stress` to be one of {list(STRESSES)}, but got {self.stress!r}.")
+
+    def settings(self) -> dict[str, Any]:
+        """Give the settings by name, a `duration` of 1 left out: so that sets have the names that they always had."""
+        settings = asdict(self)
+        if self.duration == 1:
+            del settings["duration"]
+        return settings
 
 
 class CFDSimulation(NamedTuple):
@@ -112,7 +127,7 @@ def simulate_cfd(
     dtype: torch.dtype = torch.float32,
     on_frame: Callable[[], None] | None = None,
 ) -> CFDSimulation:
-    r"""Simulate random 2D compressible flows on the periodic unit square from time 0 to 1.
+    r"""Simulate random 2D compressible flows on the periodic unit square.
 
     $$\partial_t \rho + \nabla \cdot (\rho v) = 0, \quad
     \rho (\partial_t v + v \cdot \nabla v) = -\nabla p + \nabla \cdot \tau, \quad
@@ -157,7 +172,7 @@ def simulate_cfd(
         vy=fields[2],
         x=centres,
         y=centres.clone(),
-        t=torch.tensor(frame_times(config.frames), dtype=dtype),
+        t=torch.tensor(frame_times(config.frames, config.duration), dtype=dtype),
         eta=config.eta,
         zeta=config.zeta,
         mach=config.mach,
@@ -179,7 +194,7 @@ def _integrate(
     on_frame: Callable[[], None] | None = None,
 ) -> Tensor:
     """Integrate; trajectories that become unstable again by themselves with steps half as long, and so on."""
-    times = frame_times(config.frames)
+    times = frame_times(config.frames, config.duration)
     flow = partial(integrate, eta=config.eta, zeta=config.zeta, stress=config.stress)
     try:
         return flow(initial, times, cfl=cfl, names=names, on_frame=on_frame)
@@ -209,11 +224,11 @@ def _initial_states(config: SimulationConfig, indices: range) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def frame_times(frames: int) -> list[float]:
-    """Give equally spaced times from 0 to 1.
+def frame_times(frames: int, duration: float = 1.0) -> list[float]:
+    """Give equally spaced times from 0 to the last frame's.
 
     Example:
-        >>> frame_times(3)
-        [0.0, 0.5, 1.0]
+        >>> frame_times(3), frame_times(3, 0.5)
+        ([0.0, 0.5, 1.0], [0.0, 0.25, 0.5])
     """
-    return [frame / (frames - 1) for frame in range(frames)]
+    return [duration * (frame / (frames - 1)) for frame in range(frames)]

@@ -1,5 +1,6 @@
 """The command line, in process, on 16x16 flows and one-block networks."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,25 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     module = OperatorModule.load_from_checkpoint(path)
     assert module.network.config["img_size"] == 16
     assert module.network.config["in_timesteps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--data.val_fraction=0.34"], "test"), ([], "validation"), (["--trainer.fast_dev_run=1"], "")],
+)
+def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(run, caplog, monkeypatch, arguments, named):
+    tested = []
+    original = OperatorModule.on_test_epoch_end
+    monkeypatch.setattr(OperatorModule, "on_test_epoch_end", lambda self: (tested.append(self), original(self)))
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        run("fit", *arguments)
+    lines = [message for message in caplog.messages if " L2RE " in message]
+    assert len(tested) == (named == "test")
+    assert len(lines) == bool(named)
+    if named:
+        number = r"[\d.e+-]+"
+        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on 1 flows"
+        assert re.fullmatch(line, lines[0])
 
 
 @pytest.mark.parametrize(

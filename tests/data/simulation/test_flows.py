@@ -23,6 +23,26 @@ def test_fields_coordinates_and_settings():
     torch.testing.assert_close(torch.stack((flow.density, flow.vx, flow.vy, flow.pressure))[:, 2, 0], first)
 
 
+def test_a_shorter_set_is_the_beginning_of_the_longer_one():
+    long = simulate_cfd(SimulationConfig(trajectories=2, resolution=8, frames=5, eta=0.05), dtype=torch.float64)
+    short = simulate_cfd(
+        SimulationConfig(trajectories=2, resolution=8, frames=3, eta=0.05, duration=0.5), dtype=torch.float64
+    )
+    assert short.t.tolist() == [0.0, 0.25, 0.5]
+    for name in ("density", "pressure", "vx", "vy"):
+        torch.testing.assert_close(getattr(short, name), getattr(long, name)[:, :3], rtol=0, atol=0)
+
+
+def test_a_default_duration_changes_no_name():
+    """The text by which files and checkpoints made before there was a duration are found."""
+    assert "duration" not in repr(SMALL)
+    assert repr(SimulationConfig(duration=0.5)).endswith(", seed=0, duration=0.5)")
+    assert eval(repr(SMALL), {"SimulationConfig": SimulationConfig}) == SMALL
+    for duration in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="`duration` to be positive and finite, but got"):
+            SimulationConfig(duration=duration)
+
+
 def test_friction_slows_the_flow_and_heats_the_gas():
     """Total energy is kept, so what the motion loses is found in the pressure."""
     flow = simulate_cfd(SMALL, dtype=torch.float64)

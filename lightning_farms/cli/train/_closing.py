@@ -1,0 +1,45 @@
+"""The line that ends a training: what the network scores beside the trivial predictors, on flows it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_farms.data.cfd_data_module import CFDDataModule
+
+_PREDICTORS = {"persistence": "persistence", "drift_free": "drift-free"}
+
+
+def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, separate_test: bool) -> None:
+    """Say the errors of the best checkpoint on the test flows; where these chose it, those of the last validation."""
+    if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+        return
+    if not separate_test:
+        if "val/l2re" in trainer.callback_metrics:
+            rank_zero_info(closing_line("validation", trainer.callback_metrics, data.val_items))
+        return
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
+    rank_zero_info(closing_line("test", trainer.callback_metrics, data.test_items))
+
+
+def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
+    """Errors on one line.
+
+    Example:
+        >>> import torch
+        >>> errors = {"l2re": 0.06, "vrmse": 0.2, "l2re_persistence": 0.3, "l2re_drift_free": 0.19}
+        >>> closing_line("test", {f"test/{key}": torch.tensor(value) for key, value in errors.items()}, 20)
+        'test L2RE 0.06 (persistence 0.3, drift-free 0.19), VRMSE 0.2 on 20 flows'
+    """
+    stage = {"validation": "val"}.get(name, name)
+    trivial = [
+        f"{called} {float(metrics[f'{stage}/l2re_{key}']):.3g}"
+        for key, called in _PREDICTORS.items()
+        if f"{stage}/l2re_{key}" in metrics
+    ]
+    l2re, vrmse = (float(metrics[f"{stage}/{error}"]) for error in ("l2re", "vrmse"))
+    return f"{name} L2RE {l2re:.3g} ({', '.join(trivial)}), VRMSE {vrmse:.3g} on {flows} flows"
