@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments import Clock, Help, OutOfTimeError, RunTable, quiet, run_all
+from experiments import Clock, Help, OnEpoch, OutOfTimeError, RunTable, quiet, run_all
 from fine_tuning.choice import rates_to_try
 from fine_tuning.methods import callbacks
 from fine_tuning.report import BASELINE, Cell, Rows, plot, tables
@@ -28,7 +28,7 @@ from fine_tuning.training import TRIVIAL, Laboratory
 from jsonargparse import ActionConfigFile, ArgumentParser
 from jsonargparse.typing import PositiveFloat
 
-__all__ = ["callbacks", "main", "stages"]
+__all__ = ["callbacks", "go_on", "main", "stages"]
 
 MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -92,22 +92,26 @@ def main(
     Returns:
         0 where all is done, 1 where runs failed, 75 where there is more to do.
     """
-    clock = Clock(slice_minutes)
-    laboratory = Laboratory(study, out, clock, device, workers)
+    return go_on(Laboratory(study, out, Clock(slice_minutes), device, workers))
+
+
+def go_on(laboratory: Laboratory) -> int:
+    """Do what is left of a study until its clock says that the time is over; as `main`, of a laboratory."""
+    study, out = laboratory.study, laboratory.folder
     cells = cells_of(study, laboratory.regimes)
     table = RunTable(out / "runs.csv", Run._fields, Result._fields)
 
     def rows() -> Rows:
         return Rows(table, setting_of(study), study.epochs)
 
+    def train(run: Run, folder: Path, on_epoch: OnEpoch) -> Mapping[str, Any]:
+        return laboratory.train(run, folder, on_epoch)._asdict()
+
     failed = 0
     try:
         laboratory.prepare()
         for stage in stages(study, cells, rows):
-            failed += run_all(
-                stage, table, lambda run, folder, on_epoch: laboratory.train(run, folder, on_epoch)._asdict(), _summary,
-                clock,
-            )  # fmt: skip
+            failed += run_all(stage, table, train, _summary, laboratory.clock)
     except OutOfTimeError:
         print("The time is over and there is more to do: the same command goes on.")
         return MORE_TO_DO
