@@ -22,9 +22,9 @@ from typing import Any
 from experiments import Clock, Help, OnEpoch, OutOfTimeError, RunTable, quiet, run_all
 from fine_tuning.choice import rates_to_try
 from fine_tuning.methods import callbacks
-from fine_tuning.report import BASELINE, Cell, Rows, plot, tables
-from fine_tuning.study import CHOICE_SEED, Result, Run, Study, setting_of
-from fine_tuning.training import TRIVIAL, Laboratory
+from fine_tuning.report import Cell, Rows, plot, tables
+from fine_tuning.study import BASELINE, CHOICE_SEED, TRIVIAL, Result, Run, Study, setting_of
+from fine_tuning.training import Laboratory
 from jsonargparse import ActionConfigFile, ArgumentParser
 from jsonargparse.typing import PositiveFloat
 
@@ -68,9 +68,17 @@ def stages(study: Study, cells: list[Cell], rows: Callable[[], Rows]) -> Iterato
             break
         yield sorted(missing, key=lambda each: cells.index(Cell(each.data, each.fraction)))
     found = rows()
-    for rate_of in (lambda cell, method: found.chosen(cell, method), lambda cell, _: found.chosen(cell, BASELINE)):
+    for shared in (False, True):
         for seed in study.seeds:
-            yield [run(cell, method, rate_of(cell, method), seed) for cell in cells for method in study.methods]
+            yield [
+                run(cell, method, found.chosen(cell, BASELINE if shared else method), seed)
+                for cell in cells
+                for method in study.methods
+            ]
+    found = rows()
+    for seed in study.seeds:
+        rates = [(cell, found.matched_rate(cell, method)) for cell in cells for method in study.matched]
+        yield [run(cell, BASELINE, rate, seed) for cell, rate in rates if rate is not None]
 
 
 def main(
@@ -124,7 +132,7 @@ def go_on(laboratory: Laboratory) -> int:
 
 
 def _write(rows: Rows, cells: list[Cell], study: Study, out: Path) -> None:
-    (out / "table.md").write_text(tables(rows, cells, study.methods, len(study.seeds)), encoding="utf-8")
+    (out / "table.md").write_text(tables(rows, cells, study), encoding="utf-8")
     plot(rows, cells, study.methods, out / "table.png")
 
 

@@ -189,7 +189,7 @@ def test_no_two_files_share_an_initial_state_and_files_are_simulated_once(tmp_pa
 
 
 def test_rates_are_chosen_from_the_rows_of_seed_0_alone_and_then_go_seed_after_seed(table_4, table):
-    study = Study(**TINY)
+    study = Study(**TINY | {"matched": ("farms",)})
 
     def next_stage(number):
         stages = table_4.stages(study, [CELL], lambda: Rows(table, setting_of(study), study.epochs))
@@ -206,6 +206,10 @@ def test_rates_are_chosen_from_the_rows_of_seed_0_alone_and_then_go_seed_after_s
     assert next_stage(2) == [("adam", 1e-3, 1), ("farms", 4e-3, 1)]
     assert next_stage(3) == [("adam", 1e-3, 2), ("farms", 4e-3, 2)]
     assert next_stage(4) == [("adam", 1e-3, 1), ("farms", 1e-3, 1)]
+    assert next_stage(6) == [], "no run yet whose mean rate is known"
+    finished(table, study, "farms", 4e-3, 1, 0.1, 0.1)  # of mean multiplier 1.5
+    assert next_stage(6) == [("adam", 6e-3, 1)]
+    assert next_stage(7) == [("adam", 6e-3, 2)]
 
 
 @pytest.mark.parametrize(
@@ -319,20 +323,26 @@ def test_the_mean_multiplier_counts_what_is_trained():
 
 
 def test_the_table_is_made_of_the_rows(table):
-    study = Study(**TINY | {"seeds": (1, 2, 3)})
+    study = Study(**TINY | {"seeds": (1, 2, 3), "matched": ("farms",)})
     for method, rate, val in (("adam", 1e-3, 0.3), ("adam", 4e-3, 0.2), ("farms", 1e-3, 0.1), ("farms", 4e-3, 0.2)):
         finished(table, study, method, rate, 0, val, 9.0)
+    for seed, error in enumerate([0.2, 0.2, 0.25], 1):
+        finished(table, study, "adam", 1.5e-3, seed, 0.5, error)
     layers = layer_text({"fc": 2.0}, {"fc": 1.8}, {"fc": 0.5}, {"fc": 0.25})
     adam, farms, shared = [0.20, 0.22, 0.21], [0.18, 0.21, 0.22], [0.3, 0.3]
     for method, rate, errors in (("adam", 4e-3, adam), ("farms", 1e-3, farms), ("farms", 4e-3, shared)):
         for seed, error in enumerate(errors, 1):
             finished(table, study, method, rate, seed, 0.5, error, layers if method == "farms" else "")
-    text = tables(Rows(table, setting_of(study), study.epochs), [CELL], study.methods, 3)
+    text = tables(Rows(table, setting_of(study), study.epochs), [CELL], study)
     own, of_shared = (text.split("Each method")[1].split("All at")[0], text.split("All at")[1].split("Validation")[0])
     low, high = (100 * bound for bound in stats.ttest_rel(farms, adam).confidence_interval())
     spread = f"{100 * np.mean(farms):.3f} ± {100 * np.std(farms, ddof=1):.3f}"
     assert f"| TB_Sigmoid + FARMS | 0.001 | 1.50 | {spread} |" in own
     assert f"| {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f} |" in own
+    low, high = (100 * bound for bound in stats.ttest_rel(farms, [0.2, 0.2, 0.25]).confidence_interval())
+    matched = text.split("mean rate of another")[1].split("Validation")[0]
+    assert f"| TB_Sigmoid + FARMS | 0.001 | 0.0015 | {spread} | 21.667 ± 2.887 |" in matched
+    assert f"| {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f} |" in matched
     low, high = (100 * bound for bound in stats.ttest_rel(shared, adam[:2]).confidence_interval())
     assert "| TB_Sigmoid + FARMS | 0.004 | 1.50 | 30.000 ± 0.000 (2) |" in of_shared
     assert f"| {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f} (2) |" in of_shared

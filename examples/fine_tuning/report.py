@@ -11,10 +11,7 @@ from typing import NamedTuple
 from experiments import RunTable, markdown, spread
 from fine_tuning.choice import chosen_rate, interval, paired
 from fine_tuning.methods import TITLES
-from fine_tuning.study import CHOICE_SEED, Run
-
-BASELINE = "adam"
-TRIVIAL = ("persistence", "drift_free")
+from fine_tuning.study import BASELINE, CHOICE_SEED, TRIVIAL, Run, Study
 
 
 class Cell(NamedTuple):
@@ -51,6 +48,12 @@ class Rows:
         errors = self.errors(cell, method, CHOICE_SEED)
         return chosen_rate(errors) if errors else None
 
+    def matched_rate(self, cell: Cell, method: str) -> float | None:
+        """The chosen rate times the mean multiplier of the reported seeds, to two digits; None before there are any."""
+        rate = self.chosen(cell, method)
+        multipliers = {} if rate is None else self.values(cell, method, rate, "mean_multiplier")
+        return None if rate is None or not multipliers else float(f"{rate * statistics.mean(multipliers.values()):.2g}")
+
     def values(self, cell: Cell, method: str, rate: float, column: str) -> dict[int, float]:
         """{seed: figure} of the seeds that are reported."""
         return {
@@ -79,8 +82,9 @@ class Rows:
         return (row for row in self._rows if all(row[name] == value for name, value in wanted.items()))
 
 
-def tables(rows: Rows, cells: Sequence[Cell], methods: Sequence[str], seeds: int) -> str:
+def tables(rows: Rows, cells: Sequence[Cell], study: Study) -> str:
     """All tables of a study as Markdown."""
+    methods, seeds = study.methods, len(study.seeds)
     texts = [f"Setting: {rows.setting}; {rows.epochs} epochs.\n"]
     for cell in cells:
         texts.append(f"## {cell.data}, {100 * cell.fraction:g} % of the training flows\n")
@@ -89,6 +93,9 @@ def tables(rows: Rows, cells: Sequence[Cell], methods: Sequence[str], seeds: int
         shared = rows.chosen(cell, BASELINE)
         texts.append("All at the rate that was chosen for Adam:\n")
         texts.append(_comparison(rows, cell, dict.fromkeys(methods, shared), seeds))
+        if study.matched:
+            texts.append("Adam at the mean rate of another method (its rate times its mean multiplier), and that:\n")
+            texts.append(_matched(rows, cell, study.matched, seeds))
         texts.append(f"Validation L2RE (%) by rate, seed {CHOICE_SEED}; the lowest was chosen:\n")
         texts.append(_by_rate(rows, cell, methods))
         texts.append("By layer: mean multiplier, alpha by the method's own analysis (start, end), relative change:\n")
@@ -119,6 +126,23 @@ def _comparison(rows: Rows, cell: Cell, rates: Mapping[str, float | None], seeds
             errors_text = f"{100 * float(row['test_l2re']):.3f}"
             lines.append([TITLES[method], "", "", errors_text, f"{float(row['test_vrmse']):.3f}", ""])
     header = ["method", "rate", "mean multiplier", "test L2RE (%)", "test VRMSE", "L2RE less Adam's, 95 % interval"]
+    return markdown(header, lines)
+
+
+def _matched(rows: Rows, cell: Cell, methods: Sequence[str], seeds: int) -> str:
+    """A method less Adam at its mean rate."""
+    lines = []
+    for method in methods:
+        rate, matched = rows.chosen(cell, method), rows.matched_rate(cell, method)
+        if rate is None or matched is None:
+            continue
+        own = rows.values(cell, method, rate, "test_l2re")
+        adam = rows.values(cell, BASELINE, matched, "test_l2re")
+        percent = ([100 * error for error in errors.values()] for errors in (own, adam))
+        differences = [100 * difference for difference in paired(own, adam)]
+        line = [TITLES[method], f"{rate:g}", f"{matched:g}", *(spread(errors, seeds, 3) for errors in percent)]
+        lines.append([*line, _interval_text(differences, seeds) if differences else ""])
+    header = ["method", "rate", "Adam's rate", "test L2RE (%)", "Adam's", "difference, 95 % interval"]
     return markdown(header, lines)
 
 

@@ -10,9 +10,14 @@ from typing import Any, Literal, NamedTuple
 
 from fine_tuning.methods import AS_HERE, Deviations, Method
 
+from lightning_farms.data.simulation.flows import SIMULATOR_VERSION
+
 REDUCED_NETWORK = {
     "patch_size": 4, "embed_dim": 96, "depth": 4, "n_blocks": 4, "out_layer_dim": 16, "normalize": True,
 }  # fmt: skip
+BASELINE: Method = "adam"
+TRIVIAL = ("persistence", "drift_free")
+"""Predictions without a network, as methods of a study; of one run each."""
 CHOICE_SEED = 0
 """Of the trainings that rates are chosen by; never one of those that are reported."""
 
@@ -43,6 +48,7 @@ class Study:
         methods: see fine_tuning/methods.py; `adam`, one rate for all layers, is what the others are compared with.
         rates: ascending; each method takes that of the lowest validation error, seed 0.
         extensions: rates beyond each end of `rates`, in its own steps, that are tried where the best is at an end.
+        matched: methods at whose mean rates (chosen rate times mean multiplier) Adam is trained, too.
         seeds: of the windows and their order (and of a random subset) of the trainings that are reported, not 0.
         fractions: shares of the training flows.
         regimes: flows that are fine-tuned on.
@@ -67,15 +73,16 @@ class Study:
     methods: Sequence[Method] = ("adam", "whole_ls", "whole", "farms", "whole_mean", "farms_mean", "farms_relative")
     rates: Sequence[float] = (1e-3, 2e-3, 4e-3)
     extensions: int = 2
+    matched: Sequence[Method] = ()
     seeds: Sequence[int] = (1, 2, 3, 4, 5)
     fractions: Sequence[float] = (1.0,)
     regimes: Sequence[Regime] = (Regime(0.1, 0.1), Regime(0.1, 0.01))
     subset: Literal["random", "every"] = "random"
     network: Mapping[str, Any] = field(default_factory=lambda: dict(REDUCED_NETWORK))
     resolution: int = 32
-    flows: tuple[int, int, int] = (40, 8, 24)
+    flows: tuple[int, int, int] = (40, 16, 32)
     flows_a_file: int = 64
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 4
     windows: int = 4
     evaluations: int = 1
@@ -94,7 +101,7 @@ class Study:
             raise ValueError(f"Expected argument `rates` to be positive and ascending, but got {list(self.rates)}.")
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(f"Expected argument `fractions` to be in (0, 1], but got {list(self.fractions)}.")
-        if "adam" not in self.methods:
+        if BASELINE not in self.methods:
             raise ValueError(f"Expected argument `methods` to hold adam, but got {list(self.methods)}.")
 
     @property
@@ -105,14 +112,16 @@ class Study:
         names = ", ".join(regime.name for regime in self.pretrain_regimes)
         return f"{self.pretrain_epochs} epochs at {self.pretrain_lr:g} on {self.pretrain_flows} flows each of {names}"
 
-    def digest(self, *parts: object) -> str:
-        """A short name of the network and whatever else."""
-        text = repr((sorted(self.network.items()), self.resolution, *parts))
+    @property
+    def start_digest(self) -> str:
+        """A short name of all that pre-trained weights depend on."""
+        items = (self.batch_size, self.windows, self.resolution, self.flows_a_file)
+        text = repr((sorted(self.network.items()), self.started_from, items, SIMULATOR_VERSION))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class Run(NamedTuple):
-    """One training; `Row`'s columns up to `seed`, and what else tells runs apart as one text."""
+    """One training: the first columns of its row."""
 
     setting: str
     data: str
@@ -138,7 +147,8 @@ class Run(NamedTuple):
 def setting_of(study: Study) -> str:
     """What all runs of a call have in common, in one text without commas, for the file."""
     network = " ".join(f"{name}={value}" for name, value in sorted(study.network.items())) or "DPOT-Tiny"
-    flows = "/".join(map(str, study.flows)) if study.path is None else "of the file"
+    flows = "/".join(map(str, study.flows)) + f" in files of {study.flows_a_file}"
+    flows = flows if study.path is None else "of the file"
     parts = [
         network, f"{study.resolution} cells", f"flows {flows}", f"batch {study.batch_size} of {study.windows} windows",
         f"{study.subset} subset", f"start: {study.started_from}", study.deviations.text,

@@ -11,7 +11,7 @@ import torch
 from experiments import Clock, OnEpoch, fit
 from fine_tuning.flows import data_module, files, simulated
 from fine_tuning.methods import analysis, callbacks
-from fine_tuning.study import Regime, Result, Run, Study
+from fine_tuning.study import TRIVIAL, Regime, Result, Run, Study
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -24,8 +24,6 @@ from lightning_farms.metrics import VRMSE, RelativeL2Error, trivial_predictions
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
 
 CLIP = 1e4  # of the gradient's norm, as in DPOT's program
-TRIVIAL = ("persistence", "drift_free")
-"""Predictions without a network, as methods of a study; of one run each."""
 
 
 class LayerLog(Callback):
@@ -157,7 +155,7 @@ class Laboratory:
 
     @property
     def _pretrained(self) -> Path:
-        return self.folder / f"pretrained-{self.study.digest(self.study.started_from)}.pth"
+        return self.folder / f"pretrained-{self.study.start_digest}.pth"
 
     def _pretrain(self) -> None:
         study = self.study
