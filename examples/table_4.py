@@ -56,17 +56,17 @@ def stages(study: Study, cells: list[Cell], rows: Callable[[], Rows]) -> Iterato
 
     names = dict.fromkeys(cell.data for cell in cells)
     yield [Run(setting, name, 1.0, method, 0.0, 0, 0) for name in names for method in TRIVIAL]
-    while True:  # grids, then what lies beyond their ends
-        found = rows()
-        missing = [
-            run(cell, method, rate, CHOICE_SEED)
-            for cell in cells
-            for method in study.methods
-            for rate in rates_to_try(found.errors(cell, method, CHOICE_SEED), study.rates, study.extensions)
-        ]
-        if not missing:
-            break
-        yield sorted(missing, key=lambda each: cells.index(Cell(each.data, each.fraction)))
+    before: list[Run] = []
+    while missing := [  # grids, then what lies beyond their ends
+        run(cell, method, rate, CHOICE_SEED)
+        for cell in cells
+        for method in study.methods
+        for rate in rates_to_try(rows().errors(cell, method, CHOICE_SEED), study.rates, study.extensions)
+    ]:
+        if missing == before:
+            return  # they failed, not by divergence: nothing can be chosen
+        yield missing
+        before = missing
     found = rows()
     for shared in (False, True):
         for seed in study.seeds:

@@ -212,6 +212,20 @@ def test_rates_are_chosen_from_the_rows_of_seed_0_alone_and_then_go_seed_after_s
     assert next_stage(7) == [("adam", 6e-3, 2)]
 
 
+def test_a_training_that_diverged_has_its_say_and_one_that_failed_has_none(table_4, table):
+    study = Study(**TINY | {"methods": ("adam",)})
+    run = Run(setting_of(study), CELL.data, 1.0, "adam", 4e-3, 0, study.epochs)
+    finished(table, study, "adam", 1e-3, 0, 0.2, 0.2)
+    table.append(run, None, "OSError: no space left on device")
+    rows = Rows(table, setting_of(study), study.epochs)
+    assert rows.errors(CELL, "adam", 0) == {1e-3: 0.2}
+    stages = table_4.stages(study, [CELL], lambda: rows)
+    assert [[each.lr for each in stage] for stage in stages] == [[0.0, 0.0], [4e-3]], "nothing is chosen"
+    table.append(run, None, "FloatingPointError: The loss is not finite")
+    assert rows.errors(CELL, "adam", 0) == {1e-3: 0.2}, "as of when the rows were read"
+    assert Rows(table, setting_of(study), study.epochs).errors(CELL, "adam", 0) == {1e-3: 0.2, 4e-3: math.inf}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

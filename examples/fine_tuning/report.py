@@ -13,6 +13,8 @@ from fine_tuning.choice import chosen_rate, interval, paired
 from fine_tuning.methods import TITLES
 from fine_tuning.study import BASELINE, CHOICE_SEED, TRIVIAL, Run, Study
 
+DIVERGED = FloatingPointError.__name__  # what a training whose loss is not finite ends with
+
 
 class Cell(NamedTuple):
     """What a table compares methods in: a regime, a share of its flows."""
@@ -36,11 +38,11 @@ class Rows:
         self._rows = [row for row in latest.values() if row["setting"] == setting]
 
     def errors(self, cell: Cell, method: str, seed: int) -> dict[float, float]:
-        """{rate: validation error} of a seed; infinite where the training failed."""
+        """{rate: validation error} of a seed; infinite where the training diverged, none where it failed otherwise."""
         return {
             float(row["lr"]): float(row["val_l2re"]) if row["status"] == "finished" else math.inf
             for row in self._of(cell, method)
-            if int(row["seed"]) == seed
+            if int(row["seed"]) == seed and (row["status"] == "finished" or row["error"].startswith(DIVERGED))
         }
 
     def chosen(self, cell: Cell, method: str) -> float | None:
