@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from experiments import Clock, RunTable
+from experiments import Clock, OutOfTimeError, RunTable
 from fine_tuning.choice import chosen_rate, interval, paired, rates_to_try, t_quantile
 from fine_tuning.flows import all_but_every_kth, data_module, simulated
 from fine_tuning.methods import METHODS, TITLES, Deviations, Reversed, analysis, callbacks, fit_above
@@ -268,26 +268,71 @@ class Slice(Clock):
         return self.looks < 0
 
 
+SLICED = TINY | {
+    "rates": (2e-3,), "seeds": (1,), "windows": 4, "batch_size": 4, "evaluations": 2, "flows_a_file": 2,
+    "pretrain_flows": 4,
+}  # fmt: skip
+
+
+def test_a_run_that_is_stopped_within_epochs_ends_as_a_straight_one(tmp_path):
+    study, epochs = Study(**SLICED), []
+    run = Run(setting_of(study), CELL.data, 1.0, "farms", 2e-3, 1, 2)
+    laboratory = Laboratory(study, tmp_path / "straight")
+    laboratory.prepare()
+    straight = laboratory.train(run, tmp_path / "straight" / "run", epochs.append)
+    assert epochs == [0, 1, 2]
+
+    seen, sliced = set(), None
+    while sliced is None:
+        laboratory = Laboratory(study, tmp_path / "sliced", Slice(2))
+        try:
+            laboratory.prepare()
+            sliced = laboratory.train(run, tmp_path / "sliced" / "run", lambda _: None)
+        except OutOfTimeError:
+            for path in (tmp_path / "sliced").rglob("last.ckpt"):
+                seen.add((path.parent.name.partition("-")[0], torch.load(path, weights_only=True)["global_step"]))
+    assert {("pretrained", 3), ("run", 2), ("run", 5)} <= seen, "within epochs, of two and of four steps"
+    assert sliced._replace(seconds=0) == straight._replace(seconds=0)
+    assert not list((tmp_path / "sliced").rglob("*.ckpt")), "that of a finished run"
+
+
 def rows_of(folder):
     rows = list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))
     assert {row["status"] for row in rows} == {"finished"}
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def test_slices_end_within_epochs_and_lead_to_the_rows_of_a_straight_run(table_4, tmp_path):
-    options = {"rates": (2e-3,), "seeds": (1,), "windows": 4, "batch_size": 4, "evaluations": 2, "flows_a_file": 2}
-    study = Study(**TINY | options)
-    assert table_4.go_on(Laboratory(study, tmp_path / "straight")) == 0
+def test_a_call_whose_time_is_over_says_that_there_is_more_to_do(table_4, tmp_path, capsys):
+    class Quick(Laboratory):
+        def prepare(self):
+            self.clock.check()
+
+        def train(self, run, folder, on_epoch):
+            self.clock.check()
+            return Result(0.1 * run.lr, 0.1, 0.2 + run.seed, 2.0)
+
+    study = Study(**TINY)
+    assert table_4.go_on(Quick(study, tmp_path / "straight")) == 0
+    statuses = []
+    while not statuses or statuses[-1]:
+        statuses.append(table_4.go_on(Quick(study, tmp_path / "sliced", Slice(6))))
+    assert statuses == [75] * (len(statuses) - 1) + [0]
+    assert len(statuses) > 3
+    assert "there is more to do" in capsys.readouterr().out
+    assert rows_of(tmp_path / "sliced") == rows_of(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_slices_of_a_study_lead_to_the_rows_of_a_straight_one(table_4, tmp_path):
+    assert table_4.go_on(Laboratory(Study(**SLICED), tmp_path / "straight")) == 0
     calls = 1
-    while table_4.go_on(Laboratory(study, tmp_path / "sliced", Slice(5))) == 75:
+    while table_4.go_on(Laboratory(Study(**SLICED), tmp_path / "sliced", Slice(5))) == 75:
         calls += 1
         assert calls < 60
     assert calls > 5
     assert rows_of(tmp_path / "sliced") == rows_of(tmp_path / "straight")
     assert (tmp_path / "sliced" / "table.md").read_text() == (tmp_path / "straight" / "table.md").read_text()
     assert (tmp_path / "sliced" / "table.png").read_bytes().startswith(b"\x89PNG")
-    left = [path.name for path in (tmp_path / "sliced").rglob("*.ckpt")]
-    assert left == [], "checkpoints of finished runs"
 
 
 def test_a_failing_run_is_noted_and_the_others_go_on(table_4, tmp_path, capsys):
