@@ -270,7 +270,7 @@ class Slice(Clock):
 
 SLICED = TINY | {
     "rates": (2e-3,), "seeds": (1,), "windows": 4, "batch_size": 4, "evaluations": 2, "flows_a_file": 2,
-    "pretrain_flows": 4,
+    "pretrain_flows": 8,
 }  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def test_a_run_that_is_stopped_within_epochs_ends_as_a_straight_one(tmp_path):
         except OutOfTimeError:
             for path in (tmp_path / "sliced").rglob("last.ckpt"):
                 seen.add((path.parent.name.partition("-")[0], torch.load(path, weights_only=True)["global_step"]))
-    assert {("pretrained", 3), ("run", 2), ("run", 5)} <= seen, "within epochs, of two and of four steps"
+    assert {kind for kind, step in seen if step % 4} == {"pretrained", "run"}, "within epochs, of four steps"
     assert sliced._replace(seconds=0) == straight._replace(seconds=0)
     assert not list((tmp_path / "sliced").rglob("*.ckpt")), "that of a finished run"
 
