@@ -7,8 +7,8 @@ Each method has its own rate, the one of the lowest validation error with a seed
 seeds, with paired differences to Adam at its best rate. Every finished run is one row of OUT/runs.csv, from which
 alone rates are chosen and OUT/table.md and OUT/table.png are made. Started again, finished runs are not repeated and
 an interrupted one goes on from its checkpoint. With --slice_minutes the call ends by then, with status 75 where there
-is more to do: `until python examples/table_4.py ...; do :; done` goes through (1: runs failed). Runs of several calls
-with one OUT are kept apart by their settings; those at the same time need an OUT each.
+is more to do, 1 where runs failed: `while python examples/table_4.py ...; test $? = 75; do :; done` goes through. Runs
+of several calls with one OUT are kept apart by their settings; those at the same time need an OUT each.
 """
 
 from __future__ import annotations

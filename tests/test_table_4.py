@@ -246,6 +246,7 @@ def test_command_line(table_4):
     settings = parser.instantiate(parser.parse_args(given)).as_dict()
     assert settings["seeds"] == [3]
     assert settings["flows"] == (1000, 64, 200)
+    assert all(settings["flows_a_file"] * fraction % 1 == 0 for fraction in settings["fractions"])
     assert settings["regimes"] == [Regime(0.1, 0.01), Regime(0.1, 0.1)]
     assert settings["slice_minutes"] == 9
     for wrong in ("--slice_minutes=0", "--methods=[none]", "--subset=first"):
@@ -350,6 +351,12 @@ def test_a_failing_run_is_noted_and_the_others_go_on(table_4, tmp_path, capsys):
     text = (tmp_path / "table.md").read_text()
     assert "| TB_Sigmoid + FARMS | 0.001 | 1.00 | 20.000 ± 0.000 | 2.000 ± 0.000 | +0.000 ± 0.000 |" in text
     assert "| TB_Sigmoid + FARMS | 10.000 | inf |" in text
+
+
+def test_a_file_of_another_resolution_is_refused_before_the_first_run(tmp_path):
+    simulate_to_file(tmp_path / "f.hdf5", SimulationConfig(trajectories=2, resolution=8, frames=11), progress=False)
+    with pytest.raises(ValueError, match="`resolution` to be 8, as f.hdf5 has it"):
+        Laboratory(Study(**TINY | {"path": tmp_path / "f.hdf5"}), tmp_path).prepare()
 
 
 def test_trivial_predictors_are_judged_by_the_test_flows(tmp_path):

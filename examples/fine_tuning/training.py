@@ -131,9 +131,12 @@ class Laboratory:
 
         Raises:
             OutOfTimeError: the time is over before.
+            ValueError: a file that is given does not have the study's resolution.
         """
         for name, regime in self.regimes.items():
             self._files[name] = files(self.study, regime, self.folder / "flows", self.clock, self._device)
+            if (cells := self.data(name).img_size) != self.study.resolution:
+                raise ValueError(f"Expected argument `resolution` to be {cells}, as {name} has it, but got another.")
         if self.study.start is None and not self._pretrained.exists():
             self._pretrain()
 
