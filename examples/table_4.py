@@ -120,12 +120,12 @@ def go_on(laboratory: Laboratory) -> int:
         laboratory.prepare()
         for stage in stages(study, cells, rows):
             failed += run_all(stage, table, train, _summary, laboratory.clock)
+            _write(rows(), cells, study, out)
     except OutOfTimeError:
-        print("The time is over and there is more to do: the same command goes on.")
-        return MORE_TO_DO
-    finally:
         if table.path.exists():
             _write(rows(), cells, study, out)
+        print("The time is over and there is more to do: the same command goes on.")
+        return MORE_TO_DO
     if failed:
         print(f"{failed} runs failed; see {table.path}. The same command tries them again.")
     return int(failed > 0)

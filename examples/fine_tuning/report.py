@@ -175,7 +175,8 @@ def _by_layer(rows: Rows, cell: Cell, methods: Sequence[str]) -> str:
             shown.append(method)
         for name, runs in layers.items():
             multiplier, start, end, moved = (statistics.mean(values) for values in zip(*runs, strict=True))
-            text = f"{multiplier:.2f}; {start:.2f}, {end:.2f}; {moved:.2f}"
+            alphas = "-" if math.isnan(start) else f"{start:.2f}, {end:.2f}"
+            text = f"{multiplier:.2f}; {alphas}; {moved:.2f}"
             found.setdefault(name, {})[method] = text
     lines = [[f"`{name}`", *(texts.get(method, "") for method in shown)] for name, texts in found.items()]
     return markdown(["layer", *(TITLES[method] for method in shown)], lines)
