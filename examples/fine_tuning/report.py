@@ -108,7 +108,6 @@ def tables(rows: Rows, cells: Sequence[Cell], study: Study) -> str:
 def _comparison(rows: Rows, cell: Cell, rates: Mapping[str, float | None], seeds: int) -> str:
     """Errors over seeds, and paired differences to Adam, at some rates."""
     base_rate = rates[BASELINE]
-    baseline = {} if base_rate is None else rows.values(cell, BASELINE, base_rate, "test_l2re")
     lines = []
     for method, rate in rates.items():
         if rate is None:
@@ -116,18 +115,22 @@ def _comparison(rows: Rows, cell: Cell, rates: Mapping[str, float | None], seeds
         errors = rows.values(cell, method, rate, "test_l2re")
         vrmse = list(rows.values(cell, method, rate, "test_vrmse").values())
         multiplier = list(rows.values(cell, method, rate, "mean_multiplier").values())
-        differences = [] if method == BASELINE else paired(errors, baseline)
-        lines.append([
+        line = [
             TITLES[method], f"{rate:g}", f"{statistics.mean(multiplier):.2f}" if multiplier else "-",
             spread([100 * error for error in errors.values()], seeds, 3), spread(vrmse, seeds, 3),
-            "" if not differences else _interval_text([100 * difference for difference in differences], seeds),
-        ])  # fmt: skip
+        ]  # fmt: skip
+        for column in ("test_l2re", "val_l2re"):
+            baseline = {} if base_rate is None else rows.values(cell, BASELINE, base_rate, column)
+            differences = paired(rows.values(cell, method, rate, column), baseline) if method != BASELINE else []
+            line.append(_interval_text([100 * difference for difference in differences], seeds))
+        lines.append(line)
     for method in TRIVIAL:
         row = rows.trivial(cell, method)
         if row is not None:
             errors_text = f"{100 * float(row['test_l2re']):.3f}"
-            lines.append([TITLES[method], "", "", errors_text, f"{float(row['test_vrmse']):.3f}", ""])
-    header = ["method", "rate", "mean multiplier", "test L2RE (%)", "test VRMSE", "L2RE less Adam's, 95 % interval"]
+            lines.append([TITLES[method], "", "", errors_text, f"{float(row['test_vrmse']):.3f}", "", ""])
+    differences_to_adam = ["test L2RE less Adam's, 95 %", "on the validation flows"]
+    header = ["method", "rate", "mean multiplier", "test L2RE (%)", "test VRMSE", *differences_to_adam]
     return markdown(header, lines)
 
 
@@ -143,12 +146,14 @@ def _matched(rows: Rows, cell: Cell, methods: Sequence[str], seeds: int) -> str:
         percent = ([100 * error for error in errors.values()] for errors in (own, adam))
         differences = [100 * difference for difference in paired(own, adam)]
         line = [TITLES[method], f"{rate:g}", f"{matched:g}", *(spread(errors, seeds, 3) for errors in percent)]
-        lines.append([*line, _interval_text(differences, seeds) if differences else ""])
+        lines.append([*line, _interval_text(differences, seeds)])
     header = ["method", "rate", "Adam's rate", "test L2RE (%)", "Adam's", "difference, 95 % interval"]
     return markdown(header, lines)
 
 
 def _interval_text(differences: Sequence[float], seeds: int) -> str:
+    if not differences:
+        return ""
     mean, half, count = interval(differences)
     text = f"{mean:+.3f} ± {half:.3f}" if count > 1 else f"{mean:+.3f}"
     return text if count == seeds else f"{text} ({count})"
