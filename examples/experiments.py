@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
+import math
 import os
 import shutil
 import statistics
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 CHECKPOINT = "last.ckpt"
@@ -52,10 +54,40 @@ class Curve(NamedTuple):
     Attributes:
         values: the monitored metric, of every epoch at which it was evaluated.
         seconds: that the training took, over all parts of an interrupted one.
+        test: the test's metrics, where one was asked for.
     """
 
     values: tuple[float, ...]
     seconds: float
+    test: Mapping[str, float] = {}
+
+
+class OutOfTimeError(Exception):
+    """The time of this call is over; what it was at goes on from where it is with the next one."""
+
+
+class Clock:
+    """When to stop, so that calls that may only last so long do a long piece of work together.
+
+    Args:
+        minutes: from now; None for no end.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._end
+
+    def check(self) -> None:
+        """Stop here if the time is over.
+
+        Raises:
+            OutOfTimeError: it is.
+        """
+        if self.over():
+            raise OutOfTimeError
 
 
 class RunTable:
@@ -88,9 +120,9 @@ class RunTable:
         same = [row for row in self.rows() if all(row.get(name) == value for name, value in run.key.items())]
         return same[-1] if same and same[-1]["status"] == "finished" else None
 
-    def append(self, run: Run, result: Mapping[str, float] | None, error: str = "") -> None:
+    def append(self, run: Run, result: Mapping[str, float | str] | None, error: str = "") -> None:
         """Add the row of a run that ended, without a result if it failed; the header too where the file is new."""
-        figures = {} if result is None else {name: f"{value:.6g}" for name, value in result.items()}
+        figures = {name: v if isinstance(v, str) else f"{v:.6g}" for name, v in (result or {}).items()}
         row = {**run.key, "status": "failed" if result is None else "finished", **figures, "error": error}
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
@@ -139,6 +171,33 @@ class Record(Callback):
         self.values, self.seconds = list(state_dict["values"]), state_dict["seconds"]
 
 
+class Pause(Checkpoint):
+    """Writes a checkpoint and stops the training when the time is over, within an epoch or after it.
+
+    Not after an epoch's last step: what comes at the epoch's end would be left out when it goes on from there.
+    """
+
+    def __init__(self, clock: Clock, path: Path) -> None:
+        self._clock, self._path = clock, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        """Stop within an epoch."""
+        if not trainer.is_last_batch:
+            self._stop_if_over(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after an epoch, unless it is the last one."""
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop_if_over(trainer)
+
+    def _stop_if_over(self, trainer: Trainer) -> None:
+        if self._clock.over():
+            new = self._path.with_suffix(".new")
+            trainer.save_checkpoint(new)
+            new.replace(self._path)
+            raise OutOfTimeError
+
+
 def fit(
     module: LightningModule,
     data: LightningDataModule,
@@ -149,6 +208,8 @@ def fit(
     epochs: int,
     evaluate_every: int = 1,
     callbacks: Sequence[Callback] = (),
+    clock: Clock | None = None,
+    test: bool = False,
     **trainer_options: Any,  # noqa: ANN401 (the Trainer's)
 ) -> Curve:
     """Train, from the checkpoint of a run that was interrupted if there is one; it is removed at the end.
@@ -162,12 +223,15 @@ def fit(
         epochs: how many.
         evaluate_every: epochs from one validation to the next.
         callbacks: of the run.
+        clock: when to stop and leave the rest to the next call.
+        test: whether the network that comes out is tested.
         trainer_options: other arguments of the Trainer.
 
     Returns:
         What was measured.
 
     Raises:
+        OutOfTimeError: the time is over; the checkpoint stays, and the same call goes on from it, bit for bit.
         RuntimeError: the training ended early.
     """
     record = Record(monitor, on_epoch)
@@ -184,7 +248,7 @@ def fit(
         max_epochs=epochs,
         check_val_every_n_epoch=evaluate_every,
         logger=False,
-        callbacks=[record, *callbacks, saver],
+        callbacks=[record, *callbacks, saver, Pause(clock or Clock(), folder / CHECKPOINT)],
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -193,8 +257,9 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=_whole(folder / CHECKPOINT))
     if trainer.current_epoch != epochs:
         raise RuntimeError(f"the training ended after {trainer.current_epoch} of {epochs} epochs")
+    metrics = trainer.test(module, datamodule=data, verbose=False)[0] if test else {}
     shutil.rmtree(folder, ignore_errors=True)
-    return Curve(tuple(record.values), record.seconds)
+    return Curve(tuple(record.values), record.seconds, metrics)
 
 
 def _whole(path: Path) -> Path | None:
@@ -209,8 +274,9 @@ def _whole(path: Path) -> Path | None:
 def run_all(
     runs: Sequence[RunT],
     table: RunTable,
-    train: Callable[[RunT, Path, OnEpoch], Mapping[str, float]],
-    summary: Callable[[Mapping[str, float]], str],
+    train: Callable[[RunT, Path, OnEpoch], Mapping[str, Any]],
+    summary: Callable[[Mapping[str, Any]], str],
+    clock: Clock | None = None,
 ) -> int:
     """Do all runs that have not finished yet; one that fails is noted, and the others go on.
 
@@ -219,18 +285,23 @@ def run_all(
         table: where results go.
         train: does a run, in a folder of its own, and gives its results by column.
         summary: a result in a few words.
+        clock: when to begin no further run; that in hand stops if `train` sees to it.
 
     Returns:
         How many failed.
+
+    Raises:
+        OutOfTimeError: the time is over, and not all is done.
     """
-    failed = 0
+    failed, clock = 0, clock or Clock()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     checkpoints = table.path.parent / "checkpoints"
     with Progress(*columns) as progress:
         total = progress.add_task("runs", total=len(runs))
         for run in runs:
             if table.finished(run) is None:
-                folder = checkpoints / "-".join(value.replace(os.sep, "_") for value in run.key.values() if value)
+                clock.check()
+                folder = checkpoints / hashlib.sha256(repr(sorted(run.key.items())).encode()).hexdigest()[:16]
                 failed += not _attempt(run, table, lambda run, on_epoch, folder=folder: train(run, folder, on_epoch),
                                        summary, progress)  # fmt: skip
             progress.advance(total)
@@ -242,14 +313,16 @@ def run_all(
 def _attempt(
     run: RunT,
     table: RunTable,
-    train: Callable[[RunT, OnEpoch], Mapping[str, float]],
-    summary: Callable[[Mapping[str, float]], str],
+    train: Callable[[RunT, OnEpoch], Mapping[str, Any]],
+    summary: Callable[[Mapping[str, Any]], str],
     progress: Progress,
 ) -> bool:
     """Do a run and note what came of it; whether it finished."""
     epochs = progress.add_task(run.label, total=run.epochs)
     try:
         result = train(run, lambda done: progress.update(epochs, completed=done))
+    except OutOfTimeError:
+        raise
     except Exception as error:  # the other runs go on, whatever it is
         table.append(run, None, " ".join(f"{type(error).__name__}: {error}".split()))
         progress.print(f"{run.label}: failed: {error}", markup=False)
