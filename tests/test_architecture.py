@@ -39,7 +39,7 @@ FILE_ARROWS = {
 }
 # room -> what it may import from outside, besides the standard library; rooms that are not named: anything
 OUTSIDE = {
-    "functional": {"torch"},
+    "functional": {"torch", "cupy"},
     "analysis": {"torch", "pandas", "safetensors", "matplotlib"},
     "optim": {"torch"},
     "balancing": {"torch"},
@@ -49,6 +49,7 @@ OUTSIDE = {
 }
 LAZY = {
     "accelerate",
+    "cupy",
     "gguf",
     "huggingface_hub",
     "lm_eval",

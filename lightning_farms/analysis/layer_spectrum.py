@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from torch import Tensor
@@ -62,6 +62,8 @@ class LayerSpectrum:
         relative_alpha: alpha by that of the twin: 1 for a matrix of independent entries, whatever its shape.
         status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
+        way: which way the eigenvalues of a weight on a device came, one of
+            :class:`lightning_farms.functional.eigensolvers.Way`; empty on the CPU. It is no column of tables.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
         twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
     """
@@ -97,6 +99,7 @@ class LayerSpectrum:
     relative_alpha: float = math.nan
     status: Status = Status.OK
     reason: str = ""
+    way: str = field(default="", repr=False)
     eigenvalues: Tensor | None = None
     twin: LayerSpectrum | None = None
 
@@ -104,7 +107,7 @@ class LayerSpectrum:
         object.__setattr__(self, "status", Status(self.status))
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the eigenvalues are equal; NaN equals NaN."""
+        """Whether all but the eigenvalues, and the way they came, are equal; NaN equals NaN."""
         return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
 
     def __hash__(self) -> int:
@@ -122,5 +125,5 @@ class LayerSpectrum:
         return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
 
 
-COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin"))
+COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("way", "eigenvalues", "twin"))
 """Attributes of a row that are plain values, in order."""
