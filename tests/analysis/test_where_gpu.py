@@ -62,7 +62,7 @@ def synchronisations(layers, where):
             analyze(model, where=where, workers=1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in caught)
+    return sum("called a synchronizing" in str(each.message) for each in caught)
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
