@@ -42,7 +42,7 @@ FILE_ARROWS = {
 }
 # room -> what it may import from outside, besides the standard library; rooms that are not named: anything
 OUTSIDE = {
-    "functional": {"torch"},
+    "functional": {"torch", "cupy"},
     "analysis": {"torch", "pandas", "safetensors", "matplotlib", "bitsandbytes"},
     "optim": {"torch"},
     "balancing": {"torch"},
@@ -53,6 +53,7 @@ OUTSIDE = {
 LAZY = {
     "accelerate",
     "bitsandbytes",
+    "cupy",
     "gguf",
     "huggingface_hub",
     "lm_eval",

@@ -33,3 +33,19 @@ def test_imports_no_more_than_is_needed(statement, absent):
     code = f"{statement}; import sys; sys.exit(' '.join({absent} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("statement", "most"),
+    [  # Python by itself and the site's own start take 40 to 70
+        ("import lightning_farms", 110),
+        (
+            "import lightning_farms.cli as cli, contextlib\nwith contextlib.suppress(SystemExit):\n cli.main(['--help'])",
+            200,
+        ),
+    ],
+)
+def test_few_modules_are_imported_at_the_start(statement, most):
+    code = f"{statement}\nimport sys\nprint('modules', len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < most

@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.spectrum import PADDED_TO, CheckedSpectrum, checked_esd, esd_by_singular_values
+from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, problem_of, way_of
+from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd_by_singular_values, working_type
 
 _JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
@@ -23,28 +24,43 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class _Job(NamedTuple):
-    """Equal windows (layer, (w, m', n')), what they cost in multiplications, and the bytes they need."""
+    """Equal windows (layer, (w, m', n')), what they cost in multiplications, the bytes they need, and which way."""
 
     pieces: list[tuple[int, Tensor]]
     cost: float
     bytes: int
+    way: Way
+
+    @property
+    def device(self) -> torch.device:
+        """Where the windows are."""
+        return self.pieces[0][1].device
+
+    @property
+    def for_workers(self) -> bool:
+        """Whether the CPU's workers do it."""
+        return _for_workers(self.way)
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues (blocks, P, k) of a layer, and the largest errors of their sums over its windows, as in esd's."""
+    """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and which way."""
 
     eigenvalues: Tensor
     sum_error: Tensor
     squares_error: Tensor
+    way: Way = Way.CPU
 
 
-def decompose(plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int) -> dict[int, Spectrum | Exception]:
+def decompose(
+    plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int, where: Where = "auto"
+) -> dict[int, Spectrum | Exception]:
     """Eigenvalues of the windows of many layers, or what one of a layer's windows raised.
 
     On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
     job with it: the result is the same bit for bit.
     """
-    jobs = _jobs(plans, quick, workspace, workers)
+    jobs = _jobs(plans, quick, workspace, workers, where)
+    ways = {key: job.way for job in jobs for key, _ in job.pieces}
     parts: dict[int, list[CheckedSpectrum]] = {key: [] for key in plans}
     errors: dict[int, Exception] = {}
     for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
@@ -53,7 +69,10 @@ def decompose(plans: dict[int, Plan], *, quick: bool, workspace: int, workers: i
                 errors.setdefault(key, part)
             else:
                 parts[key].append(part)
-    return {key: errors[key] if key in errors else attempted(_of_layer, parts[key], plans[key]) for key in plans}
+    return {
+        key: errors[key] if key in errors else attempted(_of_layer, parts[key], plan, ways[key])
+        for key, plan in plans.items()
+    }
 
 
 def decompose_again(plan: Plan) -> Spectrum:
@@ -62,10 +81,11 @@ def decompose_again(plan: Plan) -> Spectrum:
         return _of_layer([esd_by_singular_values(window) for window in _views(plan, 1)], plan)
 
 
-def _of_layer(parts: list[CheckedSpectrum], plan: Plan) -> Spectrum:
+def _of_layer(parts: list[CheckedSpectrum], plan: Plan, way: Way = Way.CPU) -> Spectrum:
     eigenvalues, *errors = _together(parts)
     blocks: Tensor = eigenvalues[:, -plan.spectrum_size :].unflatten(0, (plan.windows.number, -1))
-    return Spectrum(blocks, *(error.amax() for error in errors))
+    sum_error, squares_error = (error.amax() for error in errors)
+    return Spectrum(blocks, sum_error, squares_error, way)
 
 
 def _together(parts: list[CheckedSpectrum]) -> CheckedSpectrum:
@@ -75,34 +95,54 @@ def _together(parts: list[CheckedSpectrum]) -> CheckedSpectrum:
 # ---- cutting -------------------------------------------------------------------------------------------------------
 
 
-def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int) -> list[_Job]:
+def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, where: Where) -> list[_Job]:
     """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, plan in plans.items():
         groups[plan.matrices.device, _promoted_type(plan.matrices), plan.windows.height, plan.windows.width].append(key)
-    on_cpu = sum(plan.cost for plan in plans.values() if _on_cpu(plan.matrices))
-    dearest = max(_CHEAPEST_JOB, on_cpu / (workers * _JOBS_A_WORKER))
-    return [job for keys in groups.values() for job in _group_jobs(keys, plans, quick, workspace, dearest)]
+    ways = [_way([plans[key] for key in keys], quick, where) for keys in groups.values()]
+    shared = sum(
+        plans[key].cost for way, keys in zip(ways, groups.values(), strict=True) if _for_workers(way) for key in keys
+    )
+    dearest = max(_CHEAPEST_JOB, shared / (workers * _JOBS_A_WORKER))
+    return [
+        job
+        for way, keys in zip(ways, groups.values(), strict=True)
+        for job in _group_jobs({key: plans[key] for key in keys}, way, quick, workspace, dearest)
+    ]
 
 
-def _group_jobs(keys: list[int], plans: dict[int, Plan], quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
-    plan = plans[keys[0]]
+def _way(plans: list[Plan], quick: bool, where: Where) -> Way:
+    """Which way the Gram matrices of layers with windows of one size go: all of them, however they are cut."""
+    device, dtype = plans[0].matrices.device, working_type(plans[0].matrices.dtype, quick=quick)
+    if device.type == "mps":  # whose matrices esd hands to the CPU
+        return Way.CPU
+    batch = sum(plan.windows.number * len(plan.matrices) for plan in plans)
+    return way_of(problem_of(device, dtype, plans[0].gram_size, batch), where)
+
+
+def _for_workers(way: Way) -> bool:
+    return way in (Way.CPU, Way.HOST)
+
+
+def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
+    plan = next(iter(plans.values()))
     matrices = plan.matrices
     cost = plan.cost / (plan.windows.number * len(matrices))
     double = matrices.dtype in (torch.float64, torch.complex128)
     size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
-    most = min(workspace / size, dearest / cost) if _on_cpu(matrices) else workspace / _JOBS_ON_A_DEVICE / size
+    most = min(workspace / size, dearest / cost) if _for_workers(way) else workspace / _JOBS_ON_A_DEVICE / size
     most = max(1, int(most))
     pieces: list[tuple[int, Tensor]] = []
     queued = 0
-    for key in keys:
-        for views in _views(plans[key], most):
+    for key, each in plans.items():
+        for views in _views(each, most):
             if queued + len(views) > most:
-                yield _Job(pieces, queued * cost, queued * size)
+                yield _Job(pieces, queued * cost, queued * size, way)
                 pieces, queued = [], 0
             pieces.append((key, views))
             queued += len(views)
-    yield _Job(pieces, queued * cost, queued * size)
+    yield _Job(pieces, queued * cost, queued * size, way)
 
 
 def _window_bytes(plan: Plan, joined: int, working: int) -> int:
@@ -137,50 +177,62 @@ def _promoted_type(matrices: Tensor) -> torch.dtype:
     return torch.complex64 if matrices.is_complex() else torch.float32
 
 
-def _on_cpu(matrices: Tensor) -> bool:
-    return matrices.device.type in ("cpu", "mps")  # esd hands MPS work to the CPU
-
-
 # ---- doing ---------------------------------------------------------------------------------------------------------
 
 
 def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[CheckedSpectrum | Exception]]:
-    """Spectra of every job's pieces, or what they raise; the workers share the CPU's, the dearest first."""
-    on_cpu = [job for job in jobs if _on_cpu(job.pieces[0][1])]
+    """Spectra of every job's pieces, or what they raise; the workers share the CPU's, the dearest first.
+
+    A device's matrices that go by way of the host are among them: while one worker decomposes, the device forms the
+    Gram matrices of another's job. All work on the streams that are current here.
+    """
+    shared = [job for job in jobs if job.for_workers]
     budget = _Budget(workspace)
+    streams = _current_streams(jobs)
 
     def work(job: _Job) -> list[CheckedSpectrum | Exception]:
-        with budget.of(job.bytes), torch.no_grad():
-            return _spectra([views for _, views in job.pieces], quick)
+        with budget.of(job.bytes), torch.no_grad(), _on(streams[job.device]):
+            return _spectra([views for _, views in job.pieces], quick, job.way)
 
-    if len(on_cpu) < 2 or workers == 1:
+    if len(shared) < 2 or workers == 1:
         with one_thread_each():
             return [work(job) for job in jobs]
-    size = min(workers, len(on_cpu))
+    size = min(workers, len(shared))
     with one_thread_each(), _pool(size) as pool:
-        running = {id(job): pool.submit(work, job) for job in sorted(on_cpu, key=lambda job: -job.cost)}
-        return [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
+        running = {id(job): pool.submit(work, job) for job in sorted(shared, key=lambda job: -job.cost)}
+        on_devices = {id(job): work(job) for job in jobs if not job.for_workers}
+        return [running[id(job)].result() if id(job) in running else on_devices[id(job)] for job in jobs]
 
 
-def _spectra(pieces: list[Tensor], quick: bool) -> list[CheckedSpectrum | Exception]:
+def _current_streams(jobs: list[_Job]) -> dict[torch.device, torch.cuda.Stream | None]:
+    devices = {job.device for job in jobs}
+    return {device: torch.cuda.current_stream(device) if device.type == "cuda" else None for device in devices}
+
+
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """A stream of another thread's made current in this one, which would else work on the default one."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
     """Spectra of pieces together; where that fails, for want of memory or otherwise, in ever smaller jobs."""
-    found = attempted(_joint_spectra, pieces, quick)
+    found = attempted(_joint_spectra, pieces, quick, way)
     if not isinstance(found, Exception):
         return found
     if len(pieces) > 1:
-        return [_spectra([piece], quick)[0] for piece in pieces]
+        return [_spectra([piece], quick, way)[0] for piece in pieces]
     windows = pieces[0].split(1)
-    return [attempted(_one_by_one, windows, quick) if len(windows) > 1 else found]
+    return [attempted(_one_by_one, windows, quick, way) if len(windows) > 1 else found]
 
 
-def _joint_spectra(pieces: list[Tensor], quick: bool) -> list[CheckedSpectrum | Exception]:
+def _joint_spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
     lengths = [len(each) for each in pieces]
-    parts = (each.split(lengths) for each in checked_esd(_joined(pieces), quick=quick))
+    parts = (each.split(lengths) for each in checked_esd(_joined(pieces), quick=quick, where=way))
     return [CheckedSpectrum(*each) for each in zip(*parts, strict=True)]
 
 
-def _one_by_one(windows: Sequence[Tensor], quick: bool) -> CheckedSpectrum:
-    return _together([checked_esd(promoted(window), quick=quick) for window in windows])
+def _one_by_one(windows: Sequence[Tensor], quick: bool, way: Way) -> CheckedSpectrum:
+    return _together([checked_esd(promoted(window), quick=quick, where=way) for window in windows])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from lightning_farms.functional.spectrum import DecompositionError
+from lightning_farms.functional.eigensolvers import DecompositionError
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

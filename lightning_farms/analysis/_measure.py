@@ -16,6 +16,7 @@ from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.functional.distributions import compare_distributions
+from lightning_farms.functional.eigensolvers import Way
 from lightning_farms.functional.power_law import PowerLawFit
 from lightning_farms.functional.random_matrix import MarchenkoPasturFit, fit_marchenko_pastur
 from lightning_farms.functional.spectral_metrics import effective_rank
@@ -52,9 +53,10 @@ METRICS = (
 CHECKS = ("sum_error", "squares_error")
 """Names of the errors of the eigenvalues' sums, see :func:`lightning_farms.functional.checked_esd`."""
 
-_COUNTS = ("usable", "deficient", "fits", "rounding", *CHECKS)
+_WAYS = tuple(Way)
+_COUNTS = ("usable", "deficient", "fits", "rounding", *CHECKS, "way")
 NUMBERS = (*METRICS, *_COUNTS)
-"""Names of all numbers of a layer: the metrics, how many fits went how, the bound on alpha's rounding error, checks."""
+"""Names of all: the metrics, how many fits went how, the bound on alpha's rounding error, checks, and which way."""
 
 
 class _Tail(NamedTuple):
@@ -87,6 +89,7 @@ def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diag
         numbers |= _other_laws(tail)
     numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
     numbers |= {name: getattr(spectrum, name) for name in CHECKS}
+    numbers["way"] = eigenvalues.new_full((), _WAYS.index(spectrum.way))
     return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
 
 
@@ -237,8 +240,14 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
         status=Status.OK if counts["usable"] else Status.SKIPPED,
         reason=reason,
         layout=plan.weight.layout,
+        way=_way(counts),
         **numbers,
     )
+
+
+def _way(counts: dict[str, float]) -> str:
+    way = _WAYS[int(counts["way"])]
+    return "" if way is Way.CPU else way.value
 
 
 def _no_fit(counts: dict[str, float]) -> str:

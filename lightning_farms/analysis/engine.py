@@ -28,6 +28,7 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.common.texts import listed
+from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.functional.random_matrix import shuffle_entries
 
 WORKSPACE = 2**30
@@ -61,6 +62,7 @@ def analyze(
     keep_eigenvalues: bool = False,
     workspace: int = WORKSPACE,
     workers: int | None = None,
+    where: Where = "auto",
     ranks: Ranks | None = None,
 ) -> SpectralReport:
     """Spectrum and power-law fit of every weight matrix of a model, on the device the weights are on.
@@ -87,6 +89,8 @@ def analyze(
             all the work.
         workspace: bytes for copies of windows, Gram matrices and decompositions, at least 1.
         workers: threads on the CPU; ``None`` for PyTorch's number of intra-op threads.
+        where: where the Gram matrices of weights on a device are decomposed, as in
+            :func:`lightning_farms.functional.esd`; alphas agree within 1e-4, and ``row.way`` says which way it was.
         ranks: the processes that share the work, every one of which has to make this call; ``None`` for this one.
 
     Returns:
@@ -106,7 +110,7 @@ def analyze(
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
     if base is not None and not isinstance(base, nn.Module):
         raise TypeError(f"Expected argument `base` to be None or a torch.nn.Module, but got {type(base).__name__}.")
-    analysis = _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers)
+    analysis = _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where)
 
     def source(values: bool) -> Iterable[LayerWeight]:
         weights = layer_weights(model, selection, values=values)
@@ -126,6 +130,7 @@ def analyze_weights(
     keep_eigenvalues: bool = False,
     workspace: int = WORKSPACE,
     workers: int | None = None,
+    where: Where = "auto",
     progress: Callable[[int], object] | None = None,
 ) -> SpectralReport:
     """Like :func:`analyze`, of weights that come one by one, e.g. from a file: memory holds a few at a time.
@@ -137,6 +142,7 @@ def analyze_weights(
         keep_eigenvalues: as in :func:`analyze`.
         workspace: as in :func:`analyze`, and for the weights that wait.
         workers: as in :func:`analyze`.
+        where: as in :func:`analyze`.
         progress: called with the number of layers that were finished since the last call.
 
     Returns:
@@ -146,7 +152,7 @@ def analyze_weights(
         TypeError: ``method`` is not a method.
         ValueError: an argument is out of range.
     """
-    return _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers).of(weights, progress)
+    return _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where).of(weights, progress)
 
 
 class _Analysis:
@@ -159,6 +165,7 @@ class _Analysis:
         keep_eigenvalues: bool,
         workspace: int,
         workers: int | None,
+        where: Where,
     ) -> None:
         if not isinstance(method, SpectralMethod):
             raise TypeError(f"Expected argument `method` to be FARMS(...) or WholeMatrix(...), but got {method!r}.")
@@ -168,6 +175,8 @@ class _Analysis:
             raise ValueError(f"Expected argument `workspace` to be at least 1 byte, but got {workspace}.")
         if workers is not None and workers < 1:
             raise ValueError(f"Expected argument `workers` to be None or at least 1, but got {workers}.")
+        check_where(where)
+        self.where = where
         self.method = method
         self.diagnostics = diagnostics
         self.keep_eigenvalues = keep_eigenvalues
@@ -280,7 +289,7 @@ class _Analysis:
         return spectrum.eigenvalues, numbers
 
     def _pass(self, plans: _Plans, *, quick: bool) -> tuple[_Spectra, dict[int, list[float] | Exception]]:
-        decomposed = partial(decompose, quick=quick, workspace=self.workspace, workers=self.workers)
+        decomposed = partial(decompose, quick=quick, workspace=self.workspace, workers=self.workers, where=self.where)
         outcome = attempted(decomposed, plans)
         if isinstance(outcome, Exception):  # of no one layer: each alone
             alone = {index: attempted(decomposed, {index: plan}) for index, plan in plans.items()}

@@ -75,6 +75,8 @@ class LayerSpectrum:
         truncated_p: p-value of that ratio.
         status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
         reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
+        way: which way the eigenvalues of a weight on a device came, one of
+            :class:`lightning_farms.functional.eigensolvers.Way`; empty on the CPU. It is no column of tables.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
         twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
         layout: what the stored dimensions were taken to mean, as in ``Selection(layout=...)``; empty where they are
@@ -120,6 +122,7 @@ class LayerSpectrum:
     truncated_p: float = math.nan
     status: Status = Status.OK
     reason: str = ""
+    way: str = field(default="", repr=False)
     eigenvalues: Tensor | None = None
     twin: LayerSpectrum | None = None
     layout: str = field(default="", repr=False)
@@ -135,7 +138,7 @@ class LayerSpectrum:
         return f"LayerSpectrum({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the eigenvalues and the layout are equal; NaN equals NaN."""
+        """Whether all but the eigenvalues, the way they came and the layout are equal; NaN equals NaN."""
         return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
 
     def __hash__(self) -> int:
@@ -187,5 +190,6 @@ ON_REQUEST = (
 )
 """Attributes of a row that are columns of a table where a row has them."""
 
-COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in ("eigenvalues", "twin", *ON_REQUEST))
+_NO_COLUMNS = ("way", "eigenvalues", "twin", *ON_REQUEST)
+COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in _NO_COLUMNS)
 """Attributes of a row that are plain values, in order."""

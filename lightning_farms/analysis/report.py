@@ -12,7 +12,7 @@ from lightning_farms.analysis._export import csv_text
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import COLUMNS, ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
-from lightning_farms.analysis.table import html_table, text_table
+from lightning_farms.analysis.table import html_table, text_table, ways
 from lightning_farms.common.texts import json_text, write_if_asked
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ class SpectralReport:
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """An object with ``summary`` and ``layers``, missing numbers as ``null`` (and written to ``path``)."""
-        summary = {"alpha": asdict(self.summary)}
+        by_way = ways(self)
+        summary = {"alpha": asdict(self.summary)} | ({"ways": by_way} if by_way else {})
         return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
 
     def to_pandas(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
@@ -90,10 +91,20 @@ def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
 
 
 def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:
-    """How many layers were analysed and skipped, and alpha over the former."""
+    """How many layers were analysed and skipped, alpha over the former, and which way those on a device went."""
     analysed = sum(row.status is Status.OK for row in rows)
     counts = f"{analysed} layers analysed, {len(rows) - analysed} skipped."
-    return f"{counts} alpha: {summary}" if analysed else counts
+    return f"{counts} alpha: {summary}{_ways_text(rows)}" if analysed else counts
+
+
+def ways(rows: Iterable[LayerSpectrum]) -> dict[str, int]:
+    """{way that eigenvalues of weights on a device came: layers}; empty on the CPU."""
+    return dict(Counter(row.way for row in rows if row.way))
+
+
+def _ways_text(rows: Iterable[LayerSpectrum]) -> str:
+    counts = ", ".join(f"{way} ({number})" for way, number in ways(rows).items())
+    return f". Eigenvalues by: {counts}" if counts else ""
 
 
 def closing_lines(rows: Sequence[LayerSpectrum], *, of_change: bool = False) -> list[str]:

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, structure
 from lightning_farms.balancing.warnings import warnings_of_control
+from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.functional.vectors import vector
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -65,6 +65,7 @@ class Balancer:
         diagnostics: error bars, goodness of fit and random baselines.
         key: what is adjusted: ``"lr"`` or ``"weight_decay"``.
         workspace: bytes for the analysis, at least 1.
+        where: where weights on a device are decomposed, as in :func:`lightning_farms.analyze`.
         warn: takes (kind of warning, message) in the place of ``warnings.warn``, which says each kind once.
 
     Attributes:
@@ -75,8 +76,8 @@ class Balancer:
     Raises:
         TypeError: an argument is of the wrong kind; when hooked: an optimizer takes no layer-wise values, or layers
             cannot be told apart in flat parameters (FSDP1 with ``use_orig_params=False``, DeepSpeed).
-        ValueError: ``key`` or ``workspace`` is out of range; when hooked: the groups lack the hyperparameter, or a
-            pattern fits no layer.
+        ValueError: ``key``, ``workspace`` or ``where`` is out of range; when hooked: the groups lack the
+            hyperparameter, or a pattern fits no layer.
 
     Example:
         >>> import torch
@@ -111,6 +112,7 @@ class Balancer:
         diagnostics: Diagnostics = Diagnostics(),
         key: str = "lr",
         workspace: int = WORKSPACE,
+        where: Where = "auto",
         warn: Callable[[str, str], None] | None = None,
     ) -> None:
         for name, value, kind in (
@@ -124,6 +126,7 @@ class Balancer:
                 raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {value!r}.")
         if key not in HYPERPARAMETERS:
             raise ValueError(f"Expected argument `key` to be out of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
+        check_where(where)
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
         self.model, self._wrapped = original_module(model), model  # FSDP1 is found in what it wraps it in
@@ -131,7 +134,7 @@ class Balancer:
         self.alpha_map, self.analysis, self.control, self.selection = alpha_map, analysis, control, selection
         self.diagnostics = control.completed(diagnostics)
         self.adjusts = HYPERPARAMETERS[key]
-        self.workspace = workspace
+        self.workspace, self.where = workspace, where
         self.multipliers: dict[str, float] = {}
         self.report: SpectralReport | None = None
         self.history = LayerHistory()
@@ -144,8 +147,7 @@ class Balancer:
         self._hooked: list[tuple[int, bool]] = []  # what the hooks were made for: optimizers and parameters
         self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
         self._proof = Proof(())
-        self._steps_before = 0  # those of earlier hooks
-        self._step = 0  # of the last apply
+        self._steps_before = self._step = 0  # those of earlier hooks; of the last apply
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
     def __repr__(self) -> str:
@@ -176,6 +178,7 @@ class Balancer:
                     selection=self.selection,
                     diagnostics=self.diagnostics,
                     workspace=self.workspace,
+                    where=self.where,
                     ranks=ranks,
                 )
         except Exception as error:
@@ -223,9 +226,7 @@ class Balancer:
         self.attach()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     @property

@@ -37,6 +37,7 @@ from lightning_farms.callbacks._spectral.shared_analysis import (
     shared_analysis,
 )
 from lightning_farms.callbacks._spectral.strategies import check_strategy, whole_shapes
+from lightning_farms.functional.eigensolvers import Where, check_where
 
 _STATE_VERSION = 2
 
@@ -86,6 +87,8 @@ class SpectralMonitor(KeptCallback):
         selection: which weights to analyse; the others keep the base values of what is adjusted.
         diagnostics: error bars, goodness of fit and random baselines.
         workspace: bytes for the analysis, at least 1.
+        where: where the Gram matrices of weights on a GPU are decomposed: ``"auto"``: on the device or on the host, as
+            the table in :mod:`lightning_farms.functional.eigensolvers` has it; ``"device"``; ``"host"``.
         overlap: analyse a copy of the weights, as they are when the epoch's last validation starts, in a thread of its
             own while that validation runs; of effect in one process, and where validation follows the epoch's last
             step. Report and multipliers are the same. It saves time where the validation leaves a core idle.
@@ -118,6 +121,7 @@ class SpectralMonitor(KeptCallback):
         selection: Selection = Selection(),
         diagnostics: Diagnostics = Diagnostics(),
         workspace: int = WORKSPACE,
+        where: Where = "auto",
         overlap: bool = False,
         figures_every_n_epochs: int = 10,
         esd_layers: int = 4,
@@ -129,6 +133,7 @@ class SpectralMonitor(KeptCallback):
             if not isinstance(option, kind):
                 raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {option!r}.")
         Schedule(every_n_epochs, every_n_steps, start_epoch)  # which checks them
+        check_where(where)
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
         for name, value in (("figures_every_n_epochs", figures_every_n_epochs), ("esd_layers", esd_layers)):
@@ -141,6 +146,7 @@ class SpectralMonitor(KeptCallback):
         self.selection = selection
         self.diagnostics = diagnostics
         self.workspace = workspace
+        self.where = where
         self.overlap = overlap
         self.figures_every_n_epochs = figures_every_n_epochs
         self.esd_layers = esd_layers

@@ -9,18 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.functional.eigensolvers import (
+    PADDED_TO,
+    DecompositionError,
+    Way,
+    Where,
+    gram_eigenvalues,
+    problem_of,
+    way_of,
+)
+
 QUICK_ERROR = 8 * torch.finfo(torch.float32).eps
 """Error of xmin in the quick way, by the root mean square of the eigenvalues (inferred from alphas: up to 5.5 eps)."""
-
-PADDED_TO = 4
-"""Rows and columns of the CPU's copies of matrices are multiples of this, see :func:`esd`."""
 
 CHECK_TOLERANCE = 16.0
 """Relative deviation that rounding may cause in a check of a spectrum, see :func:`checked_esd`, by
 eps (sqrt(m) + sqrt(n)): at most 1.5 of it was seen, over sizes, types, scales and kinds of matrices."""
-
-DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-"""What PyTorch raises where a decomposition does not converge."""
 
 _BOUNDARY = 64  # bytes, to which torch aligns what it allocates
 _GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
@@ -43,7 +47,7 @@ class CheckedSpectrum(NamedTuple):
     squares_error: Tensor
 
 
-def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
+def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tensor:
     r"""Eigenvalues of :math:`W^\dagger W`, the squared singular values, of each matrix.
 
     The eigenvalues are those of the smaller Gram matrix (:math:`W W^\dagger` or :math:`W^\dagger W`), formed and
@@ -63,12 +67,14 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
         quick: work in float32, in about half the time; the absolute error is up to about 1e-6 of the root mean square
             eigenvalue in the middle of the spectrum, and of the largest one at its end. Without effect on float64
             input, and where float32 products are allowed to be inexact (TF32, bfloat16).
+        where: where the Gram matrices of matrices on a device are decomposed: ``"auto"``, by the table
+            (:data:`lightning_farms.functional.eigensolvers.RULES`); ``"device"``; ``"host"``.
 
     Returns:
         (..., min(m, n)), float64, ascending, in units of the squared weight.
 
     Raises:
-        ValueError: fewer than two dimensions, or an empty matrix.
+        ValueError: fewer than two dimensions, an empty matrix, or ``where`` is out of range.
         TypeError: an integer or boolean tensor.
         torch.linalg.LinAlgError: the decomposition does not converge, or the spectrum fails its check both times.
 
@@ -76,7 +82,7 @@ def esd(matrices: Tensor, *, quick: bool = False) -> Tensor:
         >>> esd(torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
         tensor([4., 9.], dtype=torch.float64)
     """
-    found = checked_esd(matrices, quick=quick)
+    found = checked_esd(matrices, quick=quick, where=where)
     if not _fails(found):
         return found.eigenvalues
     warnings.warn("Eigenvalues failed a check: computed again in float64 on the CPU.", stacklevel=2)
@@ -90,8 +96,10 @@ def _fails(found: CheckedSpectrum) -> bool:
     return bool(((found.sum_error > 0) | (found.squares_error > 0)).any())
 
 
-def checked_esd(matrices: Tensor, *, quick: bool = False) -> CheckedSpectrum:
-    r"""The spectrum of each matrix as by :func:`esd`, whatever it is, with two checks; nothing waits for the device.
+def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
+    r"""The spectrum of each matrix as by :func:`esd`, whatever it is and whichever way it came, with two checks.
+
+    Nothing waits for the device but the decomposition itself, once a call.
 
     The eigenvalues of the smaller Gram matrix :math:`G` add up to its trace, :math:`\|W\|_F^2`, and their squares to
     :math:`\|G\|_F^2`, which cost one pass over W and one over G. Rounding makes them deviate: by the norms' own sums,
@@ -103,12 +111,13 @@ def checked_esd(matrices: Tensor, *, quick: bool = False) -> CheckedSpectrum:
     Args:
         matrices: as in :func:`esd`.
         quick: as in :func:`esd`.
+        where: as in :func:`esd`, or the way itself.
 
     Returns:
         The spectra and the errors of their sums.
 
     Raises:
-        ValueError: fewer than two dimensions, or an empty matrix.
+        ValueError: fewer than two dimensions, an empty matrix, or ``where`` is out of range.
         TypeError: an integer or boolean tensor.
         torch.linalg.LinAlgError: the decomposition does not converge.
 
@@ -118,14 +127,22 @@ def checked_esd(matrices: Tensor, *, quick: bool = False) -> CheckedSpectrum:
         ([4.0, 9.0], 0.0, 0.0)
     """
     wide = _wide(matrices)
-    working_type = _working_type(matrices.dtype, quick)
-    copies = _aligned(wide, working_type) if wide.device.type == "cpu" else wide.to(working_type).unsqueeze(0)
+    dtype = working_type(matrices.dtype, quick=quick)
+    copies = _aligned(wide, dtype) if wide.device.type == "cpu" else wide.to(dtype).unsqueeze(0)
     with torch.autocast(wide.device.type, enabled=False):
         gram = _upper_gram(copies)
-        eigenvalues: Tensor = torch.linalg.eigvalsh(gram, UPLO="U")
+        eigenvalues = gram_eigenvalues(gram, _way(gram, where))
         eigenvalues = eigenvalues[..., -wide.shape[-2] :].to(torch.float64)
         errors = (error.squeeze(0) for error in _errors(eigenvalues, copies, gram))
     return CheckedSpectrum(eigenvalues.squeeze(0).clamp(min=0.0), *errors)
+
+
+def _way(gram: Tensor, where: Where | Way) -> Way:
+    if isinstance(where, Way):
+        return where
+    grad = torch.is_grad_enabled() and gram.requires_grad
+    size = gram.shape[-1]
+    return way_of(problem_of(gram.device, gram.dtype, size, gram.numel() // size**2, grad=grad), where)
 
 
 def esd_by_singular_values(matrices: Tensor) -> CheckedSpectrum:
@@ -147,7 +164,7 @@ def esd_by_singular_values(matrices: Tensor) -> CheckedSpectrum:
         >>> [round(value, 9) for value in found.eigenvalues.tolist()]
         [4.0, 9.0]
     """
-    wide = _wide(matrices).detach().to("cpu", _working_type(matrices.dtype, quick=False))
+    wide = _wide(matrices).detach().to("cpu", working_type(matrices.dtype, quick=False))
     with torch.autocast("cpu", enabled=False):
         eigenvalues: Tensor = torch.linalg.svdvals(wide).square().flip(-1)
         errors = _errors(eigenvalues, wide, _upper_gram(wide))
@@ -238,7 +255,20 @@ def _upper_gram(wide: Tensor) -> Tensor:
     return gram
 
 
-def _working_type(dtype: torch.dtype, quick: bool) -> torch.dtype:
+def working_type(dtype: torch.dtype, *, quick: bool) -> torch.dtype:
+    """The type in which :func:`esd` works.
+
+    Args:
+        dtype: of the matrices, real or complex.
+        quick: as in :func:`esd`.
+
+    Returns:
+        Double precision, or single where ``quick`` is of effect; real or complex.
+
+    Example:
+        >>> working_type(torch.bfloat16, quick=False), working_type(torch.complex64, quick=True)
+        (torch.float64, torch.complex64)
+    """
     single = quick and dtype not in (torch.float64, torch.complex128) and _float32_products_are_exact()
     if dtype.is_complex:
         return torch.complex64 if single else torch.complex128

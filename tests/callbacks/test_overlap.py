@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance
-from lightning_farms.analysis import WORKSPACE, Diagnostics, analyze, layer_weights
+from lightning_farms.analysis import WORKSPACE, Diagnostics, Selection, analyze, layer_weights
 from lightning_farms.analysis._decompose import one_thread_each
 from lightning_farms.callbacks._spectral.in_trainer import BackgroundAnalysis
+from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from tests.callbacks.conftest import NotedFARMS, NotedWholeMatrix, SmallNet
 
 PATIENCE = 20.0
+OPTIONS = AnalysisOptions(FARMS(), Selection(), Diagnostics())
 EVERYTHING = Diagnostics(bootstrap=5, p_value=5, marchenko_pastur=True, twin=True)
 VALIDATED = [  # settings of the Trainer, and how many of four epochs end with a validation
     ({}, 4),
@@ -308,7 +310,7 @@ def test_analyses_at_one_time_leave_the_users_number_of_threads():
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(hold)
         assert inside.wait(PATIENCE)
-        analysis = BackgroundAnalysis(list(layer_weights(model)), FARMS(), Diagnostics(), WORKSPACE)
+        analysis = BackgroundAnalysis(list(layer_weights(model)), OPTIONS, WORKSPACE, "auto")
         threading.Timer(0.1, leave.set).start()
         report = analysis.report()
         assert held.result() == 2
@@ -320,7 +322,10 @@ def test_analyses_at_one_time_leave_the_users_number_of_threads():
 def test_many_analyses_at_one_time(fit):
     model = torch.nn.Sequential(*(torch.nn.Linear(40 + 3 * i, 60) for i in range(6)))
     weights = [list(layer_weights(model)) for _ in range(6)]
-    analyses = [BackgroundAnalysis(each, FARMS(), Diagnostics(twin=True), 10**5) for each in weights]
+    analyses = [
+        BackgroundAnalysis(each, OPTIONS._replace(diagnostics=Diagnostics(twin=True)), 10**5, "auto")
+        for each in weights
+    ]
     reports = [list(analysis.report()) for analysis in analyses]
     assert all(report == reports[0] for report in reports)
     assert (torch.get_num_threads(), number_in_a_new_thread()) == (2, 2)

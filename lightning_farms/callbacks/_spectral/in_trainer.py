@@ -13,17 +13,17 @@ from torch import Tensor
 
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze, analyze_weights
-from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.analysis.ranks import Ranks
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.strategies import whole_shapes
+from lightning_farms.functional.eigensolvers import Where
 
 
 def analyze_in_trainer(
-    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int
+    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int, where: Where
 ) -> SpectralReport | str:
     """The report, the same on every rank, or what went wrong; a collective."""
     analysis, selection, diagnostics = options
@@ -31,14 +31,25 @@ def analyze_in_trainer(
         ranks = _ranks(trainer, pl_module)
         outcome = attempt(
             lambda: analyze(
-                pl_module, analysis, selection=selection, diagnostics=diagnostics, workspace=workspace, ranks=ranks
+                pl_module,
+                analysis,
+                selection=selection,
+                diagnostics=diagnostics,
+                workspace=workspace,
+                where=where,
+                ranks=ranks,
             )
         )
     return _agreed(outcome, trainer, pl_module)
 
 
 def spectra_in_trainer(
-    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int, names: Sequence[str]
+    options: AnalysisOptions,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    workspace: int,
+    where: Where,
+    names: Sequence[str],
 ) -> SpectralReport | str:
     """The report on the named layers, with their eigenvalues (on rank zero) and the random bulk; a collective."""
     with whole_shapes(trainer):
@@ -50,6 +61,7 @@ def spectra_in_trainer(
                 diagnostics=Diagnostics(marchenko_pastur=True),
                 keep_eigenvalues=True,
                 workspace=workspace,
+                where=where,
                 ranks=_ranks(trainer, pl_module),
             )
         )
@@ -59,15 +71,21 @@ class BackgroundAnalysis:
     """One analysis of weights that nobody else changes, on one core; the result is that of a synchronous one.
 
     The thread has PyTorch's number of intra-op threads as its creator has it, whatever another analysis has set it to
-    meanwhile.
+    meanwhile, and works on the streams that are current where it is made, after what is under way there.
     """
 
-    def __init__(
-        self, weights: list[LayerWeight], method: SpectralMethod, diagnostics: Diagnostics, workspace: int
-    ) -> None:
-        self._pool = ThreadPoolExecutor(1, "background-analysis", torch.set_num_threads, (torch.get_num_threads(),))
+    def __init__(self, weights: list[LayerWeight], options: AnalysisOptions, workspace: int, where: Where) -> None:
+        devices = {weight.matrices.device for weight in weights if weight.matrices.device.type == "cuda"}
+        streams = [torch.cuda.current_stream(device) for device in devices]
+        self._pool = ThreadPoolExecutor(1, "background-analysis", _settle, (torch.get_num_threads(), streams))
         self._future: Future[SpectralReport] = self._pool.submit(
-            analyze_weights, weights, method, diagnostics=diagnostics, workspace=workspace, workers=1
+            analyze_weights,
+            weights,
+            options.analysis,
+            diagnostics=options.diagnostics,
+            workspace=workspace,
+            workers=1,
+            where=where,
         )
 
     def report(self) -> SpectralReport:
@@ -82,15 +100,21 @@ class BackgroundAnalysis:
         self._pool.shutdown(wait=True)
 
 
+def _settle(threads: int, streams: Sequence[torch.cuda.Stream]) -> None:
+    torch.set_num_threads(threads)
+    for stream in streams:
+        torch.cuda.set_stream(stream)
+
+
 def analyze_in_background(
-    options: AnalysisOptions, pl_module: LightningModule, workspace: int
+    options: AnalysisOptions, pl_module: LightningModule, workspace: int, where: Where
 ) -> BackgroundAnalysis | None:
     """The analysis of a copy of the weights, under way; None where they cannot be copied."""
     try:
         copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, options.selection)]
     except Exception:
         return None
-    return BackgroundAnalysis(copies, options.analysis, options.diagnostics, workspace)
+    return BackgroundAnalysis(copies, options, workspace, where)
 
 
 def attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:

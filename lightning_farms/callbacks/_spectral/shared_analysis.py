@@ -29,6 +29,7 @@ from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.printing import output_errors, print_table
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks._spectral.summary import summary_table
+from lightning_farms.functional.eigensolvers import Where
 from lightning_farms.loggers.pictures import Picture, analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.loggers.run_description import Logged, describe
 from lightning_farms.loggers.scalars import log_scalars
@@ -44,6 +45,7 @@ class Subscriber(Protocol):
     """What a shared analysis asks of a callback that shares it."""
 
     workspace: int
+    where: Where
     overlap: bool
     figures_every_n_epochs: int
     esd_layers: int
@@ -128,6 +130,11 @@ class SharedAnalysis:
         return min(subscriber.workspace for subscriber in self.subscribers)
 
     @property
+    def _where(self) -> Where:
+        """What the first subscriber that asks for anything asks for."""
+        return next((s.where for s in self.subscribers if s.where != "auto"), "auto")
+
+    @property
     def _figures_every_n_epochs(self) -> int:
         """0: at the end only."""
         return min((s.figures_every_n_epochs for s in self.subscribers if s.figures_every_n_epochs), default=0)
@@ -152,7 +159,7 @@ class SharedAnalysis:
             return
         self.drop()
         started = time.perf_counter()
-        analysis = analyze_in_background(self.options, pl_module, self._workspace)
+        analysis = analyze_in_background(self.options, pl_module, self._workspace, self._where)
         if analysis is not None:
             self._under_way = _UnderWay(now, analysis, time.perf_counter() - started)
 
@@ -171,7 +178,7 @@ class SharedAnalysis:
             started -= self._under_way.seconds
             self._under_way = None
         else:
-            outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace)
+            outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace, self._where)
         if not isinstance(outcome, str):
             self._report, self._reported = outcome, now
             self.history.append(now.epochs, {"alpha": outcome.alphas}, step=now.step)
@@ -307,7 +314,7 @@ class SharedAnalysis:
 
     def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> list[LayerSpectrum]:
         """Rows of the layers that are drawn, with their eigenvalues on rank zero."""
-        outcome = spectra_in_trainer(self.options, trainer, pl_module, self._workspace, names)
+        outcome = spectra_in_trainer(self.options, trainer, pl_module, self._workspace, self._where, names)
         return [row for row in self._usable(outcome) or () if row.name in names]
 
     def _hand_out(self, trainer: Trainer, pictures: Sequence[Picture]) -> None:

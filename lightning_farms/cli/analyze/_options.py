@@ -14,6 +14,7 @@ from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, Spectral
 from lightning_farms.analysis.outliers import RULE
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.cli._shell import with_options
+from lightning_farms.functional.eigensolvers import Where
 
 Format = Literal["table", "csv", "json"]
 Device = Literal["cpu", "cuda"]
@@ -45,6 +46,7 @@ class AnalyzeOptions:
     workspace: int
     workers: int | None
     device: Device
+    where: Where
 
 
 def parse_options(args: list[str]) -> AnalyzeOptions:
@@ -194,6 +196,9 @@ def _add_resources(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--workspace", type=float, default=1.0, metavar="GIB", help="memory for windows, in GiB")
     group.add_argument("--workers", type=int, default=None, metavar="N", help="threads; by default PyTorch's")
     group.add_argument("--device", type=Device, default="cpu", help="where to compute")
+    group.add_argument(
+        "--where", type=Where, default="auto", help="with --device cuda: where Gram matrices are decomposed"
+    )
 
 
 def _options(given: dict[str, Any]) -> AnalyzeOptions:
@@ -231,6 +236,7 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
         workspace=max(1, int(given["workspace"] * 2**30)),
         workers=given["workers"],
         device=given["device"],
+        where=given["where"],
     )
 
 

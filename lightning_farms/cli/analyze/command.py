@@ -138,6 +138,7 @@ def _report(
             keep_eigenvalues=options.plots is not None,
             workspace=options.workspace,
             workers=options.workers,
+            where=options.where,
             progress=progress,
         )
 

@@ -1,0 +1,310 @@
+"""Which way the eigenvalues of Gram matrices are computed, by one table, and the ways themselves.
+
+Nothing is timed during a run: what is chosen depends on the problem and on what is installed, so that a run can be
+repeated. The table follows public reports (pytorch issues 174674, 175585, 183806, 192483 and its pull request 175403)
+and was not measured on a GPU by us.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.utils.dlpack
+from torch import Tensor
+
+Where = Literal["auto", "device", "host"]
+"""Where eigenvalues of matrices on a device are computed: as the table has it, there, or on the host's processor."""
+
+DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What PyTorch raises where a decomposition does not converge."""
+
+PADDED_TO = 4
+"""Rows and columns of the CPU's copies of matrices are multiples of this, see :func:`lightning_farms.functional.esd`"""
+
+MOST_MATRICES = 65_535
+"""Matrices in one call on a device: cuSOLVER's batched routines refuse more."""
+
+_MOST_ENTRIES = 2**31 - 1  # of one call: sizes of work spaces are 32-bit numbers in some of the routines
+_HOST_BYTES = 2**26  # of Gram matrices that are copied to the host at once, while those before are decomposed
+
+
+class Way(StrEnum):
+    """How the eigenvalues of a batch of Gram matrices are computed."""
+
+    CPU = "cpu"
+    """The matrices are on the CPU: LAPACK, there."""
+    TORCH = "torch"
+    """PyTorch's routine on the matrices' device."""
+    CUPY = "cupy"
+    """cuSOLVER's batched Jacobi routine through CuPy, on the matrices' device and the current stream."""
+    HOST = "host"
+    """LAPACK, of copies in pinned memory, while the device goes on."""
+
+    __repr__ = str.__repr__
+
+
+class Problem(NamedTuple):
+    """What the choice of a way depends on.
+
+    Attributes:
+        device: type of the device, ``"rocm"`` where PyTorch was built for AMD's and says ``"cuda"``.
+        dtype: of the Gram matrices.
+        size: rows of one.
+        batch: number of them.
+        torch: major and minor version of PyTorch.
+        differentiable: whether a gradient is recorded.
+    """
+
+    device: str
+    dtype: torch.dtype
+    size: int
+    batch: int
+    torch: tuple[int, int]
+    differentiable: bool = False
+
+
+class Rule(NamedTuple):
+    """A line of the table: the first one of which all conditions hold, and whose way exists here, is followed.
+
+    Attributes:
+        way: what is done.
+        because: why.
+        device: type of the device; None for any.
+        complex: whether the matrices are complex; None for either.
+        largest: greatest size.
+        fewest: least number of matrices.
+        since: first version of PyTorch.
+        differentiable: True: only where a gradient is recorded.
+    """
+
+    way: Way
+    because: str
+    device: str | None = None
+    complex: bool | None = None
+    largest: float = math.inf
+    fewest: int = 0
+    since: tuple[int, int] = (0, 0)
+    differentiable: bool = False
+
+    def holds(self, problem: Problem) -> bool:
+        """Whether all conditions hold."""
+        return (
+            self.device in (None, problem.device)
+            and self.complex in (None, problem.dtype.is_complex)
+            and problem.size <= self.largest
+            and problem.batch >= self.fewest
+            and problem.torch >= self.since
+            and problem.differentiable >= self.differentiable
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(Way.CPU, "the matrices are there", device="cpu"),
+    Rule(Way.TORCH, "no other way has a gradient", differentiable=True),
+    Rule(Way.HOST, "batches of complex64 came back wrong (issue 192483)", device="cuda", complex=True),
+    Rule(Way.TORCH, "batched in all versions, up to 32 x 32", device="cuda", largest=32),
+    Rule(Way.TORCH, "batched for all sizes (pull request 175403)", device="cuda", since=(2, 12)),
+    Rule(Way.CUPY, "PyTorch before 2.12 goes one by one (issues 174674, 175585)", device="cuda", fewest=2),
+    Rule(Way.HOST, "one by one, and slow (issues 174674, 175585, 183806)", device="cuda"),
+    Rule(Way.TORCH, "nothing is known of other devices"),
+)
+"""The table. With ``where="device"`` the lines that lead to the host are passed over."""
+
+
+def check_where(where: str) -> None:
+    """Refuse what is no :data:`Where`.
+
+    Args:
+        where: what was given.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> check_where("host")
+    """
+    if where not in get_args(Where):
+        raise ValueError(f"Expected argument `where` to be out of {get_args(Where)}, but got {where!r}.")
+
+
+def problem_of(device: torch.device, dtype: torch.dtype, size: int, batch: int, *, grad: bool = False) -> Problem:
+    """What the choice depends on, with the version of PyTorch that runs.
+
+    Args:
+        device: of the Gram matrices.
+        dtype: of the Gram matrices.
+        size: rows of one.
+        batch: number of them.
+        grad: whether a gradient is recorded.
+
+    Returns:
+        The problem.
+
+    Example:
+        >>> problem_of(torch.device("cpu"), torch.float32, 64, 10)[:4]
+        ('cpu', torch.float32, 64, 10)
+    """
+    major, minor = str(torch.__version__).split(".")[:2]
+    kind = "rocm" if device.type == "cuda" and torch.version.hip is not None else device.type
+    return Problem(kind, dtype, size, batch, (int(major), int(minor)), grad)
+
+
+def way_of(problem: Problem, where: Where = "auto") -> Way:
+    """The way that the table has for a problem.
+
+    Args:
+        problem: the Gram matrices.
+        where: ``"auto"``: the table; ``"device"``: the table without the host; ``"host"``: the host. Without effect on
+            matrices that are on the CPU.
+
+    Returns:
+        The way; CuPy's only where CuPy can be imported.
+
+    Raises:
+        ValueError: ``where`` is out of range.
+
+    Example:
+        >>> problem = Problem("cuda", torch.float32, size=64, batch=500, torch=(2, 13))
+        >>> way_of(problem), way_of(problem, "host"), way_of(problem._replace(device="cpu"), "host")
+        ('torch', 'host', 'cpu')
+    """
+    check_where(where)
+    if where == "host" and problem.device != "cpu":
+        return Way.HOST
+    fitting = (rule.way for rule in RULES if rule.holds(problem) and not (where == "device" and rule.way is Way.HOST))
+    return next(way for way in fitting if way is not Way.CUPY or _cupy() is not None)
+
+
+def gram_eigenvalues(upper: Tensor, way: Way) -> Tensor:
+    """Eigenvalues of Hermitian matrices, of which the upper triangle is read.
+
+    On a device at most :data:`MOST_MATRICES` are handed over at once. Only :attr:`Way.CPU` and :attr:`Way.TORCH` have a
+    gradient. Nothing is checked here; see :func:`lightning_farms.functional.checked_esd`.
+
+    Args:
+        upper: (..., k, k), real or complex, in single or double precision.
+        way: how.
+
+    Returns:
+        (..., k), real, ascending, in the precision of the matrices and on their device.
+
+    Raises:
+        ImportError: CuPy was asked for and is not there.
+        torch.linalg.LinAlgError: the decomposition does not converge, or CuPy's fails.
+
+    Example:
+        >>> gram_eigenvalues(torch.tensor([[[2.0, 1.0], [0.0, 2.0]]]), Way.HOST)
+        tensor([[1., 3.]])
+    """
+    if way is Way.CPU:
+        return _lapack(upper)
+    solve = {Way.TORCH: _lapack, Way.CUPY: _by_cupy, Way.HOST: _on_host}[way]
+    size = upper.shape[-1]
+    most = max(1, min(MOST_MATRICES, _MOST_ENTRIES // size**2))
+    parts = [solve(part) for part in upper.reshape(-1, size, size).split(most)]
+    return torch.cat(parts).reshape(upper.shape[:-1])
+
+
+def _lapack(upper: Tensor) -> Tensor:
+    """PyTorch's routine, which is LAPACK's on the CPU."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh(upper, UPLO="U")
+    return eigenvalues
+
+
+# ---- CuPy ----------------------------------------------------------------------------------------------------------
+
+
+def _cupy() -> ModuleType | None:
+    """CuPy, or None where it is not there or does not load, for want of CUDA's libraries for instance."""
+    try:
+        import cupy
+    except Exception:
+        return None
+    module: ModuleType = cupy
+    return module
+
+
+def _by_cupy(upper: Tensor) -> Tensor:
+    """By CuPy, which reads torch's memory; the result is sorted into torch's own, so that CuPy's is free again."""
+    cupy = _cupy()
+    if cupy is None:
+        raise ImportError('Eigenvalues by CuPy need it: pip install "lightning-farms[gpu]"')
+    with _current_stream(cupy, upper.device):
+        try:
+            found = cupy.linalg.eigvalsh(cupy.from_dlpack(upper.detach().contiguous()), UPLO="U")
+        except MemoryError:
+            raise
+        except Exception as error:  # CUSOLVERError and others, which have no common type
+            raise DecompositionError(f"CuPy's decomposition failed. {type(error).__name__}: {error}") from error
+        return torch.utils.dlpack.from_dlpack(found).sort(-1).values
+
+
+@contextmanager
+def _current_stream(cupy: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN401
+    """CuPy works on torch's current stream of a device: neither has to wait for the other."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.current_stream(device)
+    index = stream.device.index
+    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream.cuda_stream, index):
+        yield
+
+
+# ---- the host ------------------------------------------------------------------------------------------------------
+
+
+class _Copy(NamedTuple):
+    """Matrices on the host, and what tells that they have arrived."""
+
+    matrices: Tensor
+    arrived: torch.cuda.Event | None
+
+    def decomposed(self, size: int) -> Tensor:
+        """Their eigenvalues, the largest ``size``."""
+        if self.arrived is not None:
+            self.arrived.synchronize()  # of this copy only, and without the interpreter's lock
+        return _lapack(self.matrices)[..., -size:]
+
+
+def _on_host(upper: Tensor) -> Tensor:
+    """By LAPACK, slice by slice: while one is decomposed, the next is on its way and the device goes on."""
+    size = upper.shape[-1]
+    most = max(1, _HOST_BYTES // (size**2 * upper.element_size()))
+    waiting: deque[_Copy] = deque()
+    found: list[Tensor] = []
+    with torch.cuda.device(upper.device) if upper.device.type == "cuda" else nullcontext():
+        for part in upper.detach().split(most):
+            waiting.append(_copied(part))
+            if len(waiting) > 1:
+                found.append(waiting.popleft().decomposed(size))
+        found += [each.decomposed(size) for each in waiting]
+        return _back(torch.cat(found), upper.device)
+
+
+def _copied(matrices: Tensor) -> _Copy:
+    """A copy in pinned memory, under way on the current stream; zeros fill it up as the CPU's matrices are."""
+    above = -matrices.shape[-1] % PADDED_TO
+    if above:
+        matrices = torch.nn.functional.pad(matrices, (above, 0, above, 0))
+    if matrices.device.type != "cuda":
+        return _Copy(matrices.to("cpu"), None)
+    pinned = torch.empty(matrices.shape, dtype=matrices.dtype, device="cpu", pin_memory=True)
+    pinned.copy_(matrices, non_blocking=True)
+    arrived = torch.cuda.Event(blocking=True)  # who waits leaves the core to others
+    arrived.record(torch.cuda.current_stream(matrices.device))
+    return _Copy(pinned, arrived)
+
+
+def _back(eigenvalues: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for it."""
+    if device.type != "cuda":
+        return eigenvalues.to(device)
+    return eigenvalues.pin_memory().to(device, non_blocking=True)
