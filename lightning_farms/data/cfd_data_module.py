@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,21 +13,15 @@ from torch.utils.data import DataLoader
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._data_module import DataModule
-from lightning_farms.data._lineage import Flows, Lineage
+from lightning_farms.data._flow_sources import Choice, FlowSources
+from lightning_farms.data._lineage import Lineage
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
-from lightning_farms.data.fields._arguments import (
-    check_extra_paths,
-    check_fields,
-    file_strides,
-    skipped,
-    source_of,
-    without,
-)
+from lightning_farms.data.fields._arguments import check_extra_paths, check_fields, file_strides
 from lightning_farms.data.fields._file_set import FileSet, strided_size
-from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.fields.indexing import SplitName
 from lightning_farms.data.fields.paths import file_paths
-from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
+from lightning_farms.data.fields.pdebench import ChannelOrder, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file
@@ -120,8 +114,7 @@ class CFDDataModule(DataModule):
         Well (2024), arXiv 2412.00568.
     """
 
-    _opened: FileSet | None = None
-    _extra: dict[str, FileSet]
+    _sources: FlowSources
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
     _val: EvaluationTrajectories | None = None
@@ -178,11 +171,10 @@ class CFDDataModule(DataModule):
         check_not_negative(noise=noise)
         check_fields(path, fields, axes)
         self.path = file_paths(path)
-        self._strides = file_strides(stride, self.path)
+        strides = file_strides(stride, self.path)
         self.val_path, self.test_path = file_paths(val_path), file_paths(test_path)
-        check_extra_paths(self.path, self._strides, self.val_path, self.test_path, val_fraction)
+        check_extra_paths(self.path, strides, self.val_path, self.test_path, val_fraction)
         self.predict_frames, self.skip = predict_frames, skip
-        self._extra, self._lineage = {}, Lineage()
         self.channels = channel_names(channel_order) if fields is None else tuple(fields)
         self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
@@ -192,9 +184,16 @@ class CFDDataModule(DataModule):
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
         self.simulation = simulation
-        self._split_name: SplitName = split
-        self._fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        self._split(simulation.trajectories)  # what is wrong with its arguments is told now, not at `setup`
+        fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
+        self._lineage = Lineage()
+        self._sources = FlowSources(
+            self.data_paths,
+            strides,
+            val=self.val_path,
+            test=self.test_path,
+            layout={"channel_order": channel_order, "fields": fields, "axes": axes},
+            choice=Choice(split, fractions, subset_seed, skip),
+        )
 
     @property
     def data_path(self) -> Path:
@@ -212,7 +211,7 @@ class CFDDataModule(DataModule):
     def img_size(self) -> int:
         """Cells along each side after the stride; known before `setup`, from the file's header or the settings."""
         if self.path is None:
-            return strided_size(self.simulation.resolution, self._strides[0])
+            return strided_size(self.simulation.resolution, self._sources.strides[0])
         return self._files().img_size
 
     @property
@@ -267,6 +266,7 @@ class CFDDataModule(DataModule):
             self._resumed, self._sampler, self._statistics = Progress(), None, None
         self._predict = None
         self._lineage.begin(stage)
+        self._files()
         parts = {purpose: self._part(purpose) for purpose in _PURPOSES[stage]}
         self._pool = parts["train"] if "train" in parts else self._part("train", used=False)
         if "train" in parts:
@@ -292,9 +292,7 @@ class CFDDataModule(DataModule):
         Args:
             stage: "fit", "validate", "test" or "predict".
         """
-        for files in (self._opened, *self._extra.values()):
-            if files is not None:
-                files.close()
+        self._sources.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, as (epoch, batches of it that are done), the channels, their scaling, and the flows.
@@ -382,63 +380,25 @@ class CFDDataModule(DataModule):
         return restore(fields, self._known_statistics()) if self.normalize else fields
 
     def _files(self, purpose: str = "train") -> FileSet:
-        """Open the files of a purpose once; their headers are kept."""
-        if self._opened is None:
-            if self.path is None and not self.data_path.exists():
-                raise FileNotFoundError(
-                    f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
-                )
-            self._opened = FileSet(self._readers(self.data_paths), self._strides)
-        name = source_of(purpose, self.val_path, self.test_path, self._fractions["val_fraction"])
-        if name == "train":
-            return self._opened
-        if name not in self._extra:
-            paths = self.val_path if name == "val" else self.test_path
-            readers = self._readers(paths if isinstance(paths, list) else [paths])
-            self._extra[name] = FileSet(readers, [self._strides[0]] * len(readers), like=self._opened)
-        return self._extra[name]
-
-    def _readers(self, paths: Sequence[Path | None]) -> list[PDEBenchFile]:
-        options: dict[str, Any] = {"channel_order": self.channel_order, "fields": self.fields, "axes": self.axes}
-        return [PDEBenchFile(path, **options) for path in paths if path is not None]
-
-    def _split(self, count: int) -> Split:
-        return split_trajectories(
-            count,
-            split=self._split_name,
-            subset_seed=self.subset_seed,
-            separate_test=self.test_path is not None,
-            **self._fractions,
-        )
-
-    def _split_settings(self) -> dict[str, Any]:
-        """What decides which flows are for what."""
-        own = {"split": self._split_name, "subset_seed": self.subset_seed, "seed": self.seed, "skip": self.skip}
-        return {**own, **self._fractions, "stride": self.stride, "time_stride": self.time_stride}
+        """The files of a purpose."""
+        if self.path is None and not self.data_path.exists():
+            raise FileNotFoundError(
+                f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
+            )
+        return self._sources.files(purpose)
 
     def _part(self, purpose: str, *, used: bool = True) -> Trajectories:
         """The trajectories of a purpose; `used`: refuse those that cannot be read, and remember them."""
-        files = self._files(purpose)
-        if purpose == "predict" or files is not self._opened:
-            numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
-        else:
-            splits = files.splits(self._split)
-            numbers = [getattr(split, purpose) for split in splits]
-            if used:
-                for file, split in zip(files.files, splits, strict=True):
-                    count, source = file.shape.trajectories, str(file.path)
-                    check_split(split, count=count, purposes=(purpose,), source=source, **self._fractions)
-        left_out = skipped(self.skip, self._all_paths())
-        numbers = without(numbers, [left_out.get(file.path, set()) for file in files.files])
+        part = self._sources.part(purpose, time_stride=self.time_stride, used=used)
         if used:
-            files.check_usable(numbers, purpose)
-            flows = [Flows(file.path, part) for file, part in zip(files.files, numbers, strict=True)]
-            self._lineage.use(purpose, flows)
-        return files.trajectories(numbers, time_stride=self.time_stride)
+            self._lineage.use(purpose, part.flows)
+        return part.trajectories
 
-    def _all_paths(self) -> list[Path]:
-        more = [each for each in (self.val_path, self.test_path) if each is not None]
-        return [*self.data_paths, *(path for each in more for path in (each if isinstance(each, list) else [each]))]
+    def _split_settings(self) -> dict[str, Any]:
+        """What decides which flows are for what."""
+        choice = self._sources.choice
+        own = {"split": choice.split, "subset_seed": choice.subset_seed, "seed": self.seed, "skip": choice.skip}
+        return {**own, **choice.fractions, "stride": self.stride, "time_stride": self.time_stride}
 
     def _predicted_frames(self, trajectories: Trajectories) -> int:
         """As many as asked for; else as many as the files have after the given ones, or as one prediction gives."""
