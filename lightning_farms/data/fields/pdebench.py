@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
-from lightning_farms.data.fields._header import checked_shape, read_header
-from lightning_farms.data.fields._layout import FieldLayout
-from lightning_farms.data.fields._made_up import MadeUp
+from lightning_farms.data.fields._header import checked_axes, lost_trajectories, read_header
+from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout
 from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
 from lightning_farms.data.fields._values import Array, Fault, as_single, faults
 
@@ -94,18 +93,18 @@ class PDEBenchFile:
         self._handle: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}
         self._owner: int | None = None
-        with open_hdf5(self.path) as file, naming(self.path):
-            header = read_header(file, self.layout)
-        self.shape = FileShape(*checked_shape(header, self.path, self.layout))
+        with open_hdf5(self.path) as file:
+            with naming(self.path):
+                header = read_header(file, self.layout)
+            shape, self._axes = checked_axes(header, self.path, self.layout, may_lack=fields is not None)
+            self.shape = FileShape(*shape)
+            with naming(self.path):
+                self.made_up = lost_trajectories(file, header, self._axes, self.shape.trajectories)
         self.eta, self.zeta, self.mach = (header.attributes[name] for name in ("eta", "zeta", "M"))
         self.x, self.y, self.t = header.coordinates
         self.given_frames = header.given_frames
         truth = fields is None and self.given_frames is None  # a network predicts what it likes
         self._positive = frozenset(_POSITIVE if truth else ())
-        self.made_up: MadeUp = {}
-        for name, facts in header.datasets.items():
-            for trajectory, reason in facts.made_up.items():
-                self.made_up.setdefault(trajectory, f"`{name}` {reason}")
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
@@ -236,21 +235,21 @@ class PDEBenchFile:
                 f"would make its values up. {_REMEDY}"
             )
         chosen = slice(frames.start, frames.stop, frames.step)
-        for dataset in self.layout.datasets:
-            index = self.layout.index(dataset, trajectory, chosen)
+        size = (len(frames), self.shape.x, self.shape.y)
+        for dataset, axes in self._axes.items():
             with naming(self.path):
-                read = self._read(dataset, trajectory, index)
-            for channel, field in self.layout.channel_fields(dataset, read).items():
+                read = self._read(dataset, axes, trajectory, chosen)
+            for channel, field in axes.fields(read, self.layout.channels_of(dataset), size).items():
                 # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
                 thinned = field[:, ::stride, ::stride]
                 yield channel, thinned, as_single(thinned)
 
-    def _read(self, dataset: str, trajectory: int, index: tuple[int | slice, ...]) -> Array:
+    def _read(self, dataset: str, axes: DatasetAxes, trajectory: int, frames: slice) -> Array:
+        index = axes.index(trajectory, frames)
         if dataset in self._members:
-            axis = self.layout.trajectory_axis(dataset)
-            read: Array = self._opened(self._members[dataset][trajectory])[index[:axis] + index[axis + 1 :]]
+            read: Array = self._opened(self._members[dataset][trajectory])[index[1:]]
         else:
-            read = self._opened(dataset)[index]
+            read = np.asarray(self._opened(dataset)[index])
         return read
 
     def _is_positive(self, channel: int) -> bool:

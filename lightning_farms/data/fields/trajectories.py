@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -95,13 +95,21 @@ class Trajectories:
         part, trajectory = self._place(number)
         part.file.check(trajectory, stride=part.stride)
 
-    def read(self, number: int, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(
+        self,
+        number: int,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Read every time_stride-th frame from start on of one trajectory, standardized if there are `statistics`.
 
         Args:
             number: its place in the sequence, in [0, len).
             start: first frame, as counted in the file.
             stop: one past the last frame, as counted in the file; to the end when left out.
+            change: what is done to the frames in physical units, before they are standardized.
 
         Returns:
             (X, Y, T, C), float32.
@@ -113,6 +121,7 @@ class Trajectories:
         """
         part, trajectory = self._place(number)
         frames = part.file.read(trajectory, start, stop, stride=part.stride, time_stride=self.time_stride)
+        frames = frames if change is None else change(frames)
         return frames if self.statistics is None else standardize(frames, self.statistics)
 
     def _place(self, number: int) -> tuple[FilePart, int]:
