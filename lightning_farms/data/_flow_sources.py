@@ -9,7 +9,8 @@ from lightning_farms.data.fields._arguments import Paths, skipped, source_of, wi
 from lightning_farms.data.fields._file_set import FileSet
 from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
 from lightning_farms.data.fields.pdebench import PDEBenchFile
-from lightning_farms.data.fields.trajectories import Trajectories
+from lightning_farms.data.fields.trajectories import FlowFile, Trajectories
+from lightning_farms.data.fields.trajectory_files import TrajectoryFiles, common_folder
 
 
 class Choice(NamedTuple):
@@ -51,12 +52,11 @@ class FlowSources:
         name = source_of(purpose, self.val, self.test, self.choice.fractions["val_fraction"])
         if name not in self._opened:
             if name == "train":
-                self._opened[name] = FileSet(self._readers(self.paths), self.strides)
+                readers = self._readers(self.paths)
+                self._opened[name] = FileSet(readers, self.strides[: len(readers)])
             else:
-                paths = self.val if name == "val" else self.test
-                readers = self._readers(paths if isinstance(paths, list) else [paths])
-                strides = [self.strides[0]] * len(readers)
-                self._opened[name] = FileSet(readers, strides, like=self.files())
+                readers = self._readers(_listed((self.val if name == "val" else self.test) or []))
+                self._opened[name] = FileSet(readers, self.strides[:1] * len(readers), like=self.files())
         return self._opened[name]
 
     def part(self, purpose: str, *, time_stride: int, used: bool = True) -> Part:
@@ -69,11 +69,10 @@ class FlowSources:
             numbers = [getattr(split, purpose) for split in splits]
             if used:
                 self._check(files, splits, purpose)
-        left_out = skipped(self.choice.skip, self._all_paths())
-        numbers = without(numbers, [left_out.get(file.path, set()) for file in files.files])
+        numbers = without(numbers, self._left_out(files))
         if used:
             files.check_usable(numbers, purpose)
-        flows = [Flows(file.path, part) for file, part in zip(files.files, numbers, strict=True)]
+        flows = [Flows(file.path, part, file.identity) for file, part in zip(files.files, numbers, strict=True)]
         return Part(files.trajectories(numbers, time_stride=time_stride), flows)
 
     def split(self, count: int) -> Split:
@@ -96,9 +95,49 @@ class FlowSources:
             count, source = file.shape.trajectories, str(file.path)
             check_split(split, count=count, purposes=(purpose,), source=source, **self.choice.fractions)
 
-    def _readers(self, paths: Sequence[Path | None]) -> list[PDEBenchFile]:
-        return [PDEBenchFile(path, **self.layout) for path in paths if path is not None]
+    def _readers(self, paths: Sequence[Path]) -> list[FlowFile]:
+        if self._are_one_set(paths):
+            return [TrajectoryFiles(paths, fields=self.layout["fields"], axes=self.layout["axes"])]
+        return [PDEBenchFile(path, **self.layout) for path in paths]
 
-    def _all_paths(self) -> list[Path]:
-        more = [each for each in (self.val, self.test) if each is not None]
-        return [*self.paths, *(path for each in more for path in (each if isinstance(each, list) else [each]))]
+    def _are_one_set(self, paths: Sequence[Path]) -> bool:
+        """Whether each file is a trajectory."""
+        fields, axes = self.layout["fields"], self.layout["axes"]
+        one_each = fields is not None and "b" not in axes and not any("*" in name for name in fields.values())
+        if one_each and len(set(self.strides)) > 1:
+            raise ValueError(
+                f"Expected argument `stride` to be one number for files of one trajectory each, but got "
+                f"{list(self.strides)}."
+            )
+        return one_each and len(paths) > 1
+
+    def remarks(self, purposes: Sequence[str], time_stride: int) -> list[str]:
+        """What is odd about the files of some purposes, in words, and about how they go together."""
+        sets = list({id(files): files for files in map(self.files, ("train", *purposes))}.values())
+        steps = {f"{step:.4g}" for files in sets for step in files.steps(time_stride)}
+        found = [remark for files in sets for remark in files.remarks()]
+        if len(steps) > 1:
+            found.append(
+                f"The files' frames are {' or '.join(sorted(steps, key=float))} apart in time, and a network is not "
+                "told which: it learns a mixture, or is tested on what it was not trained for. Give files of one time "
+                "step."
+            )
+        return found
+
+    def _left_out(self, files: FileSet) -> list[set[int]]:
+        """Numbers that are to be skipped, of each file."""
+        sets = [list(self.paths), *(_listed(each) for each in (self.val, self.test) if each is not None)]
+        names = [name for paths in sets for name in ([common_folder(paths)] if self._are_one_set(paths) else paths)]
+        found = skipped(self.choice.skip, names)
+        for file in files.files:
+            beyond = [number for number in sorted(found.get(file.path, ())) if number >= file.shape.trajectories]
+            if beyond:
+                raise ValueError(
+                    f"Expected argument `skip` to name trajectories of {file.path}, which has "
+                    f"{file.shape.trajectories}, numbered from 0, but got {beyond}."
+                )
+        return [found.get(file.path, set()) for file in files.files]
+
+
+def _listed(paths: Path | list[Path]) -> Sequence[Path]:
+    return paths if isinstance(paths, list) else [paths]

@@ -209,10 +209,16 @@ class CFDDataModule(DataModule):
 
     @property
     def img_size(self) -> int:
-        """Cells along each side after the stride; known before `setup`, from the file's header or the settings."""
+        """Cells along each side of a square grid; see `grid_size`. A ValueError where it is not square."""
+        x, y = self.grid_size
+        return x if x == y else self._files().img_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Cells along x and y after the stride; known before `setup`, from the file's header or the settings."""
         if self.path is None:
-            return strided_size(self.simulation.resolution, self._sources.strides[0])
-        return self._files().img_size
+            return 2 * (strided_size(self.simulation.resolution, self._sources.strides[0]),)
+        return self._files().grid
 
     @property
     def n_channels(self) -> int:

@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
 from lightning_farms.data.fields._made_up import MadeUp, made_up
 from lightning_farms.data.fields._opening import missing_filters
+from lightning_farms.data.fields._values import Array
 
-# PDEBench's names, those of The Well, and those of PDEBench's files with a group for each trajectory
-_COORDINATES = (
-    ("x-coordinate", "dimensions/x", "0000/grid/x"),
-    ("y-coordinate", "dimensions/y", "0000/grid/y"),
-    ("t-coordinate", "dimensions/time", "0000/grid/t"),
-)
+# PDEBench's names, those of The Well, of PDEBench's groups for each trajectory, and of its incompressible flows
+_COORDINATES = {
+    "x": ("x-coordinate", "dimensions/x", "0000/grid/x"),
+    "y": ("y-coordinate", "dimensions/y", "0000/grid/y"),
+    "t": ("t-coordinate", "dimensions/time", "0000/grid/t", "t"),
+}
 _SHOWN = 8
 
 
@@ -44,7 +43,8 @@ class Header(NamedTuple):
     third_axis: bool
     attributes: dict[str, float | None]
     given_frames: int | None
-    coordinates: list[Tensor | None]
+    coordinates: dict[str, Array | None]
+    periodic: tuple[bool, bool] | None  # along x and y; None where the file does not tell
 
 
 def read_header(file: h5py.File, layout: FieldLayout) -> Header:
@@ -64,7 +64,8 @@ def read_header(file: h5py.File, layout: FieldLayout) -> Header:
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
-        coordinates=[_coordinate(file, names) for names in _COORDINATES],
+        coordinates={axis: _coordinate(file, names) for axis, names in _COORDINATES.items()},
+        periodic=_periodic(file),
     )
 
 
@@ -232,6 +233,23 @@ def _number(file: h5py.File, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Tensor | None:
-    found = [file[name] for name in names if isinstance(file.get(name), h5py.Dataset) and file[name].ndim == 1]
-    return torch.from_numpy(found[0][...].astype(np.float32)) if found else None
+def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Array | None:
+    found = [dataset for name in names if (dataset := _get(file, name)) is not None]
+    numbers = [each for each in found if each.shape and np.issubdtype(each.dtype, np.number) and each.dtype.kind != "c"]
+    return numbers[0][...].astype(np.float64) if numbers and numbers[0].ndim <= 2 else None
+
+
+def _periodic(file: h5py.File) -> tuple[bool, bool] | None:
+    """What the boundary conditions of a file of The Well say."""
+    group = file.get("boundary_conditions")
+    if not isinstance(group, h5py.Group) or not len(group):
+        return None
+    kinds: dict[str, set[str]] = {"x": set(), "y": set()}
+    for boundary in group.values():
+        for axis in np.atleast_1d(boundary.attrs.get("associated_dims", [])).tolist():
+            kinds.setdefault(_text(axis), set()).add(_text(boundary.attrs.get("bc_type", "")).lower())
+    return kinds["x"] == {"periodic"}, kinds["y"] == {"periodic"}
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

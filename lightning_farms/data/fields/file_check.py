@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectories import FlowFile
 
 
 class FileFault(NamedTuple):
@@ -22,7 +22,7 @@ class FileFault(NamedTuple):
     what: str
 
 
-def check_file(file: PDEBenchFile, advance: Callable[[int], object] = lambda count: None) -> Iterator[FileFault]:
+def check_file(file: FlowFile, advance: Callable[[int], object] = lambda count: None) -> Iterator[FileFault]:
     """Read every value of a file once and tell what is wrong, a few frames in memory at a time.
 
     Found are NaN and infinities, values beyond float32, densities and pressures that are not above 0 (in PDEBench's
@@ -40,7 +40,7 @@ def check_file(file: PDEBenchFile, advance: Callable[[int], object] = lambda cou
 
     Example:
         >>> import tempfile
-        >>> from lightning_farms.data import SimulationConfig, simulate_to_file
+        >>> from lightning_farms.data import PDEBenchFile, SimulationConfig, simulate_to_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = SimulationConfig(trajectories=2, resolution=8, frames=5)
         ...     simulate_to_file(f"{folder}/flow.hdf5", config, progress=False)
@@ -59,7 +59,7 @@ def check_file(file: PDEBenchFile, advance: Callable[[int], object] = lambda cou
         advance(1)
 
 
-def _looked_through(file: PDEBenchFile, trajectory: int) -> tuple[list[FileFault], list[tuple[float, float]]]:
+def _looked_through(file: FlowFile, trajectory: int) -> tuple[list[FileFault], list[tuple[float, float]]]:
     """What is wrong with the values, and the range of each channel."""
     found: list[FileFault] = []
     lows, highs = [float("inf")] * len(file.channels), [float("-inf")] * len(file.channels)

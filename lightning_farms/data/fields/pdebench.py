@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
+from lightning_farms.data.fields._coordinates import checked_grid
 from lightning_farms.data.fields._header import checked_axes, lost_trajectories, read_header
+from lightning_farms.data.fields._identity import identity
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout
 from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
 from lightning_farms.data.fields._values import Array, Fault, as_single, faults
@@ -101,7 +103,9 @@ class PDEBenchFile:
             with naming(self.path):
                 self.made_up = lost_trajectories(file, header, self._axes, self.shape.trajectories)
         self.eta, self.zeta, self.mach = (header.attributes[name] for name in ("eta", "zeta", "M"))
-        self.x, self.y, self.t = header.coordinates
+        sizes = dict(zip("txy", self.shape[1:], strict=True))
+        self.x, self.y, self.t, self.remarks = checked_grid(header.coordinates, sizes, self.path)
+        self.periodic = (True, True) if fields is None else header.periodic
         self.given_frames = header.given_frames
         truth = fields is None and self.given_frames is None  # a network predicts what it likes
         self._positive = frozenset(_POSITIVE if truth else ())
@@ -111,6 +115,15 @@ class PDEBenchFile:
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         return self.layout.channels
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """{channel: dataset}, in the order of the channels."""
+        return dict(self.layout.fields)
+
+    def identity(self) -> str:
+        """What tells the file from others, under whatever name: of its size, its header and the values at both ends."""
+        return identity(self.path)
 
     def read(
         self,

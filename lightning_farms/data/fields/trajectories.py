@@ -12,6 +12,9 @@ from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.seeding import shuffled
 from lightning_farms.data._normalization import ChannelStatistics, channel_statistics, standardize
 from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectory_files import TrajectoryFiles
+
+FlowFile = PDEBenchFile | TrajectoryFiles
 
 
 class FilePart(NamedTuple):
@@ -23,7 +26,7 @@ class FilePart(NamedTuple):
         stride: every stride-th cell along x and y, at least 1.
     """
 
-    file: PDEBenchFile
+    file: FlowFile
     trajectories: Sequence[int]
     stride: int = 1
 

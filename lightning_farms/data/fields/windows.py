@@ -22,8 +22,8 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of consecutive frames: the first are the input, the others the target.
 
     Which window an item shows, how it is moved and which noise it has is in its key, drawn by `WindowSampler`. With a
-    stride in time, a window's first frame is any of the file's, not only every time_stride-th. At the first item of a trajectory all of
-    its frames are read and checked, so that bad values show in the first epoch.
+    stride in time, a window's first frame is any of the file's, not only every time_stride-th. At the first item of a
+    trajectory all of its frames are read and checked, so that bad values show in the first epoch.
 
     Args:
         trajectories: the training trajectories.
