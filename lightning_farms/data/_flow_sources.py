@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_farms.data._lineage import Flows
 from lightning_farms.data.fields._arguments import Paths, skipped, source_of, without
 from lightning_farms.data.fields._file_set import FileSet
 from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
-from lightning_farms.data.fields.pdebench import PDEBenchFile
-from lightning_farms.data.fields.trajectories import FlowFile, Trajectories
-from lightning_farms.data.fields.trajectory_files import TrajectoryFiles, common_folder
+from lightning_farms.data.fields.trajectories import Trajectories
+from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
 
 
 class Choice(NamedTuple):
@@ -75,6 +76,11 @@ class FlowSources:
         flows = [Flows(file.path, part, file.identity) for file, part in zip(files.files, numbers, strict=True)]
         return Part(files.trajectories(numbers, time_stride=time_stride), flows)
 
+    def step(self, time_stride: int) -> float | None:
+        """Time from frame to frame of the files that are open, where all tell it, and the same."""
+        steps = [step for files in self._opened.values() for step in files.steps(time_stride)]
+        return steps[0] if len({f"{step:.4g}" for step in steps}) == 1 else None
+
     def split(self, count: int) -> Split:
         """Split as many trajectories as a file has."""
         return split_trajectories(
@@ -96,14 +102,12 @@ class FlowSources:
             check_split(split, count=count, purposes=(purpose,), source=source, **self.choice.fractions)
 
     def _readers(self, paths: Sequence[Path]) -> list[FlowFile]:
-        if self._are_one_set(paths):
-            return [TrajectoryFiles(paths, fields=self.layout["fields"], axes=self.layout["axes"])]
-        return [PDEBenchFile(path, **self.layout) for path in paths]
+        self._are_one_set(paths)
+        return open_flows(paths, **self.layout)
 
     def _are_one_set(self, paths: Sequence[Path]) -> bool:
         """Whether each file is a trajectory."""
-        fields, axes = self.layout["fields"], self.layout["axes"]
-        one_each = fields is not None and "b" not in axes and not any("*" in name for name in fields.values())
+        one_each = are_trajectories(self.layout["fields"], self.layout["axes"])
         if one_each and len(set(self.strides)) > 1:
             raise ValueError(
                 f"Expected argument `stride` to be one number for files of one trajectory each, but got "
@@ -137,6 +141,15 @@ class FlowSources:
                     f"{file.shape.trajectories}, numbered from 0, but got {beyond}."
                 )
         return [found.get(file.path, set()) for file in files.files]
+
+
+def check_step(trained: float | None, now: float | None) -> None:
+    """Warn where frames are further apart, or closer, than in the training of a checkpoint."""
+    if trained is not None and now is not None and f"{trained:.4g}" != f"{now:.4g}":
+        rank_zero_warn(
+            f"The frames are {now:.4g} apart in time, but {trained:.4g} in the training of the checkpoint: the network "
+            "predicts the latter. Choose `time_stride`, or the files, so that they agree."
+        )
 
 
 def _listed(paths: Path | list[Path]) -> Sequence[Path]:

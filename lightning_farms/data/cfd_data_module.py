@@ -1,21 +1,22 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
+from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule
-from lightning_farms.data._flow_sources import Choice, FlowSources
+from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
 from lightning_farms.data._lineage import Lineage
 from lightning_farms.data._normalization import ChannelStatistics, restore
+from lightning_farms.data._simulated_set import simulated_set
+from lightning_farms.data.augmentation import Augment, Augmentation
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
 from lightning_farms.data.fields._arguments import check_extra_paths, check_fields, file_strides
 from lightning_farms.data.fields._file_set import FileSet, strided_size
@@ -25,7 +26,7 @@ from lightning_farms.data.fields.pdebench import ChannelOrder, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file
-from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
+from lightning_farms.data.simulation.flows import SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -49,11 +50,11 @@ class CFDDataModule(DataModule):
     file appears only once it is complete.
 
     Args:
-        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list of files that are
-            mixed: each is split for itself, training items are shuffled over all, the others come file by file. All
-            must have the same number of frames and, after the stride, of cells. Where files hold the same flows at
-            several resolutions, their numbers of trajectories must agree, or one's test flows are trained on in the
-            other. Simulate a set when left out.
+        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list or folder of files
+            that are mixed: each is split for itself, training items are shuffled over all, the others come file by
+            file. All must have the same number of frames and, after the stride, of cells. Where files hold the same
+            flows at several resolutions, their numbers of trajectories must agree, or one's test flows are trained on
+            in the other. Simulate a set when left out.
         val_path: files of which every flow is validated with, in place of a part of `path`.
         test_path: files of which every flow is tested on (and validated with, where nothing else is said), in place of
             a part of `path`, of which all flows are then for training; `predict` takes them too.
@@ -87,13 +88,23 @@ class CFDDataModule(DataModule):
             compressible flow. "t1_fields/velocity[0]" is the first component of a vector dataset, as in The Well:
             {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "density": "t0_fields/density"}.
         axes: order of the datasets' axes with `fields`: b trajectory, t frame, x, y, and c for components, last when
-            left out.
+            left out. Without a b each file is one trajectory, and all are one set, as in DPOT's folders: "xytc". A
+            dataset that is the same in all frames may lack them (a force, The Well's static fields and scalars).
+        augment: "shifts": move each training window by any number of cells, on periodic domains; "symmetries": turn and
+            reflect it, velocities along with it: the eight symmetries of the square, or four of a rectangle; "all":
+            both. Seeded as the noise is. It is exact where the equations have these symmetries (no gravity).
+        vectors: pairs of channels that are a vector's x- and y-component, for `augment`: [[vx, vy]]. All others are
+            taken for scalars. When left out, they are known by name (Vx and Vy, velocity_x and velocity_y, momentum_x,
+            ux, ...) or as components of one dataset `velocity` or of The Well's t1_fields; what may be a vector and is
+            not known is refused.
+        periodic: whether the domain is periodic, for `augment`. When left out: PDEBench's compressible flows are, The
+            Well's files tell.
         noise: amplitude of the Gaussian noise added to x of training items, in units of each item's and channel's root
             mean square, at least 0. It depends on (seed, epoch, item) alone, as the windows do. OperatorModule has a
             `noise` of its own, drawn on the device; with both, both are added.
         normalize: subtract each channel's mean and divide by its standard deviation, of x and y. The statistics are
             those of up to 64 trajectories of the training part, drawn by `subset_seed`; a checkpoint keeps them, and
-            `denormalize` undoes the scaling.
+            `denormalize` undoes the scaling. A channel that does not vary in them is refused.
         num_workers: worker processes of each data loader, at least 0; they persist over epochs.
         pin_memory: whether loaders copy batches to pinned memory.
         seed: of the training windows, their order and their noise, at least 0.
@@ -115,6 +126,7 @@ class CFDDataModule(DataModule):
     """
 
     _sources: FlowSources
+    _told: set[str]
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
     _val: EvaluationTrajectories | None = None
@@ -149,6 +161,9 @@ class CFDDataModule(DataModule):
         channel_order: ChannelOrder = "dpot",
         fields: dict[str, str] | None = None,
         axes: str = "btxy",
+        augment: Augment | None = None,
+        vectors: list[list[str]] | None = None,
+        periodic: bool | None = None,
         noise: float = 0.0,
         normalize: bool = False,
         num_workers: int = 0,
@@ -170,6 +185,7 @@ class CFDDataModule(DataModule):
         check_at_least(0, num_workers=num_workers, seed=seed)
         check_not_negative(noise=noise)
         check_fields(path, fields, axes)
+        check_augment(augment, vectors, periodic)
         self.path = file_paths(path)
         strides = file_strides(stride, self.path)
         self.val_path, self.test_path = file_paths(val_path), file_paths(test_path)
@@ -183,9 +199,10 @@ class CFDDataModule(DataModule):
         self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
+        self.augment, self.vectors, self.periodic = augment, vectors, periodic
         self.simulation = simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        self._lineage = Lineage()
+        self._lineage, self._told = Lineage(), set[str]()
         self._sources = FlowSources(
             self.data_paths,
             strides,
@@ -204,7 +221,7 @@ class CFDDataModule(DataModule):
     def data_paths(self) -> tuple[Path, ...]:
         """All files that are read."""
         if self.path is None:
-            return (self.cache_dir / _cache_name(self.simulation),)
+            return (simulated_set(self.cache_dir, self.simulation),)
         return tuple(self.path) if isinstance(self.path, list) else (self.path,)
 
     @property
@@ -273,6 +290,7 @@ class CFDDataModule(DataModule):
         self._predict = None
         self._lineage.begin(stage)
         self._files()
+        self._tell_remarks(_PURPOSES[stage])
         parts = {purpose: self._part(purpose) for purpose in _PURPOSES[stage]}
         self._pool = parts["train"] if "train" in parts else self._part("train", used=False)
         if "train" in parts:
@@ -283,6 +301,7 @@ class CFDDataModule(DataModule):
                 windows_per_trajectory=self.windows_per_trajectory,
                 noise=self.noise,
                 seed=self.seed,
+                augmentation=self._augmentation(),
             )
         if "val" in parts:
             self._val = EvaluationTrajectories(parts["val"], in_timesteps=self.in_timesteps)
@@ -314,6 +333,7 @@ class CFDDataModule(DataModule):
             "channels": list(self.channels),
             "normalize": self.normalize,
             "statistics": statistics,
+            "time_step": self._sources.step(self.time_stride),
             "lineage": self._lineage.state(self._split_settings()),
         }
 
@@ -324,7 +344,7 @@ class CFDDataModule(DataModule):
             state_dict: what `state_dict` gave.
 
         Warns:
-            UserWarning: if flows that are to be evaluated or predicted were trained on.
+            UserWarning: if flows that are to be evaluated or predicted were trained on, or have another time step.
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
@@ -346,6 +366,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
+        check_step(state_dict.get("time_step"), self._sources.step(self.time_stride))
         self._lineage.load(state_dict.get("lineage"), self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
@@ -400,6 +421,19 @@ class CFDDataModule(DataModule):
             self._lineage.use(purpose, part.flows)
         return part.trajectories
 
+    def _augmentation(self) -> Augmentation | None:
+        if self.augment is None:
+            return None
+        options: dict[str, Any] = {"vectors": self.vectors, "periodic": self.periodic, "seed": self.seed}
+        return augmentation_of(self.augment, self._files(), **options)
+
+    def _tell_remarks(self, purposes: Sequence[str]) -> None:
+        """Warn, once, of what is odd about the files."""
+        for remark in self._sources.remarks(purposes, self.time_stride):
+            if remark not in self._told:
+                self._told.add(remark)
+                rank_zero_warn(remark)
+
     def _split_settings(self) -> dict[str, Any]:
         """What decides which flows are for what."""
         choice = self._sources.choice
@@ -441,15 +475,6 @@ class CFDDataModule(DataModule):
 
     def _resume(self, sampler: WindowSampler) -> None:
         sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size)
-
-
-def _cache_name(config: SimulationConfig) -> str:
-    settings = json.dumps({"version": SIMULATOR_VERSION, **dataclasses.asdict(config)}, sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-    return (
-        f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"
-        f"_n{config.trajectories}_seed{config.seed}_{digest}.hdf5"
-    )
 
 
 def _ready(dataset: DatasetT | None, purpose: str) -> DatasetT:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_farms.data.fields._coordinates import spacing, time_step
 from lightning_farms.data.fields.indexing import Split
-from lightning_farms.data.fields.trajectories import Coordinates, FilePart, FlowFile, Trajectories
+from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
+from lightning_farms.data.fields.trajectory_files import FlowFile
 
 _SHOWN = 20
 

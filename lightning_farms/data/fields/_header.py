@@ -12,7 +12,7 @@ import numpy as np
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
 from lightning_farms.data.fields._made_up import MadeUp, made_up
 from lightning_farms.data.fields._opening import missing_filters
-from lightning_farms.data.fields._values import Array
+from lightning_farms.data.fields._values import Array, Marks
 
 # PDEBench's names, those of The Well, of PDEBench's groups for each trajectory, and of its incompressible flows
 _COORDINATES = {
@@ -20,6 +20,8 @@ _COORDINATES = {
     "y": ("y-coordinate", "dimensions/y", "0000/grid/y"),
     "t": ("t-coordinate", "dimensions/time", "0000/grid/t", "t"),
 }
+_MISSING = ("_FillValue", "missing_value")
+_NOT_MEANT = 1e15  # a fill value that large marks what is missing, as netCDF's 9.97e36
 _SHOWN = 8
 
 
@@ -30,6 +32,7 @@ class DatasetFacts(NamedTuple):
     dtype: np.dtype[Any]
     missing_filters: list[str]
     varying: Varying | None
+    marks: Marks  # of missing values
     members: tuple[str, ...]  # names of the trajectories' own datasets
     odd_one: str | None  # a member of another shape or type
 
@@ -174,7 +177,8 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
     dataset = _get(file, name)
     if dataset is None:
         return None
-    return DatasetFacts(dataset.shape, dataset.dtype, missing_filters(dataset), _varying(dataset), (), None)
+    varying, marks = _varying(dataset), _marks(dataset)
+    return DatasetFacts(dataset.shape, dataset.dtype, missing_filters(dataset), varying, marks, (), None)
 
 
 def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
@@ -190,7 +194,7 @@ def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     others = [name for name, kind in kinds.items() if kind != (first.shape, first.dtype)]
     odd = f"`{others[0]}`, of shape {found[others[0]].shape}," if others else None
     shape = None if first.shape is None else (len(found), *first.shape)
-    return DatasetFacts(shape, first.dtype, missing_filters(first), None, tuple(found), odd)
+    return DatasetFacts(shape, first.dtype, missing_filters(first), None, _marks(first), tuple(found), odd)
 
 
 def _varying(dataset: h5py.Dataset) -> Varying | None:
@@ -201,6 +205,17 @@ def _varying(dataset: h5py.Dataset) -> Varying | None:
     space = np.ravel(dataset.attrs.get("dim_varying", [not number] * 2)).astype(bool).tolist()
     x, y = [*space, True, True][:2]
     return Varying(bool(dataset.attrs["sample_varying"]), bool(dataset.attrs["time_varying"]), (x, y))
+
+
+def _marks(dataset: h5py.Dataset) -> Marks:
+    """What netCDF's attributes, and HDF5's fill value, say of missing values."""
+    if dataset.shape is None or not np.issubdtype(dataset.dtype, np.floating):
+        return Marks()
+    named = [np.ravel(dataset.attrs[name]) for name in _MISSING if name in dataset.attrs]
+    values = [float(value) for each in named if np.issubdtype(each.dtype, np.number) for value in each]
+    fill = float(dataset.fillvalue)
+    values += [fill] if abs(fill) >= _NOT_MEANT else []
+    return Marks(tuple(value for value in values if math.isfinite(value)), fill if fill and fill == fill else None)
 
 
 def _get(file: h5py.File, name: str) -> h5py.Dataset | None:

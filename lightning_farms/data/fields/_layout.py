@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -173,7 +174,8 @@ class FieldLayout:
         return message
 
 
-class DatasetAxes(NamedTuple):
+@dataclass(frozen=True)
+class DatasetAxes:
     """The axes that one dataset really has.
 
     Args:
@@ -189,10 +191,9 @@ class DatasetAxes(NamedTuple):
         """Place of the axis of trajectories; None where all have the same, or the file is one."""
         return self.letters.index("b") if "b" in self.letters else None
 
-    @property
-    def varies_in_time(self) -> bool:
-        """Whether each frame has values of its own."""
-        return "t" in self.letters and self.shape[self.letters.index("t")] > 1
+    def varies_in_time(self, frames: int) -> bool:
+        """Whether each of so many frames has values of its own."""
+        return "t" in self.letters and self.shape[self.letters.index("t")] == frames
 
     def index(self, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
         """An index to read the dataset with; its components are read together."""

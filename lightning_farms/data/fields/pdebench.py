@@ -1,6 +1,7 @@
 """Lazy reader of PDEBench's 2D compressible-flow files, and of others by the names of their datasets."""
 
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from lightning_farms.data.fields._header import checked_axes, lost_trajectories,
 from lightning_farms.data.fields._identity import identity
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout
 from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
-from lightning_farms.data.fields._values import Array, Fault, as_single, faults
+from lightning_farms.data.fields._values import Array, Fault, Survey, as_single, faults, zero_frames
 
 ChannelOrder = Literal["dpot", "pdebench"]
 
@@ -109,6 +110,13 @@ class PDEBenchFile:
         self.given_frames = header.given_frames
         truth = fields is None and self.given_frames is None  # a network predicts what it likes
         self._positive = frozenset(_POSITIVE if truth else ())
+        of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
+        self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
+        self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
+        if not self._in_time:
+            raise ValueError(
+                f"Expected some field of {self.path} to vary in time, but none of {list(of.values())} does."
+            )
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
@@ -156,14 +164,16 @@ class PDEBenchFile:
         sizes = (-(-self.shape.x // stride), -(-self.shape.y // stride), len(frames))
         item = np.empty((*sizes, len(self.channels)), np.float32)
         for channel, field, single in self._fields(trajectory, frames, stride):
-            found = faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            found = self._faults(channel, field, single, frames)
             if found:
                 raise ValueError(self._wrong(trajectory, found))
             item[..., channel] = np.moveaxis(single, 0, -1)
-        if len(frames) > 1 and not item.any():
+        zero = zero_frames(item if len(self._in_time) == item.shape[3] else item[..., self._in_time])
+        if zero:
+            rest = "" if len(zero) == len(frames) else ", after others that are not"
             raise ValueError(
                 f"Expected the fields of {self.path} to hold values, but all channels of trajectory {trajectory} are 0 "
-                f"in frames {frames[0]} to {frames[-1]}. {_REMEDY}"
+                f"in frames {frames[zero[0]]} to {frames[zero[-1]]}{rest}. {_REMEDY}"
             )
         return torch.from_numpy(item)
 
@@ -187,25 +197,31 @@ class PDEBenchFile:
         starts = range(0, self.shape.frames, at_once)
         return [range(start, min(start + at_once, self.shape.frames)) for start in starts]
 
-    def survey(self, trajectory: int, frames: range) -> tuple[list[Fault], list[tuple[float, float]]]:
-        """What is wrong with the values of some frames of one trajectory, at all cells, and how far they reach.
+    def survey(self, trajectory: int, frames: range) -> Survey:
+        """What some frames of one trajectory are like, at all cells.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            One fault for each channel and frame that has any; smallest and largest value of each channel.
+            What is wrong with them, and more.
 
         Raises:
+            ValueError: if HDF5 would make the values up.
             OSError: if the data cannot be read.
         """
         found: list[Fault] = []
-        extents = [(0.0, 0.0)] * len(self.channels)
+        extents, digest = [(0.0, 0.0)] * len(self.channels), [0] * len(self.channels)
+        same = np.ones(max(len(frames) - 1, 0), bool)
         for channel, field, single in self._fields(trajectory, frames, 1):
-            found += faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            found += self._faults(channel, field, single, frames)
             extents[channel] = (float(single.min()), float(single.max()))
-        return found, extents
+            digest[channel] = zlib.crc32(np.ascontiguousarray(single).data)
+            if channel in self._in_time:
+                same &= (single[1:] == single[:-1]).all((1, 2))
+        repeats = [frames[place + 1] for place in np.flatnonzero(same).tolist()]
+        return Survey(found, extents, repeats, tuple(digest))
 
     def close(self) -> None:
         """Close this process's handle, if open; the next `read` opens a new one."""
@@ -265,8 +281,9 @@ class PDEBenchFile:
             read = np.asarray(self._opened(dataset)[index])
         return read
 
-    def _is_positive(self, channel: int) -> bool:
-        return self.channels[channel] in self._positive
+    def _faults(self, channel: int, field: Array, single: Array, frames: range) -> list[Fault]:
+        name = self.channels[channel]
+        return faults(field, single, name, frames, positive=name in self._positive, marks=self._marks[channel])
 
     def _wrong(self, trajectory: int, found: list[Fault]) -> str:
         first, more = found[0], f" and {len(found) - 1} more frames" if len(found) > 1 else ""

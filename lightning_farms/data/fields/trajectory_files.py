@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_farms.data.fields._identity import identity_of_set
-from lightning_farms.data.fields._values import Fault
-from lightning_farms.data.fields.pdebench import FileShape, PDEBenchFile
+from lightning_farms.data.fields._values import Survey
+from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBenchFile
 
 
 class TrajectoryFiles:
@@ -115,18 +115,18 @@ class TrajectoryFiles:
         """All frames, in runs of about 32 MB."""
         return self._file(0).blocks()
 
-    def survey(self, trajectory: int, frames: range) -> tuple[list[Fault], list[tuple[float, float]]]:
-        """What is wrong with the values of some frames of one trajectory, and how far they reach.
+    def survey(self, trajectory: int, frames: range) -> Survey:
+        """What some frames of one trajectory are like, at all cells.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            One fault for each channel and frame that has any; smallest and largest value of each channel.
+            What is wrong with them, and more.
 
         Raises:
-            ValueError: for a file of other sizes.
+            ValueError: for a file of other sizes, or one that HDF5 would make up.
             OSError: if the file cannot be read.
         """
         return self._file(trajectory).survey(0, frames)
@@ -147,6 +147,55 @@ class TrajectoryFiles:
                 )
             self._opened[number] = file
         return self._opened[number]
+
+
+FlowFile = PDEBenchFile | TrajectoryFiles
+"""What flows are read from."""
+
+
+def are_trajectories(fields: Mapping[str, str] | None, axes: str) -> bool:
+    """Whether each file of a layout holds one trajectory: none of its axes, and no pattern, is for trajectories.
+
+    Args:
+        fields: {channel: dataset}, None for PDEBench's.
+        axes: order of the datasets' axes.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> are_trajectories({"h": "data[0]"}, "xytc"), are_trajectories({"h": "*/data[0]"}, "txy")
+        (True, False)
+    """
+    return fields is not None and "b" not in axes and not any("*" in name for name in fields.values())
+
+
+def open_flows(
+    paths: Sequence[Path],
+    *,
+    channel_order: ChannelOrder = "dpot",
+    fields: Mapping[str, str] | None = None,
+    axes: str = "btxy",
+) -> list[FlowFile]:
+    """Open files of flows: those that hold one trajectory each as one set.
+
+    Args:
+        paths: the files, at least one.
+        channel_order: order of the channels of PDEBench's files.
+        fields: {channel: dataset} of others.
+        axes: order of the datasets' axes.
+
+    Returns:
+        A reader for each file, or one for all.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if one is not HDF5, or cut short.
+        ValueError: if a dataset is missing or unsuitable.
+    """
+    if fields is not None and len(paths) > 1 and are_trajectories(fields, axes):
+        return [TrajectoryFiles(paths, fields=fields, axes=axes)]
+    return [PDEBenchFile(path, channel_order=channel_order, fields=fields, axes=axes) for path in paths]
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
