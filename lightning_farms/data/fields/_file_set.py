@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_farms.common.texts import listed
 from lightning_farms.data.fields._coordinates import spacing, time_step
 from lightning_farms.data.fields.indexing import Split
 from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
@@ -44,10 +45,10 @@ class FileSet:
         """What is odd about the files, in words: their coordinates, and copies among them."""
         found = [f"In {file.path}, {remark}." for file in self.files for remark in file.remarks]
         known: dict[str, FlowFile] = {}
-        for file in self.files if len(self.files) > 1 else ():
-            other = known.setdefault(file.identity(), file)
-            if other is not file:
-                found.append(f"{file.path} is a copy of {other.path}: its flows count twice.")
+        first = {file: known.setdefault(file.identity(), file) for file in self.files} if len(self.files) > 1 else {}
+        copies = [f"{file.path} is a copy of {other.path}" for file, other in first.items() if file is not other]
+        if copies:
+            found.append(f"Flows count twice: {listed(copies, shown=2)}.")
         return found[:_SHOWN]
 
     def _check_no_copy(self, others: Sequence[FlowFile]) -> None:
