@@ -46,6 +46,7 @@ class FlowSources:
         self.paths, self.strides = tuple(paths), tuple(strides)
         self.val, self.test, self.layout, self.choice = val, test, dict(layout), choice
         self._opened: dict[str, FileSet] = {}
+        self._told: set[str] = set()
         self.split(1)  # what is wrong with its arguments is told now
 
     def files(self, purpose: str = "train") -> FileSet:
@@ -115,8 +116,8 @@ class FlowSources:
             )
         return one_each and len(paths) > 1
 
-    def remarks(self, purposes: Sequence[str], time_stride: int) -> list[str]:
-        """What is odd about the files of some purposes, in words, and about how they go together."""
+    def tell_remarks(self, purposes: Sequence[str], time_stride: int) -> None:
+        """Warn, once, of what is odd about the files of some purposes, and about how they go together."""
         sets = list({id(files): files for files in map(self.files, ("train", *purposes))}.values())
         steps = {f"{step:.4g}" for files in sets for step in files.steps(time_stride)}
         found = [remark for files in sets for remark in files.remarks()]
@@ -126,7 +127,10 @@ class FlowSources:
                 "told which: it learns a mixture, or is tested on what it was not trained for. Give files of one time "
                 "step."
             )
-        return found
+        for remark in found:
+            if remark not in self._told:
+                self._told.add(remark)
+                rank_zero_warn(remark)
 
     def _left_out(self, files: FileSet) -> list[set[int]]:
         """Numbers that are to be skipped, of each file."""

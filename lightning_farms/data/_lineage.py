@@ -101,6 +101,10 @@ class Lineage:
         """Note the flows of a purpose."""
         self._used[purpose] = flows
 
+    def flows(self, purpose: str) -> list[Flows]:
+        """The flows of a purpose, as noted."""
+        return self._used.get(purpose, [])
+
     def state(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint keeps, in plain values."""
         fitted = "train" in self._used

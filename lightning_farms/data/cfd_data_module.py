@@ -1,10 +1,9 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Collection, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,7 +12,7 @@ from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule
 from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
-from lightning_farms.data._lineage import Lineage
+from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data._simulated_set import simulated_set
 from lightning_farms.data.augmentation import Augment, Augmentation
@@ -125,8 +124,9 @@ class CFDDataModule(DataModule):
         Well (2024), arXiv 2412.00568.
     """
 
+    left_out: Callable[[], Collection[int]] | None = None
+    """Tells which items of a prediction are there already; asked when their loader is built."""
     _sources: FlowSources
-    _told: set[str]
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
     _val: EvaluationTrajectories | None = None
@@ -202,7 +202,7 @@ class CFDDataModule(DataModule):
         self.augment, self.vectors, self.periodic = augment, vectors, periodic
         self.simulation = simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        self._lineage, self._told = Lineage(), set[str]()
+        self._lineage = Lineage()
         self._sources = FlowSources(
             self.data_paths,
             strides,
@@ -290,7 +290,7 @@ class CFDDataModule(DataModule):
         self._predict = None
         self._lineage.begin(stage)
         self._files()
-        self._tell_remarks(_PURPOSES[stage])
+        self._sources.tell_remarks(_PURPOSES[stage], self.time_stride)
         parts = {purpose: self._part(purpose) for purpose in _PURPOSES[stage]}
         self._pool = parts["train"] if "train" in parts else self._part("train", used=False)
         if "train" in parts:
@@ -308,7 +308,8 @@ class CFDDataModule(DataModule):
         if "test" in parts:
             self._test = EvaluationTrajectories(parts["test"], in_timesteps=self.in_timesteps)
         if "predict" in parts:
-            frames = self._predicted_frames(parts["predict"])
+            ahead = max(parts["predict"].frames - self.in_timesteps, 0) or self.out_timesteps
+            frames = ahead if self.predict_frames is None else self.predict_frames
             self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=self.in_timesteps, predicted=frames)
 
     def teardown(self, stage: str) -> None:
@@ -390,7 +391,28 @@ class CFDDataModule(DataModule):
 
     def predict_dataloader(self) -> Batches:
         """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
-        return self._evaluation_loader(_ready(self._predict, "predict"))
+        trajectories = _ready(self._predict, "predict")
+        there = () if self.left_out is None else set(self.left_out())
+        rest = [item for item in range(len(trajectories)) if item not in there]
+        items = rest or [len(trajectories) - 1]  # of nothing, Lightning would not tell that it has ended
+        return self._evaluation_loader(trajectories, items if there else None)
+
+    def prediction_settings(self) -> dict[str, Any]:
+        """What predictions depend on, but for the network: which flows of which files, and how they are read.
+
+        Returns:
+            Plain values, equal for equal items of `predict_dataloader`; known after `setup("predict")`.
+        """
+        statistics = self._known_statistics() if self.normalize else ()
+        return {
+            "flows": recorded(self._lineage.flows("predict")),
+            "channels": list(self.channels),
+            "cells": list(self.grid_size),
+            "given_frames": self.in_timesteps,
+            "predicted_frames": _ready(self._predict, "predict").predicted,
+            "time_stride": self.time_stride,
+            "normalize": [values.tolist() for values in statistics],
+        }
 
     def denormalize(self, fields: Tensor) -> Tensor:
         """Undo the scaling of normalized data.
@@ -427,28 +449,15 @@ class CFDDataModule(DataModule):
         options: dict[str, Any] = {"vectors": self.vectors, "periodic": self.periodic, "seed": self.seed}
         return augmentation_of(self.augment, self._files(), **options)
 
-    def _tell_remarks(self, purposes: Sequence[str]) -> None:
-        """Warn, once, of what is odd about the files."""
-        for remark in self._sources.remarks(purposes, self.time_stride):
-            if remark not in self._told:
-                self._told.add(remark)
-                rank_zero_warn(remark)
-
     def _split_settings(self) -> dict[str, Any]:
         """What decides which flows are for what."""
         choice = self._sources.choice
         own = {"split": choice.split, "subset_seed": choice.subset_seed, "seed": self.seed, "skip": choice.skip}
         return {**own, **choice.fractions, "stride": self.stride, "time_stride": self.time_stride}
 
-    def _predicted_frames(self, trajectories: Trajectories) -> int:
-        """As many as asked for; else as many as the files have after the given ones, or as one prediction gives."""
-        if self.predict_frames is not None:
-            return self.predict_frames
-        return max(trajectories.frames - self.in_timesteps, 0) or self.out_timesteps
-
-    def _evaluation_loader(self, trajectories: EvaluationTrajectories) -> Batches:
+    def _evaluation_loader(self, trajectories: EvaluationTrajectories, items: list[int] | None = None) -> Batches:
         self._hand_out_statistics()
-        return DataLoader(trajectories, **self._loader_options())
+        return DataLoader(trajectories, sampler=items, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {
