@@ -113,10 +113,6 @@ class PDEBenchFile:
         of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
         self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
         self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
-        if not self._in_time:
-            raise ValueError(
-                f"Expected some field of {self.path} to vary in time, but none of {list(of.values())} does."
-            )
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property

@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -150,7 +151,8 @@ class PredictionPart:
 
     def _mark(self, items: Sequence[int], finite: Sequence[bool]) -> None:
         """Note, on disk after the values are, that trajectories are there."""
-        os.fsync(self._file.fileno())
+        with _no_space_told(self.path):  # some file systems find out no earlier
+            os.fsync(self._file.fileno())
         for item, is_finite in zip(items, finite, strict=True):
             self._state[item - self.first] = _FINITE if is_finite else _NOT_FINITE
             self._put(self._state_place + item - self.first, self._state[item - self.first].tobytes())
@@ -158,16 +160,22 @@ class PredictionPart:
     def _put(self, place: int, content: bytes) -> None:
         self._file.seek(place)
         left = memoryview(content)
-        try:
+        with _no_space_told(self.path):
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OSError(
-                f"Expected free space in {self.path.parent} for the next predictions, but there is none ({error}). "
-                "Make room, or give PredictionWriter another `path`."
-            ) from error
+
+
+@contextmanager
+def _no_space_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"Expected free space in {path.parent} for the next predictions, but there is none ({error}). Make room, "
+            "or give PredictionWriter another `path`."
+        ) from error
 
 
 def create_part(
