@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,11 +19,34 @@ from torch.utils.data import IterableDataset
 from lightning_farms.callbacks._handover import Handover
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.lightning_packages import misconfiguration
-from lightning_farms.data.fields.prediction_file import Origin, PredictionHeader, PredictionShare, join_shares
+from lightning_farms.data.fields.prediction_file import (
+    Origin,
+    PredictionHeader,
+    PredictionPart,
+    create_part,
+    finish_parts,
+)
+from lightning_farms.data.fields.prediction_parts import digest_of, done_items, part_path, parts_of
 from lightning_farms.data.fields.windows import EvaluationTrajectories
 
 _NAME = "predictions.hdf5"
+_ROOM = 256  # trajectories of a part, where it is not known how many there are
 _LAYOUT = "(batch, X, Y, frames, channels)"
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A data module whose predictions can be gone on with, as CFDDataModule."""
+
+    left_out: Callable[[], Collection[int]] | None
+    """Tells which items are there already; asked when the loader of the others is built."""
+
+    def prediction_settings(self) -> dict[str, Any]:
+        """Tell what predictions depend on, but for the network.
+
+        Returns:
+            Plain values, equal for equal items.
+        """
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -33,32 +57,39 @@ class PredictionWriter(BasePredictionWriter):
 
     =================================  ================================================================================
     density, pressure, Vx, Vy          (trajectories, frames, X, Y), float32; named by the data module's ``channels``
+    state                              (trajectories,): 1 where all values are finite, 2 where some are not
     x-, y-, t-coordinate               of the cells and frames, t with one entry more; their numbers, where the data
                                        module has no ``coordinates``
     trajectory, source-file            number of each trajectory in its file, and that file
     ``eta``, ``zeta``, ``M``           attributes, from the data module's ``physics``
     ``given_frames``, ``channels``     attributes: number of frames that were given, and the channels in their order
     ``checkpoint``                     attribute, the checkpoint predicted with, if any
+    ``settings``                       attribute, as JSON: flows by the identity of their files, weights, precision
     =================================  ================================================================================
 
     Batches must be pairs whose first part is the given frames, and predictions tensors, both of shape
     (batch, X, Y, frames, channels), as with :class:`~lightning_farms.models.OperatorModule`; given frames pass through
     the data module's ``denormalize``, where it has one. Trajectories are in the order of the data set. Every batch is
-    written as it comes, and the file appears under its name when it is complete, or not at all. Under a distributed
-    strategy each process writes a share into the same folder, which all must see; process zero joins them. With
-    ``trainer.predict(..., return_predictions=False)`` the predictions are not kept in memory besides. Under
-    ``fast_dev_run`` no file is left. What goes wrong in writing ends the prediction.
+    written as it comes, and the file appears under its name when it is complete, or not at all. Until then it is
+    ``<name>.0.part``, as large as it is going to be (a file for each process under a distributed strategy; all must see
+    the folder). With ``trainer.predict(..., return_predictions=False)`` the predictions are not kept in memory besides.
+    Under ``fast_dev_run`` no file is left. What goes wrong in writing ends the prediction.
+
+    A prediction with a :class:`~lightning_farms.data.CFDDataModule` that is interrupted, in whatever way, leaves its
+    part, and the same prediction goes on with the trajectories that are not in it; a part of other flows, weights or
+    settings is refused. Others begin anew and leave nothing.
 
     Args:
         path: file to write; ``predictions.hdf5`` in the logger's folder (or the Trainer's ``default_root_dir``) when
             left out.
-        overwrite: whether to replace an existing file; otherwise it is refused before anything is predicted.
+        overwrite: whether to replace an existing file, and parts of other settings; otherwise they are refused before
+            anything is predicted.
 
     Attributes:
         written: the file of the last prediction, None before.
 
     Raises:
-        FileExistsError: ``path`` exists, when the prediction is set up.
+        FileExistsError: ``path`` exists, when the prediction is set up; or a part of other settings, when it starts.
         MisconfigurationException: there are several data loaders, when the prediction starts.
         TypeError: a batch or a prediction is of another kind.
 
@@ -73,9 +104,10 @@ class PredictionWriter(BasePredictionWriter):
         self._written: Path | None = None
         self._handover = Handover()
         self._target: Path | None = None
-        self._stem = ""  # of the shares' names
-        self._share: PredictionShare | None = None
-        self._origin: Callable[[int], Origin] = partial(Origin, "")
+        self._stem = ""  # of the names of parts that are not gone on with
+        self._settings: dict[str, Any] | None = None
+        self._parts: list[PredictionPart] = []
+        self._rows = 0
 
     @property
     def written(self) -> Path | None:
@@ -88,7 +120,7 @@ class PredictionWriter(BasePredictionWriter):
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find where to write; refuse a file that exists."""
+        """Find where to write; refuse a file that exists; go on with what an interrupted prediction has left."""
         if stage != "predict":
             return
         super().setup(trainer, pl_module, stage)
@@ -99,9 +131,14 @@ class PredictionWriter(BasePredictionWriter):
                 f"Expected argument `path` of PredictionWriter to be a new file, but {self._target} exists. "
                 "Remove it, give another path, or set `overwrite=True` to replace a file."
             )
+        self._settings, self._parts, self._rows = None, [], 0
+        limit, data = trainer.limit_predict_batches, _datamodule(trainer)
+        if isinstance(data, Resumable):
+            whole = isinstance(limit, float) and limit == 1 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+            data.left_out = partial(self._done, trainer, pl_module, data) if whole else None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several data loaders; agree on names for the shares."""
+        """Refuse several data loaders; agree on names for the parts."""
         loaders = len(trainer.num_predict_batches)
         if loaders > 1:
             raise misconfiguration(
@@ -120,50 +157,102 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write a batch to this process's share."""
+        """Write a batch to this process's part."""
         predicted = _predicted(prediction)
         given = _given(trainer, batch, predicted)
-        if self._share is None:
-            channels = channel_names(_datamodule(trainer), predicted.shape[4])
-            path = self._share_path(trainer.global_rank)
-            self._share = PredictionShare(path, channels, given_frames=given.shape[3])
-            self._origin = _origins(trainer)
-        items = _items(trainer, batch_indices or _places(trainer, batch_idx), self._share.rows, len(predicted))
-        self._share.append(torch.cat((given, predicted.float()), dim=3), items, [self._origin(item) for item in items])
+        items = _items(trainer, batch_indices or _places(trainer, batch_idx), self._rows, len(predicted))
+        fields = torch.cat((given, predicted.float()), dim=3)
+        start = 0
+        while start < len(items):  # a batch may fill up a part
+            part = self._part_for(trainer, items[start], fields, given.shape[3])
+            own = [item for item in items[start:] if item in part.items]
+            part.write(fields[start : start + len(own)], own)
+            start += len(own)
+        self._rows += len(items)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the shares."""
-        if self._share is not None:
-            self._share.close()
-        written = torch.tensor(self._share is not None, device=pl_module.device, dtype=torch.float32)
-        shares = int(trainer.strategy.reduce(written, reduce_op="sum"))
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._join(trainer, shares)
+        """Make one file of the parts."""
+        self._close()
+        count = torch.tensor(len(self._parts), device=pl_module.device, dtype=torch.float32)
+        expected = int(trainer.strategy.reduce(count, reduce_op="sum"))
+        dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not dry:
+            self._finish(trainer, expected)
         trainer.strategy.barrier("predictions are written")
-        self._written = None if trainer.fast_dev_run else self._target  # type: ignore[attr-defined]
-        self._discard()
+        self._written = None if dry else self._target
+        self._discard(trainer)
         if trainer.is_global_zero:
             self._handover.give({"written": None if self._written is None else str(self._written)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind."""
-        self._discard()
+        """Keep what can be gone on with, and say so; leave nothing else behind."""
+        if self._settings is not None and self._parts:
+            done = sum(len(part.done) for part in self._parts)
+            kept = ", ".join(str(part.path) for part in self._parts)
+            self._close()
+            self._parts = []
+            if done:
+                rank_zero_info(f"{done} predicted trajectories are kept in {kept}: the same command goes on with them.")
+        self._discard(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 
-    def _share_path(self, rank: int) -> Path:
+    def _done(self, trainer: Trainer, pl_module: LightningModule, data: Resumable) -> Sequence[int]:
+        """Places of the trajectories that an interrupted prediction has left; process zero tells the others."""
         assert self._target is not None
-        return self._target.with_name(f".{self._target.name}.{rank}.{self._stem}.tmp")
+        found: tuple[dict[str, Any], list[int]] | Exception = ({}, [])
+        if trainer.is_global_zero:
+            settings = {
+                **data.prediction_settings(),
+                "weights": digest_of(pl_module),
+                "precision": str(trainer.precision),
+            }
+            try:
+                found = settings, done_items(self._target, settings, overwrite=self.overwrite)
+            except (OSError, ValueError) as error:
+                found = error
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        self._settings, done = found
+        if done:
+            rank_zero_info(f"Going on with {self._target}: {len(done)} trajectories are there.")
+        return done
 
-    def _join(self, trainer: Trainer, expected: int) -> None:
+    def _part_for(self, trainer: Trainer, item: int, fields: Tensor, given_frames: int) -> PredictionPart:
+        """The part with a place for an item, made or opened where there is none yet."""
+        for part in self._parts:
+            if item in part.items:
+                return part
+        header = _header(trainer, fields.shape[4], given_frames, self._settings)
+        origins = _origins(trainer)
+        first = 0 if origins is not None else item
+        origins = [Origin("", place) for place in range(item, item + _ROOM)] if origins is None else origins
+        path = self._part_path(trainer.global_rank, len(self._parts))
+        frames, x, y = fields.shape[3], fields.shape[1], fields.shape[2]
+        found = self._settings is not None and path.exists()
+        part = PredictionPart(path) if found else create_part(path, header, (frames, x, y), origins, first=first)
+        self._parts.append(part)
+        return part
+
+    def _part_path(self, rank: int, number: int) -> Path:
         assert self._target is not None
-        shares = [path for path in map(self._share_path, range(trainer.world_size)) if path.exists()]
-        if len(shares) != expected:
+        if self._settings is not None:
+            return part_path(self._target, rank)
+        return self._target.with_name(f".{self._target.name}.{rank}-{number}.{self._stem}.tmp")
+
+    def _finish(self, trainer: Trainer, expected: int) -> None:
+        assert self._target is not None
+        hidden = self._target.parent.glob(f".*.{self._stem}.tmp")
+        paths = parts_of(self._target) if self._settings is not None else sorted(hidden, key=_numbers)
+        if len(paths) < expected:
             raise OSError(
-                f"Expected the shares of {expected} processes in {self._target.parent}, but found {len(shares)}. "
+                f"Expected the parts of {expected} processes in {self._target.parent}, but found {len(paths)}. "
                 "Give PredictionWriter a `path` on a file system that all processes see."
             )
-        joined = join_shares(self._target, shares, _header(trainer))
+        parts = [PredictionPart(path) for path in paths]
+        header = _header(trainer, len(parts[0].channels), parts[0].given_frames, self._settings)
+        joined = finish_parts(self._target, parts, header)
         rank_zero_info(f"Predictions of {joined.trajectories} trajectories are in {self._target}")
         if joined.not_finite:
             rank_zero_warn(
@@ -171,12 +260,19 @@ class PredictionWriter(BasePredictionWriter):
                 "values that are not finite; readers may refuse them."
             )
 
-    def _discard(self) -> None:
-        """Delete this process's share, if it is still there."""
-        if self._share is not None:
-            self._share.close()
-            self._share.path.unlink(missing_ok=True)
-            self._share, self._origin = None, partial(Origin, "")
+    def _close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+    def _discard(self, trainer: Trainer) -> None:
+        """Close this process's parts, and delete those that are still there."""
+        self._close()
+        for part in self._parts:
+            part.path.unlink(missing_ok=True)
+        self._parts, self._settings = [], None
+        data = _datamodule(trainer)
+        if isinstance(data, Resumable):
+            data.left_out = None
 
 
 def _predicted(prediction: object) -> Tensor:
@@ -229,26 +325,36 @@ def _items(trainer: Trainer, batch_indices: Sequence[int] | None, before: int, c
     return list(range(before, before + count))
 
 
-def _origins(trainer: Trainer) -> Callable[[int], Origin]:
-    """File and number of each place's trajectory, as far as the data set tells them."""
+def _origins(trainer: Trainer) -> list[Origin] | None:
+    """File and number of each place's trajectory, as far as the data set tells them; None without places."""
     dataset = getattr(_loader(trainer), "dataset", None)
-    if not isinstance(dataset, EvaluationTrajectories):
-        return partial(Origin, "")
-    parts = dataset.trajectories.parts
-    return [Origin(str(part.file.path), number) for part in parts for number in part.trajectories].__getitem__
+    if isinstance(dataset, EvaluationTrajectories):
+        parts = dataset.trajectories.parts
+        return [Origin(str(part.file.path), number) for part in parts for number in part.trajectories]
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return None
+    return [Origin("", place) for place in range(len(dataset))]
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    """Process and number of a part, of its name."""
+    return tuple(map(int, path.name.rsplit(".", 3)[1].split("-")))
 
 
 def _datamodule(trainer: Trainer) -> object:
     return getattr(trainer, "datamodule", None)
 
 
-def _header(trainer: Trainer) -> PredictionHeader:
+def _header(trainer: Trainer, channels: int, given_frames: int, settings: Mapping[str, Any] | None) -> PredictionHeader:
     data = _datamodule(trainer)
     coordinates = getattr(data, "coordinates", None)
     return PredictionHeader(
+        channels=channel_names(data, channels),
+        given_frames=given_frames,
         x=getattr(coordinates, "x", None),
         y=getattr(coordinates, "y", None),
         t=getattr(coordinates, "t", None),
         physics=getattr(data, "physics", None),
         checkpoint=None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+        settings=settings,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -12,52 +13,65 @@ from lightning_farms.cli._shell import failing_on, message_of
 from lightning_farms.common.progress import progress_bars, progress_is_shown
 from lightning_farms.data.fields.file_check import FileFault, check_file
 from lightning_farms.data.fields.paths import file_paths
-from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
 
 _SHOWN = 20
 _USER_MISTAKES = (ValueError, OSError)
 _DESCRIPTION = """Look through HDF5 files of 2D trajectories: sizes, frames and time steps; NaN and infinities, values
-beyond float32, densities and pressures that are not above 0, constant channels, and trajectories that HDF5 makes up
-because they were never written or lie in a missing file. The report goes to stdout. Leave flows out of a training with
---data.skip. Exit status: 0 nothing is wrong; 1 something is, or a file cannot be read; 2 wrong arguments; 130
-interrupted."""
+beyond float32 and those that mark missing ones, densities and pressures that are not above 0, constant channels, frames
+and trajectories that repeat others, coordinates that cannot be right, and trajectories that HDF5 makes up because they
+were never written or lie in a missing file. The report goes to stdout. Leave flows out of a training with --data.skip.
+Exit status: 0 nothing is wrong; 1 something is, or a file cannot be read; 2 wrong arguments; 130 interrupted."""
 
 
 def run(args: list[str]) -> None:
     """Run `lightning-farms check`."""
     parser = ArgumentParser(prog="lightning-farms check", description=_DESCRIPTION, usage="%(prog)s FILE... [options]")
-    parser.add_argument("files", metavar="FILE", type=str, nargs="+", help="HDF5 files; ~ and globs are expanded")
+    parser.add_argument(
+        "files", metavar="FILE", type=str, nargs="+", help="HDF5 files, or folders of them; ~ and globs are expanded"
+    )
     parser.add_argument(
         "--fields",
         type=dict[str, str] | None,
         default=None,
         help="{channel: dataset} of files with other names than PDEBench's 2D compressible flow",
     )
-    parser.add_argument("--axes", type=str, default="btxy", help="order of the datasets' axes with --fields")
+    parser.add_argument(
+        "--axes",
+        type=str,
+        default="btxy",
+        help="order of the datasets' axes with --fields; without a b, each file is one trajectory",
+    )
     given = parser.parse_args(args)
+    layout = {"fields": given.fields, "axes": given.axes}
     with failing_on(*_USER_MISTAKES):
         paths = file_paths(given.files)
-    assert isinstance(paths, list)
-    if not all([_is_right(str(path), {"fields": given.fields, "axes": given.axes}) for path in paths]):
+        assert isinstance(paths, list)
+        together = len(paths) > 1 and are_trajectories(given.fields, given.axes)
+    known: dict[tuple[int, ...], str] = {}
+    if not all([_is_right(each, layout, known) for each in ([paths] if together else [[path] for path in paths])]):
         raise SystemExit(1)
 
 
-def _is_right(path: str, layout: dict[str, Any]) -> bool:
-    """Report on a file; whether nothing is wrong."""
+def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, ...], str]) -> bool:
+    """Report on a file, or a set of files with one trajectory each; whether nothing is wrong."""
+    name = common_folder(paths) if len(paths) > 1 else paths[0]
     try:
-        file = PDEBenchFile(path, **layout)
-        said = f"{path}\n  {_contents(file)}\n"
+        (file,) = open_flows(paths, **layout)
+        said = f"{name}\n  {_contents(file)}\n"
         with progress_bars(unit="steps", show=progress_is_shown()) as start_bar:
-            found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0)))
+            found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0), known=known))
         file.close()
     except _USER_MISTAKES as error:
-        sys.stdout.write(f"{path}\n  cannot be read: {message_of(error)}\n")
+        sys.stdout.write(f"{name}\n  cannot be read: {message_of(error)}\n")
         return False
-    sys.stdout.write(said + "".join(f"  {line}\n" for line in _report(found)))
-    return not found
+    remarks = [f"  {remark}\n" for remark in file.remarks]
+    lines = [f"  {line}\n" for line in _report(found) if found or not remarks]
+    sys.stdout.write("".join([said, *remarks, *lines]))
+    return not found and not remarks
 
 
-def _contents(file: PDEBenchFile) -> str:
+def _contents(file: FlowFile) -> str:
     trajectories, frames, x, y = file.shape
     text = f"{trajectories} trajectories, {frames} frames, {x} x {y} cells, channels {', '.join(file.channels)}"
     if file.t is not None and len(file.t) >= frames > 1:

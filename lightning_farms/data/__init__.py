@@ -1,5 +1,6 @@
 """Data modules: PDEBench's 2D compressible flow (with a simulator that writes its format), CIFAR, and digits."""
 
+from lightning_farms.data.augmentation import Augmentation, Symmetry, moved
 from lightning_farms.data.cfd_data_module import CFDDataModule
 from lightning_farms.data.cifar_data_module import CIFARDataModule
 from lightning_farms.data.digits_data_module import DigitsDataModule
@@ -14,6 +15,7 @@ from lightning_farms.data.fields import (
     Split,
     TrainingWindows,
     Trajectories,
+    TrajectoryFiles,
     WindowKey,
     WindowSampler,
     epoch_windows,
@@ -34,6 +36,7 @@ from lightning_farms.data.simulation import (
 
 __all__ = [
     "OFFICIAL_FILES",
+    "Augmentation",
     "CFDDataModule",
     "CFDSimulation",
     "CIFARDataModule",
@@ -48,8 +51,10 @@ __all__ = [
     "PDEBenchFile",
     "SimulationConfig",
     "Split",
+    "Symmetry",
     "TrainingWindows",
     "Trajectories",
+    "TrajectoryFiles",
     "WindowKey",
     "WindowSampler",
     "download_cifar",
@@ -57,6 +62,7 @@ __all__ = [
     "epoch_windows",
     "flow_statistics",
     "integrate",
+    "moved",
     "official_file",
     "random_initial_state",
     "read_cifar",

@@ -1,7 +1,6 @@
 """Which flows a checkpoint was trained on and chosen by, and what of them is evaluated now."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,25 +8,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 _EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _VERBS = {"val": "validate with", "test": "test on", "predict": "predict"}
-_ENDS = 2**16  # bytes of a file's begin and end that tell it from others of its size
 
 
 class Flows(NamedTuple):
-    """Some trajectories of a file."""
+    """Some trajectories of a file, or of a set of files."""
 
     path: Path
     numbers: Sequence[int]
-
-
-def identity(path: Path) -> str:
-    """What tells a file from others, under whatever name: its size, its header and the values at both ends."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_ENDS))
-        file.seek(max(0, size - _ENDS))
-        digest.update(file.read(_ENDS))
-    return digest.hexdigest()[:32]
+    identity: Callable[[], str]
 
 
 def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
@@ -35,8 +23,8 @@ def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) 
     found: dict[str, dict[str, Any]] = {
         entry["identity"]: {**entry, "flows": list(entry["flows"])} for entry in earlier
     }
-    for path, numbers in flows:
-        name = identity(path)
+    for path, numbers, identity in flows:
+        name = identity()
         entry = found.setdefault(name, {"file": path.name, "identity": name, "flows": []})
         entry["flows"] = runs(sorted({*expanded(entry["flows"]), *numbers}))
     return [entry for entry in found.values() if entry["flows"]]
@@ -48,10 +36,10 @@ def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list
     if not known:
         return []
     found = []
-    for path, numbers in flows:
-        both = sorted(known.get(identity(path), set()).intersection(numbers))
+    for path, numbers, identity in flows:
+        both = sorted(known.get(identity(), set()).intersection(numbers))
         if both:
-            found.append(Flows(path, both))
+            found.append(Flows(path, both, identity))
     return found
 
 
@@ -85,11 +73,12 @@ def told(flows: Sequence[Flows]) -> str:
     """Flows in words.
 
     Example:
-        >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5])])
+        >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5], str)])
         '0-2, 5 of a.hdf5'
     """
     parts = (
-        (", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(sorted(numbers))), path) for path, numbers in flows
+        (", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(sorted(part.numbers))), part.path)
+        for part in flows
     )
     return "; ".join(f"{numbers} of {path}" for numbers, path in parts)
 
@@ -111,6 +100,10 @@ class Lineage:
     def use(self, purpose: str, flows: list[Flows]) -> None:
         """Note the flows of a purpose."""
         self._used[purpose] = flows
+
+    def flows(self, purpose: str) -> list[Flows]:
+        """The flows of a purpose, as noted."""
+        return self._used.get(purpose, [])
 
     def state(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint keeps, in plain values."""

@@ -1,8 +1,6 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-import hashlib
-import json
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Collection, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,26 +9,23 @@ from torch.utils.data import DataLoader
 
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
+from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule
-from lightning_farms.data._lineage import Flows, Lineage
+from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
+from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
+from lightning_farms.data._simulated_set import simulated_set
+from lightning_farms.data.augmentation import Augment, Augmentation
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
-from lightning_farms.data.fields._arguments import (
-    check_extra_paths,
-    check_fields,
-    file_strides,
-    skipped,
-    source_of,
-    without,
-)
+from lightning_farms.data.fields._arguments import check_extra_paths, check_fields, file_strides
 from lightning_farms.data.fields._file_set import FileSet, strided_size
-from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.fields.indexing import SplitName
 from lightning_farms.data.fields.paths import file_paths
-from lightning_farms.data.fields.pdebench import ChannelOrder, PDEBenchFile, channel_names
+from lightning_farms.data.fields.pdebench import ChannelOrder, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file
-from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
+from lightning_farms.data.simulation.flows import SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -54,11 +49,11 @@ class CFDDataModule(DataModule):
     file appears only once it is complete.
 
     Args:
-        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list of files that are
-            mixed: each is split for itself, training items are shuffled over all, the others come file by file. All
-            must have the same number of frames and, after the stride, of cells. Where files hold the same flows at
-            several resolutions, their numbers of trajectories must agree, or one's test flows are trained on in the
-            other. Simulate a set when left out.
+        path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list or folder of files
+            that are mixed: each is split for itself, training items are shuffled over all, the others come file by
+            file. All must have the same number of frames and, after the stride, of cells. Where files hold the same
+            flows at several resolutions, their numbers of trajectories must agree, or one's test flows are trained on
+            in the other. Simulate a set when left out.
         val_path: files of which every flow is validated with, in place of a part of `path`.
         test_path: files of which every flow is tested on (and validated with, where nothing else is said), in place of
             a part of `path`, of which all flows are then for training; `predict` takes them too.
@@ -92,13 +87,23 @@ class CFDDataModule(DataModule):
             compressible flow. "t1_fields/velocity[0]" is the first component of a vector dataset, as in The Well:
             {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "density": "t0_fields/density"}.
         axes: order of the datasets' axes with `fields`: b trajectory, t frame, x, y, and c for components, last when
-            left out.
+            left out. Without a b each file is one trajectory, and all are one set, as in DPOT's folders: "xytc". A
+            dataset that is the same in all frames may lack them (a force, The Well's static fields and scalars).
+        augment: "shifts": move each training window by any number of cells, on periodic domains; "symmetries": turn and
+            reflect it, velocities along with it: the eight symmetries of the square, or four of a rectangle; "all":
+            both. Seeded as the noise is. It is exact where the equations have these symmetries (no gravity).
+        vectors: pairs of channels that are a vector's x- and y-component, for `augment`: [[vx, vy]]. All others are
+            taken for scalars. When left out, they are known by name (Vx and Vy, velocity_x and velocity_y, momentum_x,
+            ux, ...) or as components of one dataset `velocity` or of The Well's t1_fields; what may be a vector and is
+            not known is refused.
+        periodic: whether the domain is periodic, for `augment`. When left out: PDEBench's compressible flows are, The
+            Well's files tell.
         noise: amplitude of the Gaussian noise added to x of training items, in units of each item's and channel's root
             mean square, at least 0. It depends on (seed, epoch, item) alone, as the windows do. OperatorModule has a
             `noise` of its own, drawn on the device; with both, both are added.
         normalize: subtract each channel's mean and divide by its standard deviation, of x and y. The statistics are
             those of up to 64 trajectories of the training part, drawn by `subset_seed`; a checkpoint keeps them, and
-            `denormalize` undoes the scaling.
+            `denormalize` undoes the scaling. A channel that does not vary in them is refused.
         num_workers: worker processes of each data loader, at least 0; they persist over epochs.
         pin_memory: whether loaders copy batches to pinned memory.
         seed: of the training windows, their order and their noise, at least 0.
@@ -119,8 +124,9 @@ class CFDDataModule(DataModule):
         Well (2024), arXiv 2412.00568.
     """
 
-    _opened: FileSet | None = None
-    _extra: dict[str, FileSet]
+    left_out: Callable[[], Collection[int]] | None = None
+    """Tells which items of a prediction are there already; asked when their loader is built."""
+    _sources: FlowSources
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
     _val: EvaluationTrajectories | None = None
@@ -155,6 +161,9 @@ class CFDDataModule(DataModule):
         channel_order: ChannelOrder = "dpot",
         fields: dict[str, str] | None = None,
         axes: str = "btxy",
+        augment: Augment | None = None,
+        vectors: list[list[str]] | None = None,
+        periodic: bool | None = None,
         noise: float = 0.0,
         normalize: bool = False,
         num_workers: int = 0,
@@ -176,12 +185,12 @@ class CFDDataModule(DataModule):
         check_at_least(0, num_workers=num_workers, seed=seed)
         check_not_negative(noise=noise)
         check_fields(path, fields, axes)
+        check_augment(augment, vectors, periodic)
         self.path = file_paths(path)
-        self._strides = file_strides(stride, self.path)
+        strides = file_strides(stride, self.path)
         self.val_path, self.test_path = file_paths(val_path), file_paths(test_path)
-        check_extra_paths(self.path, self._strides, self.val_path, self.test_path, val_fraction)
+        check_extra_paths(self.path, strides, self.val_path, self.test_path, val_fraction)
         self.predict_frames, self.skip = predict_frames, skip
-        self._extra, self._lineage = {}, Lineage()
         self.channels = channel_names(channel_order) if fields is None else tuple(fields)
         self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
@@ -190,10 +199,18 @@ class CFDDataModule(DataModule):
         self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
+        self.augment, self.vectors, self.periodic = augment, vectors, periodic
         self.simulation = simulation
-        self._split_name: SplitName = split
-        self._fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        self._split(simulation.trajectories)  # what is wrong with its arguments is told now, not at `setup`
+        fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
+        self._lineage = Lineage()
+        self._sources = FlowSources(
+            self.data_paths,
+            strides,
+            val=self.val_path,
+            test=self.test_path,
+            layout={"channel_order": channel_order, "fields": fields, "axes": axes},
+            choice=Choice(split, fractions, subset_seed, skip),
+        )
 
     @property
     def data_path(self) -> Path:
@@ -204,15 +221,21 @@ class CFDDataModule(DataModule):
     def data_paths(self) -> tuple[Path, ...]:
         """All files that are read."""
         if self.path is None:
-            return (self.cache_dir / _cache_name(self.simulation),)
+            return (simulated_set(self.cache_dir, self.simulation),)
         return tuple(self.path) if isinstance(self.path, list) else (self.path,)
 
     @property
     def img_size(self) -> int:
-        """Cells along each side after the stride; known before `setup`, from the file's header or the settings."""
+        """Cells along each side of a square grid; see `grid_size`. A ValueError where it is not square."""
+        x, y = self.grid_size
+        return x if x == y else self._files().img_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Cells along x and y after the stride; known before `setup`, from the file's header or the settings."""
         if self.path is None:
-            return strided_size(self.simulation.resolution, self._strides[0])
-        return self._files().img_size
+            return 2 * (strided_size(self.simulation.resolution, self._sources.strides[0]),)
+        return self._files().grid
 
     @property
     def n_channels(self) -> int:
@@ -266,6 +289,8 @@ class CFDDataModule(DataModule):
             self._resumed, self._sampler, self._statistics = Progress(), None, None
         self._predict = None
         self._lineage.begin(stage)
+        self._files()
+        self._sources.tell_remarks(_PURPOSES[stage], self.time_stride)
         parts = {purpose: self._part(purpose) for purpose in _PURPOSES[stage]}
         self._pool = parts["train"] if "train" in parts else self._part("train", used=False)
         if "train" in parts:
@@ -276,13 +301,15 @@ class CFDDataModule(DataModule):
                 windows_per_trajectory=self.windows_per_trajectory,
                 noise=self.noise,
                 seed=self.seed,
+                augmentation=self._augmentation(),
             )
         if "val" in parts:
             self._val = EvaluationTrajectories(parts["val"], in_timesteps=self.in_timesteps)
         if "test" in parts:
             self._test = EvaluationTrajectories(parts["test"], in_timesteps=self.in_timesteps)
         if "predict" in parts:
-            frames = self._predicted_frames(parts["predict"])
+            ahead = max(parts["predict"].frames - self.in_timesteps, 0) or self.out_timesteps
+            frames = ahead if self.predict_frames is None else self.predict_frames
             self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=self.in_timesteps, predicted=frames)
 
     def teardown(self, stage: str) -> None:
@@ -291,9 +318,7 @@ class CFDDataModule(DataModule):
         Args:
             stage: "fit", "validate", "test" or "predict".
         """
-        for files in (self._opened, *self._extra.values()):
-            if files is not None:
-                files.close()
+        self._sources.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, as (epoch, batches of it that are done), the channels, their scaling, and the flows.
@@ -309,6 +334,7 @@ class CFDDataModule(DataModule):
             "channels": list(self.channels),
             "normalize": self.normalize,
             "statistics": statistics,
+            "time_step": self._sources.step(self.time_stride),
             "lineage": self._lineage.state(self._split_settings()),
         }
 
@@ -319,7 +345,7 @@ class CFDDataModule(DataModule):
             state_dict: what `state_dict` gave.
 
         Warns:
-            UserWarning: if flows that are to be evaluated or predicted were trained on.
+            UserWarning: if flows that are to be evaluated or predicted were trained on, or have another time step.
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
@@ -341,6 +367,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
+        check_step(state_dict.get("time_step"), self._sources.step(self.time_stride))
         self._lineage.load(state_dict.get("lineage"), self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
@@ -364,7 +391,28 @@ class CFDDataModule(DataModule):
 
     def predict_dataloader(self) -> Batches:
         """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
-        return self._evaluation_loader(_ready(self._predict, "predict"))
+        trajectories = _ready(self._predict, "predict")
+        there = () if self.left_out is None else set(self.left_out())
+        rest = [item for item in range(len(trajectories)) if item not in there]
+        items = rest or [len(trajectories) - 1]  # of nothing, Lightning would not tell that it has ended
+        return self._evaluation_loader(trajectories, items if there else None)
+
+    def prediction_settings(self) -> dict[str, Any]:
+        """What predictions depend on, but for the network: which flows of which files, and how they are read.
+
+        Returns:
+            Plain values, equal for equal items of `predict_dataloader`; known after `setup("predict")`.
+        """
+        statistics = self._known_statistics() if self.normalize else ()
+        return {
+            "flows": recorded(self._lineage.flows("predict")),
+            "channels": list(self.channels),
+            "cells": list(self.grid_size),
+            "given_frames": self.in_timesteps,
+            "predicted_frames": _ready(self._predict, "predict").predicted,
+            "time_stride": self.time_stride,
+            "normalize": [values.tolist() for values in statistics],
+        }
 
     def denormalize(self, fields: Tensor) -> Tensor:
         """Undo the scaling of normalized data.
@@ -381,73 +429,35 @@ class CFDDataModule(DataModule):
         return restore(fields, self._known_statistics()) if self.normalize else fields
 
     def _files(self, purpose: str = "train") -> FileSet:
-        """Open the files of a purpose once; their headers are kept."""
-        if self._opened is None:
-            if self.path is None and not self.data_path.exists():
-                raise FileNotFoundError(
-                    f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
-                )
-            self._opened = FileSet(self._readers(self.data_paths), self._strides)
-        name = source_of(purpose, self.val_path, self.test_path, self._fractions["val_fraction"])
-        if name == "train":
-            return self._opened
-        if name not in self._extra:
-            paths = self.val_path if name == "val" else self.test_path
-            readers = self._readers(paths if isinstance(paths, list) else [paths])
-            self._extra[name] = FileSet(readers, [self._strides[0]] * len(readers), like=self._opened)
-        return self._extra[name]
-
-    def _readers(self, paths: Sequence[Path | None]) -> list[PDEBenchFile]:
-        options: dict[str, Any] = {"channel_order": self.channel_order, "fields": self.fields, "axes": self.axes}
-        return [PDEBenchFile(path, **options) for path in paths if path is not None]
-
-    def _split(self, count: int) -> Split:
-        return split_trajectories(
-            count,
-            split=self._split_name,
-            subset_seed=self.subset_seed,
-            separate_test=self.test_path is not None,
-            **self._fractions,
-        )
-
-    def _split_settings(self) -> dict[str, Any]:
-        """What decides which flows are for what."""
-        own = {"split": self._split_name, "subset_seed": self.subset_seed, "seed": self.seed, "skip": self.skip}
-        return {**own, **self._fractions, "stride": self.stride, "time_stride": self.time_stride}
+        """The files of a purpose."""
+        if self.path is None and not self.data_path.exists():
+            raise FileNotFoundError(
+                f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
+            )
+        return self._sources.files(purpose)
 
     def _part(self, purpose: str, *, used: bool = True) -> Trajectories:
         """The trajectories of a purpose; `used`: refuse those that cannot be read, and remember them."""
-        files = self._files(purpose)
-        if purpose == "predict" or files is not self._opened:
-            numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
-        else:
-            splits = files.splits(self._split)
-            numbers = [getattr(split, purpose) for split in splits]
-            if used:
-                for file, split in zip(files.files, splits, strict=True):
-                    count, source = file.shape.trajectories, str(file.path)
-                    check_split(split, count=count, purposes=(purpose,), source=source, **self._fractions)
-        left_out = skipped(self.skip, self._all_paths())
-        numbers = without(numbers, [left_out.get(file.path, set()) for file in files.files])
+        part = self._sources.part(purpose, time_stride=self.time_stride, used=used)
         if used:
-            files.check_usable(numbers, purpose)
-            flows = [Flows(file.path, part) for file, part in zip(files.files, numbers, strict=True)]
-            self._lineage.use(purpose, flows)
-        return files.trajectories(numbers, time_stride=self.time_stride)
+            self._lineage.use(purpose, part.flows)
+        return part.trajectories
 
-    def _all_paths(self) -> list[Path]:
-        more = [each for each in (self.val_path, self.test_path) if each is not None]
-        return [*self.data_paths, *(path for each in more for path in (each if isinstance(each, list) else [each]))]
+    def _augmentation(self) -> Augmentation | None:
+        if self.augment is None:
+            return None
+        options: dict[str, Any] = {"vectors": self.vectors, "periodic": self.periodic, "seed": self.seed}
+        return augmentation_of(self.augment, self._files(), **options)
 
-    def _predicted_frames(self, trajectories: Trajectories) -> int:
-        """As many as asked for; else as many as the files have after the given ones, or as one prediction gives."""
-        if self.predict_frames is not None:
-            return self.predict_frames
-        return max(trajectories.frames - self.in_timesteps, 0) or self.out_timesteps
+    def _split_settings(self) -> dict[str, Any]:
+        """What decides which flows are for what."""
+        choice = self._sources.choice
+        own = {"split": choice.split, "subset_seed": choice.subset_seed, "seed": self.seed, "skip": choice.skip}
+        return {**own, **choice.fractions, "stride": self.stride, "time_stride": self.time_stride}
 
-    def _evaluation_loader(self, trajectories: EvaluationTrajectories) -> Batches:
+    def _evaluation_loader(self, trajectories: EvaluationTrajectories, items: list[int] | None = None) -> Batches:
         self._hand_out_statistics()
-        return DataLoader(trajectories, **self._loader_options())
+        return DataLoader(trajectories, sampler=items, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {
@@ -474,15 +484,6 @@ class CFDDataModule(DataModule):
 
     def _resume(self, sampler: WindowSampler) -> None:
         sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size)
-
-
-def _cache_name(config: SimulationConfig) -> str:
-    settings = json.dumps({"version": SIMULATOR_VERSION, **config.settings()}, sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-    return (
-        f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"
-        f"_n{config.trajectories}_seed{config.seed}_{digest}.hdf5"
-    )
 
 
 def _ready(dataset: DatasetT | None, purpose: str) -> DatasetT:

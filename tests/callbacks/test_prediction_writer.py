@@ -1,5 +1,6 @@
 """Files of predictions: what they hold, when they are refused, and that they appear whole or not at all."""
 
+import fcntl
 import os
 
 import h5py
@@ -9,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_farms import PredictionWriter
@@ -222,11 +224,13 @@ def test_each_batch_is_written_as_it_comes(predict, tmp_path):
 
     class Watched(Operator):
         def on_predict_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
-            sizes.append(writer._share.rows)
+            (part,) = tmp_path.glob(".a.hdf5.0-0.*.tmp")
+            with h5py.File(part, locking=False) as file:
+                sizes.append(file["state"][...].tolist())
 
     writer = PredictionWriter(tmp_path / "a.hdf5")
     predict(writer, Watched(), dataloaders=loader(7))
-    assert sizes == [2, 4, 6, 7]
+    assert sizes == [[1] * count + [0] * (7 - count) for count in (2, 4, 6, 7)]
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(predict, tmp_path):
@@ -234,7 +238,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(predict, tmp_path):
 
     class Watched(Operator):
         def on_predict_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
-            left.append(writer._share.path)
+            left.extend(tmp_path.glob(".*.tmp"))
 
     writer = PredictionWriter(tmp_path / "a.hdf5")
     predict(writer, Watched(), dataloaders=loader())
@@ -295,3 +299,143 @@ def test_other_jobs_are_left_alone(make_trainer, tmp_path):
     trainer.fit(Operator(), loader(), loader())
     trainer.test(Operator(), loader(), verbose=False)
     assert path.read_text() == "precious"
+
+
+# ---- interrupted predictions -----------------------------------------------------------------------------------------
+
+
+class Counting(OperatorModule):
+    """Predicts the frames in turn; notes the trajectories, and ends in some way before one."""
+
+    def __init__(self, end=None, before=None, scale=1.0):
+        super().__init__(Shift())
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.end, self.before, self.seen = end, before, []
+
+    def predict_step(self, batch, batch_idx):
+        frames = super().predict_step(batch, batch_idx) * self.scale
+        if len(self.seen) == self.before:
+            self.end()
+        self.seen.append(len(batch[0]))
+        return frames
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flows") / "flow.hdf5"
+    simulate_to_file(path, SimulationConfig(trajectories=7, resolution=8, frames=6), progress=False)
+    return path
+
+
+def data_of(path, **options):
+    return CFDDataModule(path, **({"in_timesteps": 3, "predict_frames": 4, "batch_size": 2} | options))
+
+
+def stop():
+    raise RuntimeError("stop")
+
+
+def end_at_once():
+    os._exit(9)
+
+
+def interrupted(predict, path, flow, end=stop, before=2, **options):
+    """Leave a part of the file; in another process where this one would end."""
+    model = Counting(end, before)
+    if end is end_at_once:
+        child = os.fork()
+        if not child:
+            predict(PredictionWriter(path), model, datamodule=data_of(flow, **options))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    else:
+        with pytest.raises((RuntimeError, SystemExit)):
+            predict(PredictionWriter(path), model, datamodule=data_of(flow, **options))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(("end", "before"), [(stop, 2), (end_at_once, 0), (end_at_once, 1), (end_at_once, 3)])
+def test_an_interrupted_prediction_goes_on_at_the_next_batch(end, before, predict, flow, tmp_path):
+    straight, resumed = tmp_path / "straight.hdf5", tmp_path / "resumed.hdf5"
+    predict(PredictionWriter(straight), Counting(), datamodule=data_of(flow))
+    interrupted(predict, resumed, flow, end, before)
+    assert not resumed.exists()
+    model, writer = Counting(), PredictionWriter(resumed)
+    predict(writer, model, datamodule=data_of(flow))
+    assert model.seen == [2, 2, 2, 1][before:]
+    assert writer.written == resumed
+    (held, attributes), (expected, others) = read(resumed), read(straight)
+    assert sorted(held) == sorted(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(held[name], values)
+    assert {name: str(value) for name, value in attributes.items()} == {k: str(v) for k, v in others.items()}
+    np.testing.assert_allclose(held["t-coordinate"], 0.2 * np.arange(8), rtol=1e-6)  # beyond the file's own
+    assert {path.name for path in tmp_path.iterdir()} == {"straight.hdf5", "resumed.hdf5"}
+
+
+def test_a_prediction_that_had_all_but_its_name(predict, flow, tmp_path):
+    """Nothing is left to do but to give it its name; one trajectory is predicted again to get there."""
+    interrupted(predict, tmp_path / "a.hdf5", flow, before=3)
+    part = tmp_path / "a.hdf5.0.part"
+    with h5py.File(part, "r+") as file:
+        file["state"][6] = 1
+    model = Counting()
+    predict(PredictionWriter(tmp_path / "a.hdf5"), model, datamodule=data_of(flow))
+    assert model.seen == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "differing"),
+    [
+        (Counting(scale=2.0), {}, "weights"),
+        (Counting(), {"predict_frames": 5}, "predicted_frames"),
+        (Counting(), {"skip": [1]}, "flows"),
+        (Counting(), {"time_stride": 2, "in_timesteps": 2}, "given_frames, time_stride"),
+    ],
+)
+def test_a_part_of_other_settings_is_refused(model, options, differing, predict, flow, tmp_path):
+    interrupted(predict, tmp_path / "a.hdf5", flow)
+    before = (tmp_path / "a.hdf5.0.part").read_bytes()
+    with pytest.raises(FileExistsError, match=rf"a.hdf5.0.part to be of the same .* differ: {differing}\. .*overwrite"):
+        predict(PredictionWriter(tmp_path / "a.hdf5"), model, datamodule=data_of(flow, **options))
+    assert (tmp_path / "a.hdf5.0.part").read_bytes() == before
+    assert model.seen == []
+    predict(PredictionWriter(tmp_path / "a.hdf5", overwrite=True), model, datamodule=data_of(flow, **options))
+    assert sum(model.seen) == (6 if "skip" in options else 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+    model.seen.clear()
+
+
+def test_a_part_of_another_file_of_the_same_name_is_refused(predict, flow, tmp_path):
+    (tmp_path / "flow.hdf5").write_bytes(flow.read_bytes())
+    interrupted(predict, tmp_path / "a.hdf5", tmp_path / "flow.hdf5")
+    simulate_to_file(
+        tmp_path / "flow.hdf5", SimulationConfig(trajectories=7, resolution=8, frames=6, seed=1), progress=False
+    )
+    with pytest.raises(FileExistsError, match="differ: flows"):
+        predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(tmp_path / "flow.hdf5"))
+
+
+def test_a_damaged_part_is_named(predict, flow, tmp_path):
+    interrupted(predict, tmp_path / "a.hdf5", flow)
+    part = tmp_path / "a.hdf5.0.part"
+    part.write_bytes(part.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"Expected .*a.hdf5.0.part to be a complete HDF5 file"):
+        predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(flow))
+
+
+def test_a_part_that_another_process_writes(predict, flow, tmp_path):
+    interrupted(predict, tmp_path / "a.hdf5", flow)
+    with (tmp_path / "a.hdf5.0.part").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="another process has it open"):
+            predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(flow))
+
+
+def test_a_part_of_the_flows_is_not_gone_on_with(predict, flow, tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        predict(
+            PredictionWriter(tmp_path / "a.hdf5"), Counting(stop, 1), datamodule=data_of(flow), limit_predict_batches=2
+        )
+    assert list(tmp_path.iterdir()) == []

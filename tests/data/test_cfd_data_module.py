@@ -214,7 +214,6 @@ def test_image_size_is_known_before_any_data(tmp_path, path):
         ({"trajectories": 8}, {"test_fraction": 0.12}, "test", "Raise `test_fraction` to at least 0.13"),
         ({"trajectories": 8}, {"test_fraction": 0.25, "val_fraction": 0.1}, "fit", "`val_fraction` to at least 0.17"),
         ({}, {"train_fraction": 0.05}, "fit", "none of the 12 .*: `train_fraction` 0.05 of 11 is .* to at least 0.1,"),
-        ({"size": (8, 6)}, {}, "fit", r"as many cells along x as along y, but got \(8, 6\)"),
         ({}, {"stride": 3}, "fit", "`stride` to divide the resolution 8 of the data, but got 3"),
         ({}, {}, "training", r"`stage` to be one of \['fit', .*\], but got 'training'"),
     ],

@@ -55,7 +55,7 @@ def test_a_fraction_is_taken_of_each_file(paths):
         ({"frames": 9}, {}, r"all files to have as many frames as .*first.hdf5, 8, but .*other.hdf5 has 9"),
         ({"trajectories": 4}, {}, "the val split .* none of the 4 in .*other.hdf5: they are the test ones: `test_frac"),
         ({"trajectories": 10}, {"train_fraction": 0.1}, "none of the 10 in .*other.hdf5: `train_fraction` 0.1 of 9 is"),
-        ({"size": (8, 4)}, {}, "Expected .*other.hdf5 to have as many cells along x as along y"),
+        ({"size": (8, 4)}, {}, r"as .*first.hdf5, 8, but .*other.hdf5 has \(8, 4\)"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(tmp_path, paths, second, options, message):

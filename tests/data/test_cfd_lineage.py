@@ -151,7 +151,7 @@ def test_flows_left_out_leave_the_split_of_the_others(path, tmp_path):
     shown = {first // 100 for batch in data.train_dataloader() for first, _ in labels(batch)}
     assert shown == {0, 1, 3, 4, 5, 6, 7, 8}
     assert [first for batch in data.test_dataloader() for first, _ in labels(batch)] == [label(9, 0), label(11, 0)]
-    other = write_labelled(tmp_path / "other.hdf5")
+    other = write_labelled(tmp_path / "other.hdf5", offset=1)
     both = module([path, other], test_fraction=0.25, skip={"other.hdf5": [0, 1]})
     both.setup("fit")
     assert both.train_items == 16
@@ -159,6 +159,8 @@ def test_flows_left_out_leave_the_split_of_the_others(path, tmp_path):
         module([path, other], skip=[1]).setup("fit")
     with pytest.raises(ValueError, match=r"`skip` to map names of \['flow.hdf5'\]"):
         module(path, skip={"none.hdf5": [1]}).setup("fit")
+    with pytest.raises(ValueError, match=r"`skip` to name trajectories of .*, which has 12, .*, but got \[12\]"):
+        module(path, skip=[1, 12]).setup("fit")
     with pytest.raises(ValueError, match="`skip` leaves none"):
         module(path, skip=[11]).setup("test")
 

@@ -10,6 +10,11 @@ from torch import nn
 from lightning_farms.data import CFDDataModule, PDEBenchFile
 from lightning_farms.models import OperatorModule
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches:UserWarning"),
+]
+
 
 class Last(nn.Module):
     """Predicts the last frame again, but for a factor."""
@@ -31,8 +36,6 @@ def trained_and_tested(data):
     return run.test(module, datamodule=data, verbose=False)[0]["test/l2re"]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*number of training batches:UserWarning")
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_group_for_each_seed(tmp_path, channels):
     """PDEBench's shallow water (one channel) and diffusion-reaction (two): 0000/data of shape (T, X, Y, C)."""
@@ -64,16 +67,149 @@ def test_a_group_that_differs_or_is_empty(tmp_path):
         PDEBenchFile(tmp_path / "a.h5", fields={"h": "*/data[0]"})
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 def test_incompressible_flow(tmp_path):
-    """PDEBench's: velocity (B, T, X, Y, 2), and forces that stay."""
-    values = np.random.RandomState(1).standard_normal((4, 6, 8, 8, 2)).astype(np.float32)
+    """PDEBench's: velocity (B, T, X, Y, 2), particles (B, T, X, Y, 1), forces that stay, times of each trajectory."""
+    random = np.random.RandomState(1)
+    velocity, force = (random.standard_normal(size).astype(np.float32) for size in ((4, 6, 8, 8, 2), (4, 8, 8, 2)))
+    particles = random.uniform(1, 2, (4, 6, 8, 8, 1)).astype(np.float32)
     with h5py.File(tmp_path / "ns_incom.h5", "w") as file:
-        file["velocity"] = values
-        file["force"] = np.zeros((4, 8, 8, 2), np.float32)
-    fields = {"vx": "velocity[0]", "vy": "velocity[1]"}
-    data = CFDDataModule(tmp_path / "ns_incom.h5", fields=fields, in_timesteps=3, test_fraction=0.25)
-    assert 0.5 < trained_and_tested(data) < 3
-    np.testing.assert_array_equal(
-        PDEBenchFile(tmp_path / "ns_incom.h5", fields=fields).read(3)[..., 1, 1], values[3, 1, ..., 1]
+        file["velocity"], file["particles"], file["force"] = velocity, particles, force
+        file["t"] = np.tile(0.25 * np.arange(6), (4, 1))
+    fields = {"vx": "velocity[0]", "vy": "velocity[1]", "particles": "particles[0]", "fy": "force[1]", "fx": "force[0]"}
+    file = PDEBenchFile(tmp_path / "ns_incom.h5", fields=fields)
+    assert (file.shape, file.t.tolist()) == ((4, 6, 8, 8), [0, 0.25, 0.5, 0.75, 1, 1.25])
+    read = file.read(3, 1, 6, time_stride=2).numpy()
+    np.testing.assert_array_equal(read[..., :2], velocity[3, 1:6:2].transpose(1, 2, 0, 3))
+    np.testing.assert_array_equal(read[..., 2], particles[3, 1:6:2, ..., 0].transpose(1, 2, 0))
+    for frame in range(3):
+        np.testing.assert_array_equal(read[:, :, frame, 3:], force[3, ..., ::-1])
+    data = CFDDataModule(
+        tmp_path / "ns_incom.h5", fields=fields, in_timesteps=3, test_fraction=0.25, augment="symmetries"
     )
+    assert 0 < trained_and_tested(data) < 3
+    assert data._train.augmentation.vectors == ((0, 1), (4, 3))
+
+
+def write_folder(folder, values):
+    """A file for each trajectory, as DPOT's program keeps them: (X, Y, T, C)."""
+    folder.mkdir(parents=True)
+    for number, flow in enumerate(values):
+        with h5py.File(folder / f"data_{number}.hdf5", "w") as file:
+            file["data"] = flow
+    return folder
+
+
+DPOT = {"fields": {"Vx": "data[0]", "Vy": "data[1]", "density": "data[2]", "pressure": "data[3]"}, "axes": "xytc"}
+
+
+def test_folders_of_one_file_a_trajectory(tmp_path):
+    """DPOT's; the files are in the order of their numbers, and are one set."""
+    values = np.random.RandomState(2).standard_normal((12, 8, 8, 6, 4)).astype(np.float32)
+    train, test = (write_folder(tmp_path / "set" / name, part) for name, part in (("train", values), ("test", -values)))
+    data = CFDDataModule(train, test_path=test, in_timesteps=3, val_fraction=0.25, augment="all", periodic=True, **DPOT)
+    assert 0.5 < trained_and_tested(data) < 3
+    assert (data.train_items, data.val_items, data.test_items, data.img_size) == (9, 3, 12, 8)
+    x, y = next(iter(data.val_dataloader()))
+    np.testing.assert_array_equal(torch.cat((x, y), dim=3).numpy(), values[9:])
+    x, y = next(iter(data.test_dataloader()))
+    np.testing.assert_array_equal(x.numpy(), -values[:8, :, :, :3])
+    state = data.state_dict()["lineage"]
+    assert [(entry["file"], entry["flows"]) for entry in state["trained"]] == [("train", [[0, 8]])]
+    one = CFDDataModule(train / "data_3.hdf5", in_timesteps=3, **DPOT)
+    one.setup("predict")
+    np.testing.assert_array_equal(one.predict_dataloader().dataset[0][0].numpy(), values[3, :, :, :3])
+
+
+def test_a_folder_with_bad_files(tmp_path):
+    values = np.random.RandomState(2).standard_normal((12, 8, 8, 6, 4)).astype(np.float32)
+    values[7, 0, 0, 2, 1] = np.nan
+    folder = write_folder(tmp_path / "train", values)
+    with h5py.File(folder / "data_9.hdf5", "w") as file:
+        file["data"] = values[9, :, :, :5]
+    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **DPOT)
+    data.setup("fit")
+    for number, message in (
+        (7, r"`Vy` of .*data_7.hdf5 to be finite, .* 1 NaN values in frame 2.* In the set, it is trajectory 7"),
+        (
+            9,
+            r"data_9.hdf5 to hold fields of the sizes .*\(6, 8, 8\) frames and cells, but got \(5, 8, 8\).*skip: \[9\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data._train[number]
+    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, skip=[7, 9], **DPOT)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 2
+    (folder / "data_4.hdf5").unlink()
+    with pytest.warns(UserWarning, match="In .*train, the files are numbered to 11, but there is none of number 4"):
+        CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **DPOT).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"a folder of HDF5 files \(.hdf5, .h5, .hdf\), but .* has none"):
+        CFDDataModule(tmp_path)
+    with pytest.raises(ValueError, match="`stride` to be one number for files of one trajectory each"):
+        CFDDataModule(folder, stride=[1] * 10 + [2], **DPOT).setup("fit")
+
+
+def test_the_well(tmp_path):
+    """Scalars, vectors, tensors; what does not vary between trajectories, in time or along an axis is left out."""
+    random = np.random.RandomState(3)
+    stored = {
+        "t0_fields/buoyancy": ((5, 6, 8, 8), True, True, [True, True]),
+        "t1_fields/velocity": ((5, 6, 8, 8, 2), True, True, [True, True]),
+        "t2_fields/D": ((5, 6, 8, 8, 2, 2), True, True, [True, True]),
+        "t0_fields/permeability": ((5, 8, 8), True, False, [True, True]),
+        "t0_fields/mask": ((8, 8), False, False, [True, True]),
+        "t0_fields/profile": ((6, 8), False, True, [True, False]),
+        "t0_fields/column": ((8, 1), False, False, [True, False]),
+        "scalars/viscosity": ((), False, False, None),
+        "scalars/forcing": ((6,), False, True, None),
+        "scalars/ratio": ((5,), True, False, None),
+    }
+    arrays = {name: np.asarray(random.standard_normal(size), np.float32) for name, (size, *_) in stored.items()}
+    with h5py.File(tmp_path / "well.hdf5", "w") as file:
+        for name, (_, sample, time, space) in stored.items():
+            file[name] = arrays[name]
+            file[name].attrs.update({"sample_varying": sample, "time_varying": time})
+            if space is not None:
+                file[name].attrs["dim_varying"] = space
+        file["dimensions/time"] = np.arange(6.0)
+    fields = {name.split("/")[1]: name for name in stored if name[1] not in "12"}
+    fields |= {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "Dxy": "t2_fields/D[0, 1]"}
+    read = PDEBenchFile(tmp_path / "well.hdf5", fields=fields).read(3, 1, 5).numpy()
+    expected = {
+        "buoyancy": arrays["t0_fields/buoyancy"][3, 1:5],
+        "permeability": arrays["t0_fields/permeability"][3][None],
+        "mask": arrays["t0_fields/mask"][None],
+        "profile": arrays["t0_fields/profile"][1:5, :, None],
+        "column": arrays["t0_fields/column"][None],
+        "viscosity": arrays["scalars/viscosity"],
+        "forcing": arrays["scalars/forcing"][1:5, None, None],
+        "ratio": arrays["scalars/ratio"][3],
+        "vx": arrays["t1_fields/velocity"][3, 1:5, ..., 0],
+        "vy": arrays["t1_fields/velocity"][3, 1:5, ..., 1],
+        "Dxy": arrays["t2_fields/D"][3, 1:5, ..., 0, 1],
+    }
+    for channel, name in enumerate(fields):
+        np.testing.assert_array_equal(read[..., channel], np.broadcast_to(expected[name], (4, 8, 8)).transpose(1, 2, 0))
+    data = CFDDataModule(tmp_path / "well.hdf5", fields=fields, in_timesteps=3, test_fraction=0.25)
+    assert 0 < trained_and_tested(data) < 3
+    with pytest.raises(ValueError, match=r"`t2_fields/D` .* Name one of its components, such as 't2_fields/D\[0, 0\]'"):
+        PDEBenchFile(tmp_path / "well.hdf5", fields={"D": "t2_fields/D"})
+    with pytest.raises(ValueError, match=r"`t0_fields/mask` to have the axes \(B, T, X, Y\), but it is of shape"):
+        PDEBenchFile(tmp_path / "well.hdf5", fields={"mask": "t0_fields/mask", "k": "t0_fields/permeability"})
+
+
+def test_grids_that_are_not_square(tmp_path):
+    """PDEArena's shallow water has 96 x 192 cells; here 32 x 64, so that Fourier errors are taken too."""
+    values = np.random.RandomState(4).standard_normal((4, 5, 32, 64)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["h"] = values
+    data = CFDDataModule(tmp_path / "a.h5", fields={"h": "h"}, in_timesteps=3, test_fraction=0.25, stride=1)
+    assert 0.5 < trained_and_tested(data) < 3
+    assert data.grid_size == (32, 64)
+    x, y = next(iter(data.test_dataloader()))
+    np.testing.assert_array_equal(torch.cat((x, y), dim=3)[0, ..., 0].numpy(), values[3].transpose(1, 2, 0))
+    assert CFDDataModule(tmp_path / "a.h5", fields={"h": "h"}, stride=16).grid_size == (2, 4)
+    with pytest.raises(
+        ValueError, match=r"as many cells along x as along y, for a network of square .* got \(32, 64\)"
+    ):
+        _ = data.img_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -34,13 +34,14 @@ def classes_are_named(args: list[str] | None) -> bool:
     return any(map(_names_a_class, parts))
 
 
-def network_sizes(data: type, settings: Namespace) -> dict[str, int]:
-    """Arguments of a network that the data decide."""
+def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> dict[str, int]:
+    """Those arguments of a network, of the wanted ones, that the data decide."""
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
+        square = {"img_size": flow.img_size} if "img_size" in wanted else {}  # an error where the fields are not
         return {
-            "img_size": flow.img_size,
+            **square,
             "in_timesteps": flow.in_timesteps,
             "out_timesteps": flow.out_timesteps,
             "in_channels": flow.n_channels,

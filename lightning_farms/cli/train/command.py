@@ -78,7 +78,7 @@ class FarmsCLI(LightningCLI):
         network = self._arguments("model").get("network")
         arguments = {} if network is None else network.get("init_args", {})
         data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
-        for name, size in network_sizes(data, self._arguments("data")).items():
+        for name, size in network_sizes(data, self._arguments("data"), arguments).items():
             if name in arguments:
                 arguments[name] = size
 

@@ -5,6 +5,7 @@ from lightning_farms.data.fields.flow_statistics import FlowStatistics, flow_sta
 from lightning_farms.data.fields.indexing import Split, WindowKey, epoch_windows, split_trajectories
 from lightning_farms.data.fields.pdebench import FileShape, PDEBenchFile
 from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
+from lightning_farms.data.fields.trajectory_files import TrajectoryFiles
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
 from lightning_farms.data.fields.writer import simulate_to_file, write_pdebench
 
@@ -19,6 +20,7 @@ __all__ = [
     "Split",
     "TrainingWindows",
     "Trajectories",
+    "TrajectoryFiles",
     "WindowKey",
     "WindowSampler",
     "check_file",

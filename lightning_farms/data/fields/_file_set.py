@@ -5,27 +5,80 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_farms.common.texts import listed
+from lightning_farms.data.fields._coordinates import spacing, time_step
 from lightning_farms.data.fields.indexing import Split
-from lightning_farms.data.fields.pdebench import PDEBenchFile
 from lightning_farms.data.fields.trajectories import Coordinates, FilePart, Trajectories
+from lightning_farms.data.fields.trajectory_files import FlowFile
 
 _SHOWN = 20
 
 
 class FileSet:
-    """Files with one image size after the strides."""
+    """Files with one grid after the strides."""
 
-    def __init__(self, files: Sequence[PDEBenchFile], strides: Sequence[int], *, like: "FileSet | None" = None) -> None:
+    def __init__(self, files: Sequence[FlowFile], strides: Sequence[int], *, like: "FileSet | None" = None) -> None:
         self.files, self.strides = tuple(files), tuple(strides)
-        sizes = [_img_size(file, stride) for file, stride in zip(files, strides, strict=True)]
-        size_of, expected = (files[0], sizes[0]) if like is None else (like.files[0], like.img_size)
-        for file, size in zip(files, sizes, strict=True):
-            if size != expected:
+        grids = [_grid(file, stride) for file, stride in zip(files, strides, strict=True)]
+        grid_of, expected = (files[0], grids[0]) if like is None else (like.files[0], like.grid)
+        for file, grid in zip(files, grids, strict=True):
+            if grid != expected:
                 raise ValueError(
-                    f"Expected all files to have as many cells along each side, after the stride, as {size_of.path}, "
-                    f"{expected}, but {file.path} has {size}. Give `stride` as a list with one number for each file."
+                    f"Expected all files to have as many cells along each side, after the stride, as {grid_of.path}, "
+                    f"{_sides(expected)}, but {file.path} has {_sides(grid)}. Give `stride` as a list with one number "
+                    "for each file."
                 )
-        self.img_size: int = sizes[0]
+        self.grid: tuple[int, int] = grids[0]
+        self._check_no_copy(() if like is None else like.files)
+
+    @property
+    def img_size(self) -> int:
+        """Cells along each side of a square grid."""
+        if self.grid[0] != self.grid[1]:
+            raise ValueError(
+                f"Expected {self.files[0].path} to have as many cells along x as along y, for a network of square "
+                f"fields, but got {self.grid}. Give a network that takes such fields (one without `img_size`)."
+            )
+        return self.grid[0]
+
+    def remarks(self) -> list[str]:
+        """What is odd about the files, in words: their coordinates, and copies among them."""
+        found = [f"In {file.path}, {remark}." for file in self.files for remark in file.remarks]
+        known: dict[str, FlowFile] = {}
+        first = {file: known.setdefault(file.identity(), file) for file in self.files} if len(self.files) > 1 else {}
+        copies = [f"{file.path} is a copy of {other.path}" for file, other in first.items() if file is not other]
+        if copies:
+            found.append(f"Flows count twice: {listed(copies, shown=2)}.")
+        return found[:_SHOWN]
+
+    def _check_no_copy(self, others: Sequence[FlowFile]) -> None:
+        """Refuse files that are trained on, under whatever name."""
+        known = {file.identity(): file for file in others}
+        for file in self.files if known else ():
+            other = known.get(file.identity())
+            if other is not None:
+                raise ValueError(
+                    f"Expected {file.path} to hold other flows than {other.path}, which is trained on, but it is a "
+                    "copy of it. Give a file of other flows, or none, so that a part of the flows is held out."
+                )
+
+    def steps(self, time_stride: int) -> list[float]:
+        """Time from frame to frame after the stride, of each file that tells it."""
+        found = [time_step(file.t, file.shape.frames, time_stride) for file in self.files]
+        return [step for step in found if step is not None]
+
+    @property
+    def periodic(self) -> tuple[bool, bool] | None:
+        """Whether the domain is periodic along x and y; None where not all files tell."""
+        known = [file.periodic for file in self.files]
+        told = [each for each in known if each is not None]
+        return (all(x for x, _ in told), all(y for _, y in told)) if len(told) == len(known) else None
+
+    @property
+    def is_square(self) -> bool:
+        """Whether there are as many cells along x as along y, and none is known to be longer than wide."""
+        cells = [(spacing(file.x), spacing(file.y)) for file in self.files]
+        return self.grid[0] == self.grid[1] and all(x is None or y is None or abs(x - y) <= 1e-3 * x for x, y in cells)
 
     def check_usable(self, parts: Sequence[Sequence[int]], purpose: str) -> None:
         """Refuse flows that HDF5 would make up, no flow at all, and, but for predicting, files of predictions."""
@@ -76,15 +129,16 @@ class FileSet:
         for file in self.files:
             file.close()
 
-    def _strided(self) -> list[tuple[PDEBenchFile, int]]:
+    def _strided(self) -> list[tuple[FlowFile, int]]:
         return list(zip(self.files, self.strides, strict=True))
 
 
-def _img_size(file: PDEBenchFile, stride: int) -> int:
-    size = tuple(file.shape[2:])
-    if size[0] != size[1]:
-        raise ValueError(f"Expected {file.path} to have as many cells along x as along y, but got {size}.")
-    return strided_size(size[0], stride)
+def _grid(file: FlowFile, stride: int) -> tuple[int, int]:
+    return strided_size(file.shape.x, stride), strided_size(file.shape.y, stride)
+
+
+def _sides(grid: tuple[int, int]) -> int | tuple[int, int]:
+    return grid[0] if grid[0] == grid[1] else grid
 
 
 def strided_size(resolution: int, stride: int) -> int:

@@ -1,34 +1,38 @@
 """What a file says of itself before any field is read, and the checks of it."""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
-from lightning_farms.data.fields._layout import FieldLayout
+from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
 from lightning_farms.data.fields._made_up import MadeUp, made_up
 from lightning_farms.data.fields._opening import missing_filters
+from lightning_farms.data.fields._values import Array, Marks
 
-# PDEBench's names, those of The Well, and those of PDEBench's files with a group for each trajectory
-_COORDINATES = (
-    ("x-coordinate", "dimensions/x", "0000/grid/x"),
-    ("y-coordinate", "dimensions/y", "0000/grid/y"),
-    ("t-coordinate", "dimensions/time", "0000/grid/t"),
-)
+# PDEBench's names, those of The Well, of PDEBench's groups for each trajectory, and of its incompressible flows
+_COORDINATES = {
+    "x": ("x-coordinate", "dimensions/x", "0000/grid/x"),
+    "y": ("y-coordinate", "dimensions/y", "0000/grid/y"),
+    "t": ("t-coordinate", "dimensions/time", "0000/grid/t", "t"),
+}
+_MISSING = ("_FillValue", "missing_value")
+_NOT_MEANT = 1e15  # a fill value that large marks what is missing, as netCDF's 9.97e36
 _SHOWN = 8
 
 
 class DatasetFacts(NamedTuple):
     """One dataset, or those of all trajectories where each has its own."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None  # None: it has no values at all
     dtype: np.dtype[Any]
     missing_filters: list[str]
-    made_up: MadeUp
+    varying: Varying | None
+    marks: Marks  # of missing values
     members: tuple[str, ...]  # names of the trajectories' own datasets
     odd_one: str | None  # a member of another shape or type
 
@@ -42,14 +46,15 @@ class Header(NamedTuple):
     third_axis: bool
     attributes: dict[str, float | None]
     given_frames: int | None
-    coordinates: list[Tensor | None]
+    coordinates: dict[str, Array | None]
+    periodic: tuple[bool, bool] | None  # along x and y; None where the file does not tell
 
 
 def read_header(file: h5py.File, layout: FieldLayout) -> Header:
     """Read it; whatever h5py raises is passed on."""
     datasets = {}
     for name in layout.datasets:
-        facts = _members(file, name, layout) if "*" in name else _single(file, name, layout)
+        facts = _members(file, name) if "*" in name else _single(file, name)
         if facts is not None:
             datasets[name] = facts
     lacking = [name for name in layout.datasets if name not in datasets]
@@ -62,29 +67,69 @@ def read_header(file: h5py.File, layout: FieldLayout) -> Header:
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
-        coordinates=[_coordinate(file, names) for names in _COORDINATES],
+        coordinates={axis: _coordinate(file, names) for axis, names in _COORDINATES.items()},
+        periodic=_periodic(file),
     )
 
 
-def checked_shape(header: Header, path: Path, layout: FieldLayout) -> tuple[int, int, int, int]:
-    """(B, T, X, Y) of fields that can be read."""
+def checked_axes(
+    header: Header, path: Path, layout: FieldLayout, *, may_lack: bool
+) -> tuple[tuple[int, int, int, int], dict[str, DatasetAxes]]:
+    """(B, T, X, Y) of fields that can be read, and the axes of each dataset; `may_lack`: some may be left out."""
     missing = [name for name in layout.datasets if name not in header.datasets]
     if missing:
         raise ValueError(_missing(header, path, layout, missing))
-    shapes = {name: _checked(name, facts, header, path, layout) for name, facts in header.datasets.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"Expected the fields of {path} to have one shape (B, T, X, Y), but got {shapes}.")
-    trajectories, frames, x, y = shapes[layout.datasets[0]]
+    shapes = {name: _checked(name, facts, path) for name, facts in header.datasets.items()}
+    with _told(header, path, shapes):
+        complete = {
+            name: layout.sizes(name, shape)
+            for name, shape in shapes.items()
+            if not may_lack or _is_complete(header.datasets[name], len(layout.letters(name)))
+        }
+        sizes = next(iter(complete.values()), None) or layout.sizes(*next(iter(shapes.items())))
+        if any(each != sizes for each in complete.values()):
+            raise ValueError(
+                f"Expected the fields to have one shape (B, T, X, Y), but got "
+                f"{ {name: tuple(each[letter] for letter in 'btxy') for name, each in complete.items()} }."
+            )
+        axes = {
+            name: DatasetAxes(layout.axes_of(name, shape, header.datasets[name].varying, sizes), shape)
+            for name, shape in shapes.items()
+        }
+    trajectories, frames, x, y = (sizes[letter] for letter in "btxy")
     if 0 in (trajectories, frames, x, y):
         raise ValueError(
             f"Expected the fields of {path} to hold data, but got {trajectories} trajectories of {frames} frames of "
             f"{x} x {y} cells."
         )
-    return trajectories, frames, x, y
+    return (trajectories, frames, x, y), axes
 
 
-def _checked(name: str, facts: DatasetFacts, header: Header, path: Path, layout: FieldLayout) -> tuple[int, ...]:
-    if not np.issubdtype(facts.dtype, np.floating):
+def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, DatasetAxes], count: int) -> MadeUp:
+    """The trajectories that HDF5 would make up, and why."""
+    found: MadeUp = {}
+    for name, facts in header.datasets.items():
+        if facts.members:
+            own = {
+                number: "was never written" for number, member in enumerate(facts.members) if made_up(file[member], 0)
+            }
+        else:
+            axis = axes[name].trajectory_axis
+            own = made_up(file[name], axis or 0)
+            if axis is None and own:  # all trajectories have it in common
+                own = dict.fromkeys(range(count), next(iter(own.values())))
+        for trajectory, reason in own.items():
+            found.setdefault(trajectory, f"`{name}` {reason}")
+    return found
+
+
+def _is_complete(facts: DatasetFacts, axes: int) -> bool:
+    varies = facts.varying is None or (facts.varying.sample and facts.varying.time and all(facts.varying.space))
+    return varies and facts.shape is not None and len(facts.shape) == axes
+
+
+def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
+    if facts.shape is None or not np.issubdtype(facts.dtype, np.floating):
         raise ValueError(
             f"Expected dataset `{name}` of {path} to hold floating-point numbers, but got {facts.dtype} of shape "
             f"{facts.shape}."
@@ -97,12 +142,19 @@ def _checked(name: str, facts: DatasetFacts, header: Header, path: Path, layout:
             "The file itself may be intact: install their plug-ins, for most of them `pip install hdf5plugin` and "
             "`import hdf5plugin`, or set HDF5_PLUGIN_PATH."
         )
+    return facts.shape
+
+
+@contextmanager
+def _told(header: Header, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Errors about the axes name the file."""
     try:
-        return layout.sizes(name, facts.shape)
+        yield
     except ValueError as error:
-        if header.third_axis and len(facts.shape) == 5:
+        solid = next((name for name, shape in shapes.items() if len(shape) == len("btxyz")), None)
+        if header.third_axis and solid is not None:
             raise ValueError(
-                f"Expected {path} to hold 2-D fields, but dataset `{name}` is of shape {facts.shape}: it is a 3-D "
+                f"Expected {path} to hold 2-D fields, but dataset `{solid}` is of shape {shapes[solid]}: it is a 3-D "
                 "file, which cannot be read here. Write slices of it to a file of 2-D fields."
             ) from error
         raise ValueError(f"{error} File: {path}.") from error
@@ -121,17 +173,16 @@ def _is_link(file: h5py.File, name: str) -> bool:
     return file.get(name, getlink=True, default=None) is not None
 
 
-def _single(file: h5py.File, name: str, layout: FieldLayout) -> DatasetFacts | None:
+def _single(file: h5py.File, name: str) -> DatasetFacts | None:
     dataset = _get(file, name)
     if dataset is None:
         return None
-    axis = layout.trajectory_axis(name)
-    lacking = made_up(dataset, axis) if dataset.ndim > axis else {}
-    return DatasetFacts(dataset.shape, dataset.dtype, missing_filters(dataset), lacking, (), None)
+    varying, marks = _varying(dataset), _marks(dataset)
+    return DatasetFacts(dataset.shape, dataset.dtype, missing_filters(dataset), varying, marks, (), None)
 
 
-def _members(file: h5py.File, pattern: str, layout: FieldLayout) -> DatasetFacts | None:
-    """The datasets that a pattern such as "*/data" names, one for each trajectory, as one."""
+def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
+    """The datasets that a pattern such as "*/data" names, one for each trajectory, as one; the trajectories first."""
     before, _, after = pattern.partition("*")
     group = file.get(before.rstrip("/") or "/")
     names = [f"{before}{each}{after}" for each in sorted(group)] if isinstance(group, h5py.Group) else []
@@ -142,10 +193,29 @@ def _members(file: h5py.File, pattern: str, layout: FieldLayout) -> DatasetFacts
     kinds = {name: (dataset.shape, dataset.dtype) for name, dataset in found.items()}
     others = [name for name, kind in kinds.items() if kind != (first.shape, first.dtype)]
     odd = f"`{others[0]}`, of shape {found[others[0]].shape}," if others else None
-    axis = layout.trajectory_axis(pattern)
-    shape = (*first.shape[:axis], len(found), *first.shape[axis:])
-    lacking = {number: "was never written" for number, dataset in enumerate(found.values()) if made_up(dataset, 0)}
-    return DatasetFacts(shape, first.dtype, missing_filters(first), lacking, tuple(found), odd)
+    shape = None if first.shape is None else (len(found), *first.shape)
+    return DatasetFacts(shape, first.dtype, missing_filters(first), None, _marks(first), tuple(found), odd)
+
+
+def _varying(dataset: h5py.Dataset) -> Varying | None:
+    """What the attributes of The Well say of a dataset."""
+    if not {"sample_varying", "time_varying"} <= set(dataset.attrs):
+        return None
+    number = "scalars" in dataset.name.split("/")
+    space = np.ravel(dataset.attrs.get("dim_varying", [not number] * 2)).astype(bool).tolist()
+    x, y = [*space, True, True][:2]
+    return Varying(bool(dataset.attrs["sample_varying"]), bool(dataset.attrs["time_varying"]), (x, y))
+
+
+def _marks(dataset: h5py.Dataset) -> Marks:
+    """What netCDF's attributes, and HDF5's fill value, say of missing values."""
+    if dataset.shape is None or not np.issubdtype(dataset.dtype, np.floating):
+        return Marks()
+    named = [np.ravel(dataset.attrs[name]) for name in _MISSING if name in dataset.attrs]
+    values = [float(value) for each in named if np.issubdtype(each.dtype, np.number) for value in each]
+    fill = float(dataset.fillvalue)
+    values += [fill] if abs(fill) >= _NOT_MEANT else []
+    return Marks(tuple(value for value in values if math.isfinite(value)), fill if fill and fill == fill else None)
 
 
 def _get(file: h5py.File, name: str) -> h5py.Dataset | None:
@@ -178,6 +248,23 @@ def _number(file: h5py.File, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Tensor | None:
-    found = [file[name] for name in names if isinstance(file.get(name), h5py.Dataset) and file[name].ndim == 1]
-    return torch.from_numpy(found[0][...].astype(np.float32)) if found else None
+def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Array | None:
+    found = [dataset for name in names if (dataset := _get(file, name)) is not None]
+    numbers = [each for each in found if each.shape and np.issubdtype(each.dtype, np.number) and each.dtype.kind != "c"]
+    return numbers[0][...].astype(np.float64) if numbers and numbers[0].ndim <= 2 else None
+
+
+def _periodic(file: h5py.File) -> tuple[bool, bool] | None:
+    """What the boundary conditions of a file of The Well say."""
+    group = file.get("boundary_conditions")
+    if not isinstance(group, h5py.Group) or not len(group):
+        return None
+    kinds: dict[str, set[str]] = {"x": set(), "y": set()}
+    for boundary in group.values():
+        for axis in np.atleast_1d(boundary.attrs.get("associated_dims", [])).tolist():
+            kinds.setdefault(_text(axis), set()).add(_text(boundary.attrs.get("bc_type", "")).lower())
+    return kinds["x"] == {"periodic"}, kinds["y"] == {"periodic"}
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,12 +1,17 @@
 """Where the channels of an HDF5 file are: which dataset, which of its components, and the order of its axes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _SOURCE = re.compile(r"(?P<dataset>[^\[\]]*[^\[\]/\s])(?:\[(?P<component>\d+(?:\s*,\s*\d+)*)\])?")
+
+Sizes = Mapping[str, int]
+"""{axis, one of b, t, x and y: how long}"""
 
 
 class FieldSource(NamedTuple):
@@ -38,16 +43,31 @@ def parse_field(text: str) -> FieldSource:
     return FieldSource(match["dataset"], tuple(map(int, component.split(","))) if component else ())
 
 
+class Varying(NamedTuple):
+    """What a dataset of The Well says it varies with; an axis that it does not vary with may be left out of it.
+
+    Args:
+        sample: from trajectory to trajectory.
+        time: from frame to frame.
+        space: along x and along y; neither for a number without a place.
+    """
+
+    sample: bool
+    time: bool
+    space: tuple[bool, bool]
+
+
 class FieldLayout:
     """The channels of a file by their datasets, whose axes may have any order.
 
     A dataset has the axes trajectory (b), frame (t), x and y, and, where components are picked, one axis for each of
-    their numbers: where `axes` has a "c", else last.
+    their numbers: where `axes` has a "c", else last. Without a "b" among the `axes`, a file is one trajectory. A
+    dataset that does not vary along an axis may lack it: what it holds is then the same all along.
 
     Example:
         >>> layout = FieldLayout({"u": "velocity[0]", "v": "velocity[1]", "p": "pressure"})
         >>> layout.channels, layout.datasets, layout.sizes("velocity", (5, 21, 32, 32, 2))
-        (('u', 'v', 'p'), ('velocity', 'pressure'), (5, 21, 32, 32))
+        (('u', 'v', 'p'), ('velocity', 'pressure'), {'b': 5, 't': 21, 'x': 32, 'y': 32})
     """
 
     def __init__(self, fields: Mapping[str, str], axes: str = "btxy") -> None:
@@ -55,67 +75,157 @@ class FieldLayout:
             raise ValueError(
                 f"Expected argument `fields` to map at least one channel to a dataset, but got {fields!r}."
             )
-        if sorted(axes.replace("c", "", 1)) != list("btxy"):
+        if sorted(axes.replace("c", "", 1).replace("b", "", 1)) != list("txy"):
             raise ValueError(
-                "Expected argument `axes` to have each of the letters b (trajectory), t, x, y once and c (component) "
-                f"at most once, but got {axes!r}."
+                "Expected argument `axes` to have each of the letters t, x, y once and b (trajectory) and c "
+                f"(component) at most once, but got {axes!r}."
             )
-        self.axes = axes
+        self.axes, self.fields = axes, dict(fields)
         self.channels = tuple(fields)
         self._components: dict[str, dict[int, tuple[int, ...]]] = {}
         for channel, text in enumerate(fields.values()):
             source = parse_field(text)
-            self._components.setdefault(source.dataset, {})[channel] = source.component
+            chosen = self._components.setdefault(source.dataset, {})
+            if source.component in chosen.values():
+                raise ValueError(f"Expected argument `fields` to name each source once, but {text!r} stands twice.")
+            chosen[channel] = source.component
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets' names, each once, in the order of the channels."""
         return tuple(self._components)
 
-    def sizes(self, dataset: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(B, T, X, Y) of a dataset of a shape that suits its channels."""
+    def channels_of(self, dataset: str) -> dict[int, tuple[int, ...]]:
+        """{number of the channel: its component} of a dataset."""
+        return self._components[dataset]
+
+    def letters(self, dataset: str) -> str:
+        """All axes that a dataset may have, in order; of datasets for one trajectory each, the trajectories first."""
+        components = len(next(iter(self._components[dataset].values())))
+        axes = self.axes if "c" in self.axes else self.axes + "c"
+        axes = f"b{axes.replace('b', '')}" if "*" in dataset else axes
+        return axes.replace("c", "c" * components)
+
+    def sizes(self, dataset: str, shape: tuple[int, ...]) -> dict[str, int]:
+        """How long the axes are of a dataset that has all of them, and suits its channels."""
+        letters = self.letters(dataset)
+        extents = [size for size, letter in zip(shape, letters, strict=False) if letter == "c"]
         for component in self._components[dataset].values():
-            letters = self._letters(len(component))
-            extents = [size for size, letter in zip(shape, letters, strict=False) if letter == "c"]
+            if len(component) != letters.count("c"):
+                raise ValueError(
+                    f"Expected argument `fields` to give dataset `{dataset}` one number of components, but got "
+                    f"{list(self._components[dataset].values())}."
+                )
             if len(shape) != len(letters) or any(i >= n for i, n in zip(component, extents, strict=True)):
                 raise ValueError(self._misfit(dataset, shape, component, letters))
-        return tuple(shape[letters.index(letter)] for letter in "btxy")
+        found = {letter: size for size, letter in zip(shape, letters, strict=True) if letter != "c"}
+        return {"b": 1, **found}
 
-    def trajectory_axis(self, dataset: str) -> int:
-        """Place of the axis of trajectories in a dataset's shape."""
-        return self._letters(self._rank(dataset)).index("b")
+    def axes_of(self, dataset: str, shape: tuple[int, ...], varying: Varying | None, sizes: Sizes) -> str:
+        """The axes of a dataset that may lack some, so that its shape suits the sizes.
 
-    def index(self, dataset: str, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
-        """An index to read a dataset with; its components are read together."""
-        letters = self._letters(self._rank(dataset))
-        chosen: dict[str, int | slice] = {"b": trajectory, "t": frames}
-        return tuple(chosen.get(letter, slice(None)) for letter in letters)
-
-    def channel_fields(self, dataset: str, read: np.ndarray[Any, Any]) -> dict[int, np.ndarray[Any, Any]]:
-        """{number of the channel: view of shape (T, X, Y)} in what `index` led to."""
-        letters = self._letters(self._rank(dataset)).replace("b", "")
-        left = letters.replace("c", "")
-        order = [left.index(letter) for letter in "txy"]
-        first = letters.find("c")
-        before = (slice(None),) * max(first, 0)
-        return {
-            channel: read[before + component].transpose(order)
-            for channel, component in self._components[dataset].items()
+        Example:
+            >>> layout = FieldLayout({"u": "u", "force": "force"})
+            >>> layout.axes_of("force", (5, 32, 32), None, {"b": 5, "t": 21, "x": 32, "y": 32})
+            'bxy'
+        """
+        letters = self.letters(dataset)
+        fitting = {
+            tuple(left_out): "".join(letter for letter in letters if letter not in left_out)
+            for left_out in _candidates(letters, varying)
+            if self._fits(dataset, shape, [letter for letter in letters if letter not in left_out], varying, sizes)
         }
+        if varying is None and {("b",), ("t",)} <= set(fitting):
+            raise ValueError(
+                f"Expected dataset `{dataset}` to have all of the axes ({', '.join(letters.upper())}), but it is of "
+                f"shape {shape}, and as there are as many trajectories as frames, it may be that each trajectory or "
+                "each frame has its own. Give it the attributes `sample_varying` and `time_varying` of The Well."
+            )
+        fitting = fitting if varying is not None else {key: kept for key, kept in fitting.items() if key != ("b",)}
+        if not fitting:
+            raise ValueError(self._misfit(dataset, shape, next(iter(self._components[dataset].values())), letters))
+        return next(iter(fitting.values()))
 
-    def _rank(self, dataset: str) -> int:
-        """Number of the component axes."""
-        return len(next(iter(self._components[dataset].values())))
-
-    def _letters(self, components: int) -> str:
-        axes = self.axes if "c" in self.axes else self.axes + "c"
-        return axes.replace("c", "c" * components)
+    def _fits(
+        self, dataset: str, shape: tuple[int, ...], letters: Sequence[str], varying: Varying | None, sizes: Sizes
+    ) -> bool:
+        if len(shape) != len(letters):
+            return False
+        extents = [size for size, letter in zip(shape, letters, strict=True) if letter == "c"]
+        components = self._components[dataset].values()
+        if any(len(component) != len(extents) for component in components):
+            return False
+        single = () if varying is None else tuple(letter for letter in "btxy" if letter in _constant(varying))
+        return all(
+            size == sizes[letter] or (size == 1 and letter in single)
+            for size, letter in zip(shape, letters, strict=True)
+            if letter != "c"
+        ) and all(i < n for component in components for i, n in zip(component, extents, strict=True))
 
     def _misfit(self, dataset: str, shape: tuple[int, ...], component: tuple[int, ...], letters: str) -> str:
         message = (
             f"Expected dataset `{dataset}` to have the axes ({', '.join(letters.upper())})"
             f"{f' with component {list(component)}' if component else ''}, but it is of shape {shape}."
         )
-        if len(shape) > len(letters):
-            message += f" Name one of its components, such as '{dataset}[0]'."
+        more = len(shape) - len(letters)
+        if more > 0:
+            place = ", ".join(["0"] * (more + letters.count("c")))
+            message += f" Name one of its components, such as '{dataset}[{place}]'."
         return message
+
+
+@dataclass(frozen=True)
+class DatasetAxes:
+    """The axes that one dataset really has.
+
+    Args:
+        letters: of its axes, in order.
+        shape: how long they are.
+    """
+
+    letters: str
+    shape: tuple[int, ...]
+
+    @property
+    def trajectory_axis(self) -> int | None:
+        """Place of the axis of trajectories; None where all have the same, or the file is one."""
+        return self.letters.index("b") if "b" in self.letters else None
+
+    def varies_in_time(self, frames: int) -> bool:
+        """Whether each of so many frames has values of its own."""
+        return "t" in self.letters and self.shape[self.letters.index("t")] == frames
+
+    def index(self, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
+        """An index to read the dataset with; its components are read together."""
+        chosen: dict[str, int | slice] = {"b": trajectory, "t": frames}
+        single: dict[str, int | slice] = {"b": 0, "t": slice(None)}
+        return tuple(
+            (single if size == 1 else chosen).get(letter, slice(None))
+            for letter, size in zip(self.letters, self.shape, strict=True)
+        )
+
+    def fields(
+        self, read: np.ndarray[Any, Any], components: Mapping[int, tuple[int, ...]], size: tuple[int, int, int]
+    ) -> dict[int, np.ndarray[Any, Any]]:
+        """{number of the channel: view of shape (T, X, Y)} in what `index` led to; repeated along what it lacks."""
+        letters = self.letters.replace("b", "")
+        left = letters.replace("c", "")
+        order = [left.index(letter) for letter in "txy" if letter in left]
+        missing = [place for place, letter in enumerate("txy") if letter not in left]
+        before = (slice(None),) * max(letters.find("c"), 0)
+        return {
+            channel: np.broadcast_to(np.expand_dims(read[before + component].transpose(order), missing), size)
+            for channel, component in components.items()
+        }
+
+
+def _candidates(letters: str, varying: Varying | None) -> Iterator[tuple[str, ...]]:
+    """Axes that may be left out, the fewest first."""
+    may = [letter for letter in ("bt" if varying is None else _constant(varying)) if letter in letters]
+    for number in range(len(may) + 1):
+        yield from combinations(may, number)
+
+
+def _constant(varying: Varying) -> list[str]:
+    flags = zip("btxy", (varying.sample, varying.time, *varying.space), strict=True)
+    return [letter for letter, varies in flags if not varies]

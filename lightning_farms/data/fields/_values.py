@@ -8,6 +8,34 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
+class Survey(NamedTuple):
+    """What some frames of a trajectory are like.
+
+    Args:
+        faults: what is wrong, one for each channel and frame that has anything wrong.
+        extents: smallest and largest value of each channel.
+        repeats: frames that are the same as the one before, in all channels that vary in time.
+        digest: tells the values from others.
+    """
+
+    faults: list["Fault"]
+    extents: list[tuple[float, float]]
+    repeats: list[int]
+    digest: tuple[int, ...]
+
+
+class Marks(NamedTuple):
+    """What stands for values that are missing.
+
+    Args:
+        values: those that a dataset's attributes name, or that are too large to be meant.
+        fill: what HDF5 gives for values that were never written, None where that is 0.
+    """
+
+    values: tuple[float, ...] = ()
+    fill: float | None = None
+
+
 class Fault(NamedTuple):
     """Wrong values of one channel in one frame."""
 
@@ -16,26 +44,61 @@ class Fault(NamedTuple):
     what: str
 
 
+_NONE = Marks()
+
+
 def as_single(field: Array) -> Array:
     """The field in float32; what is beyond its range becomes infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         return field.astype(np.float32, copy=False)
 
 
-def faults(field: Array, single: Array, channel: str, frames: Sequence[int], *, positive: bool) -> list[Fault]:
-    """NaN, infinities, values beyond float32 and, of a density or pressure, values that are not above 0.
+def faults(
+    field: Array, single: Array, channel: str, frames: Sequence[int], *, positive: bool, marks: Marks = _NONE
+) -> list[Fault]:
+    """NaN, infinities, values beyond float32, missing ones and, of a density or pressure, those that are not above 0.
 
     Of one channel (T, X, Y): as stored, and in float32. One fault for each frame that has any.
     """
+    missing = _missing(field, marks)
     low, high = single.min(), single.max()
-    if np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
+    if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
         return []
     wrong = ~np.isfinite(single) | (single <= 0 if positive else False)
+    if missing is not None:
+        wrong |= missing
     places = np.flatnonzero(wrong.any((1, 2))).tolist()
-    return [Fault(channel, frames[place], _kind(field[place], single[place])) for place in places]
+    return [
+        Fault(channel, frames[place], _kind(field[place], single[place], missing is not None and missing[place].any()))
+        for place in places
+    ]
 
 
-def _kind(field: Array, single: Array) -> str:
+def zero_frames(item: Array) -> list[int]:
+    """Frames of (X, Y, T, C) that are 0 at all cells, where that is no flow: all of several, or after one that is not.
+
+    A flow may begin at rest, and one frame may be all that was asked for.
+    """
+    if item.shape[2] < 2 or item[0, 0].any(-1).all():
+        return []
+    zero = ~item.any((0, 1, 3))
+    after = np.maximum.accumulate(~zero)
+    return np.flatnonzero(zero if zero.all() else zero & after).tolist()
+
+
+def _missing(field: Array, marks: Marks) -> Array | None:
+    """Where values are missing; None where none is."""
+    if marks.fill is not None and len(field) > 1 and field.flat[0] == marks.fill and (field == marks.fill).all():
+        return np.ones(field.shape, bool)
+    if not marks.values:
+        return None
+    found = np.isin(field, np.asarray(marks.values).astype(field.dtype))
+    return found if found.any() else None
+
+
+def _kind(field: Array, single: Array, is_missing: bool) -> str:
+    if is_missing:
+        return f"missing (marked by {field.flat[np.abs(field).argmax()]:.6g})"
     if np.isnan(field).any():
         return f"{int(np.isnan(field).sum())} NaN"
     if np.isinf(field).any():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectory_files import FlowFile, TrajectoryFiles
 
 
 class FileFault(NamedTuple):
@@ -22,50 +22,68 @@ class FileFault(NamedTuple):
     what: str
 
 
-def check_file(file: PDEBenchFile, advance: Callable[[int], object] = lambda count: None) -> Iterator[FileFault]:
+def check_file(
+    file: FlowFile,
+    advance: Callable[[int], object] = lambda count: None,
+    *,
+    known: dict[tuple[int, ...], str] | None = None,
+) -> Iterator[FileFault]:
     """Read every value of a file once and tell what is wrong, a few frames in memory at a time.
 
-    Found are NaN and infinities, values beyond float32, densities and pressures that are not above 0 (in PDEBench's
-    compressible flows), trajectories that HDF5 makes up, and channels that are constant over space and time.
+    Found are NaN and infinities, values beyond float32, those that mark missing ones (netCDF's attributes), densities
+    and pressures that are not above 0 (in PDEBench's compressible flows), trajectories that HDF5 makes up, channels
+    that are constant over space and time, frames that repeat the one before, and trajectories that repeat another.
 
     Args:
-        file: the file.
+        file: the file, or set of files.
         advance: is told the number of trajectories that are done.
+        known: what trajectories of other files are like, and where they are; those of this file are added.
 
     Yields:
         What is wrong, by trajectory.
 
     Raises:
-        OSError: if the data cannot be read.
+        OSError: if the data cannot be read; of a set, a file that cannot be read is a fault of its trajectory.
 
     Example:
         >>> import tempfile
-        >>> from lightning_farms.data import SimulationConfig, simulate_to_file
+        >>> from lightning_farms.data import PDEBenchFile, SimulationConfig, simulate_to_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = SimulationConfig(trajectories=2, resolution=8, frames=5)
         ...     simulate_to_file(f"{folder}/flow.hdf5", config, progress=False)
         ...     list(check_file(PDEBenchFile(f"{folder}/flow.hdf5")))
         []
     """
+    known = {} if known is None else known
     for trajectory in range(file.shape.trajectories):
         if trajectory in file.made_up:
             yield FileFault(trajectory, "", None, f"made up: {file.made_up[trajectory]}")
         else:
-            found, extents = _looked_through(file, trajectory)
-            yield from found
-            for name, (low, high) in zip(file.channels, extents, strict=True):
-                if low == high and file.shape.x * file.shape.y * file.shape.frames > 1:
-                    yield FileFault(trajectory, name, None, f"constant, {low:g} everywhere")
+            yield from _faults_of(file, trajectory, known)
         advance(1)
 
 
-def _looked_through(file: PDEBenchFile, trajectory: int) -> tuple[list[FileFault], list[tuple[float, float]]]:
-    """What is wrong with the values, and the range of each channel."""
-    found: list[FileFault] = []
-    lows, highs = [float("inf")] * len(file.channels), [float("-inf")] * len(file.channels)
-    for frames in file.blocks():
-        faults, extents = file.survey(trajectory, frames)
-        found += [FileFault(trajectory, fault.channel, fault.frame, fault.what) for fault in faults]
-        for channel, (low, high) in enumerate(extents):
-            lows[channel], highs[channel] = min(lows[channel], low), max(highs[channel], high)
-    return found, list(zip(lows, highs, strict=True))
+def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str]) -> list[FileFault]:
+    try:
+        surveys = [file.survey(trajectory, frames) for frames in file.blocks()]
+    except (ValueError, OSError) as error:
+        if not isinstance(file, TrajectoryFiles):
+            raise
+        return [FileFault(trajectory, "", None, f"cannot be read: {error}")]
+    found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]
+    constant = 0
+    for channel, name in enumerate(file.channels):
+        low = min(each.extents[channel][0] for each in surveys)
+        high = max(each.extents[channel][1] for each in surveys)
+        if low == high and file.shape.x * file.shape.y * file.shape.frames > 1:
+            constant += 1
+            found.append(FileFault(trajectory, name, None, f"constant, {low:g} everywhere"))
+    repeats = [frame for each in surveys for frame in each.repeats]
+    if repeats and constant < len(file.channels):
+        more = f", and so are {len(repeats) - 1} more" if len(repeats) > 1 else ""
+        found.append(FileFault(trajectory, "", repeats[0], f"the same as the frame before{more}"))
+    place = f"trajectory {trajectory} of {file.path}"
+    other = known.setdefault(tuple(number for each in surveys for number in each.digest), place)
+    if other != place and constant < len(file.channels):
+        found.append(FileFault(trajectory, "", None, f"the same as {other}"))
+    return found

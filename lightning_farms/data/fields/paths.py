@@ -1,23 +1,27 @@
 """Names of files as users give them."""
 
+import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
 from lightning_farms.data.fields._opening import check_local
 
+_SUFFIXES = (".hdf5", ".h5", ".hdf")
+
 
 def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """The same as paths, with `~` and globs expanded, sorted; one path where it is one.
+    """The same as paths, with `~`, globs and folders expanded, sorted; one path where it is one.
 
     Args:
-        path: a file, a glob, or several of them.
+        path: a file, a folder, whose HDF5 files are meant (in the order of the numbers in their names), a glob, or
+            several of them.
 
     Returns:
         The files; None for None.
 
     Raises:
-        FileNotFoundError: if a glob matches nothing.
+        FileNotFoundError: if a glob matches nothing, or a folder has no HDF5 file.
         ValueError: for an address of a file elsewhere, no file, or one twice.
 
     Example:
@@ -30,7 +34,7 @@ def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Pa
         found = _expanded(path)
         return found[0] if len(found) == 1 else found
     paths = [each for one in path for each in _expanded(one)]
-    if not paths or len({each.absolute() for each in paths}) < len(paths):
+    if not paths or len({each.resolve() for each in paths}) < len(paths):
         raise ValueError(
             f"Expected argument `path` to name at least one file, each once, but got {list(map(str, paths))}."
         )
@@ -40,9 +44,27 @@ def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Pa
 def _expanded(path: str | Path) -> list[Path]:
     check_local(path)
     given = Path(path).expanduser()
+    if given.is_dir():
+        return _files_of(given)
     if not has_magic(str(given)) or given.exists():
         return [given]
     found = sorted(map(Path, glob(str(given), recursive=True)))
     if not found:
         raise FileNotFoundError(f"Expected argument `path` to match files, but {given} matches none.")
     return found
+
+
+def _files_of(folder: Path) -> list[Path]:
+    found = [each for each in folder.iterdir() if each.suffix.lower() in _SUFFIXES and not each.name.startswith(".")]
+    if not found:
+        raise FileNotFoundError(
+            f"Expected argument `path` to be a file, or a folder of HDF5 files ({', '.join(_SUFFIXES)}), but "
+            f"{folder} has none."
+        )
+    return sorted(found, key=_with_numbers)
+
+
+def _with_numbers(path: Path) -> list[tuple[int, str]]:
+    """Sorts data_10 after data_9."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -1,6 +1,7 @@
 """Lazy reader of PDEBench's 2D compressible-flow files, and of others by the names of their datasets."""
 
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
-from lightning_farms.data.fields._header import checked_shape, read_header
-from lightning_farms.data.fields._layout import FieldLayout
-from lightning_farms.data.fields._made_up import MadeUp
+from lightning_farms.data.fields._coordinates import checked_grid
+from lightning_farms.data.fields._header import checked_axes, lost_trajectories, read_header
+from lightning_farms.data.fields._identity import identity
+from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout
 from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
-from lightning_farms.data.fields._values import Array, Fault, as_single, faults
+from lightning_farms.data.fields._values import Array, Fault, Survey, as_single, faults, zero_frames
 
 ChannelOrder = Literal["dpot", "pdebench"]
 
@@ -94,24 +96,38 @@ class PDEBenchFile:
         self._handle: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}
         self._owner: int | None = None
-        with open_hdf5(self.path) as file, naming(self.path):
-            header = read_header(file, self.layout)
-        self.shape = FileShape(*checked_shape(header, self.path, self.layout))
+        with open_hdf5(self.path) as file:
+            with naming(self.path):
+                header = read_header(file, self.layout)
+            shape, self._axes = checked_axes(header, self.path, self.layout, may_lack=fields is not None)
+            self.shape = FileShape(*shape)
+            with naming(self.path):
+                self.made_up = lost_trajectories(file, header, self._axes, self.shape.trajectories)
         self.eta, self.zeta, self.mach = (header.attributes[name] for name in ("eta", "zeta", "M"))
-        self.x, self.y, self.t = header.coordinates
+        sizes = dict(zip("txy", self.shape[1:], strict=True))
+        self.x, self.y, self.t, self.remarks = checked_grid(header.coordinates, sizes, self.path)
+        self.periodic = (True, True) if fields is None else header.periodic
         self.given_frames = header.given_frames
         truth = fields is None and self.given_frames is None  # a network predicts what it likes
         self._positive = frozenset(_POSITIVE if truth else ())
-        self.made_up: MadeUp = {}
-        for name, facts in header.datasets.items():
-            for trajectory, reason in facts.made_up.items():
-                self.made_up.setdefault(trajectory, f"`{name}` {reason}")
+        of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
+        self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
+        self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         return self.layout.channels
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """{channel: dataset}, in the order of the channels."""
+        return dict(self.layout.fields)
+
+    def identity(self) -> str:
+        """What tells the file from others, under whatever name: of its size, its header and the values at both ends."""
+        return identity(self.path)
 
     def read(
         self,
@@ -144,14 +160,16 @@ class PDEBenchFile:
         sizes = (-(-self.shape.x // stride), -(-self.shape.y // stride), len(frames))
         item = np.empty((*sizes, len(self.channels)), np.float32)
         for channel, field, single in self._fields(trajectory, frames, stride):
-            found = faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            found = self._faults(channel, field, single, frames)
             if found:
                 raise ValueError(self._wrong(trajectory, found))
             item[..., channel] = np.moveaxis(single, 0, -1)
-        if len(frames) > 1 and not item.any():
+        zero = zero_frames(item if len(self._in_time) == item.shape[3] else item[..., self._in_time])
+        if zero:
+            rest = "" if len(zero) == len(frames) else ", after others that are not"
             raise ValueError(
                 f"Expected the fields of {self.path} to hold values, but all channels of trajectory {trajectory} are 0 "
-                f"in frames {frames[0]} to {frames[-1]}. {_REMEDY}"
+                f"in frames {frames[zero[0]]} to {frames[zero[-1]]}{rest}. {_REMEDY}"
             )
         return torch.from_numpy(item)
 
@@ -175,25 +193,31 @@ class PDEBenchFile:
         starts = range(0, self.shape.frames, at_once)
         return [range(start, min(start + at_once, self.shape.frames)) for start in starts]
 
-    def survey(self, trajectory: int, frames: range) -> tuple[list[Fault], list[tuple[float, float]]]:
-        """What is wrong with the values of some frames of one trajectory, at all cells, and how far they reach.
+    def survey(self, trajectory: int, frames: range) -> Survey:
+        """What some frames of one trajectory are like, at all cells.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            One fault for each channel and frame that has any; smallest and largest value of each channel.
+            What is wrong with them, and more.
 
         Raises:
+            ValueError: if HDF5 would make the values up.
             OSError: if the data cannot be read.
         """
         found: list[Fault] = []
-        extents = [(0.0, 0.0)] * len(self.channels)
+        extents, digest = [(0.0, 0.0)] * len(self.channels), [0] * len(self.channels)
+        same = np.ones(max(len(frames) - 1, 0), bool)
         for channel, field, single in self._fields(trajectory, frames, 1):
-            found += faults(field, single, self.channels[channel], frames, positive=self._is_positive(channel))
+            found += self._faults(channel, field, single, frames)
             extents[channel] = (float(single.min()), float(single.max()))
-        return found, extents
+            digest[channel] = zlib.crc32(np.ascontiguousarray(single).data)
+            if channel in self._in_time:
+                same &= (single[1:] == single[:-1]).all((1, 2))
+        repeats = [frames[place + 1] for place in np.flatnonzero(same).tolist()]
+        return Survey(found, extents, repeats, tuple(digest))
 
     def close(self) -> None:
         """Close this process's handle, if open; the next `read` opens a new one."""
@@ -236,25 +260,26 @@ class PDEBenchFile:
                 f"would make its values up. {_REMEDY}"
             )
         chosen = slice(frames.start, frames.stop, frames.step)
-        for dataset in self.layout.datasets:
-            index = self.layout.index(dataset, trajectory, chosen)
+        size = (len(frames), self.shape.x, self.shape.y)
+        for dataset, axes in self._axes.items():
             with naming(self.path):
-                read = self._read(dataset, trajectory, index)
-            for channel, field in self.layout.channel_fields(dataset, read).items():
+                read = self._read(dataset, axes, trajectory, chosen)
+            for channel, field in axes.fields(read, self.layout.channels_of(dataset), size).items():
                 # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
                 thinned = field[:, ::stride, ::stride]
                 yield channel, thinned, as_single(thinned)
 
-    def _read(self, dataset: str, trajectory: int, index: tuple[int | slice, ...]) -> Array:
+    def _read(self, dataset: str, axes: DatasetAxes, trajectory: int, frames: slice) -> Array:
+        index = axes.index(trajectory, frames)
         if dataset in self._members:
-            axis = self.layout.trajectory_axis(dataset)
-            read: Array = self._opened(self._members[dataset][trajectory])[index[:axis] + index[axis + 1 :]]
+            read: Array = self._opened(self._members[dataset][trajectory])[index[1:]]
         else:
-            read = self._opened(dataset)[index]
+            read = np.asarray(self._opened(dataset)[index])
         return read
 
-    def _is_positive(self, channel: int) -> bool:
-        return self.channels[channel] in self._positive
+    def _faults(self, channel: int, field: Array, single: Array, frames: range) -> list[Fault]:
+        name = self.channels[channel]
+        return faults(field, single, name, frames, positive=name in self._positive, marks=self._marks[channel])
 
     def _wrong(self, trajectory: int, found: list[Fault]) -> str:
         first, more = found[0], f" and {len(found) - 1} more frames" if len(found) > 1 else ""

@@ -1,12 +1,14 @@
-"""Writing predicted flows in the layout of PDEBench's files, batch by batch and by several processes."""
+"""Files of predicted flows in the layout of PDEBench's: filled trajectory by trajectory, also after an interruption."""
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.data.fields._opening import naming
 
-_CHUNK = 2**20  # bytes
 _SPARE = 2**18  # bytes of a file besides the fields
-_BOOKKEEPING = "share"
+_STATE = "state"
+_FINITE, _NOT_FINITE = 1, 2  # of a trajectory that is there; 0 of one that is not
 
 
 class Origin(NamedTuple):
@@ -50,151 +53,247 @@ class PredictionHeader:
     """What a file of predictions tells beside the fields.
 
     Args:
+        channels: their names, in order.
+        given_frames: how many frames of each trajectory were given.
         x: (X,), coordinates of the cells; their numbers when left out.
         y: (Y,), likewise.
-        t: times of the frames, at least as many as there are frames; their numbers when left out.
+        t: times of the frames; further ones follow at the last step; their numbers when left out.
         physics: constants of the flow, such as eta, zeta and M.
         checkpoint: file of the network's weights, if there is one.
+        settings: all that the predictions depend on, in plain values.
     """
 
+    channels: Sequence[str]
+    given_frames: int
     x: Tensor | None = None
     y: Tensor | None = None
     t: Tensor | None = None
     physics: Mapping[str, float] | None = None
     checkpoint: str | None = None
+    settings: Mapping[str, Any] | None = None
 
 
-class PredictionShare:
-    """One process's trajectories, in a file of its own that grows with each batch."""
+class PredictionPart:
+    """A file with room for all trajectories, of which each is written at its place, once it is predicted.
 
-    def __init__(self, path: Path, channels: Sequence[str], *, given_frames: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows = path, 0
-        self._channels = tuple(channels)
-        self._file = h5py.File(path, "x")
-        self._file.attrs.update({"channels": list(channels), "given_frames": given_frames})
+    All that HDF5 keeps of a file is written when it is made; after that, values go straight to their places, and a mark
+    beside them once they are on disk. So whatever ends the process, the file is whole but for the trajectories that
+    have no mark, and a full disk is an ordinary error.
 
-    def append(self, fields: Tensor, items: Sequence[int], origins: Sequence[Origin]) -> None:
-        """Write (batch, X, Y, frames, channels); `items`: places in the data set, `origins`: where each comes from."""
+    Args:
+        path: the file, made by `create_part`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with naming(path), h5py.File(path, "r") as file:
+            self.channels = tuple(map(str, file.attrs["channels"]))
+            self.given_frames = int(file.attrs["given_frames"])
+            self.first = int(file.attrs.get("first", 0))
+            self.settings: dict[str, Any] = json.loads(file.attrs.get("settings", "{}"))
+            self.shape: tuple[int, ...] = tuple(file[self.channels[0]].shape)
+            self._places = [file[name].id.get_offset() for name in self.channels]
+            self._state_place: int = file[_STATE].id.get_offset()
+            self._state: NDArray[np.uint8] = file[_STATE][...]
+        self._row = 4 * int(np.prod(self.shape[1:]))
+        self._file: IO[bytes] = path.open("r+b", buffering=0)
+        _lock(self._file, path)
+
+    @property
+    def items(self) -> range:
+        """Places in the data set that it has room for."""
+        return range(self.first, self.first + self.shape[0])
+
+    @property
+    def done(self) -> list[int]:
+        """Places in the data set of the trajectories that are there."""
+        return [self.first + row for row in np.flatnonzero(self._state).tolist()]
+
+    @property
+    def not_finite(self) -> int:
+        """How many of these have values that are not finite."""
+        return int((self._state == _NOT_FINITE).sum())
+
+    def write(self, fields: Tensor, items: Sequence[int]) -> None:
+        """Write (batch, X, Y, frames, channels); `items`: places in the data set."""
         values = fields.detach().to("cpu", torch.float32).numpy()
-        if values.ndim != 5 or values.shape[4] != len(self._channels) or not len(values) == len(items) == len(origins):
+        if values.ndim != 5 or values.shape[4] != len(self.channels) or len(values) != len(items):
             raise ValueError(
                 f"Expected argument `fields` to be of shape (batch, X, Y, frames, channels) with {len(items)} "
-                f"trajectories and the channels {list(self._channels)}, but got shape {values.shape}."
+                f"trajectories and the channels {list(self.channels)}, but got shape {values.shape}."
             )
         frames_first = np.moveaxis(values, 3, 1)
-        if not self.rows:
-            self._create(frames_first.shape[1:4])
-        expected = self._file[self._channels[0]].shape[1:]
-        if frames_first.shape[1:4] != expected:
+        if frames_first.shape[1:4] != self.shape[1:]:
             raise ValueError(
-                f"Expected all trajectories of a file to have {expected} frames and cells, but got "
+                f"Expected all trajectories of a file to have {self.shape[1:]} frames and cells, but got "
                 f"{frames_first.shape[1:4]}. Predict sets of different sizes one by one, each into a file of its own."
             )
-        columns: dict[str, object] = {name: frames_first[..., c] for c, name in enumerate(self._channels)}
-        columns |= {
-            "trajectory": [origin.trajectory for origin in origins],
-            "source-file": [origin.source for origin in origins],
-            f"{_BOOKKEEPING}/item": list(items),
-            f"{_BOOKKEEPING}/finite": np.isfinite(values).all(axis=(1, 2, 3, 4)),
-        }
-        check_room(self.path, values.nbytes + _SPARE)
-        start, self.rows = self.rows, self.rows + len(values)
-        for name, column in columns.items():
-            self._file[name].resize(self.rows, axis=0)
-            self._file[name][start:] = column
+        for row, item in zip(frames_first, items, strict=True):
+            for channel, place in enumerate(self._places):
+                content = np.ascontiguousarray(row[..., channel], dtype=np.float32).tobytes()
+                self._put(place + (item - self.first) * self._row, content)
+        self._mark(items, np.isfinite(values).all(axis=(1, 2, 3, 4)).tolist())
+
+    def copy_from(self, other: "PredictionPart", item: int) -> None:
+        """Take over a trajectory of another part."""
+        row = item - other.first
+        for channel, place in enumerate(self._places):
+            other._file.seek(other._places[channel] + row * other._row)
+            content = other._file.read(other._row)
+            if len(content) < other._row:
+                raise OSError(f"Expected {other.path} to hold trajectory {item} as a whole, but it is cut short.")
+            self._put(place + (item - self.first) * self._row, content)
+        self._mark([item], [bool(other._state[row] == _FINITE)])
 
     def close(self) -> None:
         """Close the file; closing twice does no harm."""
         self._file.close()
 
-    def _create(self, shape: tuple[int, int, int]) -> None:
-        frames = int(np.clip(_CHUNK // (4 * shape[1] * shape[2]), 1, shape[0]))
-        for name in self._channels:
-            chunks = (1, frames, *shape[1:])
-            self._file.create_dataset(name, (0, *shape), np.float32, maxshape=(None, *shape), chunks=chunks)
-        for name, kind in (
-            ("trajectory", np.dtype(np.int64)),
-            ("source-file", h5py.string_dtype()),
-            (f"{_BOOKKEEPING}/item", np.dtype(np.int64)),
-            (f"{_BOOKKEEPING}/finite", np.dtype(np.bool_)),
-        ):
-            self._file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,))
+    def _mark(self, items: Sequence[int], finite: Sequence[bool]) -> None:
+        """Note, on disk after the values are, that trajectories are there."""
+        with _no_space_told(self.path):  # some file systems find out no earlier
+            os.fsync(self._file.fileno())
+        for item, is_finite in zip(items, finite, strict=True):
+            self._state[item - self.first] = _FINITE if is_finite else _NOT_FINITE
+            self._put(self._state_place + item - self.first, self._state[item - self.first].tobytes())
+
+    def _put(self, place: int, content: bytes) -> None:
+        self._file.seek(place)
+        left = memoryview(content)
+        with _no_space_told(self.path):
+            while left:
+                left = left[self._file.write(left) :]
 
 
-def check_room(path: Path, size: int) -> None:
-    """Refuse to write more than there is room for: HDF5 ends the process when it closes a file on a full disk."""
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
+@contextmanager
+def _no_space_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise OSError(
-            f"Expected {size / 1e6:.2f} MB of free space in {path.parent} for the next predictions, but there are "
-            f"{free / 1e6:.2f} MB. Make room, or give PredictionWriter another `path`."
-        )
+            f"Expected free space in {path.parent} for the next predictions, but there is none ({error}). Make room, "
+            "or give PredictionWriter another `path`."
+        ) from error
 
 
-def join_shares(path: Path, shares: Sequence[Path], header: PredictionHeader) -> Joined:
-    """Make one file of the processes' shares, in the order of the data set, and delete them.
+def create_part(
+    path: Path, header: PredictionHeader, size: tuple[int, int, int], origins: Sequence[Origin], *, first: int = 0
+) -> PredictionPart:
+    """Make a file for the trajectories of some origins; `size`: frames and cells of each; `first`: place of the first.
 
-    A trajectory that several processes have (a distributed sampler repeats some) is taken once. The file appears under
-    its name only once it is complete and on disk; an existing one is replaced.
+    It has all but the predictions, and is given its name when it is on disk; an existing one is replaced.
     """
+    shape = (len(origins), *size)
     with complete_or_nothing(path) as temporary:
-        if len(shares) == 1 and _in_order(shares[0]):
-            os.replace(shares[0], temporary)
-        else:
-            check_room(path, sum(share.stat().st_size for share in shares) + _SPARE)
-            _merge(temporary, shares)
-        with h5py.File(temporary, "r+") as file:
-            joined = _finish(file, header)
-    for share in shares:
-        share.unlink(missing_ok=True)
+        check_room(path, 4 * len(header.channels) * int(np.prod(shape)) + _SPARE)
+        with h5py.File(temporary, "x") as file:
+            _reserve(file, _STATE, shape[:1], np.dtype(np.uint8))
+            file[_STATE][...] = 0
+            for name in header.channels:
+                _reserve(file, name, shape, np.dtype(np.float32))
+            file["trajectory"] = np.array([origin.trajectory for origin in origins], np.int64)
+            sources = [origin.source for origin in origins]
+            file.create_dataset("source-file", data=sources, dtype=h5py.string_dtype())
+            file["x-coordinate"] = _coordinate(header.x, size[1])
+            file["y-coordinate"] = _coordinate(header.y, size[2])
+            file["t-coordinate"] = _coordinate(_times(header.t, size[0]), size[0] + 1)
+            file.attrs.update({"channels": list(header.channels), "given_frames": header.given_frames})
+            file.attrs.update(dict(header.physics or {}))
+            settings = None if header.settings is None else json.dumps(dict(header.settings))
+            for name, value in (("first", first or None), ("settings", settings), ("checkpoint", header.checkpoint)):
+                if value is not None:
+                    file.attrs[name] = value
+    return PredictionPart(path)
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """A dataset whose values lie in one piece, whose place in the file is settled now."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    file[name] = h5py.Dataset(h5py.h5d.create(file.id, None, h5py.h5t.py_create(dtype), space, properties))
+
+
+def finish_parts(path: Path, parts: Sequence[PredictionPart], header: PredictionHeader) -> Joined:
+    """Make one file of parts, which are closed and gone then, in the order of the data set.
+
+    A trajectory that several parts have (a distributed sampler repeats some) is taken once. The file appears under its
+    name only once it is complete and on disk; an existing one is replaced. Values are copied only where there are
+    several parts, or one that is not full.
+    """
+    source = {item: part for part in reversed(parts) for item in part.done}
+    first = parts[0]
+    if list(source) and sorted(source) == list(first.items) and first.first == 0:
+        for item in sorted(set(source).difference(first.done)):
+            first.copy_from(source[item], item)
+        joined = Joined(len(source), first.not_finite)
+        first.close()
+        with first.path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(first.path, path)
+    else:
+        joined = _copied(path, source, header)
+    for part in parts:
+        part.close()
+        part.path.unlink(missing_ok=True)
     return joined
 
 
-def _items(file: h5py.File) -> NDArray[np.int64]:
-    items: NDArray[np.int64] = file[f"{_BOOKKEEPING}/item"][...]
-    return items
+def _copied(path: Path, source: Mapping[int, PredictionPart], header: PredictionHeader) -> Joined:
+    """A file of its own for those trajectories that are there."""
+    origins = {item: origin for part in set(source.values()) for item, origin in _origins(part)}
+    frames, x, y = next(iter(source.values())).shape[1:]
+    with complete_or_nothing(path) as temporary:
+        target = create_part(temporary, header, (frames, x, y), [origins[item] for item in sorted(source)])
+        for row, item in enumerate(sorted(source)):
+            _copy_row(target, row, source[item], item)
+        joined = Joined(len(source), target.not_finite)
+        target.close()
+    return joined
 
 
-def _in_order(share: Path) -> bool:
-    with h5py.File(share, "r") as file:
-        return bool((np.diff(_items(file)) > 0).all())
+def _copy_row(target: PredictionPart, row: int, source: PredictionPart, item: int) -> None:
+    target.first = item - row  # the place that the source calls `item` is called `row` here
+    target.copy_from(source, item)
+    target.first = 0
 
 
-def _merge(path: Path, shares: Sequence[Path]) -> None:
-    """Copy the rows one at a time, so that no more than one is in memory."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(h5py.File(share, "r")) for share in shares]
-        rows = list(_rows_in_order(files))
-        target = stack.enter_context(h5py.File(path, "x"))
-        target.attrs.update(files[0].attrs)
-        for name in (*files[0].attrs["channels"], "trajectory", "source-file", f"{_BOOKKEEPING}/finite"):
-            like = files[0][name]
-            dataset = target.create_dataset(name, (len(rows), *like.shape[1:]), like.dtype)
-            for number, (share, row) in enumerate(rows):
-                dataset[number] = files[share][name][row]
+def _origins(part: PredictionPart) -> list[tuple[int, Origin]]:
+    with h5py.File(part.path, "r", locking=False) as file:  # this process has locked it
+        pairs = zip(file["source-file"].asstr()[...].tolist(), file["trajectory"][...].tolist(), strict=True)
+        return [(item, Origin(*pair)) for item, pair in zip(part.items, pairs, strict=True)]
 
 
-def _rows_in_order(files: Sequence[h5py.File]) -> Iterator[tuple[int, int]]:
-    """Share and row of each trajectory once, in the order of the data set."""
-    places: dict[int, tuple[int, int]] = {}
-    for share, file in enumerate(files):
-        for row, item in enumerate(_items(file).tolist()):
-            places.setdefault(item, (share, row))
-    return (places[item] for item in sorted(places))
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Refuse a file that another process writes."""
+    try:
+        import fcntl
+    except ImportError:  # not on every system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise BlockingIOError(
+            f"Expected {path} to be written by one process, but another one has it open: wait for it, or give another "
+            "`path`."
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
-def _finish(file: h5py.File, header: PredictionHeader) -> Joined:
-    finite = file[f"{_BOOKKEEPING}/finite"][...]
-    del file[_BOOKKEEPING]
-    _, frames, x, y = file[file.attrs["channels"][0]].shape
-    file["x-coordinate"] = _coordinate(header.x, x)
-    file["y-coordinate"] = _coordinate(header.y, y)
-    file["t-coordinate"] = _coordinate(_times(header.t, frames), frames + 1)
-    file.attrs.update(dict(header.physics or {}))
-    if header.checkpoint is not None:
-        file.attrs["checkpoint"] = header.checkpoint
-    return Joined(len(finite), int((~finite).sum()))
+def check_room(path: Path, size: int) -> None:
+    """Refuse to write more than there is room for."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(
+            f"Expected {size / 1e6:.2f} MB of free space in {path.parent} for the predictions, but there are "
+            f"{free / 1e6:.2f} MB. Make room, or give PredictionWriter another `path`."
+        )
 
 
 def _coordinate(values: Tensor | None, count: int) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.seeding import shuffled
+from lightning_farms.common.texts import listed
 from lightning_farms.data._normalization import ChannelStatistics, channel_statistics, standardize
-from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.trajectory_files import FlowFile
+
+_ROUNDING = 2.0**-21  # of a mean: four steps of float32, below which a spread is no more than rounding
 
 
 class FilePart(NamedTuple):
@@ -23,7 +26,7 @@ class FilePart(NamedTuple):
         stride: every stride-th cell along x and y, at least 1.
     """
 
-    file: PDEBenchFile
+    file: FlowFile
     trajectories: Sequence[int]
     stride: int = 1
 
@@ -92,16 +95,24 @@ class Trajectories:
             ValueError: for values that are no flow's.
             OSError: if the data cannot be read.
         """
-        part, trajectory = self._place(number)
+        part, trajectory = self.place(number)
         part.file.check(trajectory, stride=part.stride)
 
-    def read(self, number: int, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(
+        self,
+        number: int,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Read every time_stride-th frame from start on of one trajectory, standardized if there are `statistics`.
 
         Args:
             number: its place in the sequence, in [0, len).
             start: first frame, as counted in the file.
             stop: one past the last frame, as counted in the file; to the end when left out.
+            change: what is done to the frames in physical units, before they are standardized.
 
         Returns:
             (X, Y, T, C), float32.
@@ -111,12 +122,23 @@ class Trajectories:
             ValueError: for frames out of range, or values that are not finite.
             OSError: if the data cannot be read.
         """
-        part, trajectory = self._place(number)
+        part, trajectory = self.place(number)
         frames = part.file.read(trajectory, start, stop, stride=part.stride, time_stride=self.time_stride)
+        frames = frames if change is None else change(frames)
         return frames if self.statistics is None else standardize(frames, self.statistics)
 
-    def _place(self, number: int) -> tuple[FilePart, int]:
-        """Part and number in its file of a trajectory."""
+    def place(self, number: int) -> tuple[FilePart, int]:
+        """Tell where a trajectory is.
+
+        Args:
+            number: its place in the sequence, in [0, len).
+
+        Returns:
+            Its part, and its number in the part's file.
+
+        Raises:
+            IndexError: if there is no such trajectory.
+        """
         if not 0 <= number < len(self):
             raise IndexError(f"Expected argument `number` to be in [0, {len(self)}), but got {number}.")
         place = bisect_right(self._ends, number)
@@ -132,4 +154,21 @@ def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64)
             "empty: raise `train_fraction`, or give a checkpoint that has the statistics."
         )
     raw = Trajectories(trajectories.parts, time_stride=trajectories.time_stride)
-    return channel_statistics(raw.read(number) for number in sorted(shuffled(len(raw), seed)[:most]))
+    sample = sorted(shuffled(len(raw), seed)[:most])
+    statistics = channel_statistics(raw.read(number) for number in sample)
+    constant = (statistics.std <= _ROUNDING * statistics.mean.abs()).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(_constant(raw, constant[0], float(statistics.mean[constant[0]]), sample))
+    return statistics
+
+
+def _constant(trajectories: Trajectories, channel: int, value: float, sample: Sequence[int]) -> str:
+    places = [trajectories.place(number) for number in sample]
+    flows = {part.file.path: [number for other, number in places if other is part] for part, _ in places}
+    told = "; ".join(f"{listed(map(str, numbers))} of {path}" for path, numbers in flows.items())
+    name = trajectories.parts[0].file.channels[channel]
+    return (
+        f"Expected channel `{name}` to vary, since `normalize` divides by its standard deviation, but it is {value:g} "
+        f"everywhere in the trajectories that the statistics are taken of: {told}. Set `normalize` to false, leave the "
+        "channel out (`fields`), or leave out such flows (`skip`)."
+    )

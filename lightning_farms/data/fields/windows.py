@@ -1,6 +1,7 @@
 """Datasets of training windows and evaluation trajectories, and the sampler of the former."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
+from lightning_farms.data.augmentation import Augmentation
 from lightning_farms.data.epochs import EpochSampler
 from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
 from lightning_farms.data.fields.trajectories import Trajectories
@@ -19,9 +21,9 @@ _NOISE = 0x6E6F697365  # tells its draws from those of the same seed for other p
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of consecutive frames: the first are the input, the others the target.
 
-    Which window an item shows, and which noise, is in its key, drawn by `WindowSampler`. With a stride in time, a
-    window's first frame is any of the file's, not only every time_stride-th. At the first item of a trajectory all of
-    its frames are read and checked, so that bad values show in the first epoch.
+    Which window an item shows, how it is moved and which noise it has is in its key, drawn by `WindowSampler`. With a
+    stride in time, a window's first frame is any of the file's, not only every time_stride-th. At the first item of a
+    trajectory all of its frames are read and checked, so that bad values show in the first epoch.
 
     Args:
         trajectories: the training trajectories.
@@ -31,6 +33,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         noise: amplitude of the Gaussian noise on the input, in units of each item's and channel's root mean square, at
             least 0.
         seed: of the noise, at least 0.
+        augmentation: moves each window by a symmetry of the grid, before it is standardized; none when left out.
 
     Raises:
         ValueError: if the files have too few frames for one window.
@@ -45,12 +48,13 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         windows_per_trajectory: int = 1,
         noise: float = 0.0,
         seed: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         check_frames(trajectories, in_timesteps, out_timesteps)
         self.trajectories = trajectories
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
-        self.noise, self.seed = noise, seed
+        self.noise, self.seed, self.augmentation = noise, seed, augmentation
         self._checked = torch.zeros(len(trajectories), dtype=torch.bool).share_memory_()  # one for all workers
 
     @property
@@ -67,7 +71,8 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         if not self._checked[number]:
             self.trajectories.check(number)
             self._checked[number] = True
-        window = self.trajectories.read(number, start, start + self._span)
+        change = None if self.augmentation is None else partial(self.augmentation, epoch=epoch, item=item)
+        window = self.trajectories.read(number, start, start + self._span, change=change)
         x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
         return add_noise(x, self.noise, seeded_generator((_NOISE, self.seed, epoch, item))), y
 

@@ -12,10 +12,11 @@ def label(trajectory, frame):
     return 100 * trajectory + frame
 
 
-def write_labelled(path, trajectories=TRAJECTORIES, frames=FRAMES, size=(8, 8)):
+def write_labelled(path, trajectories=TRAJECTORIES, frames=FRAMES, size=(8, 8), offset=0):
     """Each value of the density says which trajectory and frame it belongs to."""
     labels = np.add.outer(100 * np.arange(trajectories), np.arange(frames)).astype(np.float32)
     labels[0, 0] = 1e-30  # a density is positive; nothing that is added to it changes by that
+    labels += offset
     with h5py.File(path, "w") as file:
         for channel, name in enumerate(("density", "Vx", "Vy", "pressure")):
             file[name] = np.broadcast_to((labels + 0.1 * channel)[:, :, None, None], (*labels.shape, *size))

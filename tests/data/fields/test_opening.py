@@ -93,6 +93,7 @@ def test_no_room_for_a_handle(path):
     assert "download" not in ended.stdout
 
 
+@pytest.mark.filterwarnings("ignore:Flows count twice")
 def test_many_files_do_with_few_handles(tmp_path, path):
     for number in range(150):
         shutil.copy(path, tmp_path / f"{number}.hdf5")

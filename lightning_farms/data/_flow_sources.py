@@ -1,0 +1,160 @@
+"""Which files a purpose reads, and which of their flows are for it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_farms.data._lineage import Flows
+from lightning_farms.data.fields._arguments import Paths, skipped, source_of, without
+from lightning_farms.data.fields._file_set import FileSet
+from lightning_farms.data.fields.indexing import Split, SplitName, check_split, split_trajectories
+from lightning_farms.data.fields.trajectories import Trajectories
+from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
+
+
+class Choice(NamedTuple):
+    """What decides which flows are for what."""
+
+    split: SplitName
+    fractions: Mapping[str, float]
+    subset_seed: int
+    skip: Sequence[int] | Mapping[str, Sequence[int]] | None
+
+
+class Part(NamedTuple):
+    """The trajectories of a purpose, and whose they are."""
+
+    trajectories: Trajectories
+    flows: list[Flows]
+
+
+class FlowSources:
+    """The files for training, validation and testing, opened once."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        strides: Sequence[int],
+        *,
+        val: Paths,
+        test: Paths,
+        layout: Mapping[str, Any],
+        choice: Choice,
+    ) -> None:
+        self.paths, self.strides = tuple(paths), tuple(strides)
+        self.val, self.test, self.layout, self.choice = val, test, dict(layout), choice
+        self._opened: dict[str, FileSet] = {}
+        self._told: set[str] = set()
+        self.split(1)  # what is wrong with its arguments is told now
+
+    def files(self, purpose: str = "train") -> FileSet:
+        """Open the files of a purpose once; their headers are kept."""
+        name = source_of(purpose, self.val, self.test, self.choice.fractions["val_fraction"])
+        if name not in self._opened:
+            if name == "train":
+                readers = self._readers(self.paths)
+                self._opened[name] = FileSet(readers, self.strides[: len(readers)])
+            else:
+                readers = self._readers(_listed((self.val if name == "val" else self.test) or []))
+                self._opened[name] = FileSet(readers, self.strides[:1] * len(readers), like=self.files())
+        return self._opened[name]
+
+    def part(self, purpose: str, *, time_stride: int, used: bool = True) -> Part:
+        """The trajectories of a purpose; `used`: refuse those that cannot be read."""
+        files = self.files(purpose)
+        if purpose == "predict" or files is not self.files():
+            numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
+        else:
+            splits = files.splits(self.split)
+            numbers = [getattr(split, purpose) for split in splits]
+            if used:
+                self._check(files, splits, purpose)
+        numbers = without(numbers, self._left_out(files))
+        if used:
+            files.check_usable(numbers, purpose)
+        flows = [Flows(file.path, part, file.identity) for file, part in zip(files.files, numbers, strict=True)]
+        return Part(files.trajectories(numbers, time_stride=time_stride), flows)
+
+    def step(self, time_stride: int) -> float | None:
+        """Time from frame to frame of the files that are open, where all tell it, and the same."""
+        steps = [step for files in self._opened.values() for step in files.steps(time_stride)]
+        return steps[0] if len({f"{step:.4g}" for step in steps}) == 1 else None
+
+    def split(self, count: int) -> Split:
+        """Split as many trajectories as a file has."""
+        return split_trajectories(
+            count,
+            split=self.choice.split,
+            subset_seed=self.choice.subset_seed,
+            separate_test=self.test is not None,
+            **self.choice.fractions,
+        )
+
+    def close(self) -> None:
+        """Close all files; they open again when read."""
+        for files in self._opened.values():
+            files.close()
+
+    def _check(self, files: FileSet, splits: Sequence[Split], purpose: str) -> None:
+        for file, split in zip(files.files, splits, strict=True):
+            count, source = file.shape.trajectories, str(file.path)
+            check_split(split, count=count, purposes=(purpose,), source=source, **self.choice.fractions)
+
+    def _readers(self, paths: Sequence[Path]) -> list[FlowFile]:
+        self._are_one_set(paths)
+        return open_flows(paths, **self.layout)
+
+    def _are_one_set(self, paths: Sequence[Path]) -> bool:
+        """Whether each file is a trajectory."""
+        one_each = are_trajectories(self.layout["fields"], self.layout["axes"])
+        if one_each and len(set(self.strides)) > 1:
+            raise ValueError(
+                f"Expected argument `stride` to be one number for files of one trajectory each, but got "
+                f"{list(self.strides)}."
+            )
+        return one_each and len(paths) > 1
+
+    def tell_remarks(self, purposes: Sequence[str], time_stride: int) -> None:
+        """Warn, once, of what is odd about the files of some purposes, and about how they go together."""
+        sets = list({id(files): files for files in map(self.files, ("train", *purposes))}.values())
+        steps = {f"{step:.4g}" for files in sets for step in files.steps(time_stride)}
+        found = [remark for files in sets for remark in files.remarks()]
+        if len(steps) > 1:
+            found.append(
+                f"The files' frames are {' or '.join(sorted(steps, key=float))} apart in time, and a network is not "
+                "told which: it learns a mixture, or is tested on what it was not trained for. Give files of one time "
+                "step."
+            )
+        for remark in found:
+            if remark not in self._told:
+                self._told.add(remark)
+                rank_zero_warn(remark)
+
+    def _left_out(self, files: FileSet) -> list[set[int]]:
+        """Numbers that are to be skipped, of each file."""
+        sets = [list(self.paths), *(_listed(each) for each in (self.val, self.test) if each is not None)]
+        names = [name for paths in sets for name in ([common_folder(paths)] if self._are_one_set(paths) else paths)]
+        found = skipped(self.choice.skip, names)
+        for file in files.files:
+            beyond = [number for number in sorted(found.get(file.path, ())) if number >= file.shape.trajectories]
+            if beyond:
+                raise ValueError(
+                    f"Expected argument `skip` to name trajectories of {file.path}, which has "
+                    f"{file.shape.trajectories}, numbered from 0, but got {beyond}."
+                )
+        return [found.get(file.path, set()) for file in files.files]
+
+
+def check_step(trained: float | None, now: float | None) -> None:
+    """Warn where frames are further apart, or closer, than in the training of a checkpoint."""
+    if trained is not None and now is not None and f"{trained:.4g}" != f"{now:.4g}":
+        rank_zero_warn(
+            f"The frames are {now:.4g} apart in time, but {trained:.4g} in the training of the checkpoint: the network "
+            "predicts the latter. Choose `time_stride`, or the files, so that they agree."
+        )
+
+
+def _listed(paths: Path | list[Path]) -> Sequence[Path]:
+    return paths if isinstance(paths, list) else [paths]

@@ -1,0 +1,17 @@
+"""Where a simulated set is kept."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
+
+
+def simulated_set(folder: Path, config: SimulationConfig) -> Path:
+    """The file of a set in a cache folder: its name tells all settings."""
+    settings = json.dumps({"version": SIMULATOR_VERSION, **config.settings()}, sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+    return folder / (
+        f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"
+        f"_n{config.trajectories}_seed{config.seed}_{digest}.hdf5"
+    )

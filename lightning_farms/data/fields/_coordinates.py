@@ -1,0 +1,102 @@
+"""What coordinates a file has, whether they can be right, and what is odd about them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_farms.data.fields._values import Array
+
+_UNEVEN = 1e-3  # of a time step
+
+
+class Grid(NamedTuple):
+    """Where and when the values of a file are, None where that is unknown or cannot be; and what is odd about it."""
+
+    x: Tensor | None
+    y: Tensor | None
+    t: Tensor | None
+    remarks: tuple[str, ...]
+
+
+def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], path: Path) -> Grid:
+    """Coordinates that fit the fields; an error where they show that the fields' axes are in another order."""
+    lines = {name: _line(values) for name, values in found.items()}
+    _check_order(lines, sizes, path)
+    remarks, usable = [], {}
+    for name, values in lines.items():
+        given = found[name]
+        fault = _fault(name, values, sizes[name]) if values is not None else ""
+        if name == "t" and values is None and given is not None:
+            fault = "differs between trajectories"
+        usable[name] = None if fault or values is None else torch.from_numpy(values.astype(np.float32))
+        if fault:
+            remarks.append(f"the {name}-coordinate {fault}, and is not used")
+        elif name == "t" and values is not None and _uneven(values[: sizes["t"]]):
+            steps = np.diff(values[: sizes["t"]])
+            remarks.append(
+                f"the frames are not equally spaced in time, but {steps.min():.4g} to {steps.max():.4g} apart"
+            )
+    return Grid(usable["x"], usable["y"], usable["t"], tuple(remarks))
+
+
+def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
+    """Mean time from frame to frame; None where it is unknown.
+
+    Example:
+        >>> time_step(torch.tensor([0.0, 0.5, 1.0, 1.5]), frames=3)
+        0.5
+    """
+    if t is None or frames < 2:
+        return None
+    return float(t[frames - 1] - t[0]) / (frames - 1) * stride
+
+
+def spacing(values: Tensor | None) -> float | None:
+    """Mean distance of cells; None where it is unknown."""
+    return None if values is None or len(values) < 2 else abs(float(values[-1] - values[0])) / (len(values) - 1)
+
+
+def _line(values: Array | None) -> Array | None:
+    """One coordinate for all trajectories: of a table with a row for each, the row, where they agree."""
+    if values is None or values.ndim == 1 or not len(values):
+        return values if values is None or values.ndim == 1 else None
+    return values[0] if np.allclose(values, values[:1], equal_nan=True) else None
+
+
+def _fault(name: str, values: Array, cells: int) -> str:
+    kind = "frames" if name == "t" else "cells"
+    if not np.isfinite(values).all():
+        return "has values that are not finite"
+    if not _fits(values, cells):
+        return f"has {len(values)} entries for {cells} {kind}"
+    steps = np.diff(values)
+    if not ((steps > 0).all() or (name != "t" and (steps < 0).all())):
+        return "does not increase"
+    return ""
+
+
+def _fits(values: Array, cells: int) -> bool:
+    """PDEBench's times have one entry more than there are frames; edges of cells likewise."""
+    return len(values) in (cells, cells + 1)
+
+
+def _uneven(times: Array) -> bool:
+    steps = np.diff(times)
+    return len(steps) > 0 and float(steps.max() - steps.min()) > _UNEVEN * float(steps.max())
+
+
+def _check_order(lines: Mapping[str, Array | None], sizes: Mapping[str, int], path: Path) -> None:
+    lengths = {name: len(values) for name, values in lines.items() if values is not None}
+    for name in "xy":
+        values = lines[name]
+        others = [other for other in "txy" if other != name and values is not None and _fits(values, sizes[other])]
+        if values is not None and not _fits(values, sizes[name]) and others:
+            raise ValueError(
+                f"Expected the axes of the fields of {path} to be as long as its coordinates, {lengths}, but they are "
+                f"{ {axis: sizes[axis] for axis in 'txy'} }: the fields' axes may be in another order. Give `fields` "
+                "and `axes`, such as 'bxyt'."
+            )

@@ -1,0 +1,221 @@
+"""Files that hold one trajectory each, read as one set: DPOT's folders `train` and `test`."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_farms.data.fields._identity import identity_of_set
+from lightning_farms.data.fields._values import Survey
+from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBenchFile
+
+
+class TrajectoryFiles:
+    """Several HDF5 files with one trajectory each, numbered as they are given; reads as a PDEBenchFile does.
+
+    DPOT's program keeps its sets like this: a folder with data_0.hdf5, data_1.hdf5, ..., in each a dataset `data` with
+    the axes x, y, frame and channel. Only the first file is opened at once; each other one at its first read, and it
+    must hold fields of the same sizes.
+
+    Args:
+        paths: the files, at least one.
+        fields: {channel: dataset}, in the order of the channels.
+        axes: order of the datasets' axes: t frame, x, y, and c for components, last when left out.
+
+    Raises:
+        FileNotFoundError: if there is no first file.
+        OSError: if it is not HDF5, or cut short.
+        ValueError: if a dataset is missing or has other axes, or the axes have one for trajectories.
+
+    Example:
+        >>> import tempfile, h5py, numpy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = [Path(folder) / f"data_{number}.hdf5" for number in range(3)]
+        ...     for number, path in enumerate(paths):
+        ...         with h5py.File(path, "w") as file:
+        ...             file["data"] = numpy.full((8, 8, 5, 1), number + 1.0)
+        ...     flows = TrajectoryFiles(paths, fields={"h": "data[0]"}, axes="xytc")
+        ...     flows.shape, float(flows.read(2).mean())
+        (FileShape(trajectories=3, frames=5, x=8, y=8), 3.0)
+    """
+
+    def __init__(self, paths: Sequence[Path], *, fields: Mapping[str, str], axes: str) -> None:
+        if not paths or "b" in axes:
+            raise ValueError(
+                f"Expected arguments `paths` and `axes` to be files and axes without a b (trajectory), but got "
+                f"{len(paths)} files and {axes!r}."
+            )
+        self._paths, self._axes = tuple(paths), axes
+        self._opened: dict[int, PDEBenchFile] = {}
+        self._identity: str | None = None
+        self.fields = dict(fields)
+        first = self._file(0)
+        self.path = common_folder(paths)
+        self.shape = FileShape(len(paths), *first.shape[1:])
+        self.channels, self.given_frames = first.channels, first.given_frames
+        self.x, self.y, self.t = first.x, first.y, first.t
+        self.remarks = (*first.remarks, *_gaps(self._paths))
+        self.eta, self.zeta, self.mach, self.periodic = first.eta, first.zeta, first.mach, first.periodic
+
+    @property
+    def made_up(self) -> dict[int, str]:
+        """{trajectory: what is missing of it} of the files that have been opened."""
+        return {number: file.made_up[0] for number, file in self._opened.items() if file.made_up}
+
+    def identity(self) -> str:
+        """What tells these files from others, under whatever names."""
+        if self._identity is None:
+            self._identity = identity_of_set(self._paths)
+        return self._identity
+
+    def read(
+        self, trajectory: int, start: int = 0, stop: int | None = None, *, stride: int = 1, time_stride: int = 1
+    ) -> Tensor:
+        """Read every time_stride-th of the frames start to stop - 1 of one trajectory.
+
+        Args:
+            trajectory: its number, in [0, B).
+            start: first frame, in [0, T).
+            stop: one past the last frame, in (start, T]; T when left out.
+            stride: every stride-th cell along x and y, at least 1.
+            time_stride: every time_stride-th frame, at least 1.
+
+        Returns:
+            (X / stride, Y / stride, (stop - start) / time_stride, C), the quotients rounded up, float32.
+
+        Raises:
+            ValueError: for arguments out of range, a file of other sizes, or values that are no flow's.
+            OSError: if the file cannot be read.
+        """
+        if not 0 <= trajectory < len(self._paths):
+            raise ValueError(f"Expected argument `trajectory` to be in [0, {len(self._paths)}), but got {trajectory}.")
+        file = self._file(trajectory)
+        try:
+            return file.read(0, start, stop, stride=stride, time_stride=time_stride)
+        except ValueError as error:
+            raise ValueError(f"{error} In the set, it is trajectory {trajectory}.") from error
+
+    def check(self, trajectory: int, *, stride: int = 1) -> None:
+        """Read all frames of one trajectory, a few at a time, and refuse what `read` would refuse of them.
+
+        Args:
+            trajectory: its number, in [0, B).
+            stride: every stride-th cell along x and y, at least 1.
+
+        Raises:
+            ValueError: for values that are no flow's, naming channel and frame.
+            OSError: if the file cannot be read.
+        """
+        for frames in self.blocks():
+            self.read(trajectory, frames.start, frames.stop, stride=stride)
+
+    def blocks(self) -> list[range]:
+        """All frames, in runs of about 32 MB."""
+        return self._file(0).blocks()
+
+    def survey(self, trajectory: int, frames: range) -> Survey:
+        """What some frames of one trajectory are like, at all cells.
+
+        Args:
+            trajectory: its number, in [0, B).
+            frames: some of its frames.
+
+        Returns:
+            What is wrong with them, and more.
+
+        Raises:
+            ValueError: for a file of other sizes, or one that HDF5 would make up.
+            OSError: if the file cannot be read.
+        """
+        return self._file(trajectory).survey(0, frames)
+
+    def close(self) -> None:
+        """Close this process's handles; the next `read` opens new ones."""
+        for file in self._opened.values():
+            file.close()
+
+    def _file(self, number: int) -> PDEBenchFile:
+        if number not in self._opened:
+            file = PDEBenchFile(self._paths[number], fields=self.fields, axes=self._axes)
+            if number and file.shape != self._opened[0].shape:
+                raise ValueError(
+                    f"Expected {file.path} to hold fields of the sizes of {self._paths[0]}, "
+                    f"{tuple(self._opened[0].shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
+                    f"Leave it out (`skip: [{number}]`)."
+                )
+            self._opened[number] = file
+        return self._opened[number]
+
+
+FlowFile = PDEBenchFile | TrajectoryFiles
+"""What flows are read from."""
+
+
+def are_trajectories(fields: Mapping[str, str] | None, axes: str) -> bool:
+    """Whether each file of a layout holds one trajectory: none of its axes, and no pattern, is for trajectories.
+
+    Args:
+        fields: {channel: dataset}, None for PDEBench's.
+        axes: order of the datasets' axes.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> are_trajectories({"h": "data[0]"}, "xytc"), are_trajectories({"h": "*/data[0]"}, "txy")
+        (True, False)
+    """
+    return fields is not None and "b" not in axes and not any("*" in name for name in fields.values())
+
+
+def open_flows(
+    paths: Sequence[Path],
+    *,
+    channel_order: ChannelOrder = "dpot",
+    fields: Mapping[str, str] | None = None,
+    axes: str = "btxy",
+) -> list[FlowFile]:
+    """Open files of flows: those that hold one trajectory each as one set.
+
+    Args:
+        paths: the files, at least one.
+        channel_order: order of the channels of PDEBench's files.
+        fields: {channel: dataset} of others.
+        axes: order of the datasets' axes.
+
+    Returns:
+        A reader for each file, or one for all.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if one is not HDF5, or cut short.
+        ValueError: if a dataset is missing or unsuitable.
+    """
+    if fields is not None and len(paths) > 1 and are_trajectories(fields, axes):
+        return [TrajectoryFiles(paths, fields=fields, axes=axes)]
+    return [PDEBenchFile(path, channel_order=channel_order, fields=fields, axes=axes) for path in paths]
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that all files lie in, itself or in folders of it.
+
+    Args:
+        paths: at least one.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> common_folder([Path("set/train/0.hdf5"), Path("set/train/1.hdf5")]).as_posix()
+        'set/train'
+    """
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _gaps(paths: Sequence[Path]) -> list[str]:
+    """What the names' numbers say of files that are missing."""
+    numbers = {int(found[-1]) for path in paths if (found := re.findall(r"\d+", path.stem))}
+    lacking = sorted(set(range(min(numbers), max(numbers) + 1)) - numbers) if len(numbers) == len(paths) else []
+    return [f"the files are numbered to {max(numbers)}, but there is none of number {lacking[0]}"] if lacking else []
