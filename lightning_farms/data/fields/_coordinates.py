@@ -40,6 +40,11 @@ def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], pa
             remarks.append(
                 f"the frames are not equally spaced in time, but {steps.min():.4g} to {steps.max():.4g} apart"
             )
+    if _may_be_turned(lines, sizes):
+        remarks.append(
+            f"the fields have {sizes['t']} frames of {sizes['x']} x {sizes['y']} cells and no coordinates, so that "
+            "their axes may be in another order (then give `axes`, such as 'bxyt')"
+        )
     return Grid(usable["x"], usable["y"], usable["t"], tuple(remarks))
 
 
@@ -87,6 +92,12 @@ def _fits(values: Array, cells: int) -> bool:
 def _uneven(times: Array) -> bool:
     steps = np.diff(times)
     return len(steps) > 0 and float(steps.max() - steps.min()) > _UNEVEN * float(steps.max())
+
+
+def _may_be_turned(lines: Mapping[str, Array | None], sizes: Mapping[str, int]) -> bool:
+    """Whether a square grid's side may have been taken for time, where nothing tells."""
+    told = any(lines.get(name) is not None for name in "txy")
+    return not told and sizes["x"] != sizes["y"] and sizes["t"] in (sizes["x"], sizes["y"])
 
 
 def _check_order(lines: Mapping[str, Array | None], sizes: Mapping[str, int], path: Path) -> None:

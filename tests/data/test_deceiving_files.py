@@ -1,0 +1,144 @@
+"""Files that could deceive in silence: each is refused, or told, before a training begins."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from lightning_farms.data import CFDDataModule
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+
+CHANNELS = ("Vx", "Vy", "density", "pressure")
+
+
+def write(path, trajectories=12, frames=6, size=(8, 8), seed=0, times=None, axes=True):
+    """Flows of independent positive numbers in PDEBench's layout."""
+    numbers = np.random.default_rng(seed)
+    with h5py.File(path, "w") as file:
+        for name in CHANNELS:
+            file[name] = numbers.uniform(0.5, 1.5, (trajectories, frames, *size)).astype(np.float32)
+        if axes:
+            for name, cells in zip("xy", size, strict=True):
+                file[f"{name}-coordinate"] = (np.arange(cells) + 0.5) / cells
+            file["t-coordinate"] = np.linspace(0, 1, frames) if times is None else np.asarray(times)
+    return path
+
+
+def change(path, **values):
+    with h5py.File(path, "a") as file:
+        for name, value in values.items():
+            del file[name]
+            file[name] = value
+    return path
+
+
+def module(path, **options):
+    options = {"in_timesteps": 3, "batch_size": 4, "val_fraction": 0.2, "test_fraction": 0.2, **options}
+    return CFDDataModule(path, **options)
+
+
+def test_a_channel_that_is_the_same_everywhere_is_not_normalized(tmp_path):
+    path = change(write(tmp_path / "still.hdf5"), Vy=np.zeros((12, 6, 8, 8), np.float32))
+    data = module(path, normalize=True)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"Vy"):
+        data.train_dataloader()
+    plain = module(path)
+    plain.setup("fit")
+    assert len(list(plain.train_dataloader())) > 0
+
+
+@pytest.mark.parametrize("kind", ["copy", "symlink"])
+@pytest.mark.parametrize("purpose", ["val_path", "test_path"])
+def test_flows_that_are_trained_on_are_no_others_under_another_name(tmp_path, kind, purpose):
+    path, other = write(tmp_path / "flows.hdf5"), tmp_path / "others.hdf5"
+    other.symlink_to(path) if kind == "symlink" else shutil.copy(path, other)
+    options = {"val_fraction": 0.0} if purpose == "val_path" else {}
+
+    def begin():
+        data = module(path, **{purpose: other}, **options)
+        data.setup("fit")
+        data.setup("test")
+
+    with pytest.raises(ValueError, match=r"others.hdf5|same file"):
+        begin()
+
+
+def test_a_copy_among_the_files_to_train_on_is_told(tmp_path):
+    path = write(tmp_path / "flows.hdf5")
+    shutil.copy(path, tmp_path / "again.hdf5")
+    with pytest.warns(UserWarning, match="Flows count twice"):
+        module([path, tmp_path / "again.hdf5"]).setup("fit")
+
+
+def test_time_steps_that_differ_are_told(tmp_path):
+    path = write(tmp_path / "uneven.hdf5", times=[0, 0.1, 0.2, 0.3, 0.4, 0.9])
+    with pytest.warns(UserWarning, match=r"not equally spaced in time, but 0.1 to 0.5 apart"):
+        module(path).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("times", "fault"),
+    [
+        ([0, 0.1, np.nan, 0.3, 0.4, 0.5], "has values that are not finite"),
+        ([0, 0.1, 0.1, 0.3, 0.4, 0.5], "does not increase"),
+        ([0, 0.1, 0.2], "has 3 entries for 6 frames"),
+    ],
+)
+def test_times_that_cannot_be_are_told_and_not_used(tmp_path, times, fault):
+    file = PDEBenchFile(write(tmp_path / "flows.hdf5", times=times))
+    assert file.t is None
+    assert file.remarks == (f"the t-coordinate {fault}, and is not used",)
+
+
+@pytest.mark.parametrize("name", ["_FillValue", "missing_value"])
+def test_values_that_the_file_calls_missing_are_no_values(tmp_path, name):
+    path = write(tmp_path / "flows.hdf5")
+    with h5py.File(path, "a") as file:
+        file["density"][3, 2, 1, 1] = -999.0
+        file["density"].attrs[name] = np.float32(-999.0)
+    with pytest.raises(ValueError, match="density"):
+        PDEBenchFile(path).read(3, 0, 6)
+    PDEBenchFile(path).read(2, 0, 6)
+
+
+def test_frames_of_zeros_after_others_are_no_flow(tmp_path):
+    path = write(tmp_path / "stopped.hdf5")
+    with h5py.File(path, "a") as file:
+        for name in ("Vx", "Vy", "density", "pressure"):
+            file[name][5, 4:] = 0.0
+    with pytest.raises(ValueError, match=r"trajectory 5"):
+        PDEBenchFile(path, fields={name: name for name in CHANNELS}).read(5, 0, 6)
+
+
+def test_axes_that_nothing_tells_may_be_turned(tmp_path):
+    """(B, X, Y, T) of a square grid, read as (B, T, X, Y)."""
+    turned = write(tmp_path / "turned.hdf5", frames=8, size=(8, 6), axes=False)
+    (remark,) = PDEBenchFile(turned).remarks
+    assert "8 frames of 8 x 6 cells and no coordinates, so that their axes may be in another order" in remark
+    assert PDEBenchFile(write(tmp_path / "known.hdf5", frames=8, size=(8, 6))).remarks == ()
+    assert PDEBenchFile(write(tmp_path / "square.hdf5", frames=8, size=(8, 8), axes=False)).remarks == ()
+    with pytest.raises(ValueError, match="axes may be in another order"):
+        PDEBenchFile(
+            change(
+                write(tmp_path / "told.hdf5", frames=8, size=(8, 6)),
+                **{"x-coordinate": np.arange(8.0), "y-coordinate": np.arange(8.0), "t-coordinate": np.arange(6.0)},
+            )
+        )
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8"])
+def test_the_order_of_bytes_makes_no_difference(tmp_path, kind):
+    path, swapped = write(tmp_path / "flows.hdf5"), write(tmp_path / "swapped.hdf5")
+    with h5py.File(path) as file:
+        values = {name: file[name][...].astype(kind) for name in CHANNELS}
+    change(swapped, **values)
+    assert PDEBenchFile(swapped).read(1, 0, 6).equal(PDEBenchFile(path).read(1, 0, 6))
+
+
+@pytest.mark.parametrize("value", [np.zeros((12, 6, 8, 8), np.complex64), np.full((12, 6, 8, 8), b"x")])
+def test_fields_that_are_no_real_numbers(tmp_path, value):
+    path = change(write(tmp_path / "flows.hdf5"), Vx=value)
+    with pytest.raises((ValueError, TypeError), match="flows[.]hdf5"):
+        PDEBenchFile(path).read(0, 0, 6)
