@@ -140,5 +140,5 @@ def test_the_order_of_bytes_makes_no_difference(tmp_path, kind):
 @pytest.mark.parametrize("value", [np.zeros((12, 6, 8, 8), np.complex64), np.full((12, 6, 8, 8), b"x")])
 def test_fields_that_are_no_real_numbers(tmp_path, value):
     path = change(write(tmp_path / "flows.hdf5"), Vx=value)
-    with pytest.raises((ValueError, TypeError), match="flows[.]hdf5"):
+    with pytest.raises((ValueError, TypeError), match=r"flows\.hdf5"):
         PDEBenchFile(path).read(0, 0, 6)
