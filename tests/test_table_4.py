@@ -152,7 +152,7 @@ def test_every_kth(fraction, kept):
 def test_every_kth_flow_of_each_file_is_trained_on(tmp_path, own):
     path, other = tmp_path / "flow.hdf5", tmp_path / "other.hdf5"
     simulate_to_file(path, SimulationConfig(trajectories=25, resolution=8, frames=11), progress=False)
-    other.write_bytes(path.read_bytes())
+    simulate_to_file(other, SimulationConfig(trajectories=25, resolution=8, frames=11, seed=1), progress=False)
     given = {"path": path, "val_fraction": 0.1} if own else {"path": [path], "test_path": [other]}
     pool = 21 if own else 25  # of 25 flows two are for testing, and of the other 23 two for validation
     data = data_module(Study(**TINY | {"subset": "every", "windows": 1}), given, fraction=0.25)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 FLAT_PARAMETERS = (
-    "Layers cannot be told apart where FSDP flattens their parameters into one. Use `use_orig_params=True`, which "
-    "Lightning's FSDPStrategy has by default, or FSDP2 (`fully_shard`)."
+    "Layers cannot be told apart where FSDP flattens their parameters into one. Leave out `use_orig_params=False` "
+    "(in a loop of your own: give `use_orig_params=True`), or use FSDP2 (`fully_shard`)."
 )
 
 

@@ -280,7 +280,7 @@ def truncated(tmp_path, cache):
         (["--ckpt_path=cut.hdf5"], "cut.hdf5 cannot be read as one"),
         (["--ckpt_path=other.pth"], "such as a released DPOT's, are given as `--pretrain.checkpoint`"),
         (["--ckpt_path=plain.pth"], "plain.pth is none"),
-        (["--data.path=."], "`path` to be an HDF5 file, but . is a folder"),
+        (["--data.path=."], "`path` to be a file, or a folder of HDF5 files (.hdf5, .h5, .hdf), but . has none"),
         (["--model.lr=0"], "Expected argument `lr` to be positive and finite, but got 0"),
         (["--model.network.embed_dim=9"], "`embed_dim`"),
         (["--data.test_fraction=0.1"], "`test_fraction` 0.1 of 4 is less than one trajectory. Raise `test_fraction`"),
