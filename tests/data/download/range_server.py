@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if value is not None:
                 self.send_header(name, str(value))
-        self.close_connection = True
+        self.send_header("Connection", "close")  # and so it is: http.server ends the connection by this
         self.end_headers()
 
     def send(self, content):
