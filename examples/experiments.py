@@ -44,6 +44,11 @@ class Run(Protocol):
         """How many it takes."""
 
 
+def key_texts(values: Mapping[str, object]) -> dict[str, str]:
+    """What tells a run from others, as it stands in the file."""
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+
+
 RunT = TypeVar("RunT", bound=Run)
 OnEpoch = Callable[[int], None]
 

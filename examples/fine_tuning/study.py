@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from experiments import key_texts
 from fine_tuning.methods import AS_HERE, Deviations, Method
 
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION
@@ -134,9 +135,7 @@ class Run(NamedTuple):
     @property
     def key(self) -> dict[str, str]:
         """Everything that tells this run from others, as it stands in the file."""
-        return {
-            name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in self._asdict().items()
-        }
+        return key_texts(self._asdict())
 
     @property
     def label(self) -> str:

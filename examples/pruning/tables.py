@@ -29,7 +29,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the runners share
-from experiments import Help, RunTable, markdown, run_all, spread
+from experiments import Help, RunTable, key_texts, markdown, run_all, spread
 
 from lightning_farms.analysis import FARMS
 from lightning_farms.pruning import (
@@ -84,9 +84,7 @@ class Run(NamedTuple):
     @property
     def key(self) -> dict[str, str]:
         """Everything that tells this run from others, as it stands in the file."""
-        return {
-            name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in self._asdict().items()
-        }
+        return key_texts(self._asdict())
 
     @property
     def label(self) -> str:
