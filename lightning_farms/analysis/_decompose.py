@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, problem_of, way_of
+from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd_by_singular_values, working_type
 
 _JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
@@ -118,11 +118,11 @@ def _way(plans: list[Plan], quick: bool, where: Where) -> Way:
     if device.type == "mps":  # whose matrices esd hands to the CPU
         return Way.CPU
     batch = sum(plan.windows.number * len(plan.matrices) for plan in plans)
-    return way_of(problem_of(device, dtype, plans[0].gram_size, batch), where)
+    return way_of(problem_of(device, dtype, plans[0].gram_size, batch, one_blas_thread=True), where)
 
 
 def _for_workers(way: Way) -> bool:
-    return way in (Way.CPU, Way.HOST)
+    return way in (Way.CPU, Way.SCIPY, Way.HOST)
 
 
 def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
@@ -194,11 +194,12 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         with budget.of(job.bytes), torch.no_grad(), _on(streams[job.device]):
             return _spectra([views for _, views in job.pieces], quick, job.way)
 
+    of_blas = one_blas_thread if any(job.way is Way.SCIPY for job in jobs) else nullcontext
     if len(shared) < 2 or workers == 1:
-        with one_thread_each():
+        with one_thread_each(), of_blas():
             return [work(job) for job in jobs]
     size = min(workers, len(shared))
-    with one_thread_each(), _pool(size) as pool:
+    with one_thread_each(), of_blas(), _pool(size) as pool:
         running = {id(job): pool.submit(work, job) for job in sorted(shared, key=lambda job: -job.cost)}
         on_devices = {id(job): work(job) for job in jobs if not job.for_workers}
         return [running[id(job)].result() if id(job) in running else on_devices[id(job)] for job in jobs]

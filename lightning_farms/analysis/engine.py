@@ -20,6 +20,7 @@ from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
 from lightning_farms.analysis.apart import Part, model_config, weights_apart
 from lightning_farms.analysis.diagnostics import Diagnostics
+from lightning_farms.analysis.known_layers import Finding, KnownLayers, Parts
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
@@ -46,7 +47,6 @@ _PASSED = [0.0] * len(CHECKS)
 _Value = TypeVar("_Value")
 _FAILURES = tuple(Failure)
 _Found = list[float] | Failed  # ``NUMBERS``, or why there are none
-_Parts = list[_Found]  # of a layer, and of its twin if it is asked for
 _Plans = dict[int, Plan]
 _Spectra = dict[int, Tensor]
 
@@ -63,6 +63,7 @@ def analyze(
     workspace: int = WORKSPACE,
     workers: int | None = None,
     where: Where = "auto",
+    known: KnownLayers | None = None,
     ranks: Ranks | None = None,
 ) -> SpectralReport:
     """Spectrum and power-law fit of every weight matrix of a model, on the device the weights are on.
@@ -91,6 +92,8 @@ def analyze(
         workers: threads on the CPU; ``None`` for PyTorch's number of intra-op threads.
         where: where the Gram matrices of weights on a device are decomposed, as in
             :func:`lightning_farms.functional.esd`; alphas agree within 1e-4, and ``row.way`` says which way it was.
+        known: what earlier analyses have found of frozen weights, which are not decomposed again while they stay as
+            they are, and where what is found now is kept; ``None`` to decompose all.
         ranks: the processes that share the work, every one of which has to make this call; ``None`` for this one.
 
     Returns:
@@ -110,7 +113,7 @@ def analyze(
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
     if base is not None and not isinstance(base, nn.Module):
         raise TypeError(f"Expected argument `base` to be None or a torch.nn.Module, but got {type(base).__name__}.")
-    analysis = _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where)
+    analysis = _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where, known)
 
     def source(values: bool) -> Iterable[LayerWeight]:
         weights = layer_weights(model, selection, values=values)
@@ -131,6 +134,7 @@ def analyze_weights(
     workspace: int = WORKSPACE,
     workers: int | None = None,
     where: Where = "auto",
+    known: KnownLayers | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SpectralReport:
     """Like :func:`analyze`, of weights that come one by one, e.g. from a file: memory holds a few at a time.
@@ -143,6 +147,7 @@ def analyze_weights(
         workspace: as in :func:`analyze`, and for the weights that wait.
         workers: as in :func:`analyze`.
         where: as in :func:`analyze`.
+        known: as in :func:`analyze`.
         progress: called with the number of layers that were finished since the last call.
 
     Returns:
@@ -152,7 +157,7 @@ def analyze_weights(
         TypeError: ``method`` is not a method.
         ValueError: an argument is out of range.
     """
-    return _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where).of(weights, progress)
+    return _Analysis(method, diagnostics, keep_eigenvalues, workspace, workers, where, known).of(weights, progress)
 
 
 class _Analysis:
@@ -166,6 +171,7 @@ class _Analysis:
         workspace: int,
         workers: int | None,
         where: Where,
+        known: KnownLayers | None = None,
     ) -> None:
         if not isinstance(method, SpectralMethod):
             raise TypeError(f"Expected argument `method` to be FARMS(...) or WholeMatrix(...), but got {method!r}.")
@@ -177,6 +183,7 @@ class _Analysis:
             raise ValueError(f"Expected argument `workers` to be None or at least 1, but got {workers}.")
         check_where(where)
         self.where = where
+        self.known = known
         self.method = method
         self.diagnostics = diagnostics
         self.keep_eigenvalues = keep_eigenvalues
@@ -235,11 +242,24 @@ class _Analysis:
         yield skipped, chunk
 
     @torch.no_grad()
-    def found(self, plans: _Plans) -> tuple[dict[int, _Parts], _Spectra]:
-        """What is found of layers, and the eigenvalues to be kept; the numbers leave each device together."""
+    def found(self, plans: _Plans) -> tuple[dict[int, Parts], _Spectra]:
+        """What is found of layers, and the eigenvalues to be kept, of frozen ones perhaps from an earlier analysis."""
+        if self.known is None:
+            return self._decomposed(plans)
+        keys, findings = self.known.recall(plans, (self.method, self.diagnostics, self.keep_eigenvalues, self.where))
+        found, spectra = self._decomposed({index: plan for index, plan in plans.items() if index not in findings})
+        for index in keys.keys() - findings.keys():
+            self.known.keep(plans[index], keys[index], Finding(found[index], spectra.get(index)))
+        for index, finding in findings.items():
+            found[index] = finding.parts
+            spectra |= {} if finding.eigenvalues is None else {index: finding.eigenvalues}
+        return found, spectra
+
+    def _decomposed(self, plans: _Plans) -> tuple[dict[int, Parts], _Spectra]:
+        """The numbers leave each device together."""
         finite, failures = _finite(plans)
         spectra, numbers = self._measured(finite)
-        found: dict[int, _Parts] = {index: [each] for index, each in (failures | numbers).items()}
+        found: dict[int, Parts] = {index: [each] for index, each in (failures | numbers).items()}
         if self.keep_eigenvalues:
             spectra, lost = _separated({index: attempted(_kept, each) for index, each in spectra.items()})
             found |= {index: [failed(error)] for index, error in lost.items()}
@@ -309,7 +329,7 @@ class _Analysis:
         weight = plan.weight._replace(matrices=matrices, rank=None)
         return Plan(weight, self.method.orient(matrices, weight.kind), plan.windows)
 
-    def row(self, plan: Plan, found: _Parts, eigenvalues: Tensor | None) -> LayerSpectrum:
+    def row(self, plan: Plan, found: Parts, eigenvalues: Tensor | None) -> LayerSpectrum:
         """The row of a layer."""
         own, *twins = found
         if isinstance(own, Failed):
@@ -343,7 +363,7 @@ def _analyze_on_ranks(
             if isinstance(plan, Plan) and owner.get(weight.name, 0) == ranks.rank:
                 yield index, plan
 
-    found: dict[int, _Parts] = {}
+    found: dict[int, Parts] = {}
     spectra: dict[int, Tensor] = {}
     failures: list[Exception] = []
     for _, chunk in analysis.chunks(own()):
@@ -376,7 +396,7 @@ def _warn_of(errors: Iterable[Exception]) -> None:
         warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=4)
 
 
-def _attempted(analysis: _Analysis, chunk: _Plans, failures: list[Exception]) -> tuple[dict[int, _Parts], _Spectra]:
+def _attempted(analysis: _Analysis, chunk: _Plans, failures: list[Exception]) -> tuple[dict[int, Parts], _Spectra]:
     """What is found; if anything goes wrong, the other ranks must not wait for this one, and learn it from the sum."""
     outcome = attempted(analysis.found, chunk)
     if isinstance(outcome, Exception):
@@ -386,7 +406,7 @@ def _attempted(analysis: _Analysis, chunk: _Plans, failures: list[Exception]) ->
     return outcome
 
 
-def _as_numbers(found: _Parts) -> list[float]:
+def _as_numbers(found: Parts) -> list[float]:
     """A layer's row of the table that ranks exchange: which failure, and the numbers, of it and of its twin."""
     parts = [*found, Failed(Failure.FAILED)][:2]
     return [number for part in parts for number in _part_as_numbers(part)]
@@ -398,7 +418,7 @@ def _part_as_numbers(found: _Found) -> list[float]:
     return [0.0, *found]
 
 
-def _from_numbers(shared: list[float], twin: bool) -> _Parts:
+def _from_numbers(shared: list[float], twin: bool) -> Parts:
     half = len(shared) // 2
     parts = [shared[:half], shared[half:]] if twin else [shared[:half]]
     return [Failed(_FAILURES[int(failure) - 1]) if failure else known for failure, *known in parts]
@@ -413,7 +433,7 @@ def _may_recover(outcome: list[float] | Exception) -> bool:
     return not isinstance(outcome, Exception) or failed(outcome).failure is Failure.NOT_DECOMPOSED
 
 
-def _errors(found: dict[int, _Parts]) -> Iterator[tuple[int, Exception]]:
+def _errors(found: dict[int, Parts]) -> Iterator[tuple[int, Exception]]:
     for index, parts in found.items():
         for part in parts:
             if isinstance(part, Failed) and part.error is not None:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import WORKSPACE, analyze
 from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.method import FARMS, SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
@@ -148,6 +149,7 @@ class Balancer:
         self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
         self._proof = Proof(())
         self._steps_before = self._step = 0  # those of earlier hooks; of the last apply
+        self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
     def __repr__(self) -> str:
@@ -179,6 +181,7 @@ class Balancer:
                     diagnostics=self.diagnostics,
                     workspace=self.workspace,
                     where=self.where,
+                    known=self._known,
                     ranks=ranks,
                 )
         except Exception as error:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import FARMS, MODEL_BALANCING, Diagnostics, WholeMatrix, analyze, layer_weights
-from lightning_farms.functional import checked_esd
+from lightning_farms.functional import checked_esd, eigensolvers
+from lightning_farms.functional.eigensolvers import Rule, Way
 from lightning_farms.models import DPOT, resnet18
 
 FAULTS = {
@@ -18,6 +19,7 @@ FAULTS = {
 
 
 def wrong(monkeypatch, fault, name="eigvalsh"):
+    monkeypatch.setattr(eigensolvers, "RULES", (Rule(Way.CPU, "for this test"),))
     real = getattr(torch.linalg, name)
     monkeypatch.setattr(torch.linalg, name, lambda matrices, **options: fault(real(matrices, **options)))
 

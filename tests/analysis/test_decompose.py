@@ -289,7 +289,7 @@ def test_after_an_error_no_further_job_is_begun(monkeypatch):
 
     def interrupted(matrices, **options):
         begun.append(matrices.shape)
-        if matrices.shape[-1] == 240:
+        if matrices.shape[-1] == 184:
             failed.set()
             raise KeyboardInterrupt
         failed.wait(10)
@@ -297,7 +297,7 @@ def test_after_an_error_no_further_job_is_begun(monkeypatch):
         return torch.zeros(matrices.shape[:-1])
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", interrupted)
-    plans = {i: plan_of(1, 240 - 4 * i, 240 - 4 * i) for i in range(40)}
+    plans = {i: plan_of(1, 184 - 4 * i, 184 - 4 * i) for i in range(40)}
     with pytest.raises(KeyboardInterrupt):
         decompose(plans, quick=True, workspace=GIB, workers=2)
     assert len(begun) < 10

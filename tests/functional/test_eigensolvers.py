@@ -138,7 +138,7 @@ def test_batches_are_cut_below_the_limit(cupy, way, monkeypatch):
 
 
 def test_the_host_takes_slice_by_slice(monkeypatch):
-    """64 MiB at a time: of 1024 x 1024 matrices in double precision eight."""
+    """64 MiB at a time: of 128 x 128 matrices in double precision 512."""
     sizes = []
 
     def eigvalsh(matrices, **options):
@@ -146,8 +146,8 @@ def test_the_host_takes_slice_by_slice(monkeypatch):
         return torch.zeros(matrices.shape[:-1])
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
-    gram_eigenvalues(torch.zeros(1, 1024, 1024, dtype=torch.float64).expand(17, -1, -1), Way.HOST)
-    assert sizes == [8, 8, 1]
+    gram_eigenvalues(torch.zeros(1, 128, 128, dtype=torch.float64).expand(1025, -1, -1), Way.HOST)
+    assert sizes == [512, 512, 1]
 
 
 @pytest.mark.parametrize("way", [Way.TORCH, Way.CUPY, Way.HOST])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze, analyze_weights
+from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.ranks import Ranks
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
@@ -23,7 +24,12 @@ from lightning_farms.functional.eigensolvers import Where
 
 
 def analyze_in_trainer(
-    options: AnalysisOptions, trainer: Trainer, pl_module: LightningModule, workspace: int, where: Where
+    options: AnalysisOptions,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    workspace: int,
+    where: Where,
+    known: KnownLayers,
 ) -> SpectralReport | str:
     """The report, the same on every rank, or what went wrong; a collective."""
     analysis, selection, diagnostics = options
@@ -37,6 +43,7 @@ def analyze_in_trainer(
                 diagnostics=diagnostics,
                 workspace=workspace,
                 where=where,
+                known=known,
                 ranks=ranks,
             )
         )
@@ -74,7 +81,9 @@ class BackgroundAnalysis:
     meanwhile, and works on the streams that are current where it is made, after what is under way there.
     """
 
-    def __init__(self, weights: list[LayerWeight], options: AnalysisOptions, workspace: int, where: Where) -> None:
+    def __init__(
+        self, weights: list[LayerWeight], options: AnalysisOptions, workspace: int, where: Where, known: KnownLayers
+    ) -> None:
         devices = {weight.matrices.device for weight in weights if weight.matrices.device.type == "cuda"}
         streams = [torch.cuda.current_stream(device) for device in devices]
         self._pool = ThreadPoolExecutor(1, "background-analysis", _settle, (torch.get_num_threads(), streams))
@@ -86,6 +95,7 @@ class BackgroundAnalysis:
             workspace=workspace,
             workers=1,
             where=where,
+            known=known,
         )
 
     def report(self) -> SpectralReport:
@@ -107,14 +117,14 @@ def _settle(threads: int, streams: Sequence[torch.cuda.Stream]) -> None:
 
 
 def analyze_in_background(
-    options: AnalysisOptions, pl_module: LightningModule, workspace: int, where: Where
+    options: AnalysisOptions, pl_module: LightningModule, workspace: int, where: Where, known: KnownLayers
 ) -> BackgroundAnalysis | None:
     """The analysis of a copy of the weights, under way; None where they cannot be copied."""
     try:
         copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, options.selection)]
     except Exception:
         return None
-    return BackgroundAnalysis(copies, options, workspace, where)
+    return BackgroundAnalysis(copies, options, workspace, where, known)
 
 
 def attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:

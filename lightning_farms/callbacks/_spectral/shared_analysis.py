@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
+from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.callbacks._guard import Faults
@@ -99,6 +100,7 @@ class SharedAnalysis:
         self.label = label  # first part of the log keys
         self.subscribers: list[Subscriber] = []
         self.history = LayerHistory()  # alphas of all analyses, whoever wanted them
+        self._known = KnownLayers()
         self._report: SpectralReport | None = None  # of the last analysis that did not fail
         self._reported: Moment | None = None
         self._outcome: SpectralReport | None = None  # of the last analysis
@@ -159,7 +161,7 @@ class SharedAnalysis:
             return
         self.drop()
         started = time.perf_counter()
-        analysis = analyze_in_background(self.options, pl_module, self._workspace, self._where)
+        analysis = analyze_in_background(self.options, pl_module, self._workspace, self._where, self._known)
         if analysis is not None:
             self._under_way = _UnderWay(now, analysis, time.perf_counter() - started)
 
@@ -178,7 +180,7 @@ class SharedAnalysis:
             started -= self._under_way.seconds
             self._under_way = None
         else:
-            outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace, self._where)
+            outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace, self._where, self._known)
         if not isinstance(outcome, str):
             self._report, self._reported = outcome, now
             self.history.append(now.epochs, {"alpha": outcome.alphas}, step=now.step)

@@ -1,0 +1,70 @@
+"""What an analysis has found of frozen weights, kept for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lightning_farms.analysis._failures import Failed, attempted
+from lightning_farms.analysis._fingerprint import Fingerprint, fingerprints
+from lightning_farms.analysis._plan import Plan
+
+Parts = list[list[float] | Failed]
+"""Numbers of a layer, and of its twin if that was asked for, or why there are none."""
+
+
+class Finding(NamedTuple):
+    """What was found of a layer: numbers, and the eigenvalues if these are kept."""
+
+    parts: Parts
+    eigenvalues: Tensor | None
+
+
+class KnownLayers:
+    """What was found of weights of which no parameter is trained, so that they need not be decomposed again.
+
+    For :func:`lightning_farms.analyze` (``known=``): an analysis looks here before it decomposes a layer. Nothing is
+    taken on trust: what was found holds for the bits of the weight (their SHA-256; on a device two sums of 64 bits,
+    which another weight has by chance once in 2^66), its windows, the method and the diagnostics, so that a write by
+    any way is noticed, and what is reported is what a new analysis would report, bit for bit. A layer's failure is not
+    kept. Weights that are trained change at each step: of them no fingerprint is taken.
+
+    Example:
+        >>> import torch
+        >>> from lightning_farms import analyze
+        >>> net = torch.nn.Linear(64, 64).requires_grad_(False)
+        >>> known = KnownLayers()
+        >>> before = analyze(net, known=known)
+        >>> len(known), analyze(net, known=known)["weight"] == before["weight"]
+        (1, True)
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[tuple[Any, ...], Finding]] = {}  # the last one of each layer
+
+    def __len__(self) -> int:
+        """Number of layers of which something is known."""
+        return len(self._found)
+
+    def recall(self, plans: Mapping[int, Plan], question: tuple[Any, ...]) -> tuple[dict[int, Any], dict[int, Finding]]:
+        """Keys of the frozen layers among the plans, for :meth:`keep`; and what is known of them."""
+        frozen = {i: plan for i, plan in plans.items() if not any(p.requires_grad for p in plan.weight.holders)}
+        taken = attempted(fingerprints, {i: plan.weight.matrices for i, plan in frozen.items()})
+        if isinstance(taken, Exception):  # nothing is known, then
+            return {}, {}
+        keys = {i: _key(plan, taken[i], question) for i, plan in frozen.items()}
+        stored = {i: self._found.get(frozen[i].weight.name) for i in keys}
+        return keys, {i: each[1] for i, each in stored.items() if each is not None and each[0] == keys[i]}
+
+    def keep(self, plan: Plan, key: tuple[Any, ...], finding: Finding) -> None:
+        """Keep what was found of a layer, unless it failed."""
+        if not any(isinstance(part, Failed) for part in finding.parts):
+            self._found[plan.weight.name] = key, finding
+
+
+def _key(plan: Plan, fingerprint: Fingerprint, question: tuple[Any, ...]) -> tuple[Any, ...]:
+    matrices = plan.weight.matrices
+    of_weight = (plan.weight.kind, plan.weight.rank, tuple(matrices.shape), matrices.dtype, matrices.device)
+    return fingerprint, of_weight, plan.windows, question
