@@ -42,7 +42,7 @@ FILE_ARROWS = {
 }
 # room -> what it may import from outside, besides the standard library; rooms that are not named: anything
 OUTSIDE = {
-    "functional": {"torch", "cupy"},
+    "functional": {"torch", "cupy", "scipy", "threadpoolctl"},
     "analysis": {"torch", "pandas", "safetensors", "matplotlib", "bitsandbytes"},
     "optim": {"torch"},
     "balancing": {"torch"},
@@ -64,8 +64,10 @@ LAZY = {
     "pooch",
     "requests",
     "safetensors",
+    "scipy",
     "sklearn",
     "tensorboard",
+    "threadpoolctl",
     "transformers",
     "wandb",
 }

@@ -5,6 +5,7 @@ from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, c
 from lightning_farms.analysis.comparison import ComparedLayer, Comparison, compare
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import WORKSPACE, analyze, analyze_weights
+from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import FARMS, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.ranks import Ranks
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "Diagnostics",
     "HasSpectralWeights",
+    "KnownLayers",
     "LayerSpectrum",
     "LayerWeight",
     "ModuleWeight",

@@ -31,8 +31,8 @@ def fingerprints(tensors: Mapping[int, Tensor]) -> dict[int, Fingerprint]:
 
 
 def _digest(tensor: Tensor) -> Fingerprint:
-    digest = hashlib.sha256(tensor.detach().resolve_conj().resolve_neg().contiguous().view(torch.uint8).numpy())
-    return tuple(digest.digest())
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    return tuple(hashlib.sha256(plain.view(torch.uint8).numpy().data).digest())
 
 
 def sums_of_bits(tensor: Tensor) -> Tensor:

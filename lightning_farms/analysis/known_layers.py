@@ -33,7 +33,7 @@ class KnownLayers:
 
     Example:
         >>> import torch
-        >>> from lightning_farms import analyze
+        >>> from lightning_farms.analysis import KnownLayers, analyze
         >>> net = torch.nn.Linear(64, 64).requires_grad_(False)
         >>> known = KnownLayers()
         >>> before = analyze(net, known=known)

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from lightning_farms import analyze
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix
+from lightning_farms.analysis import FARMS, Diagnostics, KnownLayers, WholeMatrix
 from lightning_farms.analysis._fingerprint import fingerprints, sums_of_bits
-from lightning_farms.analysis.known_layers import KnownLayers
 
 
 @pytest.fixture
