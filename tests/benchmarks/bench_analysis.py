@@ -3,11 +3,14 @@
 The loop does what the authors' program does, layer by layer: cut the windows, one ``torch.linalg.svdvals`` each,
 square, sort, Hill estimate of each block of a convolution, mean over blocks. Both take turns within one run, on the
 same weights and with the same number of threads; medians of the ratios of pairs are printed, with the largest
-difference of alphas. ``--spikes`` adds a strong rank-4 part to every weight, as training does.
+difference of alphas. ``--spikes`` adds a strong rank-4 part to every weight, as training does. ``--profile`` prints
+where one thread's time goes; ``--frozen`` what an epoch's analysis costs where all but the last weight are frozen.
 """
 
 import argparse
+import cProfile
 import math
+import pstats
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis import FARMS, SpectralMethod, analyze, layer_weights
+from lightning_farms.analysis import FARMS, KnownLayers, SpectralMethod, analyze, layer_weights
 from lightning_farms.functional.submatrices import slice_windows
 from lightning_farms.models import DPOT, resnet18, vgg16
 
@@ -81,6 +84,31 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
+PARTS = {
+    "eigenvalues, PyTorch": (("~", "<built-in method torch._C._linalg.linalg_eigvalsh>"),),
+    "eigenvalues, SciPy": (("_lapack.py", "_decompose"),),
+    "Gram matrices": (("spectrum.py", "_upper_gram"),),
+    "copies": (("spectrum.py", "_aligned"), ("_decompose.py", "_joined"), ("_lapack.py", "eigenvalues")),
+    "checks": (("spectrum.py", "_errors"),),
+    "fits, norms": (("_measure.py", "measure"),),
+}
+"""Part of an analysis: (end of a path, function) that it is spent in, with all that these call."""
+
+
+def profiled(function: Callable[[], object]) -> str:
+    """Where the time of one thread goes, in per cent."""
+    profile = cProfile.Profile()
+    profile.runcall(function)
+    stats = pstats.Stats(profile)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for (path, _, name), (_, _, _, cumulative, _) in stats.stats.items():
+        for part, functions in PARTS.items():
+            seconds[part] += cumulative * any(path.endswith(end) and name == each for end, each in functions)
+    seconds["copies"] -= seconds["eigenvalues, SciPy"]  # which is called beside them
+    seconds["all else"] = stats.total_tt - sum(seconds.values())
+    return ", ".join(f"{part} {100 * each / stats.total_tt:.0f} %" for part, each in seconds.items())
+
+
 def peak_memory(device: str) -> str:
     """The most that was allocated on a GPU since the last call; nothing for a CPU."""
     if not device.startswith("cuda"):
@@ -96,6 +124,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--spikes", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--frozen", action="store_true")
     args = parser.parse_args()
     print(f"{args.pairs} pairs, {torch.get_num_threads()} threads, {args.device}; seconds are medians")
     for name in args.models:
@@ -121,6 +151,19 @@ def main() -> None:
             f"ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})  "
             f"largest difference of alphas {worst:.1e}" + peak_memory(args.device)
         )
+        if args.profile:
+            print(f"  {profiled(lambda model=model, method=method: analyze(model, method, workers=1))}")
+        if args.frozen:
+            known = KnownLayers()
+            *rest, _ = (parameter for parameter in model.parameters() if parameter.ndim >= 2)
+            for parameter in rest:
+                parameter.requires_grad_(False)
+            analyze(model, method, known=known)
+            again = [
+                timed(lambda model=model, method=method, known=known: analyze(model, method, known=known))[0]
+                for _ in range(5)
+            ]
+            print(f"  all but the last weight frozen: {statistics.median(again):.3f}")
 
 
 if __name__ == "__main__":
