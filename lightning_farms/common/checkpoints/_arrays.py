@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
 GRU_FROM_ZRN = (1, 0, 2)
@@ -36,22 +38,37 @@ class StoredArray(NamedTuple):
 
 
 class ArrayTensors(StoredTensors):
-    """Arrays that are read when they are asked for."""
+    """Arrays of a file that are read when they are asked for."""
 
-    def __init__(self, arrays: Mapping[str, StoredArray]) -> None:
+    def __init__(self, arrays: Mapping[str, StoredArray], path: Path) -> None:
         self._names = self._arrays = arrays
+        self._path = path
         self.layouts = {name: array.layout for name, array in arrays.items() if array.layout}
         self.quantised = {name: array.quantised for name, array in arrays.items() if array.quantised}
         self.refused = {name: array.reason for name, array in arrays.items() if array.reason}
 
     def __getitem__(self, name: str) -> Tensor:
         array = self._arrays[name]
-        return self.without_values(name) if array.quantised or array.reason else array.read()
+        if array.quantised or array.reason:
+            return self.without_values(name)
+        with naming(name, self._path):
+            return _or_unreadable(array.read)
 
     def without_values(self, name: str) -> Tensor:
         """On the meta device."""
         array = self._arrays[name]
-        return torch.empty(array.shape, dtype=array.dtype, device="meta")
+        with naming(name, self._path):
+            return _or_unreadable(lambda: torch.empty(array.shape, dtype=array.dtype, device="meta"))
+
+
+def _or_unreadable(read: Callable[[], Tensor]) -> Tensor:
+    """The numbers; of a damaged file reading can fail in any way."""
+    try:
+        return read()
+    except (ImportError, MemoryError, UnreadableTensor):
+        raise
+    except Exception as error:
+        raise UnreadableTensor(f"damaged ({type(error).__name__})") from error
 
 
 def in_blocks(matrix: Tensor, order: Sequence[int]) -> Tensor:

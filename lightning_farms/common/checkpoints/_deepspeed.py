@@ -87,7 +87,7 @@ def _partitioned(files: ZeroFiles, check: bool) -> TorchFile:
     ranks = _ranks(optimizer, files)
     flat = [_flat_groups(_mapping(_mapping(each.content).get("optimizer_state_dict"))) for each in optimizer]
     module = _mapping(first.get("module"))
-    buffers = {name for name in first.get("buffer_names") or () if isinstance(name, str)}
+    buffers = {name for name in _sequence(first.get("buffer_names")) if isinstance(name, str)}
     tensors = {name: module[name] for name in buffers if name in module}
     offset = 0
     for name, shape in _shapes(first.get("param_shapes")).items():
@@ -111,7 +111,8 @@ def _ranks(optimizer: Sequence[TorchFile], files: ZeroFiles) -> int:
         raise _refusal(files, "no *_optim_states.pt, where ZeRO-3 keeps the numbers")
     state = _mapping(_mapping(optimizer[0].content).get("optimizer_state_dict"))
     count = state.get("partition_count")
-    count = max(count, default=0) if isinstance(count, list) else count
+    counts = [each for each in _sequence(count) if isinstance(each, int)] or [count]
+    count = max(counts) if len(counts) > 1 else counts[0]
     stage = state.get("zero_stage")
     if isinstance(stage, int) and stage != 3:
         raise _refusal(files, f"partitions of stage {stage} without mp_rank_00_model_states.pt")
@@ -173,6 +174,10 @@ def _in_order(tensors: Mapping[str, object], module: Mapping[Any, Any]) -> list[
     """As in the model, whose state has a name for each, or else as they come."""
     known = [str(name) for name in module if name in tensors]
     return [*known, *(name for name in tensors if name not in module)]
+
+
+def _sequence(value: object) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:

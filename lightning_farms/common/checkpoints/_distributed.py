@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,11 @@ from lightning_farms.common.checkpoints._state_dicts import STATE_DICT_KEYS
 from lightning_farms.common.checkpoints._torch_file import Builder, read_torch_bytes, torch_dtype
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor
 from lightning_farms.common.texts import listed
+
+
+_NOT_COVERED = "damaged: its parts do not cover it: files of other processes are missing"
+_LONGEST = 4096  # characters of a file's name
+_Box = tuple[tuple[int, int], ...]
 
 
 class _Chunk(NamedTuple):
@@ -49,27 +55,50 @@ class ChunkedTensor(PickledTensor):
             UnreadableTensor: a part is damaged, or they do not cover it.
         """
         self._check_shape()
-        numbers, stored = math.prod(self.shape), sum(chunk.length for chunk in self.chunks)
-        if numbers * self.dtype.itemsize > stored:
-            raise UnreadableTensor("damaged: its parts do not cover it: files of other processes are missing")
+        if math.prod(self.shape) * self.dtype.itemsize > _stored_bytes(self.chunks):
+            raise UnreadableTensor(_NOT_COVERED)
         whole = torch.empty(self.shape, dtype=self.dtype)
-        filled = 0
+        boxes: list[_Box] = []
         for chunk in self.chunks:
             part = _read_chunk(chunk, self.check)
-            ends = [start + size for start, size in zip(chunk.offsets, part.shape, strict=False)]
+            box = tuple((start, start + size) for start, size in zip(chunk.offsets, part.shape, strict=False))
             fits = len(chunk.offsets) == part.ndim == whole.ndim and part.dtype == self.dtype
-            if not fits or any(end > size for end, size in zip(ends, self.shape, strict=True)):
+            if not fits or any(
+                not 0 <= start <= end <= size for (start, end), size in zip(box, self.shape, strict=True)
+            ):
                 raise UnreadableTensor("damaged: a part does not fit into it")
-            whole[tuple(slice(start, end) for start, end in zip(chunk.offsets, ends, strict=True))] = part
-            filled += part.numel()
-        if filled < numbers:
-            raise UnreadableTensor("damaged: its parts do not cover it: files of other processes are missing")
+            whole[tuple(slice(start, end) for start, end in box)] = part
+            boxes.append(box)
+        _check_cover(boxes, math.prod(self.shape))
         return whole
+
+
+def _stored_bytes(chunks: Sequence[_Chunk]) -> int:
+    """Bytes of all parts, no more of a file than it has."""
+    claimed: Counter[Path] = Counter()
+    for chunk in chunks:
+        claimed[chunk.file] += chunk.length
+    return sum(min(length, file.stat().st_size) for file, length in claimed.items())
+
+
+def _check_cover(boxes: Sequence[_Box], numbers: int) -> None:
+    """Parts must cover the tensor, each of its numbers once."""
+    filled = sum(math.prod(end - start for start, end in box) for box in boxes)
+    if filled < numbers:
+        raise UnreadableTensor(_NOT_COVERED)
+    open_boxes: list[_Box] = []
+    for box in sorted(box for box in boxes if box and all(start < end for start, end in box)):
+        open_boxes = [other for other in open_boxes if other[0][1] > box[0][0]]
+        if any(all(a < d and c < b for (a, b), (c, d) in zip(box, other, strict=True)) for other in open_boxes):
+            raise UnreadableTensor("damaged: two parts have the same place in it")
+        open_boxes.append(box)
 
 
 def _read_chunk(chunk: _Chunk, check: bool) -> Tensor:
     if chunk.packed:
         raise UnreadableTensor("its parts are compressed: save it without `extensions`")
+    if chunk.start + chunk.length > chunk.file.stat().st_size:
+        raise UnreadableTensor(f"damaged: a part reaches beyond the end of {chunk.file.name!r}")
     with chunk.file.open("rb") as file:
         file.seek(chunk.start)
         content = bytearray(file.read(chunk.length))
@@ -152,7 +181,8 @@ def _chunks(folder: Path, stored: object) -> dict[str, tuple[_Chunk, ...]]:
         name, offsets = str(index.get("fqn")), index.get("offset")
         start, length, file = info.get("offset"), info.get("length"), info.get("relative_path")
         if type(start) is int and type(length) is int and isinstance(file, str) and min(start, length) >= 0:
-            where = tuple(offsets) if isinstance(offsets, tuple) else ()
+            known = isinstance(offsets, tuple) and all(type(each) is int for each in offsets)
+            where = tuple(offsets) if known else ()
             packed = bool(info.get("transform_descriptors"))
             found.setdefault(name, []).append(_Chunk(where, folder / file, start, length, packed))
     _check_files(folder, {chunk.file for each in found.values() for chunk in each})
@@ -165,6 +195,8 @@ def _entries(stored: object) -> Iterator[tuple[Mapping[str, Any], Mapping[str, A
 
 
 def _check_files(folder: Path, files: set[Path]) -> None:
+    if any("\0" in str(file) or len(str(file)) > _LONGEST for file in files):
+        raise PickleError("its .metadata names a file by what is no name")
     root = folder.resolve()
     outside = sorted(str(file) for file in files if not file.resolve().is_relative_to(root))
     if outside:

@@ -1,7 +1,8 @@
-"""GGUF files through the package gguf."""
+"""GGUF files; their blocks of packed numbers are unpacked by the package gguf."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_farms.common.checkpoints._gguf_header import GGUFTensor, read_header
+from lightning_farms.common.checkpoints._inert_pickle import PickleError
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
 from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-_INTEGERS = {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
+_PLAIN = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 class GGUFTensors(StoredTensors):
@@ -24,58 +35,83 @@ class GGUFTensors(StoredTensors):
 
     def __init__(self, path: Path, *, dequantize: bool) -> None:
         try:
-            from gguf import GGUFReader
+            import gguf.constants as known
         except ImportError as error:
             raise ImportError(
                 f'{str(path)!r} needs the package gguf: pip install "lightning-farms[formats]"'
             ) from error
         try:
-            found: list[Any] = GGUFReader(path).tensors
-        except (PermissionError, MemoryError):
-            raise
-        except Exception as error:  # of a damaged file
+            self._header = read_header(path)
+        except (PickleError, ValueError) as error:
             raise damaged(path, error) from error
-        self._tensors = {tensor.name: tensor for tensor in sorted(found, key=lambda tensor: natural(tensor.name))}
+        self._path = path
+        self._known: Any = known
+        found = sorted(self._header.tensors, key=lambda tensor: natural(tensor.name))
+        self._tensors = {tensor.name: tensor for tensor in found}
         self._names = self._tensors
         self._dequantize = dequantize
-        packed = {
-            name: f"GGUF {tensor.tensor_type.name}" for name, tensor in self._tensors.items() if _is_packed(tensor)
-        }
+        packed = {name: f"GGUF {self._type(tensor)}" for name, tensor in self._tensors.items()}
+        packed = {name: text for name, text in packed.items() if text.removeprefix("GGUF ") not in _PLAIN}
         self.quantised: Mapping[str, str] = {} if dequantize else packed
         self.layouts = {name: "batch" for name, tensor in self._tensors.items() if len(tensor.shape) == 3}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        if not _is_packed(tensor):
-            return _plain(tensor)
-        return self._dequantised(name) if self._dequantize else self.without_values(name)
+        with naming(name, self._path):
+            if self._type(tensor) in _PLAIN:
+                return self._plain(tensor)
+            return self._dequantised(tensor) if self._dequantize else self.without_values(name)
 
     def without_values(self, name: str) -> Tensor:
         """On the meta device."""
         tensor = self._tensors[name]
         packed = torch.float32 if self._dequantize else torch.uint8
-        dtype = {**_PLAIN, **_INTEGERS}.get(tensor.tensor_type.name, packed)
-        return torch.empty(_shape(tensor), dtype=dtype, device="meta")
+        with naming(name, self._path):
+            self._check_shape(tensor)
+        return torch.empty(tensor.shape, dtype=_PLAIN.get(self._type(tensor), packed), device="meta")
 
-    def _dequantised(self, name: str) -> Tensor:
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
+    def _type(self, tensor: GGUFTensor) -> str:
         try:
-            return torch.from_numpy(np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+            return str(self._known.GGMLQuantizationType(tensor.type).name)
+        except ValueError:
+            return f"type {tensor.type}"
+
+    def _check_shape(self, tensor: GGUFTensor) -> None:
+        if math.prod(tensor.shape) >= 2**62:
+            raise UnreadableTensor("damaged: its shape is none that a tensor can have")
+
+    def _bytes(self, tensor: GGUFTensor, size: int) -> bytearray:
+        """A copy of the tensor's bytes, which are in the file."""
+        end = tensor.start + size
+        if end > len(self._header.content):
+            raise UnreadableTensor("damaged: it reaches beyond the end of the file")
+        return bytearray(memoryview(self._header.content)[tensor.start : end])
+
+    def _plain(self, tensor: GGUFTensor) -> Tensor:
+        self._check_shape(tensor)
+        dtype = _PLAIN[self._type(tensor)]
+        raw = self._bytes(tensor, math.prod(tensor.shape) * dtype.itemsize)
+        if not raw:
+            return torch.empty(tensor.shape, dtype=dtype)
+        values = torch.frombuffer(raw, dtype=dtype)
+        if self._header.swapped:
+            values.untyped_storage().byteswap(dtype)
+        return values.reshape(tensor.shape)
+
+    def _dequantised(self, tensor: GGUFTensor) -> Tensor:
+        from gguf.quants import dequantize, quant_shape_to_byte_shape
+
+        self._check_shape(tensor)
+        if self._header.swapped:
+            raise UnreadableTensor("quantised, in the other byte order")
+        try:
+            kind = self._known.GGMLQuantizationType(tensor.type)
+            shape = quant_shape_to_byte_shape(tensor.shape, kind)
+            packed = np.frombuffer(self._bytes(tensor, math.prod(shape)), dtype=np.uint8).reshape(shape)
+            return torch.from_numpy(np.ascontiguousarray(dequantize(packed, kind), dtype=np.float32))
         except NotImplementedError as error:
-            raise UnreadableTensor(f"quantised as {tensor.tensor_type.name}, which gguf does not unpack") from error
-
-
-def _is_packed(tensor: Any) -> bool:  # noqa: ANN401
-    return tensor.tensor_type.name not in {**_PLAIN, **_INTEGERS}
-
-
-def _shape(tensor: Any) -> tuple[int, ...]:  # noqa: ANN401
-    return tuple(int(size) for size in reversed(tensor.shape))
-
-
-def _plain(tensor: Any) -> Tensor:  # noqa: ANN401
-    dtype = {**_PLAIN, **_INTEGERS}[tensor.tensor_type.name]
-    raw = torch.from_numpy(np.array(tensor.data).view(np.uint8).reshape(-1))
-    return raw.view(dtype).reshape(_shape(tensor))
+            raise UnreadableTensor(f"quantised as {self._type(tensor)}, which gguf does not unpack") from error
+        except UnreadableTensor:
+            raise
+        except (IndexError, KeyError, ValueError) as error:
+            raise UnreadableTensor("damaged: its rows are no blocks of its type") from error

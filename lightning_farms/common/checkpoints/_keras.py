@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import mmap
 import os
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensors, StoredArray, in_blocks, to_tensor
-from lightning_farms.common.checkpoints._inert_pickle import MOST_BYTES, PickleError
+from lightning_farms.common.checkpoints._inert_pickle import PickleError
+from lightning_farms.common.checkpoints._json_file import MOST_JSON, JSONError, parse_json
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._zip_archive import ZipArchive, record_names
-from lightning_farms.common.checkpoints.pickled_tensor import Entry, UnreadableTensor
+from lightning_farms.common.checkpoints.pickled_tensor import LARGEST_DENSE, Entry, UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _VARIABLE = re.compile(r"(?P<name>.+?)(:\d+)?")
 _CLASS = re.compile(r"(?P<name>.*?)(_\d+)?")
 _PROJECTION = re.compile(r"attention|einsum_dense|(^|\.)(query|key|value)[^.]*(\.[^.]*)?$")
 _MOST_PACKED = 1032  # times that deflate packs at most
+_MOST_LARGE = 4  # times that a weight is packed which is larger than the workspace
 _SMALL = 2**20
 
 
@@ -82,7 +83,7 @@ def read_keras(path: Path, *, check: bool = True) -> ArrayTensors:
     for layer, held in layers.items():
         for name, array in _of_layer(held):
             found.setdefault(f"{layer}.{name}" if layer else name, array)
-    return ArrayTensors(found)
+    return ArrayTensors(found, path)
 
 
 def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
@@ -95,7 +96,7 @@ def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     archive = ZipArchive(content)
-    config = _json(archive.read("config.json", MOST_BYTES)) if "config.json" in archive.records else {}
+    config = _json(archive.read("config.json", MOST_JSON)) if "config.json" in archive.records else {}
     return h5py.File(_Record(content, archive.entry(_WEIGHTS_IN_ZIP), check), "r"), _classes(config)
 
 
@@ -130,9 +131,10 @@ class _Record(io.RawIOBase):
 
 
 def _json(text: object) -> object:
+    content = text.encode(errors="replace") if isinstance(text, str) else text
     try:
-        return json.loads(text) if isinstance(text, (str, bytes)) and text else {}
-    except (ValueError, RecursionError):
+        return parse_json(content) if isinstance(content, bytes) and 0 < len(content) <= MOST_JSON else {}
+    except JSONError:
         return {}
 
 
@@ -289,8 +291,9 @@ def _array(variable: _Variable, order: list[Any], gates: tuple[int, ...] = ()) -
 def _read(data: h5py.Dataset, order: list[int], gates: tuple[int, ...]) -> Tensor:
     if data.external or data.is_virtual:
         raise UnreadableTensor("its numbers are in another file, which is not read")
-    if data.nbytes > max(_MOST_PACKED * data.id.get_storage_size(), _SMALL):
-        raise UnreadableTensor(f"damaged: it claims {data.nbytes} bytes, but {data.id.get_storage_size()} are stored")
+    stored = data.id.get_storage_size()
+    if data.nbytes > max(_MOST_PACKED * stored, _SMALL) or data.nbytes > max(_MOST_LARGE * stored, LARGEST_DENSE):
+        raise UnreadableTensor(f"damaged: it claims {data.nbytes} bytes, but {stored} are stored")
     try:
         tensor = to_tensor(data[()]).permute(*order)
     except (OSError, TypeError) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.checkpoints._arrays import GRU_FROM_ZRN, ArrayTensors, StoredArray, in_blocks, to_tensor
+from lightning_farms.common.checkpoints._inert_pickle import PickleError
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
@@ -43,6 +46,9 @@ _PRODUCTS = (
     "Gather",
     *_PACKED_OPS,
 )
+_LONGEST_WAY = 8
+_GRAPH = 7  # number of a field
+_AS_VARINT, _BY_LENGTH = 0, 2  # types of the wire format
 _LSTM_FROM_IOFC = (0, 2, 3, 1)
 _GATES = {"LSTM": _LSTM_FROM_IOFC, "GRU": GRU_FROM_ZRN, "RNN": (0,)}
 
@@ -62,12 +68,17 @@ class _Graph:
     constants: dict[str, Any] = field(default_factory=dict)
     users: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
 
-    def uses(self, name: str, through: tuple[Any, ...] = ()) -> Iterator[_Use]:
-        for node, position in self.users.get(name, ()):
-            if node.op_type in _THROUGH and position == 0 and len(through) < 8:
-                yield from self.uses(node.output[0], (*through, node))
-            else:
-                yield _Use(node, position, through)
+    def uses(self, name: str) -> Iterator[_Use]:
+        """The uses of a name, or of what nodes pass it on as; each of these names is followed once."""
+        seen, waiting = {name}, deque[tuple[str, tuple[Any, ...]]]([(name, ())])
+        while waiting:
+            passed, through = waiting.popleft()
+            for node, position in self.users.get(passed, ()):
+                if node.op_type not in _THROUGH or position > 0 or not node.output or len(through) == _LONGEST_WAY:
+                    yield _Use(node, position, through)
+                elif node.output[0] not in seen:
+                    seen.add(node.output[0])
+                    waiting.append((node.output[0], (*through, node)))
 
 
 def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
@@ -82,12 +93,49 @@ def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
     except ImportError as error:
         raise ImportError(f'{str(path)!r} needs the package onnx: pip install "lightning-farms[formats]"') from error
     try:
+        _check_fields(path)
         model = onnx.load(path, load_external_data=False)
-        return ArrayTensors(_found(_graph(model.graph), path.parent, dequantize))
+        return ArrayTensors(_found(_graph(model.graph), path.parent, dequantize), path)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # of a damaged file
         raise damaged(path, error) from error
+
+
+def _check_fields(path: Path) -> None:
+    """Go through the fields of the model and its graph: the package reads all of a file into memory before it looks."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        graphs = [(start, end) for number, start, end in _fields(content, 0, len(content)) if number == _GRAPH]
+        for start, end in graphs:
+            for _ in _fields(content, start, end):
+                pass
+
+
+def _fields(content: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number of each field of a message, and where its bytes start and end."""
+    while position < end:
+        tag, start = _varint(content, position)
+        if tag & 7 == _BY_LENGTH:
+            length, start = _varint(content, start)
+            position = start + length
+        elif tag & 7 == _AS_VARINT:
+            _, position = _varint(content, start)
+        else:
+            raise PickleError("it has fields of a type that no model has")
+        if not tag >> 3 or position > end:
+            raise PickleError("it is cut short, or no model")
+        yield tag >> 3, start, position
+
+
+def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
+    """A number of the wire format, seven bits a byte, and where it ends."""
+    value = 0
+    for place in range(10):
+        byte = content[position + place]
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, position + place + 1
+    raise PickleError("it has a number of more than ten bytes")
 
 
 def _found(graph: _Graph, folder: Path, dequantize: bool) -> dict[str, StoredArray]:
@@ -219,7 +267,9 @@ def _dequantised(read: Any, node: Any, graph: _Graph, folder: Path) -> Tensor:  
 
 def _spread(factors: Tensor, values: Tensor, axis: int, block: int) -> Tensor:
     if block:
-        return factors.repeat_interleave(block, dim=axis)
+        if math.ceil(values.shape[axis] / block) != factors.shape[axis]:
+            raise UnreadableTensor("damaged: its scales do not fit its blocks")
+        return factors.repeat_interleave(block, dim=axis).narrow(axis, 0, values.shape[axis])
     return factors.reshape([-1 if d == axis else 1 for d in range(values.ndim)]) if factors.numel() > 1 else factors
 
 

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.common.checkpoints.mutants import FORMATS, mutants
+from tests.common.checkpoints.foreign_mutants import foreign_mutants
+from tests.common.checkpoints.mutants import FORMATS, OUTSIDE, mutants
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 30
@@ -31,7 +33,7 @@ def faults(mutant, read, before):
     """What is not as it should be."""
     folder = str(mutant.path if mutant.path.is_dir() else mutant.path.parent)
     messages = [*filter(None, [read.get("refused")]), *read.get("unreadable", [])]
-    own = (folder, sys.prefix, sys.base_prefix, str(ROOT / "lightning_farms"), "/proc", "/sys")
+    own = (folder, sys.prefix, sys.base_prefix, str(ROOT / "lightning_farms"), "/proc", "/sys", "/dev/null")
     outside = [path for path in read["opened"] if path.startswith("/") and not path.startswith(own)]
     found = {
         "it crashed": "crash" in read,
@@ -59,3 +61,13 @@ def test_damaged_and_hostile_files(tmp_path, count, heavy):
     assert {name: what for name, what in wrong.items() if what} == {}
     refused = [read for read in lines if "refused" in read]
     assert len(refused) > count // 3  # or nothing would have been tried
+
+
+@pytest.mark.parametrize(("count", "seed"), [(30, 1), pytest.param(400, 2, marks=pytest.mark.slow)])
+def test_damaged_and_hostile_files_of_other_programs(tmp_path, count, seed):
+    torch.save({"net.0.weight": torch.full((24, 16), OUTSIDE)}, tmp_path / "outside.bin")
+    found = list(foreign_mutants(tmp_path, count, seed))
+    before, lines = read_all(tmp_path, found)
+    wrong = {mutant.name: faults(mutant, read, before) for mutant, read in zip(found, lines, strict=True)}
+    assert {name: what for name, what in wrong.items() if what} == {}
+    assert sum("refused" in read or bool(read.get("unreadable")) for read in lines) > count // 3
