@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._failures import attempted, not_computed
-from lightning_farms.analysis._rounding import ranks_clear_of_rounding
+from lightning_farms.analysis._rounding import ranks_clear_of_rounding, rounded_to
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 
@@ -26,7 +26,9 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
             if isinstance(change, Exception):
                 yield weight._replace(matrices=NO_MATRICES, reason=not_computed(change))
             else:
-                yield _clear_of_rounding(weight._replace(matrices=change, rank=_rank(weight, start)), weight, start)
+                remark = "; ".join(filter(None, [weight.remark, start.remark and f"in the base: {start.remark}"]))
+                after = weight._replace(matrices=change, rank=_rank(weight, start), remark=remark)
+                yield _clear_of_rounding(after, weight, start)
 
 
 def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWeight) -> LayerWeight:
@@ -37,7 +39,8 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
     if ranks is None or isinstance(ranks, Exception):
         return change
     if not bool(ranks.any()):
-        types = " and ".join(dict.fromkeys(str(each.matrices.dtype).removeprefix("torch.") for each in (weight, start)))
+        rounded = (rounded_to(each.matrices) for each in (weight, start))
+        types = " and ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in rounded))
         return change._replace(matrices=NO_MATRICES, reason=f"unchanged from the base, but for the rounding of {types}")
     rank = int(ranks.median())
     if rank >= min(change.matrices.shape[-2:]):

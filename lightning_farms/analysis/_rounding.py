@@ -3,7 +3,8 @@ r"""What of a change between two stored weights stands clear of the rounding of 
 An entry x of a type with machine epsilon e is off by up to half a unit in its last place,
 :math:`u = e \, 2^{\lfloor \log_2 |x| \rfloor}`, with variance :math:`u^2 / 12`. A matrix of independent errors of
 variances v_ij has squared singular values up to :math:`(\sqrt{\max_i \sum_j v_{ij}} + \sqrt{\max_j \sum_i v_{ij}})^2`,
-its Marchenko-Pastur edge where all v_ij are equal.
+its Marchenko-Pastur edge where all v_ij are equal. The type is the one that the numbers have been in: float32 all of
+whose entries are numbers of bfloat16 was rounded to that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 _MARGIN = 1.05  # of the Tracy-Widom fluctuations of an edge
+_COARSE = (torch.bfloat16, torch.float16)
 _LARGEST = 4096  # rows up to which the ranks of matrices are found
 
 
@@ -40,7 +42,15 @@ def _variances(stored: Tensor) -> Tensor:
     """Of the rounding error of every entry, float64; of a complex number, of both its parts."""
     if stored.is_complex():
         return _variances(stored.real) + _variances(stored.imag)
-    info = torch.finfo(stored.dtype)
+    info = torch.finfo(rounded_to(stored))
     _, exponent = torch.frexp(stored.to(torch.float64).abs().clamp(min=info.smallest_normal))  # |x| = f 2^e, f < 1
     units = torch.ldexp(torch.full_like(exponent, info.eps, dtype=torch.float64), exponent - 1)
-    return (units**2 / 12).masked_fill(stored == 0, 0.0)
+    return units**2 / 12
+
+
+def rounded_to(stored: Tensor) -> torch.dtype:
+    """The coarsest type that has every number of a tensor, which may be stored in a finer one."""
+    if stored.is_meta or not stored.numel() or not bool(stored.any()):
+        return stored.dtype
+    coarser = (dtype for dtype in _COARSE if dtype.itemsize < stored.dtype.itemsize)
+    return next((dtype for dtype in coarser if torch.equal(stored.to(dtype).to(stored.dtype), stored)), stored.dtype)

@@ -25,6 +25,7 @@ class StoredTensor(NamedTuple):
     rank: Callable[[], int] | None = None
     quantised: str = ""
     layout: str = ""
+    remark: str = ""
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights._products import RESCALED, low_rank_matrices, sizes_in, with_core
+from lightning_farms.analysis.weights._products import RESCALED, factor_reason, low_rank_matrices, sizes_in, with_core
 
 _FIRST = re.compile(
     r"(?P<module>.+)(?P<join>[._])(?P<factor>lora_A|lora_down|lora_embedding_A|lora(_linear_layer)?\.down)(?P<rest>(\.[^.]+)*)"
@@ -46,7 +46,8 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
     """Find the pairs."""
     pairs: dict[str, LowRankPair] = {}
     for name in names:
-        if match := _FIRST.fullmatch(name):
+        match = None if factor_reason(name) else _FIRST.fullmatch(name)
+        if match:
             second = f"{match['module']}{match['join']}{_SECOND[match['factor']]}{match['rest']}"
             if second in names:
                 base = "lora_embedding" if "embedding" in match["factor"] else "lora"

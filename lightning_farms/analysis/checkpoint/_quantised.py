@@ -35,12 +35,15 @@ _FORMATS = (
     QuantisedFormat("Marlin", "B", ("s",), ("workspace",)),
     QuantisedFormat("Marlin, 2:4 sparse", "B_24", ("s",), ("B_meta", "workspace")),
     QuantisedFormat("GPTQ or AWQ", "qweight", (), ("qzeros", "zeros", "scales", "g_idx", "lookup_table")),
+    QuantisedFormat("SpQR", "dense_weights", (), ("row_offsets", "col_vals")),
+    QuantisedFormat("compressed-tensors, 2:4 sparse", "{}_compressed", ("{}_bitmask",), ("{}_shape", "{}_row_offsets")),
     QuantisedFormat("compressed-tensors", "{}_packed", (), ("{}_scale", "{}_zero_point", "{}_global_scale")),
     QuantisedFormat("torchao", "_{}_qdata", (), ("_{}_scale", "_{}_zero_point", "_{}_scale_and_zero")),
     QuantisedFormat("torchao", "{}:__qdata", (), ("{}:__scale", "{}:__zero_point")),
     QuantisedFormat("NVFP4", "{}", ("{}_scale_2",), ("{}_scale", "input_scale")),
     QuantisedFormat("fp8 with scales", "{}", ("{}_scale_inv",), ("input_scale",)),
     QuantisedFormat("integers or fp8 with scales", "{}", ("{}_scale",), ("input_scale", "{}_zero_point", "{}_offset")),
+    QuantisedFormat("integers or fp8 with scales", "{}", ("{}_weight_scale",), ("{}_input_scale",)),
     QuantisedFormat("integers with scales", "{}", ("{}_scales",), ("{}_zeros", "{}_zero_points")),
     QuantisedFormat("integers with scales", "weight", ("scales",), ("zeros", "zero_points", "biases")),
     QuantisedFormat("integers with scales", "weight", ("scale",), ("zero", "zero_point")),
@@ -49,6 +52,11 @@ _COMPANION = re.compile(
     r"(.*[._:])?(scales?|scale_weight|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
     r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace)"
 )
+
+
+_INDICES = ("Qidxs", "codes", "dense_weights", "indices")  # stored with 64 bits, too
+_SOLE = {"weight", *(known.packed for known in _FORMATS if "{}" not in known.packed)}
+_ADAPTER = re.compile(r"lora_|hada_|lokr_|bias$")
 
 
 class Quantised(NamedTuple):
@@ -74,14 +82,24 @@ def find_quantised(types: Mapping[str, torch.dtype], config: Mapping[str, Any]) 
         for depth in (1, 2, 3):  # `weight._data` and `weight.quant_state.x` are two and three parts of a module's
             modules.setdefault(".".join(parts[:-depth]), set()).add(".".join(parts[-depth:]))
     for name, dtype in types.items():
-        if is_packed(dtype) and not _COMPANION.fullmatch(name.rpartition(".")[2]):
+        leaf = name.rpartition(".")[2]
+        packed = is_packed(dtype) or leaf in _INDICES or leaf.endswith("_compressed")
+        if packed and not _COMPANION.fullmatch(leaf):
             found = next(_formats_of(name, modules), None)
             if found is not None:
                 formats[name] = found[0]
                 companions |= found[1]
     method = _method(config)
     companions |= _unnamed(types, method, formats) if method else _of_no_known_format(types, formats)
+    companions |= _beside_sole(types, formats)
     return Quantised(formats, frozenset(companions - formats.keys()))
+
+
+def _beside_sole(types: Mapping[str, torch.dtype], formats: Mapping[str, str]) -> set[str]:
+    """What a module holds beside the one packed weight that it is about (tables, factors), but for adapters."""
+    modules = {name.rpartition(".")[0] for name in formats if name.rpartition(".")[2] in _SOLE}
+    beside = (name for name in types if name.rpartition(".")[0] in modules and name not in formats)
+    return {name for name in beside if not _ADAPTER.match(name.rpartition(".")[2])}
 
 
 def is_packed(dtype: torch.dtype) -> bool:

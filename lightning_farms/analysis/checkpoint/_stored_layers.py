@@ -44,7 +44,7 @@ _NO_WEIGHT = re.compile(
     r"|(max_)?exp_avgs?(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta"
     # grids, anchors, statistics of the data, counters
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
-    r"|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
+    r"|(.*_)?tokens_per_expert|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"

@@ -21,6 +21,7 @@ from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quant
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
+from lightning_farms.analysis.weights._stacked_experts import NOT_TOLD, experts_in, stacked_leaf, unstacked
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 from lightning_farms.common.checkpoints.files import open_checkpoint
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
@@ -155,7 +156,7 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         elif name not in factors:
             plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
             module, leaf = split(plain)
-            modules.setdefault(module, {})[leaf] = tensor
+            modules.setdefault(module, {})[leaf] = _of_experts(plain, tensor, tensors)
     return modules
 
 
@@ -163,7 +164,25 @@ def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str
     """A packed tensor as what it stands for, if that is asked for and can be done."""
     wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
     read = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
-    return tensor._replace(quantised=packed) if read is None else tensor._replace(read=read)
+    if read is None:
+        return tensor._replace(quantised=packed)
+    return tensor._replace(read=read, remark=f"unpacked ({packed}): a change of it holds the rounding of that, too")
+
+
+def _of_experts(name: str, tensor: StoredTensor, tensors: Mapping[str, Tensor]) -> StoredTensor:
+    """Experts in one matrix apart, by the configuration beside the file; with a remark where it does not tell."""
+    leaf, count = stacked_leaf(name), experts_in(_config(tensors))
+    if not leaf or tensor.quantised or tensor.reason or tensor.layout:
+        return tensor
+    if not count:
+        return tensor._replace(remark=NOT_TOLD)
+
+    def apart() -> Tensor:
+        matrix = tensor.read()
+        cut = unstacked(matrix, leaf, count)
+        return matrix if cut is None else cut
+
+    return tensor._replace(read=apart)
 
 
 def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -240,9 +259,11 @@ def _module_layers(
     leaves = modules[module]
     for name, stored in leaves.items():
         leaf = StoredLeaf(module, name, stored, leaves)
-        said = selection.layout_of(leaf.layer)
-        leaf = leaf._replace(stored=stored._replace(layout=said)) if said else leaf
+        given = selection.layout_of(leaf.layer)
+        leaf = leaf._replace(stored=stored._replace(layout=given, remark="")) if given else leaf
         for layer in _readable_layers(leaf):
+            said = leaf.stored.remark if leaf.stored.remark != NOT_TOLD or len(layer.shape) == 2 else ""
+            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])))
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
                 reason, layer = _NO_VALUES, layer._replace(unreadable=True)

@@ -24,9 +24,17 @@ _FACTORS = (
 )
 
 
+_ADAPTERS = re.compile(
+    r"(^|\.)(?P<family>adamss|beft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|lily|miss|bone|osf|peanut|poly_lora"
+    r"|poly_router|psoft|pvera|randlora|road|shira|supertuning|tinylora|unilora|vblora|waveft)_[^.]+(\.|$)"
+)
+
+
 def factor_reason(name: str) -> str:
     """Why a tensor of this name is no weight but a factor of an update; empty where it is none, or LoRA's A or B."""
     kind = next((kind for kind, pattern in _FACTORS if pattern.search(name)), "")
+    other = None if kind else _ADAPTERS.search(name)
+    kind = kind or (f"an adapter ({other['family']})" if other else "")
     return f"a factor of {kind}, no weight: merge the update, and compare with the base" if kind else ""
 
 

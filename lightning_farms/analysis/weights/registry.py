@@ -21,6 +21,7 @@ from lightning_farms.analysis.weights._matrices import (
     transposed_convolution_matrices,
 )
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
+from lightning_farms.analysis.weights._stacked_experts import experts_of, unstacked
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
 _CLASS_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
@@ -90,7 +91,7 @@ def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
     found = held_weights(module)
     layout = class_layout(module, found["weight"].value) if "weight" in found else ""
     if not layout:
-        yield from _bare_weights(found, sole_name=True)
+        yield from _bare_weights(_apart(module, found), sole_name=True)
         return
     value, holders = found.pop("weight")
     bias = found.pop("bias").parameters if "bias" in found else ()
@@ -191,6 +192,14 @@ def _rows_apart(
     for part, matrix in zip(parts or ("",), held.value.chunk(len(parts) or 1), strict=True):
         suffix = f"{name}.{part}" if part else name
         yield ModuleWeight(suffix, kind, stack(matrix), held.parameters + bias, tuple(matrix.shape))
+
+
+def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, HeldWeight]:
+    """The same, with experts that lie in one matrix apart, where the module says how many they are."""
+    cut = {name: unstacked(held.value, name, experts_of(module, name)) for name, held in found.items()}
+    return {
+        name: held if (matrices := cut[name]) is None else held._replace(value=matrices) for name, held in found.items()
+    }
 
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:

@@ -1,0 +1,52 @@
+"""Experts that lie in one matrix, which is none by itself: DBRX's and those of Megatron's GroupedMLP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_farms.analysis.weights._products import first_number
+
+_COUNTS = (
+    "moe_num_experts",
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "num_moe_experts",
+    "n_experts",
+)
+_BY_ROWS, _BY_COLUMNS = ("w1", "v1", "w2", "weight2"), ("weight1",)
+_NAME = re.compile(rf"(.*\.)?experts(\.mlp)?\.(?P<leaf>{'|'.join((*_BY_ROWS, *_BY_COLUMNS))})")
+NOT_TOLD = "experts seem to lie in it one below the other; how many, nothing beside the file tells (config.json)"
+
+
+def stacked_leaf(name: str) -> str:
+    """The own name of a tensor that is called as such experts are; empty of another."""
+    match = _NAME.fullmatch(name)
+    return match["leaf"] if match else ""
+
+
+def experts_in(config: Mapping[str, Any]) -> int:
+    """How many experts a configuration says; 0 where it does not."""
+    nested = config.get("ffn_config")  # of DBRX
+    return first_number(config, *_COUNTS) or (first_number(nested, *_COUNTS) if isinstance(nested, Mapping) else 0)
+
+
+def experts_of(module: nn.Module, name: str) -> int:
+    """How many experts lie in a module's matrix; 0 where it is one by itself."""
+    if name not in (*_BY_ROWS, *_BY_COLUMNS) or not re.search(r"Expert|MoE|Moe|GroupedMLP", type(module).__name__):
+        return 0
+    counts = (getattr(module, count, 0) for count in _COUNTS)
+    return next((count for count in counts if isinstance(count, int) and count > 1), 0)
+
+
+def unstacked(matrix: Tensor, leaf: str, count: int) -> Tensor | None:
+    """(experts, rows, columns) of a matrix; None where it cannot be cut."""
+    if count < 2 or matrix.ndim != 2 or matrix.shape[int(leaf in _BY_COLUMNS)] % count:
+        return None
+    if leaf in _BY_COLUMNS:  # as the program has it: its numbers, not its columns, follow each other
+        return matrix.reshape(count, matrix.shape[0], -1)
+    return matrix.reshape(count, -1, matrix.shape[1])
