@@ -26,6 +26,7 @@ class StoredTensor(NamedTuple):
     quantised: str = ""
     layout: str = ""
     remark: str = ""
+    parameter: bool = False
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

@@ -40,12 +40,22 @@ _NO_WEIGHT = re.compile(
     # queues and running averages of contrastive learning and vector quantisation
     r"|queue(_.*)?|memory_bank|embed_avg|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
     r"|embedding_avg|codebook_avg|(.*_)?ema"
+    # of other running statistics, and what is kept between steps
+    r"|running_.*|(.*_)?cov_sum|(.*_)?covar_cache|confmat|confusion_matrix|(.*_)?([kv]|kv|key|value)_cache|cache_[kv]"
+    r"|(.*_)?(buffer|cached?)|alibi|tril|triu|adj(acency)?(_matrix)?|laplacian|A_hat|dft_(real|imag)|idft_(real|imag)|filt"
+    r"|fp8_meta|obs|observations|next_obs(ervations)?|actions|rewards"
     # of optimizers
     r"|(max_)?exp_avgs?(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta"
     # grids, anchors, statistics of the data, counters
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
     r"|(.*_)?tokens_per_expert|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
+_OF_CODEBOOKS = {"embed_avg", "cluster_size", "ema_cluster_size", "_ema_cluster_size"}
+_CALLED_WEIGHT = re.compile(
+    r"(?i).*(weight|kernel|proj|embed|token|quer|expert|gate|pos|bias|lora|fc|lin|conv|mlp|attn|param|factor|\d).*"
+    r"|([wuvpqk]|up|down|w_?(in|out)|wq|wk|wv|wo)(_.*)?"
+)
+NOT_KNOWN = "whether it is a parameter or a buffer, the file does not tell"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
 QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
@@ -120,7 +130,8 @@ def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     """Biases, buffers, and the factors of a normalisation over several dimensions."""
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
     normalisation = bias is not None and bias.shape == tensor.shape
-    return [] if normalisation or _NO_WEIGHT.fullmatch(leaf.name) else None
+    averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
+    return [] if normalisation or averaged or _NO_WEIGHT.fullmatch(leaf.name) else None
 
 
 def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -241,7 +252,9 @@ def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     if min(tensor.shape[-2:]) < 2:
         return None
     known = parameter_layout(leaf.module, leaf.name, tensor) if tensor.ndim > 2 else None
-    return [_layer(leaf.layer, "parameter", tensor.shape, tensor) if known is None else _laid_out(leaf, tensor, known)]
+    layer = _layer(leaf.layer, "parameter", tensor.shape, tensor) if known is None else _laid_out(leaf, tensor, known)
+    named = leaf.stored.parameter or _CALLED_WEIGHT.fullmatch(leaf.name)
+    return [layer if named or layer.reason or layer.remark else layer._replace(remark=NOT_KNOWN)]
 
 
 _RULES: tuple[Callable[[StoredLeaf, Tensor], list[LayerWeight] | None], ...] = (

@@ -142,6 +142,8 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     quantised = _quantised(tensors)
     names = plain_names(list(tensors))
     layouts, refused = _of_format(tensors, "layouts", names), _of_format(tensors, "refused", names)
+    parameters = getattr(tensors, "parameters", frozenset())
+    plain_parameters = {plain for plain, name in names.items() if name in parameters}
     plain_buffers = {plain for plain, name in names.items() if name in _buffers(tensors)}
     modules: Modules = {}
     split = module_and_leaf(list(stored))
@@ -149,7 +151,11 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         if name in quantised.companions or name in plain_buffers:
             continue
         tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
-        tensor = tensor._replace(layout=layouts.get(name, ""), reason=refused.get(name, "") or tensor.reason)
+        tensor = tensor._replace(
+            layout=layouts.get(name, ""),
+            reason=refused.get(name, "") or tensor.reason,
+            parameter=name in plain_parameters,
+        )
         if name in pairs:
             product = pairs[name]
             modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))

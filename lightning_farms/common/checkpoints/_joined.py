@@ -21,6 +21,7 @@ class JoinedTensors(StoredTensors):
     def __init__(self, parts: Sequence[tuple[str, StoredTensors]]) -> None:
         self._holders: dict[str, tuple[StoredTensors, str]] = {}
         buffers: set[str] = set()
+        parameters: set[str] = set()
         known: dict[str, dict[str, str]] = {name: {} for name in _KNOWN}
         for prefix, tensors in parts:
             for name in tensors:
@@ -31,10 +32,11 @@ class JoinedTensors(StoredTensors):
                     )
                 self._holders[f"{prefix}{name}"] = tensors, name
             buffers |= {f"{prefix}{name}" for name in tensors.buffers}
+            parameters |= {f"{prefix}{name}" for name in tensors.parameters}
             for kind, texts in known.items():
                 texts |= {f"{prefix}{name}": text for name, text in getattr(tensors, kind).items()}
         self._names = self._holders
-        self.buffers = frozenset(buffers)
+        self.buffers, self.parameters = frozenset(buffers), frozenset(parameters)
         self.layouts, self.quantised, self.refused = (known[name] for name in _KNOWN)
 
     def __getitem__(self, name: str) -> Tensor:

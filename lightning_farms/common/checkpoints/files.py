@@ -304,6 +304,7 @@ class _Pickled(StoredTensors):
     def __init__(self, chosen: StateDicts, buffers: frozenset[str], path: Path) -> None:
         self._names = self._tensors = chosen.tensors
         self.buffers = buffers
+        self.parameters = frozenset(name for name, tensor in chosen.tensors.items() if tensor.parameter)
         self._path = path
 
     def __getitem__(self, name: str) -> Tensor:

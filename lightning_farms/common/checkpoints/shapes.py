@@ -16,6 +16,7 @@ class StoredTensors(Mapping[str, Tensor]):
     Attributes:
         config: what a ``config.json`` beside the file says; empty where there is none.
         buffers: names of tensors that are known to be buffers, not parameters.
+        parameters: names of tensors that are known to be parameters.
         layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
         quantised: the format of tensors that the file's own format packs.
         refused: why tensors are known to be no weights.
@@ -24,6 +25,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     config: Mapping[str, Any] = MappingProxyType({})
     buffers: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
     layouts: Mapping[str, str] = MappingProxyType({})
     quantised: Mapping[str, str] = MappingProxyType({})
     refused: Mapping[str, str] = MappingProxyType({})
@@ -59,7 +61,7 @@ class SomeTensors(StoredTensors):
     def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
         self._tensors = tensors
         self._names = dict.fromkeys(names)
-        self.config, self.buffers = tensors.config, tensors.buffers
+        self.config, self.buffers, self.parameters = tensors.config, tensors.buffers, tensors.parameters
         self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
         self.dequantize = tensors.dequantize
 
@@ -97,6 +99,7 @@ class MetaTensors(Mapping[str, Tensor]):
         self.dequantize: bool = getattr(tensors, "dequantize", False)
         self.config: Mapping[str, Any] = getattr(tensors, "config", {})
         self.buffers: frozenset[str] = getattr(tensors, "buffers", frozenset())
+        self.parameters: frozenset[str] = getattr(tensors, "parameters", frozenset())
         self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
         self.quantised: Mapping[str, str] = getattr(tensors, "quantised", {})
         self.refused: Mapping[str, str] = getattr(tensors, "refused", {})
