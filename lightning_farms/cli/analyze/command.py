@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -31,6 +31,7 @@ from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar, progress_is_shown
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
@@ -94,14 +95,31 @@ def _make_folders(options: AnalyzeOptions) -> None:
     if options.out is not None:
         if options.out.is_dir():
             raise IsADirectoryError(f"Expected --out to be a file, but {str(options.out)!r} is a folder.")
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+        _check_no_input(options.out, [options.file, options.base, options.compare])
+        _make_folder(options.out.parent, "--out to be in a folder")
         _check_writable(options.out if options.out.exists() else options.out.parent, "--out to be a place")
         _check_writable(options.out.parent, "--out to be in a folder")
     if options.plots is not None:
         if options.plots.exists() and not options.plots.is_dir():
             raise NotADirectoryError(f"Expected --plots to be a folder, but {str(options.plots)!r} is a file.")
-        options.plots.mkdir(parents=True, exist_ok=True)
+        _make_folder(options.plots, "--plots to be a folder")
         _check_writable(options.plots, "--plots to be a folder")
+
+
+def _check_no_input(out: Path, inputs: Sequence[Path | None]) -> None:
+    """Refuse to write over what is read."""
+    for path in inputs:
+        within = path is not None and path.is_dir() and out.resolve().parent == path.resolve()
+        same = path is not None and out.exists() and path.exists() and out.samefile(path)
+        if same or (within and out.exists() and out.name.endswith(WEIGHTS)):
+            raise ValueError(f"Expected --out to be another file than the weights, but {str(out)!r} holds them.")
+
+
+def _make_folder(folder: Path, expected: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Expected {expected} that can be made, but {str(folder)!r} cannot: {error.strerror}.") from error
 
 
 def _check_writable(path: Path, what: str) -> None:

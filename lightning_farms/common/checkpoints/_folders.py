@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,6 +31,11 @@ _PREFERRED = (
 )
 _SUFFIXES = (INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_SUFFIXES = (".gguf", ".onnx", ".keras", ".h5", ".hdf5")
+WEIGHTS = (*_SUFFIXES, *_OTHER_SUFFIXES)
+"""Endings of files that hold weights, or say where they are."""
+
+_DEEPEST = 4
+_MOST_FOLDERS = 500
 _SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin|\.pt|\.gguf)"
 )
@@ -69,8 +76,19 @@ def what_is_meant(path: Path) -> Meant:
             "checkpoint is read in several places. Write it to a file first."
         )
     if not path.is_dir():
-        raise FileNotFoundError(f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}.")
+        raise FileNotFoundError(_not_there(path))
     return _folder_meant(_snapshot(path))
+
+
+def _not_there(path: Path) -> str:
+    text = f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}"
+    if path.is_symlink():
+        return f"{text}, a link to {os.readlink(path)!r}, where nothing is. Download or copy that again."
+    if re.match(r"(https?|s3|gs|hf):/", str(path)):
+        return f"{text}, an address. Download the file first."
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix and not path.parent.exists():
+        return f"{text}. If it is a model of the Hugging Face Hub, download it first: hf download {path}"
+    return f"{text}."
 
 
 def _file_meant(path: Path) -> Meant:
@@ -167,8 +185,30 @@ def _below(folder: Path) -> Meant:
         )
     raise FileNotFoundError(
         f"Expected argument `path` to be a folder with weights ({', '.join('*' + s for s in _SUFFIXES)}), but "
-        f"{str(folder)!r} holds none."
+        f"{str(folder)!r} holds none{_hint(folder)}."
     )
+
+
+def _hint(folder: Path) -> str:
+    """Links that lead nowhere, or folders further down that hold weights."""
+    broken = sorted(file.name for file in folder.iterdir() if file.is_symlink() and not file.exists())
+    broken = [name for name in broken if name.endswith(WEIGHTS)]
+    if broken:
+        return f": {listed(broken)} leads nowhere, as after a download that was cut short. Download it again"
+    found = [str(place.relative_to(folder)) for place in _deeper(folder) if _holds_weights(place)]
+    return f"; there are some in {listed(found)}. Give one of these folders" if found else ""
+
+
+def _deeper(folder: Path) -> Iterator[Path]:
+    """Folders below one, a few levels down."""
+    waiting = deque((place, 1) for place in _subfolders(folder))
+    for _ in range(_MOST_FOLDERS):
+        if not waiting:
+            return
+        place, depth = waiting.popleft()
+        yield place
+        if depth < _DEEPEST:
+            waiting += ((child, depth + 1) for child in _subfolders(place))
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, MAD
 from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
+_WHATEVER_THE_NAME = 3  # of the formats below, the first
 
 
 class OtherFormat(NamedTuple):
@@ -42,12 +43,25 @@ def _other_zip(_: bytes, path: Path) -> bool:
     return bool(names) and not any(name.endswith("data.pkl") for name in names)
 
 
+def _is_text(start: bytes, path: Path) -> bool:
+    try:
+        text = start.decode("ascii")
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
+
+
 _FORMATS = (
     OtherFormat("a Git LFS pointer", "Fetch the file itself: git lfs pull", _begins(b"version https://git-lfs")),
     OtherFormat(
         "a web page",
         "The download went wrong (an address of a page, or a login): download the file itself",
         lambda start, _: start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")),
+    ),
+    OtherFormat(
+        "an answer of a web server in XML",
+        "The download was refused, or went wrong: download the file itself",
+        lambda start, path: start.lstrip().startswith(b"<?xml") and path.suffix != ".xml",
     ),
     OtherFormat(
         "an older llama.cpp file (GGML)", "Analyse the checkpoint that it was made from", _begins(b"lmgg", b"tjgg")
@@ -90,8 +104,21 @@ _FORMATS = (
         "Unpack it first (gzip -d, xz -d, zstd -d, 7z x)",
         _begins(b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"BZh"),
     ),
+    OtherFormat("a picture or document", "Give the checkpoint", _begins(b"\x89PNG", b"\xff\xd8\xff", b"%PDF", b"GIF8")),
+    OtherFormat(
+        "a text",
+        "Look at it: if it is the message of a server, the download went wrong; download the file itself",
+        _is_text,
+    ),
     OtherFormat("a zip archive of something else", "Unpack it, and give the checkpoint in it", _other_zip),
 )
+
+
+def is_no_checkpoint(path: Path) -> bool:
+    """Whether a file is a pointer, a page or an answer of a server, whatever its name says."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return any(known.knows(start, path) for known in _FORMATS[:_WHATEVER_THE_NAME])
 
 
 def other_format(path: Path) -> OtherFormat | None:

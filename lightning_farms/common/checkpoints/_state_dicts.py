@@ -23,6 +23,7 @@ _SHOWN = 12
 _LONGEST_NAME = 1000  # characters of a key, and of a path that is shown
 _MOST_TEXT = 2**26  # characters of all names; a path is part of every name below it
 Tensors = dict[str, PickledTensor]
+_HELD = (dict, StandIn, PickledTensor)
 
 
 class StateDicts(NamedTuple):
@@ -206,7 +207,7 @@ def entries_of(value: object) -> Mapping[Any, Any]:
     if isinstance(value, dict):
         return value
     if isinstance(value, (list, tuple)):
-        return dict(enumerate(value)) if any(isinstance(item, (dict, StandIn)) for item in value) else {}
+        return dict(enumerate(value)) if any(isinstance(item, _HELD) for item in value) else {}
     if isinstance(value, StandIn):
         return value.entries or (value.state if isinstance(value.state, dict) else {})
     return {}

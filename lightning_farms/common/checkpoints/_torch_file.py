@@ -270,6 +270,16 @@ def _quantised(storage: object, offset: object, size: object, stride: object, *_
     return PickledTensor(made.shape, made.dtype, reason="quantised: dequantise it before saving")
 
 
+def _nested(buffer: object, *_: object) -> object:
+    if not isinstance(buffer, PickledTensor):
+        return None
+    return PickledTensor(buffer.shape, buffer.dtype, reason="nested, of several shapes: save what `.unbind()` gives")
+
+
+def _of_device(data: object, *_: object) -> object:
+    return data if isinstance(data, PickledTensor) else None
+
+
 def _pairs(*arguments: Any) -> object:  # noqa: ANN401
     items = arguments[0] if arguments else ()
     pairs = items.items() if isinstance(items, dict) else items if isinstance(items, list) else ()
@@ -291,6 +301,8 @@ _TORCH: dict[str, Callable[..., object]] = {
     "_rebuild_meta_tensor_no_storage": _meta,
     "_rebuild_wrapper_subclass": _wrapper,
     "_rebuild_qtensor": _quantised,
+    "_rebuild_nested_tensor": _nested,
+    "_rebuild_device_tensor_from_cpu_tensor": _of_device,
 }
 _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
     **{("torch._utils", name): function for name, function in _TORCH.items()},

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_farms.common.checkpoints._config import config_beside
 from lightning_farms.common.checkpoints._deepspeed import read_zero
 from lightning_farms.common.checkpoints._distributed import read_distributed
-from lightning_farms.common.checkpoints._folders import Meant, what_is_meant
+from lightning_farms.common.checkpoints._folders import WEIGHTS, Meant, what_is_meant
 from lightning_farms.common.checkpoints._gguf import GGUFTensors
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints._joined import JoinedTensors
@@ -23,7 +23,7 @@ from lightning_farms.common.checkpoints._json_file import JSONError, read_json_f
 from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._onnx import read_onnx
-from lightning_farms.common.checkpoints._other_formats import other_format
+from lightning_farms.common.checkpoints._other_formats import is_no_checkpoint, other_format
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
@@ -38,7 +38,7 @@ from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, nam
 from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
 from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
 
-__all__ = ["STATE_DICT_KEYS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
+__all__ = ["STATE_DICT_KEYS", "WEIGHTS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
 _JOINS = "torch.distributed.checkpoint.format_utils"
 _LONGEST = 250  # characters of a file's name
@@ -203,11 +203,17 @@ def _counted(parts: Iterable[StoredCheckpoint]) -> dict[str, int]:
 def _read(path: Path, how: _How) -> StoredCheckpoint:
     if path.suffix == ".json":
         return StoredCheckpoint(_Shards(path, how), {}, {})
+    if is_no_checkpoint(path):
+        _refuse_other(path)
     other = _of_other_program(path, how)
     if other is not None:
         return StoredCheckpoint(other, {}, {})
     if path.suffix == ".safetensors" or looks_like_safetensors(path):
-        file = SafetensorsFile(path)
+        try:
+            file = SafetensorsFile(path)
+        except ValueError as error:
+            _refuse_other(path, error)
+            raise
         return StoredCheckpoint(file, {}, file.metadata)
     with _refusing(path):
         return _of_torch(read_torch_file(path, check=how.check), path, how)
@@ -228,7 +234,7 @@ def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
     """The state dict that is meant of what a file of torch.save holds."""
     chosen = choose_state_dict(stored.content, how.key, str(path))
     if not how.may_be_empty or not isinstance(stored.content, dict):
-        _check_not_empty(stored.content, chosen, path)
+        _check_not_empty(stored, chosen, path)
     own = chosen.taken.partition(".")[0]
     entries = stored.content if chosen.taken and isinstance(stored.content, dict) else {}
     beside = {str(name): value for name, value in entries.items() if str(name) != own}
@@ -269,8 +275,9 @@ def _refuse_other(path: Path, error: Exception | None = None) -> None:
         ) from error
 
 
-def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
+def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
     """Tell what a file without tensors, or with empty ones only, holds."""
+    content = stored.content
     if chosen.tensors:
         if all(0 in tensor.shape for tensor in chosen.tensors.values()):
             raise ValueError(
@@ -285,9 +292,18 @@ def _check_not_empty(content: object, chosen: StateDicts, path: Path) -> None:
             f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
             "optimizer. Give the model's file (it is often in the same folder)."
         )
+    if any(name.startswith("numpy") and name.endswith("_reconstruct") for name in stored.left_out):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint with tensors, but {str(path)!r} holds arrays of NumPy. Load it "
+            "with the program that wrote it, and save {name: torch.from_numpy(array)} with torch.save."
+        )
+    if isinstance(content, PickledTensor):
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a Tensor. Save "
+            'it under a name: torch.save({"layer.weight": tensor}, FILE).'
+        )
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
-        kind = "Tensor" if isinstance(content, PickledTensor) else kind
         raise ValueError(
             f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}."
         )
