@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from experiments import Help, OnEpoch, RunTable, fit, markdown, quiet, run_all, spread
+from experiments import Help, OnEpoch, RunTable, fit, markdown, quiet, run_all, spread, write_text
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import seed_everything
@@ -274,7 +274,7 @@ def main(
     failed = run_all(runs, table, lambda run, folder, on_epoch: train(run, folder, path, on_epoch)._asdict(), _summary)
     text = tables(chosen, setting, seeds, table)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.md").write_text(text, encoding="utf-8")
+    write_text(out / "tables.md", text)
     print(text)
     if failed:
         print(f"{failed} of {len(runs)} runs failed; see {table.path}. The same command tries them again.")

@@ -13,16 +13,21 @@ import statistics
 import time
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightning_farms.common.atomic import complete_or_nothing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CHECKPOINT = "last.ckpt"
 _LARGE = 1000  # from here on a mean is that of a training that went wrong, and its decimals say nothing
@@ -129,20 +134,46 @@ class RunTable:
         """Add the row of a run that ended, without a result if it failed; the header too where the file is new."""
         figures = {name: v if isinstance(v, str) else f"{v:.6g}" for name, v in (result or {}).items()}
         row = {**run.key, "status": "failed" if result is None else "finished", **figures, "error": error}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            writer.writeheader()
-        elif not self.path.read_bytes().endswith(b"\n"):
-            text.write("\n")
-        writer.writerow(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, text.getvalue().encode())  # a whole row at once, or a row that is passed over
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with _alone_in(self.path.parent):
+            earlier = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+            if not earlier:
+                writer.writeheader()
+            elif not earlier.endswith("\n"):
+                text.write("\n")
+            writer.writerow(row)
+            write_text(self.path, earlier + text.getvalue())
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let another process that adds a row in the same folder wait, where the system can do that."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; after an error an earlier one is as it was."""
+    with complete_or_nothing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Figure, path: Path, dpi: float | None = None) -> None:
+    """Write a picture whole or not at all."""
+    with complete_or_nothing(path) as draft:
+        figure.savefig(draft, format=path.suffix[1:], dpi=dpi or figure.dpi)
 
 
 class Record(Callback):

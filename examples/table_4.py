@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments import Clock, Help, OnEpoch, OutOfTimeError, RunTable, quiet, run_all
+from experiments import Clock, Help, OnEpoch, OutOfTimeError, RunTable, quiet, run_all, write_text
 from fine_tuning.choice import rates_to_try
 from fine_tuning.methods import callbacks
 from fine_tuning.report import Cell, Rows, plot, tables
@@ -132,7 +132,7 @@ def go_on(laboratory: Laboratory) -> int:
 
 
 def _write(rows: Rows, cells: list[Cell], study: Study, out: Path) -> None:
-    (out / "table.md").write_text(tables(rows, cells, study), encoding="utf-8")
+    write_text(out / "table.md", tables(rows, cells, study))
     plot(rows, cells, study.methods, out / "table.png")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lightning_farms import FARMS, WholeMatrix, analyze
 from lightning_farms.analysis import SpectralMethod
+from lightning_farms.common.atomic import complete_or_nothing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,7 +213,8 @@ def main(
     for label in METHODS:
         print_correlations(label, outcomes, runs)
     out.mkdir(parents=True, exist_ok=True)
-    draw(outcomes).savefig(out / "figure_14.png")
+    with complete_or_nothing(out / "figure_14.png") as draft:
+        draw(outcomes).savefig(draft, format="png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.functional import esd, fit_hill, fixed_aspect_ratio_submatrices
 from lightning_farms.functional.random_matrix import (
     marchenko_pastur_cdf,
@@ -162,7 +163,8 @@ def main(out: Path = Path(__file__).parent, seed: int = 0) -> None:
     for ratio, values in distances.items():
         print(f"  m/n = {ratio}:", *(f"{value:.4f}" for value in values))
     out.mkdir(parents=True, exist_ok=True)
-    draw(spectra, curve, sizes, distances).savefig(out / "figure_2_8.png")
+    with complete_or_nothing(out / "figure_2_8.png") as draft:
+        draw(spectra, curve, sizes, distances).savefig(draft, format="png")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import nn
 
 from lightning_farms import FARMS, SpectralReport, WholeMatrix, analyze
 from lightning_farms.analysis import SpectralMethod
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.models import resnet34, vgg19
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def main(out: Path = Path(__file__).parent, seed: int = 0, widths: tuple[int, ..
         for width, reports in results[model].items():
             print_reports(model, width, reports)
     out.mkdir(parents=True, exist_ok=True)
-    draw(results).savefig(out / "figure_6.png")
+    with complete_or_nothing(out / "figure_6.png") as draft:
+        draw(results).savefig(draft, format="png")
 
 
 if __name__ == "__main__":

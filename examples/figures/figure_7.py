@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_farms import FARMS, LayerSpectrum, WholeMatrix, analyze
+from lightning_farms.common.atomic import complete_or_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,8 @@ def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 12) -> 
     print(f"accuracy on {len(held_out.classes)} held-out images: {accuracy(model, held_out):.3f}")
     after = print_layers("trained", model)
     out.mkdir(parents=True, exist_ok=True)
-    draw(before, after).savefig(out / "figure_7.png")
+    with complete_or_nothing(out / "figure_7.png") as draft:
+        draw(before, after).savefig(draft, format="png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import RunTable, markdown, spread
+from experiments import RunTable, markdown, save_figure, spread
 from fine_tuning.choice import chosen_rate, interval, paired
 from fine_tuning.methods import TITLES
 from fine_tuning.study import BASELINE, CHOICE_SEED, TRIVIAL, Run, Study
@@ -212,4 +212,4 @@ def plot(rows: Rows, cells: Sequence[Cell], methods: Sequence[str], path: Path) 
         axes.set(title=f"{cell.data}, {100 * cell.fraction:g} %", xlabel="test L2RE less Adam's (points)")
         axes.set_yticks(range(len(others)), [TITLES[method] for method in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

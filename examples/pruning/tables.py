@@ -29,7 +29,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the runners share
-from experiments import Help, RunTable, key_texts, markdown, run_all, spread
+from experiments import Help, RunTable, key_texts, markdown, run_all, save_figure, spread, write_text
 
 from lightning_farms.analysis import FARMS
 from lightning_farms.pruning import (
@@ -294,7 +294,7 @@ def plot(best: Sequence[Run], table: RunTable, text: str, path: Path) -> None:
                 axes.plot(*zip(*sorted(rows), strict=True), ".-", color=colour, label=TITLES[name])
         axes.set(yscale="log", xlabel="sparsity", ylabel=f"perplexity, {text}", title=method)
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main(
@@ -360,7 +360,7 @@ def main(
     parts = [f"Test perplexity on {t.name}\n\n{table_of(best, seeds, table, t.name)}" for t in texts]
     text = "\n".join([*parts, f"Chosen on held-out text of {texts[0].name}\n\n{choices_of(best)}"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text, encoding="utf-8")
+    write_text(out / "table.md", text)
     plot(best, table, texts[0].name, out / "table.png")
     print(text)
     if failed:

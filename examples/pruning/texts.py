@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentParser
 
+from lightning_farms.common.atomic import complete_or_nothing
+
 PARTS = ("calibration", "test", "calibration", "heldout")
 
 
@@ -92,7 +94,8 @@ def write_parts(source: Source, package: Path, folder: Path) -> dict[str, int]:
         parts[PARTS[number % len(PARTS)]].append(text)
     folder.mkdir(parents=True, exist_ok=True)
     for part, texts in parts.items():
-        (folder / f"{part}.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        with complete_or_nothing(folder / f"{part}.txt") as draft:
+            draft.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return {part: sum(len(text.split()) for text in texts) for part, texts in parts.items()}
 
 

@@ -20,7 +20,6 @@ from lightning_farms.common.checkpoints._torch_file import Builder, read_torch_b
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor
 from lightning_farms.common.texts import listed
 
-
 _NOT_COVERED = "damaged: its parts do not cover it: files of other processes are missing"
 _LONGEST = 4096  # characters of a file's name
 _Box = tuple[tuple[int, int], ...]

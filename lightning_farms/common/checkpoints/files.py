@@ -294,13 +294,13 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
         )
     if any(name.startswith("numpy") and name.endswith("_reconstruct") for name in stored.left_out):
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint with tensors, but {str(path)!r} holds arrays of NumPy. Load it "
-            "with the program that wrote it, and save {name: torch.from_numpy(array)} with torch.save."
+            f"Expected argument `path` to be a checkpoint with tensors, but {str(path)!r} holds arrays of NumPy. Load "
+            "it with the program that wrote it, and save {name: torch.from_numpy(array)} with torch.save."
         )
     if isinstance(content, PickledTensor):
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a Tensor. Save "
-            'it under a name: torch.save({"layer.weight": tensor}, FILE).'
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a Tensor. "
+            'Save it under a name: torch.save({"layer.weight": tensor}, FILE).'
         )
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
