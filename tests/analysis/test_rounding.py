@@ -72,3 +72,20 @@ def test_model_and_file_say_the_same():
     [of_model] = analyze(after, WholeMatrix(), base=before)
     [of_file] = analyze_weights(checkpoint_changes(after.state_dict(), before.state_dict()), WholeMatrix())
     assert of_model == of_file
+
+
+@pytest.mark.parametrize("kept_as", [torch.float32, torch.float64], ids=str)
+def test_numbers_of_a_coarser_type_stored_in_a_finer_one_were_rounded_to_it(kept_as):
+    weight, change = update(16)
+    base = {"q.weight": weight, "frozen.weight": weight}
+    tuned = {"q.weight": (weight + change).bfloat16().to(kept_as), "frozen.weight": weight.half().to(kept_as)}
+    moved, frozen = analyze_weights(checkpoint_changes(tuned, base), WholeMatrix())
+    assert moved.alpha == pytest.approx(hill(change, 16), abs=moved.standard_error)
+    assert moved.eigenvalue_count in (14, 15, 16)
+    assert frozen.reason == "unchanged from the base, but for the rounding of float16 and float32"
+
+
+def test_numbers_below_the_smallest_of_half_precision_are_rounding():
+    weight, _ = update(4)
+    [row] = analyze_weights(checkpoint_changes({"q.weight": (weight * 1e-6).half()}, {"q.weight": weight * 1e-6}))
+    assert row.reason.startswith("unchanged from the base, but for the rounding of float16")

@@ -1,6 +1,8 @@
 """Every subcommand where it cannot write: one message, a sensible exit status, and the earlier file as it was."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +47,10 @@ class Job(NamedTuple):
     most: int = 64
 
 
+IN_PLACE = (
+    "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.enable_version_counter=false "
+    "--trainer.callbacks.dirpath=checkpoints"
+)
 TRAIN = "--config={here}/training.yaml --data.path={here}/flow.hdf5"
 JOBS = {
     "analyze": [
@@ -63,6 +69,7 @@ JOBS = {
     "convert": [
         Job("{here}/dpot.pth a.safetensors --overwrite", ("a.safetensors",)),
         Job("{here}/dpot.pth a.pth --overwrite", ("a.pth",)),
+        Job("{here}/dpot.pth a.pth --overwrite", ("a.pth",), most=8000),  # a part of it fits
     ],
     "prune": [
         Job("{here}/lm --sparsity 0.5 --dry-run --report a.json", ("a.json",)),
@@ -121,9 +128,10 @@ def child():
 def ended(child, inputs, tmp_path):
     """Run a subcommand; its exit status, and what it said on stdout and stderr."""
 
-    def run(command, job, *, most=0, stdout="open"):
+    def run(command, job, *, most=0, stdout="open", fault="", at=""):
         arguments = [command, *job.arguments.format(**inputs).split()]
         line = {"arguments": arguments, "folder": str(tmp_path), "most": most, "stdout": stdout}
+        line |= {"fault": fault, "at": at}
         child.stdin.write(json.dumps(line) + "\n")
         child.stdin.flush()
         found = json.loads(child.stdout.readline())
@@ -160,6 +168,41 @@ def test_a_full_disk(command, job, ended, tmp_path):
     assert not drafts(tmp_path)
     if job.files:
         assert any(name in messages(err)[0] for name in job.files)
+
+
+@pytest.mark.parametrize(
+    ("fault", "at"),
+    [
+        ("EDQUOT", "fsync"),
+        ("EROFS", "open"),
+        pytest.param("ENOSPC", "fsync", marks=pytest.mark.slow),
+        pytest.param("EACCES", "open", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(("command", "job"), [case for case in cases(SECONDS_EACH) if case.values[1].files])
+def test_what_the_system_refuses(command, job, fault, at, ended, tmp_path):
+    """A quota, a file system that is read-only, a folder without the right to write."""
+    for name in job.files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(EARLIER)
+    status, _, err = ended(command, job, fault=fault, at=at)
+    assert (status, len(messages(err))) == (1, 1), err
+    assert all((tmp_path / name).read_text() == EARLIER for name in job.files)
+    assert not drafts(tmp_path)
+    assert any(name in messages(err)[0] for name in job.files)
+    assert os.strerror(getattr(errno, fault)) in messages(err)[0]
+
+
+@pytest.mark.parametrize("most", [40000, *(pytest.param(most, marks=pytest.mark.slow) for most in (300, 8000, 70000))])
+def test_a_disk_that_is_full_when_a_checkpoint_is_written(most, ended, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch=0-step=1.ckpt").write_text(EARLIER)
+    status, _, err = ended("fit", Job(f"{TRAIN} {IN_PLACE}"), most=most)
+    assert (status, len(messages(err))) == (1, 1), err
+    assert "checkpoints/epoch=0-step=1.ckpt' to be a file that can be written" in messages(err)[0]
+    assert "--ckpt_path" in messages(err)[0]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch=0-step=1.ckpt"]
+    assert (tmp_path / "checkpoints" / "epoch=0-step=1.ckpt").read_text() == EARLIER
 
 
 @pytest.mark.parametrize(("command", "job"), [case for case in cases(SECONDS_EACH) if case.values[1].files])

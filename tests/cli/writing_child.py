@@ -1,11 +1,13 @@
 """A process that runs subcommands one by one where they cannot write, each in a child of its own.
 
-Jobs come as JSON on stdin: arguments, folder, bytes that a file may have, and what stdout is. Used by test_writing.py.
+Jobs come as JSON on stdin: arguments, folder, bytes that a file may have, what stdout is, and
+what the system refuses. Used by test_writing.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -65,6 +67,8 @@ def _in_child(job: dict[str, object], out: tuple[int, int], err: tuple[int, int]
         os.chdir(str(job["folder"]))
         if job["most"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(str(job["most"])),) * 2)
+        if job.get("fault"):
+            _break(str(job["at"]), getattr(errno, str(job["fault"])), str(job["folder"]))
         from lightning_farms.cli import main
 
         sys.argv = ["lightning-farms"]
@@ -80,6 +84,24 @@ def _in_child(job: dict[str, object], out: tuple[int, int], err: tuple[int, int]
         os.write(2, b"Exception ignored, as Python says when it closes stdout")
     os.write(loaded, "\n".join(set(sys.modules) - before).encode())
     os._exit(status)
+
+
+def _break(at: str, number: int, folder: str) -> None:
+    """Let the system refuse what is written in a folder: when a file is opened, or when it is to be on the disk."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def opened(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            path = os.path.abspath(os.fsdecode(arguments[0])) if isinstance(arguments[0], (str, bytes)) else ""
+            if path.startswith(folder):
+                raise OSError(number, os.strerror(number), path)
+
+    if at == "fsync":
+        os.fsync = refuse  # type: ignore[assignment]
+    else:
+        sys.addaudithook(opened)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    modules, earlier = _modules(tensors, selection), _modules(_opened(base), selection)
+    before_all = base if isinstance(base, Mapping) else open_checkpoint(base)  # what is tied there need not be later
+    modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
 
     everything = replace(selection, include=(), exclude=(), kinds=(), embeddings=True, min_size=1, max_size=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
+from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._closing import close
 from lightning_farms.cli.train._config_file import WholeConfig
@@ -58,6 +59,12 @@ class FarmsCLI(LightningCLI):
             default=[],
             help="patterns of the parameters that `fit` leaves as they are, such as 'network.blocks.*'",
         )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+        """Make a trainer that writes whole checkpoints or none."""
+        trainer = super().instantiate_trainer(**kwargs)
+        write_whole(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Refuse what is no Lightning checkpoint before Lightning takes the model's settings from it."""

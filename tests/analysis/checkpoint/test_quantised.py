@@ -91,3 +91,30 @@ def test_the_config_beside_the_file_names_a_new_format(tmp_path):
     found = {weight.name: weight.reason for weight in checkpoint_weights(tmp_path)}
     assert found.keys() == {"up.packed_bits", "q"}
     assert "torch.int32; newq" in found["up.packed_bits"]
+
+
+def test_what_a_packed_layer_holds_beside_its_numbers_is_no_weight():
+    """Tables, rotations and low-rank corrections of formats that nobody has named yet; adapters' factors are rows."""
+    state = {
+        "up.qweight": i32(8, 64), "up.proj_down": f16(64, 32), "up.tables": f16(64, 16),
+        "up.lora_A": torch.randn(16, 64), "sharp.Qidxs": torch.randint(0, 9, (64, 8)), "sharp.A": torch.randn(16, 16),
+        "q.weight": torch.randn(64, 64),
+    }  # fmt: skip
+    found = {weight.name: weight.reason for weight in checkpoint_weights(state)}
+    assert set(found) == {"up.qweight", "up.lora_A", "sharp.Qidxs", "q"}
+    assert (found["q"], found["up.lora_A"]) == ("", "")
+    assert "QuIP#" in found["sharp.Qidxs"]
+
+
+def test_a_weight_compressed_to_its_nonzero_numbers_is_packed():
+    state = {"up.weight_compressed": f16(64, 32), "up.weight_bitmask": u8(64, 8)}
+    [weight] = checkpoint_weights(state)
+    assert (weight.name, "2:4" in weight.reason) == ("up.weight_compressed", True)
+
+
+def test_one_packed_tensor_says_nothing_of_the_others_of_fused_experts():
+    state = {"experts.up": u8(4, 64, 64).view(torch.float8_e4m3fn), "experts.down": torch.randn(4, 64, 64)}
+    assert [(weight.name, bool(weight.reason)) for weight in checkpoint_weights(state)] == [
+        ("experts.up", True),
+        ("experts.down", False),
+    ]

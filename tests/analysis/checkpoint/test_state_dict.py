@@ -399,3 +399,74 @@ def test_changes_that_cannot_be():
 )
 def test_match_names(names, others, expected):
     assert match_names(names, others) == expected
+
+
+class ExpertGLU(nn.Module):
+    """Experts one below the other, as DBRX has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe_num_experts = 4
+        self.w1, self.w2 = (nn.Parameter(torch.randn(4 * 24, 20)) for _ in range(2))
+
+
+class GroupedMLP(nn.Module):
+    """Experts whose numbers follow each other in the first matrix, as Megatron has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_local_experts = 4
+        self.weight1, self.weight2 = nn.Parameter(torch.randn(20, 4 * 24)), nn.Parameter(torch.randn(4 * 24, 20))
+
+
+@pytest.mark.parametrize(
+    ("experts", "config"),
+    [(ExpertGLU, {"ffn_config": {"moe_num_experts": 4}}), (GroupedMLP, {"num_moe_experts": 4})],
+)
+def test_experts_in_one_matrix_come_apart(tmp_path, experts, config):
+    model = nn.ModuleDict({"experts": experts()})
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert all("config.json" in weight.remark for weight in checkpoint_weights(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for of_file, of_model in zip(checkpoint_weights(tmp_path), layer_weights(model), strict=True):
+        assert (of_file.name, of_file.shape, of_file.remark) == (of_model.name, of_model.shape, "")
+        assert torch.equal(of_file.matrices, of_model.matrices)
+    first = next(iter(model["experts"].parameters()))
+    expected = first.view(4, 20, 24) if experts is GroupedMLP else first.view(4, 24, 20)
+    assert torch.equal(next(layer_weights(model)).matrices, expected)
+
+
+def test_what_may_be_a_buffer_says_so():
+    state = {"loss.centers": torch.randn(12, 12), "up.weight": torch.randn(12, 12), "attn.w_in": torch.randn(12, 12)}
+    remarks = {weight.name: weight.remark for weight in checkpoint_weights(state)}
+    assert remarks == {
+        "loss.centers": "whether it is a parameter or a buffer, the file does not tell",
+        "up": "",
+        "attn.w_in": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        {"vq.embed": torch.ones(1, 12, 12), "vq.cluster_size": torch.ones(1, 12)},
+        {"norm.running_cov": torch.ones(12, 12)},
+        {"head.tril": torch.ones(12, 12)},
+        {"attn.k_cache": torch.ones(12, 12)},
+        {"moe.local_tokens_per_expert": torch.ones(12, 12)},
+    ],
+    ids=str,
+)
+def test_more_buffers_are_left_out(buffers):
+    assert [weight.name for weight in checkpoint_weights({"q.weight": torch.ones(12, 12), **buffers})] == ["q"]
+
+
+def test_weights_that_are_tied_in_the_base_alone_have_their_changes():
+    """An output layer that fine-tuning has set free from the table of embeddings."""
+    table = torch.randn(14, 12)
+    base = {"embed_tokens.weight": table, "lm_head.weight": table}
+    tuned = {"embed_tokens.weight": table.clone(), "lm_head.weight": table + 1}
+    changes = {change.name: change for change in checkpoint_changes(tuned, base, Selection(embeddings=True))}
+    assert changes["lm_head"].reason == ""
+    torch.testing.assert_close(changes["lm_head"].matrices[0], torch.ones(14, 12))
+    assert changes["embed_tokens"].reason == "unchanged from the base"

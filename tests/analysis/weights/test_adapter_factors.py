@@ -150,3 +150,27 @@ def test_the_adapters_config_tells_dora(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "use_dora": True}))
     [weight] = checkpoint_weights(tmp_path, PRODUCTS)
     assert "DoRA" in weight.reason
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gralora", "q.gralora_A.default"),
+        ("delora", "q.delora_B"),
+        ("randlora", "base_model.randlora_B"),
+        ("vblora", "q.vblora_vector_bank"),
+        ("miss", "q.miss_block"),
+        ("poly_lora", "q.poly_lora_A"),
+        ("hira", "q.hira_A.weight"),
+    ],
+)
+def test_factors_of_other_families_are_no_weights(family, name):
+    """Of a file, and of a module whose parameter has that name, also where a pair of LoRA's could be seen."""
+    state = {name: torch.randn(24, 24), name.replace("_A", "_B"): torch.randn(24, 24)}
+    for weight in checkpoint_weights(state, PRODUCTS):
+        assert f"an adapter ({family})" in weight.reason
+        assert weight.matrices.numel() == 0
+    module = nn.Module()
+    module.register_parameter(name.split(".")[1], nn.Parameter(torch.randn(24, 24)))
+    [weight] = layer_weights(nn.ModuleDict({"q": module}), PRODUCTS)
+    assert f"an adapter ({family})" in weight.reason

@@ -389,10 +389,10 @@ def test_plot_of_a_comparison(run):
     ("arguments", "message"),
     [
         (["nowhere.pt"], "existing file or folder, but got 'nowhere.pt'"),
-        (["notes.txt"], "damaged, cut short or of another format"),
+        (["notes.txt"], "'notes.txt' is a text. Look at it"),
         (["vectors.pt"], "a checkpoint with weight matrices, but got vectors"),
         (["net.pt", "--compare", "nowhere.pt"], "but got 'nowhere.pt'"),
-        (["net.pt", "--base", "notes.txt"], "'notes.txt' is damaged"),
+        (["net.pt", "--base", "notes.txt"], "'notes.txt' is a text"),
         (["net.pt", "--include", "fourth"], "Expected --include to match layers, but 'fourth' matches none"),
         (["net.pt", "--min_size", "900"], "none among 7: the smaller dimension, 32, is below min_size 900 (5); "),
         (["net.pt", "--out", "."], "--out to be a file, but '.' is a folder"),
@@ -597,3 +597,16 @@ def test_only_what_is_needed_is_imported(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("option", ["", "--base", "--compare"])
+def test_weights_are_not_written_over(folder, capsys, option):
+    torch.save(network().state_dict(), folder / "one.pt")
+    torch.save(network(1).state_dict(), folder / "two.pt")
+    before = (folder / "two.pt").read_bytes()
+    read = [str(folder / "one.pt"), option, str(folder / "two.pt")] if option else [str(folder / "two.pt")]
+    with pytest.raises(SystemExit) as ended:
+        main(["analyze", *read, "--out", str(folder / "two.pt")])
+    assert ended.value.code == 1
+    assert "to be another file than the weights" in capsys.readouterr().err
+    assert (folder / "two.pt").read_bytes() == before

@@ -327,3 +327,27 @@ def test_slices_of_one_tensor_in_two_shards_are_no_checkpoint(tmp_path):
         save_file({"a.weight": torch.ones(3, 4) * number}, tmp_path / f"model-0000{number}-of-00002.safetensors")
     with pytest.raises(ValueError, match=r"'a\.weight' is in two: slices of tensor parallelism"):
         open_checkpoint(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("blobs/0")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors leads nowhere"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"a link to 'blobs/0', where nothing is"):
+        open_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_folders_further_down_are_named(tmp_path):
+    (tmp_path / "version_3" / "checkpoints").mkdir(parents=True)
+    torch.save(state(), tmp_path / "version_3" / "checkpoints" / "last.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"there are some in version_3/checkpoints\. Give one"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [("https://a.b/c.pt", "an address. Download"), ("owner/some-model", "hf download owner/some-model")],
+)
+def test_what_is_elsewhere_has_to_be_downloaded(path, remedy):
+    with pytest.raises(FileNotFoundError, match=remedy):
+        open_checkpoint(path)

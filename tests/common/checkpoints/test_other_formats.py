@@ -37,6 +37,12 @@ def array(save):
 FORMATS = {
     "Git LFS pointer": ("a.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
     "web page": ("a.pt", b"<!DOCTYPE html><html></html>", "download the file itself"),
+    "pointer": ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
+    "page": ("a.safetensors", b"<!DOCTYPE html><html>nothing here</html>", "download the file itself"),
+    "answer": ("a.ckpt", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "download the file itself"),
+    "text": ("a.bin", b"Entry not found", "download the file itself"),
+    r"text\. Look": ("a.safetensors", b'{"error": "Repository not found"}', "download the file itself"),
+    "picture": ("a.pt", b"\x89PNG\r\n\x1a\n\0\0", "Give the checkpoint"),
     "GGML": ("a.bin", b"tjgg" + bytes(60), "made from"),
     "NumPy archive": ("a.npz", array(lambda stream, a: numpy.savez(stream, a=a)), "torch.from_numpy"),
     "NumPy array": ("a.npy", array(numpy.save), "torch.from_numpy"),

@@ -1,10 +1,13 @@
 """Which of several state dicts in a file is taken, and how another is asked for."""
 
+import warnings
+
+import numpy
 import pytest
 import torch
 
 from lightning_farms.analysis import open_checkpoint
-from lightning_farms.common.checkpoints import read_stored
+from lightning_farms.common.checkpoints import UnreadableTensor, read_stored
 
 
 def net(seed=0):
@@ -81,3 +84,32 @@ def test_the_state_of_an_optimizer_alone_is_no_checkpoint(tmp_path):
     torch.save(OPTIMIZER, tmp_path / "optimizer.bin")
     with pytest.raises(ValueError, match=r"holds the state of an optimizer\. Give the model's file"):
         open_checkpoint(tmp_path / "optimizer.bin")
+
+
+def test_tensors_in_a_list_are_named_by_their_places(tmp_path):
+    """As torch_ema keeps its averages."""
+    torch.save({"decay": 0.9, "shadow_params": [torch.ones(3, 2), torch.zeros(4)]}, tmp_path / "a.pt")
+    assert {name: tuple(tensor.shape) for name, tensor in open_checkpoint(tmp_path / "a.pt").items()} == {
+        "0": (3, 2),
+        "1": (4,),
+    }
+
+
+def test_arrays_of_numpy_and_a_tensor_alone_have_their_remedies(tmp_path):
+    torch.save({"model": {"w": numpy.ones((3, 2))}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"arrays of NumPy.* torch\.from_numpy"):
+        open_checkpoint(tmp_path / "a.pt")
+    torch.save(torch.ones(3, 2), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"holds a Tensor\. Save it under a name"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_nested_tensor_costs_its_own_row_only(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested tensors is in prototype stage", category=UserWarning)
+        nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+        torch.save({"a": nested, "b": torch.ones(3, 2)}, tmp_path / "a.pt")
+    opened = open_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(opened["b"], torch.ones(3, 2))
+    with pytest.raises(UnreadableTensor, match="nested, of several shapes"):
+        opened["a"]

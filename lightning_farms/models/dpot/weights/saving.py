@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.torch_writing import save_to
 from lightning_farms.models.dpot.config import DPOTConfig
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import SAFETENSORS_SETTINGS
@@ -64,8 +64,7 @@ def write_checkpoint(tensors: Mapping[str, Tensor], config: DPOTConfig, path: st
 
 
 def _write_released(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save({"model": tensors, "args": _released_args(settings)}, file)
+    save_to({"model": tensors, "args": _released_args(settings)}, path)
 
 
 def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
