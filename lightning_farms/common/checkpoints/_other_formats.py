@@ -106,7 +106,7 @@ _FORMATS = (
     ),
     OtherFormat("a picture or document", "Give the checkpoint", _begins(b"\x89PNG", b"\xff\xd8\xff", b"%PDF", b"GIF8")),
     OtherFormat(
-        "a text",
+        "damaged, cut short or of another format (it is a text)",
         "Look at it: if it is the message of a server, the download went wrong; download the file itself",
         _is_text,
     ),

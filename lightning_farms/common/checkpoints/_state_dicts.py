@@ -23,7 +23,6 @@ _SHOWN = 12
 _LONGEST_NAME = 1000  # characters of a key, and of a path that is shown
 _MOST_TEXT = 2**26  # characters of all names; a path is part of every name below it
 Tensors = dict[str, PickledTensor]
-_HELD = (dict, StandIn, PickledTensor)
 
 
 class StateDicts(NamedTuple):
@@ -155,7 +154,7 @@ def _held(content: object) -> Iterator[tuple[str, _Held]]:
         if is_module(value):
             yield ".".join(path), _of_module(value)
             continue
-        entries = entries_of(value)
+        entries = entries_of(value) or (_listed(value) if path else {})
         if not entries or len(path) > _DEEPEST:
             continue
         if is_optimizer(entries):
@@ -207,10 +206,16 @@ def entries_of(value: object) -> Mapping[Any, Any]:
     if isinstance(value, dict):
         return value
     if isinstance(value, (list, tuple)):
-        return dict(enumerate(value)) if any(isinstance(item, _HELD) for item in value) else {}
+        return dict(enumerate(value)) if any(isinstance(item, (dict, StandIn)) for item in value) else {}
     if isinstance(value, StandIn):
         return value.entries or (value.state if isinstance(value.state, dict) else {})
     return {}
+
+
+def _listed(value: object) -> Mapping[Any, Any]:
+    """The tensors of a list, as torch_ema keeps its averages, by their places."""
+    tensors = isinstance(value, list) and any(isinstance(item, PickledTensor) for item in value)
+    return dict(enumerate(value)) if tensors and isinstance(value, list) else {}
 
 
 def is_module(value: object) -> bool:

@@ -389,10 +389,10 @@ def test_plot_of_a_comparison(run):
     ("arguments", "message"),
     [
         (["nowhere.pt"], "existing file or folder, but got 'nowhere.pt'"),
-        (["notes.txt"], "'notes.txt' is a text. Look at it"),
+        (["notes.txt"], "damaged, cut short or of another format"),
         (["vectors.pt"], "a checkpoint with weight matrices, but got vectors"),
         (["net.pt", "--compare", "nowhere.pt"], "but got 'nowhere.pt'"),
-        (["net.pt", "--base", "notes.txt"], "'notes.txt' is a text"),
+        (["net.pt", "--base", "notes.txt"], "'notes.txt' is damaged"),
         (["net.pt", "--include", "fourth"], "Expected --include to match layers, but 'fourth' matches none"),
         (["net.pt", "--min_size", "900"], "none among 7: the smaller dimension, 32, is below min_size 900 (5); "),
         (["net.pt", "--out", "."], "--out to be a file, but '.' is a folder"),

@@ -40,8 +40,6 @@ FORMATS = {
     "pointer": ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
     "page": ("a.safetensors", b"<!DOCTYPE html><html>nothing here</html>", "download the file itself"),
     "answer": ("a.ckpt", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "download the file itself"),
-    "text": ("a.bin", b"Entry not found", "download the file itself"),
-    r"text\. Look": ("a.safetensors", b'{"error": "Repository not found"}', "download the file itself"),
     "picture": ("a.pt", b"\x89PNG\r\n\x1a\n\0\0", "Give the checkpoint"),
     "GGML": ("a.bin", b"tjgg" + bytes(60), "made from"),
     "NumPy archive": ("a.npz", array(lambda stream, a: numpy.savez(stream, a=a)), "torch.from_numpy"),
@@ -86,3 +84,11 @@ def test_an_index_nested_deeply_is_damaged(tmp_path):
     (tmp_path / "a.index.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="damaged"):
         open_checkpoint(tmp_path / "a.index.json")
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.safetensors"])
+@pytest.mark.parametrize("text", ["Entry not found", '{"error": "Repository not found"}'])
+def test_messages_of_servers_are_texts(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"\(it is a text\)\. Look at it: .* download the file itself"):
+        open_checkpoint(tmp_path / name)
