@@ -1,8 +1,11 @@
 """The study of the paper's Table 4: its methods, the choice of rates, its intervals, its file, slices and tables."""
 
 import csv
+import errno
 import math
+import os
 from importlib import import_module
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -419,3 +422,28 @@ def test_the_table_is_made_of_the_rows(table):
     assert f"| {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f} (2) |" in of_shared
     assert "| TB_Sigmoid + FARMS | 10.000 | 20.000 |" in text
     assert "| `fc` | 0.50; 2.00, 1.80; 0.25 |" in text
+
+
+class NamedRun(NamedTuple):
+    name: str
+    label: str = "a run"
+    epochs: int = 1
+
+    @property
+    def key(self):
+        return {"name": self.name}
+
+
+def test_a_row_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    table = RunTable(tmp_path / "runs.csv", ("name",), ("score",))
+    table.append(NamedRun("first"), {"score": 1.5})
+    before = table.path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"runs\.csv' to be a file that can be written, but: No space left"):
+        table.append(NamedRun("second"), {"score": 2.5})
+    assert table.path.read_bytes() == before
+    assert [path.name for path in table.path.parent.iterdir()] == ["runs.csv"]

@@ -143,7 +143,7 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     quantised = _quantised(tensors)
     names = plain_names(list(tensors))
     layouts, refused = _of_format(tensors, "layouts", names), _of_format(tensors, "refused", names)
-    parameters = getattr(tensors, "parameters", frozenset())
+    parameters: frozenset[str] = getattr(tensors, "parameters", frozenset())
     plain_parameters = {plain for plain, name in names.items() if name in parameters}
     plain_buffers = {plain for plain, name in names.items() if name in _buffers(tensors)}
     modules: Modules = {}

@@ -111,8 +111,8 @@ def _ranks(optimizer: Sequence[TorchFile], files: ZeroFiles) -> int:
         raise _refusal(files, "no *_optim_states.pt, where ZeRO-3 keeps the numbers")
     state = _mapping(_mapping(optimizer[0].content).get("optimizer_state_dict"))
     count = state.get("partition_count")
-    counts = [each for each in _sequence(count) if isinstance(each, int)] or [count]
-    count = max(counts) if len(counts) > 1 else counts[0]
+    counts = [each for each in _sequence(count) if isinstance(each, int)]
+    count = max(counts) if counts else count
     stage = state.get("zero_stage")
     if isinstance(stage, int) and stage != 3:
         raise _refusal(files, f"partitions of stage {stage} without mp_rank_00_model_states.pt")

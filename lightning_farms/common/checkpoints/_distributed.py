@@ -180,8 +180,8 @@ def _chunks(folder: Path, stored: object) -> dict[str, tuple[_Chunk, ...]]:
         name, offsets = str(index.get("fqn")), index.get("offset")
         start, length, file = info.get("offset"), info.get("length"), info.get("relative_path")
         if type(start) is int and type(length) is int and isinstance(file, str) and min(start, length) >= 0:
-            known = isinstance(offsets, tuple) and all(type(each) is int for each in offsets)
-            where = tuple(offsets) if known else ()
+            places = offsets if isinstance(offsets, tuple) else ()
+            where = places if all(type(each) is int for each in places) else ()
             packed = bool(info.get("transform_descriptors"))
             found.setdefault(name, []).append(_Chunk(where, folder / file, start, length, packed))
     _check_files(folder, {chunk.file for each in found.values() for chunk in each})

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.common.checkpoints.files import StoredCheckpoint, read_stored
-from lightning_farms.common.checkpoints.safe_load import damaged
+from lightning_farms.common.checkpoints import PickleError, StoredCheckpoint, damaged, read_stored
 from lightning_farms.models.dpot.config import DPOTConfig
 
 SAFETENSORS_SETTINGS = "config"
 """Where the metadata of our safetensors files hold DPOT's settings, as JSON."""
 
 _ANCHOR = "pos_embed"  # a tensor that every DPOT has at its top level: what stands before it is the prefix
+
+
+_DEEPEST, _MOST_SETTINGS = 64, 100_000
 
 
 class Checkpoint(NamedTuple):
@@ -103,14 +105,22 @@ def _settings(stored: StoredCheckpoint, path: str | os.PathLike[str]) -> dict[st
         return of_safetensors if isinstance(of_safetensors, dict) else {}
     saved = stored.beside.get("args", stored.beside.get("hyper_parameters"))
     settings = vars(saved) if isinstance(saved, argparse.Namespace) else saved
-    return _find_settings(settings) if isinstance(settings, Mapping) else {}
+    return _find_settings(settings, path) if isinstance(settings, Mapping) else {}
 
 
-def _find_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    if "modes" in settings or "act" in settings:
-        return dict(settings)
-    for value in settings.values():
-        nested = vars(value) if isinstance(value, argparse.Namespace) else value
-        if isinstance(nested, Mapping) and (found := _find_settings(nested)):
-            return found
-    return {}
+def _find_settings(settings: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The first dictionary with DPOT's settings, depth first; a file can nest them, or one in itself, without end."""
+    waiting: list[tuple[object, int]] = [(settings, 0)]
+    for _ in range(_MOST_SETTINGS):
+        if not waiting:
+            return {}
+        value, depth = waiting.pop()
+        part = vars(value) if isinstance(value, argparse.Namespace) else value
+        if not isinstance(part, Mapping):
+            continue
+        if "modes" in part or "act" in part:
+            return dict(part)
+        if depth == _DEEPEST:
+            raise damaged(path, PickleError(f"its settings are nested more than {_DEEPEST} deep"))
+        waiting += [(child, depth + 1) for child in reversed(list(part.values()))]
+    raise damaged(path, PickleError(f"its settings have more than {_MOST_SETTINGS} entries"))

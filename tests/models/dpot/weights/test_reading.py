@@ -337,3 +337,16 @@ def test_command_line_builds_from_a_checkpoint(tmp_path):
     assert network.config == DPOT(**SMALL, act="silu").config | {"modes": 4}
     with pytest.raises(Exception, match="modes"):
         parser.parse_args([*given, "--network.modes=many"])
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_settings_nested_without_end_are_one_message(tmp_path, itself):
+    nested = {}
+    if itself:
+        nested["a"] = nested
+    else:
+        for _ in range(80):
+            nested = {"a": nested}
+    torch.save({"model": _model().state_dict(), "args": nested}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth' is damaged.* nested more than 64 deep"):
+        DPOT.from_checkpoint(tmp_path / "model.pth")
