@@ -1,6 +1,5 @@
 """The one reader of checkpoint files of any kind: safely, and tensor by tensor."""
 
-from lightning_farms.common.checkpoints._inert_pickle import PickleError
 from lightning_farms.common.checkpoints.files import (
     STATE_DICT_KEYS,
     StoredCheckpoint,
@@ -15,7 +14,6 @@ from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, 
 __all__ = [
     "STATE_DICT_KEYS",
     "MetaTensors",
-    "PickleError",
     "SomeTensors",
     "StoredCheckpoint",
     "StoredTensors",

@@ -73,9 +73,9 @@ def _first_reason(text: str) -> str:
     return named[0].split(". ")[0].removesuffix(".")
 
 
-def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
-    """The error to raise about a file that is no readable checkpoint, from what its reader raised."""
-    reason = str(error) if isinstance(error, (PickleError, JSONError)) else type(error).__name__
+def damaged(path: str | os.PathLike[str], error: Exception | str) -> ValueError:
+    """The error to raise about a file that is no readable checkpoint, from what its reader raised, or says of it."""
+    reason = str(error) if isinstance(error, (PickleError, JSONError, str)) else type(error).__name__
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "
         f"{os.fspath(path)!r} is damaged, cut short or of another format ({reason}). "

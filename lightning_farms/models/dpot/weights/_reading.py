@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.common.checkpoints import PickleError, StoredCheckpoint, damaged, read_stored
+from lightning_farms.common.checkpoints.files import StoredCheckpoint, read_stored
+from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.models.dpot.config import DPOTConfig
 
 SAFETENSORS_SETTINGS = "config"
@@ -121,6 +122,6 @@ def _find_settings(settings: Mapping[str, Any], path: str | os.PathLike[str]) ->
         if "modes" in part or "act" in part:
             return dict(part)
         if depth == _DEEPEST:
-            raise damaged(path, PickleError(f"its settings are nested more than {_DEEPEST} deep"))
+            raise damaged(path, f"its settings are nested more than {_DEEPEST} deep")
         waiting += [(child, depth + 1) for child in reversed(list(part.values()))]
-    raise damaged(path, PickleError(f"its settings have more than {_MOST_SETTINGS} entries"))
+    raise damaged(path, f"its settings have more than {_MOST_SETTINGS} entries")
