@@ -8,10 +8,11 @@ _ENDS = 2**16  # bytes of a file's begin and end that tell it from others of its
 _SAMPLED = 32  # files of a set whose ends are read
 
 
-def identity(path: Path) -> str:
-    """Of a file: its size, its header and the values at both ends."""
+def identity(path: Path, others: Sequence[Path] = ()) -> str:
+    """Of a file: its size, its header and the values at both ends; and of the other files that hold values of it."""
     digest = hashlib.sha256()
-    _add(digest, path)
+    for each in (path, *others[:: -(-len(others) // _SAMPLED) or 1]):
+        _add(digest, each)
     return digest.hexdigest()[:32]
 
 

@@ -96,7 +96,8 @@ class Trajectories:
             OSError: if the data cannot be read.
         """
         part, trajectory = self.place(number)
-        part.file.check(trajectory, stride=part.stride)
+        for frames in part.file.blocks():
+            part.file.read(trajectory, frames.start, frames.stop, stride=part.stride)
 
     def read(
         self,
