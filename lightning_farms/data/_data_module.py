@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from typing import TypeVar
+
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_farms.common.lightning_packages import kinds, misconfiguration
+
+DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
 class DataModule(LightningDataModule):
@@ -24,3 +29,17 @@ class DataModule(LightningDataModule):
                 "`LightningModule` from `lightning.pytorch`: it is the same program under its newer name."
             )
         self._trainer = trainer
+
+
+def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
+    """A dataset that `setup` has built."""
+    if dataset is None:
+        raise RuntimeError(
+            f"Expected `setup` to have built the {purpose} data, but it has not: call it for that stage."
+        )
+    return dataset
+
+
+def length(dataset: Sized | None, purpose: str) -> int:
+    """How many items it has."""
+    return len(ready(dataset, purpose))

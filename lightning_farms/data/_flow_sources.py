@@ -22,6 +22,10 @@ class Choice(NamedTuple):
     subset_seed: int
     skip: Sequence[int] | Mapping[str, Sequence[int]] | None
 
+    def settings(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"split": self.split, "subset_seed": self.subset_seed, "skip": self.skip, **self.fractions}
+
 
 class Part(NamedTuple):
     """The trajectories of a purpose, and whose they are."""

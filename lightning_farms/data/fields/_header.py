@@ -67,11 +67,8 @@ def read_header(file: h5py.File, layout: FieldLayout) -> Header:
     return Header(
         datasets=datasets,
         found=_datasets(file) if lacking else "",
-        broken={
-            name: _leads_to(file, name, link) for name, link in links.items() if not isinstance(link, h5py.HardLink)
-        },
-        one_axis=any(name in file for name in _COORDINATES["x"])
-        and not any(name in file for name in _COORDINATES["y"]),
+        broken={name: _leads_to(file, link) for name, link in found.items()},
+        one_axis=[any(name in file for name in _COORDINATES[axis]) for axis in "xy"] == [True, False],
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
@@ -151,8 +148,8 @@ def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
     if facts.packed != (1.0, 0.0):
         raise ValueError(
             f"Expected dataset `{name}` of {path} to hold values as they are, but they are packed (netCDF's "
-            f"scale_factor and add_offset are {facts.packed[0]:g} and {facts.packed[1]:g}). Write them to a new file unpacked, as "
-            "xarray's `open_dataset` reads them."
+            f"scale_factor and add_offset are {facts.packed[0]:g} and {facts.packed[1]:g}). Write them to a new file "
+            "unpacked, as xarray's `open_dataset` reads them."
         )
     if facts.shape is None or not np.issubdtype(facts.dtype, np.floating):
         raise ValueError(
@@ -190,7 +187,9 @@ def _missing(header: Header, path: Path, layout: FieldLayout, missing: list[str]
     if set(missing) <= set(header.broken):
         links = "".join(f" `{name}` is a link to {header.broken[name]}." for name in missing)
         return f"{said}:{links} Put what they lead to in its place, or correct the links."
-    if header.one_axis:
+    if header.one_axis and not any(
+        facts.shape and len(facts.shape) >= len("btxy") for facts in header.datasets.values()
+    ):
         return (
             f"{said}: found {header.found}. With an x-coordinate and no y-coordinate it seems to hold 1-D fields, "
             "which cannot be read here; of 2-D fields with other names, give `fields`."
