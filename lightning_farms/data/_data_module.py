@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Collection, Sized
 from typing import TypeVar
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -43,3 +43,13 @@ def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
 def length(dataset: Sized | None, purpose: str) -> int:
     """How many items it has."""
     return len(ready(dataset, purpose))
+
+
+def items_to_predict(count: int, there: Collection[int], processes: int) -> list[int] | None:
+    """The items that are not there yet; None where these are all.
+
+    At least one for each process, if need be one again: of nothing, Lightning would not tell that it has ended.
+    """
+    items = [item for item in range(count) if item not in there] or [count - 1]
+    items += items[-1:] * (processes - len(items))
+    return items if there or len(items) > count else None

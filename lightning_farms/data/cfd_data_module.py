@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
-from lightning_farms.data._data_module import DataModule, length, ready
+from lightning_farms.data._data_module import DataModule, items_to_predict, length, ready
 from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
 from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
@@ -408,9 +408,8 @@ class CFDDataModule(DataModule):
         """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
         trajectories = ready(self._predict, "predict")
         there = () if self.left_out is None else set(self.left_out())
-        rest = [item for item in range(len(trajectories)) if item not in there]
-        items = rest or [len(trajectories) - 1]  # of nothing, Lightning would not tell that it has ended
-        return self._evaluation_loader(trajectories, items if there else None)
+        items = items_to_predict(len(trajectories), there, replica_of(self.trainer)["num_replicas"])
+        return self._evaluation_loader(trajectories, items)
 
     def prediction_settings(self) -> dict[str, Any]:
         """What predictions depend on, but for the network: which flows of which files, and how they are read.

@@ -439,3 +439,20 @@ def test_a_part_of_the_flows_is_not_gone_on_with(predict, flow, tmp_path):
             PredictionWriter(tmp_path / "a.hdf5"), Counting(stop, 1), datamodule=data_of(flow), limit_predict_batches=2
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_that_is_read_is_never_replaced(predict, tmp_path):
+    path, link = tmp_path / "flow.hdf5", tmp_path / "link.hdf5"
+    simulate_to_file(path, SimulationConfig(trajectories=2, resolution=8, frames=12), progress=False)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for data in (CFDDataModule(path), CFDDataModule(path, test_path=write_other(tmp_path / "other.hdf5"))):
+        target = link if data.test_path is None else data.test_path
+        with pytest.raises(FileExistsError, match="another file than those that are predicted from"):
+            predict(PredictionWriter(target, overwrite=True), OperatorModule(Shift()), datamodule=data)
+    assert path.read_bytes() == before
+
+
+def write_other(path):
+    simulate_to_file(path, SimulationConfig(trajectories=2, resolution=8, frames=12, seed=5), progress=False)
+    return path

@@ -291,8 +291,9 @@ def check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(
-            f"Expected {size / 1e6:.2f} MB of free space in {path.parent} for the predictions, but there are "
-            f"{free / 1e6:.2f} MB. Make room, or give PredictionWriter another `path`."
+            errno.ENOSPC,
+            f"the predictions take {size / 1e6:.2f} MB, and {free / 1e6:.2f} MB are free in {path.parent}: make room, "
+            "or give PredictionWriter another `path`",
         )
 
 
