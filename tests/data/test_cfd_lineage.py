@@ -41,7 +41,7 @@ class Last(LightningModule):
 
 def trainer(**options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(**quiet, max_epochs=1, enable_checkpointing=False, **options)
+    return Trainer(**{"max_epochs": 1, "enable_checkpointing": False, **quiet, **options})
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ class TestCheckpoint:
         assert "validated with none of the test flows" in said
 
     def test_a_resumed_training_remembers_both_splits(self, path, checkpoint, tmp_path):
-        run = Trainer(max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False)
+        run = trainer(max_epochs=2)
         with pytest.warns(UserWarning, match=r"Of the 1 flows to validate with, 1 were trained on .*: 0 of"):
             run.fit(Last(), datamodule=module(path, split="pdebench"), ckpt_path=checkpoint)
         run.save_checkpoint(tmp_path / "later.ckpt")
