@@ -14,6 +14,7 @@ CLOSING = rf"test L2RE {NUMBER} \(persistence {NUMBER}, drift-free {NUMBER}\), V
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_quickstart_learns(tmp_path, seed):
     command = next(

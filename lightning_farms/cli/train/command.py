@@ -115,7 +115,7 @@ class FarmsCLI(LightningCLI):
     def _closes_with_a_test(self) -> bool:
         """Whether `fit` ends with a test, of flows that choose no checkpoint."""
         ours = isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule)
-        data = self._arguments("data") if ours else {}
+        data: Mapping[str, object] = self._arguments("data").as_dict() if ours else {}
         dry = self._get(self.config_init, "trainer")["fast_dev_run"]
         return not dry and bool(data.get("val_fraction") or data.get("val_path"))
 
@@ -149,7 +149,7 @@ class FarmsCLI(LightningCLI):
 
     def _load(self, network: DPOT, checkpoint: str) -> None:
         components = self._get(self.config_init, "pretrain").components
-        check_origin(checkpoint, self.datamodule, self.subcommand)
+        check_origin(checkpoint, self.datamodule, str(self.subcommand))
         report = load_weights(network, checkpoint, components=components, adapt=True)
         rank_zero_info(f"Starting from pre-trained weights. {report}")
 

@@ -129,7 +129,7 @@ def _lost_in(file: h5py.File, name: str, source: Any, rows: list[int], axis: int
 
 
 def _has_axes(space: Any, dataset: h5py.Dataset) -> bool:  # noqa: ANN401
-    return space.get_select_type() == h5py.h5s.SEL_ALL or len(space.shape) == dataset.ndim
+    return bool(space.get_select_type() == h5py.h5s.SEL_ALL) or len(space.shape) == dataset.ndim
 
 
 def existing(path: Path, name: str, prefix: str) -> Path | None:

@@ -6,8 +6,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lightning_farms.data.fields._values import Array
-
 Intervals = list[tuple[int, int]]
 Box = list[Intervals]
 """For each axis the intervals [first, end) that are taken of it; of all axes together, every combination."""
@@ -65,5 +63,5 @@ class Coverage:
 
     def lacking(self) -> list[int]:
         """Rows of which a part is not filled."""
-        whole: Array = self._filled.reshape(len(self._filled), -1).all(1)
-        return np.flatnonzero(~whole).tolist()
+        rows: list[int] = np.flatnonzero(~self._filled.reshape(len(self._filled), -1).all(axis=1)).tolist()
+        return rows
