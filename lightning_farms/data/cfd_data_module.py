@@ -382,7 +382,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
-        check_step(state_dict.get("time_step"), self._sources.step(self.time_stride))
+        check_step(state_dict, self._sources.step(self.time_stride), self.time_stride)
         self._lineage.load(state_dict.get("lineage"), self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:

@@ -38,6 +38,7 @@ def module(path, **options):
     return CFDDataModule(path, **options)
 
 
+@pytest.mark.filterwarnings("ignore:.*is 0 in whole frames")
 def test_a_channel_that_is_the_same_everywhere_is_not_normalized(tmp_path):
     path = change(write(tmp_path / "still.hdf5"), Vy=np.zeros((12, 6, 8, 8), np.float32))
     data = module(path, normalize=True)
@@ -142,3 +143,14 @@ def test_fields_that_are_no_real_numbers(tmp_path, value):
     path = change(write(tmp_path / "flows.hdf5"), Vx=value)
     with pytest.raises((ValueError, TypeError), match=r"flows\.hdf5"):
         PDEBenchFile(path).read(0, 0, 6)
+
+
+def test_another_stride_in_time_is_told_where_the_files_tell_no_times(tmp_path):
+    path = write(tmp_path / "flows.hdf5", frames=9, axes=False)
+    trained, other = module(path), module(path, time_stride=2)
+    for data in (trained, other):
+        data.setup("validate")
+    state = {**trained.state_dict(), "lineage": {"settings": {"time_stride": 1}, "trained": [], "validated": []}}
+    with pytest.warns(UserWarning, match="Every 2-th frame is taken, but every 1-th in the training"):
+        other.load_state_dict(state)
+    trained.load_state_dict(state)
