@@ -104,6 +104,26 @@ def test_values_that_the_file_calls_missing_are_no_values(tmp_path, name):
     PDEBenchFile(path).read(2, 0, 6)
 
 
+@pytest.mark.parametrize("code", [-999.0, 1e20, 9.969209968386869e36])
+def test_codes_for_missing_values_are_known_without_an_attribute(tmp_path, code):
+    path = write(tmp_path / "flows.hdf5")
+    with h5py.File(path, "a") as file:
+        file["Vx"][3, 2, 1, 1] = code
+    with pytest.raises(ValueError, match=r"`Vx` .* trajectory 3 has missing \(marked by .*\) values in frame 2"):
+        PDEBenchFile(path).read(3)
+    with h5py.File(path, "a") as file:
+        file["Vx"][3, 2] = np.linspace(-5000, 5000, 64).reshape(8, 8)
+        file["Vx"][3, 2, 4, 4] = -999.0  # one value among others of its size
+    PDEBenchFile(path).read(3)
+
+
+def test_flows_left_out_of_one_of_two_files(tmp_path):
+    paths = [write(tmp_path / "a.hdf5"), write(tmp_path / "b.hdf5", seed=1)]
+    data = module(paths, skip={"a.hdf5": [8, 9]}, val_fraction=0.2)
+    data.setup("fit")
+    assert (data.train_items, data.val_items, len(next(iter(data.val_dataloader()))[0])) == (16, 2, 2)
+
+
 def test_frames_of_zeros_after_others_are_no_flow(tmp_path):
     path = write(tmp_path / "stopped.hdf5")
     with h5py.File(path, "a") as file:

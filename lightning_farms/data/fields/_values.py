@@ -45,6 +45,8 @@ class Fault(NamedTuple):
 
 
 _NONE = Marks()
+_CODES = tuple(np.float32([-999, -9999, -99999, 1e20, -1e20, 1e30, -1e30, 1e35, -1e34, 9.969209968386869e36]).tolist())
+"""What programs write where a value is missing (CMIP, Ferret, netCDF, ...), also without an attribute that says so."""
 
 
 def as_single(field: Array) -> Array:
@@ -60,8 +62,8 @@ def faults(
 
     Of one channel (T, X, Y): as stored, and in float32. One fault for each frame that has any.
     """
-    missing = _missing(field, marks)
     low, high = single.min(), single.max()
+    missing = _missing(field, marks._replace(values=(*marks.values, *_codes(low, high))))
     if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
         return []
     wrong = ~np.isfinite(single) | (single <= 0 if positive else False)
@@ -94,6 +96,11 @@ def _missing(field: Array, marks: Marks) -> Array | None:
         return None
     found = np.isin(field, np.asarray(marks.values).astype(field.dtype))
     return found if found.any() else None
+
+
+def _codes(low: float, high: float) -> tuple[float, ...]:
+    """A smallest or largest value that is a code for missing ones: by chance, one in millions of fields has it."""
+    return tuple(float(value) for value in (low, high) if value in _CODES)
 
 
 def _kind(field: Array, single: Array, is_missing: bool) -> str:
