@@ -42,7 +42,7 @@ from lightning_farms.models._checks import (
 )
 from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
-from lightning_farms.models._finite import check_finite_weights
+from lightning_farms.models._finite import check_finite_averages, check_finite_weights
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
@@ -189,11 +189,7 @@ class OperatorModule(LightningModule):
         self._blew_up = False
 
     def setup(self, stage: str) -> None:
-        """Compile the network, if asked for.
-
-        Args:
-            stage: Of the run.
-        """
+        """Compile the network, if asked for; `stage` is the run's."""
         if self.compile_network:
             self.network.compile()
 
@@ -268,11 +264,11 @@ class OperatorModule(LightningModule):
         """
         self._data_of_training.remember(checkpoint)
         saved = checkpoint.get("state_dict", {})
-        parameters = {name for name, _ in self.named_parameters()}
-        check_finite_weights({name: value for name, value in saved.items() if name in parameters}, "the checkpoint")
+        own = dict(self.named_parameters())
+        check_finite_weights({name: value for name, value in saved.items() if name in own}, "the checkpoint")
         wrong = [
             f"{name}: {tuple(saved[name].shape)} in the file, {tuple(value.shape)} in the module"
-            for name, value in self.named_parameters()
+            for name, value in own.items()
             if name in saved and not is_lazy(value) and saved[name].shape != value.shape
         ]
         if wrong:
@@ -283,12 +279,14 @@ class OperatorModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Refuse to go on with a schedule that ends before the training does.
+        """Refuse to go on with a schedule that ends before the training does, or with averages that are not finite.
 
         Raises:
             MisconfigurationException: If a resumed schedule is shorter than the training.
+            ValueError: If an optimizer's averages in a checkpoint are not finite.
         """
         self._data_of_training.forget()
+        check_finite_averages(self)
         planned = self.trainer.estimated_stepping_batches
         for config in self.trainer.lr_scheduler_configs:
             steps = steps_of(config.scheduler)
