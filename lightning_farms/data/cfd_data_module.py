@@ -420,6 +420,7 @@ class CFDDataModule(DataModule):
         statistics = self._known_statistics() if self.normalize else ()
         return {
             "flows": recorded(self._lineage.flows("predict")),
+            "modified": [file.path.stat().st_mtime_ns for file in self._files("predict").files],
             "channels": list(self.channels),
             "cells": list(self.grid_size),
             "given_frames": self.in_timesteps,

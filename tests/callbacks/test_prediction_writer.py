@@ -417,11 +417,22 @@ def test_a_part_of_another_file_of_the_same_name_is_refused(predict, flow, tmp_p
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(tmp_path / "flow.hdf5"))
 
 
+def test_a_part_of_a_file_that_was_changed_since_is_refused(predict, flow, tmp_path):
+    path = tmp_path / "flow.hdf5"
+    path.write_bytes(flow.read_bytes())
+    interrupted(predict, tmp_path / "a.hdf5", path)
+    with path.open("r+b") as file:  # in place, as HDF5 writes a value
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(4))
+    with pytest.raises(FileExistsError, match="differ: .*modified"):
+        predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(path))
+
+
 def test_a_damaged_part_is_named(predict, flow, tmp_path):
     interrupted(predict, tmp_path / "a.hdf5", flow)
     part = tmp_path / "a.hdf5.0.part"
     part.write_bytes(part.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"Expected .*a.hdf5.0.part to be a complete HDF5 file"):
+    with pytest.raises(OSError, match=r"a.hdf5.0.part to hold predictions that were interrupted, but it is damaged .*remove it"):
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(flow))
 
 
