@@ -25,7 +25,7 @@ def check_finite_weights(tensors: Mapping[str, object], source: object, what: st
 
 def check_finite_averages(module: LightningModule) -> None:
     """Refuse to go on with an optimizer's averages that are not finite, naming their parameters."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[object, str] = {parameter: name for name, parameter in module.named_parameters()}
     averages = {
         f"{key} of {names.get(parameter, 'a parameter')}": value
         for optimizer in module.trainer.optimizers

@@ -432,7 +432,9 @@ def test_a_damaged_part_is_named(predict, flow, tmp_path):
     interrupted(predict, tmp_path / "a.hdf5", flow)
     part = tmp_path / "a.hdf5.0.part"
     part.write_bytes(part.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"a.hdf5.0.part to hold predictions that were interrupted, but it is damaged .*remove it"):
+    with pytest.raises(
+        OSError, match=r"a.hdf5.0.part to hold predictions that were interrupted, but it is damaged .*remove it"
+    ):
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(flow))
 
 

@@ -45,7 +45,10 @@ class Fault(NamedTuple):
 
 
 _NONE = Marks()
-_CODES = tuple(np.float32([-999, -9999, -99999, 1e20, -1e20, 1e30, -1e30, 1e35, -1e34, 9.969209968386869e36]).tolist())
+_CODES = [
+    float(np.float32(code))
+    for code in (-999, -9999, -99999, 1e20, -1e20, 1e30, -1e30, 1e35, -1e34, 9.969209968386869e36)
+]
 """What programs write where a value is missing (CMIP, Ferret, netCDF, ...), also without an attribute that says so."""
 
 
