@@ -424,7 +424,7 @@ def test_a_part_of_a_file_that_was_changed_since_is_refused(predict, flow, tmp_p
     with path.open("r+b") as file:  # in place, as HDF5 writes a value
         file.seek(path.stat().st_size // 2)
         file.write(bytes(4))
-    with pytest.raises(FileExistsError, match="differ: .*modified"):
+    with pytest.raises(FileExistsError, match=r"differ: .*modified"):
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(path))
 
 
