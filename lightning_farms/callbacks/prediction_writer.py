@@ -89,7 +89,8 @@ class PredictionWriter(BasePredictionWriter):
         written: the file of the last prediction, None before.
 
     Raises:
-        FileExistsError: ``path`` exists, when the prediction is set up; or a part of other settings, when it starts.
+        FileExistsError: ``path`` exists, or is read from, when the prediction is set up; or a part of other settings,
+            when it starts.
         MisconfigurationException: there are several data loaders, when the prediction starts.
         TypeError: a batch or a prediction is of another kind.
 
@@ -130,6 +131,11 @@ class PredictionWriter(BasePredictionWriter):
             raise FileExistsError(
                 f"Expected argument `path` of PredictionWriter to be a new file, but {self._target} exists. "
                 "Remove it, give another path, or set `overwrite=True` to replace a file."
+            )
+        if any(each.exists() and self._target.exists() and each.samefile(self._target) for each in _read(trainer)):
+            raise FileExistsError(
+                f"Expected argument `path` of PredictionWriter to be another file than those that are predicted from, "
+                f"but got {self._target}, which `overwrite` would destroy. Give another path."
             )
         self._settings, self._parts, self._rows = None, [], 0
         limit, data = trainer.limit_predict_batches, _datamodule(trainer)
@@ -339,6 +345,13 @@ def _origins(trainer: Trainer) -> list[Origin] | None:
 def _numbers(path: Path) -> tuple[int, ...]:
     """Process and number of a part, of its name."""
     return tuple(map(int, path.name.rsplit(".", 3)[1].split("-")))
+
+
+def _read(trainer: Trainer) -> list[Path]:
+    """The files that a data module of flows reads."""
+    data = _datamodule(trainer)
+    test = getattr(data, "test_path", None)
+    return [*getattr(data, "data_paths", ()), *(test if isinstance(test, list) else [test] if test else [])]
 
 
 def _datamodule(trainer: Trainer) -> object:

@@ -49,12 +49,13 @@ def run(args: list[str]) -> None:
         assert isinstance(paths, list)
         together = len(paths) > 1 and are_trajectories(given.fields, given.axes)
     known: dict[tuple[int, ...], str] = {}
-    if not all([_is_right(each, layout, known) for each in ([paths] if together else [[path] for path in paths])]):
+    sets = [paths] if together else [[path] for path in paths]
+    if not all([_is_right(each, layout, known, several=len(sets) > 1) for each in sets]):
         raise SystemExit(1)
 
 
-def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, ...], str]) -> bool:
-    """Report on a file, or a set of files with one trajectory each; whether nothing is wrong."""
+def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, ...], str], *, several: bool) -> bool:
+    """Report on a file (one of several), or a set of files with one trajectory each; whether nothing is wrong."""
     name = common_folder(paths) if len(paths) > 1 else paths[0]
     try:
         (file,) = open_flows(paths, **layout)
@@ -66,7 +67,7 @@ def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, 
         sys.stdout.write(f"{name}\n  cannot be read: {message_of(error)}\n")
         return False
     remarks = [f"  {remark}\n" for remark in file.remarks]
-    lines = [f"  {line}\n" for line in _report(found) if found or not remarks]
+    lines = [f"  {line}\n" for line in _report(found, str(name) if several else None) if found or not remarks]
     sys.stdout.write("".join([said, *remarks, *lines]))
     return not found and not remarks
 
@@ -83,7 +84,7 @@ def _contents(file: FlowFile) -> str:
     return text
 
 
-def _report(found: Sequence[FileFault]) -> list[str]:
+def _report(found: Sequence[FileFault], name: str | None) -> list[str]:
     if not found:
         return ["nothing is wrong"]
     lines = [
@@ -96,4 +97,5 @@ def _report(found: Sequence[FileFault]) -> list[str]:
     if len(found) > _SHOWN:
         lines.append(f"... and {len(found) - _SHOWN} more")
     flows = sorted({fault.trajectory for fault in found})
-    return [*lines, f"wrong in {len(flows)} trajectories; to leave them out: --data.skip '{flows}'"]
+    skip = flows if name is None else f"{{{name}: {flows}}}"
+    return [*lines, f"wrong in {len(flows)} trajectories; to leave them out: --data.skip '{skip}'"]

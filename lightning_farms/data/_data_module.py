@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sized
+from typing import TypeVar
+
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_farms.common.lightning_packages import kinds, misconfiguration
+
+DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
 class DataModule(LightningDataModule):
@@ -24,3 +29,27 @@ class DataModule(LightningDataModule):
                 "`LightningModule` from `lightning.pytorch`: it is the same program under its newer name."
             )
         self._trainer = trainer
+
+
+def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
+    """A dataset that `setup` has built."""
+    if dataset is None:
+        raise RuntimeError(
+            f"Expected `setup` to have built the {purpose} data, but it has not: call it for that stage."
+        )
+    return dataset
+
+
+def length(dataset: Sized | None, purpose: str) -> int:
+    """How many items it has."""
+    return len(ready(dataset, purpose))
+
+
+def items_to_predict(count: int, there: Collection[int], processes: int) -> list[int] | None:
+    """The items that are not there yet; None where these are all.
+
+    At least one for each process, if need be one again: of nothing, Lightning would not tell that it has ended.
+    """
+    items = [item for item in range(count) if item not in there] or [count - 1]
+    items += items[-1:] * (processes - len(items))
+    return items if there or len(items) > count else None

@@ -22,6 +22,10 @@ class Choice(NamedTuple):
     subset_seed: int
     skip: Sequence[int] | Mapping[str, Sequence[int]] | None
 
+    def settings(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"split": self.split, "subset_seed": self.subset_seed, "skip": self.skip, **self.fractions}
+
 
 class Part(NamedTuple):
     """The trajectories of a purpose, and whose they are."""
@@ -147,12 +151,20 @@ class FlowSources:
         return [found.get(file.path, set()) for file in files.files]
 
 
-def check_step(trained: float | None, now: float | None) -> None:
-    """Warn where frames are further apart, or closer, than in the training of a checkpoint."""
-    if trained is not None and now is not None and f"{trained:.4g}" != f"{now:.4g}":
+def check_step(state: Mapping[str, Any], now: float | None, time_stride: int) -> None:
+    """Warn where frames are further apart, or closer, than in the training of a checkpoint, as far as that is known."""
+    trained, settings = state.get("time_step"), (state.get("lineage") or {}).get("settings", {})
+    if trained is not None and now is not None:
+        if f"{trained:.4g}" != f"{now:.4g}":
+            rank_zero_warn(
+                f"The frames are {now:.4g} apart in time, but {trained:.4g} in the training of the checkpoint: the "
+                "network predicts the latter. Choose `time_stride`, or the files, so that they agree."
+            )
+    elif settings.get("time_stride", time_stride) != time_stride:
         rank_zero_warn(
-            f"The frames are {now:.4g} apart in time, but {trained:.4g} in the training of the checkpoint: the network "
-            "predicts the latter. Choose `time_stride`, or the files, so that they agree."
+            f"Every {time_stride}-th frame is taken, but every {settings['time_stride']}-th in the training of the "
+            "checkpoint, and not all files tell the time of their frames: the network predicts the step that it was "
+            "trained on."
         )
 
 

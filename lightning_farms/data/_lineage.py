@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 _EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _VERBS = {"val": "validate with", "test": "test on", "predict": "predict"}
@@ -90,12 +92,13 @@ class Lineage:
         self._stage = ""
         self._used: dict[str, list[Flows]] = {}
         self._earlier: dict[str, list[dict[str, Any]]] = {"trained": [], "validated": []}
+        self.identities: list[Tensor] = []  # of the flows that were trained on, by their values; 0 of those to come
 
     def begin(self, stage: str) -> None:
         """A run begins: its flows are those that come now."""
         self._stage = stage
         if stage == "fit":
-            self._used, self._earlier = {}, {"trained": [], "validated": []}
+            self._used, self._earlier, self.identities = {}, {"trained": [], "validated": []}, []
 
     def use(self, purpose: str, flows: list[Flows]) -> None:
         """Note the flows of a purpose."""
@@ -112,6 +115,7 @@ class Lineage:
             "trained": recorded(self._used.get("train", []), self._earlier["trained"]),
             "validated": recorded(self._used.get("val", []) if fitted else [], self._earlier["validated"]),
             "settings": dict(settings),
+            "identities": torch.cat([torch.zeros(1, dtype=torch.int64), *self.identities]).unique(),
         }
 
     def load(self, state: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
@@ -120,10 +124,15 @@ class Lineage:
             return
         if self._stage == "fit":
             self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
+        else:
+            self.identities.clear()
+        if "identities" in state:
+            self.identities.append(state["identities"])
         for purpose in _EVALUATED.get(self._stage, ()):
             flows = self._used.get(purpose, [])
             both = shared(flows, state["trained"])
             if both:
+                self.identities.clear()  # or they would be told twice
                 differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
                 remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
                 rank_zero_warn(

@@ -1,8 +1,8 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-from collections.abc import Callable, Collection, Sized
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
-from lightning_farms.data._data_module import DataModule
+from lightning_farms.data._data_module import DataModule, items_to_predict, length, ready
 from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
 from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
@@ -31,7 +31,6 @@ _DEFAULT_SIMULATION = SimulationConfig()
 _PURPOSES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
-DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
 class CFDDataModule(DataModule):
@@ -255,17 +254,17 @@ class CFDDataModule(DataModule):
     @property
     def train_items(self) -> int:
         """Training items of an epoch, over all processes; known after `setup`."""
-        return _length(self._train, "train")
+        return length(self._train, "train")
 
     @property
     def val_items(self) -> int:
         """Validation trajectories; known after `setup`."""
-        return _length(self._val, "val")
+        return length(self._val, "val")
 
     @property
     def test_items(self) -> int:
         """Test trajectories, or those predicted after `setup("predict")` alone; known after `setup`."""
-        return _length(self._predict if self._test is None else self._test, "test")
+        return length(self._predict if self._test is None else self._test, "test")
 
     def prepare_data(self) -> None:
         """Simulate the set if no path was given and the cache has no file for these settings."""
@@ -303,10 +302,12 @@ class CFDDataModule(DataModule):
                 seed=self.seed,
                 augmentation=self._augmentation(),
             )
+            self._lineage.identities.append(self._train.identities)
+        evaluation: dict[str, Any] = {"in_timesteps": self.in_timesteps, "trained": self._lineage.identities}
         if "val" in parts:
-            self._val = EvaluationTrajectories(parts["val"], in_timesteps=self.in_timesteps)
+            self._val = EvaluationTrajectories(parts["val"], **evaluation)
         if "test" in parts:
-            self._test = EvaluationTrajectories(parts["test"], in_timesteps=self.in_timesteps)
+            self._test = EvaluationTrajectories(parts["test"], **evaluation)
         if "predict" in parts:
             ahead = max(parts["predict"].frames - self.in_timesteps, 0) or self.out_timesteps
             frames = ahead if self.predict_frames is None else self.predict_frames
@@ -319,6 +320,20 @@ class CFDDataModule(DataModule):
             stage: "fit", "validate", "test" or "predict".
         """
         self._sources.close()
+
+    def check(self, purpose: str) -> None:
+        """Read all frames of a part's flows once and refuse bad values.
+
+        Args:
+            purpose: "train", "val" or "test".
+
+        Raises:
+            ValueError: for values that are no flow's, or an empty part.
+            OSError: if the data cannot be read.
+        """
+        part = self._sources.part(purpose, time_stride=self.time_stride).trajectories
+        for number in range(len(part)):
+            part.check(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, as (epoch, batches of it that are done), the channels, their scaling, and the flows.
@@ -367,7 +382,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
-        check_step(state_dict.get("time_step"), self._sources.step(self.time_stride))
+        check_step(state_dict, self._sources.step(self.time_stride), self.time_stride)
         self._lineage.load(state_dict.get("lineage"), self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
@@ -375,7 +390,7 @@ class CFDDataModule(DataModule):
 
     def train_dataloader(self) -> Batches:
         """Load training windows, this process's share of them."""
-        windows = _ready(self._train, "train")
+        windows = ready(self._train, "train")
         self._hand_out_statistics()
         self._sampler = WindowSampler(windows, seed=self.seed, **replica_of(self.trainer))
         self._resume(self._sampler)
@@ -383,19 +398,18 @@ class CFDDataModule(DataModule):
 
     def val_dataloader(self) -> Batches:
         """Load validation trajectories in order."""
-        return self._evaluation_loader(_ready(self._val, "val"))
+        return self._evaluation_loader(ready(self._val, "val"))
 
     def test_dataloader(self) -> Batches:
         """Load test trajectories in order."""
-        return self._evaluation_loader(_ready(self._test, "test"))
+        return self._evaluation_loader(ready(self._test, "test"))
 
     def predict_dataloader(self) -> Batches:
         """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
-        trajectories = _ready(self._predict, "predict")
+        trajectories = ready(self._predict, "predict")
         there = () if self.left_out is None else set(self.left_out())
-        rest = [item for item in range(len(trajectories)) if item not in there]
-        items = rest or [len(trajectories) - 1]  # of nothing, Lightning would not tell that it has ended
-        return self._evaluation_loader(trajectories, items if there else None)
+        items = items_to_predict(len(trajectories), there, replica_of(self.trainer)["num_replicas"])
+        return self._evaluation_loader(trajectories, items)
 
     def prediction_settings(self) -> dict[str, Any]:
         """What predictions depend on, but for the network: which flows of which files, and how they are read.
@@ -406,10 +420,11 @@ class CFDDataModule(DataModule):
         statistics = self._known_statistics() if self.normalize else ()
         return {
             "flows": recorded(self._lineage.flows("predict")),
+            "modified": [file.path.stat().st_mtime_ns for file in self._files("predict").files],
             "channels": list(self.channels),
             "cells": list(self.grid_size),
             "given_frames": self.in_timesteps,
-            "predicted_frames": _ready(self._predict, "predict").predicted,
+            "predicted_frames": ready(self._predict, "predict").predicted,
             "time_stride": self.time_stride,
             "normalize": [values.tolist() for values in statistics],
         }
@@ -451,9 +466,8 @@ class CFDDataModule(DataModule):
 
     def _split_settings(self) -> dict[str, Any]:
         """What decides which flows are for what."""
-        choice = self._sources.choice
-        own = {"split": choice.split, "subset_seed": choice.subset_seed, "seed": self.seed, "skip": choice.skip}
-        return {**own, **choice.fractions, "stride": self.stride, "time_stride": self.time_stride}
+        own = {"seed": self.seed, "stride": self.stride, "time_stride": self.time_stride}
+        return {**self._sources.choice.settings(), **own}
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories, items: list[int] | None = None) -> Batches:
         self._hand_out_statistics()
@@ -471,7 +485,7 @@ class CFDDataModule(DataModule):
     def _known_statistics(self) -> ChannelStatistics:
         """The checkpoint's statistics, or those of a sample of the training part, the same in every process."""
         if self._statistics is None:
-            self._statistics = sampled_statistics(_ready(self._pool, "train"), seed=self.subset_seed)
+            self._statistics = sampled_statistics(ready(self._pool, "train"), seed=self.subset_seed)
         return self._statistics
 
     def _hand_out_statistics(self) -> None:
@@ -484,15 +498,3 @@ class CFDDataModule(DataModule):
 
     def _resume(self, sampler: WindowSampler) -> None:
         sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size)
-
-
-def _ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
-    if dataset is None:
-        raise RuntimeError(
-            f"Expected `setup` to have built the {purpose} data, but it has not: call it for that stage."
-        )
-    return dataset
-
-
-def _length(dataset: Sized | None, purpose: str) -> int:
-    return len(_ready(dataset, purpose))

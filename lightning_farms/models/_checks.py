@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 _SIZES = (("img_size", 1), ("img_size", 2), ("in_timesteps", 3), ("in_channels", 4))
@@ -90,3 +91,9 @@ def check_rules(*rules: tuple[str, object, str, bool]) -> None:
     for name, value, rule, holds in rules:
         if not holds:
             raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
+
+
+def advanced(window: Tensor, prediction: Tensor) -> Tensor:
+    """The network's next input: as many frames as before, the predicted ones last."""
+    check_can_be_fed_back(window, prediction)
+    return torch.cat((window, prediction.to(window.dtype)), dim=3)[:, :, :, -window.shape[3] :]

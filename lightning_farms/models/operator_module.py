@@ -33,15 +33,16 @@ from lightning_farms.metrics import (
     relative_l2_error,
 )
 from lightning_farms.models._checks import (
-    check_can_be_fed_back,
+    advanced,
     check_input,
     check_network,
     check_optimization,
     check_regime,
     check_target,
 )
+from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
-from lightning_farms.models._finite import check_finite_weights
+from lightning_farms.models._finite import check_finite_averages, check_finite_weights
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
@@ -184,14 +185,11 @@ class OperatorModule(LightningModule):
             compute_groups=False,
         )
         self._watch = DivergenceWatch(lr)
+        self._data_of_training = DataOfTraining()
         self._blew_up = False
 
     def setup(self, stage: str) -> None:
-        """Compile the network, if asked for.
-
-        Args:
-            stage: Of the run.
-        """
+        """Compile the network, if asked for; `stage` is the run's."""
         if self.compile_network:
             self.network.compile()
 
@@ -237,7 +235,7 @@ class OperatorModule(LightningModule):
         while done < frames:
             prediction = self(window).to(x.dtype)
             predictions.append(prediction)
-            window = _advanced(window, prediction)
+            window = advanced(window, prediction)
             done += prediction.shape[3]
         return torch.cat(predictions, dim=3)[:, :, :, :frames]
 
@@ -264,12 +262,13 @@ class OperatorModule(LightningModule):
         Raises:
             ValueError: Naming the first tensors that differ, with both shapes, or that are not finite.
         """
+        self._data_of_training.remember(checkpoint)
         saved = checkpoint.get("state_dict", {})
-        parameters = {name for name, _ in self.named_parameters()}
-        check_finite_weights({name: value for name, value in saved.items() if name in parameters}, "the checkpoint")
+        own = dict(self.named_parameters())
+        check_finite_weights({name: value for name, value in saved.items() if name in own}, "the checkpoint")
         wrong = [
             f"{name}: {tuple(saved[name].shape)} in the file, {tuple(value.shape)} in the module"
-            for name, value in self.named_parameters()
+            for name, value in own.items()
             if name in saved and not is_lazy(value) and saved[name].shape != value.shape
         ]
         if wrong:
@@ -280,11 +279,14 @@ class OperatorModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Refuse to go on with a schedule that ends before the training does.
+        """Refuse to go on with a schedule that ends before the training does, or with averages that are not finite.
 
         Raises:
             MisconfigurationException: If a resumed schedule is shorter than the training.
+            ValueError: If an optimizer's averages in a checkpoint are not finite.
         """
+        self._data_of_training.forget()
+        check_finite_averages(self)
         planned = self.trainer.estimated_stepping_batches
         for config in self.trainer.lr_scheduler_configs:
             steps = steps_of(config.scheduler)
@@ -474,7 +476,7 @@ class OperatorModule(LightningModule):
         for number, target in enumerate(others, 1):
             counts = not self.pushforward or number == len(others)
             fed_back = prediction.detach() if self.pushforward else prediction
-            window = add_noise(_advanced(window, fed_back), self.noise, generator)
+            window = add_noise(advanced(window, fed_back), self.noise, generator)
             with nullcontext() if counts else torch.no_grad():
                 prediction = self(window)
             if counts:
@@ -487,14 +489,9 @@ class OperatorModule(LightningModule):
         return {name: self._physical(values) for name, values in fields.items()}
 
     def _physical(self, fields: Tensor) -> Tensor:
+        self._data_of_training.compare(self._trainer)
         denormalize: Callable[[Tensor], Tensor] | None = getattr(self._datamodule(), "denormalize", None)
         return fields if denormalize is None else denormalize(fields)
 
     def _datamodule(self) -> object:
         return getattr(self._trainer, "datamodule", None)
-
-
-def _advanced(window: Tensor, prediction: Tensor) -> Tensor:
-    """The network's next input: as many frames as before, the predicted ones last."""
-    check_can_be_fed_back(window, prediction)
-    return torch.cat((window, prediction.to(window.dtype)), dim=3)[:, :, :, -window.shape[3] :]

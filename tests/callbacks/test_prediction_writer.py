@@ -417,11 +417,24 @@ def test_a_part_of_another_file_of_the_same_name_is_refused(predict, flow, tmp_p
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(tmp_path / "flow.hdf5"))
 
 
+def test_a_part_of_a_file_that_was_changed_since_is_refused(predict, flow, tmp_path):
+    path = tmp_path / "flow.hdf5"
+    path.write_bytes(flow.read_bytes())
+    interrupted(predict, tmp_path / "a.hdf5", path)
+    with path.open("r+b") as file:  # in place, as HDF5 writes a value
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(4))
+    with pytest.raises(FileExistsError, match=r"differ: .*modified"):
+        predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(path))
+
+
 def test_a_damaged_part_is_named(predict, flow, tmp_path):
     interrupted(predict, tmp_path / "a.hdf5", flow)
     part = tmp_path / "a.hdf5.0.part"
     part.write_bytes(part.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"Expected .*a.hdf5.0.part to be a complete HDF5 file"):
+    with pytest.raises(
+        OSError, match=r"a.hdf5.0.part to hold predictions that were interrupted, but it is damaged .*remove it"
+    ):
         predict(PredictionWriter(tmp_path / "a.hdf5"), Counting(), datamodule=data_of(flow))
 
 
@@ -439,3 +452,20 @@ def test_a_part_of_the_flows_is_not_gone_on_with(predict, flow, tmp_path):
             PredictionWriter(tmp_path / "a.hdf5"), Counting(stop, 1), datamodule=data_of(flow), limit_predict_batches=2
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_that_is_read_is_never_replaced(predict, tmp_path):
+    path, link = tmp_path / "flow.hdf5", tmp_path / "link.hdf5"
+    simulate_to_file(path, SimulationConfig(trajectories=2, resolution=8, frames=12), progress=False)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for data in (CFDDataModule(path), CFDDataModule(path, test_path=write_other(tmp_path / "other.hdf5"))):
+        target = link if data.test_path is None else data.test_path
+        with pytest.raises(FileExistsError, match="another file than those that are predicted from"):
+            predict(PredictionWriter(target, overwrite=True), OperatorModule(Shift()), datamodule=data)
+    assert path.read_bytes() == before
+
+
+def write_other(path):
+    simulate_to_file(path, SimulationConfig(trajectories=2, resolution=8, frames=12, seed=5), progress=False)
+    return path

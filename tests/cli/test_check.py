@@ -1,11 +1,15 @@
 """`lightning-farms check`: what it finds, and its exit status."""
 
+import re
+import shutil
+
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 from lightning_farms.cli import main
-from lightning_farms.data import SimulationConfig, simulate_to_file
+from lightning_farms.data import CFDDataModule, SimulationConfig, simulate_to_file
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,18 @@ def test_several_files_are_all_looked_at(path, capsys):
     assert status == 1
     assert out.index("broken.hdf5\n  cannot be read: Expected") < out.index("flow.hdf5\n  4 trajectories")
     assert "nothing is wrong" in out
+
+
+def test_of_several_files_what_to_skip_names_the_file(path, capsys):
+    other = shutil.copy(path, path.with_name("other.hdf5"))
+    with h5py.File(path, "r+") as file:
+        file["density"][...] += 1.0
+        file["Vx"][2, 1, 0, 0] = np.nan
+    _, out = checked(capsys, path, other)
+    (skip,) = re.findall("--data.skip '(.*)'", out)
+    data = CFDDataModule([path, other], skip=yaml.safe_load(skip), in_timesteps=2, test_fraction=0.25)
+    data.setup("fit")
+    assert data.train_items == 5
 
 
 def test_other_fields(path, capsys):

@@ -4,36 +4,17 @@ import sys
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import get_worker_info
 
 from lightning_farms.data import epoch_windows
-from tests.data.fields.labelled_flows import label, labels, module, write_labelled
+from tests.data.fields.labelled_flows import label, module, write_labelled
+from tests.data.recorder import Recorder
 
 
 @pytest.fixture
 def path(tmp_path):
     return write_labelled(tmp_path / "labelled.hdf5")
-
-
-class Recorder(LightningModule):
-    """Learns nothing; records the batches that it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = {}
-
-    def training_step(self, batch, batch_index):
-        self.seen.setdefault(self.current_epoch, []).append(labels(batch))
-        return self.weight.square().sum()
-
-    def validation_step(self, batch, batch_index):
-        assert get_worker_info() is None
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class ScheduledRecorder(Recorder):

@@ -38,6 +38,7 @@ def module(path, **options):
     return CFDDataModule(path, **options)
 
 
+@pytest.mark.filterwarnings("ignore:.*is 0 in whole frames")
 def test_a_channel_that_is_the_same_everywhere_is_not_normalized(tmp_path):
     path = change(write(tmp_path / "still.hdf5"), Vy=np.zeros((12, 6, 8, 8), np.float32))
     data = module(path, normalize=True)
@@ -103,6 +104,26 @@ def test_values_that_the_file_calls_missing_are_no_values(tmp_path, name):
     PDEBenchFile(path).read(2, 0, 6)
 
 
+@pytest.mark.parametrize("code", [-999.0, 1e20, 9.969209968386869e36])
+def test_codes_for_missing_values_are_known_without_an_attribute(tmp_path, code):
+    path = write(tmp_path / "flows.hdf5")
+    with h5py.File(path, "a") as file:
+        file["Vx"][3, 2, 1, 1] = code
+    with pytest.raises(ValueError, match=r"`Vx` .* trajectory 3 has missing \(marked by .*\) values in frame 2"):
+        PDEBenchFile(path).read(3)
+    with h5py.File(path, "a") as file:
+        file["Vx"][3, 2] = np.linspace(-5000, 5000, 64).reshape(8, 8)
+        file["Vx"][3, 2, 4, 4] = -999.0  # one value among others of its size
+    PDEBenchFile(path).read(3)
+
+
+def test_flows_left_out_of_one_of_two_files(tmp_path):
+    paths = [write(tmp_path / "a.hdf5"), write(tmp_path / "b.hdf5", seed=1)]
+    data = module(paths, skip={"a.hdf5": [8, 9]}, val_fraction=0.2)
+    data.setup("fit")
+    assert (data.train_items, data.val_items, len(next(iter(data.val_dataloader()))[0])) == (16, 2, 2)
+
+
 def test_frames_of_zeros_after_others_are_no_flow(tmp_path):
     path = write(tmp_path / "stopped.hdf5")
     with h5py.File(path, "a") as file:
@@ -142,3 +163,14 @@ def test_fields_that_are_no_real_numbers(tmp_path, value):
     path = change(write(tmp_path / "flows.hdf5"), Vx=value)
     with pytest.raises((ValueError, TypeError), match=r"flows\.hdf5"):
         PDEBenchFile(path).read(0, 0, 6)
+
+
+def test_another_stride_in_time_is_told_where_the_files_tell_no_times(tmp_path):
+    path = write(tmp_path / "flows.hdf5", frames=9, axes=False)
+    trained, other = module(path), module(path, time_stride=2)
+    for data in (trained, other):
+        data.setup("validate")
+    state = {**trained.state_dict(), "lineage": {"settings": {"time_stride": 1}, "trained": [], "validated": []}}
+    with pytest.warns(UserWarning, match="Every 2-th frame is taken, but every 1-th in the training"):
+        other.load_state_dict(state)
+    trained.load_state_dict(state)

@@ -280,3 +280,21 @@ def test_a_buffer_may_hold_infinities(tmp_path):
     module.network.register_buffer("mask", torch.tensor(float("-inf")))
     fit(tmp_path, module=module)
     assert len(contents(tmp_path)) == 2
+
+
+def test_averages_that_are_not_finite_are_not_gone_on_with(tmp_path):
+    module = OperatorModule(Linear(), scheduler="none")
+    run = trainer(tmp_path / "first", max_epochs=1)
+    run.fit(module, datamodule=Fields())
+    run.save_checkpoint(tmp_path / "good.ckpt")
+    content = torch.load(tmp_path / "good.ckpt", weights_only=True)
+    content["optimizer_states"][0]["state"][1]["exp_avg_sq"][0] = float("nan")
+    torch.save(content, tmp_path / "bad.ckpt")
+    named = (
+        r"optimizer's averages of the checkpoint to be finite.* values: exp_avg_sq of network.mix.bias\. .* take an e"
+    )
+    with pytest.raises(ValueError, match=named):
+        trainer(tmp_path / "second", max_epochs=2).fit(
+            OperatorModule(Linear(), scheduler="none"), datamodule=Fields(), ckpt_path=tmp_path / "bad.ckpt"
+        )
+    trainer(tmp_path / "third").test(module, datamodule=Fields(), ckpt_path=tmp_path / "bad.ckpt", verbose=False)

@@ -1,5 +1,7 @@
 """What validation, test and predict return and log: physical units, every error, per channel."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
@@ -140,3 +142,42 @@ def test_predictions_are_physical_and_the_loss_is_not(tmp_path):
     doubled = torch.cat([x[:, :, :, -1:] * 2.0**k for k in range(1, 6)], dim=3)
     assert predictions.shape[-1] == CHANNELS
     torch.testing.assert_close(predictions, doubled * SCALE + SHIFT)
+
+
+class Scaled(Normalized):
+    """Of a data module that keeps its scaling in checkpoints."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.shift = SHIFT
+
+    def denormalize(self, fields):
+        return fields * SCALE + self.shift
+
+    def state_dict(self):
+        statistics = {"mean": self.shift.double(), "std": SCALE.double()}
+        return {"channels": list(self.channels), "normalize": True, "statistics": statistics}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("change", [{}, {"shift": SHIFT + 1}, {"channels": ("density", "Vx")}])
+def test_weights_are_evaluated_in_the_units_of_their_training(tmp_path, stage, change):
+    seed_everything(0)
+    run = trainer(tmp_path)
+    run.fit(OperatorModule(Linear(img_size=8)), datamodule=Scaled(size=8))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    module = OperatorModule.load_from_checkpoint(tmp_path / "run.ckpt", network=Linear(img_size=8))
+    data = Scaled(size=8)
+    for name, value in change.items():
+        setattr(data, name, value)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        getattr(trainer(tmp_path), stage)(module, datamodule=data)
+    said = [str(each.message) for each in found if "weights were trained on the channels" in str(each.message)]
+    assert len(said) == bool(change)
+    if stage == "test" and change:  # a training on them makes them its own
+        again = OperatorModule.load_from_checkpoint(tmp_path / "run.ckpt", network=Linear(img_size=8))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The weights were trained")
+            trainer(tmp_path).fit(again, datamodule=data)
+            trainer(tmp_path).test(again, datamodule=data, verbose=False)

@@ -26,6 +26,12 @@ def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, sepa
     rank_zero_info(closing_line("test", trainer.callback_metrics, data.test_items))
 
 
+def check_before(data: CFDDataModule) -> None:
+    """What is wrong with the flows of the closing test comes before the training, not after it."""
+    data.setup("test")
+    data.check("test")
+
+
 def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
     """Errors on one line.
 

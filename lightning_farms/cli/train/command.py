@@ -17,10 +17,11 @@ from lightning_farms.callbacks.prediction_writer import PredictionWriter
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
-from lightning_farms.cli.train._closing import close
+from lightning_farms.cli.train._closing import check_before, close
 from lightning_farms.cli.train._config_file import WholeConfig
 from lightning_farms.cli.train._freezing import freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
+from lightning_farms.cli.train._origin import check_origin
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
 from lightning_farms.data.cfd_data_module import CFDDataModule
@@ -92,6 +93,8 @@ class FarmsCLI(LightningCLI):
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
         freeze(self.model, self._get(self.config_init, "freeze"))
+        if self._closes_with_a_test() and self.datamodule.path is not None:
+            check_before(self.datamodule)
         pretraining: Pretraining = self._get(self.config_init, "pretrain")
         if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
             return
@@ -114,9 +117,14 @@ class FarmsCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, where test flows are none that chose it, and say its errors."""
         if isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule):
-            data = self._arguments("data")
-            separate = bool(data.get("val_fraction") or data.get("val_path"))
-            close(self.trainer, self.model, self.datamodule, separate_test=separate)
+            close(self.trainer, self.model, self.datamodule, separate_test=self._closes_with_a_test())
+
+    def _closes_with_a_test(self) -> bool:
+        """Whether `fit` ends with a test, of flows that choose no checkpoint."""
+        ours = isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule)
+        data: Mapping[str, object] = self._arguments("data").as_dict() if ours else {}
+        dry = self._get(self.config_init, "trainer")["fast_dev_run"]
+        return not dry and bool(data.get("val_fraction") or data.get("val_path"))
 
     def before_validate(self) -> None:
         """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given."""
@@ -148,6 +156,7 @@ class FarmsCLI(LightningCLI):
 
     def _load(self, network: DPOT, checkpoint: str) -> None:
         components = self._get(self.config_init, "pretrain").components
+        check_origin(checkpoint, self.datamodule, str(self.subcommand))
         report = load_weights(network, checkpoint, components=components, adapt=True)
         rank_zero_info(f"Starting from pre-trained weights. {report}")
 

@@ -98,10 +98,11 @@ class FileSet:
                     f"{file.made_up[lost[0]]}. HDF5 would make up their values. Complete the file, or leave them out "
                     "(`skip`)."
                 )
-            if not numbers:
-                raise ValueError(
-                    f"Expected {file.path} to have flows left for the part {purpose!r}, but `skip` leaves none."
-                )
+        if not any(parts):
+            raise ValueError(
+                f"Expected {listed([str(file.path) for file in self.files], shown=2)} to have flows left for the part "
+                f"{purpose!r}, but `skip` leaves none."
+            )
 
     def trajectories(self, parts: Sequence[Sequence[int]], *, time_stride: int) -> Trajectories:
         """Some trajectories of each file as one sequence."""

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
-from lightning_farms.data.fields._made_up import MadeUp, made_up
+from lightning_farms.data.fields._made_up import MadeUp, existing, made_up, sources
 from lightning_farms.data.fields._opening import missing_filters
 from lightning_farms.data.fields._values import Array, Marks
 
@@ -35,6 +35,7 @@ class DatasetFacts(NamedTuple):
     marks: Marks  # of missing values
     members: tuple[str, ...]  # names of the trajectories' own datasets
     odd_one: str | None  # a member of another shape or type
+    packed: tuple[float, float]  # netCDF's scale and offset, by which the values are to be undone
 
 
 class Header(NamedTuple):
@@ -42,12 +43,14 @@ class Header(NamedTuple):
 
     datasets: dict[str, DatasetFacts]
     found: str
-    elsewhere: dict[str, str]  # {dataset: the other file that it is in}
+    broken: dict[str, str]  # {dataset: where the link leads that stands for it}
+    one_axis: bool  # an x-coordinate, and no y-coordinate
     third_axis: bool
     attributes: dict[str, float | None]
     given_frames: int | None
     coordinates: dict[str, Array | None]
     periodic: tuple[bool, bool] | None  # along x and y; None where the file does not tell
+    others: list[Path]  # other files that hold values
 
 
 def read_header(file: h5py.File, layout: FieldLayout) -> Header:
@@ -59,16 +62,19 @@ def read_header(file: h5py.File, layout: FieldLayout) -> Header:
             datasets[name] = facts
     lacking = [name for name in layout.datasets if name not in datasets]
     links = {name: file.get(name, getlink=True) for name in lacking if name in file or _is_link(file, name)}
+    found = {name: link for name, link in links.items() if not isinstance(link, h5py.HardLink)}
     given = _number(file, "given_frames")
     return Header(
         datasets=datasets,
         found=_datasets(file) if lacking else "",
-        elsewhere={name: link.filename for name, link in links.items() if isinstance(link, h5py.ExternalLink)},
+        broken={name: _leads_to(file, link) for name, link in found.items()},
+        one_axis=[any(name in file for name in _COORDINATES[axis]) for axis in "xy"] == [True, False],
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
         coordinates={axis: _coordinate(file, names) for axis, names in _COORDINATES.items()},
         periodic=_periodic(file),
+        others=sorted(_others(file, datasets)),
     )
 
 
@@ -123,16 +129,32 @@ def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, Datase
     return found
 
 
+def _others(file: h5py.File, datasets: Mapping[str, DatasetFacts]) -> set[Path]:
+    """The files of virtual datasets, raw values and links."""
+    found: set[Path] = set()
+    for name, facts in datasets.items():
+        for member in facts.members or (name,):
+            dataset = file[member]
+            found |= sources(dataset) | {Path(dataset.file.filename)}
+    return found - {Path(file.filename)}
+
+
 def _is_complete(facts: DatasetFacts, axes: int) -> bool:
     varies = facts.varying is None or (facts.varying.sample and facts.varying.time and all(facts.varying.space))
     return varies and facts.shape is not None and len(facts.shape) == axes
 
 
 def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
+    if facts.packed != (1.0, 0.0):
+        raise ValueError(
+            f"Expected dataset `{name}` of {path} to hold values as they are, but they are packed (netCDF's "
+            f"scale_factor and add_offset are {facts.packed[0]:g} and {facts.packed[1]:g}). Write them to a new file "
+            "unpacked, as xarray's `open_dataset` reads them."
+        )
     if facts.shape is None or not np.issubdtype(facts.dtype, np.floating):
         raise ValueError(
             f"Expected dataset `{name}` of {path} to hold floating-point numbers, but got {facts.dtype} of shape "
-            f"{facts.shape}."
+            f"{facts.shape}. Write the fields to a new file as float32."
         )
     if facts.odd_one is not None:
         raise ValueError(f"Expected all datasets `{name}` of {path} to be alike, but {facts.odd_one} is not.")
@@ -161,12 +183,35 @@ def _told(header: Header, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _missing(header: Header, path: Path, layout: FieldLayout, missing: list[str]) -> str:
-    linked = "".join(f" `{name}` is a link to the file {file}." for name, file in header.elsewhere.items())
+    said = f"Expected {path} to hold the datasets {list(layout.datasets)}, but {missing} are missing"
+    if set(missing) <= set(header.broken):
+        links = "".join(f" `{name}` is a link to {header.broken[name]}." for name in missing)
+        return f"{said}:{links} Put what they lead to in its place, or correct the links."
+    if header.one_axis and not any(
+        facts.shape and len(facts.shape) >= len("btxy") for facts in header.datasets.values()
+    ):
+        return (
+            f"{said}: found {header.found}. With an x-coordinate and no y-coordinate it seems to hold 1-D fields, "
+            "which cannot be read here; of 2-D fields with other names, give `fields`."
+        )
     return (
-        f"Expected {path} to hold the datasets {list(layout.datasets)}, but {missing} are missing: found "
-        f"{header.found}. For a file with other names, give `fields`, a mapping of channels to datasets, each with all "
-        f"trajectories in it, or one for each, such as '*/data[0]'.{linked}"
+        f"{said}: found {header.found}. For a file with other names, give `fields`, a mapping of channels to datasets, "
+        "each with all trajectories in it, or one for each, such as '*/data[0]'."
     )
+
+
+def _leads_to(file: h5py.File, link: object) -> str:
+    """Where a link that cannot be followed leads, and why it cannot be."""
+    if not isinstance(link, h5py.ExternalLink):
+        return f"`{getattr(link, 'path', '')}`, where there is no dataset"
+    other = existing(Path(file.filename), link.filename, "HDF5_EXT_PREFIX")
+    if other is None:
+        return f"the file {link.filename}, which is missing"
+    try:
+        with h5py.File(other, "r"):
+            return f"the file {link.filename}, which has no dataset `{link.path}`"
+    except OSError as error:
+        return f"the file {link.filename}, which cannot be read ({error})"
 
 
 def _is_link(file: h5py.File, name: str) -> bool:
@@ -178,7 +223,9 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
     if dataset is None:
         return None
     varying, marks = _varying(dataset), _marks(dataset)
-    return DatasetFacts(dataset.shape, dataset.dtype, missing_filters(dataset), varying, marks, (), None)
+    return DatasetFacts(
+        dataset.shape, dataset.dtype, missing_filters(dataset), varying, marks, (), None, _packed(dataset)
+    )
 
 
 def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
@@ -194,7 +241,8 @@ def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     others = [name for name, kind in kinds.items() if kind != (first.shape, first.dtype)]
     odd = f"`{others[0]}`, of shape {found[others[0]].shape}," if others else None
     shape = None if first.shape is None else (len(found), *first.shape)
-    return DatasetFacts(shape, first.dtype, missing_filters(first), None, _marks(first), tuple(found), odd)
+    filters = missing_filters(first)
+    return DatasetFacts(shape, first.dtype, filters, None, _marks(first), tuple(found), odd, _packed(first))
 
 
 def _varying(dataset: h5py.Dataset) -> Varying | None:
@@ -216,6 +264,11 @@ def _marks(dataset: h5py.Dataset) -> Marks:
     fill = float(dataset.fillvalue)
     values += [fill] if abs(fill) >= _NOT_MEANT else []
     return Marks(tuple(value for value in values if math.isfinite(value)), fill if fill and fill == fill else None)
+
+
+def _packed(dataset: h5py.Dataset) -> tuple[float, float]:
+    scale, offset = (_number(dataset, name) for name in ("scale_factor", "add_offset"))
+    return (1.0 if scale is None else scale), (0.0 if offset is None else offset)
 
 
 def _get(file: h5py.File, name: str) -> h5py.Dataset | None:
@@ -240,7 +293,7 @@ def _datasets(file: h5py.File) -> str:
     return ", ".join([*found[:_SHOWN], *(["..."] if len(found) > _SHOWN else [])]) or "none"
 
 
-def _number(file: h5py.File, name: str) -> float | None:
+def _number(file: h5py.File | h5py.Dataset, name: str) -> float | None:
     value = np.asarray(file.attrs[name]) if name in file.attrs else np.empty(0)
     if value.size != 1 or not np.issubdtype(value.dtype, np.number):
         return None

@@ -5,11 +5,14 @@ HDF5 gives no error for either. A dataset's storage tells it exactly, without re
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from lightning_farms.data.fields._selections import Box, Coverage, Intervals, boxes, places
 
 MadeUp = dict[int, str]
 """{trajectory: what is missing of it}"""
@@ -50,80 +53,99 @@ def _without_chunks(dataset: h5py.Dataset, axis: int) -> MadeUp:
 
 def _without_raw_file(dataset: h5py.Dataset) -> MadeUp:
     """Values kept in raw files beside the HDF5 file: of a file that is too short, the rest reads as the fill value."""
+    left = dataset.nbytes
     for name, offset, size in dataset.external:
-        found = _existing(Path(dataset.file.filename), os.fsdecode(name), "HDF5_EXTFILE_PREFIX")
-        needed = offset + (dataset.nbytes if size == h5py.h5f.UNLIMITED else size)
-        if found is None or (len(dataset.external) == 1 and found.stat().st_size < needed):
+        needed = left if size == h5py.h5f.UNLIMITED else min(size, left)
+        found = existing(Path(dataset.file.filename), os.fsdecode(name), "HDF5_EXTFILE_PREFIX")
+        if found is None or found.stat().st_size < offset + needed:
             state = "is missing" if found is None else "is cut short"
             return _all(dataset.shape[0], f"lies in the file {os.fsdecode(name)}, which {state}")
+        left -= needed
     return {}
 
 
 def _unmapped(dataset: h5py.Dataset, axis: int) -> MadeUp:
     """Trajectories of a virtual dataset that its sources do not fill."""
-    count = dataset.shape[axis]
-    filled = np.zeros(count)
+    parts = list(_parts(dataset))
+    coverage = Coverage(dataset.shape, axis, [box for _, box, _ in parts])
     reasons: MadeUp = {}
+    for name, box, source in parts:
+        rows = places(box[axis])
+        lost = _lost(dataset, name, source, rows, axis)
+        coverage.fill(box, [row for row in rows if row not in lost])
+        reasons = {**lost, **reasons}
+    return {row: reasons.get(row, "has no source in the virtual dataset") for row in coverage.lacking()}
+
+
+def _parts(dataset: h5py.Dataset) -> Iterator[tuple[str, Box, Any]]:
+    """Name of the file, box in the virtual dataset, and source of each part; of numbered files, a part for each."""
     for source in dataset.virtual_sources():
-        first, last = (bound[axis] for bound in source.vspace.get_select_bounds())
-        rows = range(first, min(last + 1, count))
-        lost = _lost(dataset, source, axis)
-        whole = lost.get(-1)
-        for row in rows:
-            reason = whole if whole is not None else lost.get(row)
-            if reason is None:
-                filled[row] += source.vspace.get_select_npoints() / max(len(rows), 1)
-            else:
-                reasons.setdefault(row, reason)
-    lacking = np.flatnonzero(filled < dataset.size / count * (1 - 1e-9)).tolist()
-    return {row: reasons.get(row, "has no source in the virtual dataset") for row in lacking}
+        for box in boxes(source.vspace, dataset.shape):
+            if "%b" not in source.file_name:
+                yield source.file_name, box, source
+                continue
+            many = max(range(len(box)), key=lambda axis: len(_blocks(source.vspace, box, axis)))
+            for number, block in enumerate(_blocks(source.vspace, box, many)):
+                yield source.file_name.replace("%b", str(number)), [*box[:many], [block], *box[many + 1 :]], source
 
 
-def _lost(dataset: h5py.Dataset, source: Any, axis: int) -> MadeUp:  # noqa: ANN401
-    """What a source does not have of the rows that it should fill; -1 stands for all of them."""
-    if source.file_name == ".":
-        return _lost_in(dataset.file, source, axis)
-    path = _existing(Path(dataset.file.filename), source.file_name, "HDF5_VDS_PREFIX")
+def _blocks(space: Any, box: Box, axis: int) -> Intervals:  # noqa: ANN401
+    """The blocks of an axis, each of which a numbered file fills."""
+    if not space.is_regular_hyperslab():
+        return box[axis]
+    block = max(1, space.get_regular_hyperslab()[3][axis])
+    return [(first, min(first + block, end)) for start, end in box[axis] for first in range(start, end, block)]
+
+
+def _lost(dataset: h5py.Dataset, name: str, source: Any, rows: list[int], axis: int) -> MadeUp:  # noqa: ANN401
+    """Those of the rows that a source should fill, and does not."""
+    if name == ".":
+        return _lost_in(dataset.file, name, source, rows, axis)
+    path = existing(Path(dataset.file.filename), name, "HDF5_VDS_PREFIX")
     if path is None:
-        return {-1: f"lies in the file {source.file_name}, which is missing"}
+        return dict.fromkeys(rows, f"lies in the file {name}, which is missing")
     try:
         with h5py.File(path, "r") as file:
-            return _lost_in(file, source, axis)
+            return _lost_in(file, name, source, rows, axis)
     except OSError as error:
-        return {-1: f"lies in the file {source.file_name}, which cannot be read ({error})"}
+        return dict.fromkeys(rows, f"lies in the file {name}, which cannot be read ({error})")
 
 
-def _lost_in(file: h5py.File, source: Any, axis: int) -> MadeUp:  # noqa: ANN401
+def _lost_in(file: h5py.File, name: str, source: Any, rows: list[int], axis: int) -> MadeUp:  # noqa: ANN401
     found = file.get(source.dset_name)
-    place = f"lies in dataset `{source.dset_name}` of {source.file_name}, which"
+    place = f"lies in dataset `{source.dset_name}` of {name}, which"
     if not isinstance(found, h5py.Dataset):
-        return {-1: f"{place} is missing"}
-    begin, end = _bounds(source.src_space, found.shape)
-    if len(end) != found.ndim or any(last >= size for last, size in zip(end, found.shape, strict=True)):
-        return {-1: f"{place} is too small, of shape {found.shape}"}
-    if source.vspace.get_select_npoints() > found.size:
-        return {-1: f"{place} is too small, of shape {found.shape}"}
+        return dict.fromkeys(rows, f"{place} is missing")
+    taken = boxes(source.src_space, found.shape) if _has_axes(source.src_space, found) else []
+    ends = [[end for box in taken for _, end in box[other]] for other in range(found.ndim)]
+    needed = 0 if "%b" in source.file_name else source.vspace.get_select_npoints()
+    if not taken or needed > found.size or any(max(e) > n for e, n in zip(ends, found.shape, strict=True)):
+        return dict.fromkeys(rows, f"{place} is too small, of shape {found.shape}")
     lost = made_up(found, min(axis, found.ndim - 1))
-    if not lost:
-        return {}
-    virtual, _ = source.vspace.get_select_bounds()
-    if found.ndim != len(virtual):
-        return {-1: f"{place} has parts that were never written"}
-    return {row - begin[axis] + virtual[axis]: reason for row, reason in lost.items()}
+    own = [row for box in taken for row in places(box[min(axis, found.ndim - 1)])]
+    if len(own) != len(rows):  # of another form
+        return dict.fromkeys(rows, f"{place} has parts that were never written") if lost else {}
+    return {row: lost[number] for row, number in zip(rows, own, strict=True) if number in lost}
 
 
-def _bounds(space: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:  # noqa: ANN401
-    """First and last place of what is taken of a source; "all" is stored without the source's size."""
-    if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return (0,) * len(shape), tuple(size - 1 for size in shape)
-    begin, end = space.get_select_bounds()
-    return begin, end
+def _has_axes(space: Any, dataset: h5py.Dataset) -> bool:  # noqa: ANN401
+    return bool(space.get_select_type() == h5py.h5s.SEL_ALL) or len(space.shape) == dataset.ndim
 
 
-def _existing(path: Path, name: str, prefix: str) -> Path | None:
+def existing(path: Path, name: str, prefix: str) -> Path | None:
     """The file that HDF5 would find under a name in another file."""
-    if "%b" in name:  # numbered sources
-        found = sorted((path.parent / name).parent.glob(Path(name).name.replace("%b", "*")))
-        return found[0] if found else None
     folders = [os.environ.get(prefix, "").replace("${ORIGIN}", str(path.parent)), path.parent, "."]
     return next((place for place in (Path(str(folder)) / name for folder in folders) if place.is_file()), None)
+
+
+def sources(dataset: h5py.Dataset) -> set[Path]:
+    """The other files that are there and hold values of a dataset."""
+    path = Path(dataset.file.filename)
+    names = (
+        [(name, "HDF5_VDS_PREFIX") for name in dict.fromkeys(part[0] for part in _parts(dataset))]
+        if (dataset.is_virtual)
+        else []
+    )
+    names += [(os.fsdecode(name), "HDF5_EXTFILE_PREFIX") for name, _, _ in dataset.external or ()]
+    found = {existing(path, name, prefix) for name, prefix in names if name != "."}
+    return {each for each in found if each is not None}

@@ -36,6 +36,20 @@ _REMEDIES[errno.EPERM] = _REMEDIES[errno.EACCES]
 _REMEDIES[errno.ENFILE] = _REMEDIES[errno.EMFILE]
 for _number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
     _REMEDIES[_number] = _REMEDIES[errno.EIO]
+_UNPACK = "compressed ({}): unpack it first"
+_WEB_PAGE = "a web page, as servers send in place of a file: look at what it says, and download the file again"
+_OTHER_FORMATS = {  # in small letters
+    b"version https://git-lfs": "a pointer of Git LFS to the file: fetch the file itself (`git lfs pull`)",
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+    b"\x1f\x8b": _UNPACK.format("gzip"),
+    b"pk\x03\x04": _UNPACK.format("zip"),
+    b"bzh": _UNPACK.format("bzip2"),
+    b"\xfd7zxz": _UNPACK.format("xz"),
+    b"(\xb5/\xfd": _UNPACK.format("Zstandard"),
+    b"cdf": "a netCDF file of the classic format: convert it to netCDF-4, which is HDF5 (`nccopy -k nc4`)",
+    b"\x93numpy": "a NumPy array: write it to an HDF5 file (h5py), a dataset for each field",
+}
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
@@ -71,27 +85,49 @@ def open_hdf5(path: Path) -> h5py.File:
             return h5py.File(path, "r")
 
 
+class DamagedFlowError(OSError):
+    """One trajectory of a file cannot be read; others may be."""
+
+
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Whatever h5py raises names the file: on a damaged one it may be nearly any error."""
+def naming(path: Path, *, flow: str = "") -> Iterator[None]:
+    """Whatever h5py raises names the file, and the flow: on a damaged one it may be nearly any error."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        raise explained(path, error) from error
+        raise explained(path, error, flow) from error
 
 
-def explained(path: Path, error: Exception) -> OSError:
-    """What is wrong with a file that cannot be opened or read, and what to do."""
+def explained(path: Path, error: Exception, flow: str = "") -> OSError:
+    """What is wrong with a file, or a flow in it, that cannot be opened or read, and what to do."""
     known = _REMEDIES.get(getattr(error, "errno", None) or 0)
     if known is not None:
         kind, remedy = known
         return kind(f"Expected {path} to be readable, but {remedy}. ({error})")
+    if flow:
+        return DamagedFlowError(
+            f"Expected {flow} of {path} to be readable, but it is not ({error}). The file may be damaged there: "
+            "compare its checksum with the source's and download it again, or leave the flow out (`skip`)."
+        )
+    other = _other_format(path)
+    if other is not None:
+        return OSError(f"Expected {path} to be an HDF5 file, but it is {other}.")
     return OSError(
         f"Expected {path} to be a complete HDF5 file, but it cannot be read ({error}). It may be damaged, cut short or "
         "of another format: compare its size and checksum with the source's and download it again."
     )
+
+
+def _other_format(path: Path) -> str | None:
+    """What a file without HDF5's signature is, and what to do, where its first bytes tell it."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(64)
+    except OSError:
+        return None
+    return next((text for start, text in _OTHER_FORMATS.items() if begin.lstrip().lower().startswith(start)), None)
 
 
 def missing_filters(dataset: h5py.Dataset) -> list[str]:

@@ -45,6 +45,11 @@ class Fault(NamedTuple):
 
 
 _NONE = Marks()
+_CODES = [
+    float(np.float32(code))
+    for code in (-999, -9999, -99999, 1e20, -1e20, 1e30, -1e30, 1e35, -1e34, 9.969209968386869e36)
+]
+"""What programs write where a value is missing (CMIP, Ferret, netCDF, ...), also without an attribute that says so."""
 
 
 def as_single(field: Array) -> Array:
@@ -60,8 +65,8 @@ def faults(
 
     Of one channel (T, X, Y): as stored, and in float32. One fault for each frame that has any.
     """
-    missing = _missing(field, marks)
     low, high = single.min(), single.max()
+    missing = _missing(field, marks._replace(values=(*marks.values, *_codes(low, high))))
     if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
         return []
     wrong = ~np.isfinite(single) | (single <= 0 if positive else False)
@@ -79,7 +84,8 @@ def zero_frames(item: Array) -> list[int]:
 
     A flow may begin at rest, and one frame may be all that was asked for.
     """
-    if item.shape[2] < 2 or item[0, 0].any(-1).all():
+    x, y, frames = item.shape[:3]
+    if frames < 2 or any(item[place].any(-1).all() for place in ((x // 2, y // 2), (x // 3, y // 3))):
         return []
     zero = ~item.any((0, 1, 3))
     after = np.maximum.accumulate(~zero)
@@ -94,6 +100,11 @@ def _missing(field: Array, marks: Marks) -> Array | None:
         return None
     found = np.isin(field, np.asarray(marks.values).astype(field.dtype))
     return found if found.any() else None
+
+
+def _codes(low: float, high: float) -> tuple[float, ...]:
+    """A smallest or largest value that is a code for missing ones: by chance, one in millions of fields has it."""
+    return tuple(float(value) for value in (low, high) if value in _CODES)
 
 
 def _kind(field: Array, single: Array, is_missing: bool) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from lightning_farms.data.fields._opening import DamagedFlowError
 from lightning_farms.data.fields.trajectory_files import FlowFile, TrajectoryFiles
 
 
@@ -43,7 +44,7 @@ def check_file(
         What is wrong, by trajectory.
 
     Raises:
-        OSError: if the data cannot be read; of a set, a file that cannot be read is a fault of its trajectory.
+        OSError: if the file cannot be read; a part that is damaged is a fault of its trajectory, as is a file of a set.
 
     Example:
         >>> import tempfile
@@ -67,7 +68,7 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
     try:
         surveys = [file.survey(trajectory, frames) for frames in file.blocks()]
     except (ValueError, OSError) as error:
-        if not isinstance(file, TrajectoryFiles):
+        if not isinstance(error, DamagedFlowError) and not isinstance(file, TrajectoryFiles):
             raise
         return [FileFault(trajectory, "", None, f"cannot be read: {error}")]
     found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]

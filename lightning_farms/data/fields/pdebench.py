@@ -1,6 +1,7 @@
 """Lazy reader of PDEBench's 2D compressible-flow files, and of others by the names of their datasets."""
 
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,11 +109,13 @@ class PDEBenchFile:
         self.x, self.y, self.t, self.remarks = checked_grid(header.coordinates, sizes, self.path)
         self.periodic = (True, True) if fields is None else header.periodic
         self.given_frames = header.given_frames
+        self._others = header.others
         truth = fields is None and self.given_frames is None  # a network predicts what it likes
         self._positive = frozenset(_POSITIVE if truth else ())
         of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
         self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
         self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
+        self.told: set[str] = set()  # channels of which zeros were told
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
@@ -127,7 +130,7 @@ class PDEBenchFile:
 
     def identity(self) -> str:
         """What tells the file from others, under whatever name: of its size, its header and the values at both ends."""
-        return identity(self.path)
+        return identity(self.path, self._others)
 
     def read(
         self,
@@ -164,28 +167,8 @@ class PDEBenchFile:
             if found:
                 raise ValueError(self._wrong(trajectory, found))
             item[..., channel] = np.moveaxis(single, 0, -1)
-        zero = zero_frames(item if len(self._in_time) == item.shape[3] else item[..., self._in_time])
-        if zero:
-            rest = "" if len(zero) == len(frames) else ", after others that are not"
-            raise ValueError(
-                f"Expected the fields of {self.path} to hold values, but all channels of trajectory {trajectory} are 0 "
-                f"in frames {frames[zero[0]]} to {frames[zero[-1]]}{rest}. {_REMEDY}"
-            )
+        self._check_not_zero(item, trajectory, frames)
         return torch.from_numpy(item)
-
-    def check(self, trajectory: int, *, stride: int = 1) -> None:
-        """Read all frames of one trajectory, a few at a time, and refuse what `read` would refuse of them.
-
-        Args:
-            trajectory: its number, in [0, B).
-            stride: every stride-th cell along x and y, at least 1.
-
-        Raises:
-            ValueError: for values that are no flow's, naming channel and frame.
-            OSError: if the data cannot be read.
-        """
-        for frames in self.blocks():
-            self.read(trajectory, frames.start, frames.stop, stride=stride)
 
     def blocks(self) -> list[range]:
         """All frames, in runs of about 32 MB."""
@@ -262,7 +245,7 @@ class PDEBenchFile:
         chosen = slice(frames.start, frames.stop, frames.step)
         size = (len(frames), self.shape.x, self.shape.y)
         for dataset, axes in self._axes.items():
-            with naming(self.path):
+            with naming(self.path, flow=f"dataset `{dataset}` of trajectory {trajectory}"):
                 read = self._read(dataset, axes, trajectory, chosen)
             for channel, field in axes.fields(read, self.layout.channels_of(dataset), size).items():
                 # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
@@ -280,6 +263,32 @@ class PDEBenchFile:
     def _faults(self, channel: int, field: Array, single: Array, frames: range) -> list[Fault]:
         name = self.channels[channel]
         return faults(field, single, name, frames, positive=name in self._positive, marks=self._marks[channel])
+
+    def _check_not_zero(self, item: Array, trajectory: int, frames: range) -> None:
+        """Refuse frames that are 0 in all channels, or in a fluid's velocity after others; tell of other zeros."""
+        varying = item if len(self._in_time) == item.shape[3] else item[..., self._in_time]
+        zero = zero_frames(varying)
+        if zero:
+            raise ValueError(self._zeros("all channels", trajectory, frames, zero))
+        for place, channel in enumerate(self._in_time):
+            zero, name = zero_frames(varying[..., place : place + 1]), f"channel `{self.channels[channel]}`"
+            if zero and self._positive and len(zero) < len(frames):
+                raise ValueError(self._zeros(name, trajectory, frames, zero))
+            if zero and name not in self.told:
+                self.told.add(name)
+                warnings.warn(
+                    f"In {self.path}, {name} of trajectory {trajectory} is 0 in whole frames. If it was not written, "
+                    "leave such flows out (`skip`; `lightning-farms check` names them). A relative error of what is 0 "
+                    "everywhere is no measure.",
+                    stacklevel=2,
+                )
+
+    def _zeros(self, what: str, trajectory: int, frames: range, zero: list[int]) -> str:
+        rest = "" if len(zero) == len(frames) else ", after others that are not"
+        return (
+            f"Expected the fields of {self.path} to hold values, but {what} of trajectory {trajectory} are 0 in frames "
+            f"{frames[zero[0]]} to {frames[zero[-1]]}{rest}. {_REMEDY}"
+        )
 
     def _wrong(self, trajectory: int, found: list[Fault]) -> str:
         first, more = found[0], f" and {len(found) - 1} more frames" if len(found) > 1 else ""

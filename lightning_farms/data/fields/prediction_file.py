@@ -86,7 +86,7 @@ class PredictionPart:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with naming(path), h5py.File(path, "r") as file:
+        with _unfinished(path), h5py.File(path, "r") as file:
             self.channels = tuple(map(str, file.attrs["channels"]))
             self.given_frames = int(file.attrs["given_frames"])
             self.first = int(file.attrs.get("first", 0))
@@ -163,6 +163,21 @@ class PredictionPart:
         with _no_space_told(self.path):
             while left:
                 left = left[self._file.write(left) :]
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[None]:
+    """What is damaged is not to be fetched again, but to be made anew."""
+    try:
+        with naming(path):
+            yield
+    except OSError as error:
+        if type(error) is not OSError:
+            raise
+        raise OSError(
+            f"Expected {path} to hold predictions that were interrupted, but it is damaged ({error.__cause__}): remove "
+            "it, and they begin anew."
+        ) from error
 
 
 @contextmanager
@@ -291,8 +306,9 @@ def check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(
-            f"Expected {size / 1e6:.2f} MB of free space in {path.parent} for the predictions, but there are "
-            f"{free / 1e6:.2f} MB. Make room, or give PredictionWriter another `path`."
+            errno.ENOSPC,
+            f"the predictions take {size / 1e6:.2f} MB, and {free / 1e6:.2f} MB are free in {path.parent}: make room, "
+            "or give PredictionWriter another `path`",
         )
 
 

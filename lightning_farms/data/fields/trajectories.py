@@ -12,6 +12,7 @@ from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.seeding import shuffled
 from lightning_farms.common.texts import listed
 from lightning_farms.data._normalization import ChannelStatistics, channel_statistics, standardize
+from lightning_farms.data.fields._identity import values_identity
 from lightning_farms.data.fields.trajectory_files import FlowFile
 
 _ROUNDING = 2.0**-21  # of a mean: four steps of float32, below which a spread is no more than rounding
@@ -84,11 +85,14 @@ class Trajectories:
         """Frames of a trajectory that are left with the stride in time."""
         return math.ceil(self.stored_frames / self.time_stride)
 
-    def check(self, number: int) -> None:
+    def check(self, number: int) -> int:
         """Read all frames of one trajectory and refuse bad values.
 
         Args:
             number: its place in the sequence, in [0, len).
+
+        Returns:
+            What tells it from other trajectories, as `identity` does.
 
         Raises:
             IndexError: if there is no such trajectory.
@@ -96,7 +100,22 @@ class Trajectories:
             OSError: if the data cannot be read.
         """
         part, trajectory = self.place(number)
-        part.file.check(trajectory, stride=part.stride)
+        ends, last = [], (self.frames - 1) * self.time_stride
+        for frames in part.file.blocks():
+            item = part.file.read(trajectory, frames.start, frames.stop, stride=part.stride)
+            ends += [item[:, :, frame - frames.start] for frame in (0, last) if frame in frames]
+        return values_identity(ends)
+
+    def identity(self, item: Tensor) -> int:
+        """Tell a trajectory from others by its values, whatever file it is in.
+
+        Args:
+            item: all its frames, as `read` gives them to `change`.
+
+        Returns:
+            A number, of its first and its last frame; not 0.
+        """
+        return values_identity([item[:, :, 0], item[:, :, -1]])
 
     def read(
         self,

@@ -97,20 +97,6 @@ class TrajectoryFiles:
         except ValueError as error:
             raise ValueError(f"{error} In the set, it is trajectory {trajectory}.") from error
 
-    def check(self, trajectory: int, *, stride: int = 1) -> None:
-        """Read all frames of one trajectory, a few at a time, and refuse what `read` would refuse of them.
-
-        Args:
-            trajectory: its number, in [0, B).
-            stride: every stride-th cell along x and y, at least 1.
-
-        Raises:
-            ValueError: for values that are no flow's, naming channel and frame.
-            OSError: if the file cannot be read.
-        """
-        for frames in self.blocks():
-            self.read(trajectory, frames.start, frames.stop, stride=stride)
-
     def blocks(self) -> list[range]:
         """All frames, in runs of about 32 MB."""
         return self._file(0).blocks()
@@ -145,6 +131,7 @@ class TrajectoryFiles:
                     f"{tuple(self._opened[0].shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
                     f"Leave it out (`skip: [{number}]`)."
                 )
+            file.told = self._opened[0].told if number else file.told  # once for all
             self._opened[number] = file
         return self._opened[number]
 

@@ -1,5 +1,6 @@
 """Datasets of training windows and evaluation trajectories, and the sampler of the former."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -24,6 +25,9 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     Which window an item shows, how it is moved and which noise it has is in its key, drawn by `WindowSampler`. With a
     stride in time, a window's first frame is any of the file's, not only every time_stride-th. At the first item of a
     trajectory all of its frames are read and checked, so that bad values show in the first epoch.
+
+    Attributes:
+        identities: of the trajectories that have been read, what tells their values from others'; 0 of the rest.
 
     Args:
         trajectories: the training trajectories.
@@ -55,7 +59,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
         self.noise, self.seed, self.augmentation = noise, seed, augmentation
-        self._checked = torch.zeros(len(trajectories), dtype=torch.bool).share_memory_()  # one for all workers
+        self.identities = torch.zeros(len(trajectories), dtype=torch.int64).share_memory_()  # one for all workers
 
     @property
     def starts(self) -> int:
@@ -68,9 +72,8 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: WindowKey | int) -> tuple[Tensor, Tensor]:
         item, start, epoch = WindowKey(key, 0, 0) if isinstance(key, int) else key
         number = item // self.windows_per_trajectory
-        if not self._checked[number]:
-            self.trajectories.check(number)
-            self._checked[number] = True
+        if not self.identities[number]:
+            self.identities[number] = self.trajectories.check(number)
         change = None if self.augmentation is None else partial(self.augmentation, epoch=epoch, item=item)
         window = self.trajectories.read(number, start, start + self._span, change=change)
         x, y = window[:, :, : self.in_timesteps], window[:, :, self.in_timesteps :]
@@ -89,18 +92,28 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         trajectories: the trajectories.
         in_timesteps: frames of the input, at least 1.
         predicted: read the input alone; the target, of so many frames, is then NaN.
+        trained: identities of trajectories that were trained on, as `TrainingWindows.identities`; the first of these
+            that is read is told, under whatever name it is here.
 
     Raises:
         ValueError: if the files have no frame to predict.
     """
 
-    def __init__(self, trajectories: Trajectories, *, in_timesteps: int = 10, predicted: int | None = None) -> None:
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        *,
+        in_timesteps: int = 10,
+        predicted: int | None = None,
+        trained: Sequence[Tensor] = (),
+    ) -> None:
         if predicted is None:
             check_frames(trajectories, in_timesteps, 1)
         else:
             check_at_least(1, in_timesteps=in_timesteps, predicted=predicted)
             _check_given(trajectories, in_timesteps)
         self.trajectories, self.in_timesteps, self.predicted = trajectories, in_timesteps, predicted
+        self._trained, self._told = trained, torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -109,8 +122,22 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         if self.predicted is not None:
             given = self.trajectories.read(item, 0, (self.in_timesteps - 1) * self.trajectories.time_stride + 1)
             return given, given.new_full((*given.shape[:2], self.predicted, given.shape[3]), torch.nan)
-        frames = self.trajectories.read(item)
+        frames = self.trajectories.read(item, change=partial(self._tell_trained, item) if self._trained else None)
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
+
+    def _tell_trained(self, item: int, frames: Tensor) -> Tensor:
+        """Warn, once, of a trajectory that was trained on."""
+        identity = self.trajectories.identity(frames)
+        if not self._told and any((each == identity).any() for each in self._trained):
+            self._told[0] = True
+            part, number = self.trajectories.place(item)
+            warnings.warn(
+                f"Trajectory {number} of {part.file.path} has the values of one that was trained on, and others may: "
+                "what is found on such flows says nothing of new ones. `lightning-farms check`, with all files, names "
+                "them; leave them out (`skip`).",
+                stacklevel=2,
+            )
+        return frames
 
 
 class WindowSampler(EpochSampler[WindowKey]):

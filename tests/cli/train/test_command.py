@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 import yaml
@@ -414,3 +415,46 @@ def test_what_is_wrong_with_the_users_file_comes_before_the_pretraining(run, see
         run("fit", f"--data.path={tmp_path / 'two.hdf5'}", "--pretrain.epochs=1", "--pretrain.seed=77")
     assert "of 2 is less than one trajectory" in capsys.readouterr().err
     assert seen == [], "pre-trained before looking at the file"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flows": 6, "arguments": ["--data.test_fraction=0.1"]}, "of 6 is less than one trajectory"),
+        ({"flows": 8, "arguments": [], "bad": 7}, "trajectory 7 has 1 NaN values in frame 5"),
+    ],
+)
+def test_what_is_wrong_with_the_closing_test_comes_before_the_training(run, seen, tmp_path, capsys, change, message):
+    settings = SimulationConfig(trajectories=change["flows"], resolution=16, frames=6)
+    simulate_to_file(tmp_path / "flow.hdf5", settings, progress=False)
+    if "bad" in change:
+        with h5py.File(tmp_path / "flow.hdf5", "a") as file:
+            file["Vx"][change["bad"], 5, 0, 0] = float("nan")
+    with pytest.raises(SystemExit, match="1"):
+        run("fit", "--data.path=flow.hdf5", "--data.val_fraction=0.34", *change["arguments"])
+    assert message in capsys.readouterr().err
+    assert seen == []
+
+
+def test_starting_weights_are_evaluated_as_they_were_trained(run, tmp_path, capsys):
+    for seed, name in enumerate(("one", "two")):
+        settings = SimulationConfig(trajectories=4, resolution=16, frames=6, seed=seed)
+        simulate_to_file(tmp_path / f"{name}.hdf5", settings, progress=False)
+    run("fit", "--data.path=one.hdf5", "--data.normalize=true")
+    start = checkpoint().rename("start.ckpt")
+    capsys.readouterr()
+    on_other = ("--data.path=two.hdf5", "--data.normalize=true", "--data.test_fraction=1.0")
+    run("test", f"--ckpt_path={start}", *on_other)
+    expected = capsys.readouterr().out
+    run("test", f"--pretrain.checkpoint={start}", *on_other)
+    assert capsys.readouterr().out == expected, "scaled as in the training"
+    for arguments, message in (
+        ((), "`normalize` to be True, as in the training"),
+        (("--data.normalize=true", "--data.channel_order=pdebench"), "the channels to be"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            run("test", f"--pretrain.checkpoint={start}", "--data.path=two.hdf5", *arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        run("fit", f"--pretrain.checkpoint={start}", "--data.path=two.hdf5", "--data.channel_order=pdebench")
+    assert "the channels to be in the order ['Vx', " in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What HDF5 makes up is refused, and what is stored is not."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -151,3 +153,59 @@ def test_zeros_that_were_written_are_no_flow_either(tmp_path, values):
     file.read(1)
     with pytest.raises(ValueError, match="all channels of trajectory 2 are 0 in frames 0 to 2"):
         file.read(2)
+
+
+def of_parts(path, shape, parts):
+    layout = h5py.VirtualLayout(shape, "f4")
+    for name, target in parts:
+        layout[target] = h5py.VirtualSource(name, "u", SHAPE)[target if len(target) > 1 else slice(None)]
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("u", layout)
+    return path
+
+
+def test_a_part_that_two_sources_fill_does_not_make_up_for_one_that_none_fills(tmp_path, values):
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["u"] = values
+    half, rest = np.s_[:, :, :2], np.s_[:, :, 2:]
+    path = of_parts(tmp_path / "all.h5", SHAPE, [("one.h5", half), ("one.h5", half)])
+    assert sorted(refused(path)) == list(range(6))
+    assert refused(of_parts(tmp_path / "all.h5", SHAPE, [("one.h5", half), ("one.h5", rest)])) == {}
+
+
+def test_trajectories_that_two_sources_fill_in_turn(tmp_path, values):
+    with h5py.File(tmp_path / "even.h5", "w") as file:
+        file["u"] = values
+    parts = [("even.h5", np.s_[::2,]), ("odd.h5", np.s_[1::2,])]
+    path = of_parts(tmp_path / "all.h5", (12, *SHAPE[1:]), parts)
+    assert sorted(refused(path)) == [1, 3, 5, 7, 9, 11]
+    shutil.copy(tmp_path / "even.h5", tmp_path / "odd.h5")
+    assert refused(path) == {}
+
+
+def test_numbered_sources(tmp_path, values):
+    shape, unlimited = (2, *SHAPE[1:]), (h5py.h5s.UNLIMITED, *SHAPE[1:])
+    for number in range(3):
+        with h5py.File(tmp_path / f"part{number}.h5", "w") as file:
+            file["u"] = values[2 * number : 2 * number + 2]
+    space = h5py.h5s.create_simple(SHAPE, unlimited)
+    space.select_hyperslab((0,) * 4, (h5py.h5s.UNLIMITED, 1, 1, 1), (2, 1, 1, 1), shape)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_virtual(space, b"part%b.h5", b"u", h5py.h5s.create_simple(shape))
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        h5py.h5d.create(file.id, b"u", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(SHAPE, unlimited), properties)
+    assert refused(tmp_path / "all.h5") == {}
+    with h5py.File(tmp_path / "part1.h5", "w") as file:
+        file.create_dataset("u", shape, "f4")
+    assert sorted(refused(tmp_path / "all.h5")) == [2, 3]
+
+
+def test_values_in_several_raw_files(tmp_path, values):
+    half = values.nbytes // 2
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        raw = [(str(tmp_path / "one.raw"), 0, half), (str(tmp_path / "two.raw"), 8, h5py.h5f.UNLIMITED)]
+        file.create_dataset("u", data=values, external=raw)
+    assert refused(tmp_path / "a.h5") == {}
+    with (tmp_path / "two.raw").open("r+b") as raw_file:
+        raw_file.truncate(half)
+    assert "two.raw, which is cut short" in refused(tmp_path / "a.h5")[0]

@@ -1,5 +1,6 @@
 """Errors name the file and have a remedy of their own; handles are few."""
 
+import gzip
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile
+from lightning_farms.data.fields.file_check import check_file
 from tests.data.fields.labelled_flows import write_labelled
 
 
@@ -151,6 +153,77 @@ def test_a_link_to_another_file_that_is_missing(path):
         file["Vx"] = h5py.ExternalLink("velocities.hdf5", "Vx")
     with pytest.raises(ValueError, match=r"\['Vx'\] are missing.* `Vx` is a link to the file velocities.hdf5"):
         PDEBenchFile(path)
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        (h5py.SoftLink("/elsewhere"), "`/elsewhere`, where there is no dataset"),
+        (h5py.ExternalLink("cut.hdf5", "Vx"), r"cut.hdf5, which cannot be read \(.*truncated"),
+        (h5py.ExternalLink("other.hdf5", "U"), "other.hdf5, which has no dataset `U`"),
+    ],
+)
+def test_links_that_lead_nowhere(path, link, reason):
+    for name in ("cut.hdf5", "other.hdf5"):
+        shutil.copy(path, path.with_name(name))
+    os.truncate(path.with_name("cut.hdf5"), 4000)
+    with h5py.File(path, "a") as file:
+        del file["Vx"]
+        file["Vx"] = link
+    with pytest.raises(ValueError, match=rf"\['Vx'\] are missing: `Vx` is a link to .*{reason}") as error:
+        PDEBenchFile(path)
+    assert "fields" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"pointer of Git LFS .*`git lfs pull`"),
+        (b"\n<!DOCTYPE html><title>403</title>", "a web page"),
+        (gzip.compress(b"flows"), r"compressed \(gzip\): unpack"),
+        (b"CDF\x01\0\0\0\0", "classic format"),
+    ],
+)
+def test_files_of_another_format(tmp_path, content, what):
+    (tmp_path / "flow.hdf5").write_bytes(content)
+    with pytest.raises(OSError, match=rf"flow.hdf5 to be an HDF5 file, but it is .*{what}"):
+        PDEBenchFile(tmp_path / "flow.hdf5")
+
+
+def test_a_damaged_flow_is_named_and_others_are_read(path, capsys):
+    with h5py.File(path, "a") as file:
+        values = np.random.default_rng(0).random(file["Vy"].shape, np.float32)
+        del file["Vy"]
+        file.create_dataset("Vy", data=values, chunks=(1, *values.shape[1:]), compression="gzip")
+        place = file["Vy"].id.get_chunk_info(2).byte_offset
+    with path.open("r+b") as file:
+        file.seek(place + 8)
+        file.write(bytes(64))
+    file = PDEBenchFile(path)
+    with pytest.raises(OSError, match=r"dataset `Vy` of trajectory 2 of .*flow.hdf5 to be readable.*`skip`"):
+        file.read(2)
+    file.read(3)
+    (fault,) = check_file(file)
+    assert (fault.trajectory, fault.what.startswith("cannot be read")) == (2, True)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_packed_values_are_not_taken_as_they_are(path, kind):
+    with h5py.File(path, "a") as file:
+        values = file["Vx"][...].astype(kind)
+        del file["Vx"]
+        file["Vx"] = values
+        file["Vx"].attrs["scale_factor"] = 0.01
+    with pytest.raises(ValueError, match=r"`Vx` of .* packed \(netCDF's scale_factor .* 0.01 and 0\).* unpacked"):
+        PDEBenchFile(path)
+
+
+def test_one_dimension(tmp_path):
+    with h5py.File(tmp_path / "flow.hdf5", "w") as file:
+        file["tensor"] = np.ones((2, 5, 8), np.float32)
+        file["x-coordinate"] = np.arange(8.0)
+    with pytest.raises(ValueError, match=r"found .*tensor \(2, 5, 8\).* seems to hold 1-D fields"):
+        PDEBenchFile(tmp_path / "flow.hdf5")
 
 
 def test_home_and_globs(tmp_path, path, monkeypatch):

@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lightning_farms.data import PDEBenchFile
+from lightning_farms.data import FilePart, PDEBenchFile
+from lightning_farms.data.fields.trajectories import Trajectories
 
 NAMES = ("density", "pressure", "Vx", "Vy")
 
@@ -40,7 +41,7 @@ def test_what_is_refused(tmp_path, changes, message, recwarn):
     with pytest.raises(ValueError, match=message):
         file.read(1)
     with pytest.raises(ValueError, match=message):
-        file.check(1)
+        Trajectories([FilePart(file, range(2))]).check(1)
     assert not recwarn
 
 
@@ -61,3 +62,29 @@ def test_a_file_of_predictions_may_hold_any_finite_density(tmp_path):
     with h5py.File(path, "a") as file:
         file.attrs["given_frames"] = 2
     assert PDEBenchFile(path).read(1)[1, 2, 3, 2] == -3.0
+
+
+def test_a_velocity_that_stops_at_once_is_no_flow(tmp_path):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file["Vy"][1, 3:] = 0.0
+    with pytest.raises(ValueError, match=r"channel `Vy` of trajectory 1 are 0 in frames 3 to 4, after others"):
+        PDEBenchFile(path).read(1)
+    PDEBenchFile(path).read(1, 0, 3)
+
+
+def test_a_velocity_that_is_zero_throughout_is_told_once(tmp_path):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file["Vy"][...] = 0.0
+    file = PDEBenchFile(path)
+    with pytest.warns(UserWarning, match=r"channel `Vy` of trajectory 1 is 0 in whole frames. If it was not written"):
+        file.read(1)
+    file.read(0)
+
+
+def test_a_velocity_may_begin_at_rest(tmp_path):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file["Vx"][1, 0] = 0.0
+    PDEBenchFile(path).read(1)

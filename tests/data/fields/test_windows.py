@@ -17,8 +17,8 @@ class File:
         self.shape = type("Shape", (), {"trajectories": trajectories, "frames": frames})
         self.offset = offset
 
-    def check(self, trajectory, *, stride=1):
-        assert 0 <= trajectory < self.shape.trajectories
+    def blocks(self):
+        return [range(self.shape.frames)]
 
     def read(self, trajectory, start=0, stop=None, *, stride=1, time_stride=1):
         stop = self.shape.frames if stop is None else stop

@@ -1,0 +1,53 @@
+"""What a checkpoint says of the fields that its weights were trained on, and whether others are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+_KEPT = {"channels", "normalize", "statistics"}  # of a data module's state
+
+
+class DataOfTraining:
+    """The channels of a training and their scaling; None where it is not known."""
+
+    def __init__(self) -> None:
+        self._state: Mapping[str, Any] | None = None
+
+    def remember(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        states = (value for value in checkpoint.values() if isinstance(value, Mapping))
+        self._state = next((state for state in states if state.keys() >= _KEPT), None)
+
+    def forget(self) -> None:
+        """Other data are trained on."""
+        self._state = None
+
+    def compare(self, trainer: Trainer | None) -> None:
+        """Warn, once, where what is evaluated has other channels, or is scaled otherwise."""
+        if self._state is None or trainer is None or trainer.state.fn == TrainerFn.FITTING:
+            return
+        state, self._state = self._state, None
+        data = getattr(trainer, "datamodule", None)
+        denormalize = getattr(data, "denormalize", None)
+        if denormalize is None:
+            return
+        channels = list(getattr(data, "channels", state["channels"]))
+        same = channels == list(state["channels"])
+        if same:
+            unit = torch.stack((torch.zeros(len(channels)), torch.ones(len(channels))))
+            statistics = state["statistics"]
+            trained = unit if statistics is None else unit * statistics["std"].float() + statistics["mean"].float()
+            same = bool(torch.allclose(denormalize(unit), trained, rtol=1e-3, atol=1e-6))
+        if not same:
+            rank_zero_warn(
+                f"The weights were trained on the channels {list(state['channels'])}, scaled by constants of their "
+                f"own; the data module gives {channels}, or scales by others (`normalize`), so that errors and "
+                "predictions mean little. Give the checkpoint as `ckpt_path`, whose constants are then used, and data "
+                "of its channels."
+            )
