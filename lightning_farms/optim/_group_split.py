@@ -1,6 +1,7 @@
 """One parameter group, divided by multiplier while the optimizer updates."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -67,6 +68,9 @@ class GroupSplit:
         self._seals: dict[str, Seal] = {}  # values that can change in place and were handed out: as they were left
         self._base: Any = None  # the scaled hyperparameter at `open`
         self._carried: set[str] = set()  # what has been written back since `open`
+        self._source: Group = {}  # the group as it was when the scaled groups were filled
+        self._as_filled: tuple[list[str], list[Any]] = ([], [])  # keys and values of all scaled groups
+        self._is_filled = False  # nothing but the group itself has changed since then
 
     def divides(self, group: Group) -> bool:
         """Tell whether this is the division of `group` as it is now."""
@@ -86,21 +90,49 @@ class GroupSplit:
         if multipliers is not self._multipliers:
             self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
             self._multipliers = multipliers
-        if len(self.scaled_groups) > 1:
-            self._hand_out()
+            self._is_filled = False
         self._base = self.group[self._key]
         self._carried = set()
-        for scaled in self.scaled_groups:
-            scaled.fill(self.group)
+        self._fill()
         return [scaled.group for scaled in self.scaled_groups] or [self.group]
+
+    def _fill(self) -> None:
+        """Fill the scaled groups, or change what differs from the last time: nothing, or a number to be scaled."""
+        base, former = self._base, self._source.get(self._key)
+        filled, self._is_filled = self._is_filled, False  # until written back, if an interruption allows it
+        plain = type(base) in (float, int) and type(former) in (float, int)
+        if filled and plain and _are_same({**self.group, self._key: former}, self._source):
+            if base is former:
+                return
+            for scaled in self.scaled_groups:
+                scaled.rescale(base)
+        else:
+            if len(self.scaled_groups) > 1:
+                self._hand_out()
+            for scaled in self.scaled_groups:
+                scaled.fill(self.group)
+        self._source = dict(self.group)
+        self._as_filled = self._contents()
+
+    def _contents(self) -> tuple[list[str], list[Any]]:
+        groups = [scaled.group for scaled in self.scaled_groups]
+        return list(chain.from_iterable(map(dict.keys, groups))), list(chain.from_iterable(map(dict.values, groups)))
+
+    def _touched(self) -> list[ScaledGroup]:
+        """Return the scaled groups in which anything is otherwise than it was put there."""
+        keys, values = self._contents()
+        if type(self._base) in (float, int) and keys == self._as_filled[0] and all(map(is_, values, self._as_filled[1])):
+            return []
+        return [scaled for scaled in self.scaled_groups if scaled.touched()]
 
     def write_back(self) -> None:
         """Carry over to the group what the update wrote into the scaled groups since `open`.
 
         It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
         """
-        touched = [scaled for scaled in self.scaled_groups if scaled.touched()]
-        if not touched and not self._carried and not self._seals:
+        touched = self._touched()
+        self._is_filled = not (touched or self._carried or self._seals)
+        if self._is_filled:
             return
         names = set(self._kept).union(self._carried, *(scaled.written() for scaled in touched)) - {self._key}
         names.update(name for name in self._seals if is_container(self.group.get(name)))
@@ -139,7 +171,7 @@ class GroupSplit:
             values = known.get(layer, first)
             own = {name: self._as_shown(name, values) if number else self.group[name] for name in names}
             self.scaled_groups.append(ScaledGroup([layer], {**self._members_of([layer]), **own}, self._key, 1.0))
-        self._multipliers = None
+        self._multipliers, self._is_filled = None, False
         self._kept = {name: self.group[name] for name in names if not can_change_in_place(self.group[name])}
         self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
 
@@ -255,3 +287,7 @@ class GroupSplit:
         among = set(layers)
         mine = [index for index, layer in enumerate(self._layers) if layer in among]
         return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
+
+
+def _are_same(one: Group, other: Group) -> bool:
+    return one.keys() == other.keys() and all(map(is_, one.values(), other.values()))

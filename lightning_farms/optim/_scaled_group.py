@@ -47,6 +47,10 @@ class ScaledGroup:
         self._version = version(value)
         self.put = dict(mine)
 
+    def rescale(self, base: float) -> None:
+        """Scale a plain number anew, where everything else is as `fill` put it there."""
+        self.group[self._key] = self.put[self._key] = base if self.factor == 1.0 else base * self.factor
+
     def touched(self) -> bool:
         """Tell whether anything is otherwise than it was put there, but for what changed in place."""
         mine, put = self.group, self.put

@@ -110,6 +110,7 @@ class LayerwiseScaling:
         self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
+        self._in_force: list[Group] = []  # what the last `_open` put there
         self._origin: dict[
             int, tuple[Group, Group]
         ] = {}  # {id: a scaled group (so that its id stays its own), its group}
@@ -123,6 +124,7 @@ class LayerwiseScaling:
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key)
+        self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None
         self._interrupted: list[
             list[Group] | None
@@ -288,7 +290,7 @@ class LayerwiseScaling:
             handle.remove()
         self._handles = []
         self._stand_down()
-        self._splits, self._origin = [], {}
+        self._forget_splits()
 
     def restore(self) -> None:
         """Put the base values and the user's own groups back at once, e.g. after an exception inside the update."""
@@ -408,7 +410,7 @@ class LayerwiseScaling:
         own = list(self._optimizer.param_groups)
         nothing_asked = self._all_ones and not any(split.must_stay(self._multipliers) for split in self._splits)
         if self._fault is not None or (nothing_asked and not self._pending):
-            self._splits, self._origin = [], {}
+            self._forget_splits()
             if self._fault is None:
                 self._proof.watch([], own, own, self._optimizer.state)
             return
@@ -417,17 +419,15 @@ class LayerwiseScaling:
             if index in self._pending:
                 split.take_over(self._pending[index])
         self._pending = {}
-        origin: dict[int, tuple[Group, Group]] = {}
-        in_force = []
-        for split in self._splits:
-            for group in split.open(self._multipliers):
-                in_force.append(group)
-                if group is not split.group:
-                    origin[id(group)] = group, split.group
-        self._origin = origin
-        if origin:
-            scaled = [one for split in self._splits for one in split.scaled_groups]
-            self._proof.watch(scaled, in_force, own, self._optimizer.state)
+        in_force = [group for split in self._splits for group in split.open(self._multipliers)]
+        if not _are_same(in_force, self._in_force):
+            self._origin = {
+                id(scaled.group): (scaled.group, split.group) for split in self._splits for scaled in split.scaled_groups
+            }
+            self._in_force = in_force  # last: an interruption before leaves it to be done again
+        if self._origin:
+            scaled_groups = [scaled for split in self._splits for scaled in split.scaled_groups]
+            self._proof.watch(scaled_groups, in_force, own, self._optimizer.state)
             self._optimizer.param_groups[:] = in_force
             self._look(True)
 
@@ -439,15 +439,25 @@ class LayerwiseScaling:
                 split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
+    def _forget_splits(self) -> None:
+        self._splits, self._in_force, self._origin = [], [], {}
+
     def _look(self, on: bool) -> None:
         """Note what the update reads of the groups in force if a proof needs it, but nothing that we read ourselves."""
-        on = on and any(scaling._proof.running for scaling in self._stack())
-        for group in self._optimizer.param_groups:
-            if isinstance(group, StandIn):
-                group.watch(on)
+        stack = self._stack()
+        for scaling in stack:
+            for group in scaling._looked_at:
+                group.watch(False)
+            scaling._looked_at = []
+        if on and any(scaling._proof.running for scaling in stack):
+            self._looked_at = [group for group in self._optimizer.param_groups if isinstance(group, StandIn)]
+            for group in self._looked_at:
+                group.watch(True)
 
     def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
         """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
+        if self._splits and _are_same(groups, self._in_force):
+            return [split.group for split in self._splits]
         own = (self._origin.get(id(group), (group, group))[1] for group in groups)
         return list({id(group): group for group in own}.values())
 
@@ -472,6 +482,10 @@ class LayerwiseScaling:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
         return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
+
+
+def _are_same(some: list[Group], others: list[Group]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _callers() -> Iterator[FrameType]:
