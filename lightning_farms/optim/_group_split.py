@@ -1,6 +1,6 @@
 """One parameter group, divided by multiplier while the optimizer updates."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -69,7 +69,8 @@ class GroupSplit:
         self._base: Any = None  # the scaled hyperparameter at `open`
         self._carried: set[str] = set()  # what has been written back since `open`
         self._source: Group = {}  # the group as it was when the scaled groups were filled
-        self._as_filled: tuple[list[str], list[Any]] = ([], [])  # keys and values of all scaled groups
+        self._as_filled: list[Any] = []  # the values of all scaled groups
+        self._in_force: list[Group] = [group]  # a new list whenever these are others
         self._is_filled = False  # nothing but the group itself has changed since then
 
     def divides(self, group: Group) -> bool:
@@ -86,22 +87,26 @@ class GroupSplit:
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
         """Return the groups that take this one's place in the update: itself, or its scaled groups, filled."""
-        self._forget_changed()
+        if self._kept:
+            self._forget_changed()
         if multipliers is not self._multipliers:
-            self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
-            self._multipliers = multipliers
             self._is_filled = False
+            self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
+            self._in_force = [scaled.group for scaled in self.scaled_groups] or [self.group]
+            self._multipliers = multipliers  # last: an interruption before leaves it to be done again
         self._base = self.group[self._key]
-        self._carried = set()
-        self._fill()
-        return [scaled.group for scaled in self.scaled_groups] or [self.group]
+        if self._carried:
+            self._carried = set()
+        if self.scaled_groups:
+            self._fill()
+        return self._in_force
 
     def _fill(self) -> None:
         """Fill the scaled groups, or change what differs from the last time: nothing, or a number to be scaled."""
         base, former = self._base, self._source.get(self._key)
         filled, self._is_filled = self._is_filled, False  # until written back, if an interruption allows it
-        plain = type(base) in (float, int) and type(former) in (float, int)
-        if filled and plain and _are_same({**self.group, self._key: former}, self._source):
+        self._source[self._key] = base
+        if filled and self._is_plain() and type(former) in (float, int) and _are_same(self.group, self._source):
             if base is former:
                 return
             for scaled in self.scaled_groups:
@@ -111,25 +116,41 @@ class GroupSplit:
                 self._hand_out()
             for scaled in self.scaled_groups:
                 scaled.fill(self.group)
-        self._source = dict(self.group)
-        self._as_filled = self._contents()
+            self._source = dict(self.group)
+        if len(self.scaled_groups) > 1:
+            self._as_filled = list(self._values())
 
-    def _contents(self) -> tuple[list[str], list[Any]]:
-        groups = [scaled.group for scaled in self.scaled_groups]
-        return list(chain.from_iterable(map(dict.keys, groups))), list(chain.from_iterable(map(dict.values, groups)))
+    def _values(self) -> Iterator[Any]:
+        return chain.from_iterable(dict.values(scaled.group) for scaled in self.scaled_groups)
 
     def _touched(self) -> list[ScaledGroup]:
         """Return the scaled groups in which anything is otherwise than it was put there."""
-        keys, values = self._contents()
-        if type(self._base) in (float, int) and keys == self._as_filled[0] and all(map(is_, values, self._as_filled[1])):
+        several = len(self.scaled_groups) > 1
+        if several and self._is_plain() and not self._is_written() and all(map(is_, self._values(), self._as_filled)):
             return []
         return [scaled for scaled in self.scaled_groups if scaled.touched()]
 
-    def write_back(self) -> None:
+    def _is_written(self) -> bool:
+        """Tell what the scaled groups say themselves."""
+        return any(scaled.group.written for scaled in self.scaled_groups)
+
+    def _is_plain(self) -> bool:
+        """Tell whether the scaled hyperparameter is a number that cannot change in place."""
+        return type(self._base) in (float, int)
+
+    def write_back(self, *, before_update: bool = False) -> None:
         """Carry over to the group what the update wrote into the scaled groups since `open`.
 
         It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
+        `before_update` is before a closure, where a step has hardly begun: what tells that it wrote nothing then costs
+        next to nothing, and what that does not see (``dict.update(group, ...)``) is carried over when it is over.
         """
+        if not self.scaled_groups:
+            return
+        if before_update and self._is_plain() and not (self._carried or self._seals):
+            self._is_filled = not self._is_written()
+            if self._is_filled:
+                return
         touched = self._touched()
         self._is_filled = not (touched or self._carried or self._seals)
         if self._is_filled:

@@ -37,11 +37,13 @@ class Proof:
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
         """Begin to watch, at the beginning of an update or after its closure."""
-        if len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched)):
+        if scaled is not self._watched and (
+            len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched))
+        ):
             self.proved, self._trained = False, set()
             self._read = {number: set() for number in range(len(scaled))}
             self._steps = self._updates = 0
-            self._watched = list(scaled)  # last: an interruption before leaves all of it to be done again
+            self._watched = scaled  # last: an interruption before leaves all of it to be done again
         if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
             return
         if not self.running:

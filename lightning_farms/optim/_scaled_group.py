@@ -37,25 +37,28 @@ class ScaledGroup:
     def fill(self, source: Group) -> None:
         """Copy the hyperparameters of the group `source`, scaling one."""
         mine = self.group
-        mine.update(source)
-        mine.update(self.own)
+        dict.update(mine, source)
+        dict.update(mine, self.own)
         if len(mine) > len(source):
             for name in mine.keys() - source.keys():
                 del mine[name]
         base = source[self._key]
-        value = mine[self._key] = base if self.factor == 1.0 else base * self.factor
+        value = base if self.factor == 1.0 else base * self.factor
+        dict.__setitem__(mine, self._key, value)
+        mine.written = False
         self._version = version(value)
         self.put = dict(mine)
 
     def rescale(self, base: float) -> None:
         """Scale a plain number anew, where everything else is as `fill` put it there."""
-        self.group[self._key] = self.put[self._key] = base if self.factor == 1.0 else base * self.factor
+        self.put[self._key] = base if self.factor == 1.0 else base * self.factor
+        dict.__setitem__(self.group, self._key, self.put[self._key])
 
     def touched(self) -> bool:
         """Tell whether anything is otherwise than it was put there, but for what changed in place."""
         mine, put = self.group, self.put
-        unchanged = mine.keys() == put.keys() and all(map(is_, mine.values(), put.values()))
-        return not unchanged or self._changed_in_place()
+        same_names = len(mine) == len(put) and all(map(is_, mine, put))
+        return not (same_names and all(map(is_, mine.values(), put.values()))) or self._changed_in_place()
 
     def scaled_value_changed(self) -> bool:
         """Tell whether the scaled hyperparameter is otherwise than `fill` put it there."""

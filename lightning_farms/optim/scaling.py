@@ -3,7 +3,8 @@
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import is_
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,26 +17,10 @@ from lightning_farms.optim._group_split import GroupSplit
 from lightning_farms.optim._noted_step import NotedStep
 from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
-from lightning_farms.optim._scaled_group import Group
+from lightning_farms.optim._scaled_group import Group, ScaledGroup
 from lightning_farms.optim._watched_group import StandIn
-from lightning_farms.optim.support import check_supported
+from lightning_farms.optim.support import check_has_number, check_supported
 from lightning_farms.optim.unwrap import updating_optimizer
-
-
-def _no_number(optimizer: Optimizer, index: int, group: Group, key: str) -> str:
-    """Why a group has nothing to multiply, and what to do."""
-    found = (
-        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
-        "relative_step=False)"
-        if key in group and group[key] is None
-        else f"{group[key]!r}"
-        if key in group
-        else f"none. It knows {sorted(group.keys() - {'params'})}"
-    )
-    return (
-        f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
-        f"{type(optimizer).__name__}, whose group {index} has {found}."
-    )
 
 
 class LayerwiseScaling:
@@ -96,9 +81,7 @@ class LayerwiseScaling:
             )
         outer, optimizer = optimizer, updating_optimizer(optimizer)
         check_supported(optimizer, layer_of, key=key)
-        for index, group in enumerate(optimizer.param_groups):
-            if not isinstance(group.get(key), (int, float, torch.Tensor)):
-                raise ValueError(_no_number(optimizer, index, group, key))
+        check_has_number(optimizer, key)
         self._optimizer = optimizer
         self._holders = [optimizer]  # whose `state_dict` would meet the scaled groups
         if outer is not optimizer and "_optimizer_state_dict_pre_hooks" in vars(outer):
@@ -110,7 +93,9 @@ class LayerwiseScaling:
         self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
-        self._in_force: list[Group] = []  # what the last `_open` put there
+        self._parts: list[list[Group]] = []  # what the last `_open` put there in the place of each group
+        self._in_force: list[Group] = []  # all of these
+        self._scaled: list[ScaledGroup] = []  # those of them that are scaled
         self._origin: dict[
             int, tuple[Group, Group]
         ] = {}  # {id: a scaled group (so that its id stays its own), its group}
@@ -124,6 +109,7 @@ class LayerwiseScaling:
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key)
+        self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
         self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None
         self._interrupted: list[
@@ -274,6 +260,7 @@ class LayerwiseScaling:
             self._optimizer.register_step_pre_hook(self._before_step),
             post,
         ]
+        self._introduce()
         for holder in self._holders:
             self._handles += [
                 holder.register_state_dict_pre_hook(self._before_state_dict, prepend=True),
@@ -289,6 +276,7 @@ class LayerwiseScaling:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._introduce()
         self._stand_down()
         self._forget_splits()
 
@@ -314,6 +302,12 @@ class LayerwiseScaling:
         hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {}).values()
         owners = (getattr(hook, "__self__", None) for hook in hooks)
         return [owner for owner in owners if isinstance(owner, LayerwiseScaling)]
+
+    def _introduce(self) -> None:
+        """Let all scalings of the optimizer know each other."""
+        stack = self._stack()
+        for scaling in {*stack, *self._peers, self}:
+            scaling._peers = stack if scaling in stack else []
 
     def _with_those_opened_later(self) -> "list[LayerwiseScaling]":
         stack = self._stack()
@@ -359,7 +353,7 @@ class LayerwiseScaling:
 
     def _note_trained(self, optimizer: Optimizer) -> None:
         """Note which parameters require a gradient; tell if these are others than at the last step."""
-        params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         trained = [parameter.requires_grad for parameter in params]
         former, self._last_params = self._last_params, params
         changed = self._last_trained != trained or not all(map(is_, former, params))
@@ -370,7 +364,7 @@ class LayerwiseScaling:
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(closure)
         def suspended(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            self._close()
+            self._close(before_update=True)
             try:
                 result = closure(*args, **kwargs)
             except BaseException:
@@ -419,37 +413,39 @@ class LayerwiseScaling:
             if index in self._pending:
                 split.take_over(self._pending[index])
         self._pending = {}
-        in_force = [group for split in self._splits for group in split.open(self._multipliers)]
-        if not _are_same(in_force, self._in_force):
+        parts = [split.open(self._multipliers) for split in self._splits]
+        if not _are_same(parts, self._parts):
             self._origin = {
-                id(scaled.group): (scaled.group, split.group) for split in self._splits for scaled in split.scaled_groups
+                id(scaled.group): (scaled.group, split.group)
+                for split in self._splits
+                for scaled in split.scaled_groups
             }
-            self._in_force = in_force  # last: an interruption before leaves it to be done again
+            self._scaled = [scaled for split in self._splits for scaled in split.scaled_groups]
+            self._in_force = [group for part in parts for group in part]
+            self._parts = parts  # last: an interruption before leaves it to be done again
         if self._origin:
-            scaled_groups = [scaled for split in self._splits for scaled in split.scaled_groups]
-            self._proof.watch(scaled_groups, in_force, own, self._optimizer.state)
-            self._optimizer.param_groups[:] = in_force
+            self._proof.watch(self._scaled, self._in_force, own, self._optimizer.state)
+            self._optimizer.param_groups[:] = self._in_force
             self._look(True)
 
-    def _close(self) -> None:
+    def _close(self, *, before_update: bool = False) -> None:
         if self._is_open():
             self._look(False)
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
-                split.write_back()
+                split.write_back(before_update=before_update)
                 split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
     def _forget_splits(self) -> None:
-        self._splits, self._in_force, self._origin = [], [], {}
+        self._splits, self._parts, self._in_force, self._scaled, self._origin = [], [], [], [], {}
 
     def _look(self, on: bool) -> None:
         """Note what the update reads of the groups in force if a proof needs it, but nothing that we read ourselves."""
-        stack = self._stack()
-        for scaling in stack:
+        for scaling in self._peers:
             for group in scaling._looked_at:
                 group.watch(False)
             scaling._looked_at = []
-        if on and any(scaling._proof.running for scaling in stack):
+        if on and any(scaling._proof.running for scaling in self._peers):
             self._looked_at = [group for group in self._optimizer.param_groups if isinstance(group, StandIn)]
             for group in self._looked_at:
                 group.watch(True)
@@ -470,9 +466,12 @@ class LayerwiseScaling:
 
     def _current_splits(self) -> list[GroupSplit]:
         """Return the division of each of the optimizer's groups, made anew only where the group has changed."""
+        groups: list[Group] = self._optimizer.param_groups
+        if len(groups) == len(self._splits) and all(map(GroupSplit.divides, self._splits, groups)):
+            return self._splits
         known = {id(split.group): split for split in self._splits}
         splits = []
-        for group in self._optimizer.param_groups:
+        for group in groups:
             split = known.get(id(group))
             fits = split is not None and split.divides(group)
             splits.append(split if split and fits else self._new_split(group))
@@ -484,7 +483,7 @@ class LayerwiseScaling:
         return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
 
 
-def _are_same(some: list[Group], others: list[Group]) -> bool:
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 

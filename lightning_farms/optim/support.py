@@ -111,6 +111,40 @@ def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
         )
 
 
+def check_has_number(optimizer: Optimizer, key: str) -> None:
+    """Refuse an optimizer with a group that has nothing to multiply.
+
+    Args:
+        optimizer: a torch optimizer.
+        key: the hyperparameter to multiply.
+
+    Raises:
+        ValueError: a group lacks it, or has neither a number nor a tensor.
+
+    Example:
+        >>> check_has_number(torch.optim.SGD([torch.zeros(2)], lr=0.1), "lr")
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        if not isinstance(group.get(key), (int, float, torch.Tensor)):
+            raise ValueError(_no_number(optimizer, index, group, key))
+
+
+def _no_number(optimizer: Optimizer, index: int, group: dict[str, Any], key: str) -> str:
+    """Why a group has nothing to multiply, and what to do."""
+    found = (
+        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
+        "relative_step=False)"
+        if key in group and group[key] is None
+        else f"{group[key]!r}"
+        if key in group
+        else f"none. It knows {sorted(group.keys() - {'params'})}"
+    )
+    return (
+        f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
+        f"{type(optimizer).__name__}, whose group {index} has {found}."
+    )
+
+
 def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     for attribute, value in vars(optimizer).items():

@@ -67,16 +67,22 @@ def training_step(name: str, width: int, depth: int, device: str) -> Step:
     return lambda: optimizer.step(closure)
 
 
-def report(title: str, steps: Mapping[str, Step], rounds: int, synchronize: Step) -> None:
+def report(
+    title: str,
+    steps: Mapping[str, Step],
+    rounds: int,
+    synchronize: Step,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 5):
         for name, step in steps.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             step()
             synchronize()
             if number >= 5:
-                times[name].append(1e6 * (time.perf_counter() - start))
+                times[name].append(1e6 * (clock() - start))
     print(f"{title}, {rounds} rounds, microseconds")
     base = next(iter(times.values()))
     for name, values in times.items():
@@ -96,10 +102,12 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="of the one thread, where others use the machine")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     synchronize = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
+    clock = time.thread_time if args.cpu_time else time.perf_counter
     alone = [
         "plain, one group",
         "plain, layer groups",
@@ -125,10 +133,10 @@ def main() -> None:
     layers = f"{args.depth} layers of"
     first = args.widths[0]
     steps = {name: update(name, first, args.depth, args.device) for name in alone}
-    report(f"AdamW step alone, {layers} {first}x{first}", steps, args.rounds, synchronize)
+    report(f"AdamW step alone, {layers} {first}x{first}", steps, args.rounds, synchronize, clock)
     for width in args.widths:
         steps = {name: training_step(name, width, args.depth, args.device) for name in whole}
-        report(f"training step, batch 64, {layers} {width}x{width}", steps, args.rounds, synchronize)
+        report(f"training step, batch 64, {layers} {width}x{width}", steps, args.rounds, synchronize, clock)
 
 
 if __name__ == "__main__":

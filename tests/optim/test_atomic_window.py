@@ -264,7 +264,9 @@ def test_timer_signals_during_many_steps():
     assert all(torch.equal(x, y) for x, y in zip(parameters, twins, strict=True))
 
 
-def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(measured_rates, snapshot):
+@pytest.mark.parametrize("former_steps", [0, 1])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 17])
+def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(every, former_steps, measured_rates, snapshot):
     """Ctrl-C inside our own code: whatever it leaves, a later step and a checkpoint are right."""
 
     def build_toy():
@@ -273,13 +275,17 @@ def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(measure
         scaling = LayerwiseScaling(optimizer, {a: "a", b: "b"})
         scaling.multipliers = {"a": 2.0, "b": 3.0}
         scaling.attach()
+        for _ in range(former_steps):  # then there are scaled groups, in which only the rate is to change
+            optimizer.param_groups[0]["lr"] = 0.7
+            measured_rates(optimizer, a, b, closure=lambda: None)
+            optimizer.param_groups[0]["lr"] = 0.1
         return a, b, optimizer
 
     total = []
     a, b, optimizer = build_toy()
     with at_every_opcode(lambda frame: total.append(0)):
         measured_rates(optimizer, a, b, closure=lambda: None)
-    for position in range(len(total)):
+    for position in range(0, len(total), every):
         a, b, optimizer = build_toy()
         rest, count = snapshot(optimizer), []
 
