@@ -1,4 +1,4 @@
-"""Groups that stand in for the user's are filled anew only where something changed, and nothing that changed is lost."""
+"""Stand-ins of a group are filled anew only where something changed, and nothing that changed is lost."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ class Around(Optimizer):
     """Does something to each group before its closure, and after its update."""
 
     def __init__(self, params, before=None, after=None, **options):
-        super().__init__(params, {"last": None, **options})
+        super().__init__(params, {**options, "last": None})
         self.before, self.after = before or (lambda group: None), after or (lambda group: None)
         self.seen = []
 
