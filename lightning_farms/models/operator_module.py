@@ -41,8 +41,8 @@ from lightning_farms.models._checks import (
     check_target,
 )
 from lightning_farms.models._divergence import DivergenceWatch
-from lightning_farms.models._fused_adam import make_adam, may_fuse
 from lightning_farms.models._finite import check_finite_weights
+from lightning_farms.models._fused_adam import make_adam, may_fuse
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
