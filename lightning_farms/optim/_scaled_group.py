@@ -1,6 +1,6 @@
 """A parameter group that takes another one's place while the optimizer updates."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from operator import is_
 from typing import Any
 
@@ -77,3 +77,13 @@ class ScaledGroup:
 
     def _changed_in_place(self) -> bool:
         return self._version is not None and version(self.group[self._key]) != self._version
+
+
+def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Tell whether two lists have the same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def have_same_members(one: Group, other: Group) -> bool:
+    """Tell whether two groups have the same parameters."""
+    return are_same(one.get("params", ()), other.get("params", ()))

@@ -3,7 +3,7 @@
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import is_
 from types import FrameType, TracebackType
@@ -13,11 +13,12 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_farms.optim._frames import is_running
 from lightning_farms.optim._group_split import GroupSplit
 from lightning_farms.optim._noted_step import NotedStep
 from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
-from lightning_farms.optim._scaled_group import Group, ScaledGroup
+from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
 from lightning_farms.optim._watched_group import StandIn
 from lightning_farms.optim.support import check_has_number, check_supported
 from lightning_farms.optim.unwrap import updating_optimizer
@@ -96,9 +97,8 @@ class LayerwiseScaling:
         self._parts: list[list[Group]] = []  # what the last `_open` put there in the place of each group
         self._in_force: list[Group] = []  # all of these
         self._scaled: list[ScaledGroup] = []  # those of them that are scaled
-        self._origin: dict[
-            int, tuple[Group, Group]
-        ] = {}  # {id: a scaled group (so that its id stays its own), its group}
+        self._in_window = False  # whether they were put in force
+        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a scaled group (so that it stays its own), its group}
         self._pending: dict[
             int, list[tuple[list[str | None], Group]]
         ] = {}  # own values, by group, for the next `_open`
@@ -112,9 +112,7 @@ class LayerwiseScaling:
         self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
         self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None
-        self._interrupted: list[
-            list[Group] | None
-        ] = []  # what each running state_dict found in force, if scaled groups
+        self._interrupted: list[list[Group] | None] = []  # what running state_dicts found in force, if scaled groups
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
 
@@ -176,6 +174,7 @@ class LayerwiseScaling:
         values = {**self._ones, **values}
         if values != self._multipliers:
             self._multipliers, self._all_ones = values, values == self._ones
+            self._proof.again()
             self._stand_by()
 
     def effective(self) -> dict[str, float]:
@@ -256,10 +255,7 @@ class LayerwiseScaling:
         hooks = post.hooks_dict_ref()
         assert hooks is not None
         hooks.move_to_end(post.id, last=False)  # the last window opened is the first one closed
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            post,
-        ]
+        self._handles = [self._optimizer.register_step_pre_hook(self._before_step), post]
         self._introduce()
         for holder in self._holders:
             self._handles += [
@@ -299,8 +295,8 @@ class LayerwiseScaling:
 
     def _stack(self) -> "list[LayerwiseScaling]":
         """List the scalings attached to the optimizer, the first attached (first opened, last closed) first."""
-        hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {}).values()
-        owners = (getattr(hook, "__self__", None) for hook in hooks)
+        hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {})
+        owners = (getattr(hook, "__self__", None) for hook in hooks.values())
         return [owner for owner in owners if isinstance(owner, LayerwiseScaling)]
 
     def _introduce(self) -> None:
@@ -386,13 +382,14 @@ class LayerwiseScaling:
         in_force = self._interrupted.pop() if self._interrupted else None
         if in_force is not None:
             optimizer.param_groups[:] = in_force
+            self._in_window = are_same(in_force, self._in_force)
             self._look(True)
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self.restore()
 
     def _step_is_running(self) -> bool:
-        return any(frame is self._frame for frame in _callers())
+        return self._frame is not None and is_running(self._frame)
 
     def _is_open(self) -> bool:
         return any(id(group) in self._origin for group in self._optimizer.param_groups)
@@ -414,7 +411,7 @@ class LayerwiseScaling:
                 split.take_over(self._pending[index])
         self._pending = {}
         parts = [split.open(self._multipliers) for split in self._splits]
-        if not _are_same(parts, self._parts):
+        if not are_same(parts, self._parts):
             self._origin = {
                 id(scaled.group): (scaled.group, split.group)
                 for split in self._splits
@@ -426,9 +423,13 @@ class LayerwiseScaling:
         if self._origin:
             self._proof.watch(self._scaled, self._in_force, own, self._optimizer.state)
             self._optimizer.param_groups[:] = self._in_force
+            self._in_window = True
             self._look(True)
 
     def _close(self, *, before_update: bool = False) -> None:
+        if self._in_window:
+            self._take_back()
+            self._in_window = False
         if self._is_open():
             self._look(False)
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
@@ -436,7 +437,23 @@ class LayerwiseScaling:
                 split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
+    def _take_back(self) -> None:
+        """Deal with an update that has put other groups in the place of ours: copies, or something else."""
+        groups: list[Group] = self._optimizer.param_groups
+        own = [split.group for split in self._splits]
+        if any(are_same(groups, known) for known in (self._in_force, own)):
+            return
+        if len(groups) == len(self._in_force) and all(map(have_same_members, groups, self._in_force)):
+            for mine, copy in [pair for pair in zip(self._in_force, groups, strict=True) if pair[0] is not pair[1]]:
+                mine.clear()
+                mine.update(copy)
+            groups[:] = self._in_force
+        elif not self._is_open():
+            groups[:] = own
+            self.disable("the update makes groups of its own. Use an optimizer that keeps those of `param_groups`")
+
     def _forget_splits(self) -> None:
+        self._in_window = False
         self._splits, self._parts, self._in_force, self._scaled, self._origin = [], [], [], [], {}
 
     def _look(self, on: bool) -> None:
@@ -452,7 +469,7 @@ class LayerwiseScaling:
 
     def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
         """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
-        if self._splits and _are_same(groups, self._in_force):
+        if self._splits and are_same(groups, self._in_force):
             return [split.group for split in self._splits]
         own = (self._origin.get(id(group), (group, group))[1] for group in groups)
         return list({id(group): group for group in own}.values())
@@ -481,14 +498,3 @@ class LayerwiseScaling:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
         return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
-
-
-def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
