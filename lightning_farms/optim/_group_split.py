@@ -52,11 +52,12 @@ class GroupSplit:
         key: str,
         *,
         merged: bool = False,
+        plain: bool = False,
         common: Collection[str] = (),
     ) -> None:
         self.group = group
         self._key = key
-        self._merged = merged
+        self._merged, self._plain = merged, plain
         self._common = common  # never divided with the parameters
         self._members = positions(group["params"])
         self._params: list[torch.Tensor] = list(group["params"])
@@ -132,7 +133,7 @@ class GroupSplit:
 
     def _is_written(self) -> bool:
         """Tell what the scaled groups say themselves."""
-        return any(scaled.group.written for scaled in self.scaled_groups)
+        return any(scaled.is_written() for scaled in self.scaled_groups)
 
     def _is_plain(self) -> bool:
         """Tell whether the scaled hyperparameter is a number that cannot change in place."""
@@ -171,9 +172,9 @@ class GroupSplit:
         """Let a group that is itself a scaled one have been read where its own scaled groups were."""
         if isinstance(self.group, StandIn):
             for scaled in self.scaled_groups:
-                self.group.read |= scaled.group.read
+                self.group.read |= scaled.read()
                 if not keep:
-                    scaled.group.read.clear()
+                    scaled.forget_read()
 
     def own_values(self) -> list[tuple[list[str | None], Group]]:
         """Return the layers of each scaled group, and the values on which they disagree."""
@@ -191,7 +192,7 @@ class GroupSplit:
         for number, layer in enumerate(self._distinct):
             values = known.get(layer, first)
             own = {name: self._as_shown(name, values) if number else self.group[name] for name in names}
-            self.scaled_groups.append(ScaledGroup([layer], {**self._members_of([layer]), **own}, self._key, 1.0))
+            self.scaled_groups.append(self._scaled_group([layer], {**self._members_of([layer]), **own}))
         self._multipliers, self._is_filled = None, False
         self._kept = {name: self.group[name] for name in names if not can_change_in_place(self.group[name])}
         self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
@@ -299,10 +300,13 @@ class GroupSplit:
             parts = {}
         factor_of = dict(zip(self._distinct, factors, strict=True))
         if list(parts.values()) != [scaled.layers for scaled in self.scaled_groups]:
-            self.scaled_groups = [ScaledGroup(ls, self._members_of(ls), self._key, 1.0) for ls in parts.values()]
+            self.scaled_groups = [self._scaled_group(layers, self._members_of(layers)) for layers in parts.values()]
             self._seals = {}
         for scaled in self.scaled_groups:
             scaled.factor = factor_of[scaled.layers[0]]
+
+    def _scaled_group(self, layers: list[str | None], own: Group) -> ScaledGroup:
+        return ScaledGroup(layers, own, self._key, 1.0, plain=self._plain)
 
     def _members_of(self, layers: Sequence[str | None]) -> Group:
         among = set(layers)

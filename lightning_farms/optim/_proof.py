@@ -76,10 +76,10 @@ class Proof:
             self._tries += 1
             self._usual = advance
             return None
-        now = [set(one.group.read) for one in self._watched]
+        now = [set(one.read()) for one in self._watched]
         for number, one in enumerate(self._watched):
             self._read[number] |= now[number]
-            one.group.read.clear()
+            one.forget_read()
         if not any("params" in names for names in self._read.values()):
             return self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
         if not any("params" in names for names in now):

@@ -16,15 +16,16 @@ class ScaledGroup:
 
     The same dictionary is filled anew before every update; the group itself is only read. `own` are the "params" (and
     "param_names") of `layers`, None for parameters that belong to none, and values that are not the group's.
+    A `plain` one is just a dict, which tells nothing of itself (``torch.compile`` of a step takes no other).
     """
 
     __slots__ = ("_key", "_version", "factor", "group", "layers", "members", "own", "put")
 
-    def __init__(self, layers: list[str | None], own: Group, key: str, factor: float) -> None:
+    def __init__(self, layers: list[str | None], own: Group, key: str, factor: float, *, plain: bool = False) -> None:
         self.layers = layers
         self.factor = factor
         self.members = positions(own["params"])
-        self.group = StandIn(own)
+        self.group: Group = dict(own) if plain else StandIn(own)
         self.own = own  # what the group's values do not replace
         self.put: Group = {}  # what `fill` put there
         self._key = key
@@ -45,7 +46,8 @@ class ScaledGroup:
         base = source[self._key]
         value = base if self.factor == 1.0 else base * self.factor
         dict.__setitem__(mine, self._key, value)
-        mine.written = False
+        if isinstance(mine, StandIn):
+            mine.written = False
         self._version = version(value)
         self.put = dict(mine)
 
@@ -53,6 +55,19 @@ class ScaledGroup:
         """Scale a plain number anew, where everything else is as `fill` put it there."""
         self.put[self._key] = base if self.factor == 1.0 else base * self.factor
         dict.__setitem__(self.group, self._key, self.put[self._key])
+
+    def read(self) -> set[str]:
+        """Name what was read of the group: of a plain one, what is known to be."""
+        return self.group.read if isinstance(self.group, StandIn) else {"params", self._key}
+
+    def forget_read(self) -> None:
+        """Start anew to note what is read."""
+        if isinstance(self.group, StandIn):
+            self.group.read.clear()
+
+    def is_written(self) -> bool:
+        """Tell whether the group says that something was put into it; a plain one does not say."""
+        return isinstance(self.group, StandIn) and self.group.written
 
     def touched(self) -> bool:
         """Tell whether anything is otherwise than it was put there, but for what changed in place."""

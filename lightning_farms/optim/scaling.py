@@ -105,6 +105,7 @@ class LayerwiseScaling:
         self._last_params: list[torch.Tensor] = []  # those of the last step
         self._last_trained: list[bool] = []  # whether they required a gradient
         self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
+        self._plain = self._is_pytorchs and not isinstance(optimizer, torch.optim.Rprop)  # which reads a rate only once
         self._noted: NotedStep | None = None
         self._steps = 0
         self._fault: str | None = None
@@ -427,9 +428,7 @@ class LayerwiseScaling:
             self._look(True)
 
     def _close(self, *, before_update: bool = False) -> None:
-        if self._in_window:
-            self._take_back()
-            self._in_window = False
+        self._take_back()
         if self._is_open():
             self._look(False)
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
@@ -441,7 +440,8 @@ class LayerwiseScaling:
         """Deal with an update that has put other groups in the place of ours: copies, or something else."""
         groups: list[Group] = self._optimizer.param_groups
         own = [split.group for split in self._splits]
-        if any(are_same(groups, known) for known in (self._in_force, own)):
+        was_in_window, self._in_window = self._in_window, False
+        if not was_in_window or any(are_same(groups, known) for known in (self._in_force, own)):
             return
         if len(groups) == len(self._in_force) and all(map(have_same_members, groups, self._in_force)):
             for mine, copy in [pair for pair in zip(self._in_force, groups, strict=True) if pair[0] is not pair[1]]:
@@ -497,4 +497,4 @@ class LayerwiseScaling:
     def _new_split(self, group: Group) -> GroupSplit:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
-        return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
+        return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, plain=self._plain, common=common)
