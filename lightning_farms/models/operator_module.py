@@ -43,6 +43,7 @@ from lightning_farms.models._checks import (
 from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._finite import check_finite_averages, check_finite_weights
+from lightning_farms.models._fused_adam import make_adam, may_fuse
 from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
@@ -95,6 +96,8 @@ class OperatorModule(LightningModule):
         betas: Decay rates of Adam's two running means, each in [0, 1).
         weight_decay: Weight decay, at least 0: an L2 penalty's gradient for "adam", decoupled for "adamw".
         optimizer: "adam", as DPOT's program since its release with the paper, or "adamw", as its first version.
+        fused: Update all parameters in one call where PyTorch can (not complex ones; not where mixed precision clips),
+            which makes layer-wise rates cheap; last bits differ. A resumed run goes on in the way that it was begun in.
         scheduler: "onecycle": cosine warm-up from lr / 10^4, then cosine to lr / 10^8 (DPOT's); "cosine": from lr to
             0, without a warm-up; "none": constant. Schedules advance with every optimizer step and end with the
             training.
@@ -138,6 +141,7 @@ class OperatorModule(LightningModule):
         betas: tuple[float, float] = (0.9, 0.9),
         weight_decay: float = 1e-6,
         optimizer: Literal["adam", "adamw"] = "adam",
+        fused: bool = True,
         scheduler: Literal["onecycle", "cosine", "none"] = "onecycle",
         warmup_fraction: float = 0.2,
         cycle_momentum: bool = False,
@@ -157,19 +161,13 @@ class OperatorModule(LightningModule):
         class_head = getattr(network, "cls_head", None)
         if isinstance(class_head, nn.Module):
             class_head.requires_grad_(False)
-        self.lr = lr
-        self.betas = (betas[0], betas[1])
-        self.weight_decay = weight_decay
-        self.optimizer = optimizer
+        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
+        self.optimizer, self.fused = optimizer, fused
         self.scheduler: Literal["onecycle", "cosine", "none"] = scheduler
-        self.warmup_fraction = warmup_fraction
-        self.cycle_momentum = cycle_momentum
+        self.warmup_fraction, self.cycle_momentum = warmup_fraction, cycle_momentum
         self.noise, self.noise_seed = noise, noise_seed
-        self.pushforward = pushforward
-        self.compile_network = compile_network
-        self.val_l2re = RelativeL2Error()
-        self.val_nrmse = NormalizedRMSE()
-        self.val_vrmse = VRMSE()
+        self.pushforward, self.compile_network = pushforward, compile_network
+        self.val_l2re, self.val_nrmse, self.val_vrmse = RelativeL2Error(), NormalizedRMSE(), VRMSE()
         self.trivial_errors = TrivialErrors()
         self.test_l2re = RelativeL2Error(per="channel")
         self.test_fourier = FourierRMSE()
@@ -446,7 +444,9 @@ class OperatorModule(LightningModule):
             MisconfigurationException: If the schedule needs the training's length and that is unlimited.
         """
         kind = Adam if self.optimizer == "adam" else AdamW
-        optimizer = kind(self.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        fused = self.fused and may_fuse(self._trainer)
+        options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        optimizer = make_adam(kind, self.parameters(), fused=fused, **options)
         if self.scheduler == "none":
             return optimizer
         steps = self.trainer.estimated_stepping_batches

@@ -1,8 +1,9 @@
 """What an optimizer knows of its groups beside their values: which comes first, or which is where."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_farms.optim._code_of import mentions, methods_code, read_of_first_group
@@ -25,6 +26,27 @@ def by_position(optimizer: Optimizer) -> str | None:
             used = any(mentions(c, name) for c in code)
             if paired or (used and _are_values_of(value, optimizer.param_groups)):
                 return name
+    return None
+
+
+def by_parameters_order(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> str | None:
+    """Name a list of its with a tensor for each parameter, which it pairs with them by order; None if there is none.
+
+    It does no harm where the parameters of each layer follow one another.
+    """
+    layers = [[layer_of.get(p) for p in group["params"]] for group in optimizer.param_groups]
+    number = sum(map(len, layers))
+    runs = [[layer for layer, before in zip(of, [object(), *of], strict=False) if layer != before] for of in layers]
+    if number < 2 or not any(None in of[:-1] or len(set(of)) < len(of) for of in runs):
+        return None
+    code = methods_code(optimizer).values()
+    params = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, value in vars(optimizer).items():
+        if name in _TORCHS_OWN or not isinstance(value, (list, tuple)) or len(value) != number:
+            continue
+        values = all(isinstance(entry, torch.Tensor) and entry not in params for entry in value)
+        if values and any(mentions(c, name) and mentions(c, "param_groups") for c in code):
+            return name
     return None
 
 

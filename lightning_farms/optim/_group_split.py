@@ -1,6 +1,7 @@
 """One parameter group, divided by multiplier while the optimizer updates."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -51,11 +52,12 @@ class GroupSplit:
         key: str,
         *,
         merged: bool = False,
+        plain: bool = False,
         common: Collection[str] = (),
     ) -> None:
         self.group = group
         self._key = key
-        self._merged = merged
+        self._merged, self._plain = merged, plain
         self._common = common  # never divided with the parameters
         self._members = positions(group["params"])
         self._params: list[torch.Tensor] = list(group["params"])
@@ -67,6 +69,10 @@ class GroupSplit:
         self._seals: dict[str, Seal] = {}  # values that can change in place and were handed out: as they were left
         self._base: Any = None  # the scaled hyperparameter at `open`
         self._carried: set[str] = set()  # what has been written back since `open`
+        self._source: Group = {}  # the group as it was when the scaled groups were filled
+        self._as_filled: list[Any] = []  # the values of all scaled groups
+        self._in_force: list[Group] = [group]  # a new list whenever these are others
+        self._is_filled = False  # nothing but the group itself has changed since then
 
     def divides(self, group: Group) -> bool:
         """Tell whether this is the division of `group` as it is now."""
@@ -82,25 +88,73 @@ class GroupSplit:
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
         """Return the groups that take this one's place in the update: itself, or its scaled groups, filled."""
-        self._forget_changed()
+        if self._kept:
+            self._forget_changed()
         if multipliers is not self._multipliers:
+            self._is_filled = False
             self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
-            self._multipliers = multipliers
-        if len(self.scaled_groups) > 1:
-            self._hand_out()
+            self._in_force = [scaled.group for scaled in self.scaled_groups] or [self.group]
+            self._multipliers = multipliers  # last: an interruption before leaves it to be done again
         self._base = self.group[self._key]
-        self._carried = set()
-        for scaled in self.scaled_groups:
-            scaled.fill(self.group)
-        return [scaled.group for scaled in self.scaled_groups] or [self.group]
+        if self._carried:
+            self._carried = set()
+        if self.scaled_groups:
+            self._fill()
+        return self._in_force
 
-    def write_back(self) -> None:
+    def _fill(self) -> None:
+        """Fill the scaled groups, or change what differs from the last time: nothing, or a number to be scaled."""
+        base, former = self._base, self._source.get(self._key)
+        filled, self._is_filled = self._is_filled, False  # until written back, if an interruption allows it
+        self._source[self._key] = base
+        if filled and self._is_plain() and type(former) in (float, int) and _are_same(self.group, self._source):
+            if base is former:
+                return
+            for scaled in self.scaled_groups:
+                scaled.rescale(base)
+        else:
+            if len(self.scaled_groups) > 1:
+                self._hand_out()
+            for scaled in self.scaled_groups:
+                scaled.fill(self.group)
+            self._source = dict(self.group)
+        if len(self.scaled_groups) > 1:
+            self._as_filled = list(self._values())
+
+    def _values(self) -> Iterator[Any]:
+        return chain.from_iterable(dict.values(scaled.group) for scaled in self.scaled_groups)
+
+    def _touched(self) -> list[ScaledGroup]:
+        """Return the scaled groups in which anything is otherwise than it was put there."""
+        several = len(self.scaled_groups) > 1
+        if several and self._is_plain() and not self._is_written() and all(map(is_, self._values(), self._as_filled)):
+            return []
+        return [scaled for scaled in self.scaled_groups if scaled.touched()]
+
+    def _is_written(self) -> bool:
+        """Tell what the scaled groups say themselves."""
+        return any(scaled.is_written() for scaled in self.scaled_groups)
+
+    def _is_plain(self) -> bool:
+        """Tell whether the scaled hyperparameter is a number that cannot change in place."""
+        return type(self._base) in (float, int)
+
+    def write_back(self, *, before_update: bool = False) -> None:
         """Carry over to the group what the update wrote into the scaled groups since `open`.
 
         It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
+        `before_update` is before a closure, where a step has hardly begun: what tells that it wrote nothing then costs
+        next to nothing, and what that does not see (``dict.update(group, ...)``) is carried over when it is over.
         """
-        touched = [scaled for scaled in self.scaled_groups if scaled.touched()]
-        if not touched and not self._carried and not self._seals:
+        if not self.scaled_groups:
+            return
+        if before_update and self._is_plain() and not (self._carried or self._seals):
+            self._is_filled = not self._is_written()
+            if self._is_filled:
+                return
+        touched = self._touched()
+        self._is_filled = not (touched or self._carried or self._seals)
+        if self._is_filled:
             return
         names = set(self._kept).union(self._carried, *(scaled.written() for scaled in touched)) - {self._key}
         names.update(name for name in self._seals if is_container(self.group.get(name)))
@@ -118,9 +172,9 @@ class GroupSplit:
         """Let a group that is itself a scaled one have been read where its own scaled groups were."""
         if isinstance(self.group, StandIn):
             for scaled in self.scaled_groups:
-                self.group.read |= scaled.group.read
+                self.group.read |= scaled.read()
                 if not keep:
-                    scaled.group.read.clear()
+                    scaled.forget_read()
 
     def own_values(self) -> list[tuple[list[str | None], Group]]:
         """Return the layers of each scaled group, and the values on which they disagree."""
@@ -138,8 +192,8 @@ class GroupSplit:
         for number, layer in enumerate(self._distinct):
             values = known.get(layer, first)
             own = {name: self._as_shown(name, values) if number else self.group[name] for name in names}
-            self.scaled_groups.append(ScaledGroup([layer], {**self._members_of([layer]), **own}, self._key, 1.0))
-        self._multipliers = None
+            self.scaled_groups.append(self._scaled_group([layer], {**self._members_of([layer]), **own}))
+        self._multipliers, self._is_filled = None, False
         self._kept = {name: self.group[name] for name in names if not can_change_in_place(self.group[name])}
         self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
 
@@ -246,12 +300,19 @@ class GroupSplit:
             parts = {}
         factor_of = dict(zip(self._distinct, factors, strict=True))
         if list(parts.values()) != [scaled.layers for scaled in self.scaled_groups]:
-            self.scaled_groups = [ScaledGroup(ls, self._members_of(ls), self._key, 1.0) for ls in parts.values()]
+            self.scaled_groups = [self._scaled_group(layers, self._members_of(layers)) for layers in parts.values()]
             self._seals = {}
         for scaled in self.scaled_groups:
             scaled.factor = factor_of[scaled.layers[0]]
+
+    def _scaled_group(self, layers: list[str | None], own: Group) -> ScaledGroup:
+        return ScaledGroup(layers, own, self._key, 1.0, plain=self._plain)
 
     def _members_of(self, layers: Sequence[str | None]) -> Group:
         among = set(layers)
         mine = [index for index, layer in enumerate(self._layers) if layer in among]
         return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
+
+
+def _are_same(one: Group, other: Group) -> bool:
+    return one.keys() == other.keys() and all(map(is_, one.values(), other.values()))

@@ -12,6 +12,7 @@ from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
 
 _SEVERAL = 3  # steps after which a value that was not read is taken for one that is never read
 _MANY = 8  # the same where nothing tells that these steps updated anything
+_RARELY = 50  # steps between a proof and the next one
 _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
 
 
@@ -34,19 +35,26 @@ class Proof:
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
         self._wide: dict[object, tuple[Seal, int | None]] = {}  # what the optimizer's state holds for all parameters
         self._groups = (0, 0)  # how many are in force, how many there are at rest
+        self._unread = _Unread()
+        self._age = 0  # steps in force since it was proved
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
         """Begin to watch, at the beginning of an update or after its closure."""
-        if len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched)):
+        if scaled is not self._watched and (
+            len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched))
+        ):
             self.proved, self._trained = False, set()
             self._read = {number: set() for number in range(len(scaled))}
             self._steps = self._updates = 0
-            self._watched = list(scaled)  # last: an interruption before leaves all of it to be done again
+            self._unread = _Unread()
+            self._watched = scaled  # last: an interruption before leaves all of it to be done again
+        self._age += 1
         if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
             return
         if not self.running:
             self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
             self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
+            self._unread.begin()
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
             self._wide = _of_all_parameters(state) if len(in_force) > len(own) else {}
@@ -68,17 +76,25 @@ class Proof:
             self._tries += 1
             self._usual = advance
             return None
-        now = [set(one.group.read) for one in self._watched]
+        now = [set(one.read()) for one in self._watched]
         for number, one in enumerate(self._watched):
             self._read[number] |= now[number]
-            one.group.read.clear()
+            one.forget_read()
+        if not any("params" in names for names in self._read.values()):
+            return self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
         if not any("params" in names for names in now):
             return None  # nothing was updated
         self._steps += 1
         self._updates += any(self._moved(parameter) for parameter in self._begin)
+        self._age = 0
         needed = {"params", self._key}
         self.proved = all(self._read[number] >= needed for number in self._trained) and bool(self._trained)
         return self._standing_still(now) or self._twice(advance) or self._leaking(state) or self._one_value()
+
+    def again(self) -> None:
+        """Watch once more, as other values are asked for: an optimizer may have kept those of its first steps."""
+        if self.proved and self._age >= _RARELY:
+            self._watched = []  # as if there had been none
 
     def _moved(self, parameter: torch.Tensor) -> bool:
         """Tell whether the parameter was changed in the step, also if by its ``data``, which has no version."""
@@ -147,6 +163,35 @@ class Proof:
             f"the update never reads {self._key!r} of its groups: it has a copy of its own, or does not use it. Use an"
             f" optimizer that takes each group's"
         )
+
+
+class _Unread:
+    """Steps that read the parameters of none of the groups in force: who updates them, if anyone does?"""
+
+    def __init__(self) -> None:
+        self._inside = self._outside = 0  # how often weights had moved in such a step; after it, before the next one
+        self._left: dict[torch.Tensor, tuple[int | None, float]] = {}  # as the last one left them
+
+    def begin(self) -> None:
+        """Look what has happened since the last step."""
+        self._outside += any(_trace(p) != left for p, left in self._left.items())
+
+    def verdict(self, moved: bool, sample: Iterable[torch.Tensor]) -> str | None:
+        self._inside += moved
+        self._left = {p: _trace(p) for p in sample if not hasattr(p, "to_local")}
+        if self._inside >= _SEVERAL:
+            return f"the update takes the parameters from elsewhere than its `param_groups`. {_REMEDY}"
+        if self._outside >= _MANY:
+            return (
+                "the weights move elsewhere than in `step`, as where an update is part of the backward pass. Use an"
+                " optimizer that updates in `step`"
+            )
+        return None
+
+
+def _trace(parameter: torch.Tensor) -> tuple[int | None, float]:
+    """What changes when the parameter does (waits for its device)."""
+    return version(parameter), float(parameter.detach().double().sum())
 
 
 def _sample(group: Group) -> torch.Tensor | None:

@@ -1,6 +1,6 @@
 """A parameter group that takes another one's place while the optimizer updates."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from operator import is_
 from typing import Any
 
@@ -16,15 +16,16 @@ class ScaledGroup:
 
     The same dictionary is filled anew before every update; the group itself is only read. `own` are the "params" (and
     "param_names") of `layers`, None for parameters that belong to none, and values that are not the group's.
+    A `plain` one is just a dict, which tells nothing of itself (``torch.compile`` of a step takes no other).
     """
 
     __slots__ = ("_key", "_version", "factor", "group", "layers", "members", "own", "put")
 
-    def __init__(self, layers: list[str | None], own: Group, key: str, factor: float) -> None:
+    def __init__(self, layers: list[str | None], own: Group, key: str, factor: float, *, plain: bool = False) -> None:
         self.layers = layers
         self.factor = factor
         self.members = positions(own["params"])
-        self.group = StandIn(own)
+        self.group: Group = dict(own) if plain else StandIn(own)
         self.own = own  # what the group's values do not replace
         self.put: Group = {}  # what `fill` put there
         self._key = key
@@ -37,21 +38,42 @@ class ScaledGroup:
     def fill(self, source: Group) -> None:
         """Copy the hyperparameters of the group `source`, scaling one."""
         mine = self.group
-        mine.update(source)
-        mine.update(self.own)
+        dict.update(mine, source)
+        dict.update(mine, self.own)
         if len(mine) > len(source):
             for name in mine.keys() - source.keys():
                 del mine[name]
         base = source[self._key]
-        value = mine[self._key] = base if self.factor == 1.0 else base * self.factor
+        value = base if self.factor == 1.0 else base * self.factor
+        dict.__setitem__(mine, self._key, value)
+        if isinstance(mine, StandIn):
+            mine.written = False
         self._version = version(value)
         self.put = dict(mine)
+
+    def rescale(self, base: float) -> None:
+        """Scale a plain number anew, where everything else is as `fill` put it there."""
+        self.put[self._key] = base if self.factor == 1.0 else base * self.factor
+        dict.__setitem__(self.group, self._key, self.put[self._key])
+
+    def read(self) -> set[str]:
+        """Name what was read of the group: of a plain one, what is known to be."""
+        return self.group.read if isinstance(self.group, StandIn) else {"params", self._key}
+
+    def forget_read(self) -> None:
+        """Start anew to note what is read."""
+        if isinstance(self.group, StandIn):
+            self.group.read.clear()
+
+    def is_written(self) -> bool:
+        """Tell whether the group says that something was put into it; a plain one does not say."""
+        return isinstance(self.group, StandIn) and self.group.written
 
     def touched(self) -> bool:
         """Tell whether anything is otherwise than it was put there, but for what changed in place."""
         mine, put = self.group, self.put
-        unchanged = mine.keys() == put.keys() and all(map(is_, mine.values(), put.values()))
-        return not unchanged or self._changed_in_place()
+        same_names = len(mine) == len(put) and all(map(is_, mine, put))
+        return not (same_names and all(map(is_, mine.values(), put.values()))) or self._changed_in_place()
 
     def scaled_value_changed(self) -> bool:
         """Tell whether the scaled hyperparameter is otherwise than `fill` put it there."""
@@ -70,3 +92,13 @@ class ScaledGroup:
 
     def _changed_in_place(self) -> bool:
         return self._version is not None and version(self.group[self._key]) != self._version
+
+
+def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Tell whether two lists have the same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def have_same_members(one: Group, other: Group) -> bool:
+    """Tell whether two groups have the same parameters."""
+    return are_same(one.get("params", ()), other.get("params", ()))

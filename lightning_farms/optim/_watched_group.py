@@ -1,17 +1,37 @@
-"""Groups that note which of their values are read."""
+"""Groups that note whether anything was put into them, and which of their values are read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
+
+
+def _writing(method: Callable[..., Any]) -> Any:  # noqa: ANN401
+    @wraps(method)
+    def noted(self: "StandIn", *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        self.written = True
+        return method(self, *args, **kwargs)
+
+    return noted
 
 
 class StandIn(dict[str, Any]):
     """A group of our own; behaves as a plain dict."""
 
-    __slots__ = ("read",)
+    __slots__ = ("read", "written")
 
     def __init__(self, values: dict[str, Any]) -> None:
         super().__init__(values)
         self.read: set[str] = set()
+        self.written = False  # by its own methods: those of dict itself, called with it, are not seen
+
+    __setitem__ = _writing(dict.__setitem__)
+    __delitem__ = _writing(dict.__delitem__)
+    __ior__ = _writing(dict.__ior__)
+    update = _writing(dict.update)
+    setdefault = _writing(dict.setdefault)
+    pop = _writing(dict.pop)
+    popitem = _writing(dict.popitem)
+    clear = _writing(dict.clear)
 
     def watch(self, watched: bool) -> None:
         """Begin or end to note what is read."""
@@ -34,11 +54,11 @@ class _Watched(StandIn):
 
     def setdefault(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
         self.read.add(name)
-        return dict.setdefault(self, name, default)
+        return StandIn.setdefault(self, name, default)
 
     def pop(self, name: str, *default: Any) -> Any:  # noqa: ANN401
         self.read.add(name)
-        return dict.pop(self, name, *default)
+        return StandIn.pop(self, name, *default)
 
     def __iter__(self) -> Iterator[str]:  # `dict(group)` and `f(**group)` call it too, since it is not dict's own
         return dict.__iter__(self)

@@ -3,7 +3,8 @@
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from operator import is_
 from types import FrameType, TracebackType
 from typing import Any
@@ -12,30 +13,15 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_farms.optim._frames import is_running
 from lightning_farms.optim._group_split import GroupSplit
 from lightning_farms.optim._noted_step import NotedStep
 from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
-from lightning_farms.optim._scaled_group import Group
+from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
 from lightning_farms.optim._watched_group import StandIn
-from lightning_farms.optim.support import check_supported
+from lightning_farms.optim.support import check_has_number, check_supported
 from lightning_farms.optim.unwrap import updating_optimizer
-
-
-def _no_number(optimizer: Optimizer, index: int, group: Group, key: str) -> str:
-    """Why a group has nothing to multiply, and what to do."""
-    found = (
-        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
-        "relative_step=False)"
-        if key in group and group[key] is None
-        else f"{group[key]!r}"
-        if key in group
-        else f"none. It knows {sorted(group.keys() - {'params'})}"
-    )
-    return (
-        f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
-        f"{type(optimizer).__name__}, whose group {index} has {found}."
-    )
 
 
 class LayerwiseScaling:
@@ -96,9 +82,7 @@ class LayerwiseScaling:
             )
         outer, optimizer = optimizer, updating_optimizer(optimizer)
         check_supported(optimizer, layer_of, key=key)
-        for index, group in enumerate(optimizer.param_groups):
-            if not isinstance(group.get(key), (int, float, torch.Tensor)):
-                raise ValueError(_no_number(optimizer, index, group, key))
+        check_has_number(optimizer, key)
         self._optimizer = optimizer
         self._holders = [optimizer]  # whose `state_dict` would meet the scaled groups
         if outer is not optimizer and "_optimizer_state_dict_pre_hooks" in vars(outer):
@@ -110,23 +94,26 @@ class LayerwiseScaling:
         self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
-        self._origin: dict[
-            int, tuple[Group, Group]
-        ] = {}  # {id: a scaled group (so that its id stays its own), its group}
+        self._parts: list[list[Group]] = []  # what the last `_open` put there in the place of each group
+        self._in_force: list[Group] = []  # all of these
+        self._scaled: list[ScaledGroup] = []  # those of them that are scaled
+        self._in_window = False  # whether they were put in force
+        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a scaled group (so that it stays its own), its group}
         self._pending: dict[
             int, list[tuple[list[str | None], Group]]
         ] = {}  # own values, by group, for the next `_open`
         self._last_params: list[torch.Tensor] = []  # those of the last step
         self._last_trained: list[bool] = []  # whether they required a gradient
         self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
+        self._plain = self._is_pytorchs and not isinstance(optimizer, torch.optim.Rprop)  # which reads a rate only once
         self._noted: NotedStep | None = None
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key)
+        self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
+        self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None
-        self._interrupted: list[
-            list[Group] | None
-        ] = []  # what each running state_dict found in force, if scaled groups
+        self._interrupted: list[list[Group] | None] = []  # what running state_dicts found in force, if scaled groups
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
 
@@ -188,6 +175,7 @@ class LayerwiseScaling:
         values = {**self._ones, **values}
         if values != self._multipliers:
             self._multipliers, self._all_ones = values, values == self._ones
+            self._proof.again()
             self._stand_by()
 
     def effective(self) -> dict[str, float]:
@@ -268,10 +256,8 @@ class LayerwiseScaling:
         hooks = post.hooks_dict_ref()
         assert hooks is not None
         hooks.move_to_end(post.id, last=False)  # the last window opened is the first one closed
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            post,
-        ]
+        self._handles = [self._optimizer.register_step_pre_hook(self._before_step), post]
+        self._introduce()
         for holder in self._holders:
             self._handles += [
                 holder.register_state_dict_pre_hook(self._before_state_dict, prepend=True),
@@ -287,8 +273,9 @@ class LayerwiseScaling:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._introduce()
         self._stand_down()
-        self._splits, self._origin = [], {}
+        self._forget_splits()
 
     def restore(self) -> None:
         """Put the base values and the user's own groups back at once, e.g. after an exception inside the update."""
@@ -309,9 +296,15 @@ class LayerwiseScaling:
 
     def _stack(self) -> "list[LayerwiseScaling]":
         """List the scalings attached to the optimizer, the first attached (first opened, last closed) first."""
-        hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {}).values()
-        owners = (getattr(hook, "__self__", None) for hook in hooks)
+        hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {})
+        owners = (getattr(hook, "__self__", None) for hook in hooks.values())
         return [owner for owner in owners if isinstance(owner, LayerwiseScaling)]
+
+    def _introduce(self) -> None:
+        """Let all scalings of the optimizer know each other."""
+        stack = self._stack()
+        for scaling in {*stack, *self._peers, self}:
+            scaling._peers = stack if scaling in stack else []
 
     def _with_those_opened_later(self) -> "list[LayerwiseScaling]":
         stack = self._stack()
@@ -357,7 +350,7 @@ class LayerwiseScaling:
 
     def _note_trained(self, optimizer: Optimizer) -> None:
         """Note which parameters require a gradient; tell if these are others than at the last step."""
-        params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         trained = [parameter.requires_grad for parameter in params]
         former, self._last_params = self._last_params, params
         changed = self._last_trained != trained or not all(map(is_, former, params))
@@ -368,7 +361,7 @@ class LayerwiseScaling:
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(closure)
         def suspended(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            self._close()
+            self._close(before_update=True)
             try:
                 result = closure(*args, **kwargs)
             except BaseException:
@@ -390,13 +383,14 @@ class LayerwiseScaling:
         in_force = self._interrupted.pop() if self._interrupted else None
         if in_force is not None:
             optimizer.param_groups[:] = in_force
+            self._in_window = are_same(in_force, self._in_force)
             self._look(True)
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self.restore()
 
     def _step_is_running(self) -> bool:
-        return any(frame is self._frame for frame in _callers())
+        return self._frame is not None and is_running(self._frame)
 
     def _is_open(self) -> bool:
         return any(id(group) in self._origin for group in self._optimizer.param_groups)
@@ -408,7 +402,7 @@ class LayerwiseScaling:
         own = list(self._optimizer.param_groups)
         nothing_asked = self._all_ones and not any(split.must_stay(self._multipliers) for split in self._splits)
         if self._fault is not None or (nothing_asked and not self._pending):
-            self._splits, self._origin = [], {}
+            self._forget_splits()
             if self._fault is None:
                 self._proof.watch([], own, own, self._optimizer.state)
             return
@@ -417,37 +411,66 @@ class LayerwiseScaling:
             if index in self._pending:
                 split.take_over(self._pending[index])
         self._pending = {}
-        origin: dict[int, tuple[Group, Group]] = {}
-        in_force = []
-        for split in self._splits:
-            for group in split.open(self._multipliers):
-                in_force.append(group)
-                if group is not split.group:
-                    origin[id(group)] = group, split.group
-        self._origin = origin
-        if origin:
-            scaled = [one for split in self._splits for one in split.scaled_groups]
-            self._proof.watch(scaled, in_force, own, self._optimizer.state)
-            self._optimizer.param_groups[:] = in_force
+        parts = [split.open(self._multipliers) for split in self._splits]
+        if not are_same(parts, self._parts):
+            self._origin = {
+                id(scaled.group): (scaled.group, split.group)
+                for split in self._splits
+                for scaled in split.scaled_groups
+            }
+            self._scaled = [scaled for split in self._splits for scaled in split.scaled_groups]
+            self._in_force = [group for part in parts for group in part]
+            self._parts = parts  # last: an interruption before leaves it to be done again
+        if self._origin:
+            self._proof.watch(self._scaled, self._in_force, own, self._optimizer.state)
+            self._optimizer.param_groups[:] = self._in_force
+            self._in_window = True
             self._look(True)
 
-    def _close(self) -> None:
+    def _close(self, *, before_update: bool = False) -> None:
+        self._take_back()
         if self._is_open():
             self._look(False)
             for split in self._splits:  # first, so that no `state_dict` finds the groups without it
-                split.write_back()
+                split.write_back(before_update=before_update)
                 split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
+    def _take_back(self) -> None:
+        """Deal with an update that has put other groups in the place of ours: copies, or something else."""
+        groups: list[Group] = self._optimizer.param_groups
+        own = [split.group for split in self._splits]
+        was_in_window, self._in_window = self._in_window, False
+        if not was_in_window or any(are_same(groups, known) for known in (self._in_force, own)):
+            return
+        if len(groups) == len(self._in_force) and all(map(have_same_members, groups, self._in_force)):
+            for mine, copy in [pair for pair in zip(self._in_force, groups, strict=True) if pair[0] is not pair[1]]:
+                mine.clear()
+                mine.update(copy)
+            groups[:] = self._in_force
+        elif not self._is_open():
+            groups[:] = own
+            self.disable("the update makes groups of its own. Use an optimizer that keeps those of `param_groups`")
+
+    def _forget_splits(self) -> None:
+        self._in_window = False
+        self._splits, self._parts, self._in_force, self._scaled, self._origin = [], [], [], [], {}
+
     def _look(self, on: bool) -> None:
         """Note what the update reads of the groups in force if a proof needs it, but nothing that we read ourselves."""
-        on = on and any(scaling._proof.running for scaling in self._stack())
-        for group in self._optimizer.param_groups:
-            if isinstance(group, StandIn):
-                group.watch(on)
+        for scaling in self._peers:
+            for group in scaling._looked_at:
+                group.watch(False)
+            scaling._looked_at = []
+        if on and any(scaling._proof.running for scaling in self._peers):
+            self._looked_at = [group for group in self._optimizer.param_groups if isinstance(group, StandIn)]
+            for group in self._looked_at:
+                group.watch(True)
 
     def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
         """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
+        if self._splits and are_same(groups, self._in_force):
+            return [split.group for split in self._splits]
         own = (self._origin.get(id(group), (group, group))[1] for group in groups)
         return list({id(group): group for group in own}.values())
 
@@ -460,9 +483,12 @@ class LayerwiseScaling:
 
     def _current_splits(self) -> list[GroupSplit]:
         """Return the division of each of the optimizer's groups, made anew only where the group has changed."""
+        groups: list[Group] = self._optimizer.param_groups
+        if len(groups) == len(self._splits) and all(map(GroupSplit.divides, self._splits, groups)):
+            return self._splits
         known = {id(split.group): split for split in self._splits}
         splits = []
-        for group in self._optimizer.param_groups:
+        for group in groups:
             split = known.get(id(group))
             fits = split is not None and split.divides(group)
             splits.append(split if split and fits else self._new_split(group))
@@ -471,11 +497,4 @@ class LayerwiseScaling:
     def _new_split(self, group: Group) -> GroupSplit:
         defaults = self._optimizer.defaults.items()
         common = [name for name, value in defaults if is_container(value) and len(value)]
-        return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, common=common)
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+        return GroupSplit(group, self._layer_of, self._key, merged=self._is_pytorchs, plain=self._plain, common=common)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lightning_farms.optim._bookkeeping import by_identity, by_position, one_step_size
+from lightning_farms.optim._bookkeeping import by_identity, by_parameters_order, by_position, one_step_size
 from lightning_farms.optim.unwrap import refuse_deepspeed
 
 _OVER_A_GROUP = {  # what they take over all parameters of a group; what tells others like them apart is not known
@@ -73,7 +73,7 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
     if layer_of is not None and _shards_by_group(optimizer):
         _check_one_layer_per_group(optimizer, layer_of)
     if layer_of is not None and max(_layers_per_group(optimizer, layer_of)) > 1:
-        _check_groups_may_be_divided(optimizer)
+        _check_groups_may_be_divided(optimizer, layer_of)
 
 
 def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
@@ -111,6 +111,40 @@ def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
         )
 
 
+def check_has_number(optimizer: Optimizer, key: str) -> None:
+    """Refuse an optimizer with a group that has nothing to multiply.
+
+    Args:
+        optimizer: a torch optimizer.
+        key: the hyperparameter to multiply.
+
+    Raises:
+        ValueError: a group lacks it, or has neither a number nor a tensor.
+
+    Example:
+        >>> check_has_number(torch.optim.SGD([torch.zeros(2)], lr=0.1), "lr")
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        if not isinstance(group.get(key), (int, float, torch.Tensor)):
+            raise ValueError(_no_number(optimizer, index, group, key))
+
+
+def _no_number(optimizer: Optimizer, index: int, group: dict[str, Any], key: str) -> str:
+    """Why a group has nothing to multiply, and what to do."""
+    found = (
+        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
+        "relative_step=False)"
+        if key in group and group[key] is None
+        else f"{group[key]!r}"
+        if key in group
+        else f"none. It knows {sorted(group.keys() - {'params'})}"
+    )
+    return (
+        f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
+        f"{type(optimizer).__name__}, whose group {index} has {found}."
+    )
+
+
 def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     for attribute, value in vars(optimizer).items():
@@ -127,13 +161,19 @@ def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
         )
 
 
-def _check_groups_may_be_divided(optimizer: Optimizer) -> None:
+def _check_groups_may_be_divided(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> None:
     name, remedy = type(optimizer).__name__, "so that no group may mix layers. Build its groups with"
     attribute = by_position(optimizer)
     if attribute is not None:
         raise TypeError(
             f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
             f" which pairs them with its `{attribute}` by position, {remedy} `layerwise_param_groups`."
+        )
+    attribute = by_parameters_order(optimizer, layer_of)
+    if attribute is not None:
+        raise TypeError(
+            f"Expected argument `optimizer` to be an optimizer that knows parameters by what they are, but got {name},"
+            f" which pairs them with its `{attribute}` by their order, {remedy} `layerwise_param_groups`."
         )
     if name in _OVER_A_GROUP:
         raise TypeError(

@@ -112,6 +112,8 @@ def _inner_of_wrapper(optimizer: Any, attribute: str, inner: Any) -> Any:  # noq
     groups = getattr(optimizer, "param_groups", None)
     if groups is not inner.param_groups:
         raise TypeError(_other_list(name, attribute, inner, groups))
+    if getattr(getattr(optimizer, "step", None), "__self__", None) is inner:
+        return inner  # it hands `step` on as an attribute, or whatever it has not itself
     code = methods_code(optimizer).values()
     steps_it = any(mentions(part, attribute) and mentions(part, "step") for part in code)
     uses_rate = any(holds_text(part, "lr") for part in code)

@@ -108,6 +108,8 @@ def test_state_dict_at_every_opcode_of_a_step(kind, scaled_keys, with_closure):
     twins, undisturbed = build(kind, scaled_keys)
     own = list(optimizer.param_groups)
     for number in range(2):
+        for group in [*optimizer.param_groups, *undisturbed.param_groups]:
+            group[scaled_keys[0]] *= 1 - number / 2  # as a scheduler does
         rest = plain(undisturbed.state_dict())
         step(twins, undisturbed, number, with_closure)
         afterwards = plain(undisturbed.state_dict())
@@ -129,7 +131,8 @@ def test_state_dict_at_every_opcode_of_a_step(kind, scaled_keys, with_closure):
         updated = [state == afterwards for state, _ in seen]
         assert updated == sorted(updated)  # first the state before the update, then the state after it
         assert all(state == rest for (state, _), done in zip(seen, updated, strict=True) if not done)
-        assert {"fill", "write_back", "_open", "_close"} <= {name for _, name in seen}
+        filling = "rescale" if number and kind is not Writer else "fill"
+        assert {filling, "write_back", "_open", "_close"} <= {name for _, name in seen}
         assert len(set(updated)) == 2
     assert [x is y for x, y in zip(own, optimizer.param_groups, strict=True)] == [True] * 3
     assert plain(optimizer.state_dict()) == plain(undisturbed.state_dict())
@@ -261,8 +264,9 @@ def test_timer_signals_during_many_steps():
     assert all(torch.equal(x, y) for x, y in zip(parameters, twins, strict=True))
 
 
-@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(measured_rates, snapshot, stride):
+@pytest.mark.parametrize("former_steps", [0, 1])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 17])
+def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(every, former_steps, measured_rates, snapshot):
     """Ctrl-C inside our own code: whatever it leaves, a later step and a checkpoint are right."""
 
     def build_toy():
@@ -271,13 +275,17 @@ def test_an_interrupt_raised_at_any_opcode_is_put_right_by_the_next_step(measure
         scaling = LayerwiseScaling(optimizer, {a: "a", b: "b"})
         scaling.multipliers = {"a": 2.0, "b": 3.0}
         scaling.attach()
+        for _ in range(former_steps):  # then there are scaled groups, in which only the rate is to change
+            optimizer.param_groups[0]["lr"] = 0.7
+            measured_rates(optimizer, a, b, closure=lambda: None)
+            optimizer.param_groups[0]["lr"] = 0.1
         return a, b, optimizer
 
     total = []
     a, b, optimizer = build_toy()
     with at_every_opcode(lambda frame: total.append(0)):
         measured_rates(optimizer, a, b, closure=lambda: None)
-    for position in range(0, len(total), stride):
+    for position in range(0, len(total), every):
         a, b, optimizer = build_toy()
         rest, count = snapshot(optimizer), []
 

@@ -349,3 +349,103 @@ def test_a_change_of_what_is_trained_is_told_before_the_step():
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
         steps(params, optimizer, 2)
         assert told == [1, 1, 2]
+
+
+class Elsewhere(torch.optim.Optimizer):
+    """Knows the parameters, or the groups, from its construction."""
+
+    def __init__(self, params, lr, kind):
+        super().__init__(params, {"lr": lr})
+        groups = self.param_groups
+        pairs = [(p, group) for group in groups for p in group["params"]]
+        self.update = {
+            "parameters": lambda: [self._go(p, next(iter(self.param_groups))["lr"]) for p, _ in pairs],
+            "pairs": lambda: [self._go(p, group["lr"]) for p, group in pairs],
+            "backward": lambda: None,
+        }[kind]
+        for p, group in pairs if kind == "backward" else ():
+            p.register_post_accumulate_grad_hook(lambda p, group=group: self._go(p, group["lr"]))
+
+    def _go(self, parameter, lr):
+        parameter.data.add_(parameter.grad, alpha=-lr)
+
+    def step(self, closure=None):
+        self.update()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("parameters", "from elsewhere than its `param_groups`"), ("pairs", "from elsewhere"), ("backward", "elsewhere")],
+)
+def test_an_update_that_goes_past_the_groups_is_found_out(kind, reason):
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = Elsewhere([a, b], 0.1, kind)
+    with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
+        scaling.multipliers = {"a": 2.0, "b": 0.5}
+        for _ in range(12):
+            optimizer.zero_grad()
+            (a * b).sum().backward()
+            optimizer.step()
+    assert reason in scaling.fault
+    assert not scaling.proved
+
+
+class Copying(torch.optim.Optimizer):
+    """Puts new dictionaries in the place of its groups: copies that count, or groups of its own making."""
+
+    def __init__(self, params, lr, merges=False):
+        super().__init__(params, {"lr": lr})
+        self.merges = merges
+
+    def step(self, closure=None):
+        self.param_groups = [{**group, "count": group.get("count", 0) + 1} for group in self.param_groups]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(parameter.grad, alpha=-group["lr"])
+        if self.merges:
+            params = [p for group in self.param_groups for p in group["params"]]
+            self.param_groups = [{**self.param_groups[0], "params": params}]
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_an_optimizer_that_replaces_its_groups_keeps_no_multiplier(merges):
+    def run(optimizer, before):
+        for step in range(4):
+            before(step)
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+
+    a, b, c, d = (torch.nn.Parameter(torch.ones(2)) for _ in range(4))
+    optimizer = Copying([a, b], 0.5, merges)
+    with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
+        run(optimizer, lambda step: setattr(scaling, "multipliers", {"a": 2.0, "b": 0.25 * (1 + step)}))
+        assert [(len(g["params"]), g["lr"]) for g in optimizer.param_groups] == [(2, 0.5)]
+    by_hand = Copying([{"params": [c], "lr": 1.0}, {"params": [d]}], 0.5)
+    run(by_hand, lambda step: by_hand.param_groups[1].update(lr=0.125 * (1 + step)))
+    assert (scaling.fault is None) is not merges
+    if not merges:
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+        assert optimizer.param_groups[0]["count"] == 4
+
+
+def test_a_rate_that_is_read_at_the_first_step_only_is_found_out_when_others_are_asked_for():
+    class Keeping(torch.optim.Optimizer):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    rate = self.state[p]["rate"] if self.state[p] else group["lr"]
+                    self.state[p]["rate"] = rate
+                    p.data.add_(p.grad, alpha=-rate)
+
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    a.grad, b.grad = torch.ones(2), torch.ones(2)
+    optimizer = Keeping([a, b], {"lr": 1e-3})
+    with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
+        for ask in range(2):
+            scaling.multipliers = {"a": 2.0, "b": 0.5 + ask}
+            for _ in range(60):
+                optimizer.step()
+            assert (scaling.fault is None) is (ask == 0)
+    assert "never reads 'lr'" in scaling.fault

@@ -211,3 +211,25 @@ def test_an_equal_number_in_the_rates_place_is_no_change(measured_rates):
             scaling.multipliers = {"a": 0.3 + step / 7, "b": 1.7}
             measured_rates(optimizer, a, b)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Dynamo does not know how to trace")  # our hooks, which it leaves alone
+def test_a_compiled_step_uses_the_multipliers():
+    """Dynamo takes no groups but plain dictionaries."""
+    results = []
+    for compiled in (False, True):
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+        optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+        with LayerwiseScaling(optimizer, {p: str(i) for i, p in enumerate(params)}) as scaling:
+            scaling.multipliers = {"0": 2.0, "1": 0.5}
+            step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+            for _ in range(3):
+                for p in params:
+                    p.grad = p.detach() + 1
+                step()
+        assert scaling.proved
+        assert optimizer.param_groups[0]["lr"] == 0.1
+        results.append(torch.stack([p.detach() for p in params]))
+    assert torch.equal(*results)
+    assert len({row[0].item() for row in results[0]}) == 3

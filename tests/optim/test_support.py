@@ -134,6 +134,30 @@ def test_a_list_that_the_update_does_not_use_is_no_reason(weights):
     check_supported(KeptOnly(weights, lr=0.1), {weights[0]: "a", weights[1]: "b"})
 
 
+class ByOrder(torch.optim.SGD):
+    """A buffer for each parameter, in a list that the update goes through alongside the groups."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.buffers = [torch.zeros_like(p) for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        buffers = iter(self.buffers)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data += next(buffers)
+
+
+def test_parameters_known_by_their_order_must_keep_it():
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    layer_of = {a: "one", b: "two", c: "one"}
+    check_supported(ByOrder([a, c, b], lr=0.1), layer_of)
+    with pytest.raises(TypeError, match=r"ByOrder, which pairs them with its `buffers` by their order.*layerwise"):
+        check_supported(ByOrder([a, b, c], lr=0.1), layer_of)
+    with pytest.raises(TypeError, match="by their order"):  # parameters without a layer come last
+        check_supported(ByOrder([a, b, c], lr=0.1), {b: "two", c: "three"})
+
+
 def test_groups_known_by_identity_are_never_ours(weights):
     with pytest.raises(TypeError, match="ByIdentity, which knows them by identity, in its `known`"):
         check_supported(ByIdentity([{"params": [weight]} for weight in weights], lr=0.1))

@@ -56,6 +56,23 @@ class Plain:
         self.base.zero_grad()
 
 
+class Proxy:
+    """Has nothing of its own."""
+
+    def __init__(self, optimizer):
+        self.__dict__["wrapped"] = optimizer
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["wrapped"], name)
+
+
+class Shared:
+    """Has the inner one's method as an attribute."""
+
+    def __init__(self, optimizer):
+        self.wrapped, self.param_groups, self.step = optimizer, optimizer.param_groups, optimizer.step
+
+
 class Halves(Optimizer):
     """SAM-like: an optimizer in its own right that has its base one's list; its second half steps."""
 
@@ -83,7 +100,7 @@ def update(optimizer, weights):
     return [1.0 - weight[0].item() for weight in weights]
 
 
-@pytest.mark.parametrize("wrap", [Slow, Plain, lambda inner: Slow(Plain(inner))])
+@pytest.mark.parametrize("wrap", [Slow, Plain, Proxy, Shared, lambda inner: Slow(Plain(inner))])
 def test_wrappers_that_hand_the_step_on(wrap, inner, weights):
     optimizer = wrap(inner)
     assert updating_optimizer(optimizer) is inner

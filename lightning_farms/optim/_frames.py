@@ -1,0 +1,14 @@
+"""Whether a call is still running."""
+
+import sys
+from types import FrameType
+
+
+def is_running(frame: FrameType) -> bool:
+    """Tell whether the frame is that of a caller."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None:
+        if caller is frame:
+            return True
+        caller = caller.f_back
+    return False
