@@ -44,7 +44,7 @@ class Sign(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A process that ran `analyze`: seconds, of all CPUs, bytes of memory at their peaks, the bar, its result."""
+    """A process that ran `analyze`: seconds, those of all CPUs, bytes of memory at their peaks, the bar, the result."""
 
     seconds: float
     cpu: float
@@ -101,9 +101,7 @@ def analyse(path: Path, options: Sequence[str], threads: int = 2) -> Run:
         if process.returncode:
             raise RuntimeError(text)
         out.seek(0)
-        return Run(
-            seconds, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss, anonymous, signs(text), out.read()
-        )
+        return Run(seconds, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss, anonymous, signs(text), out.read())
 
 
 def signs(shown: str) -> list[Sign]:
@@ -138,9 +136,34 @@ def _watched(pid: int) -> int:
     return most
 
 
-def checkpoints_of(bar: Sequence[Sign], every: int = 20) -> list[Sign]:
-    """The last sign before the first one at each so many percent."""
-    return [next((sign for sign in bar if sign.percent >= least), bar[-1]) for least in range(every, 100, every)]
+def lines(run: Run, start: Run, args: argparse.Namespace) -> Iterator[str]:
+    """What is printed: measured, calculated for the whole, and what the bar said of its end."""
+    matrices = shapes(args.width, args.inside, args.blocks)
+    yield f"{len(matrices)} matrices, windows of {args.window}, {args.threads} threads"
+    yield f"  {run.seconds:.1f} s ({start.seconds:.1f} s of it the start), CPU {run.cpu:.1f} s ({start.cpu:.1f} s)"
+    resident, anonymous, imports = (each / GIB for each in (run.resident, run.anonymous, start.anonymous))
+    yield (
+        f"  peak of resident memory {resident:.2f} GiB; without pages of files {anonymous:.2f} GiB (of it imports "
+        f"{imports:.2f} GiB)"
+    )
+    here = windows(matrices, args.window)
+    whole = windows(shapes(args.width, args.inside, BLOCKS) | {"lm_head": (VOCABULARY, args.width)}, args.window)
+    seconds, cpu = (
+        start_s + (run_s - start_s) / here * whole for run_s, start_s in zip(run[:2], start[:2], strict=True)
+    )
+    yield (
+        f"  calculated for {BLOCKS} blocks and the head, {whole} windows for the {here} here: {seconds / 60:.1f} "
+        f"minutes; CPU {cpu / 60:.1f} minutes, on {args.threads} cores without other work {cpu / args.threads / 60:.1f}"
+    )
+    for sign in at_percents(run.bar):
+        yield (
+            f"  the bar at {sign.percent} %: {sign.elapsed} s and {sign.left} s left, {sign.elapsed + sign.left} in all"
+        )
+
+
+def at_percents(bar: Sequence[Sign], every: int = 20) -> list[Sign]:
+    """The first sign at or after each so many percent."""
+    return [next(sign for sign in bar if sign.percent >= least) for least in range(every, 101, every)] if bar else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,32 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more options of analyze; the last")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         path, tiny = Path(name) / "model.safetensors", Path(name) / "tiny.safetensors"
         write(tiny, {"fc.weight": (32, 32)})
         start = analyse(tiny, [], args.threads)
-        matrices = shapes(args.width, args.inside, args.blocks)
-        write(path, matrices)
-        size = path.stat().st_size
-        run = analyse(path, ["--window", str(args.window), *args.options], args.threads)
-    print(f"{len(matrices)} matrices, {size / 1e9:.2f} GB, windows of {args.window}, {args.threads} threads")
-    print(f"  {run.seconds:.1f} s ({start.seconds:.1f} s of it the start), CPU {run.cpu:.1f} s ({start.cpu:.1f} s)")
-    print(
-        f"  peak of resident memory {run.resident / GIB:.2f} GiB; without pages of files {run.anonymous / GIB:.2f} GiB "
-        f"(imports alone: {start.anonymous / GIB:.2f} GiB)"
-    )
-    here = windows(matrices, args.window)
-    whole = windows(shapes(args.width, args.inside, BLOCKS) | {"lm_head": (VOCABULARY, args.width)}, args.window)
-    seconds, cpu = ((of_run - of_start) / here * whole + of_start for of_run, of_start in zip(run[:2], start[:2]))
-    print(
-        f"  calculated for 32 blocks and the head, {whole} windows for the {here} here: {seconds / 60:.1f} minutes, "
-        f"CPU {cpu / 60:.1f} minutes, which on {args.threads} cores with no other work are {cpu / args.threads / 60:.1f}"
-    )
-    for sign in checkpoints_of(run.bar) if run.bar else []:
-        print(f"  the bar at {sign.percent:3} %: {sign.elapsed} s, {sign.left} s left, {sign.elapsed + sign.left} in all")
-    print(f"  the bar's last word: {run.bar[-1] if run.bar else 'none, the analysis was too short'}")
+        write(path, shapes(args.width, args.inside, args.blocks))
+        run = analyse(path, ["--window", str(args.window)], args.threads)
+    print(*lines(run, start, args), sep="\n")
 
 
 if __name__ == "__main__":

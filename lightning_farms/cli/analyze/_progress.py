@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
 from lightning_farms.analysis.cost import analysis_cost
 from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
-from lightning_farms.common.progress import progress_bars, progress_is_shown
+from lightning_farms.common.progress import Advance, progress_bars, progress_is_shown
 
 
 @contextmanager
@@ -25,5 +25,10 @@ def analysis_bar(
         return
     costs = [analysis_cost(weight, method) for weight in outlines()]
     with progress_bars(unit="percent", show=True) as start:
-        advance, ahead = start(title, sum(costs), 0), iter(costs)
-        yield lambda layers: advance(sum(islice(ahead, layers)))
+        yield by_cost(costs, start(title, sum(costs), 0))
+
+
+def by_cost(costs: Sequence[int], advance: Advance) -> Callable[[int], None]:
+    """What is told how many more layers are done, and tells `advance` what these cost."""
+    ahead = iter(costs)
+    return lambda layers: advance(sum(islice(ahead, layers)))
