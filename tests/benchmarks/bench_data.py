@@ -6,10 +6,10 @@ the frames last). They take turns, each in a process of its own, first with the 
 cache, then with them in it; printed are medians. What a process takes to import its packages is not counted.
 
 Second part: the data module on a file of the size of `--gigabytes`, whose data are the same few trajectories again and
-again (segments of one file beside it), which stay in the page cache, so that no disk limits the throughput. Printed
-are the time to the first batch, training items per second for several numbers of workers (from the second batch on), and the peak resident
-memory of the main process and of its largest worker, Python and PyTorch included. Workers help as far as there are
-free cores; the share of the machine that others take is printed as the load.
+again (segments of one file beside it), which stay in the page cache, so that no disk limits the throughput. Printed are
+the time to the first batch, training items per second for several numbers of workers (from the second batch on), and
+the peak resident memory of the main process and of its largest worker, Python and PyTorch included. Workers help as far
+as there are free cores; the share of the machine that others take is printed as the load.
 """
 
 import argparse
