@@ -156,9 +156,8 @@ def measure_large(folder: Path, args: argparse.Namespace) -> None:
     size = len(FIELDS) * FRAMES * args.resolution**2 * 4
     write_repeated(path, int(args.gigabytes * 1e9 / size), args.resolution)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(
-        f"File of {args.gigabytes:.1f} GB ({sum(each.stat().st_size for each in folder.iterdir()) / 1e6:.1f} MB on disk)"
-    )
+    on_disk = sum(each.stat().st_size for each in folder.iterdir())
+    print(f"File of {args.gigabytes:.1f} GB ({on_disk / 1e6:.1f} MB on disk)")
     for workers in (0, 1, 2, 4):
         runs = [
             in_a_process_of_its_own("ours", path, args, workers=workers, batches=args.measured)
