@@ -10,12 +10,14 @@ reading: the first batch of a file of flows, against reading all of it first, as
 """
 
 import argparse
+import ctypes
 import logging
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +114,16 @@ def _alphas_of(model: nn.Module | dict[str, Tensor], repeats: int) -> str:
 
 # ---- errors --------------------------------------------------------------------------------------------------------
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse memory: or it is by chance who of two pays for pages that it gives back and takes again."""
+    with suppress(AttributeError, OSError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_THRESHOLD, 2**25)
+        allocator.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
 
 def errors(args: argparse.Namespace) -> Iterator[str]:
     """Of flows of the size of an evaluation's batch."""
@@ -190,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--resolution", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8, help="flows of which errors are taken")
+    parser.add_argument("--batch", type=int, default=4, help="flows of which errors are taken")
     parser.add_argument("--trajectories", type=int, default=200, help="of the file that is read: 1 GB")
     args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
@@ -205,4 +217,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()
