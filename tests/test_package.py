@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import lightning_farms
 
@@ -50,3 +51,38 @@ def test_few_modules_are_imported_at_the_start(statement, most):
     code = f"{statement}\nimport sys\nprint('modules', len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < most
+
+
+HEAVY = "h5py lightning matplotlib pandas scipy sklearn tensorboard torchmetrics torchvision transformers"
+OF_A_COMMAND = """
+import contextlib, sys
+{before}
+known = set(sys.modules)
+import lightning_farms.cli as cli
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+    cli.main({arguments})
+print(len(set(sys.modules) - known), *({heavy} & set(sys.modules) - known))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "absent", "most"),
+    [
+        ("import torch", ["analyze", "net.pt"], HEAVY, 340),
+        pytest.param(
+            "import lightning.pytorch.cli",
+            ["fit", "--help"],
+            "matplotlib pandas scipy sklearn tensorboard torchvision transformers",
+            450,
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_command_imports_few_modules_and_no_heavy_ones(tmp_path, before, arguments, absent, most):
+    torch.save(torch.nn.Linear(32, 32).state_dict(), tmp_path / "net.pt")
+    code = OF_A_COMMAND.format(before=before, arguments=arguments, heavy=set(absent.split()))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "usage:" in done.stderr or "1 layers analysed" in done.stderr
+    count, *heavy = done.stdout.split()
+    assert heavy == []
+    assert int(count) < most

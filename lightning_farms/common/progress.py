@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Literal
 
 from rich.console import Console
@@ -15,11 +16,13 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 Unit = Literal["steps", "bytes", "percent"]
 Advance = Callable[[int], None]
@@ -43,7 +46,12 @@ def progress_bars(*, unit: Unit = "steps", show: bool, stays: bool = False) -> I
             for earlier in progress.task_ids:
                 progress.remove_task(earlier)
             task = progress.add_task(title, total=total, completed=done)
-            return lambda count: progress.advance(task, count)
+
+            def advance(count: int) -> None:
+                progress.update(task, advance=count, at=progress.get_time() - began)
+
+            began = progress.get_time()
+            return advance
 
         yield start
 
@@ -60,5 +68,27 @@ def _columns(unit: Unit) -> tuple[ProgressColumn, ...]:
     if unit == "bytes":
         return title, bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     if unit == "percent":
-        return title, bar, TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()
+        return title, bar, TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), _TimeLeftColumn()
     return SpinnerColumn(), title, bar, MofNCompleteColumn(), TimeElapsedColumn()
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """What the rest takes at the speed of all that is done, counted down between two signs of progress."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = seconds_left(task.completed, task.total, task.fields.get("at", 0.0), task.elapsed or 0.0)
+        return Text("" if left is None else f"{timedelta(seconds=round(left))} left", style="progress.remaining")
+
+
+def seconds_left(done: float, total: float | None, at: float, now: float) -> float | None:
+    """Seconds until all is done, of which `done` was there `at` a time, if it goes on like that; None: who knows.
+
+    Example:
+        >>> seconds_left(30, 90, at=10.0, now=12.0)
+        18.0
+    """
+    if not total or not done:
+        return None
+    return max(0.0, at * (total - done) / done - (now - at))

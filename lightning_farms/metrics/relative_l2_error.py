@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per
+from lightning_farms.metrics._fields import (
+    Per,
+    at_least_float32,
+    average,
+    check_eps,
+    check_fields,
+    check_per,
+    root_of_sum,
+)
 
 
 def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, per: Per | None = None) -> Tensor:
@@ -99,7 +106,7 @@ def _per_sample(prediction: Tensor, target: Tensor, eps: float, *, over_frames: 
     """(batch, frames, channels), with one frame in place of all where norms run over them."""
     prediction, target = at_least_float32(prediction, target)
     dims = (1, 2, 3) if over_frames else (1, 2)
-    error = torch.linalg.vector_norm(prediction - target, dim=dims, keepdim=over_frames)
-    scale = torch.linalg.vector_norm(target, dim=dims, keepdim=over_frames).clamp(min=eps)
-    ratio: Tensor = error / scale
+    error = root_of_sum((prediction - target).square(), dims, keepdim=over_frames)
+    scale = root_of_sum(target.square(), dims, keepdim=over_frames).clamp(min=eps)
+    ratio = error / scale
     return ratio[:, 0, 0] if over_frames else ratio

@@ -29,10 +29,11 @@ from lightning_farms.cli.analyze._config import model_config_beside
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
+from lightning_farms.cli.analyze._progress import analysis_bar
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
 from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.checkpoints.files import WEIGHTS
-from lightning_farms.common.progress import progress_bar, progress_is_shown
+from lightning_farms.common.progress import progress_bar
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
 _WIDE = 1000  # columns of a table that is not printed on a terminal: it takes as many as it needs
@@ -146,9 +147,10 @@ def _report(
                 unreadable.append(weight)
             yield weight
 
-    outlines = checkpoint_weights(tensors, options.selection, values=False) if progress_is_shown() else ()
-    total = sum(1 for _ in weights_apart(outlines, options.apart, config))
-    with progress_bar(f"Analysing {_name(path)}", total) as progress:
+    def outlines() -> Iterator[LayerWeight]:
+        return weights_apart(checkpoint_weights(tensors, options.selection, values=False), options.apart, config)
+
+    with analysis_bar(f"Analysing {_name(path)}", outlines, options.method) as progress:
         return analyze_weights(
             _on_device(weights(), options.device),
             options.method,

@@ -1,0 +1,34 @@
+"""What the analysis of a weight will cost, from its shape alone."""
+
+from __future__ import annotations
+
+from lightning_farms.analysis._plan import Plan, plan_layer
+from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
+
+
+def analysis_cost(weight: LayerWeight, method: SpectralMethod) -> int:
+    r"""Multiplications that the spectra of a weight's windows take, roughly: what a progress bar goes by.
+
+    A window of m' rows and n' columns takes :math:`k^2 (l + 4 k)`, with k the smaller and l the larger of the two, and
+    four times as many where it is complex: those of its Gram matrix and of that matrix's eigenvalues.
+
+    Args:
+        weight: the weight, which may be without values.
+        method: the method it will be analysed by.
+
+    Returns:
+        The number, 0 of a weight that will be skipped.
+
+    Example:
+        >>> import torch
+        >>> from lightning_farms.analysis import FARMS, checkpoint_weights
+        >>> [weight] = checkpoint_weights({"fc.weight": torch.empty(4096, 1024, device="meta")}, values=False)
+        >>> f"{analysis_cost(weight, FARMS()):.1e}"
+        '2.1e+10'
+    """
+    try:
+        plan = plan_layer(weight, method)
+    except Exception:  # whatever it is, the analysis will report it
+        return 0
+    return round(plan.cost) if isinstance(plan, Plan) else 0
