@@ -12,7 +12,7 @@ from lightning_farms.metrics._fields import (
     check_eps,
     check_fields,
     check_per,
-    root_of_sum,
+    euclidean_norm,
 )
 
 
@@ -106,7 +106,7 @@ def _per_sample(prediction: Tensor, target: Tensor, eps: float, *, over_frames: 
     """(batch, frames, channels), with one frame in place of all where norms run over them."""
     prediction, target = at_least_float32(prediction, target)
     dims = (1, 2, 3) if over_frames else (1, 2)
-    error = root_of_sum((prediction - target).square(), dims, keepdim=over_frames)
-    scale = root_of_sum(target.square(), dims, keepdim=over_frames).clamp(min=eps)
+    error = euclidean_norm(prediction - target, dims, keepdim=over_frames)
+    scale = euclidean_norm(target, dims, keepdim=over_frames).clamp(min=eps)
     ratio = error / scale
     return ratio[:, 0, 0] if over_frames else ratio
