@@ -48,13 +48,6 @@ def at_least_float32(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor
     return prediction.to(dtype), target.to(dtype)
 
 
-def euclidean_norm(fields: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
-    """Root of the sum of squares, with zero for its gradient at zero (torch's own norm adds up in less exact order)."""
-    squares = fields.square().sum(dim, keepdim=keepdim)
-    zero = squares == 0
-    return squares.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
-
-
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The type for sums of many numbers: float64, or float32 where a device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, euclidean_norm
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per
 
 
 def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tensor:
@@ -79,7 +80,8 @@ class RMSE(FieldMetric):
 def rms_over_space(fields: Tensor) -> Tensor:
     """Root-mean-square over space."""
     points = fields.shape[1] * fields.shape[2]
-    return euclidean_norm(fields, (1, 2)) / math.sqrt(points)
+    norm: Tensor = torch.linalg.vector_norm(fields, dim=(1, 2))
+    return norm / math.sqrt(points)
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
