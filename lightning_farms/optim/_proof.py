@@ -19,8 +19,9 @@ _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another 
 class Proof:
     """Watches the scaled groups until a step has read the parameters and the scaled value of each of them."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, *, copied: bool = False) -> None:
         self.proved = False
+        self._copied = copied  # what the groups hold is copied to an inner optimizer's, which has the parameters
         self.running = False  # whether the present step is watched
         self._key = key
         self._usual: int | None = None  # by how much a step without scaled groups advances a parameter's own counter
@@ -81,7 +82,7 @@ class Proof:
             self._read[number] |= now[number]
             one.forget_read()
         if not any("params" in names for names in self._read.values()):
-            return self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
+            return None if self._copied else self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
         if not any("params" in names for names in now):
             return None  # nothing was updated
         self._steps += 1

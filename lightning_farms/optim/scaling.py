@@ -20,7 +20,7 @@ from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
 from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
 from lightning_farms.optim._watched_group import StandIn
-from lightning_farms.optim.support import check_has_number, check_supported
+from lightning_farms.optim.support import check_has_number, check_supported, shards_by_group
 from lightning_farms.optim.unwrap import updating_optimizer
 
 
@@ -109,7 +109,7 @@ class LayerwiseScaling:
         self._noted: NotedStep | None = None
         self._steps = 0
         self._fault: str | None = None
-        self._proof = Proof(key)
+        self._proof = Proof(key, copied=shards_by_group(optimizer))
         self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
         self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None

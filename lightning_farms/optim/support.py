@@ -70,7 +70,7 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
             " takes one step size for all groups (that of the first, or one that it finds itself), however they are"
             " made. Use another optimizer, e.g. AdamW."
         )
-    if layer_of is not None and _shards_by_group(optimizer):
+    if layer_of is not None and shards_by_group(optimizer):
         _check_one_layer_per_group(optimizer, layer_of)
     if layer_of is not None and max(_layers_per_group(optimizer, layer_of)) > 1:
         _check_groups_may_be_divided(optimizer, layer_of)
@@ -191,7 +191,15 @@ def _holds_a_group(value: Any, groups: list[dict[str, Any]]) -> bool:  # noqa: A
     return id(held) in known or (isinstance(held, (list, tuple)) and any(id(group) in known for group in held))
 
 
-def _shards_by_group(optimizer: Optimizer) -> bool:
+def shards_by_group(optimizer: Optimizer) -> bool:
+    """Tell whether the values of its groups are copied to those of another optimizer, which updates.
+
+    Args:
+        optimizer: Any optimizer.
+
+    Returns:
+        Whether it is a `ZeroRedundancyOptimizer`.
+    """
     return any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__)
 
 

@@ -82,7 +82,12 @@ class BackgroundAnalysis:
     """
 
     def __init__(
-        self, weights: list[LayerWeight], options: AnalysisOptions, workspace: int, where: Where, known: KnownLayers
+        self,
+        weights: list[LayerWeight],
+        options: AnalysisOptions,
+        workspace: int,
+        where: Where,
+        known: KnownLayers | None = None,
     ) -> None:
         devices = {weight.matrices.device for weight in weights if weight.matrices.device.type == "cuda"}
         streams = [torch.cuda.current_stream(device) for device in devices]
