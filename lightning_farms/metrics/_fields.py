@@ -48,6 +48,13 @@ def at_least_float32(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor
     return prediction.to(dtype), target.to(dtype)
 
 
+def root_of_sum(squares: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
+    """Euclidean norm, with zero for its gradient at zero (torch's own norm adds up in an order that loses digits)."""
+    sums = squares.sum(dim, keepdim=keepdim)
+    zero = sums == 0
+    return sums.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The type for sums of many numbers: float64, or float32 where a device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64

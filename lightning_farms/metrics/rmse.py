@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, root_of_sum
 
 
 def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tensor:
@@ -77,14 +76,13 @@ class RMSE(FieldMetric):
         return _per_sample(prediction, target)
 
 
-def rms_over_space(fields: Tensor) -> Tensor:
-    """Root-mean-square over space."""
-    points = fields.shape[1] * fields.shape[2]
-    norm: Tensor = torch.linalg.vector_norm(fields, dim=(1, 2))
-    return norm / math.sqrt(points)
+def root_mean_over_space(squares: Tensor) -> Tensor:
+    """Root of the mean over space."""
+    points = squares.shape[1] * squares.shape[2]
+    return root_of_sum(squares, (1, 2)) / math.sqrt(points)
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
-    return rms_over_space(prediction - target)
+    return root_mean_over_space((prediction - target).square())

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from lightning_farms.metrics import NormalizedRMSE, RelativeL2Error, conserved_rmse, vrmse
+from lightning_farms.metrics import (
+    NormalizedRMSE,
+    RelativeL2Error,
+    conserved_rmse,
+    normalized_rmse,
+    relative_l2_error,
+    rmse,
+    vrmse,
+)
 from lightning_farms.metrics._fields import accumulation_dtype
 from tests.metrics.field_oracles import CASES
 
@@ -77,3 +85,12 @@ def test_a_perfect_channel_has_a_gradient_of_zero_and_a_nan_stays():
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
 def test_sums_are_in_float64_where_the_device_has_it(device, dtype):
     assert accumulation_dtype(torch.device(device)) == getattr(torch, dtype)
+
+
+def test_float32_loses_no_digits_over_many_points():
+    generator = torch.Generator().manual_seed(0)
+    target = 1 + torch.rand(1, 128, 128, 11, 1, generator=generator)
+    prediction = target + 0.1 * torch.randn(target.shape, generator=generator)
+    for function in (relative_l2_error, rmse, normalized_rmse, vrmse):
+        exact = float(function(prediction.double(), target.double()))
+        assert float(function(prediction, target)) == pytest.approx(exact, rel=1e-6), function.__name__
