@@ -1,4 +1,4 @@
-"""One intra-op thread: the matrices are small, and several test runs may share a machine. What is read of files."""
+"""One intra-op thread: matrices are small, and test runs may share a machine. What is read, and decomposed."""
 
 import pytest
 import safetensors
@@ -25,3 +25,16 @@ def values_read(monkeypatch):
     original = safetensors.safe_open
     monkeypatch.setattr(safetensors, "safe_open", Counting)
     return names
+
+
+@pytest.fixture
+def decomposed(monkeypatch):
+    """How many matrices PyTorch's LAPACK decomposed, call by call."""
+    real, numbers = torch.linalg.eigvalsh, []
+
+    def eigvalsh(matrices, **options):
+        numbers.append(matrices[..., 0, 0].numel())
+        return real(matrices, **options)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    return numbers

@@ -9,19 +9,6 @@ from lightning_farms.analysis import FARMS, Diagnostics, KnownLayers, WholeMatri
 from lightning_farms.analysis._fingerprint import fingerprints, sums_of_bits
 
 
-@pytest.fixture
-def decomposed(monkeypatch):
-    """The numbers of matrices that are decomposed, call by call."""
-    real, sizes = torch.linalg.eigvalsh, []
-
-    def eigvalsh(matrices, **options):
-        sizes.append(matrices[..., 0, 0].numel())
-        return real(matrices, **options)
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
-    return sizes
-
-
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 32)).requires_grad_(False)

@@ -9,19 +9,6 @@ from lightning_farms.balancing import SigmoidMap
 from tests.callbacks.conftest import SmallNet
 
 
-@pytest.fixture
-def decomposed(monkeypatch):
-    """How many matrices were decomposed, call by call."""
-    real, numbers = torch.linalg.eigvalsh, []
-
-    def eigvalsh(matrices, **options):
-        numbers.append(matrices[..., 0, 0].numel())
-        return real(matrices, **options)
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
-    return numbers
-
-
 class Validated(SmallNet):
     """With a step of validation, during which an analysis may run."""
 
