@@ -10,6 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from tests.common.checkpoints.mutants import DAMAGE, Mutant, original
+from tests.common.checkpoints.mutants import DAMAGE, Mutant, kept_in, original
 
 
 def _gguf(place: Path) -> Path:
@@ -159,12 +160,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {}
 """Files that somebody thought of."""
 
 
-def _hostile(name: str) -> Callable[[Callable[[Path], Path]], Callable[[Path], Path]]:
-    def keep(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
-        HOSTILE[name] = make
-        return make
-
-    return keep
+_hostile = partial(kept_in, HOSTILE)
 
 
 def _text(text: bytes, length: int | None = None) -> bytes:

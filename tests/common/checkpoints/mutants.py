@@ -12,6 +12,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,12 +181,19 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {}
 """Files that somebody thought of."""
 
 
-def _hostile(name: str) -> Callable[[Callable[[Path], Path]], Callable[[Path], Path]]:
+def kept_in(
+    files: dict[str, Callable[[Path], Path]], name: str
+) -> Callable[[Callable[[Path], Path]], Callable[[Path], Path]]:
+    """Decorate what makes a file, so that it is in the table."""
+
     def keep(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
-        HOSTILE[name] = make
+        files[name] = make
         return make
 
     return keep
+
+
+_hostile = partial(kept_in, HOSTILE)
 
 
 def _pickled(name: str, code: Callable[[], bytes]) -> None:
