@@ -15,6 +15,7 @@ import torch
 
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.common.torch_writing import save_to
 
 
 class Handover:
@@ -34,13 +35,14 @@ class Handover:
         if parent is None or parent.pid != self._process:
             return
         target = _path(self._name)
-        descriptor, draft = tempfile.mkstemp(prefix=f".{target.stem}", dir=target.parent)  # readable for its owner only
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}", dir=target.parent)  # readable for its owner only
+        os.close(descriptor)
+        draft = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                torch.save(results, file)
+            save_to(results, draft)
             os.replace(draft, target)
         finally:
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
     def take(self) -> dict[str, Any] | None:
         """What a child has left since the last call, None where that is nothing."""
