@@ -20,6 +20,7 @@ from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, es
 _JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
 _JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
+_SIDE_BY_SIDE = 2048  # rows of the largest Gram matrices of which each worker does one; of larger ones, all do one
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -37,9 +38,14 @@ class _Job(NamedTuple):
         return self.pieces[0][1].device
 
     @property
-    def for_workers(self) -> bool:
-        """Whether the CPU's workers do it."""
-        return _for_workers(self.way)
+    def for_all_workers(self) -> bool:
+        """Whether all of the CPU's workers do it together."""
+        return _for_all_workers(self.way, min(self.pieces[0][1].shape[-2:]))
+
+    @property
+    def for_one_worker(self) -> bool:
+        """Whether one of the CPU's workers does it, and others meanwhile another."""
+        return _for_workers(self.way) and not self.for_all_workers
 
 
 class Spectrum(NamedTuple):
@@ -56,8 +62,9 @@ def decompose(
 ) -> dict[int, Spectrum | Exception]:
     """Eigenvalues of the windows of many layers, or what one of a layer's windows raised.
 
-    On the CPU each window is decomposed by one thread, whatever the number of workers and whichever windows share a
-    job with it: the result is the same bit for bit.
+    On the CPU a window of at most 2048 rows or columns is decomposed by one thread, whatever the number of workers and
+    whichever windows share a job with it: the result is the same bit for bit. A larger one is decomposed by all
+    workers, one after another: the same bit for bit as often as it is done by so many.
     """
     jobs = _jobs(plans, quick, workspace, workers, where)
     ways = {key: job.way for job in jobs for key, _ in job.pieces}
@@ -125,6 +132,11 @@ def _for_workers(way: Way) -> bool:
     return way in (Way.CPU, Way.SCIPY, Way.HOST)
 
 
+def _for_all_workers(way: Way, size: int) -> bool:
+    """By its size alone, so that a layer's numbers do not depend on which others there are."""
+    return way in (Way.CPU, Way.HOST) and size > _SIDE_BY_SIDE
+
+
 def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
     plan = next(iter(plans.values()))
     matrices = plan.matrices
@@ -132,7 +144,7 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
     double = matrices.dtype in (torch.float64, torch.complex128)
     size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
     most = min(workspace / size, dearest / cost) if _for_workers(way) else workspace / _JOBS_ON_A_DEVICE / size
-    most = max(1, int(most))
+    most = 1 if _for_all_workers(way, plan.gram_size) else max(1, int(most))
     pieces: list[tuple[int, Tensor]] = []
     queued = 0
     for key, each in plans.items():
@@ -186,7 +198,7 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
     A device's matrices that go by way of the host are among them: while one worker decomposes, the device forms the
     Gram matrices of another's job. All work on the streams that are current here.
     """
-    shared = [job for job in jobs if job.for_workers]
+    shared = [job for job in jobs if job.for_one_worker]
     budget = _Budget(workspace)
     streams = _current_streams(jobs)
 
@@ -195,14 +207,16 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
             return _spectra([views for _, views in job.pieces], quick, job.way)
 
     of_blas = one_blas_thread if any(job.way is Way.SCIPY for job in jobs) else nullcontext
-    if len(shared) < 2 or workers == 1:
-        with one_thread_each(), of_blas():
-            return [work(job) for job in jobs]
-    size = min(workers, len(shared))
-    with one_thread_each(), of_blas(), _pool(size) as pool:
-        running = {id(job): pool.submit(work, job) for job in sorted(shared, key=lambda job: -job.cost)}
-        on_devices = {id(job): work(job) for job in jobs if not job.for_workers}
-        return [running[id(job)].result() if id(job) in running else on_devices[id(job)] for job in jobs]
+    side_by_side = min(workers, len(shared)) if len(shared) > 1 else 1
+    outcomes: dict[int, list[CheckedSpectrum | Exception]] = {}
+    with one_thread_each(), of_blas(), _pool(side_by_side) if side_by_side > 1 else nullcontext() as pool:
+        dearest_first = sorted(shared, key=lambda job: -job.cost)
+        running = {id(job): pool.submit(work, job) for job in dearest_first} if pool else {}
+        outcomes |= {id(job): work(job) for job in jobs if not (id(job) in running or job.for_all_workers)}
+        outcomes |= {key: each.result() for key, each in running.items()}
+    with _intra_op_threads(workers):
+        outcomes |= {id(job): work(job) for job in jobs if job.for_all_workers}
+    return [outcomes[id(job)] for job in jobs]
 
 
 def _current_streams(jobs: list[_Job]) -> dict[torch.device, torch.cuda.Stream | None]:
@@ -272,9 +286,14 @@ class _Budget:
                 self._changed.notify_all()
 
 
+def one_thread_each() -> AbstractContextManager[None]:
+    """One intra-op thread: results do not depend on how many there are."""
+    return _intra_op_threads(1)
+
+
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """One intra-op thread: results do not depend on how many there are. Threads take turns.
+def _intra_op_threads(number: int) -> Iterator[None]:
+    """So many intra-op threads of this thread; threads take turns.
 
     PyTorch's setting is one for each thread: the last one that any thread made before this thread first asked for it
     (a parallel operation asks, too), then its own. Were two threads in here at a time, the one that came second could
@@ -282,7 +301,7 @@ def one_thread_each() -> Iterator[None]:
     """
     with _ONE_AT_A_TIME:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(number)
         try:
             yield
         finally:

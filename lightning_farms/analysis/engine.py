@@ -89,7 +89,9 @@ def analyze(
         keep_eigenvalues: whether the rows hold their eigenvalues; with ``ranks``, those of rank 0 do, which then does
             all the work.
         workspace: bytes for copies of windows, Gram matrices and decompositions, at least 1.
-        workers: threads on the CPU; ``None`` for PyTorch's number of intra-op threads.
+        workers: threads on the CPU; ``None`` for PyTorch's number of intra-op threads. Windows of at most 2048 rows or
+            columns are shared out among them, and the numbers do not depend on how many there are; on larger ones all
+            work together, and the last digits depend on it.
         where: where the Gram matrices of weights on a device are decomposed, as in
             :func:`lightning_farms.functional.esd`; alphas agree within 1e-4, and ``row.way`` says which way it was.
         known: what earlier analyses have found of frozen weights, which are not decomposed again while they stay as

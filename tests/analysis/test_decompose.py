@@ -283,6 +283,34 @@ def test_a_worker_keeps_its_one_thread_when_another_thread_sets_more(monkeypatch
     assert found == [1, 1]
 
 
+def test_all_workers_decompose_a_large_window_together(monkeypatch):
+    """A circulant matrix has the squared Fourier coefficients of its first row as eigenvalues of its Gram matrix."""
+    row = torch.randn(2052)
+    circulant = row[(torch.arange(2052) - torch.arange(2052)[:, None]) % 2052]
+    large = plan_layer(LayerWeight("w", "linear", (2052, 2052), circulant[None], ()), WholeMatrix())
+    plans = {0: plan_of(1, 60, 60), 1: large, 2: plan_of(1, 60, 60)}
+    threads, eigvalsh = {}, torch.linalg.eigvalsh
+
+    def noted(matrices, **options):
+        threads.setdefault(matrices.shape[-1], set()).add(torch.get_num_threads())
+        return eigvalsh(matrices, **options)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", noted)
+    before = torch.get_num_threads()
+    together = [decompose(plans, quick=True, workspace=GIB, workers=2) for _ in range(2)]
+    assert threads == {60: {1}, 2052: {2}}
+    assert torch.get_num_threads() == before
+    alone = decompose({1: large}, quick=True, workspace=GIB, workers=2)
+    by_one = decompose(plans, quick=True, workspace=GIB, workers=1)
+    assert threads == {60: {1}, 2052: {1, 2}}
+    expected = np.sort(np.abs(np.fft.fft(row.double().numpy())) ** 2)
+    for spectra in (*together, by_one):
+        np.testing.assert_allclose(spectra[1].flatten().numpy(), expected, rtol=0, atol=1e-5 * expected.max())
+        assert spectra[0].equal(by_one[0])
+    assert together[0][1].equal(together[1][1])
+    assert together[0][1].equal(alone[1])
+
+
 def test_after_an_error_no_further_job_is_begun(monkeypatch):
     """Ctrl-C arrives in the thread that waits for the results: what is queued must not be computed first."""
     begun, failed = [], threading.Event()

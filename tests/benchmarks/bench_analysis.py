@@ -5,6 +5,7 @@ square, sort, Hill estimate of each block of a convolution, mean over blocks. Bo
 same weights and with the same number of threads; medians of the ratios of pairs are printed, with the largest
 difference of alphas. ``--spikes`` adds a strong rank-4 part to every weight, as training does. ``--profile`` prints
 where one thread's time goes; ``--frozen`` what an epoch's analysis costs where all but the last weight are frozen.
+``--one SIZE`` times nothing but one square weight, as one window: by one worker, and by as many as there are threads.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis import FARMS, KnownLayers, SpectralMethod, analyze, layer_weights
+from lightning_farms.analysis import FARMS, KnownLayers, SpectralMethod, WholeMatrix, analyze, layer_weights
 from lightning_farms.functional.submatrices import slice_windows
 from lightning_farms.models import DPOT, resnet18, vgg16
 
@@ -118,6 +119,21 @@ def peak_memory(device: str) -> str:
     return f"  peak {peak:.2f} GiB"
 
 
+def by_one_worker_and_by_all(size: int, pairs: int) -> str:
+    """Seconds for one window, in turns."""
+    model = nn.Linear(size, size, bias=False)
+    seconds: dict[int, list[float]] = {1: [], torch.get_num_threads(): []}
+    for _ in range(pairs):
+        for workers, each in seconds.items():
+            each.append(timed(lambda workers=workers: analyze(model, WholeMatrix(), workers=workers))[0])
+    one, many = seconds.values()
+    ratios = sorted(slow / quick for slow, quick in zip(one, many, strict=True))
+    return (
+        f"one window of {size} x {size}  one worker {statistics.median(one):.2f}  all {statistics.median(many):.2f}  "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:-1])
@@ -126,8 +142,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--frozen", action="store_true")
+    parser.add_argument("--one", type=int, metavar="SIZE")
     args = parser.parse_args()
     print(f"{args.pairs} pairs, {torch.get_num_threads()} threads, {args.device}; seconds are medians")
+    if args.one is not None:
+        print(by_one_worker_and_by_all(args.one, args.pairs))
+        return
     for name in args.models:
         torch.manual_seed(0)
         model = MODELS[name]()
