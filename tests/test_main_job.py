@@ -1,6 +1,5 @@
 """The main job from the set it simulates to its checkpoint, at tiny size: DPOT, CFD data, TBSigmoid with FARMS."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_farms import FARMS, TBSigmoid, analyze
 from lightning_farms.data import CFDDataModule, SimulationConfig
 from lightning_farms.models import DPOT, OperatorModule
+from tests.forked import run_forked
 
 SIMULATION = SimulationConfig(trajectories=12, resolution=16, frames=8, mach=0.5)
 SIZES = {
@@ -157,10 +157,7 @@ def first_value(folder, name):
 
 def test_two_processes_agree(tmp_path):
     """The set is simulated within the run, by one of the processes."""
-    done = subprocess.run(
-        [sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_forked(((__file__, tmp_path), {}), folder=tmp_path)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_identical(first, second)

@@ -1,16 +1,13 @@
 """Strategies that train in child processes: what a user reads is there afterwards, as after an ordinary run."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_farms import SpectralMonitor
+from tests.forked import run_forked
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +20,8 @@ def run(tmp_path_factory):
             folder = tmp_path_factory.mktemp(strategy)
             temporary = folder / "tmp"
             temporary.mkdir()
-            root = str(Path(__file__).parents[2])
-            variables = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-            command = [sys.executable, "-m", "tests.callbacks.child_processes", strategy, str(folder)]
-            program = subprocess.run(
-                command, cwd=root, env=variables, capture_output=True, text=True, timeout=280, check=False
-            )
-            assert program.returncode == 0, program.stderr[-3000:]
+            program = ("tests.callbacks.child_processes", strategy, folder), {"TMPDIR": str(temporary)}
+            run_forked(program, folder=folder, timeout=280)
             done[strategy] = pickle.loads((folder / "results.pkl").read_bytes()), temporary
         return done[strategy]
 

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_farms.data import epoch_windows
 from tests.data.fields.labelled_flows import label, module, write_labelled
 from tests.data.recorder import Recorder
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -176,10 +175,7 @@ if __name__ == "__main__":
     trainer.fit(Model(), datamodule=data)
 """
     (tmp_path / "script.py").write_text(script)
-    run = subprocess.run(
-        [sys.executable, tmp_path / "script.py", tmp_path], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
+    run_forked(((tmp_path / "script.py", tmp_path), {}), folder=tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for epoch in (0, 1):
         drawn = [label(key.item, key.start) for key in epoch_windows(11, 4, seed=5, epoch=epoch)]

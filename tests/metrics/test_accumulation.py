@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,8 +18,8 @@ from torchmetrics import ClasswiseWrapper, MetricCollection
 
 from lightning_farms import metrics
 from lightning_farms.metrics import FourierRMSE, MaxError, NormalizedRMSE, RelativeL2Error
+from tests.callbacks.two_processes_launch import launch
 from tests.metrics.field_oracles import CASES, PERS, add_in_batches, fields
-from tests.metrics.two_processes import run_rank
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SAMPLES = 7
@@ -212,7 +211,7 @@ def test_logged_by_lightning():
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
+    launch("tests.metrics.two_processes", tmp_path)
     for rank in range(2):
         values = pickle.loads((tmp_path / f"{rank}.pkl").read_bytes())
         for case in CASES:

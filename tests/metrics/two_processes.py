@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from lightning_farms.metrics import RMSE
 from tests.metrics.field_oracles import CASES, PERS, add_in_batches, fields
 
 
-def run_rank(rank, path, store):
+def main(folder, rank):
     """Two samples here and five there; then a metric that only one rank has fed, and one fed otherwise on each."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
     prediction, target = (torch.from_numpy(array) for array in fields())
     mine = slice(0, 2) if rank == 0 else slice(2, 7)
@@ -35,6 +37,9 @@ def run_rank(rank, path, store):
     unequal.update(prediction[..., : rank + 1, :], target[..., : rank + 1, :])
     with pytest.raises(ValueError, match="equal numbers of frames and channels"):
         unequal.compute()
-    with open(os.path.join(path, f"{rank}.pkl"), "wb") as file:
-        pickle.dump(values, file)
+    (folder / f"{rank}.pkl").write_bytes(pickle.dumps(values))
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(os.environ["LOCAL_RANK"]))
