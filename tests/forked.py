@@ -32,14 +32,14 @@ def _server():
     return server
 
 
-def run_forked(*programs, folder, timeout=240):
-    """Run programs at once, each a module or a script with arguments, and its variables; they must succeed.
+def run_forked(*programs, folder, timeout=240, code=0, out="out{}.txt", err="err{}.txt"):
+    """Run programs at once, each a module or a script with arguments, and its variables; all must end with that code.
 
-    What they print is kept in the folder: out0.txt and err0.txt of the first.
+    What they print is kept in the folder, by default that of the first in out0.txt and err0.txt.
     """
     jobs = []
     for number, (command, variables) in enumerate(programs):
-        said = [str(folder / f"{name}{number}.txt") for name in ("out", "err")]
+        said = [str(folder / name.format(number)) for name in (out, err)]
         jobs.append({"command": [str(word) for word in command], "variables": variables, "said": said})
     server = _server()
     server.stdin.write(json.dumps(jobs) + "\n")
@@ -48,8 +48,8 @@ def run_forked(*programs, folder, timeout=240):
         os.killpg(server.pid, signal.SIGKILL)
         _server.cache_clear()
     codes = json.loads(server.stdout.readline() or "null")
-    errors = "\n".join(Path(job["said"][1]).read_text()[-3000:] for job in jobs)
-    assert codes == [0] * len(jobs), f"{codes or f'ended after {timeout} s'}: {errors}"
+    errors = "\n".join(path.read_text()[-3000:] for job in jobs if (path := Path(job["said"][1])).is_file())
+    assert codes == [code] * len(jobs), f"{codes or f'ended after {timeout} s'}: {errors}"
 
 
 def _forks(line):
@@ -84,6 +84,7 @@ def _run(job):
     for end, path in enumerate(job["said"], start=1):
         with open(path, "w") as file:
             os.dup2(file.fileno(), end)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)  # buffered as becomes a file or a terminal
     os.environ.update(job["variables"])
     tempfile.tempdir = None
     sys.argv = job["command"]

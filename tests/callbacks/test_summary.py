@@ -6,8 +6,7 @@ import math
 import os
 import pty
 import re
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.console import Console
 from lightning_farms import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.callbacks._spectral.summary import summary_table
+from tests.forked import run_forked
 
 LONG = "model.decoder.layers.{}.self_attention.query_key_value_projection"
 
@@ -87,11 +87,13 @@ def test_in_a_notebook_it_is_html():
 
 TRAINING = """
 import sys
+import warnings
 import torch
 from importlib import import_module
 from lightning_farms import TempBalance, WeightDecayBalance
 
-pl = import_module(sys.argv[2])
+warnings.simplefilter("ignore")
+pl = import_module(sys.argv[1])
 
 class Net(pl.LightningModule):
     def __init__(self):
@@ -106,31 +108,55 @@ class Net(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), weight_decay=0.1)
 
-bars = {"rich": pl.callbacks.RichProgressBar, "tqdm": pl.callbacks.TQDMProgressBar}
-bar = [bars[sys.argv[1]]()] if sys.argv[1] in bars else []
-callbacks = [WeightDecayBalance(every_n_steps=2, summary=False), TempBalance(every_n_steps=2), *bar]
 options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-pl.Trainer(callbacks=callbacks, max_epochs=1, **options).fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 2))
+for bar in ([pl.callbacks.RichProgressBar()], [pl.callbacks.TQDMProgressBar()], []):
+    callbacks = [WeightDecayBalance(every_n_steps=2, summary=False), TempBalance(every_n_steps=2), *bar]
+    trainer = pl.Trainer(callbacks=callbacks, max_epochs=1, **options)
+    trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 16), 2))
+    print("the next bar", flush=True)
 """
+
+BARS = ("rich", "tqdm", "default")
+
+
+@pytest.fixture(scope="module")
+def in_a_terminal(tmp_path_factory):
+    """What trainings with each bar, one after the other, write there; by package."""
+    written = {}
+
+    def of(package):
+        if package not in written:
+            folder = tmp_path_factory.mktemp("terminal")
+            (folder / "train.py").write_text(TRAINING)
+            leader, follower = pty.openpty()
+            terminal = {"TERM": "xterm", "COLUMNS": "80", "LINES": "50"}
+            with ThreadPoolExecutor(1) as pool:
+                output = pool.submit(read_all, leader)
+                try:
+                    tty = os.ttyname(follower)
+                    run_forked(((folder / "train.py", package), terminal), folder=folder, out=tty, err=tty)
+                finally:
+                    os.close(follower)
+            written[package] = dict(zip(BARS, output.result().decode().split("the next bar"), strict=False))
+        return written[package]
+
+    return of
+
+
+def read_all(terminal):
+    output = b""
+    with contextlib.suppress(OSError):  # at the end of the terminal
+        while part := os.read(terminal, 65536):
+            output += part
+    os.close(terminal)
+    return output
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-@pytest.mark.parametrize("bar", ["rich", "tqdm", "default"])
-def test_no_progress_bar_goes_over_the_table(bar, package, tmp_path):
+@pytest.mark.parametrize("bar", BARS)
+def test_no_progress_bar_goes_over_the_table(bar, package, in_a_terminal):
     """In a terminal, where a bar that comes later than the callback redraws its lines."""
-    script = tmp_path / "train.py"
-    script.write_text(TRAINING)
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "50", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(script), bar, package]
-    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment, cwd=tmp_path)
-    os.close(follower)
-    output = b""
-    with contextlib.suppress(OSError):  # at the end of the terminal
-        while part := os.read(leader, 65536):
-            output += part
-    assert process.wait(timeout=60) == 0, output.decode()
-    before, title, table = output.decode().partition("Spectra after 4 steps")
+    before, title, table = in_a_terminal(package)[bar].partition("Spectra after 4 steps")
     assert title
     assert before.endswith(" ")  # on a line of its own
     assert not re.search(r"\x1b\[\d*[AFJK]", table)  # nothing goes up again, or erases
@@ -139,7 +165,12 @@ def test_no_progress_bar_goes_over_the_table(bar, package, tmp_path):
 
 
 PRINTING = """
-import sys, torch, lightning.pytorch as pl, lightning_farms
+import os, sys, torch, warnings, lightning.pytorch as pl, lightning_farms
+warnings.simplefilter("default")
+if "closed" in sys.argv:
+    reader, pipe = os.pipe()
+    os.dup2(pipe, 1)
+    os.close(reader)
 class Net(pl.LightningModule):
     def __init__(self):
         super().__init__()
@@ -160,34 +191,27 @@ if "before" in sys.argv:
 """
 
 
-def run_printing(stdout, *words):
-    command = [sys.executable, "-W", "default", "-c", PRINTING, *words]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+def run_printing(folder, *words, **options):
+    (folder / "printing.py").write_text(PRINTING)
+    run_forked(((folder / "printing.py", *words), {}), folder=folder, **options)
 
 
-@pytest.mark.parametrize("what", ["closed pipe", "full disk"])
-def test_a_table_that_cannot_be_printed_does_not_end_the_program(what):
+@pytest.mark.parametrize(
+    ("words", "out", "error"),
+    [(["closed"], "out.txt", "BrokenPipeError"), ([], "/dev/full", "No space left on device")],
+    ids=["closed pipe", "full disk"],
+)
+def test_a_table_that_cannot_be_printed_does_not_end_the_program(words, out, error, tmp_path):
     """Nor its exit, at which Python would write what is left in a buffer once more."""
-    if what == "closed pipe":
-        reader, output = os.pipe()
-        os.close(reader)
-    else:
-        output = os.open("/dev/full", os.O_WRONLY)
-    try:
-        done = run_printing(output)
-    finally:
-        os.close(output)
-    assert "after the fit" in done.stderr
-    error = "BrokenPipeError" if what == "closed pipe" else "No space left on device"
-    assert re.search(f"the closing table could not be printed.*{error}", done.stderr)
-    assert done.returncode == 0, done.stderr
+    run_printing(tmp_path, *words, out=out)
+    said = (tmp_path / "err0.txt").read_text()
+    assert "after the fit" in said
+    assert re.search(f"the closing table could not be printed.*{error}", said)
 
 
 def test_the_table_comes_in_its_place_where_the_output_is_a_file(tmp_path):
-    with (tmp_path / "output.txt").open("w") as file:
-        done = run_printing(file, "before")
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "output.txt").read_text()
+    run_printing(tmp_path, "before")
+    text = (tmp_path / "out0.txt").read_text()
     assert text.startswith("before the fit\n")
     assert text.endswith("after the fit\n")
     assert text.count("Spectra after 1 epoch") == 1

@@ -3,12 +3,8 @@
 import csv
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from torch import nn
 
 from lightning_farms.cli import main
 from lightning_farms.pruning import LayerRatios, load_causal_lm, prunable_weights
+from tests.forked import run_forked
 from tests.pruning.tiny_text import save_tiny, tiny_text, word_tokenizer
 
 CALIBRATED = ("--calibration", "text.txt", "--sequences", "4", "--length", "16")
@@ -135,19 +132,29 @@ def test_a_report_without_errors_is_json_that_every_reader_takes(model, tmp_path
     assert {block["error"] for block in written["blocks"]} == {None}
 
 
+KILLED = """
+import os, signal, sys, threading, time, torch
+from pathlib import Path
+from lightning_farms.cli import main
+os.chdir(sys.argv[1])
+torch.set_num_threads(1)
+
+def kill():
+    while not list(Path().glob(".o.partial/*.block.json")):
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+main(sys.argv[2:])
+"""
+
+
 def test_a_run_that_was_killed_goes_on(model, tmp_path):
     """Killed by SIGKILL when its first block is there, and started again by the same command."""
     save_tiny(tmp_path / "large", hidden_size=128, intermediate_size=384, num_hidden_layers=12)
     command = ["prune", "large", "--sparsity", "0.5", "--method", "sparsegpt", "--allocation", "uniform", *CALIBRATED]
-    program = "from lightning_farms.cli import main; import sys; main(sys.argv[1:])"
-    one_thread = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "MKL_NUM_THREADS": "1"}  # as here
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *command, "--out", "o"], stderr=subprocess.DEVNULL, env=one_thread
-    )
-    while not list(tmp_path.glob(".o.partial/*.block.json")) and process.poll() is None:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    (tmp_path / "program.py").write_text(KILLED)
+    run_forked(((tmp_path / "program.py", tmp_path, *command, "--out", "o"), {}), folder=tmp_path, code=-signal.SIGKILL)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".o.partial/*.block.json")}
     assert 0 < len(kept) < 12
     assert not (tmp_path / "o").exists()

@@ -3,11 +3,10 @@
 import io
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import threading
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from lightning_farms.data.download import resumable
 from lightning_farms.data.download.resumable import fetch_file
 from tests.data.download.range_server import CONTENT, OTHER, md5, press_ctrl_c, range_server
+from tests.forked import run_forked
 
 CHUNK = resumable._CHUNK
 HALF = 11 * CHUNK + 5
@@ -116,20 +116,22 @@ def test_interrupted_by_the_user(server, target):
 
 
 PROGRAM = """
-import sys
+import os, sys
 from pathlib import Path
 from lightning_farms.data.download.resumable import fetch_file
+print(os.getpid(), flush=True)
 fetch_file(sys.argv[1], Path(sys.argv[2]), md5=sys.argv[3])
 """
 
 
-def test_another_process_is_waited_for_and_if_it_is_killed_its_download_is_continued(server, target):
+def test_another_process_is_waited_for_and_if_it_is_killed_its_download_is_continued(server, target, tmp_path):
     reached, killed = threading.Event(), threading.Event()
     server.drops = [HALF]
     server.halt = lambda: (reached.set(), killed.wait(60))
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", PROGRAM, server.url, str(target), md5(CONTENT)]
-    process = subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (tmp_path / "program.py").write_text(PROGRAM)
+    program = (tmp_path / "program.py", server.url, target, md5(CONTENT)), {}
+    process = threading.Thread(target=run_forked, args=[program], kwargs={"folder": tmp_path, "code": -signal.SIGKILL})
+    process.start()
     try:
         assert reached.wait(120)
         waiting = threading.Thread(target=fetch, args=(server, target))
@@ -138,8 +140,8 @@ def test_another_process_is_waited_for_and_if_it_is_killed_its_download_is_conti
         assert waiting.is_alive()
         assert len(server.asked) == 1
     finally:
-        process.kill()
-        process.wait()
+        os.kill(int((tmp_path / "out0.txt").read_text()), signal.SIGKILL)
+        process.join()
         killed.set()
     waiting.join(60)
     assert len(server.asked) == 2

@@ -16,6 +16,7 @@ import pytest
 from lightning_farms.data import CFDDataModule, PDEBenchFile
 from lightning_farms.data.fields.file_check import check_file
 from tests.data.fields.labelled_flows import write_labelled
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -88,11 +89,13 @@ except OSError as error:
 """
 
 
-def test_no_room_for_a_handle(path):
+def test_no_room_for_a_handle(tmp_path, path):
     """In a process of its own: here, readers of other tests would be closed to make room."""
-    ended = subprocess.run([sys.executable, "-c", NO_ROOM, str(path)], capture_output=True, text=True, check=True)
-    assert "flow.hdf5 to be readable, but too many files" in ended.stdout
-    assert "download" not in ended.stdout
+    (tmp_path / "no_room.py").write_text(NO_ROOM)
+    run_forked(((tmp_path / "no_room.py", path), {}), folder=tmp_path)
+    said = (tmp_path / "out0.txt").read_text()
+    assert "flow.hdf5 to be readable, but too many files" in said
+    assert "download" not in said
 
 
 @pytest.mark.filterwarnings("ignore:Flows count twice")
