@@ -135,7 +135,7 @@ class TestEqual:
         for package in (newer, older):
             logger = board(package, tmp_path)
             callbacks = [
-                TBSigmoid(figures_every_n_epochs=1, esd_layers=1, summary=False),
+                TBSigmoid(figures_every_n_epochs=2, esd_layers=1, summary=False),
                 LayerwisePruning(0.5, summary=False),
                 WeightDecayBalance(summary=False),
             ]

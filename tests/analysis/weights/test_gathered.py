@@ -1,10 +1,6 @@
 """Sharded weights (FSDP2, tensor parallelism) are gathered one module at a time and put back."""
 
 import gc
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +10,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from torch.nn.utils import parametrizations, prune
 
 from lightning_farms.analysis import Selection, layer_weights, parameter_layers
-from tests.analysis.weights.sharded_run import SELECTION, make_model, run_rank
+from tests.analysis.weights.sharded_run import SELECTION, make_model
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -103,7 +100,14 @@ def test_nothing_is_gathered_for_shapes_or_for_what_is_left_out(mesh, gathered):
     assert gathered == [(4, 6), (4,)]
 
 
-def test_one_modules_full_tensors_at_a_time(mesh, monkeypatch):
+@pytest.fixture
+def without_what_was_there():
+    """A function that lets the garbage collector, and what it lists, pass over all objects that are there."""
+    yield gc.freeze
+    gc.unfreeze()
+
+
+def test_one_modules_full_tensors_at_a_time(mesh, monkeypatch, without_what_was_there):
     model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4)), nn.LSTM(16, 16, bias=False))
     fully_shard(model, mesh=mesh)
 
@@ -113,6 +117,7 @@ def test_one_modules_full_tensors_at_a_time(mesh, monkeypatch):
         return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.device.type == "cpu"}
 
     before = storages()
+    without_what_was_there()  # a million objects to look through
     held = []
 
     def full_tensor(self):
@@ -173,12 +178,7 @@ def test_a_layer_that_is_sharded_by_hand(mesh):
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
-    script = Path(__file__).with_name("sharded_run.py")
-    command, environment = [sys.executable, script, "1", tmp_path], {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as other:
-        run_rank(0, tmp_path)
-        _, errors = other.communicate(timeout=120)
-    assert other.returncode == 0, errors.decode()
+    run_forked(*((("tests.analysis.weights.sharded_run", rank, tmp_path), {}) for rank in "01"), folder=tmp_path)
     model = make_model()
     expected = {w.name: w.matrices for w in layer_weights(model, SELECTION) if not w.reason}
     layers = parameter_layers(model)
