@@ -288,7 +288,7 @@ def test_a_run_that_is_stopped_within_epochs_ends_as_a_straight_one(tmp_path):
 
     seen, sliced = set(), None
     for _ in range(20):
-        laboratory = Laboratory(study, tmp_path / "sliced", Slice(3))
+        laboratory = Laboratory(study, tmp_path / "sliced", Slice(2))
         try:
             laboratory.prepare()
             sliced = laboratory.train(run, tmp_path / "sliced" / "run", lambda _: None)
