@@ -1,4 +1,7 @@
-"""Programs in processes of their own, forked off one that has imported what takes seconds; as a fork, this is it."""
+"""Programs in processes of their own, forked off one that has imported what takes seconds.
+
+Run as a module, this is the one that they are forked off: it reads jobs from stdin, and writes how they ended.
+"""
 
 import atexit
 import functools
@@ -44,12 +47,16 @@ def run_forked(*programs, folder, timeout=240, code=0, out="out{}.txt", err="err
     server = _server()
     server.stdin.write(json.dumps(jobs) + "\n")
     server.stdin.flush()
-    if not select.select([server.stdout], [], [], timeout)[0]:
-        os.killpg(server.pid, signal.SIGKILL)
-        _server.cache_clear()
-    codes = json.loads(server.stdout.readline() or "null")
+    codes = None
+    try:
+        if select.select([server.stdout], [], [], timeout)[0]:
+            codes = json.loads(server.stdout.readline() or "null")
+    finally:
+        if codes is None:  # too late, or interrupted: the next ones get a server of their own
+            os.killpg(server.pid, signal.SIGKILL)
+            _server.cache_clear()
     errors = "\n".join(path.read_text()[-3000:] for job in jobs if (path := Path(job["said"][1])).is_file())
-    assert codes == [code] * len(jobs), f"{codes or f'ended after {timeout} s'}: {errors}"
+    assert codes == [code] * len(jobs), f"{codes or f'no end in {timeout} s'}: {errors}"
 
 
 def _forks(line):
