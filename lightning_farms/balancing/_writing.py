@@ -24,14 +24,14 @@ def write(
     writer: Any,  # noqa: ANN401 - a SummaryWriter, or what has its methods
     label: str,
     scalars: Mapping[str, float],
-    alphas: Mapping[str, float],
+    report: SpectralReport | None,
     fault: str | None,
     step: int,
 ) -> None:
     """Scalars, a histogram of alpha, and why values are not in force, if so."""
     for key, value in scalars.items():
         writer.add_scalar(key, value, step)
-    finite = vector(value for value in alphas.values() if math.isfinite(value))
+    finite = vector(value for value in (report.alphas.values() if report else ()) if math.isfinite(value))
     if len(finite) and hasattr(writer, "add_histogram"):
         writer.add_histogram(f"{label}/alpha_histogram", finite, step)
     if fault is not None and hasattr(writer, "add_text"):

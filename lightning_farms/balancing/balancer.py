@@ -151,6 +151,14 @@ class Balancer:
         self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handles": bool(self._handles)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _handles=[])
+        if state["_handles"]:
+            self.attach()  # a copy: those of its optimizers have no hooks
+
     def __repr__(self) -> str:
         names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
         return f"Balancer({self.adjusts.name} of {names} by {self.alpha_map!r}, {len(self.multipliers)} layers)"
@@ -231,7 +239,7 @@ class Balancer:
         if self.scalings:
             self._own_values = [scaling.state_dict() for scaling in self.scalings]
         self._steps_before = self.steps
-        for scaling in self.scalings:
+        for scaling in reversed(self.scalings):
             scaling.detach()
         self.scalings = []
 
@@ -405,8 +413,8 @@ class Balancer:
         """Put the multipliers of the update that follows ``step`` ones in force."""
         self.multipliers, self._step = self._course.at(step), step
         for scaling in self.scalings:
-            known = scaling.multipliers
-            scaling.multipliers = {k: m for k, m in self._of_scaling(scaling).items() if k in known}
+            known, compensates = scaling.multipliers, scaling.key != self.adjusts.key
+            scaling.multipliers = {k: 1 / m if compensates else m for k, m in self.multipliers.items() if k in known}
 
     def on_its_way(self) -> bool:
         """Tell whether the multipliers in force are not yet those of the last report."""
@@ -421,11 +429,6 @@ class Balancer:
                 self.apply(self._step)
         except Exception as error:
             self._warn("map", f"the multipliers stay as they were. {type(error).__name__}: {error}")
-
-    def _of_scaling(self, scaling: LayerwiseScaling) -> dict[str, float]:
-        if scaling.key == self.adjusts.key:
-            return self.multipliers
-        return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}  # compensates
 
     def _sizes(self) -> dict[str, int]:
         """{layer with a known signal that an optimizer trains with layer-wise values: its trained parameters}."""
@@ -494,5 +497,4 @@ class Balancer:
             writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
             step: on the time axis.
         """
-        alphas = self.report.alphas if self.report else {}
-        write(writer, self.analysis.label, self.scalars(), alphas, self.fault, step)
+        write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)

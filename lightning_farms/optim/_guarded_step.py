@@ -15,7 +15,7 @@ _Listener = Callable[[BaseException], None]
 
 
 class GuardedStep:
-    """Stands on an optimizer before its `step` while anyone listens. (Schedulers stand there in the same way.)"""
+    """Stands on an optimizer before its `step` while anyone listens; schedulers do it in the same way."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer

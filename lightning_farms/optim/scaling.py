@@ -57,9 +57,9 @@ class LayerwiseScaling:
         Values that an optimizer keeps in its groups are each layer's own; where layers disagree, a checkpoint of the
         optimizer holds the first's, and `state_dict` of this object all of them. The first steps are watched: see
         `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
-        Only ``state_dict`` is safe at any moment: copying or pickling the optimizer itself inside an update, or reading
-        ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the scaling
-        of the update that is under way.
+        A copy is not attached. Only ``state_dict`` is safe at any moment: copying the optimizer itself inside an update,
+        or reading ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends
+        the scaling of the update that is under way.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
@@ -287,6 +287,9 @@ class LayerwiseScaling:
             scaling._interrupted.clear()
             scaling._depth, scaling._frame = 0, None
 
+    def __getstate__(self) -> dict[str, Any]:  # copies of optimizers have no hooks
+        return {**vars(self), "_handles": [], "_guard": None}
+
     def __enter__(self) -> "LayerwiseScaling":
         self.attach()
         return self
@@ -341,10 +344,9 @@ class LayerwiseScaling:
 
     def _after_exception(self, error: BaseException) -> None:
         """Put everything back, so that whoever goes on (schedulers, too) finds the user's own groups."""
-        if self._is_open():
-            if isinstance(error, Exception) and not (self._has_run or self._is_pytorchs):
-                error.add_note(NOTE)
-            self.restore()
+        if self._is_open() and isinstance(error, Exception) and not (self._has_run or self._is_pytorchs):
+            error.add_note(NOTE)
+        self.restore()
 
     def _note_trained(self, optimizer: Optimizer) -> None:
         """Note which parameters require a gradient; tell if these are others than at the last step."""

@@ -9,9 +9,11 @@ from contextlib import nullcontext
 
 ROOMS = ("balancing", "analysis", "optim")
 
+
 def group(rank, folder, name):
     store = distributed.FileStore(str(folder / name), 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=3))
+
 
 def train(rank, fault=None):
     torch.manual_seed(0)
@@ -20,10 +22,13 @@ def train(rank, fault=None):
     with Balancer(model, opt, LinearMap(0.5, 1.5), warn=lambda *a: None) as b:
         b.update()
         for e in range(2):
-            opt.zero_grad(); model(torch.randn(4, 12)).square().mean().backward(); opt.step()
-            with (fault_in(fault) if fault and e == 0 and rank else nullcontext()):
+            opt.zero_grad()
+            model(torch.randn(4, 12)).square().mean().backward()
+            opt.step()
+            with fault_in(fault) if fault and e == 0 and rank else nullcontext():
                 b.update()
         return b.multipliers, len(b.history.epochs)
+
 
 def main(folder):
     rank = int(os.environ["LOCAL_RANK"])
@@ -34,9 +39,11 @@ def main(folder):
     distributed.destroy_process_group()
     names = [n for n, f in everything.items() if f.__code__ in reached]
     common = folder / "names"
-    if rank == 0: common.write_text("\n".join(names))
+    if rank == 0:
+        common.write_text("\n".join(names))
     else:
-        while not common.exists() or not common.read_text(): time.sleep(.1)
+        while not common.exists() or not common.read_text():
+            time.sleep(0.1)
         names = common.read_text().split("\n")
     out = []
     for i, n in enumerate(names):
@@ -47,9 +54,12 @@ def main(folder):
             out.append(f"{n}: ok {r[1]}")
         except BaseException as e:
             out.append(f"{n}: {type(e).__name__} {str(e)[:100]!r}")
-        try: distributed.destroy_process_group()
-        except Exception: pass
+        try:
+            distributed.destroy_process_group()
+        except Exception:
+            pass
         (folder / f"out-{rank}.txt").write_text("\n".join(out))
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
