@@ -57,9 +57,9 @@ class LayerwiseScaling:
         Values that an optimizer keeps in its groups are each layer's own; where layers disagree, a checkpoint of the
         optimizer holds the first's, and `state_dict` of this object all of them. The first steps are watched: see
         `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
-        A copy is not attached. Only ``state_dict`` is safe at any moment: copying the optimizer itself inside an update,
-        or reading ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends
-        the scaling of the update that is under way.
+        A copy is not attached. Only ``state_dict`` is safe at any moment: copying the optimizer inside an update, or
+        reading ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the
+        scaling of the update that is under way.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
