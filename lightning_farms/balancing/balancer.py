@@ -385,11 +385,14 @@ class Balancer:
         self.report = report
         before = self._course.state_dict()
         try:
-            together(partial(self._aim, report, step), all_ranks(self.model))
-        except Exception:
+            together(partial(self._go, report, step, self._course.aim), all_ranks(self.model))
+        except Exception as error:  # of a map of the user's, perhaps
             self._course.load_state_dict(before)
-            self.apply(step)
-            raise
+            if not self._course.target:
+                self.apply(step)
+                raise
+            self._warn("map", f"the multipliers stay as they were. {error}")
+            self._go(report, step, self._course.stay)
         if self.fault is None and self._has_begun(report, step):
             signals = {layer: self._course.current[layer] for layer in self._course.target}
             told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal)
@@ -397,16 +400,9 @@ class Balancer:
                 self._warn(what, message)
         return {self.adjusts.quantity: self.effective()}
 
-    def _aim(self, report: SpectralReport, step: int) -> None:
+    def _go(self, report: SpectralReport, step: int, way: Callable[[dict[str, int], int], None]) -> None:
         self._course.observe(signals_of(report, self._structure, self.control.signal))
-        sizes = self._sizes()
-        try:
-            self._course.aim(sizes, step)
-        except Exception as error:  # of a map of the user's
-            if not self._course.target:
-                raise
-            self._warn("map", f"the multipliers stay as they were. {error}")
-            self._course.stay(sizes, step)
+        way(self._sizes(), step)
         self.apply(step)
 
     def apply(self, step: int) -> None:
