@@ -224,6 +224,7 @@ class Balancer:
             TypeError: an optimizer takes no layer-wise values.
             ValueError: its groups lack the hyperparameter, it trains none of the model's parameters, or a pattern fits
                 no layer.
+            RuntimeError: another balancer adjusts the same of an optimizer.
         """
         check_whole(self.model, self.optimizers)
         with whole_shapes_of_shards(self._wrapped) as original:
