@@ -96,7 +96,8 @@ def analyze(
             :func:`lightning_farms.functional.esd`; alphas agree within 1e-4, and ``row.way`` says which way it was.
         known: what earlier analyses have found of frozen weights, which are not decomposed again while they stay as
             they are, and where what is found now is kept; ``None`` to decompose all.
-        ranks: the processes that share the work, every one of which has to make this call; ``None`` for this one.
+        ranks: the processes that share the work, every one of which has to make this call, within
+            :func:`lightning_farms.analysis.ranks.together`; ``None`` for this one.
 
     Returns:
         The report, one row a weight in the model's order.
@@ -372,11 +373,11 @@ def _analyze_on_ranks(
         found_now, spectra_now = _attempted(analysis, chunk, failures)
         found, spectra = found | found_now, spectra | spectra_now
         chunk.clear()
-    check_same_layers(names, ranks)
     refusals = torch.tensor([[isinstance(layer, LayerSpectrum)] for layer in layers], dtype=torch.float64, device="cpu")
     numbers = torch.zeros(len(layers), 2 * (1 + len(NUMBERS)), dtype=torch.float64, device="cpu")
     for index, each in found.items():
         numbers[index] = torch.tensor(_as_numbers(each), dtype=torch.float64)
+    check_same_layers(names, ranks)  # the first moment at which ranks wait for each other, unless weights are gathered
     table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
     if unplanned and not any(isinstance(layer, Plan) for layer in layers):
         raise unplanned[0][1]

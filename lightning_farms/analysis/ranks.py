@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import torch
 from torch import Tensor
+
+_Result = TypeVar("_Result")
 
 
 class Ranks(NamedTuple):
@@ -33,12 +37,44 @@ def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
     return owner
 
 
+class FailedOnRankError(RuntimeError):
+    """Another rank has failed, which says why; all ranks know it by now."""
+
+
+def together(stage: Callable[[], _Result], ranks: Ranks | None) -> _Result:
+    """What a stage gives, on all ranks or on none: where one raises, the others raise that it did; a collective.
+
+    Whether a rank fails before or after :func:`check_same_layers` within the stage, the others meet it there or here.
+    """
+    try:
+        outcome = stage()
+    except FailedOnRankError:
+        raise
+    except Exception:
+        with suppress(FailedOnRankError):
+            _exchange(math.nan, ranks)
+        raise
+    _exchange(0.0, ranks)
+    return outcome
+
+
 def check_same_layers(names: Sequence[str], ranks: Ranks) -> None:
     """Make sure that all ranks have found the same layers, before they sum a table of them; a collective."""
-    digests = torch.zeros(ranks.world_size, dtype=torch.float64, device="cpu")
-    digests[ranks.rank] = crc32("\n".join(names).encode())
-    if len(set(ranks.sum(digests).tolist())) > 1:
+    if len(set(_exchange(crc32("\n".join(names).encode()), ranks))) > 1:
         raise RuntimeError(
             "Expected all ranks to find the same layers, but they differ. Look for a module whose weights could be "
             "read on some ranks only, e.g. for want of memory."
         )
+
+
+def _exchange(mine: float, ranks: Ranks | None) -> list[float]:
+    """The numbers of all ranks; NaN is that of one that has failed."""
+    if ranks is None:
+        return [mine]
+    numbers = torch.zeros(ranks.world_size, dtype=torch.float64, device="cpu")
+    numbers[ranks.rank] = mine
+    of_ranks: list[float] = ranks.sum(numbers).tolist()
+    failed = [str(rank) for rank, number in enumerate(of_ranks) if math.isnan(number)]
+    if failed:
+        raise FailedOnRankError(f"Rank {', '.join(failed)} has failed, and says why.")
+    return of_ranks

@@ -20,10 +20,3 @@ def all_ranks(model: nn.Module) -> Ranks | None:
         return summed.cpu()
 
     return Ranks(distributed.get_rank(), distributed.get_world_size(), total)
-
-
-def failed_anywhere(failed: bool, ranks: Ranks | None) -> bool:
-    """Whether any process has failed, so that all go on alike; a collective."""
-    if ranks is None:
-        return failed
-    return bool(ranks.sum(torch.tensor([failed], dtype=torch.float64)) > 0)

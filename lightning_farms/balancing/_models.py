@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 _INNER = {  # {class: its attribute}; by name, so that nothing is imported
@@ -17,6 +19,13 @@ _INNER = {  # {class: its attribute}; by name, so that nothing is imported
 _REFUSED = {
     "DeepSpeedEngine": "which updates flattened copies of the parameters. Use DDP or FSDP2",
 }
+
+
+def check_kinds(**arguments: tuple[object, type]) -> None:
+    """Refuse options that are of another kind than they must be (a TypeError)."""
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {value!r}.")
 
 
 def original_module(model: nn.Module) -> nn.Module:
@@ -32,11 +41,18 @@ def original_module(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_whole(model: nn.Module) -> None:
-    """Refuse a model whose parameters are not whole (a TypeError)."""
+def check_whole(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse a model whose parameters are not whole (a TypeError), or not the optimizers' (a ValueError)."""
     for module in model.modules():
         if (name := _known(module, _REFUSED)) is not None:
             raise TypeError(f"Expected argument `model` to have whole parameters, but got {name}, {_REFUSED[name]}.")
+    held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise ValueError(
+            "Expected argument `optimizer` to train parameters of `model`, but got "
+            f"{[type(optimizer).__name__ for optimizer in optimizers]} that holds none of them. Make the "
+            "optimizer after the model is in its final form."
+        )
 
 
 def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
@@ -45,6 +61,13 @@ def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
     if not several or not all(hasattr(each, "param_groups") for each in several):
         raise TypeError(f"Expected argument `optimizer` to be an optimizer, or several, but got {optimizer!r}.")
     return several
+
+
+def identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
+    """What the optimizers hold; the model itself may show gathered weights in its parameters' place (FSDP2)."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [(id(parameter), is_lazy(parameter)) for group in groups for parameter in group["params"]]
+    return [(id(optimizer), False) for optimizer in optimizers] + parameters
 
 
 def _known(module: nn.Module, names: dict[str, str]) -> str | None:

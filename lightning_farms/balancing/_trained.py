@@ -21,6 +21,13 @@ class MeanMultiplier(NamedTuple):
     balanced: float  # over the balanced layers
     trained: float  # over all that optimizers train
 
+    def remark(self, factor: str, number: int) -> str:
+        """For a closing table, of so many balanced layers."""
+        return (
+            f"mean {factor}, weighted by parameters: {self.balanced:.3f} over the {number} balanced layers, "
+            f"{self.trained:.3f} over all that is trained"
+        )
+
 
 def signals_of(report: SpectralReport, structure: Structure, signal: str) -> dict[str, float]:
     """{layer: mean of its weights' alphas, or other signal}, NaN where it is not balanced."""

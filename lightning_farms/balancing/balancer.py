@@ -6,10 +6,10 @@ import math
 import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -18,21 +18,22 @@ from lightning_farms.analysis.engine import WORKSPACE, analyze
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.method import FARMS, SpectralMethod
+from lightning_farms.analysis.ranks import FailedOnRankError, Ranks, together
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
-from lightning_farms.balancing._distributed import all_ranks, failed_anywhere
-from lightning_farms.balancing._models import all_of, check_whole, original_module
+from lightning_farms.balancing._distributed import all_ranks
+from lightning_farms.balancing._models import all_of, check_kinds, check_whole, identities, original_module
 from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
+from lightning_farms.balancing._writing import finite_scalars, write
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, structure
 from lightning_farms.balancing.warnings import warnings_of_control
 from lightning_farms.functional.eigensolvers import Where, check_where
-from lightning_farms.functional.vectors import vector
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
 from lightning_farms.optim.unwrap import updating_optimizer
@@ -116,15 +117,13 @@ class Balancer:
         where: Where = "auto",
         warn: Callable[[str, str], None] | None = None,
     ) -> None:
-        for name, value, kind in (
-            ("alpha_map", alpha_map, AlphaMap),
-            ("analysis", analysis, SpectralMethod),
-            ("control", control, Control),
-            ("selection", selection, Selection),
-            ("diagnostics", diagnostics, Diagnostics),
-        ):
-            if not isinstance(value, kind):
-                raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {value!r}.")
+        check_kinds(
+            alpha_map=(alpha_map, AlphaMap),
+            analysis=(analysis, SpectralMethod),
+            control=(control, Control),
+            selection=(selection, Selection),
+            diagnostics=(diagnostics, Diagnostics),
+        )
         if key not in HYPERPARAMETERS:
             raise ValueError(f"Expected argument `key` to be out of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
         check_where(where)
@@ -152,6 +151,14 @@ class Balancer:
         self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handles": bool(self._handles)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _handles=[])
+        if state["_handles"]:
+            self.attach()  # a copy: those of its optimizers have no hooks
+
     def __repr__(self) -> str:
         names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
         return f"Balancer({self.adjusts.name} of {names} by {self.alpha_map!r}, {len(self.multipliers)} layers)"
@@ -168,29 +175,47 @@ class Balancer:
             TypeError: as in :meth:`attach`.
             ValueError: as in :meth:`attach`; or ``alpha_map`` fails at the first analysis.
         """
+        ranks = all_ranks(self.model)
+        try:
+            together(self._make_ready, ranks)
+            report = self._analysed(ranks)
+            if report is None:
+                return self.report
+            values = self.receive(report, self.steps)
+            self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)
+        except Exception as error:
+            if self.report is None or isinstance(error, (TypeError, ValueError, Warning)):
+                raise
+            self._warn("step", f"the multipliers stay as they were. {type(error).__name__}: {error}")
+        return self.report
+
+    def _make_ready(self) -> None:
         if not self.scalings or not self.fits(self.optimizers):
             self.attach()
         self.prove(self.steps, moves=1)
-        report, ranks = None, all_ranks(self.model)
+
+    def _analysed(self, ranks: Ranks | None) -> SpectralReport | None:
+        """The report, on every process or on none."""
         try:
-            with whole_shapes_of_shards(self._wrapped):
-                report = analyze(
-                    self.model,
-                    self.analysis,
-                    selection=self.selection,
-                    diagnostics=self.diagnostics,
-                    workspace=self.workspace,
-                    where=self.where,
-                    known=self._known,
-                    ranks=ranks,
-                )
+            return together(partial(self._analyse, ranks), ranks)
+        except FailedOnRankError:
+            return None
         except Exception as error:
             self._warn("analysis", f"The analysis failed and was skipped. {type(error).__name__}: {error}")
-        if failed_anywhere(report is None, ranks) or report is None:
-            return self.report
-        values = self.receive(report, self.steps)
-        self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)
-        return report
+            return None
+
+    def _analyse(self, ranks: Ranks | None) -> SpectralReport:
+        with whole_shapes_of_shards(self._wrapped):
+            return analyze(
+                self.model,
+                self.analysis,
+                selection=self.selection,
+                diagnostics=self.diagnostics,
+                workspace=self.workspace,
+                where=self.where,
+                known=self._known,
+                ranks=ranks,
+            )
 
     def attach(self) -> None:
         """Hook the optimizers; multipliers that were loaded or computed before are in force again.
@@ -199,15 +224,9 @@ class Balancer:
             TypeError: an optimizer takes no layer-wise values.
             ValueError: its groups lack the hyperparameter, it trains none of the model's parameters, or a pattern fits
                 no layer.
+            RuntimeError: another balancer adjusts the same of an optimizer.
         """
-        check_whole(self.model)
-        held = {p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
-        if held.isdisjoint(self.model.parameters()):
-            raise ValueError(
-                "Expected argument `optimizer` to train parameters of `model`, but got "
-                f"{[type(optimizer).__name__ for optimizer in self.optimizers]} that holds none of them. Make the "
-                "optimizer after the model is in its final form."
-            )
+        check_whole(self.model, self.optimizers)
         with whole_shapes_of_shards(self._wrapped) as original:
             self.hook(self.optimizers, original)
         self.apply(self.steps)
@@ -221,7 +240,7 @@ class Balancer:
         if self.scalings:
             self._own_values = [scaling.state_dict() for scaling in self.scalings]
         self._steps_before = self.steps
-        for scaling in self.scalings:
+        for scaling in reversed(self.scalings):
             scaling.detach()
         self.scalings = []
 
@@ -300,12 +319,12 @@ class Balancer:
                 scaling.remember(known)
         if not former:
             self._load_own_values()
-        self._hooked = _identities(optimizers)
+        self._hooked = identities(optimizers)
         self._proof = Proof(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
         """Tell whether the hooks are those of these optimizers and of the parameters that they hold now."""
-        return self._hooked == _identities(optimizers)
+        return self._hooked == identities(optimizers)
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
         inner = updating_optimizer(optimizer)
@@ -352,7 +371,7 @@ class Balancer:
     # ---- from a report to multipliers --------------------------------------------------------------------------------
 
     def receive(self, report: SpectralReport, step: int) -> dict[str, dict[str, float]]:
-        """Set out for the multipliers that a report asks for.
+        """Set out for the multipliers that a report asks for; where several processes train, all do or none.
 
         Args:
             report: of the model's weights.
@@ -365,29 +384,34 @@ class Balancer:
             ValueError: the map fails, and there are no multipliers of before.
         """
         self.report = report
-        self._course.observe(signals_of(report, self._structure, self.control.signal))
-        sizes = self._sizes()
+        before = self._course.state_dict()
         try:
-            self._course.aim(sizes, step)
-        except Exception as error:  # of a map of the user's
+            together(partial(self._go, report, step, self._course.aim), all_ranks(self.model))
+        except Exception as error:  # of a map of the user's, perhaps
+            self._course.load_state_dict(before)
             if not self._course.target:
+                self.apply(step)
                 raise
             self._warn("map", f"the multipliers stay as they were. {error}")
-            self._course.stay(sizes, step)
-        self.apply(step)
+            self._go(report, step, self._course.stay)
         if self.fault is None and self._has_begun(report, step):
-            signals = {layer: self._course.current[layer] for layer in sizes}
+            signals = {layer: self._course.current[layer] for layer in self._course.target}
             told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal)
             for what, message in told.items():
                 self._warn(what, message)
         return {self.adjusts.quantity: self.effective()}
 
+    def _go(self, report: SpectralReport, step: int, way: Callable[[dict[str, int], int], None]) -> None:
+        self._course.observe(signals_of(report, self._structure, self.control.signal))
+        way(self._sizes(), step)
+        self.apply(step)
+
     def apply(self, step: int) -> None:
         """Put the multipliers of the update that follows ``step`` ones in force."""
         self.multipliers, self._step = self._course.at(step), step
         for scaling in self.scalings:
-            known = scaling.multipliers
-            scaling.multipliers = {k: m for k, m in self._of_scaling(scaling).items() if k in known}
+            known, compensates = scaling.multipliers, scaling.key != self.adjusts.key
+            scaling.multipliers = {k: 1 / m if compensates else m for k, m in self.multipliers.items() if k in known}
 
     def on_its_way(self) -> bool:
         """Tell whether the multipliers in force are not yet those of the last report."""
@@ -402,11 +426,6 @@ class Balancer:
                 self.apply(self._step)
         except Exception as error:
             self._warn("map", f"the multipliers stay as they were. {type(error).__name__}: {error}")
-
-    def _of_scaling(self, scaling: LayerwiseScaling) -> dict[str, float]:
-        if scaling.key == self.adjusts.key:
-            return self.multipliers
-        return {layer: 1 / multiplier for layer, multiplier in self.multipliers.items()}  # compensates
 
     def _sizes(self) -> dict[str, int]:
         """{layer with a known signal that an optimizer trains with layer-wise values: its trained parameters}."""
@@ -459,23 +478,14 @@ class Balancer:
         """What a closing table says below: the mean multiplier, and whether all is in force."""
         lines = [] if self.fault is None else [f"{self.adjusts.name}s not in force: {self.fault}"]
         if self.multipliers:
-            of_balanced, of_all = self._mean()
             number = len({self._layers[name] for name in self.balanced()})
-            lines.append(
-                f"mean {self.adjusts.factor}, weighted by parameters: {of_balanced:.3f} over the {number} balanced "
-                f"layers, {of_all:.3f} over all that is trained"
-            )
+            lines.append(self._mean().remark(self.adjusts.factor, number))
         return lines
 
     def scalars(self) -> dict[str, float]:
         """All numbers that the callbacks log, under their keys, e.g. for ``fabric.log_dict``; finite ones only."""
-        label = self.analysis.label
-        report = self.report or SpectralReport([])
-        alphas = {f"{label}/alpha/{row.name}": row.alpha for row in report}
-        moments = {f"{label}/alpha_mean": report.mean_alpha, f"{label}/alpha_std": report.std_alpha}
-        means = {f"{label}/{name}": value for name, value in self.means().items()}
         values = {f"{prefix}/{layer}": v for prefix, of in self.values().items() for layer, v in of.items()}
-        return {k: v for k, v in (alphas | moments | means | values).items() if math.isfinite(v)}
+        return finite_scalars(self.analysis.label, self.report or SpectralReport([]), self.means(), values)
 
     def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or what has its methods
         """Write :meth:`scalars`, a histogram of alpha, and why values are not in force, if so.
@@ -484,17 +494,4 @@ class Balancer:
             writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
             step: on the time axis.
         """
-        for key, value in self.scalars().items():
-            writer.add_scalar(key, value, step)
-        alphas = vector(value for value in (self.report.alphas.values() if self.report else ()) if math.isfinite(value))
-        if len(alphas) and hasattr(writer, "add_histogram"):
-            writer.add_histogram(f"{self.analysis.label}/alpha_histogram", alphas, step)
-        if self.fault is not None and hasattr(writer, "add_text"):
-            writer.add_text(f"{self.analysis.label}/not_in_force", self.fault, step)
-
-
-def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
-    """What the optimizers hold; the model itself may show gathered weights in its parameters' place (FSDP2)."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [(id(parameter), is_lazy(parameter)) for group in groups for parameter in group["params"]]
-    return [(id(optimizer), False) for optimizer in optimizers] + parameters
+        write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)

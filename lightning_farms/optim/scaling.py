@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_farms.optim._frames import is_running
 from lightning_farms.optim._group_split import GroupSplit
-from lightning_farms.optim._noted_step import NotedStep
+from lightning_farms.optim._guarded_step import NOTE, GuardedStep, guard
 from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
 from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
@@ -38,8 +38,8 @@ class LayerwiseScaling:
     is called, also in a signal handler, and leaves everything as it was. Values that the update writes into the groups
     are kept.
 
-    If the update itself raises, the groups stay scaled until the next ``step``, ``state_dict``, ``load_state_dict``,
-    `restore` or `detach`, each of which puts them back first: call `restore` where exceptions are handled.
+    If the update itself raises, the user's groups are back before the exception arrives. Where an interrupt keeps them
+    from it, the next ``step``, ``state_dict``, ``load_state_dict``, `restore` or `detach` puts them back.
     Step hooks that others register on the same optimizer after `attach`, and global ones, may run inside the window.
     Scalings of different hyperparameters can be attached to one optimizer.
 
@@ -57,9 +57,9 @@ class LayerwiseScaling:
         Values that an optimizer keeps in its groups are each layer's own; where layers disagree, a checkpoint of the
         optimizer holds the first's, and `state_dict` of this object all of them. The first steps are watched: see
         `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
-        Only ``state_dict`` is safe at any moment: copying or pickling the optimizer itself inside an update, or reading
-        ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the scaling
-        of the update that is under way.
+        A copy is not attached. Only ``state_dict`` is safe at any moment: copying the optimizer inside an update, or
+        reading ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the
+        scaling of the update that is under way.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
@@ -106,7 +106,8 @@ class LayerwiseScaling:
         self._last_trained: list[bool] = []  # whether they required a gradient
         self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
         self._plain = self._is_pytorchs and not isinstance(optimizer, torch.optim.Rprop)  # which reads a rate only once
-        self._noted: NotedStep | None = None
+        self._guard: GuardedStep | None = None
+        self._has_run = False  # with scaled groups
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key, copied=shards_by_group(optimizer))
@@ -130,7 +131,7 @@ class LayerwiseScaling:
     @property
     def attached(self) -> bool:
         """Whether the hooks are in place."""
-        return bool(self._handles)
+        return self in self._stack()
 
     @property
     def steps(self) -> int:
@@ -176,7 +177,6 @@ class LayerwiseScaling:
         if values != self._multipliers:
             self._multipliers, self._all_ones = values, values == self._ones
             self._proof.again()
-            self._stand_by()
 
     def effective(self) -> dict[str, float]:
         """Return what the next update would use, per layer: the current base value times the multiplier.
@@ -244,12 +244,12 @@ class LayerwiseScaling:
         Raises:
             RuntimeError: If another scaling of the same hyperparameter is attached to the optimizer.
         """
-        if self._handles:
+        if self.attached:
             return
         if any(other.key == self._key for other in self._stack()):
             raise RuntimeError(
                 f"Expected at most one scaling of {self._key!r} on an optimizer, but got a second one. Detach the first"
-                " (their multipliers would compound)."
+                " (their multipliers would compound), or make the optimizer anew."
             )
         self._steps = 0
         post = self._optimizer.register_step_post_hook(self._after_step)
@@ -264,7 +264,7 @@ class LayerwiseScaling:
                 holder.register_state_dict_post_hook(self._after_state_dict),
                 holder.register_load_state_dict_pre_hook(self._before_load_state_dict, prepend=True),
             ]
-        self._stand_by()
+        self._guard = guard(self._optimizer, self._after_exception)
 
     def detach(self) -> None:
         """Put the base values back and take the hooks away; nothing happens if there are none."""
@@ -274,7 +274,9 @@ class LayerwiseScaling:
             handle.remove()
         self._handles = []
         self._introduce()
-        self._stand_down()
+        if self._guard is not None:
+            self._guard.leave(self._after_exception)
+            self._guard = None
         self._forget_splits()
 
     def restore(self) -> None:
@@ -284,6 +286,9 @@ class LayerwiseScaling:
             scaling._proof.running = False
             scaling._interrupted.clear()
             scaling._depth, scaling._frame = 0, None
+
+    def __getstate__(self) -> dict[str, Any]:  # copies of optimizers have no hooks
+        return {**vars(self), "_handles": [], "_guard": None}
 
     def __enter__(self) -> "LayerwiseScaling":
         self.attach()
@@ -333,20 +338,15 @@ class LayerwiseScaling:
             self._close()
             self._frame = None
             self._steps += 1
-            if not self._all_ones:
-                self._stand_down()
+            self._has_run |= not self._all_ones
             self._fault = self._fault or self._proof.verdict(optimizer.state)
         self._depth = max(0, self._depth - 1)
 
-    def _stand_by(self) -> None:
-        """Add a note to what the first step with scaled groups may raise (PyTorch's own optimizers have no trouble)."""
-        if self.attached and self._noted is None and not (self._all_ones or self._splits or self._is_pytorchs):
-            self._noted = NotedStep(self._optimizer, self._is_open)
-
-    def _stand_down(self) -> None:
-        if self._noted is not None:
-            self._noted.take_away()
-            self._noted = None
+    def _after_exception(self, error: BaseException) -> None:
+        """Put everything back, so that whoever goes on (schedulers, too) finds the user's own groups."""
+        if self._is_open() and isinstance(error, Exception) and not (self._has_run or self._is_pytorchs):
+            error.add_note(NOTE)
+        self.restore()
 
     def _note_trained(self, optimizer: Optimizer) -> None:
         """Note which parameters require a gradient; tell if these are others than at the last step."""

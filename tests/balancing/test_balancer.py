@@ -1,6 +1,8 @@
 """The Balancer in a plain loop: no Trainer anywhere; the Lightning callback does the same over it."""
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -157,6 +159,36 @@ def test_new_parameters_are_noticed():
     assert balancer.fits([optimizer])
     optimizer.add_param_group({"params": list(model[2].parameters())})
     assert not balancer.fits([optimizer])
+
+
+def pickled(everything):
+    return pickle.loads(pickle.dumps(everything))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_a_copy_hooks_the_copied_optimizer(duplicate):
+    """PyTorch copies no hooks with an optimizer."""
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(batches()[0][0]).square().mean().backward()
+        optimizer.step()
+
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    with Balancer(model, optimizer, LinearMap(0.5, 1.5)) as balancer:
+        balancer.update()
+        step(model, optimizer)
+        copied_model, copied_optimizer, copied = duplicate((model, optimizer, balancer))
+        for _ in range(2):
+            step(model, optimizer)
+            step(copied_model, copied_optimizer)
+        assert (copied.multipliers, copied.steps) == (balancer.multipliers, 3)
+    assert all(map(torch.equal, model.parameters(), copied_model.parameters()))
+    apart = duplicate((copied_model, copied_optimizer))
+    step(copied_model, copied_optimizer)
+    step(*apart)  # without its balancer: base rates
+    assert not torch.equal(apart[0][0].weight, copied_model[0].weight)
 
 
 def test_it_needs_no_lightning():

@@ -51,6 +51,53 @@ def test_exception_in_the_update_is_undone(remedy, measured_rates, snapshot):
     assert snapshot(optimizer) == rest
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_who_goes_on_after_an_exception_finds_the_users_groups(error, measured_rates):
+    """A scheduler, and a handler that sets a rate of its own; also where both were made while attached."""
+
+    class OutOfMemory(SGD):
+        full = False
+
+        def step(self, closure=None):
+            super().step(closure)
+            if self.full:
+                raise error
+
+    a, b = nn.Parameter(torch.zeros(2, dtype=torch.float64)), nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = OutOfMemory([a, b], lr=0.1)
+    early = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    with LayerwiseScaling(optimizer, {a: "a", b: "b"}) as scaling:
+        scaling.multipliers = {"a": 2.0, "b": 3.0}
+        late = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: 0.5)
+        optimizer.full = True
+        with pytest.raises(error):
+            optimizer.step()
+        assert len(optimizer.param_groups) == 1
+        optimizer.full = False
+        assert measured_rates(optimizer, a, b) == [0.2, 0.1 * 3.0]
+        early.step()
+        late.step()
+        assert measured_rates(optimizer, a, b) == [0.025 * 2.0, 0.025 * 3.0]
+        optimizer.full = True
+        with pytest.raises(error):
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.5
+        optimizer.full = False
+        assert measured_rates(optimizer, a, b) == [1.0, 1.5]
+
+
+def test_the_guard_of_two_scalings_is_gone_with_the_second():
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = SGD([weight], lr=0.1, weight_decay=0.1)
+    rates, decays = (LayerwiseScaling(optimizer, {weight: "a"}, key=key) for key in ("lr", "weight_decay"))
+    for scaling in (rates, decays):
+        scaling.attach()
+    rates.detach()
+    assert "step" in vars(optimizer)
+    decays.detach()
+    assert "step" not in vars(optimizer)
+
+
 def test_group_added_inside_the_step_stays(toy, measured_rates):
     a, b, optimizer, scaling = toy
     c = nn.Parameter(torch.zeros(2, dtype=torch.float64))
@@ -170,18 +217,25 @@ def test_rate_changed_by_the_update_itself(pure, lr, in_place, measured_rates):
 @pytest.mark.parametrize("restored", [0, 1])
 def test_restore_closes_the_windows_opened_later_first(restored, snapshot):
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    optimizer = FailingSGD([a, b], lr=0.1, weight_decay=0.1)
+    both, seen = [], []
+
+    class Restoring(SGD):
+        """Calls it in the middle of an update."""
+
+        def step(self, closure=None):
+            seen.append(len(self.param_groups))
+            both[restored].restore()
+            both[0].restore()
+            seen.append(snapshot(self))
+
+    optimizer = Restoring([a, b], lr=0.1, weight_decay=0.1)
     rest = snapshot(optimizer)
-    both = [LayerwiseScaling(optimizer, {a: "a", b: "b"}, key=key) for key in ("lr", "weight_decay")]
+    both += [LayerwiseScaling(optimizer, {a: "a", b: "b"}, key=key) for key in ("lr", "weight_decay")]
     for scaling in both:
         scaling.multipliers = {"a": 2.0, "b": 3.0}
         scaling.attach()
-    optimizer.fail = True
-    with pytest.raises(ArithmeticError, match="update"):
-        optimizer.step()
-    assert len(optimizer.param_groups) == 2
-    both[restored].restore()
-    both[0].restore()
+    optimizer.step()
+    assert seen == [2, rest]
     assert snapshot(optimizer) == rest
 
 

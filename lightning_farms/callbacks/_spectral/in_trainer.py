@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.engine import analyze, analyze_weights
 from lightning_farms.analysis.known_layers import KnownLayers
-from lightning_farms.analysis.ranks import Ranks
+from lightning_farms.analysis.ranks import FailedOnRankError, Ranks, together
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import layer_weights
@@ -32,22 +32,23 @@ def analyze_in_trainer(
     known: KnownLayers,
 ) -> SpectralReport | str:
     """The report, the same on every rank, or what went wrong; a collective."""
-    analysis, selection, diagnostics = options
-    with whole_shapes(trainer):
-        ranks = _ranks(trainer, pl_module)
-        outcome = attempt(
-            lambda: analyze(
+
+    def made() -> SpectralReport:
+        with whole_shapes(trainer):
+            return analyze(
                 pl_module,
-                analysis,
-                selection=selection,
-                diagnostics=diagnostics,
+                options.analysis,
+                selection=options.selection,
+                diagnostics=options.diagnostics,
                 workspace=workspace,
                 where=where,
                 known=known,
                 ranks=ranks,
             )
-        )
-    return _agreed(outcome, trainer, pl_module)
+
+    ranks = _ranks(trainer, pl_module)
+    outcome = _on_all_ranks(made, ranks)
+    return outcome if isinstance(outcome, SpectralReport) else _reason(outcome, trainer, pl_module)
 
 
 def spectra_in_trainer(
@@ -59,9 +60,10 @@ def spectra_in_trainer(
     names: Sequence[str],
 ) -> SpectralReport | str:
     """The report on the named layers, with their eigenvalues (on rank zero) and the random bulk; a collective."""
-    with whole_shapes(trainer):
-        return attempt(
-            lambda: analyze(
+
+    def made() -> SpectralReport:
+        with whole_shapes(trainer):
+            return analyze(
                 pl_module,
                 options.analysis,
                 selection=replace(options.selection, include=tuple(names), exclude=()),
@@ -69,9 +71,12 @@ def spectra_in_trainer(
                 keep_eigenvalues=True,
                 workspace=workspace,
                 where=where,
-                ranks=_ranks(trainer, pl_module),
+                ranks=ranks,
             )
-        )
+
+    ranks = _ranks(trainer, pl_module)
+    outcome = _on_all_ranks(made, ranks)
+    return "It failed on another rank." if outcome is None else outcome
 
 
 class BackgroundAnalysis:
@@ -154,18 +159,25 @@ def _total(trainer: Trainer, pl_module: LightningModule, table: Tensor) -> Tenso
     return summed.cpu()
 
 
-def _agreed(outcome: SpectralReport | str, trainer: Trainer, pl_module: LightningModule) -> SpectralReport | str:
-    """The outcome, or what went wrong on the first rank that has none; a collective.
+def _on_all_ranks(analysis: Callable[[], SpectralReport], ranks: Ranks | None) -> SpectralReport | str | None:
+    """The report on all ranks; else what went wrong on this one, None where it is another; a collective."""
+    try:
+        return together(analysis, ranks)
+    except FailedOnRankError:
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
-    Ranks that go on differently wait for each other in vain. One alone has no report where it has to warn of a failed
-    decomposition and warnings are errors.
+
+def _reason(error: str | None, trainer: Trainer, pl_module: LightningModule) -> str:
+    """What went wrong on the first rank where anything did; a collective.
+
+    One alone has no report where it has to warn of a failed decomposition and warnings are errors.
     """
     if trainer.world_size == 1:
-        return outcome
+        return str(error)
     failed = torch.zeros(trainer.world_size, dtype=torch.float64, device="cpu")
-    failed[trainer.global_rank] = float(isinstance(outcome, str))
-    ranks = _total(trainer, pl_module, failed).nonzero().flatten().tolist()
-    if not ranks:
-        return outcome
-    reason = trainer.strategy.broadcast(outcome if isinstance(outcome, str) else "", src=ranks[0])
-    return f"On rank {ranks[0]}: {reason}"
+    failed[trainer.global_rank] = float(error is not None)
+    first = int(_total(trainer, pl_module, failed).nonzero()[0])
+    reason = trainer.strategy.broadcast(error or "", src=first)
+    return f"On rank {first}: {reason}"
