@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._names import match_names, module_and_leaf
+from lightning_farms.analysis._rounding import steps_of_grid
 from lightning_farms.analysis.checkpoint._dequantise import dequantised
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
@@ -170,10 +171,13 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
 def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:
     """A packed tensor as what it stands for, if that is asked for and can be done."""
     wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
-    read = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
-    if read is None:
-        return tensor._replace(quantised=packed)
-    return tensor._replace(read=read, remark=f"unpacked ({packed}): a change of it holds the rounding of that, too")
+    unpacked = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
+    if unpacked is not None:
+        return tensor._replace(read=unpacked.read, steps=unpacked.steps, remark=f"unpacked ({packed})")
+    done = getattr(tensors, "unpacked", {}).get(name, "")  # by the file's reader
+    if done and not packed:
+        return tensor._replace(steps=lambda: steps_of_grid(tensor.read()), remark=f"unpacked ({done})")
+    return tensor._replace(quantised=packed)
 
 
 def _of_experts(name: str, tensor: StoredTensor, tensors: Mapping[str, Tensor]) -> StoredTensor:
@@ -270,11 +274,20 @@ def _module_layers(
         leaf = leaf._replace(stored=stored._replace(layout=given, remark="")) if given else leaf
         for layer in _readable_layers(leaf):
             said = leaf.stored.remark if leaf.stored.remark != NOT_TOLD or len(layer.shape) == 2 else ""
-            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])))
+            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])), steps=_steps(leaf, layer.name))
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
                 reason, layer = _NO_VALUES, layer._replace(unreadable=True)
             yield layer._replace(matrices=NO_MATRICES, parameters=(), reason=reason, rank=None) if reason else layer
+
+
+def _steps(leaf: StoredLeaf, name: str) -> Callable[[], Tensor] | None:
+    """Reads the steps of an unpacked weight, as matrices like its own."""
+    steps = leaf.stored.steps
+    if steps is None:
+        return None
+    alike = leaf._replace(stored=leaf.stored._replace(read=steps))
+    return lambda: next(layer.matrices for layer in leaf_layers(alike) if layer.name == name)
 
 
 def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:

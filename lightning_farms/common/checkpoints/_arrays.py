@@ -26,6 +26,7 @@ class StoredArray(NamedTuple):
         read: the numbers.
         layout: what its dimensions mean; empty where the file does not tell.
         quantised: the format of packed numbers.
+        unpacked: their format, where ``read`` unpacks them.
         reason: why it is no weight.
     """
 
@@ -34,6 +35,7 @@ class StoredArray(NamedTuple):
     read: Callable[[], Tensor]
     layout: str = ""
     quantised: str = ""
+    unpacked: str = ""
     reason: str = ""
 
 
@@ -45,6 +47,7 @@ class ArrayTensors(StoredTensors):
         self._path = path
         self.layouts = {name: array.layout for name, array in arrays.items() if array.layout}
         self.quantised = {name: array.quantised for name, array in arrays.items() if array.quantised}
+        self.unpacked = {name: array.unpacked for name, array in arrays.items() if array.unpacked}
         self.refused = {name: array.reason for name, array in arrays.items() if array.reason}
 
     def __getitem__(self, name: str) -> Tensor:

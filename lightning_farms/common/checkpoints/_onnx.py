@@ -199,7 +199,8 @@ def _of_product(array: StoredArray, use: _Use, graph: _Graph, folder: Path, dequ
         return array._replace(quantised=f"ONNX {operation}")
     for node in use.through:
         if node.op_type == "DequantizeLinear":
-            array = array._replace(dtype=torch.float32, read=partial(_dequantised, array.read, node, graph, folder))
+            read = partial(_dequantised, array.read, node, graph, folder)
+            array = array._replace(dtype=torch.float32, read=read, unpacked="ONNX DequantizeLinear")
         elif node.op_type == "Transpose":
             array = _permuted(array, _attribute(node, "perm") or list(range(len(array.shape)))[::-1])
     return _laid_out(array, use)

@@ -19,6 +19,7 @@ class StoredTensors(Mapping[str, Tensor]):
         parameters: names of tensors that are known to be parameters.
         layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
         quantised: the format of tensors that the file's own format packs.
+        unpacked: the format of those that are unpacked when they are read.
         refused: why tensors are known to be no weights.
         dequantize: whether packed weights are to be unpacked, where that can be done.
     """
@@ -28,6 +29,7 @@ class StoredTensors(Mapping[str, Tensor]):
     parameters: frozenset[str] = frozenset()
     layouts: Mapping[str, str] = MappingProxyType({})
     quantised: Mapping[str, str] = MappingProxyType({})
+    unpacked: Mapping[str, str] = MappingProxyType({})
     refused: Mapping[str, str] = MappingProxyType({})
     dequantize: bool = False
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
@@ -63,7 +65,7 @@ class SomeTensors(StoredTensors):
         self._names = dict.fromkeys(names)
         self.config, self.buffers, self.parameters = tensors.config, tensors.buffers, tensors.parameters
         self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
-        self.dequantize = tensors.dequantize
+        self.dequantize, self.unpacked = tensors.dequantize, tensors.unpacked
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -102,6 +104,7 @@ class MetaTensors(Mapping[str, Tensor]):
         self.parameters: frozenset[str] = getattr(tensors, "parameters", frozenset())
         self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
         self.quantised: Mapping[str, str] = getattr(tensors, "quantised", {})
+        self.unpacked: Mapping[str, str] = getattr(tensors, "unpacked", {})
         self.refused: Mapping[str, str] = getattr(tensors, "refused", {})
 
     def __getitem__(self, name: str) -> Tensor:

@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lightning_farms.analysis as analysis
-from lightning_farms.analysis import Selection, analyze, analyze_weights, checkpoint_weights, open_checkpoint
+from lightning_farms.analysis import (
+    Selection,
+    analyze,
+    analyze_weights,
+    checkpoint_changes,
+    checkpoint_weights,
+    open_checkpoint,
+)
 
 CARD = Path(analysis.__file__).with_name("README.md")
 ARRAYS = "convolution linear"  # what every format below can hold
@@ -305,6 +312,15 @@ def test_packed_weights_are_unpacked_on_request_only(name, tmp_path):
     true = tensors()["fc.weight"]
     assert 0 < (weight.matrices[0] - true).abs().max() <= error * true.abs().max()
     assert analyze_weights([weight])["fc"].alpha == pytest.approx(analyze(network())["fc"].alpha, abs=error)
+
+
+@pytest.mark.parametrize("name", DEQUANTISED)
+def test_packing_alone_is_no_change(name, tmp_path):
+    path = DEQUANTISED[name][0](tmp_path)
+    base = {"fc.weight": tensors()["fc.weight"]}
+    [row] = analyze_weights(checkpoint_changes(open_checkpoint(path, dequantize=True), base))
+    assert (row.name, row.status) == ("fc", "skipped")
+    assert row.reason == "unchanged from the base, but for the rounding of packed numbers and float32"
 
 
 def archive(*names):
