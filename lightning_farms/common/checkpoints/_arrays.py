@@ -81,8 +81,13 @@ def in_blocks(matrix: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor of an array, also of NumPy's extension type for bfloat16."""
-    if array.dtype.name == "bfloat16":
+    """A tensor of an array, also of NumPy's extension types for bfloat16, floats of 8 bits, and integers of fewer."""
+    name = array.dtype.name
+    if name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    if name.startswith("float8") and hasattr(torch, name):
+        return torch.from_numpy(array.view(np.uint8).copy()).view(getattr(torch, name))
+    if name in ("int4", "uint4", "int2", "uint2"):
+        array = array.astype(np.int8)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.ascontiguousarray(native))

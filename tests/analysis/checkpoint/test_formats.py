@@ -314,6 +314,28 @@ def test_packed_weights_are_unpacked_on_request_only(name, tmp_path):
     assert analyze_weights([weight])["fc"].alpha == pytest.approx(analyze(network())["fc"].alpha, abs=error)
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_large_initialisers_of_onnx_are_read_where_they_lie(external, tmp_path):
+    onnx, types = pytest.importorskip("onnx"), pytest.importorskip("ml_dtypes")
+    torch.manual_seed(0)
+    wide, packed = torch.randn(140, 130).numpy(), torch.randint(-8, 8, (130, 1100), dtype=torch.int8).numpy()
+    arrays = {"up.weight": wide, "fc.weight": packed.astype(types.int4), "s": torch.full((1100,), 0.5).numpy()}
+    make = onnx.helper
+    nodes = [
+        make.make_node("MatMul", ["x", "up.weight"], ["u"]),
+        make.make_node("DequantizeLinear", ["fc.weight", "s"], ["d"], axis=1),
+        make.make_node("MatMul", ["u", "d"], ["y"]),
+    ]
+    values = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    initialisers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    model = make.make_model(make.make_graph(nodes, "net", values[:1], values[1:], initialisers))
+    settings = {"save_as_external_data": True, "location": "a.data", "size_threshold": 0} if external else {}
+    onnx.save(model, tmp_path / "a.onnx", **settings)
+    found = {w.name: w.matrices[0] for w in checkpoint_weights(open_checkpoint(tmp_path / "a.onnx", dequantize=True))}
+    assert torch.equal(found["up"], torch.from_numpy(wide).T)
+    assert torch.equal(found["fc"], torch.from_numpy(packed).T * 0.5)
+
+
 @pytest.mark.parametrize("name", DEQUANTISED)
 def test_packing_alone_is_no_change(name, tmp_path):
     path = DEQUANTISED[name][0](tmp_path)
