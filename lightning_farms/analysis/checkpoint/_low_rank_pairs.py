@@ -24,6 +24,11 @@ _SECOND = {
 }
 
 
+_REPEATED = re.compile(r"[*+?{]")
+_MOST_REPEATED = 2
+_LONGEST = 200
+
+
 class LowRankPair(NamedTuple):
     """Names of the two factors of an update of a module's weight."""
 
@@ -96,7 +101,20 @@ def _scale(module: str, rank: int, given: Tensor | None, config: Mapping[str, An
 
 
 def _of_module(patterns: object, module: str, default: object) -> object:
-    """The value of the first name in a pattern's dictionary with which a module's name ends."""
+    """The value of the first pattern that a module's name within the model, or its end after a dot, matches."""
     known = patterns if isinstance(patterns, Mapping) else {}
-    ends = (value for name, value in known.items() if module == name or module.endswith(f".{name}"))
-    return next(ends, default)
+    plain = module.removeprefix("base_model.model.")
+    found = (value for pattern, value in known.items() if _names(str(pattern), plain))
+    return next(found, default)
+
+
+def _names(pattern: str, module: str) -> bool:
+    """Whether a name or regular expression is one of a module, as peft has it; no expression that may take forever."""
+    if module == pattern or module.endswith(f".{pattern}"):
+        return True
+    if len(pattern) > _LONGEST or len(module) > _LONGEST or len(_REPEATED.findall(pattern)) > _MOST_REPEATED:
+        return False
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error:
+        return False

@@ -28,6 +28,7 @@ _EMBEDDING = re.compile(
     r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
     r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
 )
+_OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|token_adapter))+$")
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
 _NO_WEIGHT = re.compile(
     r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_scale(_inv)?"
@@ -216,7 +217,7 @@ def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 def is_embedding(module: str) -> bool:
     """Whether a module's name is one that tables of embeddings bear."""
-    return _EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
+    return _EMBEDDING.fullmatch(_OF_PEFT.sub("", module).rpartition(".")[2]) is not None
 
 
 def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

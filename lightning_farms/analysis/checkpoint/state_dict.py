@@ -247,9 +247,12 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _memory(name: str, tensor: Tensor) -> object:
     """What two tensors have in common that are the same numbers in memory; vectors are not looked at."""
-    if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+    try:
+        if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+            return name
+        return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    except (RuntimeError, ValueError):  # nested, or not initialised
         return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _unread(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, list[LayerWeight]]:

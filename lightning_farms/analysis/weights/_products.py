@@ -20,6 +20,7 @@ _FACTORS = (
     ("an orthogonal update", re.compile(r"(^|\.)(oft_[rRs]|boft_[RPs]|hra_u|oft_blocks)(\.|$)")),
     ("AdaLoRA", re.compile(r"(^|\.)lora_E(\.|$)")),
     ("DoRA", re.compile(r"(^|\.)(lora_magnitude_vector|dora_scale)(\.|$)")),
+    ("trained tokens", re.compile(r"(^|\.)trainable_tokens_(delta|original|index)(\.|$)")),
     ("LoCon", re.compile(r"(^|\.)lora_mid(\.|$)")),
 )
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+
 
 class StoredTensors(Mapping[str, Tensor]):
     """Tensors of a file that tells their names, shapes and types without their values.
@@ -110,7 +112,11 @@ class MetaTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):
             return self._tensors.without_values(name)
-        return self._tensors[name].to("meta")
+        try:
+            return self._tensors[name].to("meta")
+        except (RuntimeError, ValueError) as error:  # quantised, nested, not initialised
+            first_line = (str(error).splitlines() or [""])[0]
+            raise UnreadableTensor(f"its shape cannot be told ({type(error).__name__}: {first_line[:100]})") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_farms.analysis import WholeMatrix, analyze, analyze_weights, checkpoint_weights, parameter_layers
+from lightning_farms.analysis import (
+    Selection,
+    WholeMatrix,
+    analyze,
+    analyze_weights,
+    checkpoint_weights,
+    parameter_layers,
+)
 
 
 def matrix():
@@ -33,6 +40,19 @@ def test_it_costs_its_own_row(tmp_path, case, stored):
     assert (first.status, second.name, second.status) == ("skipped", "b", "ok")
     assert reason in first.reason
     assert [weight.unreadable for weight in checkpoint_weights(source)] == [True, False]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage", "ignore:.*[Qq]uantiz")
+def test_tensors_without_a_plain_shape_in_a_dictionary_cost_their_own_rows():
+    state = {
+        "a.weight": torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)]),
+        "b.weight": torch.quantize_per_tensor(matrix(), 0.1, 0, torch.qint8),
+        "c.weight": nn.LazyLinear(3).weight,
+        "d.weight": matrix(),
+    }
+    found = analyze_weights(checkpoint_weights(state, Selection(min_size=4)))
+    assert list(found.alphas) == ["d"]
+    assert "quantised" in found["b"].reason
 
 
 @pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])

@@ -97,6 +97,7 @@ def test_dora_has_a_reason():
 @pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=True)])
 def test_factors_of_other_updates_are_no_weights(selection):
     names = ["hada_w1_a", "hada_w2_b", "lokr_w1", "lokr_w2_a", "vera_A", "vera_B", "oft_r", "boft_R"]
+    names.append("trainable_tokens_delta")
     model = holder(**{name: torch.randn(12, 14) for name in names})
     for weights in (layer_weights(model, selection), checkpoint_weights(model.state_dict(), selection)):
         found = {weight.name: weight.reason for weight in weights}
@@ -108,6 +109,8 @@ SCALES = {
     "alpha by rank": ({"lora_alpha": 8}, 2.0),
     "rank-stabilised": ({"lora_alpha": 8, "use_rslora": True}, 4.0),
     "alpha of the module": ({"lora_alpha": 8, "alpha_pattern": {"k": 99, "q": 12}}, 3.0),
+    "alpha by an expression": ({"lora_alpha": 8, "alpha_pattern": {"^q": 99, r"\w\.[qk]": 12}}, 3.0),
+    "an expression that takes forever": ({"lora_alpha": 8, "alpha_pattern": {"(([a-z.]+)+)+!": 12}}, 2.0),
     "no config": ({}, 1.0),
 }
 
@@ -174,3 +177,9 @@ def test_factors_of_other_families_are_no_weights(family, name):
     module.register_parameter(name.split(".")[1], nn.Parameter(torch.randn(24, 24)))
     [weight] = layer_weights(nn.ModuleDict({"q": module}), PRODUCTS)
     assert f"an adapter ({family})" in weight.reason
+
+
+def test_tables_of_embeddings_within_adapters_are_embeddings():
+    for around in ("base_layer", "modules_to_save.default", "original_module", "token_adapter.base_layer"):
+        [layer] = checkpoint_weights({f"embed_tokens.{around}.weight": torch.randn(40, 12)})
+        assert (layer.kind, layer.reason[:10]) == ("embedding", "embeddings")
