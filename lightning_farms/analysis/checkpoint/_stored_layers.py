@@ -26,7 +26,7 @@ from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeig
 
 _EMBEDDING = re.compile(
     r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
-    r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
+    r"|(.*_)?(embed|embeds|embedding|embeddings|emb|codebook|positions)"
 )
 _OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|token_adapter))+$")
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")

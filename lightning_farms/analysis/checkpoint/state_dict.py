@@ -223,7 +223,7 @@ def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors that are the same numbers once, by the first name that is not a table of embeddings.
+    """Tensors that are the same numbers once, by the first name, of a table of embeddings where no other is.
 
     Of other mappings that read from disk nothing is known: a tensor's memory is another's once it is freed.
     """
@@ -235,7 +235,7 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return tensors
     names: dict[object, str] = {}
     for name, key in keys.items():
-        if key not in names or is_embedding(names[key].rpartition(".")[0]):
+        if key not in names or (_is_table(names[key]) and not _is_table(name)):
             names[key] = name
     kept = set(names.values())
     if len(kept) == len(keys):
@@ -243,6 +243,10 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if isinstance(tensors, StoredTensors):
         return SomeTensors(tensors, [name for name in keys if name in kept])
     return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
+def _is_table(name: str) -> bool:
+    return is_embedding(name.rpartition(".")[0])
 
 
 def _memory(name: str, tensor: Tensor) -> object:
