@@ -287,7 +287,7 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
             )
         return
     _refuse_other(path)
-    if isinstance(content, dict) and is_optimizer(content):
+    if any(isinstance(held, dict) and is_optimizer(held) for held in (content, *_entries(content))):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
             "optimizer. Give the model's file (it is often in the same folder)."
@@ -312,6 +312,12 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
         f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
         f"{_listed([str(name) for name in content]) or '(none)'}. Save the state dict alone."
     )
+
+
+def _entries(content: object) -> Iterator[object]:
+    """What a dictionary, and the lists in it, hold."""
+    for held in content.values() if isinstance(content, dict) else ():
+        yield from held if isinstance(held, list) else (held,)
 
 
 class _Pickled(StoredTensors):

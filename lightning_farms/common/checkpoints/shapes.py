@@ -115,6 +115,8 @@ class MetaTensors(Mapping[str, Tensor]):
         try:
             return self._tensors[name].to("meta")
         except (RuntimeError, ValueError) as error:  # quantised, nested, not initialised
+            if self._tensors[name].is_quantized:
+                raise UnreadableTensor("quantised: dequantise it before saving") from error
             first_line = (str(error).splitlines() or [""])[0]
             raise UnreadableTensor(f"its shape cannot be told ({type(error).__name__}: {first_line[:100]})") from error
 
