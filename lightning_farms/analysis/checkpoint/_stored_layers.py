@@ -60,7 +60,7 @@ NOT_KNOWN = "whether it is a parameter or a buffer, the file does not tell"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
 QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
-_PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
+_PRODUCT = re.compile(r"lora\d*(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
 

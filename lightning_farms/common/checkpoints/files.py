@@ -23,7 +23,7 @@ from lightning_farms.common.checkpoints._json_file import JSONError, read_json_f
 from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._onnx import read_onnx
-from lightning_farms.common.checkpoints._other_formats import is_no_checkpoint, other_format
+from lightning_farms.common.checkpoints._other_formats import holds_several, is_no_checkpoint, other_format
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
@@ -258,6 +258,8 @@ def _refusing(path: Path) -> Iterator[None]:
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
             f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
         )
+    if holds_several(path):
+        _refuse_other(path)
     try:
         yield
     except PickleError as error:
