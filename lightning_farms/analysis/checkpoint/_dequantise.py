@@ -74,8 +74,7 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
     factors = factors.to(torch.float32)
     if factors.numel() == 1:
         return factors.reshape(())
-    if factors.ndim < weight.ndim:
-        factors = factors.unsqueeze(-1)
+    factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # for experts, for outputs, for rows
     for axis, size in ((-2, block[0]), (-1, block[1])):
         count, length = factors.shape[axis], weight.shape[axis]
         if count not in (1, length):

@@ -336,6 +336,19 @@ def test_large_initialisers_of_onnx_are_read_where_they_lie(external, tmp_path):
     assert torch.equal(found["fc"], torch.from_numpy(packed).T * 0.5)
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 3, 3), (4, 16, 32)], ids=["convolution", "experts"])
+def test_scales_belong_to_the_first_dimension(shape, tmp_path):
+    """Of three outputs with kernels of three, or experts whose number divides that of their rows."""
+    torch.manual_seed(0)
+    packed, scales = torch.randint(-99, 99, shape, dtype=torch.int8), torch.rand(shape[0])
+    name = "conv.weight" if len(shape) == 4 else "experts.weight"
+    save_file({name: packed, f"{name}_scale": scales}, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    true = packed * scales.reshape(-1, *[1] * (len(shape) - 1))
+    expected = true.permute(2, 3, 0, 1).reshape(9, 3, 16) if len(shape) == 4 else true
+    torch.testing.assert_close(layer.matrices, expected)
+
+
 @pytest.mark.parametrize("name", DEQUANTISED)
 def test_packing_alone_is_no_change(name, tmp_path):
     path = DEQUANTISED[name][0](tmp_path)
