@@ -59,7 +59,12 @@ def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str,
 
 def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
-    return _spread(tensors[f"{name}{suffix}"], tensors[name], _block_size(config))
+    scales = tensors[f"{name}{suffix}"]
+    if scales.dtype == torch.uint8:  # exponents, of MXFP8
+        scales = scales.view(torch.float8_e8m0fnu)
+    if not scales.is_floating_point():
+        raise UnreadableTensor(f"quantised, with scales of type {scales.dtype}: analyse the original checkpoint")
+    return _spread(scales, tensors[name], _block_size(config))
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -74,6 +79,10 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
     factors = factors.to(torch.float32)
     if factors.numel() == 1:
         return factors.reshape(())
+    if factors.ndim == 1 and len(factors) != len(weight):
+        raise UnreadableTensor(
+            f"quantised, and which of {len(weight)} rows each of {len(factors)} scales is for is not told"
+        )
     factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # for experts, for outputs, for rows
     for axis, size in ((-2, block[0]), (-1, block[1])):
         count, length = factors.shape[axis], weight.shape[axis]

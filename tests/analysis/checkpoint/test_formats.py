@@ -274,7 +274,8 @@ def rows_of_integers(folder):
 def eight_bits(folder):
     weight = tensors()["fc.weight"]
     largest = weight.abs().amax(1)
-    state = {"fc.weight": (weight / largest[:, None] * 127).round().to(torch.int8), "fc.SCB": largest}
+    packed = (weight / largest[:, None] * 127).round().to(torch.int8)
+    state = {"fc.weight": packed, "fc.SCB": largest, "fc.weight_format": torch.zeros((), dtype=torch.uint8)}
     save_file(state, folder / "model.safetensors")
     return folder
 
@@ -347,6 +348,23 @@ def test_scales_belong_to_the_first_dimension(shape, tmp_path):
     true = packed * scales.reshape(-1, *[1] * (len(shape) - 1))
     expected = true.permute(2, 3, 0, 1).reshape(9, 3, 16) if len(shape) == 4 else true
     torch.testing.assert_close(layer.matrices, expected)
+
+
+def test_scales_of_unknown_rows_are_no_guess(tmp_path):
+    """Queries, keys and values in one have a scale each, and seldom as many rows."""
+    state = {"qkv.weight": torch.ones(96, 64).to(torch.float8_e4m3fn), "qkv.weight_scale": torch.rand(3)}
+    save_file(state, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    assert "which of 96 rows each of 3 scales is for" in layer.reason
+
+
+def test_scales_of_mxfp8_are_exponents(tmp_path):
+    torch.manual_seed(0)
+    packed, scales = torch.randn(20, 64).to(torch.float8_e4m3fn), torch.randint(120, 130, (20, 2), dtype=torch.uint8)
+    save_file({"fc.weight": packed, "fc.weight_scale": scales}, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    true = packed.float() * 2.0 ** (scales.float() - 127).repeat_interleave(32, 1)
+    torch.testing.assert_close(layer.matrices[0], true)
 
 
 @pytest.mark.parametrize("name", DEQUANTISED)
