@@ -34,6 +34,9 @@ _NO_VALUES = "the weights are on the meta device, without values"
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
 """Names of tensors that are no weight by themselves: equal ones do not make their weights equal."""
 
+_TABLE_OF_TOKENS = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight")
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|score)\..*")
+
 Modules = dict[str, dict[str, StoredTensor]]
 
 
@@ -108,7 +111,8 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    before_all = base if isinstance(base, Mapping) else open_checkpoint(base)  # what is tied there need not be later
+    # what is tied there need not be later
+    before_all = _with_its_head(base if isinstance(base, Mapping) else open_checkpoint(base))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
 
@@ -133,7 +137,22 @@ def _unless_zero(change: LayerWeight) -> LayerWeight:
 
 
 def _opened(source: Source) -> Mapping[str, Tensor]:
-    return _without_ties(source if isinstance(source, Mapping) else open_checkpoint(source))
+    return _with_its_head(_without_ties(source if isinstance(source, Mapping) else open_checkpoint(source)))
+
+
+def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The table that is a language model's head too, which is not stored again, as the head, as in the model.
+
+    ``tie_word_embeddings`` in the configuration beside the file says so.
+    """
+    config = _config(tensors)
+    named = " ".join(map(str, config.get("architectures") or ()))
+    if config.get("tie_word_embeddings") is not True or not re.search(r"(ForCausalLM|LMHeadModel)$", named):
+        return tensors
+    tables = [name for name in tensors if _TABLE_OF_TOKENS.fullmatch(name)]
+    if len(tables) != 1 or not isinstance(tensors, StoredTensors) or any(map(_HEAD.fullmatch, tensors)):
+        return tensors
+    return SomeTensors(tensors, {"lm_head.weight" if name in tables else name: name for name in tensors})
 
 
 def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
@@ -241,7 +260,7 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if len(kept) == len(keys):
         return tensors
     if isinstance(tensors, StoredTensors):
-        return SomeTensors(tensors, [name for name in keys if name in kept])
+        return SomeTensors(tensors, {name: name for name in keys if name in kept})
     return {name: tensor for name, tensor in tensors.items() if name in kept}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -59,28 +59,26 @@ class SomeTensors(StoredTensors):
 
     Args:
         tensors: of the file.
-        names: those that are kept, in order.
+        names: those that are kept, in order, by the names that they get.
     """
 
-    def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
+    def __init__(self, tensors: StoredTensors, names: Mapping[str, str]) -> None:
         self._tensors = tensors
-        self._names = dict.fromkeys(names)
+        self._names = self._own = dict(names)
         self.config, self.buffers, self.parameters = tensors.config, tensors.buffers, tensors.parameters
         self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
         self.dequantize, self.unpacked = tensors.dequantize, tensors.unpacked
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._tensors[name]
+        return self._tensors[self._own[name]]
 
     def without_values(self, name: str) -> Tensor:
         """As of the file."""
-        return self._tensors.without_values(name)
+        return self._tensors.without_values(self._own[name])
 
     def identity(self, name: str) -> object:
         """As of the file."""
-        return self._tensors.identity(name)
+        return self._tensors.identity(self._own[name])
 
 
 class MetaTensors(Mapping[str, Tensor]):
