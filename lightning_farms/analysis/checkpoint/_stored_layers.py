@@ -32,7 +32,7 @@ _OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|to
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
 _NO_WEIGHT = re.compile(
     r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_scale(_inv)?"
-    r"|scales|pe"
+    r"|scales|pe|pos_table"
     # rotary and sinusoidal tables
     r"|(.*_)?(inv_freq|freqs?(_cis)?|freqs_(cos|sin)|cos|sin|(cos|sin)_(cached?|table)|rotary_table|sinusoid.*|angles)"
     # of signals: filter banks, windows, bases of Fourier transforms, resampling kernels

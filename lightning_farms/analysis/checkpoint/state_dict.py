@@ -82,7 +82,7 @@ def checkpoint_weights(
     def of_module(name: str) -> Iterable[LayerWeight]:
         return unread.pop(name) if name in unread else _module_layers(modules, name, selection, values=values)
 
-    return (layer for name in modules for layer in of_module(name))
+    return _apart_by_name(layer for name in modules for layer in of_module(name))
 
 
 def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
@@ -127,7 +127,17 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         before = (layer._replace(name=name + layer.name[start:]) for layer in found)
         return differences(after, before)
 
-    return (_unless_zero(change) for name in modules for change in of_module(name))
+    return _apart_by_name(_unless_zero(change) for name in modules for change in of_module(name))
+
+
+def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
+    """Layers with names of their own: no module, but a dictionary, can hold both ``a`` and ``a.weight``."""
+    seen: set[str] = set()
+    for layer in layers:
+        while layer.name in seen:
+            layer = layer._replace(name=f"{layer.name}.weight")
+        seen.add(layer.name)
+        yield layer
 
 
 def _unless_zero(change: LayerWeight) -> LayerWeight:

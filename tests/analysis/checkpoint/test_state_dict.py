@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights, layer_weights
+from lightning_farms.analysis import Selection, analyze_weights, checkpoint_changes, checkpoint_weights, layer_weights
 from lightning_farms.analysis._names import match_names
 from lightning_farms.models import DPOT
 
@@ -486,3 +486,10 @@ def test_a_table_that_is_the_head_too_is_the_head(tied, tmp_path):
     assert (first.matrices.numel() > 0) == tied
     changes = list(checkpoint_changes(tmp_path, tmp_path))
     assert [change.name for change in changes] == list(found)
+
+
+def test_a_tensor_called_as_the_module_of_another_has_a_row_of_its_own():
+    state = {"a.b": torch.randn(30, 12), "a.b.weight": torch.randn(20, 12)}
+    report = analyze_weights(checkpoint_weights(state))
+    assert [(row.name, row.shape) for row in report] == [("a.b", (30, 12)), ("a.b.weight", (20, 12))]
+    assert [change.name for change in checkpoint_changes(state, state)] == ["a.b", "a.b.weight"]
