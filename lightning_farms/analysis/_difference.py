@@ -35,12 +35,11 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
     """The change with the rank that stands clear of the rounding of both; one that is no more has the reason."""
     if change.rank is not None or change.matrices.is_meta or not change.matrices.any():
         return change
-    ranks = attempted(ranks_clear_of_rounding, change.matrices, weight.matrices, start.matrices)
+    ranks = attempted(ranks_clear_of_rounding, change.matrices, weight, start)
     if ranks is None or isinstance(ranks, Exception):
         return change
     if not bool(ranks.any()):
-        rounded = (rounded_to(each.matrices) for each in (weight, start))
-        types = " and ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in rounded))
+        types = " and ".join(dict.fromkeys(map(_numbers, (weight, start))))
         return change._replace(matrices=NO_MATRICES, reason=f"unchanged from the base, but for the rounding of {types}")
     rank = int(ranks.median())
     if rank >= min(change.matrices.shape[-2:]):
@@ -48,6 +47,11 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
     fitted = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
     remark = "; ".join(text for text in (change.remark, fitted) if text)
     return change._replace(rank=max(rank, 1), remark=remark)
+
+
+def _numbers(weight: LayerWeight) -> str:
+    """What a weight was rounded to."""
+    return "packed numbers" if weight.steps is not None else str(rounded_to(weight.matrices)).removeprefix("torch.")
 
 
 def _minus(after: Tensor, before: Tensor) -> Tensor:

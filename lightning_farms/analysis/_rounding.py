@@ -4,27 +4,33 @@ An entry x of a type with machine epsilon e is off by up to half a unit in its l
 :math:`u = e \, 2^{\lfloor \log_2 |x| \rfloor}`, with variance :math:`u^2 / 12`. A matrix of independent errors of
 variances v_ij has squared singular values up to :math:`(\sqrt{\max_i \sum_j v_{ij}} + \sqrt{\max_j \sum_i v_{ij}})^2`,
 its Marchenko-Pastur edge where all v_ij are equal. The type is the one that the numbers have been in: float32 all of
-whose entries are numbers of bfloat16 was rounded to that.
+whose entries are numbers of bfloat16 was rounded to that. Of weights that were unpacked, u is the step of the packed
+numbers' grid at each entry.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis.weights.layer_weight import LayerWeight
+
 _MARGIN = 1.05  # of the Tracy-Widom fluctuations of an edge
 _COARSE = (torch.bfloat16, torch.float16)
+_NEIGHBOURS = 16  # no scale of a packed format is for fewer numbers
 _LARGEST = 4096  # rows up to which the ranks of matrices are found
 
 
-def ranks_clear_of_rounding(change: Tensor, after: Tensor, before: Tensor) -> Tensor | None:
-    """How many singular values of each matrix (P, m, n) of a change stand clear of the rounding of both stored types.
+def ranks_clear_of_rounding(change: Tensor, *both: LayerWeight) -> Tensor | None:
+    """How many singular values of each matrix (P, m, n) of a change stand clear of the rounding of both weights.
 
     None where that is not found: matrices without values, or too large.
     """
     if change.is_meta or min(change.shape[-2:]) > _LARGEST or not change.numel() or not bool(change.isfinite().all()):
         return None
-    edges = _MARGIN * _edges(_variances(after) + _variances(before))
+    edges = _MARGIN * _edges(torch.stack([_variances(weight).to(change.device) for weight in both]).sum(0))
     counts = []
     for matrix, edge in zip(change, edges, strict=True):
         wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
@@ -38,14 +44,47 @@ def _edges(variances: Tensor) -> Tensor:
     return (variances.sum(-1).amax(-1).sqrt() + variances.sum(-2).amax(-1).sqrt()) ** 2
 
 
-def _variances(stored: Tensor) -> Tensor:
-    """Of the rounding error of every entry, float64; of a complex number, of both its parts."""
+def _variances(weight: LayerWeight) -> Tensor:
+    """Of the rounding error of every entry, float64."""
+    if weight.steps is not None:
+        return weight.steps().to(torch.float64) ** 2 / 12
+    return _variances_of_type(weight.matrices)
+
+
+def _variances_of_type(stored: Tensor) -> Tensor:
+    """Of a complex number, of both its parts."""
     if stored.is_complex():
-        return _variances(stored.real) + _variances(stored.imag)
-    info = torch.finfo(rounded_to(stored))
+        return _variances_of_type(stored.real) + _variances_of_type(stored.imag)
+    return units(stored, rounded_to(stored)) ** 2 / 12
+
+
+def units(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """One unit in the last place of every entry as a number of a type, float64."""
+    info = torch.finfo(dtype)
     _, exponent = torch.frexp(stored.to(torch.float64).abs().clamp(min=info.smallest_normal))  # |x| = f 2^e, f < 1
-    units = torch.ldexp(torch.full_like(exponent, info.eps, dtype=torch.float64), exponent - 1)
-    return units**2 / 12
+    return torch.ldexp(torch.full_like(exponent, info.eps, dtype=torch.float64), exponent - 1)
+
+
+def steps_of_grid(unpacked: Tensor) -> Tensor:
+    """The steps of a grid of unknown scales, which lie along rows or along columns, from the numbers on it.
+
+    The least distance of two numbers among 16 neighbours; of the two directions the larger one, as neighbours with
+    scales of their own come closer.
+    """
+    return torch.maximum(_gaps(unpacked), _gaps(unpacked.mT).mT)
+
+
+def _gaps(unpacked: Tensor) -> Tensor:
+    numbers = unpacked.to(torch.float32)
+    length = numbers.shape[-1]
+    padded = torch.nn.functional.pad(numbers.reshape(-1, length), (0, -length % _NEIGHBOURS), value=math.nan)
+    runs = padded.unflatten(1, (-1, _NEIGHBOURS))
+    ordered = runs.sort(-1).values  # what is no number comes last
+    gaps = ordered.diff(dim=-1)
+    fuzz = 1e-5 * runs.abs().nan_to_num().amax(-1, keepdim=True)
+    least = torch.where(gaps > fuzz, gaps, math.inf).amin(-1, keepdim=True)
+    steps = torch.where(least.isfinite(), least, 0).expand_as(runs)
+    return steps.reshape(len(padded), -1)[:, :length].reshape(numbers.shape)
 
 
 def rounded_to(stored: Tensor) -> torch.dtype:

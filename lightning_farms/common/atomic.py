@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -78,7 +79,24 @@ class UnwrittenFileError(OSError):
 
     def __str__(self) -> str:
         reason = self.error.strerror or str(self.error)
+        system = os.strerror(self.errno) if self.errno else reason
+        reason = system if system in reason else reason  # h5py's has much around it
         return f"Expected {self.path!r} to be a file that can be written, but: {reason}. Nothing was changed there."
+
+
+def check_room(path: Path, size: int, what: str, remedy: str) -> None:
+    """Raise OSError (no space left) where a file of so many bytes has no room in its folder, which exists.
+
+    Args:
+        path: of the file.
+        size: in bytes.
+        what: takes so many, as the message has it.
+        remedy: besides making room.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        room = f"{what} take {size / 1e6:.2f} MB, and {free / 1e6:.2f} MB are free in {path.parent}"
+        raise OSError(ENOSPC, f"{room}: make room, or {remedy}")
 
 
 def _is_of(error: OSError, target: Path, temporary: Path) -> bool:

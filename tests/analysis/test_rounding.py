@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from lightning_farms.analysis import WholeMatrix, analyze, analyze_weights, checkpoint_changes
+from lightning_farms.analysis import WholeMatrix, analyze, analyze_weights, checkpoint_changes, open_checkpoint
 
 SIZE = 192
 
@@ -36,6 +37,25 @@ def test_a_merged_update_has_the_alpha_of_its_own_eigenvalues(rank, dtype, base_
     assert row.alpha == pytest.approx(hill(change, rank), abs=row.standard_error)
     assert row.eigenvalue_count in range(rank - rank // 8, rank + 1)
     assert "stand clear of rounding are fitted" in row.reason
+
+
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("packed", [torch.float8_e4m3fn, torch.int8], ids=str)
+@pytest.mark.parametrize("of_base", [True, False], ids=["base alike", "fp32 base"])
+def test_an_update_merged_into_packed_numbers_has_the_alpha_of_its_own_eigenvalues(rank, packed, of_base, tmp_path):
+    weight, change = update(rank)
+    change = change * 8
+
+    def stored(name, weight):
+        scale = weight.abs().amax(1, keepdim=True) / (448 if packed.is_floating_point else 127)
+        numbers = weight / scale if packed.is_floating_point else (weight / scale).round()
+        save_file({"q.weight": numbers.to(packed), "q.weight_scale": scale}, tmp_path / name)
+        return open_checkpoint(tmp_path / name, dequantize=True)
+
+    base = stored("base.safetensors", weight) if of_base else {"q.weight": weight}
+    [row] = analyze_weights(checkpoint_changes(stored("a.safetensors", weight + change), base), WholeMatrix())
+    assert row.alpha == pytest.approx(hill(change, rank), abs=row.standard_error)
+    assert row.eigenvalue_count in range(rank - rank // 8, rank + 1)
 
 
 def test_an_update_of_few_ranks_is_skipped_with_their_number():

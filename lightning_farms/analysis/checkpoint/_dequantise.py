@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._rounding import units
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.shapes import MetaTensors
 
 _BLOCK = 128  # of DeepSeek's fp8
 _QUANT_STATE = "quant_state.bitsandbytes__"
 
-Read = Callable[[], Tensor]
+
+class Unpacked(NamedTuple):
+    """How to read what a packed tensor stands for, and how far apart the packed numbers are at each entry."""
+
+    read: Callable[[], Tensor]
+    steps: Callable[[], Tensor]
 
 
-def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Read | None:
-    """How to read what a packed tensor stands for; None of a format that is not unpacked here.
+def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Unpacked | None:
+    """A packed tensor unpacked; None of a format that is not unpacked here.
 
     Args:
         name: of the tensor.
@@ -28,22 +35,36 @@ def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: M
         tensors: of the checkpoint.
         config: what stands beside it.
     """
-    unpack = _FORMATS.get(packed)
-    if unpack is None:
+    if packed not in _FORMATS:
         return None
-    return lambda: unpack(name, tensors, config)
+    return Unpacked(*(partial(each, name, tensors, config) for each in _FORMATS[packed]))
 
 
 def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """(W - zero) s, with a scale for all, for each row, or for each block."""
-    suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
     weight = tensors[name].to(torch.float32)
     if f"{name}_offset" in tensors:
         raise UnreadableTensor("quantised with offsets, which are not unpacked here: analyse the original checkpoint")
-    block = _block_size(config)
     if f"{name}_zero_point" in tensors:
-        weight = weight - _spread(tensors[f"{name}_zero_point"], weight, block)
-    return weight * _spread(tensors[f"{name}{suffix}"], weight, block)
+        weight = weight - _spread(tensors[f"{name}_zero_point"], weight, _block_size(config))
+    return weight * _scales(name, tensors, config)
+
+
+def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """A unit in the last place times s."""
+    weight = tensors[name]
+    unit = units(weight, weight.dtype) if weight.is_floating_point() else torch.ones(weight.shape)
+    return unit * _scales(name, tensors, config).abs()
+
+
+def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
+    scales = tensors[f"{name}{suffix}"]
+    if scales.dtype == torch.uint8:  # exponents, of MXFP8
+        scales = scales.view(torch.float8_e8m0fnu)
+    if not scales.is_floating_point():
+        raise UnreadableTensor(f"quantised, with scales of type {scales.dtype}: analyse the original checkpoint")
+    return _spread(scales, tensors[name], _block_size(config))
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -58,8 +79,11 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
     factors = factors.to(torch.float32)
     if factors.numel() == 1:
         return factors.reshape(())
-    if factors.ndim < weight.ndim:
-        factors = factors.unsqueeze(-1)
+    if factors.ndim == 1 and len(factors) != len(weight):
+        raise UnreadableTensor(
+            f"quantised, and which of {len(weight)} rows each of {len(factors)} scales is for is not told"
+        )
+    factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # for experts, for outputs, for rows
     for axis, size in ((-2, block[0]), (-1, block[1])):
         count, length = factors.shape[axis], weight.shape[axis]
         if count not in (1, length):
@@ -70,13 +94,17 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
     return factors
 
 
-def _by_rows(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Tensor:
+def _by_rows(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """bitsandbytes, 8 bits: the largest entry of each row is 127."""
-    module = name.removesuffix("weight")
-    return tensors[name].to(torch.float32) * (tensors[f"{module}SCB"].to(torch.float32) / 127).unsqueeze(-1)
+    return tensors[name].to(torch.float32) * _by_rows_steps(name, tensors, config)
 
 
-def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Tensor:
+def _by_rows_steps(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Tensor:
+    largest = tensors[f"{name.removesuffix('weight')}SCB"].to(torch.float32)
+    return (largest / 127).unsqueeze(-1).expand(tensors[name].shape)
+
+
+def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any], packed: Tensor | None = None) -> Tensor:
     """bitsandbytes, 4 bits (NF4, FP4), by that package."""
     stored = tensors.stored if isinstance(tensors, MetaTensors) else tensors
     parts = {other.removeprefix(f"{name}."): other for other in stored if other.startswith(f"{name}.")}
@@ -91,13 +119,27 @@ def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -
     except ImportError as error:
         raise UnreadableTensor("quantised by bitsandbytes: to unpack it, pip install bitsandbytes") from error
     state = QuantState.from_dict({part: stored[other] for part, other in parts.items()}, device=torch.device("cpu"))
-    unpacked: Tensor = dequantize_4bit(stored[name], state)
+    unpacked: Tensor = dequantize_4bit(stored[name] if packed is None else packed, state)
     return unpacked
 
 
-_FORMATS: dict[str, Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Tensor]] = {
-    "fp8 with scales": _scaled,
-    "integers or fp8 with scales": _scaled,
-    "bitsandbytes, 8 bits": _by_rows,
-    "bitsandbytes, 4 bits": _four_bits,
+def _four_bits_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """Of the 16 numbers that a block can hold, what is rounded to each entry's is so wide."""
+    table = tensors[f"{name}.quant_map"].to(torch.float32)
+    code = int(table.argmax())
+    largest = _four_bits(name, tensors, config, torch.full_like(tensors[name], code << 4 | code)).to(torch.float32)
+    table = table.sort().values
+    middles = (table[1:] + table[:-1]) / 2
+    widths = torch.cat((2 * (middles[:1] - table[:1]), middles.diff(), 2 * (table[-1:] - middles[-1:])))
+    unit = largest / table[-1]
+    relative = _four_bits(name, tensors, config).to(torch.float32) / unit
+    return widths[torch.bucketize(relative.nan_to_num(), middles)] * unit
+
+
+_Function = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Tensor]
+_FORMATS: dict[str, tuple[_Function, _Function]] = {
+    "fp8 with scales": (_scaled, _scaled_steps),
+    "integers or fp8 with scales": (_scaled, _scaled_steps),
+    "bitsandbytes, 8 bits": (_by_rows, _by_rows_steps),
+    "bitsandbytes, 4 bits": (_four_bits, _four_bits_steps),
 }

@@ -27,6 +27,7 @@ class StoredTensor(NamedTuple):
     layout: str = ""
     remark: str = ""
     parameter: bool = False
+    steps: Callable[[], Tensor] | None = None
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

@@ -13,15 +13,16 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._products import RESCALED, factor_reason, low_rank_matrices, sizes_in, with_core
 
 _FIRST = re.compile(
-    r"(?P<module>.+)(?P<join>[._])(?P<factor>lora_A|lora_down|lora_embedding_A|lora(_linear_layer)?\.down)(?P<rest>(\.[^.]+)*)"
+    r"(?P<module>.+)(?P<join>[._])(?P<factor>lora_[Aa]|lora_down|lora_embedding_A|(?P<lora>lora\d*)(_linear_layer)?\.down)"
+    r"(?P<rest>(\.[^.]+)*)"
 )
-_SECOND = {
-    "lora_A": "lora_B",
-    "lora_down": "lora_up",
-    "lora_embedding_A": "lora_embedding_B",
-    "lora.down": "lora.up",
-    "lora_linear_layer.down": "lora_linear_layer.up",
-}
+_SECOND = {"lora_A": "lora_B", "lora_a": "lora_b", "lora_embedding_A": "lora_embedding_B"}
+
+
+_OF_CONTROL = "lora_controlnet"  # an entry of Control-LoRA, whose factors are called `up` and `down` alone
+_REPEATED = re.compile(r"[*+?{]")
+_MOST_REPEATED = 2
+_LONGEST = 200
 
 
 class LowRankPair(NamedTuple):
@@ -47,15 +48,21 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
     pairs: dict[str, LowRankPair] = {}
     for name in names:
         match = None if factor_reason(name) else _FIRST.fullmatch(name)
+        if _OF_CONTROL in names and name.endswith(".down") and f"{name.removesuffix('down')}up" in names:
+            module = name.removesuffix(".down")
+            pairs[name] = LowRankPair(module, "lora", name, f"{module}.up")
         if match:
-            second = f"{match['module']}{match['join']}{_SECOND[match['factor']]}{match['rest']}"
+            factor = _SECOND.get(match["factor"]) or match["factor"].replace("down", "up")
+            second = f"{match['module']}{match['join']}{factor}{match['rest']}"
             if second in names:
-                base = "lora_embedding" if "embedding" in match["factor"] else "lora"
+                base = "lora_embedding" if "embedding" in match["factor"] else match["lora"] or "lora"
                 leaf = base + match["rest"].removesuffix(".weight")
                 start, rest = f"{match['module']}.lora_", match["rest"]
                 more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
                 if more[1] not in names:  # stored as a parameter, or as that of a module
                     more[1] = more[1].removesuffix(".weight")
+                if more[1] not in names:  # of other programs
+                    more[1] = f"{match['module']}.dora_scale"
                 more += [f"{start}mid{rest}", f"{match['module']}.alpha"]
                 found = [other if other in names else "" for other in more]
                 pairs[name] = LowRankPair(match["module"], leaf, name, second, *found)
@@ -68,6 +75,8 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
     def made() -> tuple[Tensor, int]:
         diagonal = tensors[pair.diagonal].read() if pair.diagonal else None
         down, up = tensors[pair.first].read(), tensors[pair.second].read()
+        if pair.first.endswith(".lora_a") and down.ndim == up.ndim == 2:  # of MLX, (inputs, r) and (r, outputs)
+            down, up = down.mT, up.mT
         if pair.core:
             down = with_core(down, tensors[pair.core].read())
         return low_rank_matrices(down, up, diagonal=diagonal, sizes=sizes_in(config))
@@ -91,12 +100,27 @@ def _scale(module: str, rank: int, given: Tensor | None, config: Mapping[str, An
     if alpha is None:
         alpha = _of_module(adapter.get("alpha_pattern"), module, adapter.get("lora_alpha"))
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not rank:
-        return 1.0
+        settings = adapter.get("lora_parameters")  # of MLX
+        scale = settings.get("scale") if isinstance(settings, Mapping) else None
+        return float(scale) if isinstance(scale, (int, float)) else 1.0
     return float(alpha) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
 
 
 def _of_module(patterns: object, module: str, default: object) -> object:
-    """The value of the first name in a pattern's dictionary with which a module's name ends."""
+    """The value of the first pattern that a module's name within the model, or its end after a dot, matches."""
     known = patterns if isinstance(patterns, Mapping) else {}
-    ends = (value for name, value in known.items() if module == name or module.endswith(f".{name}"))
-    return next(ends, default)
+    plain = module.removeprefix("base_model.model.")
+    found = (value for pattern, value in known.items() if _names(str(pattern), plain))
+    return next(found, default)
+
+
+def _names(pattern: str, module: str) -> bool:
+    """Whether a name or regular expression is one of a module, as peft has it; no expression that may take forever."""
+    if module == pattern or module.endswith(f".{pattern}"):
+        return True
+    if len(pattern) > _LONGEST or len(module) > _LONGEST or len(_REPEATED.findall(pattern)) > _MOST_REPEATED:
+        return False
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error:
+        return False

@@ -50,7 +50,7 @@ _FORMATS = (
 )
 _COMPANION = re.compile(
     r"(.*[._:])?(scales?|scale_weight|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
-    r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace)"
+    r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace|format)"
 )
 
 

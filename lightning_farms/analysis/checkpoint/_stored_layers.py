@@ -26,12 +26,13 @@ from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeig
 
 _EMBEDDING = re.compile(
     r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
-    r"|(.*_)?(embed|embeds|embedding|embeddings|emb)"
+    r"|(.*_)?(embed|embeds|embedding|embeddings|emb|codebook|positions)"
 )
+_OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|token_adapter))+$")
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
 _NO_WEIGHT = re.compile(
     r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_scale(_inv)?"
-    r"|scales|pe"
+    r"|scales|pe|pos_table"
     # rotary and sinusoidal tables
     r"|(.*_)?(inv_freq|freqs?(_cis)?|freqs_(cos|sin)|cos|sin|(cos|sin)_(cached?|table)|rotary_table|sinusoid.*|angles)"
     # of signals: filter banks, windows, bases of Fourier transforms, resampling kernels
@@ -59,7 +60,7 @@ NOT_KNOWN = "whether it is a parameter or a buffer, the file does not tell"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
 QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
-_PRODUCT = re.compile(r"lora(_embedding)?(\.[^.]+)*")
+_PRODUCT = re.compile(r"lora\d*(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
 
@@ -216,7 +217,7 @@ def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 def is_embedding(module: str) -> bool:
     """Whether a module's name is one that tables of embeddings bear."""
-    return _EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
+    return _EMBEDDING.fullmatch(_OF_PEFT.sub("", module).rpartition(".")[2]) is not None
 
 
 def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._names import match_names, module_and_leaf
+from lightning_farms.analysis._rounding import steps_of_grid
 from lightning_farms.analysis.checkpoint._dequantise import dequantised
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
@@ -32,6 +33,9 @@ _NO_VALUES = "the weights are on the meta device, without values"
 
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
 """Names of tensors that are no weight by themselves: equal ones do not make their weights equal."""
+
+_TABLE_OF_TOKENS = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight")
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|score)\..*")
 
 Modules = dict[str, dict[str, StoredTensor]]
 
@@ -78,7 +82,7 @@ def checkpoint_weights(
     def of_module(name: str) -> Iterable[LayerWeight]:
         return unread.pop(name) if name in unread else _module_layers(modules, name, selection, values=values)
 
-    return (layer for name in modules for layer in of_module(name))
+    return _apart_by_name(layer for name in modules for layer in of_module(name))
 
 
 def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
@@ -107,7 +111,8 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    before_all = base if isinstance(base, Mapping) else open_checkpoint(base)  # what is tied there need not be later
+    # what is tied there need not be later
+    before_all = _with_its_head(base if isinstance(base, Mapping) else open_checkpoint(base))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
 
@@ -122,7 +127,17 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         before = (layer._replace(name=name + layer.name[start:]) for layer in found)
         return differences(after, before)
 
-    return (_unless_zero(change) for name in modules for change in of_module(name))
+    return _apart_by_name(_unless_zero(change) for name in modules for change in of_module(name))
+
+
+def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
+    """Layers with names of their own: no module, but a dictionary, can hold both ``a`` and ``a.weight``."""
+    seen: set[str] = set()
+    for layer in layers:
+        while layer.name in seen:
+            layer = layer._replace(name=f"{layer.name}.weight")
+        seen.add(layer.name)
+        yield layer
 
 
 def _unless_zero(change: LayerWeight) -> LayerWeight:
@@ -132,7 +147,22 @@ def _unless_zero(change: LayerWeight) -> LayerWeight:
 
 
 def _opened(source: Source) -> Mapping[str, Tensor]:
-    return _without_ties(source if isinstance(source, Mapping) else open_checkpoint(source))
+    return _with_its_head(_without_ties(source if isinstance(source, Mapping) else open_checkpoint(source)))
+
+
+def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The table that is a language model's head too, which is not stored again, as the head, as in the model.
+
+    ``tie_word_embeddings`` in the configuration beside the file says so.
+    """
+    config = _config(tensors)
+    named = " ".join(map(str, config.get("architectures") or ()))
+    if config.get("tie_word_embeddings") is not True or not re.search(r"(ForCausalLM|LMHeadModel)$", named):
+        return tensors
+    tables = [name for name in tensors if _TABLE_OF_TOKENS.fullmatch(name)]
+    if len(tables) != 1 or not isinstance(tensors, StoredTensors) or any(map(_HEAD.fullmatch, tensors)):
+        return tensors
+    return SomeTensors(tensors, {"lm_head.weight" if name in tables else name: name for name in tensors})
 
 
 def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
@@ -170,10 +200,13 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
 def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:
     """A packed tensor as what it stands for, if that is asked for and can be done."""
     wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
-    read = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
-    if read is None:
-        return tensor._replace(quantised=packed)
-    return tensor._replace(read=read, remark=f"unpacked ({packed}): a change of it holds the rounding of that, too")
+    unpacked = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
+    if unpacked is not None:
+        return tensor._replace(read=unpacked.read, steps=unpacked.steps, remark=f"unpacked ({packed})")
+    done = getattr(tensors, "unpacked", {}).get(name, "")  # by the file's reader
+    if done and not packed:
+        return tensor._replace(steps=lambda: steps_of_grid(tensor.read()), remark=f"unpacked ({done})")
+    return tensor._replace(quantised=packed)
 
 
 def _of_experts(name: str, tensor: StoredTensor, tensors: Mapping[str, Tensor]) -> StoredTensor:
@@ -219,7 +252,7 @@ def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors that are the same numbers once, by the first name that is not a table of embeddings.
+    """Tensors that are the same numbers once, by the first name, of a table of embeddings where no other is.
 
     Of other mappings that read from disk nothing is known: a tensor's memory is another's once it is freed.
     """
@@ -231,21 +264,28 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return tensors
     names: dict[object, str] = {}
     for name, key in keys.items():
-        if key not in names or is_embedding(names[key].rpartition(".")[0]):
+        if key not in names or (_is_table(names[key]) and not _is_table(name)):
             names[key] = name
     kept = set(names.values())
     if len(kept) == len(keys):
         return tensors
     if isinstance(tensors, StoredTensors):
-        return SomeTensors(tensors, [name for name in keys if name in kept])
+        return SomeTensors(tensors, {name: name for name in keys if name in kept})
     return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
+def _is_table(name: str) -> bool:
+    return is_embedding(name.rpartition(".")[0])
 
 
 def _memory(name: str, tensor: Tensor) -> object:
     """What two tensors have in common that are the same numbers in memory; vectors are not looked at."""
-    if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+    try:
+        if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
+            return name
+        return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    except (RuntimeError, ValueError):  # nested, or not initialised
         return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _unread(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, list[LayerWeight]]:
@@ -270,11 +310,20 @@ def _module_layers(
         leaf = leaf._replace(stored=stored._replace(layout=given, remark="")) if given else leaf
         for layer in _readable_layers(leaf):
             said = leaf.stored.remark if leaf.stored.remark != NOT_TOLD or len(layer.shape) == 2 else ""
-            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])))
+            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])), steps=_steps(leaf, layer.name))
             reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
                 reason, layer = _NO_VALUES, layer._replace(unreadable=True)
             yield layer._replace(matrices=NO_MATRICES, parameters=(), reason=reason, rank=None) if reason else layer
+
+
+def _steps(leaf: StoredLeaf, name: str) -> Callable[[], Tensor] | None:
+    """Reads the steps of an unpacked weight, as matrices like its own."""
+    steps = leaf.stored.steps
+    if steps is None:
+        return None
+    alike = leaf._replace(stored=leaf.stored._replace(read=steps))
+    return lambda: next(layer.matrices for layer in leaf_layers(alike) if layer.name == name)
 
 
 def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:

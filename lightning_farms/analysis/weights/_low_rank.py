@@ -12,19 +12,24 @@ from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weig
 from lightning_farms.analysis.weights._products import RESCALED, low_rank_matrices
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
-_PAIRS = {"lora": ("lora_A", "lora_B"), "lora_embedding": ("lora_embedding_A", "lora_embedding_B")}
+_PAIRS = (
+    ("lora", "lora_A", "lora_B"),
+    ("lora", "lora_a", "lora_b"),
+    ("lora_embedding", "lora_embedding_A", "lora_embedding_B"),
+)
 
 
 def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
     r"""The updates :math:`s B A`, or :math:`s B \mathrm{diag}(E) A` (AdaLoRA), that a module adds to its weight.
 
     Known are the layers of peft (``lora_A`` and ``lora_B`` hold a module or parameter for each adapter, the scales
-    :math:`s` are in ``scaling``) and of loralib (two parameters). Of a convolution each kernel position is a matrix.
+    :math:`s` are in ``scaling``), of loralib (two parameters), and of torchtune (``lora_a``, ``alpha`` by ``rank``). Of
+    a convolution each kernel position is a matrix.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, equation 3.
     """
-    for suffix, (first, second) in _PAIRS.items():
+    for suffix, first, second in _PAIRS:
         down, up = _factors(getattr(module, first, None)), _factors(getattr(module, second, None))
         for adapter in down:
             if adapter in up:
@@ -67,7 +72,9 @@ def _factors(holder: object) -> dict[str, HeldWeight]:
 
 
 def _scale(module: nn.Module, adapter: str) -> float:
-    scaling = getattr(module, "scaling", 1.0)
+    alpha, rank = getattr(module, "alpha", None), getattr(module, "rank", None)
+    known = all(isinstance(number, (int, float)) for number in (alpha, rank)) and rank
+    scaling = getattr(module, "scaling", cast(float, alpha) / cast(float, rank) if known else 1.0)
     return float(scaling.get(adapter, 1.0)) if isinstance(scaling, Mapping) else float(scaling)
 
 

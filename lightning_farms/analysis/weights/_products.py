@@ -17,9 +17,11 @@ _FACTORS = (
     ("LoHa", re.compile(r"(^|\.)hada_[wt]\d(_[ab])?(\.|$)")),
     ("LoKr", re.compile(r"(^|\.)lokr_[wt]\d(_[ab])?(\.|$)")),
     ("VeRA", re.compile(r"(^|\.)(vera_[AB]|vera_lambda_[bd])(\.|$)")),
-    ("an orthogonal update", re.compile(r"(^|\.)(oft_[rRs]|boft_[RPs]|hra_u|oft_blocks)(\.|$)")),
+    ("an orthogonal update", re.compile(r"(^|\.)(oft_[rRs]|boft_[RPs]|hra_u|oft_blocks|oft_diag)(\.|$)")),
+    ("GLoRA", re.compile(r"(^|\.)lora_(unet|te\d?|transformer)_[^.]*\.[ab][12m]\d?\.weight$")),
     ("AdaLoRA", re.compile(r"(^|\.)lora_E(\.|$)")),
     ("DoRA", re.compile(r"(^|\.)(lora_magnitude_vector|dora_scale)(\.|$)")),
+    ("trained tokens", re.compile(r"(^|\.)trainable_tokens_(delta|original|index)(\.|$)")),
     ("LoCon", re.compile(r"(^|\.)lora_mid(\.|$)")),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,7 @@ class LayerWeight(NamedTuple):
         unreadable: whether the reason is that the weight is damaged, empty, or otherwise cannot be read.
         remark: what the report says of a weight that is analysed.
         layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty where it is not known.
+        steps: of a weight that was unpacked, reads how far apart the packed numbers are at each entry, (P, m, n).
     """
 
     name: str
@@ -65,6 +67,7 @@ class LayerWeight(NamedTuple):
     unreadable: bool = False
     remark: str = ""
     layout: str = ""
+    steps: Callable[[], Tensor] | None = None
 
     @property
     def holders(self) -> tuple[Tensor, ...]:

@@ -147,6 +147,9 @@ def _transposed_convolution(
 def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor], groups: int = 1) -> Iterator[ModuleWeight]:
     """The weight and its bias, and what a subclass holds besides."""
     found = held_weights(module)
+    if "weight" not in found and any(module.weight is parameter for parameter in module.parameters()):
+        yield from _bare_weights(found)  # it is that of a part, which speaks for itself (adapters' layers)
+        return
     value, holders = found.pop("weight") if "weight" in found else HeldWeight(cast(Tensor, module.weight))
     bias = found.pop("bias").parameters if "bias" in found else ()
     layout = usual_layout(kind_of(module), value.ndim) + (f"/{groups}" if groups > 1 else "")

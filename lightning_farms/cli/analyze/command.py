@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from errno import EACCES, EROFS
 from io import StringIO
 from pathlib import Path
 
@@ -125,7 +126,9 @@ def _make_folder(folder: Path, expected: str) -> None:
 
 def _check_writable(path: Path, what: str) -> None:
     if not os.access(path, os.W_OK):
-        raise PermissionError(f"Expected {what} that can be written to, but {str(path)!r} cannot.")
+        read_only = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
+        reason = os.strerror(EROFS if read_only else EACCES)
+        raise PermissionError(f"Expected {what} that can be written to, but {str(path)!r} cannot: {reason}.")
 
 
 def _report(

@@ -26,6 +26,7 @@ class StoredArray(NamedTuple):
         read: the numbers.
         layout: what its dimensions mean; empty where the file does not tell.
         quantised: the format of packed numbers.
+        unpacked: their format, where ``read`` unpacks them.
         reason: why it is no weight.
     """
 
@@ -34,6 +35,7 @@ class StoredArray(NamedTuple):
     read: Callable[[], Tensor]
     layout: str = ""
     quantised: str = ""
+    unpacked: str = ""
     reason: str = ""
 
 
@@ -45,6 +47,7 @@ class ArrayTensors(StoredTensors):
         self._path = path
         self.layouts = {name: array.layout for name, array in arrays.items() if array.layout}
         self.quantised = {name: array.quantised for name, array in arrays.items() if array.quantised}
+        self.unpacked = {name: array.unpacked for name, array in arrays.items() if array.unpacked}
         self.refused = {name: array.reason for name, array in arrays.items() if array.reason}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -78,8 +81,13 @@ def in_blocks(matrix: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor of an array, also of NumPy's extension type for bfloat16."""
-    if array.dtype.name == "bfloat16":
+    """A tensor of an array, also of NumPy's extension types for bfloat16, floats of 8 bits, and integers of fewer."""
+    name = array.dtype.name
+    if name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    if name.startswith("float8") and hasattr(torch, name):
+        return torch.from_numpy(array.view(np.uint8).copy()).view(getattr(torch, name))
+    if name in ("int4", "uint4", "int2", "uint2"):
+        array = array.astype(np.int8)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.ascontiguousarray(native))

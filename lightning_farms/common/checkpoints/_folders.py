@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from lightning_farms.common.checkpoints._config import read_json
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints._other_folders import other_folder
+from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, other_folder
 from lightning_farms.common.checkpoints._places import CACHE, METADATA, within
 from lightning_farms.common.checkpoints._zero_files import ZeroFiles, first_words, zero_files
 from lightning_farms.common.texts import listed
@@ -29,7 +29,7 @@ _PREFERRED = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
-_SUFFIXES = (INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_SUFFIXES = (INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".nemo")
 _OTHER_SUFFIXES = (".gguf", ".onnx", ".keras", ".h5", ".hdf5")
 WEIGHTS = (*_SUFFIXES, *_OTHER_SUFFIXES)
 """Endings of files that hold weights, or say where they are."""
@@ -84,6 +84,10 @@ def _not_there(path: Path) -> str:
     text = f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}"
     if path.is_symlink():
         return f"{text}, a link to {os.readlink(path)!r}, where nothing is. Download or copy that again."
+    if path.with_name(f"{path.name}.index").is_file():
+        return (
+            f"{text}; with .index it is a TensorFlow checkpoint. Read it by tf.train.load_checkpoint. {AS_STATE_DICT}."
+        )
     if re.match(r"(https?|s3|gs|hf):/", str(path)):
         return f"{text}, an address. Download the file first."
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix and not path.parent.exists():

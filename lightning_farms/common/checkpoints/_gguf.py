@@ -53,6 +53,7 @@ class GGUFTensors(StoredTensors):
         packed = {name: f"GGUF {self._type(tensor)}" for name, tensor in self._tensors.items()}
         packed = {name: text for name, text in packed.items() if text.removeprefix("GGUF ") not in _PLAIN}
         self.quantised: Mapping[str, str] = {} if dequantize else packed
+        self.unpacked: Mapping[str, str] = packed if dequantize else {}
         self.layouts = {name: "batch" for name, tensor in self._tensors.items() if len(tensor.shape) == 3}
 
     def __getitem__(self, name: str) -> Tensor:

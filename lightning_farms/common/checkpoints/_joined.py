@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
-_KNOWN = ("layouts", "quantised", "refused")
+_KNOWN = ("layouts", "quantised", "unpacked", "refused")
 
 
 class JoinedTensors(StoredTensors):
@@ -37,7 +37,7 @@ class JoinedTensors(StoredTensors):
                 texts |= {f"{prefix}{name}": text for name, text in getattr(tensors, kind).items()}
         self._names = self._holders
         self.buffers, self.parameters = frozenset(buffers), frozenset(parameters)
-        self.layouts, self.quantised, self.refused = (known[name] for name in _KNOWN)
+        self.layouts, self.quantised, self.unpacked, self.refused = (known[name] for name in _KNOWN)
 
     def __getitem__(self, name: str) -> Tensor:
         tensors, own = self._holders[name]

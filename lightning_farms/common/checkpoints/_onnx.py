@@ -47,7 +47,8 @@ _PRODUCTS = (
     *_PACKED_OPS,
 )
 _LONGEST_WAY = 8
-_GRAPH = 7  # number of a field
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of fields: of a model, a graph, a tensor
+_LARGE = 2**16  # bytes of an initialiser that is left in the file until it is asked for
 _AS_VARINT, _BY_LENGTH = 0, 2  # types of the wire format
 _LSTM_FROM_IOFC = (0, 2, 3, 1)
 _GATES = {"LSTM": _LSTM_FROM_IOFC, "GRU": GRU_FROM_ZRN, "RNN": (0,)}
@@ -89,31 +90,66 @@ def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
         ValueError: the file is damaged.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise ImportError(f'{str(path)!r} needs the package onnx: pip install "lightning-farms[formats]"') from error
     try:
-        _check_fields(path)
-        model = onnx.load(path, load_external_data=False)
-        return ArrayTensors(_found(_graph(model.graph), path.parent, dequantize), path)
+        return ArrayTensors(_found(_graph(_model(path).graph), path, dequantize), path)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # of a damaged file
         raise damaged(path, error) from error
 
 
-def _check_fields(path: Path) -> None:
-    """Go through the fields of the model and its graph: the package reads all of a file into memory before it looks."""
+def _model(path: Path) -> Any:  # noqa: ANN401
+    """The model, in which large initialisers say where in the file their numbers are: the package would copy all."""
+    from onnx import ModelProto
+
+    model = ModelProto()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        graphs = [(start, end) for number, start, end in _fields(content, 0, len(content)) if number == _GRAPH]
-        for start, end in graphs:
-            for _ in _fields(content, start, end):
-                pass
+        for number, whole, inner in _fields(content, slice(0, len(content))):
+            if number == _GRAPH:
+                _add_to_graph(model.graph, content, inner)
+            else:
+                model.MergeFromString(content[whole])
+    return model
 
 
-def _fields(content: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number of each field of a message, and where its bytes start and end."""
-    while position < end:
+def _add_to_graph(graph: Any, content: mmap.mmap, place: slice) -> None:  # noqa: ANN401
+    for number, whole, inner in _fields(content, place):
+        if number == _INITIALIZER and inner.stop - inner.start > _LARGE:
+            graph.initializer.append(_initializer(content, inner))
+        else:
+            graph.MergeFromString(content[whole])
+
+
+def _initializer(content: mmap.mmap, place: slice) -> Any:  # noqa: ANN401
+    from onnx import TensorProto
+
+    tensor = TensorProto()
+    numbers = None
+    for number, whole, inner in _fields(content, place):
+        if number == _RAW_DATA:
+            numbers = inner
+        else:
+            tensor.MergeFromString(content[whole])
+    if numbers is None:
+        return tensor
+    if math.prod(tensor.dims) * _dtype(tensor).itemsize != numbers.stop - numbers.start:  # several numbers in a byte
+        tensor.raw_data = content[numbers]
+        return tensor
+    tensor.data_location = TensorProto.EXTERNAL
+    where = {"location": "", "offset": numbers.start, "length": numbers.stop - numbers.start}
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _fields(content: mmap.mmap, place: slice) -> Iterator[tuple[int, slice, slice]]:
+    """Number of each field of a message, where the field is, and its bytes in it."""
+    position = place.start
+    while position < place.stop:
+        first = position
         tag, start = _varint(content, position)
         if tag & 7 == _BY_LENGTH:
             length, start = _varint(content, start)
@@ -122,9 +158,9 @@ def _fields(content: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, 
             _, position = _varint(content, start)
         else:
             raise PickleError("it has fields of a type that no model has")
-        if not tag >> 3 or position > end:
+        if not tag >> 3 or position > place.stop:
             raise PickleError("it is cut short, or no model")
-        yield tag >> 3, start, position
+        yield tag >> 3, slice(first, position), slice(start, position)
 
 
 def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
@@ -138,10 +174,10 @@ def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
     raise PickleError("it has a number of more than ten bytes")
 
 
-def _found(graph: _Graph, folder: Path, dequantize: bool) -> dict[str, StoredArray]:
+def _found(graph: _Graph, path: Path, dequantize: bool) -> dict[str, StoredArray]:
     found: dict[str, StoredArray] = {}
     for name in graph.constants:
-        for named, array in _arrays(name, graph, folder, dequantize):
+        for named, array in _arrays(name, graph, path, dequantize):
             found.setdefault(named, array)
     return found
 
@@ -158,14 +194,14 @@ def _graph(graph: Any) -> _Graph:  # noqa: ANN401
     return found
 
 
-def _arrays(name: str, graph: _Graph, folder: Path, dequantize: bool) -> Iterator[tuple[str, StoredArray]]:
+def _arrays(name: str, graph: _Graph, path: Path, dequantize: bool) -> Iterator[tuple[str, StoredArray]]:
     tensor = graph.constants[name]
     shape = tuple(tensor.dims)
     if len(shape) < 2:
         return
     uses = list(graph.uses(name))
     product = min((use for use in uses if use.node.op_type in _PRODUCTS), key=_rank, default=None)
-    read = partial(_values, tensor, folder)
+    read = partial(_values, tensor, path)
     if product is None:
         used = ", ".join(sorted({use.node.op_type for use in uses})) or "nothing"
         reason = f"no product of the graph uses it, but {used}"
@@ -176,7 +212,7 @@ def _arrays(name: str, graph: _Graph, folder: Path, dequantize: bool) -> Iterato
     if product.node.op_type in _GATES:
         yield from _recurrent(product, named, shape, _dtype(tensor), read)
         return
-    yield named, _of_product(StoredArray(shape, _dtype(tensor), read), product, graph, folder, dequantize)
+    yield named, _of_product(StoredArray(shape, _dtype(tensor), read), product, graph, path, dequantize)
 
 
 def _rank(use: _Use) -> int:
@@ -192,14 +228,15 @@ def _name(name: str, node: Any) -> str:  # noqa: ANN401
     return ".".join([*module, "weight"]) if module else f"{node.name}.weight"
 
 
-def _of_product(array: StoredArray, use: _Use, graph: _Graph, folder: Path, dequantize: bool) -> StoredArray:
+def _of_product(array: StoredArray, use: _Use, graph: _Graph, path: Path, dequantize: bool) -> StoredArray:
     scaled = [node for node in use.through if node.op_type == "DequantizeLinear"]
     if use.node.op_type in _PACKED_OPS or (scaled and not dequantize):
         operation = scaled[0].op_type if scaled else use.node.op_type
         return array._replace(quantised=f"ONNX {operation}")
     for node in use.through:
         if node.op_type == "DequantizeLinear":
-            array = array._replace(dtype=torch.float32, read=partial(_dequantised, array.read, node, graph, folder))
+            read = partial(_dequantised, array.read, node, graph, path)
+            array = array._replace(dtype=torch.float32, read=read, unpacked="ONNX DequantizeLinear")
         elif node.op_type == "Transpose":
             array = _permuted(array, _attribute(node, "perm") or list(range(len(array.shape)))[::-1])
     return _laid_out(array, use)
@@ -251,13 +288,13 @@ def _direction(read: Any, direction: int, order: tuple[int, ...]) -> Tensor:  # 
     return in_blocks(read()[direction], order)
 
 
-def _dequantised(read: Any, node: Any, graph: _Graph, folder: Path) -> Tensor:  # noqa: ANN401
+def _dequantised(read: Any, node: Any, graph: _Graph, path: Path) -> Tensor:  # noqa: ANN401
     """(x - zero) times the scale, along an axis, or in blocks along it."""
     values = read().to(torch.float32)
     more = [graph.constants.get(name) for name in node.input[1:]]
     if not more or any(each is None for each in more):
         raise UnreadableTensor("quantised, with scales that the graph computes")
-    scale, *zero = (_values(each, folder).to(torch.float32) for each in more)
+    scale, *zero = (_values(each, path).to(torch.float32) for each in more)
     axis, block = _attribute(node, "axis"), _attribute(node, "block_size") or 0
     dimension = (1 if axis is None else axis) % values.ndim
     values = values - _spread(zero[0], values, dimension, block) if zero else values
@@ -289,13 +326,13 @@ def _dtype(tensor: Any) -> torch.dtype:  # noqa: ANN401
     return found if isinstance(found, torch.dtype) else torch.uint8
 
 
-def _values(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
+def _values(tensor: Any, path: Path) -> Tensor:  # noqa: ANN401
     """The numbers of an initialiser, from the file or from the one beside it that it names."""
     from onnx import TensorProto, numpy_helper
 
     try:
         if tensor.data_location == TensorProto.EXTERNAL:
-            return _beside(tensor, folder)
+            return _beside(tensor, path)
         return to_tensor(np.array(numpy_helper.to_array(tensor)))
     except UnreadableTensor:
         raise
@@ -303,18 +340,28 @@ def _values(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
         raise UnreadableTensor(f"damaged: {error}") from error
 
 
-def _beside(tensor: Any, folder: Path) -> Tensor:  # noqa: ANN401
-    """The numbers of an initialiser in another file of the folder."""
+def _beside(tensor: Any, path: Path) -> Tensor:  # noqa: ANN401
+    """The numbers of an initialiser elsewhere in the file, or in another file of the folder."""
     where = {entry.key: entry.value for entry in tensor.external_data}
-    location = folder / where.get("location", "")
-    if not location.is_file() or Path(where["location"]).is_absolute() or ".." in Path(where["location"]).parts:
+    named = Path(where.get("location", ""))
+    file = path.parent / named if named.parts else path
+    if not file.is_file() or named.is_absolute() or ".." in named.parts:
         raise UnreadableTensor(f"its numbers are in {where.get('location')!r}, which is not beside the model")
-    file, dtype = within(folder, location), _dtype(tensor)
+    file, dtype = within(path.parent, file) if named.parts else path, _dtype(tensor)
     size = math.prod(tensor.dims) * dtype.itemsize
     start = int(where.get("offset", 0))
-    if min(tensor.dims) < 0 or not 0 <= start <= file.stat().st_size - size:
+    length = int(where.get("length", 0)) or size
+    if min(tensor.dims) < 0 or start < 0 or not 0 <= length <= file.stat().st_size - start:
         raise UnreadableTensor(f"damaged: it reaches beyond the end of {file.name!r}")
     with file.open("rb") as stream:
         stream.seek(start)
-        raw = bytearray(stream.read(size))
+        raw = bytearray(stream.read(length))
+    if length != size:  # several numbers in a byte
+        return _values(_with_bytes(tensor, raw), path)
     return torch.frombuffer(raw, dtype=dtype).reshape(tuple(tensor.dims)) if raw else torch.empty(*tensor.dims)
+
+
+def _with_bytes(tensor: Any, raw: bytearray) -> Any:  # noqa: ANN401
+    from onnx import TensorProto
+
+    return TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=bytes(raw))

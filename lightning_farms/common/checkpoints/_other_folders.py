@@ -27,6 +27,7 @@ _FOLDERS = (
     OtherFolder("an Orbax checkpoint (JAX)", f"Read it by orbax's PyTreeCheckpointer. {AS_STATE_DICT}", "*.ocdbt"),
     OtherFolder("an OpenVINO model", MADE_FROM, "*.xml"),
     OtherFolder("a Core ML model", MADE_FROM, "*.mlmodel"),
+    OtherFolder("a Core ML model", MADE_FROM, "Data/com.apple.CoreML"),
     OtherFolder("a Flax checkpoint", f"Read it by flax.serialization.msgpack_restore. {AS_STATE_DICT}", "*.msgpack"),
 )
 

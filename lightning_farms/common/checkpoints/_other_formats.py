@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, MAD
 from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
+_MOST_MEMBERS = 1000  # of a tar archive
 _WHATEVER_THE_NAME = 3  # of the formats below, the first
 
 
@@ -49,6 +52,10 @@ def _is_text(start: bytes, path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
+
+
+def _is_tar(start: bytes) -> bool:
+    return start[257:262] == b"ustar"
 
 
 _FORMATS = (
@@ -98,7 +105,7 @@ _FORMATS = (
     OtherFormat("an MXNet checkpoint", AS_STATE_DICT, _called(".params")),
     OtherFormat("a Caffe model", AS_STATE_DICT, _called(".caffemodel")),
     OtherFormat("a scikit-learn model", "Its arrays are no network's weights", _called(".joblib")),
-    OtherFormat("a tar archive", "Unpack it: tar -xf FILE", lambda start, _: start[257:262] == b"ustar"),
+    OtherFormat("a tar archive", "Unpack it: tar -xf FILE", lambda start, _: _is_tar(start)),
     OtherFormat(
         "a compressed file",
         "Unpack it first (gzip -d, xz -d, zstd -d, 7z x)",
@@ -119,6 +126,25 @@ def is_no_checkpoint(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(_START)
     return any(known.knows(start, path) for known in _FORMATS[:_WHATEVER_THE_NAME])
+
+
+def holds_several(path: Path) -> bool:
+    """Whether a file is a tar archive with several zips, of which a reader would take the last for all."""
+    with path.open("rb") as file:
+        if not _is_tar(file.read(_START)):
+            return False
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                held = sum(_is_zip(archive, member) for member in islice(archive, _MOST_MEMBERS))
+        except (tarfile.TarError, OSError, ValueError):
+            return True
+    return held != 1
+
+
+def _is_zip(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    held = archive.extractfile(member) if member.isreg() else None
+    return held is not None and held.read(2) == b"PK"
 
 
 def other_format(path: Path) -> OtherFormat | None:

@@ -15,6 +15,7 @@ from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, 
 from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
+_UNKNOWN = {"F6_E2M3", "F6_E3M2"}
 _UNSLICED = {"F4"}  # two numbers a byte
 
 
@@ -45,6 +46,7 @@ class SafetensorsFile(StoredTensors):
         if name not in self._names:
             raise KeyError(name)
         with naming(name, self._path):
+            _check_type(self._file.get_slice(name).get_dtype())
             return _or_unreadable(self._file.get_tensor, name)
 
     def without_values(self, name: str) -> Tensor:
@@ -55,6 +57,7 @@ class SafetensorsFile(StoredTensors):
         if not shape or part.get_dtype() in _UNSLICED:
             return self[name].to("meta")
         with naming(name, self._path):
+            _check_type(part.get_dtype())
             return _or_unreadable(lambda: torch.empty(shape, dtype=part[:0].dtype, device="meta"))
 
 
@@ -71,6 +74,11 @@ def _check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length <= MOST_JSON:
             parse_json(file.read(length))
+
+
+def _check_type(name: str) -> None:
+    if name in _UNKNOWN:
+        raise UnreadableTensor(f"of the type {name}, which PyTorch does not have: analyse the original checkpoint")
 
 
 def _or_unreadable(read: Callable[..., Tensor], *arguments: object) -> Tensor:

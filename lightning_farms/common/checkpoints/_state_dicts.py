@@ -91,8 +91,9 @@ def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts
             raise AmbiguousStateDict(path, key, sizes)
         return _chosen(tensors, key, weights)
     root = _root({name: found[name] for name in weights})
-    if root is None:
-        raise AmbiguousStateDict(path, None, weights)
+    hidden = {name: size for name, size in sizes.items() if _has_matrices(found[name])}  # such as a callback's averages
+    if root is None or (hidden and not weights):
+        raise AmbiguousStateDict(path, None, weights or hidden)
     return _chosen(_below({name: found[name] for name in weights}, root), root, weights)
 
 
@@ -117,13 +118,17 @@ def _root(found: Mapping[str, _Held]) -> str | None:
     for key in STATE_DICT_KEYS:
         if any(path == key or path.startswith(f"{key}.") for path in found):
             return key
-    with_matrices = [path for path, held in found.items() if any(len(t.shape) > 1 for t in held.tensors.values())]
+    with_matrices = [path for path, held in found.items() if _has_matrices(held)]
     candidates = with_matrices or list(found)
     tops = list(dict.fromkeys(path.partition(".")[0] for path in candidates))
     if len(tops) != 1:
         return None if tops else ""
     below = [f"{tops[0]}.{key}" for key in STATE_DICT_KEYS]  # such as {"app": {"model": ..., "optim": ...}}
     return next((path for path in below if any(f"{each}.".startswith(f"{path}.") for each in found)), tops[0])
+
+
+def _has_matrices(held: _Held) -> bool:
+    return any(len(tensor.shape) > 1 for tensor in held.tensors.values())
 
 
 def _below(found: Mapping[str, _Held], root: str) -> _Held:

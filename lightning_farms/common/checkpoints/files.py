@@ -23,7 +23,7 @@ from lightning_farms.common.checkpoints._json_file import JSONError, read_json_f
 from lightning_farms.common.checkpoints._keras import is_keras_archive, read_keras
 from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints._onnx import read_onnx
-from lightning_farms.common.checkpoints._other_formats import is_no_checkpoint, other_format
+from lightning_farms.common.checkpoints._other_formats import holds_several, is_no_checkpoint, other_format
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
@@ -258,6 +258,8 @@ def _refusing(path: Path) -> Iterator[None]:
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
             f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
         )
+    if holds_several(path):
+        _refuse_other(path)
     try:
         yield
     except PickleError as error:
@@ -287,7 +289,7 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
             )
         return
     _refuse_other(path)
-    if isinstance(content, dict) and is_optimizer(content):
+    if any(isinstance(held, dict) and is_optimizer(held) for held in (content, *_entries(content))):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
             "optimizer. Give the model's file (it is often in the same folder)."
@@ -312,6 +314,12 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
         f"{', '.join(STATE_DICT_KEYS)}, but {str(path)!r} holds no tensor there; it has the keys "
         f"{_listed([str(name) for name in content]) or '(none)'}. Save the state dict alone."
     )
+
+
+def _entries(content: object) -> Iterator[object]:
+    """What a dictionary, and the lists in it, hold."""
+    for held in content.values() if isinstance(content, dict) else ():
+        yield from held if isinstance(held, list) else (held,)
 
 
 class _Pickled(StoredTensors):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
+
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -19,6 +21,7 @@ class StoredTensors(Mapping[str, Tensor]):
         parameters: names of tensors that are known to be parameters.
         layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
         quantised: the format of tensors that the file's own format packs.
+        unpacked: the format of those that are unpacked when they are read.
         refused: why tensors are known to be no weights.
         dequantize: whether packed weights are to be unpacked, where that can be done.
     """
@@ -28,6 +31,7 @@ class StoredTensors(Mapping[str, Tensor]):
     parameters: frozenset[str] = frozenset()
     layouts: Mapping[str, str] = MappingProxyType({})
     quantised: Mapping[str, str] = MappingProxyType({})
+    unpacked: Mapping[str, str] = MappingProxyType({})
     refused: Mapping[str, str] = MappingProxyType({})
     dequantize: bool = False
     _names: Collection[str]  # of all tensors, in order; set by the subclasses
@@ -55,28 +59,26 @@ class SomeTensors(StoredTensors):
 
     Args:
         tensors: of the file.
-        names: those that are kept, in order.
+        names: those that are kept, in order, by the names that they get.
     """
 
-    def __init__(self, tensors: StoredTensors, names: Sequence[str]) -> None:
+    def __init__(self, tensors: StoredTensors, names: Mapping[str, str]) -> None:
         self._tensors = tensors
-        self._names = dict.fromkeys(names)
+        self._names = self._own = dict(names)
         self.config, self.buffers, self.parameters = tensors.config, tensors.buffers, tensors.parameters
         self.layouts, self.quantised, self.refused = tensors.layouts, tensors.quantised, tensors.refused
-        self.dequantize = tensors.dequantize
+        self.dequantize, self.unpacked = tensors.dequantize, tensors.unpacked
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._tensors[name]
+        return self._tensors[self._own[name]]
 
     def without_values(self, name: str) -> Tensor:
         """As of the file."""
-        return self._tensors.without_values(name)
+        return self._tensors.without_values(self._own[name])
 
     def identity(self, name: str) -> object:
         """As of the file."""
-        return self._tensors.identity(name)
+        return self._tensors.identity(self._own[name])
 
 
 class MetaTensors(Mapping[str, Tensor]):
@@ -102,12 +104,19 @@ class MetaTensors(Mapping[str, Tensor]):
         self.parameters: frozenset[str] = getattr(tensors, "parameters", frozenset())
         self.layouts: Mapping[str, str] = getattr(tensors, "layouts", {})
         self.quantised: Mapping[str, str] = getattr(tensors, "quantised", {})
+        self.unpacked: Mapping[str, str] = getattr(tensors, "unpacked", {})
         self.refused: Mapping[str, str] = getattr(tensors, "refused", {})
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, StoredTensors):
             return self._tensors.without_values(name)
-        return self._tensors[name].to("meta")
+        try:
+            return self._tensors[name].to("meta")
+        except (RuntimeError, ValueError) as error:  # quantised, nested, not initialised
+            if self._tensors[name].is_quantized:
+                raise UnreadableTensor("quantised: dequantise it before saving") from error
+            first_line = (str(error).splitlines() or [""])[0]
+            raise UnreadableTensor(f"its shape cannot be told ({type(error).__name__}: {first_line[:100]})") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

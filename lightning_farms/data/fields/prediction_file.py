@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import check_room, complete_or_nothing
 from lightning_farms.data.fields._opening import naming
 
 _SPARE = 2**18  # bytes of a file besides the fields
@@ -202,7 +201,8 @@ def create_part(
     """
     shape = (len(origins), *size)
     with complete_or_nothing(path) as temporary:
-        check_room(path, 4 * len(header.channels) * int(np.prod(shape)) + _SPARE)
+        size_in_bytes = 4 * len(header.channels) * int(np.prod(shape)) + _SPARE
+        check_room(path, size_in_bytes, "the predictions", "give PredictionWriter another `path`")
         with h5py.File(temporary, "x") as file:
             _reserve(file, _STATE, shape[:1], np.dtype(np.uint8))
             file[_STATE][...] = 0
@@ -299,17 +299,6 @@ def _lock(file: IO[bytes], path: Path) -> None:
         ) from error
     except OSError:  # a file system without locks
         return
-
-
-def check_room(path: Path, size: int) -> None:
-    """Refuse to write more than there is room for."""
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise OSError(
-            errno.ENOSPC,
-            f"the predictions take {size / 1e6:.2f} MB, and {free / 1e6:.2f} MB are free in {path.parent}: make room, "
-            "or give PredictionWriter another `path`",
-        )
 
 
 def _coordinate(values: Tensor | None, count: int) -> NDArray[np.float32]:

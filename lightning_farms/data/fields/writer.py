@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from lightning_farms.common.arguments import check_at_least
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import check_room, complete_or_nothing
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_bars
 from lightning_farms.data.fields.pdebench import FIELDS
 from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, simulate_cfd
 
 _CELLS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}  # what a processor's cache holds; what fills an accelerator
+_SPARE = 2**14  # bytes of a file besides the fields
 _CELLS_FOR_THREADS = 2**18  # cells of a batch from which more than one thread pays even on a busy machine
 
 
@@ -51,7 +52,7 @@ def write_pdebench(path: str | os.PathLike[str], simulation: CFDSimulation) -> N
             "Expected argument `simulation` to hold fields of one shape (B, T, X, Y) that fits its coordinates, "
             f"but got {[shape, *shapes]} and coordinates of lengths {coordinates}."
         )
-    with complete_or_nothing(Path(path)) as temporary, h5py.File(temporary, "x") as file:
+    with _draft(Path(path), simulation.density.numel()) as file:
         _create(file, simulation, shape[0])
         _write_part(file, simulation, 0)
 
@@ -94,8 +95,7 @@ def simulate_to_file(
     check_at_least(1, batch_size=batch_size)
     starts = range(0, config.trajectories, batch_size)
     with (
-        complete_or_nothing(Path(path)) as temporary,
-        h5py.File(temporary, "x") as file,
+        _draft(Path(path), config.trajectories * config.frames * config.resolution**2) as file,
         progress_bars(unit="percent", show=progress, stays=True) as start_bar,
         _threads_for(min(batch_size, config.trajectories) * config.resolution**2),
     ):
@@ -114,6 +114,18 @@ def simulate_to_file(
             if start == 0:
                 _create(file, part, config.trajectories)
             _write_part(file, part, start)
+
+
+@contextmanager
+def _draft(path: Path, numbers: int) -> Iterator[h5py.File]:
+    """A file that gets its name when it is whole, with room for fields of so many numbers each.
+
+    The room is looked at first: what HDF5 says of a full disk nobody understands.
+    """
+    with complete_or_nothing(path) as temporary:
+        check_room(temporary, 4 * len(FIELDS) * numbers + _SPARE, "the trajectories", "choose another folder")
+        with h5py.File(temporary, "x") as file:
+            yield file
 
 
 def _create(file: h5py.File, part: CFDSimulation, trajectories: int) -> None:

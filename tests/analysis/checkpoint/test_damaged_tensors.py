@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_farms.analysis import WholeMatrix, analyze, analyze_weights, checkpoint_weights, parameter_layers
+from lightning_farms.analysis import (
+    Selection,
+    WholeMatrix,
+    analyze,
+    analyze_weights,
+    checkpoint_weights,
+    parameter_layers,
+)
 
 
 def matrix():
@@ -35,6 +42,19 @@ def test_it_costs_its_own_row(tmp_path, case, stored):
     assert [weight.unreadable for weight in checkpoint_weights(source)] == [True, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage", "ignore:.*[Qq]uantiz")
+def test_tensors_without_a_plain_shape_in_a_dictionary_cost_their_own_rows():
+    state = {
+        "a.weight": torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)]),
+        "b.weight": torch.quantize_per_tensor(matrix(), 0.1, 0, torch.qint8),
+        "c.weight": nn.LazyLinear(3).weight,
+        "d.weight": matrix(),
+    }
+    found = analyze_weights(checkpoint_weights(state, Selection(min_size=4)))
+    assert [row.name for row in found if row.status == "ok"] == ["d"]
+    assert "quantised" in found["b"].reason
+
+
 @pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_sparse_tensors_are_made_dense(tmp_path, sparse):
@@ -49,6 +69,14 @@ def test_tied_tensors_of_a_file_come_once(tmp_path):
     shared = matrix()
     torch.save({"embed.weight": shared, "head.weight": shared, "other.weight": matrix()}, tmp_path / "a.pt")
     assert [weight.name for weight in checkpoint_weights(tmp_path / "a.pt")] == ["head", "other"]
+
+
+def test_of_tied_tables_the_first_comes(tmp_path):
+    shared = matrix()
+    state = {f"{name}.weight": shared for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")}
+    torch.save(state, tmp_path / "a.pt")
+    for source in (state, tmp_path / "a.pt"):
+        assert [weight.name for weight in checkpoint_weights(source)] == ["shared"]
 
 
 BUFFERS = "mel.fb rope.freqs_cos rope.sin_cached moco.queue vq.embed_avg stft.forward_basis head.anchors norm.data_mean"

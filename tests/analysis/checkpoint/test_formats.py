@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lightning_farms.analysis as analysis
-from lightning_farms.analysis import Selection, analyze, analyze_weights, checkpoint_weights, open_checkpoint
+from lightning_farms.analysis import (
+    Selection,
+    analyze,
+    analyze_weights,
+    checkpoint_changes,
+    checkpoint_weights,
+    open_checkpoint,
+)
 
 CARD = Path(analysis.__file__).with_name("README.md")
 ARRAYS = "convolution linear"  # what every format below can hold
@@ -267,7 +274,8 @@ def rows_of_integers(folder):
 def eight_bits(folder):
     weight = tensors()["fc.weight"]
     largest = weight.abs().amax(1)
-    state = {"fc.weight": (weight / largest[:, None] * 127).round().to(torch.int8), "fc.SCB": largest}
+    packed = (weight / largest[:, None] * 127).round().to(torch.int8)
+    state = {"fc.weight": packed, "fc.SCB": largest, "fc.weight_format": torch.zeros((), dtype=torch.uint8)}
     save_file(state, folder / "model.safetensors")
     return folder
 
@@ -305,6 +313,67 @@ def test_packed_weights_are_unpacked_on_request_only(name, tmp_path):
     true = tensors()["fc.weight"]
     assert 0 < (weight.matrices[0] - true).abs().max() <= error * true.abs().max()
     assert analyze_weights([weight])["fc"].alpha == pytest.approx(analyze(network())["fc"].alpha, abs=error)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_large_initialisers_of_onnx_are_read_where_they_lie(external, tmp_path):
+    onnx, types = pytest.importorskip("onnx"), pytest.importorskip("ml_dtypes")
+    torch.manual_seed(0)
+    wide, packed = torch.randn(140, 130).numpy(), torch.randint(-8, 8, (130, 1100), dtype=torch.int8).numpy()
+    arrays = {"up.weight": wide, "fc.weight": packed.astype(types.int4), "s": torch.full((1100,), 0.5).numpy()}
+    make = onnx.helper
+    nodes = [
+        make.make_node("MatMul", ["x", "up.weight"], ["u"]),
+        make.make_node("DequantizeLinear", ["fc.weight", "s"], ["d"], axis=1),
+        make.make_node("MatMul", ["u", "d"], ["y"]),
+    ]
+    values = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    initialisers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    model = make.make_model(make.make_graph(nodes, "net", values[:1], values[1:], initialisers))
+    settings = {"save_as_external_data": True, "location": "a.data", "size_threshold": 0} if external else {}
+    onnx.save(model, tmp_path / "a.onnx", **settings)
+    found = {w.name: w.matrices[0] for w in checkpoint_weights(open_checkpoint(tmp_path / "a.onnx", dequantize=True))}
+    assert torch.equal(found["up"], torch.from_numpy(wide).T)
+    assert torch.equal(found["fc"], torch.from_numpy(packed).T * 0.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 3, 3), (4, 16, 32)], ids=["convolution", "experts"])
+def test_scales_belong_to_the_first_dimension(shape, tmp_path):
+    """Of three outputs with kernels of three, or experts whose number divides that of their rows."""
+    torch.manual_seed(0)
+    packed, scales = torch.randint(-99, 99, shape, dtype=torch.int8), torch.rand(shape[0])
+    name = "conv.weight" if len(shape) == 4 else "experts.weight"
+    save_file({name: packed, f"{name}_scale": scales}, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    true = packed * scales.reshape(-1, *[1] * (len(shape) - 1))
+    expected = true.permute(2, 3, 0, 1).reshape(9, 3, 16) if len(shape) == 4 else true
+    torch.testing.assert_close(layer.matrices, expected)
+
+
+def test_scales_of_unknown_rows_are_no_guess(tmp_path):
+    """Queries, keys and values in one have a scale each, and seldom as many rows."""
+    state = {"qkv.weight": torch.ones(96, 64).to(torch.float8_e4m3fn), "qkv.weight_scale": torch.rand(3)}
+    save_file(state, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    assert "which of 96 rows each of 3 scales is for" in layer.reason
+
+
+def test_scales_of_mxfp8_are_exponents(tmp_path):
+    torch.manual_seed(0)
+    packed, scales = torch.randn(20, 64).to(torch.float8_e4m3fn), torch.randint(120, 130, (20, 2), dtype=torch.uint8)
+    save_file({"fc.weight": packed, "fc.weight_scale": scales}, tmp_path / "a.safetensors")
+    [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
+    true = packed.float() * 2.0 ** (scales.float() - 127).repeat_interleave(32, 1)
+    torch.testing.assert_close(layer.matrices[0], true)
+
+
+@pytest.mark.parametrize("name", DEQUANTISED)
+def test_packing_alone_is_no_change(name, tmp_path):
+    path = DEQUANTISED[name][0](tmp_path)
+    base = {"fc.weight": tensors()["fc.weight"]}
+    [row] = analyze_weights(checkpoint_changes(open_checkpoint(path, dequantize=True), base))
+    assert (row.name, row.status) == ("fc", "skipped")
+    assert row.reason == "unchanged from the base, but for the rounding of packed numbers and float32"
 
 
 def archive(*names):

@@ -97,6 +97,7 @@ def test_dora_has_a_reason():
 @pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=True)])
 def test_factors_of_other_updates_are_no_weights(selection):
     names = ["hada_w1_a", "hada_w2_b", "lokr_w1", "lokr_w2_a", "vera_A", "vera_B", "oft_r", "boft_R"]
+    names.append("trainable_tokens_delta")
     model = holder(**{name: torch.randn(12, 14) for name in names})
     for weights in (layer_weights(model, selection), checkpoint_weights(model.state_dict(), selection)):
         found = {weight.name: weight.reason for weight in weights}
@@ -108,6 +109,8 @@ SCALES = {
     "alpha by rank": ({"lora_alpha": 8}, 2.0),
     "rank-stabilised": ({"lora_alpha": 8, "use_rslora": True}, 4.0),
     "alpha of the module": ({"lora_alpha": 8, "alpha_pattern": {"k": 99, "q": 12}}, 3.0),
+    "alpha by an expression": ({"lora_alpha": 8, "alpha_pattern": {"^q": 99, r"\w\.[qk]": 12}}, 3.0),
+    "an expression that takes forever": ({"lora_alpha": 8, "alpha_pattern": {"(([a-z.]+)+)+!": 12}}, 2.0),
     "no config": ({}, 1.0),
 }
 
@@ -130,16 +133,56 @@ def test_the_adapters_config_tells_the_scale(case, tmp_path):
         ("m.q.lora.down.weight", "m.q.lora.up.weight", "m.q.lora"),
         ("m.to_q_lora.down.weight", "m.to_q_lora.up.weight", "m.to_q.lora"),
         ("m.q.lora_linear_layer.down.weight", "m.q.lora_linear_layer.up.weight", "m.q.lora"),
+        ("m.qkv_lora2.down.weight", "m.qkv_lora2.up.weight", "m.qkv.lora2"),  # beside lora1
+        ("m.q.lora_a.weight", "m.q.lora_b.weight", "m.q.lora"),  # torchtune
     ],
 )
 def test_pairs_of_other_programs_and_their_alpha(first, second, name):
     torch.manual_seed(0)
     down, up = torch.randn(4, 12), torch.randn(9, 4)
-    module = name.removesuffix(".lora")
+    module = name.rpartition(".")[0]
     state = {first: down, second: up, f"{module}.alpha": torch.tensor(2.0)}
     [weight] = checkpoint_weights(state, PRODUCTS)
     assert (weight.name, weight.kind, weight.rank) == (name, "low-rank product", 4)
     torch.testing.assert_close(weight.matrices[0], 0.5 * up @ down)
+
+
+def test_mlx_stores_factors_transposed(tmp_path):
+    torch.manual_seed(0)
+    first, second = torch.randn(16, 4), torch.randn(4, 16)
+    save_file({"m.q.lora_a": first, "m.q.lora_b": second}, tmp_path / "adapters.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 4, "scale": 20.0}}))
+    [weight] = checkpoint_weights(tmp_path, PRODUCTS)
+    torch.testing.assert_close(weight.matrices[0], 20 * (first @ second).T)
+
+
+def test_factors_of_control_loras():
+    state = {"lora_controlnet": torch.zeros(0), "m.down": torch.randn(4, 12), "m.up": torch.randn(9, 4)}
+    [weight] = checkpoint_weights(state, PRODUCTS)
+    torch.testing.assert_close(weight.matrices[0], state["m.up"] @ state["m.down"])
+
+
+class Torchtunes(nn.Module):
+    """Its LoRALinear."""
+
+    def __init__(self):
+        super().__init__()
+        self.rank, self.alpha = 4, 8.0
+        self.lora_a, self.lora_b = nn.Linear(12, 4, bias=False), nn.Linear(4, 9, bias=False)
+
+
+def test_factors_of_torchtune():
+    model = nn.ModuleDict({"q": Torchtunes()})
+    layer = model["q"]
+    [weight] = layer_weights(model, PRODUCTS)
+    assert weight.name == "q.lora"
+    torch.testing.assert_close(weight.matrices[0], (2 * layer.lora_b.weight @ layer.lora_a.weight).detach())
+
+
+def test_dora_of_other_programs_has_a_reason():
+    state = {"m.lora_down.weight": torch.randn(4, 12), "m.lora_up.weight": torch.randn(9, 4)}
+    [weight] = checkpoint_weights({**state, "m.dora_scale": torch.ones(9, 1)}, PRODUCTS)
+    assert "DoRA" in weight.reason
 
 
 def test_the_adapters_config_tells_dora(tmp_path):
@@ -174,3 +217,9 @@ def test_factors_of_other_families_are_no_weights(family, name):
     module.register_parameter(name.split(".")[1], nn.Parameter(torch.randn(24, 24)))
     [weight] = layer_weights(nn.ModuleDict({"q": module}), PRODUCTS)
     assert f"an adapter ({family})" in weight.reason
+
+
+def test_tables_of_embeddings_within_adapters_are_embeddings():
+    for around in ("base_layer", "modules_to_save.default", "original_module", "token_adapter.base_layer"):
+        [layer] = checkpoint_weights({f"embed_tokens.{around}.weight": torch.randn(40, 12)})
+        assert (layer.kind, layer.reason[:10]) == ("embedding", "embeddings")

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_farms.analysis import ModuleWeight, Selection, layer_weights, module_weights, parameter_layers
+from lightning_farms.analysis import (
+    ModuleWeight,
+    Selection,
+    checkpoint_weights,
+    layer_weights,
+    module_weights,
+    parameter_layers,
+)
 
 
 def found(model):
@@ -248,6 +255,24 @@ def test_a_weight_that_is_no_parameter_counts_too():
     del frozen.weight
     frozen.register_buffer("weight", weight)
     assert found(frozen) == [("weight", "linear", (3, 4), (1, 3, 4))]
+
+
+class Around(nn.Linear):
+    """A linear layer around another, whose weight it shows, as some adapters' layers are."""
+
+    def __init__(self, base_layer):
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+
+def test_a_weight_of_a_part_counts_once():
+    model = nn.Sequential(Around(nn.Linear(4, 3)))
+    assert [layer.name for layer in layer_weights(model)] == ["0.base_layer"]
+    assert {layer.name for layer in checkpoint_weights(model.state_dict())} == {"0.base_layer"}
 
 
 def test_module_with_spectral_weights():

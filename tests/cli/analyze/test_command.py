@@ -450,9 +450,12 @@ def test_mistakes_come_before_the_long_work(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "vectors.pt"], "--out to be a place that can be written to, but 'vectors.pt' cannot."),
-        (["--out", "new.csv"], "but '.' cannot."),
-        (["--plots", "new"], "--plots to be a folder that can be written to, but 'new' cannot."),
+        (
+            ["--out", "vectors.pt"],
+            "--out to be a place that can be written to, but 'vectors.pt' cannot: Permission denied.",
+        ),
+        (["--out", "new.csv"], "but '.' cannot: Permission denied."),
+        (["--plots", "new"], "--plots to be a folder that can be written to, but 'new' cannot: Permission denied."),
     ],
 )
 def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy
 import pytest
+import torch
 
 from lightning_farms.analysis import open_checkpoint
 
@@ -92,3 +93,17 @@ def test_messages_of_servers_are_texts(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"\(it is a text\)\. Look at it: .* download the file itself"):
         open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_several_checkpoints_in_a_tar_archive_none_is_taken(tmp_path, count):
+    """NeMo's files have one."""
+    torch.save({"fc.weight": torch.ones(3, 2)}, tmp_path / "weights.ckpt")
+    with tarfile.open(tmp_path / "a.nemo", "w") as archive:
+        for number in range(count):
+            archive.add(tmp_path / "weights.ckpt", f"{number}.ckpt")
+    if count == 1:
+        assert list(open_checkpoint(tmp_path / "a.nemo")) == ["fc.weight"]
+    else:
+        with pytest.raises(ValueError, match=r"is a tar archive\. Unpack it"):
+            open_checkpoint(tmp_path / "a.nemo")

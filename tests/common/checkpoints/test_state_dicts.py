@@ -80,8 +80,16 @@ def test_empty_stand_ins_have_a_remedy(tmp_path):
         open_checkpoint(tmp_path / "a.pt")
 
 
-def test_the_state_of_an_optimizer_alone_is_no_checkpoint(tmp_path):
-    torch.save(OPTIMIZER, tmp_path / "optimizer.bin")
+def test_averages_that_a_callback_alone_holds_are_listed(tmp_path):
+    torch.save({"callbacks": {"EMA": {"weights": net()}}, "epoch": 1}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"argument `key` .*callbacks\.EMA\.weights \(2 tensors, 56 numbers\)"):
+        open_checkpoint(tmp_path / "a.ckpt")
+    assert list(open_checkpoint(tmp_path / "a.ckpt", key="callbacks.EMA.weights")) == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("holder", [OPTIMIZER, {"optimizer": OPTIMIZER}, {"optimizer_states": [OPTIMIZER], "epoch": 1}])
+def test_the_state_of_an_optimizer_alone_is_no_checkpoint(tmp_path, holder):
+    torch.save(holder, tmp_path / "optimizer.bin")
     with pytest.raises(ValueError, match=r"holds the state of an optimizer\. Give the model's file"):
         open_checkpoint(tmp_path / "optimizer.bin")
 
