@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per, norm
 
 
 def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, per: Per | None = None) -> Tensor:
@@ -99,7 +98,6 @@ def _per_sample(prediction: Tensor, target: Tensor, eps: float, *, over_frames: 
     """(batch, frames, channels), with one frame in place of all where norms run over them."""
     prediction, target = at_least_float32(prediction, target)
     dims = (1, 2, 3) if over_frames else (1, 2)
-    error = torch.linalg.vector_norm(prediction - target, dim=dims, keepdim=over_frames)
-    scale = torch.linalg.vector_norm(target, dim=dims, keepdim=over_frames).clamp(min=eps)
-    ratio: Tensor = error / scale
+    scale = norm(target, dims, keepdim=over_frames).clamp(min=eps)
+    ratio = (norm(prediction - target, dims, keepdim=over_frames) / scale).to(target.dtype)
     return ratio[:, 0, 0] if over_frames else ratio
