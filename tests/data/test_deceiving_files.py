@@ -215,3 +215,22 @@ def test_cells_that_are_not_equally_spaced_are_told(tmp_path):
     path = change(write(tmp_path / "stretched.hdf5"), **{"x-coordinate": np.arange(8.0) ** 2})
     with pytest.warns(UserWarning, match=r"the cells are not equally spaced along x: errors"):
         module(path).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            lambda random: 101325 + 0.01 * random,
+            "`pressure` varies by 0.00.* about 1.01e.05, of which float32 keeps",
+        ),
+        (lambda random: 1e-5 * (1 + random), "`pressure` varies by 9.*e-06 alone: VRMSE"),
+    ],
+)
+def test_what_the_numbers_cannot_show_is_told(tmp_path, values, told):
+    random = np.random.default_rng(0).uniform(0.5, 1.5, (12, 6, 8, 8))
+    data = module(change(write(tmp_path / "flows.hdf5"), pressure=values(random)))
+    data.setup("fit")
+    with pytest.warns(UserWarning, match=told) as found:
+        list(data.train_dataloader())
+    assert len(found) == 1
