@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,16 @@ def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
         with complete_or_nothing(Path(path)) as draft:
             draft.write_text(text, encoding="utf-8", newline="")
     return text
+
+
+def number_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts data_10 after data_9.
+
+    Example:
+        >>> sorted(["data_10", "data_9", "index"], key=number_order)
+        ['data_9', 'data_10', 'index']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 def listed(names: Iterable[str], shown: int = 8) -> str:

@@ -85,6 +85,18 @@ def told(flows: Sequence[Flows]) -> str:
     return "; ".join(f"{numbers} of {path}" for numbers, path in parts)
 
 
+def check_order(begun: Mapping[str, Any], order: Mapping[str, Any]) -> None:
+    """Warn where a training goes on within an epoch whose items now come in another order, or in other batches."""
+    now = {name: value for name, value in order.items() if begun.get(name, value) != value}
+    if now:
+        rank_zero_warn(
+            f"The checkpoint is from within an epoch, with {', '.join(f'{name} {begun[name]}' for name in now)}; now "
+            f"with {', '.join(f'{name} {value}' for name, value in now.items())}: in the rest of this epoch some "
+            "items come twice or not at all; later ones are whole. Keep these settings, or go on from a checkpoint of "
+            "an epoch's end."
+        )
+
+
 class Lineage:
     """The flows of this run by purpose, and those of the checkpoint that it goes on from."""
 
@@ -92,6 +104,7 @@ class Lineage:
         self._stage = ""
         self._used: dict[str, list[Flows]] = {}
         self._earlier: dict[str, list[dict[str, Any]]] = {"trained": [], "validated": []}
+        self.order: dict[str, Any] = {}  # what an epoch's batches depend on
         self.identities: list[Tensor] = []  # of the flows that were trained on, by their values; 0 of those to come
 
     def begin(self, stage: str) -> None:
@@ -115,14 +128,19 @@ class Lineage:
             "trained": recorded(self._used.get("train", []), self._earlier["trained"]),
             "validated": recorded(self._used.get("val", []) if fitted else [], self._earlier["validated"]),
             "settings": dict(settings),
+            "order": self.order,
             "identities": torch.cat([torch.zeros(1, dtype=torch.int64), *self.identities]).unique(),
         }
 
-    def load(self, state: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Compare a checkpoint's flows with those that are evaluated now, and say what they have in common."""
+        state = checkpoint.get("lineage")
         if state is None:
             return
         if self._stage == "fit":
+            if checkpoint.get("batches", 0):
+                begun = {"seed": state["settings"].get("seed"), **state.get("order", {})}
+                check_order(begun, {"seed": settings.get("seed"), **self.order})
             self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
         else:
             self.identities.clear()

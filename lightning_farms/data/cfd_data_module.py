@@ -303,6 +303,7 @@ class CFDDataModule(DataModule):
                 augmentation=self._augmentation(),
             )
             self._lineage.identities.append(self._train.identities)
+            self._lineage.order = {"batch_size": self.batch_size, "items": len(self._train), **replica_of(self.trainer)}
         evaluation: dict[str, Any] = {"in_timesteps": self.in_timesteps, "trained": self._lineage.identities}
         if "val" in parts:
             self._val = EvaluationTrajectories(parts["val"], **evaluation)
@@ -383,7 +384,7 @@ class CFDDataModule(DataModule):
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
         check_step(state_dict, self._sources.step(self.time_stride), self.time_stride)
-        self._lineage.load(state_dict.get("lineage"), self._split_settings())
+        self._lineage.load(state_dict, self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
             self._resume(self._sampler)
@@ -466,8 +467,7 @@ class CFDDataModule(DataModule):
 
     def _split_settings(self) -> dict[str, Any]:
         """What decides which flows are for what."""
-        own = {"seed": self.seed, "stride": self.stride, "time_stride": self.time_stride}
-        return {**self._sources.choice.settings(), **own}
+        return dict(self._sources.choice.settings(), seed=self.seed, stride=self.stride, time_stride=self.time_stride)
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories, items: list[int] | None = None) -> Batches:
         self._hand_out_statistics()

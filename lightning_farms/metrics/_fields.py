@@ -48,11 +48,10 @@ def at_least_float32(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor
     return prediction.to(dtype), target.to(dtype)
 
 
-def root_of_sum(squares: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
-    """Euclidean norm, with zero for its gradient at zero (torch's own norm adds up in an order that loses digits)."""
-    sums = squares.sum(dim, keepdim=keepdim)
-    zero = sums == 0
-    return sums.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+def norm(values: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
+    """Euclidean norm in the type for sums: in float32, squares of 1e20 are infinite and those of 1e-23 zero."""
+    found: Tensor = torch.linalg.vector_norm(values, dim=dim, keepdim=keepdim, dtype=accumulation_dtype(values.device))
+    return found
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, root_of_sum
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, norm
 
 
 def boundary_rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class BoundaryRMSE(FieldMetric):
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(_edges(prediction), _edges(target))
-    return root_of_sum((prediction - target).square(), 1) / math.sqrt(target.shape[1])
+    return (norm(prediction - target, 1) / math.sqrt(target.shape[1])).to(target.dtype)
 
 
 def _edges(fields: Tensor) -> Tensor:

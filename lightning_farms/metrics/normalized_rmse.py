@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
 from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per
-from lightning_farms.metrics.rmse import root_mean_over_space
+from lightning_farms.metrics.rmse import root_mean_square
 
 
 def normalized_rmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, per: Per | None = None) -> Tensor:
@@ -86,4 +86,4 @@ class NormalizedRMSE(FieldMetric):
 def _per_sample(prediction: Tensor, target: Tensor, eps: float) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
-    return root_mean_over_space((prediction - target).square()) / root_mean_over_space(target.square()).clamp(min=eps)
+    return (root_mean_square(prediction - target) / root_mean_square(target).clamp(min=eps)).to(target.dtype)

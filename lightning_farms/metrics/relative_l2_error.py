@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per
+from lightning_farms.metrics._fields import (
+    Per,
+    accumulation_dtype,
+    at_least_float32,
+    average,
+    check_eps,
+    check_fields,
+    check_per,
+)
 
 
 def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, per: Per | None = None) -> Tensor:
@@ -18,7 +28,8 @@ def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, 
              {\max(\lVert u_{b, \cdot, \cdot, \cdot, c} \rVert_2, \varepsilon)}
 
     Differentiable in ``prediction`` (the subgradient at a perfect prediction is zero), so it also serves as the loss.
-    Half-precision input is computed in float32.
+    Half-precision input is computed in float32. Squares are summed in the fields' type, as a loss's are; where those of
+    the target overflow it (float32 from about 1e16 on), the result is NaN. `RelativeL2Error` sums in float64.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
@@ -87,7 +98,8 @@ class RelativeL2Error(FieldMetric):
         self.eps = eps
 
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return _per_sample(prediction, target, self.eps, over_frames=_over_frames(self.per))
+        dtype = accumulation_dtype(target.device)
+        return _per_sample(prediction, target, self.eps, over_frames=_over_frames(self.per), dtype=dtype)
 
 
 def _over_frames(per: Per | None) -> bool:
@@ -95,11 +107,13 @@ def _over_frames(per: Per | None) -> bool:
     return per in (None, "channel")
 
 
-def _per_sample(prediction: Tensor, target: Tensor, eps: float, *, over_frames: bool) -> Tensor:
-    """(batch, frames, channels), with one frame in place of all where norms run over them."""
+def _per_sample(
+    prediction: Tensor, target: Tensor, eps: float, *, over_frames: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """(batch, frames, channels), with one frame in place of all where norms run over them; `dtype` is the sums'."""
     prediction, target = at_least_float32(prediction, target)
-    dims = (1, 2, 3) if over_frames else (1, 2)
-    error = torch.linalg.vector_norm(prediction - target, dim=dims, keepdim=over_frames)
-    scale = torch.linalg.vector_norm(target, dim=dims, keepdim=over_frames).clamp(min=eps)
-    ratio: Tensor = error / scale
+    options: dict[str, Any] = {"dim": (1, 2, 3) if over_frames else (1, 2), "keepdim": over_frames, "dtype": dtype}
+    error = torch.linalg.vector_norm(prediction - target, **options)
+    scale = torch.linalg.vector_norm(target, **options).clamp(min=eps)
+    ratio: Tensor = error / scale.masked_fill(scale.isinf(), torch.nan)  # or what overflows would be no error
     return ratio[:, 0, 0] if over_frames else ratio

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, root_of_sum
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_fields, check_per, norm
 
 
 def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tensor:
@@ -76,13 +76,12 @@ class RMSE(FieldMetric):
         return _per_sample(prediction, target)
 
 
-def root_mean_over_space(squares: Tensor) -> Tensor:
-    """Root of the mean over space."""
-    points = squares.shape[1] * squares.shape[2]
-    return root_of_sum(squares, (1, 2)) / math.sqrt(points)
+def root_mean_square(fields: Tensor) -> Tensor:
+    """Root of the squares' mean over space, in the type for sums."""
+    return norm(fields, (1, 2)) / math.sqrt(fields.shape[1] * fields.shape[2])
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
-    return root_mean_over_space((prediction - target).square())
+    return root_mean_square(prediction - target).to(target.dtype)

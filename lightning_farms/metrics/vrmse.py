@@ -5,8 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per
-from lightning_farms.metrics.rmse import root_mean_over_space
+from lightning_farms.metrics._fields import (
+    Per,
+    accumulation_dtype,
+    at_least_float32,
+    average,
+    check_eps,
+    check_fields,
+    check_per,
+)
+from lightning_farms.metrics.rmse import root_mean_square
 
 
 def vrmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-7, per: Per | None = None) -> Tensor:
@@ -88,4 +96,7 @@ class VRMSE(FieldMetric):
 def _per_sample(prediction: Tensor, target: Tensor, eps: float) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
-    return root_mean_over_space((prediction - target).square()) / (target.var((1, 2), correction=0) + eps).sqrt()
+    shifted = target - target[:, :1, :1]  # or a large mean would take the variance's digits
+    mean = shifted.mean((1, 2), dtype=accumulation_dtype(target.device))
+    variance = root_mean_square(shifted).square() - mean.square()
+    return (root_mean_square(prediction - target) / (variance.clamp(min=0) + eps).sqrt()).to(target.dtype)

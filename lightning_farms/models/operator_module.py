@@ -48,6 +48,7 @@ from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
 _SHOWN = 3
+_BLOWN_UP = 1e15  # a relative error that large is no prediction, and no target of zeros either
 _BANDS = ("low", "mid", "high")
 
 
@@ -73,7 +74,7 @@ class OperatorModule(LightningModule):
     A training whose loss or weights are no longer finite stops with a FloatingPointError that names the last good
     checkpoint; none is written of weights that are not finite. Under a gradient scaler (precision 16-mixed) a loss that
     is not finite only makes the scaler skip the step; ten in a row stop the training. A rollout that blows up in
-    validation does not stop it: the metric is then infinite or NaN, which no checkpoint callback takes for the best.
+    validation does not stop it: the metric is then huge or NaN, which no checkpoint callback takes for the best.
 
     Averaged weights (an exponential moving average): give the Trainer Lightning's `EMAWeightAveraging`. Validation then
     sees the averaged weights and checkpoints hold them (as does a DPOT loaded from one); the analysis callbacks see,
@@ -353,11 +354,12 @@ class OperatorModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log what trivial predictors score; warn, once, of rollouts that blow up."""
         self._log_trivial("val")
-        if not self._blew_up and not math.isfinite(float(self.val_l2re.compute())):
+        error = float(self.val_l2re.compute())
+        if not self._blew_up and not error < _BLOWN_UP:
             self._blew_up = True
             rank_zero_warn(
-                f"val/l2re is not finite (epoch {self.current_epoch}): rollouts blow up, though single predictions may "
-                "be good. Lower `lr`, or train on more predictions at once (the data module's `autoregressive_steps`)."
+                f"val/l2re is {error:.1g} (epoch {self.current_epoch}): rollouts blow up, though one prediction may be "
+                "good. Lower `lr`, or train on more predictions at once (the data module's `autoregressive_steps`)."
             )
 
     def on_test_epoch_start(self) -> None:

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -182,3 +183,26 @@ if __name__ == "__main__":
         assert ranks[0][epoch] == drawn[0::2]
         # 11 items for two processes: the last one's second half is filled up with the first item.
         assert ranks[1][epoch] == drawn[1::2] + drawn[:1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"batch_size": 4}, "batch_size 2; now with batch_size 4"),
+        ({"seed": 1}, "seed 0; now with seed 1"),
+        ({"windows_per_trajectory": 2}, "items 11; now with items 22"),
+        ({}, None),
+    ],
+)
+def test_other_batches_within_an_epoch_are_told(path, tmp_path, changed, told):
+    """Two batches of two are done; with four in a batch, items 4 to 7 of the epoch would be left out."""
+
+    def run(**options):
+        saver = ModelCheckpoint(tmp_path, filename="within", every_n_train_steps=2, enable_version_counter=False)
+        data = module(path, **{"batch_size": 2, **options.pop("changed", {})})
+        return fit(path, tmp_path / "end", epochs=2, data=data, callbacks=[saver], **options)
+
+    run(max_steps=2)
+    expected = nullcontext() if told is None else pytest.warns(UserWarning, match=f"within an epoch, with {told}: in")
+    with expected:
+        run(changed=changed, resume=tmp_path / "within.ckpt")

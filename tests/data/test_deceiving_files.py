@@ -174,3 +174,63 @@ def test_another_stride_in_time_is_told_where_the_files_tell_no_times(tmp_path):
     with pytest.warns(UserWarning, match="Every 2-th frame is taken, but every 1-th in the training"):
         other.load_state_dict(state)
     trained.load_state_dict(state)
+
+
+def write_named(path, axes=("time", "y", "x"), descending=""):
+    """A flow with netCDF's dimensions, in the order in which these are usually written."""
+    with h5py.File(path, "w") as file:
+        for name in axes:
+            file[name] = np.arange(8.0)
+            file[name].make_scale(name)
+        for name in ("vx", "vy"):
+            file[name] = np.random.default_rng(0).normal(size=(12, 8, 8, 8)).astype(np.float32)
+            for place, axis in enumerate(axes, 1):
+                file[name].dims[place].attach_scale(file[axis])
+        for name in "xy":
+            file[f"{name}-coordinate"] = np.arange(8.0)[:: -1 if name == descending else 1]
+    return path
+
+
+def test_axes_that_the_file_calls_otherwise_are_not_taken_for_x_and_y(tmp_path):
+    path, fields = write_named(tmp_path / "named.nc"), {"vx": "vx", "vy": "vy"}
+    with pytest.raises(ValueError, match=r"the file calls them \('', 'time', 'y', 'x'\): .* such as 'btyx'.*named.nc"):
+        PDEBenchFile(path, fields=fields)
+    with h5py.File(path) as file:
+        assert np.array_equal(PDEBenchFile(path, fields=fields, axes="btyx").read(3)[..., 1], file["vy"][3].T)
+    with h5py.File(path, "a") as file:  # a copy without its scales
+        del file["x"], file["y"]
+    assert PDEBenchFile(path, fields=fields).shape == (12, 8, 8, 8)
+
+
+@pytest.mark.parametrize(("descending", "turns"), [("", True), ("y", False)])
+def test_a_grid_that_descends_along_one_axis_is_not_turned(tmp_path, descending, turns):
+    """With y downwards, an exchange of the axes is not one of the velocity's components."""
+    path = write_named(tmp_path / "named.nc", ("time", "x", "y"), descending)
+    data = module(path, fields={"vx": "vx", "vy": "vy"}, augment="symmetries")
+    data.setup("fit")
+    assert data._train.augmentation.turns is turns
+
+
+def test_cells_that_are_not_equally_spaced_are_told(tmp_path):
+    path = change(write(tmp_path / "stretched.hdf5"), **{"x-coordinate": np.arange(8.0) ** 2})
+    with pytest.warns(UserWarning, match=r"the cells are not equally spaced along x: errors"):
+        module(path).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            lambda random: 101325 + 0.01 * random,
+            "`pressure` varies by 0.00.* about 1.01e.05, of which float32 keeps",
+        ),
+        (lambda random: 1e-5 * (1 + random), "`pressure` varies by 9.*e-06 alone: VRMSE"),
+    ],
+)
+def test_what_the_numbers_cannot_show_is_told(tmp_path, values, told):
+    random = np.random.default_rng(0).uniform(0.5, 1.5, (12, 6, 8, 8))
+    data = module(change(write(tmp_path / "flows.hdf5"), pressure=values(random)))
+    data.setup("fit")
+    with pytest.warns(UserWarning, match=told) as found:
+        list(data.train_dataloader())
+    assert len(found) == 1

@@ -213,3 +213,11 @@ def test_grids_that_are_not_square(tmp_path):
         ValueError, match=r"as many cells along x as along y, for a network of square .* got \(32, 64\)"
     ):
         _ = data.img_size
+
+
+def test_groups_come_in_the_order_of_their_numbers(tmp_path):
+    with h5py.File(tmp_path / "flows.h5", "w") as file:
+        for number in range(11):
+            file[f"run_{number}/h"] = np.full((3, 4, 4), number + 1.0) + np.arange(16.0).reshape(4, 4) / 100
+    flows = PDEBenchFile(tmp_path / "flows.h5", fields={"h": "*/h"}, axes="txy")
+    assert [int(flows.read(number).min()) for number in range(11)] == list(range(1, 12))

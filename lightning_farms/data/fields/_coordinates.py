@@ -40,6 +40,10 @@ def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], pa
             remarks.append(
                 f"the frames are not equally spaced in time, but {steps.min():.4g} to {steps.max():.4g} apart"
             )
+        elif values is not None and _uneven(values):
+            remarks.append(
+                f"the cells are not equally spaced along {name}: errors, totals and Fourier modes weigh all alike"
+            )
     if _may_be_turned(lines, sizes):
         remarks.append(
             f"the fields have {sizes['t']} frames of {sizes['x']} x {sizes['y']} cells and no coordinates, so that "
@@ -61,8 +65,8 @@ def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
 
 
 def spacing(values: Tensor | None) -> float | None:
-    """Mean distance of cells; None where it is unknown."""
-    return None if values is None or len(values) < 2 else abs(float(values[-1] - values[0])) / (len(values) - 1)
+    """Mean distance of cells, below 0 where they descend; None where it is unknown."""
+    return None if values is None or len(values) < 2 else float(values[-1] - values[0]) / (len(values) - 1)
 
 
 def _line(values: Array | None) -> Array | None:
@@ -90,7 +94,7 @@ def _fits(values: Array, cells: int) -> bool:
 
 
 def _uneven(times: Array) -> bool:
-    steps = np.diff(times)
+    steps = np.abs(np.diff(times))
     return len(steps) > 0 and float(steps.max() - steps.min()) > _UNEVEN * float(steps.max())
 
 

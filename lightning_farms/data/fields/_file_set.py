@@ -76,9 +76,11 @@ class FileSet:
 
     @property
     def is_square(self) -> bool:
-        """Whether there are as many cells along x as along y, and none is known to be longer than wide."""
+        """Whether there are as many cells along x as along y, and none is known to be longer or descend in one."""
         cells = [(spacing(file.x), spacing(file.y)) for file in self.files]
-        return self.grid[0] == self.grid[1] and all(x is None or y is None or abs(x - y) <= 1e-3 * x for x, y in cells)
+        return self.grid[0] == self.grid[1] and all(
+            x is None or y is None or abs(x - y) <= 1e-3 * abs(x) for x, y in cells
+        )
 
     def check_usable(self, parts: Sequence[Sequence[int]], purpose: str) -> None:
         """Refuse flows that HDF5 would make up, no flow at all, and, but for predicting, files of predictions."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from lightning_farms.common.texts import number_order
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
 from lightning_farms.data.fields._made_up import MadeUp, existing, made_up, sources
 from lightning_farms.data.fields._opening import missing_filters
@@ -23,6 +24,7 @@ _COORDINATES = {
 _MISSING = ("_FillValue", "missing_value")
 _NOT_MEANT = 1e15  # a fill value that large marks what is missing, as netCDF's 9.97e36
 _SHOWN = 8
+_CALLED = {"x": "x", "lon": "x", "longitude": "x", "y": "y", "lat": "y", "latitude": "y", "t": "t", "time": "t"}
 
 
 class DatasetFacts(NamedTuple):
@@ -36,6 +38,7 @@ class DatasetFacts(NamedTuple):
     members: tuple[str, ...]  # names of the trajectories' own datasets
     odd_one: str | None  # a member of another shape or type
     packed: tuple[float, float]  # netCDF's scale and offset, by which the values are to be undone
+    axes: tuple[str, ...]  # what the file calls them, "" where it does not
 
 
 class Header(NamedTuple):
@@ -102,6 +105,8 @@ def checked_axes(
             name: DatasetAxes(layout.axes_of(name, shape, header.datasets[name].varying, sizes), shape)
             for name, shape in shapes.items()
         }
+        for name, each in axes.items():
+            _check_called(name, header.datasets[name].axes, each.letters)
     trajectories, frames, x, y = (sizes[letter] for letter in "btxy")
     if 0 in (trajectories, frames, x, y):
         raise ValueError(
@@ -224,7 +229,15 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
         return None
     varying, marks = _varying(dataset), _marks(dataset)
     return DatasetFacts(
-        dataset.shape, dataset.dtype, missing_filters(dataset), varying, marks, (), None, _packed(dataset)
+        dataset.shape,
+        dataset.dtype,
+        missing_filters(dataset),
+        varying,
+        marks,
+        (),
+        None,
+        _packed(dataset),
+        _axes_called(dataset),
     )
 
 
@@ -232,7 +245,9 @@ def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     """The datasets that a pattern such as "*/data" names, one for each trajectory, as one; the trajectories first."""
     before, _, after = pattern.partition("*")
     group = file.get(before.rstrip("/") or "/")
-    names = [f"{before}{each}{after}" for each in sorted(group)] if isinstance(group, h5py.Group) else []
+    names = (
+        [f"{before}{each}{after}" for each in sorted(group, key=number_order)] if isinstance(group, h5py.Group) else []
+    )
     found = {name: dataset for name in names if (dataset := _get(file, name)) is not None}
     if not found:
         return None
@@ -242,7 +257,26 @@ def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     odd = f"`{others[0]}`, of shape {found[others[0]].shape}," if others else None
     shape = None if first.shape is None else (len(found), *first.shape)
     filters = missing_filters(first)
-    return DatasetFacts(shape, first.dtype, filters, None, _marks(first), tuple(found), odd, _packed(first))
+    called = ("", *_axes_called(first))
+    return DatasetFacts(shape, first.dtype, filters, None, _marks(first), tuple(found), odd, _packed(first), called)
+
+
+def _axes_called(dataset: h5py.Dataset) -> tuple[str, ...]:
+    """What labels and scales, such as netCDF's dimensions, call the axes."""
+    if not {"DIMENSION_LIST", "DIMENSION_LABELS"} & set(dataset.attrs):
+        return ()
+    named = [[dim.label, *(scale.name or "" for scale in dim.values())] for dim in dataset.dims]
+    return tuple(next(filter(None, names), "").rsplit("/", 1)[-1].lower() for names in named)
+
+
+def _check_called(dataset: str, called: tuple[str, ...], letters: str) -> None:
+    """Refuse to take one axis for another."""
+    known = [(_CALLED.get(name, letter), letter) for name, letter in zip(called, letters, strict=False)]
+    if any(told != letter for told, letter in known):
+        raise ValueError(
+            f"Expected dataset `{dataset}` to have the axes ({', '.join(letters.upper())}), but the file calls them "
+            f"{called}: give `fields`, and `axes` in that order, such as {''.join(told for told, _ in known)!r}."
+        )
 
 
 def _varying(dataset: h5py.Dataset) -> Varying | None:

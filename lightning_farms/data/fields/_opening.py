@@ -36,6 +36,7 @@ _REMEDIES[errno.EPERM] = _REMEDIES[errno.EACCES]
 _REMEDIES[errno.ENFILE] = _REMEDIES[errno.EMFILE]
 for _number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
     _REMEDIES[_number] = _REMEDIES[errno.EIO]
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNPACK = "compressed ({}): unpack it first"
 _WEB_PAGE = "a web page, as servers send in place of a file: look at what it says, and download the file again"
 _OTHER_FORMATS = {  # in small letters
@@ -111,7 +112,14 @@ def explained(path: Path, error: Exception, flow: str = "") -> OSError:
             f"Expected {flow} of {path} to be readable, but it is not ({error}). The file may be damaged there: "
             "compare its checksum with the source's and download it again, or leave the flow out (`skip`)."
         )
-    other = _other_format(path)
+    begin = _begin(path)
+    if begin.startswith(_SIGNATURE + b"\x03") and begin[11] & 1:
+        return BlockingIOError(
+            f"Expected {path} to be readable, but it is marked as being written ({error}): wait until its writer is "
+            "done; if that was killed, remove the mark from a copy (`h5clear --status FILE`) and look whether it is "
+            "complete (`lightning-farms check`)."
+        )
+    other = next((text for start, text in _OTHER_FORMATS.items() if begin.lstrip().lower().startswith(start)), None)
     if other is not None:
         return OSError(f"Expected {path} to be an HDF5 file, but it is {other}.")
     return OSError(
@@ -120,14 +128,13 @@ def explained(path: Path, error: Exception, flow: str = "") -> OSError:
     )
 
 
-def _other_format(path: Path) -> str | None:
-    """What a file without HDF5's signature is, and what to do, where its first bytes tell it."""
+def _begin(path: Path) -> bytes:
+    """The first bytes of a file, none where it cannot be read."""
     try:
         with path.open("rb") as file:
-            begin = file.read(64)
+            return file.read(64)
     except OSError:
-        return None
-    return next((text for start, text in _OTHER_FORMATS.items() if begin.lstrip().lower().startswith(start)), None)
+        return b""
 
 
 def missing_filters(dataset: h5py.Dataset) -> list[str]:

@@ -1,21 +1,21 @@
 """Names of files as users give them."""
 
-import re
 from collections.abc import Sequence
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 
+from lightning_farms.common.texts import number_order
 from lightning_farms.data.fields._opening import check_local
 
 _SUFFIXES = (".hdf5", ".h5", ".hdf")
 
 
 def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """The same as paths, with `~`, globs and folders expanded, sorted; one path where it is one.
+    """The same as paths, with `~`, globs and folders expanded; one path where it is one.
 
     Args:
-        path: a file, a folder, whose HDF5 files are meant (in the order of the numbers in their names), a glob, or
-            several of them.
+        path: a file, a folder, whose HDF5 files are meant, a glob, or several of them; those of a folder or glob come
+            in the order of the numbers in their names.
 
     Returns:
         The files; None for None.
@@ -48,7 +48,9 @@ def _expanded(path: str | Path) -> list[Path]:
         return _files_of(given)
     if not has_magic(str(given)) or given.exists():
         return [given]
-    found = sorted(map(Path, glob(str(given), recursive=True)))
+    folder = next(each for each in given.parents if each.exists())  # taken by its name, whatever that has of a pattern
+    pattern = Path(escape(str(folder))) / given.relative_to(folder)
+    found = sorted(map(Path, glob(str(pattern), recursive=True)), key=lambda path: number_order(str(path)))
     if not found:
         raise FileNotFoundError(f"Expected argument `path` to match files, but {given} matches none.")
     return found
@@ -61,10 +63,4 @@ def _files_of(folder: Path) -> list[Path]:
             f"Expected argument `path` to be a file, or a folder of HDF5 files ({', '.join(_SUFFIXES)}), but "
             f"{folder} has none."
         )
-    return sorted(found, key=_with_numbers)
-
-
-def _with_numbers(path: Path) -> list[tuple[int, str]]:
-    """Sorts data_10 after data_9."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return sorted(found, key=lambda path: number_order(path.name))

@@ -18,7 +18,7 @@ from lightning_farms.data.fields._header import checked_axes, lost_trajectories,
 from lightning_farms.data.fields._identity import identity
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout
 from lightning_farms.data.fields._opening import OPEN_FILES, check_local, naming, open_hdf5
-from lightning_farms.data.fields._values import Array, Fault, Survey, as_single, faults, zero_frames
+from lightning_farms.data.fields._values import Array, Fault, Survey, as_single, faults, lost_digits, zero_frames
 
 ChannelOrder = Literal["dpot", "pdebench"]
 
@@ -166,6 +166,8 @@ class PDEBenchFile:
             found = self._faults(channel, field, single, frames)
             if found:
                 raise ValueError(self._wrong(trajectory, found))
+            if (start, stop) == (0, self.shape.frames) and self.channels[channel] not in self.told:
+                self._tell(channel, lost_digits(field, single))
             item[..., channel] = np.moveaxis(single, 0, -1)
         self._check_not_zero(item, trajectory, frames)
         return torch.from_numpy(item)
@@ -263,6 +265,13 @@ class PDEBenchFile:
     def _faults(self, channel: int, field: Array, single: Array, frames: range) -> list[Fault]:
         name = self.channels[channel]
         return faults(field, single, name, frames, positive=name in self._positive, marks=self._marks[channel])
+
+    def _tell(self, channel: int, what: str) -> None:
+        """Warn of a channel, once, if there is something to say."""
+        name = self.channels[channel]
+        if what:
+            self.told.add(name)
+            warnings.warn(f"In {self.path}, channel `{name}` {what}.", stacklevel=3)
 
     def _check_not_zero(self, item: Array, trajectory: int, frames: range) -> None:
         """Refuse frames that are 0 in all channels, or in a fluid's velocity after others; tell of other zeros."""

@@ -15,6 +15,7 @@ import pytest
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile
 from lightning_farms.data.fields.file_check import check_file
+from lightning_farms.data.fields.paths import file_paths
 from tests.data.fields.labelled_flows import write_labelled
 from tests.forked import run_forked
 
@@ -257,3 +258,21 @@ def test_a_damaged_header_always_names_the_file(path, length):
             said[copy] = str(error)
     assert len(said) > 3
     assert all(str(copy) in text for copy, text in said.items())
+
+
+def test_a_writer_that_was_killed(tmp_path):
+    """It leaves the mark of SWMR in the file, and no lock."""
+    path = tmp_path / "flow.hdf5"
+    code = f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f.swmr_mode = True; os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(BlockingIOError, match=r"flow.hdf5 to be readable, but it is marked as being written.*h5clear"):
+        PDEBenchFile(path)
+
+
+def test_globs_in_a_folder_whose_name_has_brackets(tmp_path):
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    for number in (2, 10, 1):
+        (folder / f"data_{number}.hdf5").touch()
+    names = [path.name for path in file_paths(folder / "data_*.hdf5")]
+    assert names == ["data_1.hdf5", "data_2.hdf5", "data_10.hdf5"] == [path.name for path in file_paths(folder)]
