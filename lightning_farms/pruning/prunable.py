@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 _GATES = {"gate", "shared_expert_gate"}
@@ -144,11 +143,11 @@ def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
         A sentence, or an empty string.
 
     Example:
-        >>> heads = nn.Linear(4, 6)
-        >>> _ = heads.register_parameter("per_head", nn.Parameter(torch.zeros(3, 4, 4)))
-        >>> model = nn.ModuleDict({"layers": nn.ModuleList([heads])})
-        >>> left_dense(model, prunable_weights(model))
-        "67% of the matrix entries in the model's stacks of blocks are in no layer that is pruned, and stay dense: layers.*.per_head"
+        >>> block = nn.Linear(4, 6)
+        >>> block.mixing = nn.Parameter(block.weight.detach().clone())
+        >>> model = nn.ModuleDict({"layers": nn.ModuleList([block])})
+        >>> left_dense(model, prunable_weights(model)).partition(" in no ")[0]
+        "50% of the matrix entries in the model's stacks of blocks are"
     """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     sizes = {
@@ -166,8 +165,9 @@ def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
     if dense.total() <= _MOST_DENSE * total:
         return ""
     return (
-        f"{dense.total() / total:.0%} of the matrix entries in the model's stacks of blocks are in no layer that is pruned, and "
-        f"stay dense: {', '.join(name for name, _ in dense.most_common(3))}{', ...' if len(dense) > 3 else ''}"
+        f"{dense.total() / total:.0%} of the matrix entries in the model's stacks of blocks are in no layer that is "
+        f"pruned, and stay dense: "
+        f"{', '.join(name for name, _ in dense.most_common(3))}{', ...' if len(dense) > 3 else ''}"
     )
 
 

@@ -79,7 +79,9 @@ def test_experts_that_are_all_multiplied_at_once_see_the_tokens_that_are_routed_
     found, rows = watched(model), {}
     for name, module in model.named_modules():
         if name.endswith("experts"):
-            module.register_forward_pre_hook(lambda m, args, name=name: rows.update({name: args[0].unflatten(0, (4, -1))}))
+            module.register_forward_pre_hook(
+                lambda m, args, name=name: rows.update({name: args[0].unflatten(0, (4, -1))})
+            )
     with torch.no_grad():
         model(input_ids=IDS, use_cache=False)
     assert len(rows) == 3
