@@ -53,6 +53,7 @@ def decoder_calls(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor
     A ValueError names the model and what does not fit where its blocks cannot be run one by one.
     """
     outputs, truly = _outputs(model, blocks, ids[:1].to(device))
+    outputs = _mapped(outputs, _blank)  # who uses what a block returns beside hidden states gives itself away
     hidden: list[Tensor] = []
     calls: dict[str, list[BlockCall]] = {name: [] for name in blocks}
     known: list[Tensor] = []
@@ -189,6 +190,12 @@ def _mapped(tree: _Tree, change: Callable[[Any], Any]) -> _Tree:
 
 def _moved(leaf: object, device: torch.device) -> object:
     return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+
+def _blank(leaf: object) -> object:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return torch.full_like(leaf, torch.nan if leaf.is_floating_point() else 0)
 
 
 def _shared(leaf: object, known: list[Tensor]) -> object:

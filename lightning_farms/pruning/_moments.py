@@ -25,6 +25,7 @@ class InputMoments:
     tokens: int
     squares: Tensor
     products: Tensor | None
+    calls: int = 0
     _latest: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -39,14 +40,21 @@ class InputMoments:
         self.squares += rows.square().sum(0, dtype=torch.float64)
         if self.products is not None:
             self.products.addmm_(rows.mT, rows)
+        self.calls += 1
         self._latest = inputs
+
+    def copy(self) -> InputMoments:
+        """The same, to be added to on its own."""
+        products = None if self.products is None else self.products.clone()
+        return InputMoments(self.tokens, self.squares.clone(), products, self.calls)
 
 
 class WatchInputs(TorchFunctionMode):
     """While it is active, every product with one of the weights adds the other factor to that weight's moments.
 
     Weights with the very same input (queries, keys and values; gate and up) share one `InputMoments`. Seen are
-    `linear`, `addmm` and matrix products, whoever calls them, also with single experts of a fused parameter.
+    `linear`, `addmm` and matrix products, whoever calls them, also with single experts of a fused parameter; in a
+    product with all of them at once (Llama 4), rows of zeros are tokens that were not routed to an expert.
     """
 
     def __init__(self, weights: Sequence[PrunableWeight], *, products: bool) -> None:
@@ -54,14 +62,17 @@ class WatchInputs(TorchFunctionMode):
         self._products = products
         self._places: dict[int, tuple[_Key, int]] = {}
         self._moments: dict[_Key, InputMoments] = {}
-        self._leaders: dict[_Key, bool] = {}
+        self._followed: dict[_Key, int] = {}  # calls of the one whose moments it shares that were its own, too
         for weight in weights:
             for index, matrix in enumerate(weight.matrices):
                 self._places[matrix.data_ptr()] = ((weight.name, index), matrix.shape[1])
 
     def of(self, weight: PrunableWeight) -> list[InputMoments]:
         """The moments of each of a weight's matrices; without tokens where nothing came."""
-        keys = ((weight.name, index) for index in range(weight.matrices.shape[0]))
+        keys = [(weight.name, index) for index in range(weight.matrices.shape[0])]
+        for key in keys:
+            if key in self._moments:
+                self._check_in_step(key)
         return [self._moments.get(key) or self._empty(weight.matrices.shape[2], weight.matrices.device) for key in keys]
 
     def __torch_function__(
@@ -80,6 +91,11 @@ class WatchInputs(TorchFunctionMode):
     def _see(self, weight: object, inputs: object, *, turned: bool = False) -> None:
         if not isinstance(weight, Tensor) or not isinstance(inputs, Tensor) or inputs.ndim == 0:
             return
+        if weight.ndim == 3 and weight.shape[0] > 1 and weight.data_ptr() in self._places:
+            if inputs.ndim == 3 and len(inputs) == len(weight):
+                for matrix, rows in zip(weight, inputs.mT if turned else inputs, strict=True):
+                    self._see(matrix, rows[rows.any(-1)])
+            return
         place = self._places.get(weight.data_ptr())
         if place is None or weight.numel() == 0:
             return
@@ -90,16 +106,25 @@ class WatchInputs(TorchFunctionMode):
 
     def _add(self, key: _Key, inputs: Tensor) -> None:
         if key not in self._moments:
-            leader = next((each for each in self._moments.values() if each._latest is inputs), None)
-            self._leaders[key] = leader is None
+            first = (each for each in self._moments.values() if each.calls == 1 and each._latest is inputs)
+            leader = next(first, None)
             if leader is not None:
-                self._moments[key] = leader
+                self._moments[key], self._followed[key] = leader, 1
                 return
             self._moments[key] = self._empty(inputs.shape[-1], inputs.device)
         moments = self._moments[key]
-        if self._leaders[key]:
+        if key not in self._followed:
             moments.add(inputs)
-        elif moments._latest is not inputs:
+        elif moments._latest is inputs and moments.calls == self._followed[key] + 1:
+            self._followed[key] += 1
+        else:
+            self._check_in_step(key)
+            del self._followed[key]  # from here on it has inputs of its own
+            self._moments[key] = moments.copy()
+            self._moments[key].add(inputs)
+
+    def _check_in_step(self, key: _Key) -> None:
+        if self._moments[key].calls != self._followed.get(key, self._moments[key].calls):
             raise ValueError(f"{key[0]} had the same inputs as another layer at first, and other ones later.")
 
     def _empty(self, columns: int, device: torch.device) -> InputMoments:

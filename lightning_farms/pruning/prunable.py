@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Last parts of the names of linear layers that choose experts: small, and left dense."""
+_GATES = {"gate", "shared_expert_gate"}
+"""Names of linear layers that choose experts; one that widens its input is half of a gated unit, and is pruned."""
+
+_MOST_DENSE = 0.05
+"""Share of the matrix entries in all lists of modules that may be in layers of no known kind, unsaid."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class PrunableWeight:
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The repeated blocks of a decoder: the children of the ``ModuleList`` that holds most matrix entries.
 
+    Lists in a model of pictures or sounds (of transformers, within this one) do not count.
+
     Args:
         model: a language model, or anything else with a list of blocks; its tensors may be on the meta device.
 
@@ -67,8 +74,15 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"Expected argument `model` to be a decoder, but {type(model).__name__} has an encoder too.")
+    others = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and getattr(module, "main_input_name", "input_ids") != "input_ids"
+    )
     lists = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not f"{name}.".startswith(others)
     }
     entries = {name: sum(p.numel() for p in module.parameters() if p.ndim >= 2) for name, module in lists.items()}
     largest = max(entries, key=entries.__getitem__, default=None)
@@ -118,16 +132,76 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
     return found
 
 
+def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
+    """Which matrices in the model's lists of modules are not pruned, if these are much of it; else nothing.
+
+    Args:
+        model: a language model.
+        weights: as :func:`prunable_weights` finds them.
+
+    Returns:
+        A sentence, or an empty string.
+
+    Example:
+        >>> block = nn.Linear(4, 6)
+        >>> block.mixing = nn.Parameter(block.weight.detach().clone())
+        >>> model = nn.ModuleDict({"layers": nn.ModuleList([block])})
+        >>> left_dense(model, prunable_weights(model)).partition(" in no ")[0]
+        "50% of the matrix entries in the model's stacks of blocks are"
+    """
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    sizes = {
+        id(parameter): (re.sub(r"\b\d+\b", "*", f"{name}.{path}".lstrip(".")), parameter.numel())
+        for name, module in lists
+        for path, parameter in module.named_parameters()
+        if parameter.ndim >= 2
+    }
+    total = sum(size for _, size in sizes.values())
+    for weight in weights:
+        sizes.pop(id(getattr(weight.module, weight.parameter)), None)
+    dense: Counter[str] = Counter()
+    for name, size in sizes.values():
+        dense[name] += size
+    if dense.total() <= _MOST_DENSE * total:
+        return ""
+    return (
+        f"{dense.total() / total:.0%} of the matrix entries in the model's stacks of blocks are in no layer that is "
+        f"pruned, and stay dense: "
+        f"{', '.join(name for name, _ in dense.most_common(3))}{', ...' if len(dense) > 3 else ''}"
+    )
+
+
 def _weights_of(block_name: str, block: nn.Module) -> Iterator[PrunableWeight]:
     for path, module in block.named_modules():
         name = f"{block_name}.{path}" if path else block_name
         if isinstance(module, nn.Linear):
-            if name.rpartition(".")[2] not in _ROUTERS:
+            if not _is_router(path.split("."), module):
                 yield PrunableWeight(name, block_name, module)
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
             yield PrunableWeight(name, block_name, module, transposed=True)
-        elif hasattr(module, "num_experts"):
+        else:
             for parameter, values in module.named_parameters(recurse=False):
-                if values.ndim == 3 and values.shape[0] == module.num_experts:
-                    transposed = bool(getattr(module, "is_transposed", False))
-                    yield PrunableWeight(f"{name}.{parameter}", block_name, module, parameter, transposed)
+                if values.ndim == 3 and values.shape[0] in _numbers_of_experts(module):
+                    yield PrunableWeight(
+                        f"{name}.{parameter}", block_name, module, parameter, _inputs_first(module, parameter)
+                    )
+
+
+def _is_router(path: Sequence[str], layer: nn.Linear) -> bool:
+    if any("router" in part for part in path):
+        return True
+    return not _GATES.isdisjoint(path) and layer.out_features < layer.in_features
+
+
+def _numbers_of_experts(module: nn.Module) -> set[int]:
+    """What the module's attributes say: `num_experts`, or with experts that do nothing `num_routed_experts`, ..."""
+    return {value for name, value in vars(module).items() if "experts" in name and type(value) is int}
+
+
+def _inputs_first(module: nn.Module, parameter: str) -> bool:
+    """Whether fused experts are (P, inputs, outputs): transformers says so, or, in Llama 4, the shapes do."""
+    said = getattr(module, "is_transposed", None)
+    hidden, values = getattr(module, "hidden_size", None), getattr(module, parameter)
+    if said is not None or values.shape[1] == values.shape[2]:
+        return bool(said)
+    return bool(values.shape[2 if parameter.startswith("down") else 1] == hidden)

@@ -15,7 +15,7 @@ _MODIFIERS = {"sparsegpt": "SparseGPTModifier", "wanda": "WandaPruningModifier"}
 _ABOVE = 1 + 2**-51  # llm-compressor takes int(columns * sparsity): of 0.29 and 100 columns 28
 _MOST = {"sparsegpt": 1 - 1e-9, "wanda": 1.0}  # llm-compressor's SparseGPT reads beyond the end at 1
 _UNSTRUCTURED = "0:0"
-_ROUTERS = "re:.*[.](gate|router|shared_expert_gate)[.]?$"  # they stay dense
+_ROUTERS = "re:.*([.](gate|shared_expert_gate)([.].*)?|router.*)$"  # they stay dense
 
 
 class Layer(Protocol):
@@ -87,7 +87,7 @@ def llm_compressor_recipe(
               sparsity: [0.2500000000000001, 0.7500000000000003]
               mask_structure: 0:0
               targets: [layers.0, layers.1]
-              ignore: ['re:.*[.](gate|router|shared_expert_gate)[.]?$']
+              ignore: ['re:.*([.](gate|shared_expert_gate)([.].*)?|router.*)$']
     """
     if method not in _MODIFIERS:
         raise ValueError(f'Expected argument `method` to be "sparsegpt" or "wanda", but got {method!r}.')

@@ -47,6 +47,10 @@ FAMILIES = {
         "Qwen3MoeConfig",
         COMMON | LLAMA | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     ),
+    "llama4": (
+        "Llama4TextConfig",
+        COMMON | LLAMA | MOE | {"head_dim": 8, "num_local_experts": 4, "interleave_moe_layer_step": 1},
+    ),
     "olmoe": ("OlmoeConfig", COMMON | LLAMA | MOE | {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 

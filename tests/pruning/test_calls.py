@@ -140,6 +140,23 @@ def test_a_decoder_of_another_kind_is_refused_by_name(route, said):
         decoder_calls(model, decoder_blocks(model), IDS, CPU)
 
 
+def test_what_blocks_hand_on_beside_hidden_states_is_not_taken_for_another_sequences():
+    class Telling(Block):
+        def forward(self, hidden_states, shift=0):
+            return self.proj(hidden_states) + shift, hidden_states.mean()
+
+    def handed_on(layers, hidden):
+        shift = 0
+        for layer in layers:
+            hidden, shift = layer(hidden, shift=shift)
+        return hidden
+
+    model = Toy(handed_on)
+    model.layers = nn.ModuleList(Telling() for _ in range(3))
+    with torch.no_grad(), pytest.raises(ValueError, match="Toy hands its blocks values that depend on the outputs"):
+        decoder_calls(model, decoder_blocks(model), IDS, CPU)
+
+
 def test_random_blocks_are_refused():
     class Noisy(Block):
         def forward(self, hidden_states):

@@ -74,6 +74,64 @@ def test_every_expert_sees_the_tokens_that_are_routed_to_it(family):
     assert sum(moments.tokens for moments in found[f"{name}.down_proj"]) == 2 * IDS.numel()  # two experts a token
 
 
+def test_experts_that_are_all_multiplied_at_once_see_the_tokens_that_are_routed_to_them():
+    model = tiny_decoder("llama4")
+    found, rows = watched(model), {}
+    for name, module in model.named_modules():
+        if name.endswith("experts"):
+            module.register_forward_pre_hook(
+                lambda m, args, name=name: rows.update({name: args[0].unflatten(0, (4, -1))})
+            )
+    with torch.no_grad():
+        model(input_ids=IDS, use_cache=False)
+    assert len(rows) == 3
+    for name, tokens in rows.items():
+        experts = model.get_submodule(name)
+        for index in range(4):
+            gate, up = (tokens[index] @ experts.gate_up_proj[index]).chunk(2, -1)
+            for parameter, inputs in (("gate_up_proj", tokens[index]), ("down_proj", up * nn.functional.silu(gate))):
+                moments = found[f"{name}.{parameter}"][index]
+                assert moments.tokens == int((tokens[index] != 0).any(-1).sum())
+                torch.testing.assert_close(moments.products, inputs.T @ inputs, rtol=1e-3, atol=1e-4)
+        assert sum(moments.tokens for moments in found[f"{name}.down_proj"]) == IDS.numel()  # one expert a token
+
+
+class Pair(nn.Module):
+    """Two linear layers, called with the inputs in the order that is given."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(6, 5), "b": nn.Linear(6, 5)})])
+        self.calls = calls
+
+    def forward(self, **inputs):
+        for layer, name in self.calls:
+            self.layers[0][layer](inputs[name])
+
+
+@pytest.mark.parametrize("calls", [["ax", "bx", "by"], ["ax", "ay", "by"], ["ax", "bx", "by", "ay", "ax"]])
+def test_layers_that_part_have_moments_of_their_own(calls):
+    model, inputs = Pair(calls), {"x": torch.randn(7, 6), "y": torch.randn(3, 6)}
+    weights = prunable_weights(model)
+    with torch.no_grad(), WatchInputs(weights, products=True) as watch:
+        model(**inputs)
+    for weight, layer in zip(weights, "ab", strict=True):
+        rows = torch.cat([inputs[name] for called, name in calls if called == layer])
+        (moments,) = watch.of(weight)
+        assert moments.tokens == len(rows)
+        torch.testing.assert_close(moments.products, rows.T @ rows)
+
+
+@pytest.mark.parametrize("calls", [["ax", "bx", "ay"], ["ax", "bx", "ay", "bx"]])
+def test_a_layer_that_its_leader_leaves_behind_is_named(calls):
+    model = Pair(calls)
+    weights = prunable_weights(model)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"layers\.0\.b had the same inputs"):  # noqa: PT012
+        with WatchInputs(weights, products=True) as watch:
+            model(x=torch.randn(7, 6), y=torch.randn(3, 6))
+        watch.of(weights[1])
+
+
 def test_weights_with_one_input_share_their_moments():
     found = watched(tiny_decoder("llama"))
     layer = "model.layers.1."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from lightning_farms.functional import NofM, allocate_n_of_m, allocate_sparsity
 from lightning_farms.pruning.allocation.base import Allocation, Figures, Layer, Subject, Weight
 from lightning_farms.pruning.allocation.spectral import FARMSAllocation
 from lightning_farms.pruning.input_squares import input_mean_squares
-from lightning_farms.pruning.prunable import prunable_weights
+from lightning_farms.pruning.prunable import left_dense, prunable_weights
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 
 MeanSquares: TypeAlias = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
@@ -101,7 +101,9 @@ def allocate(
     subject = _subject(model, calibration)
     if m is not None:
         _check_pattern(subject.weights, m)
-    return _ratios(allocation, allocation.sources(subject), subject.weights, fraction, m)
+    ratios = _ratios(allocation, allocation.sources(subject), subject.weights, fraction, m)
+    dense = left_dense(model, prunable_weights(model)) if isinstance(model, nn.Module) else ""
+    return replace(ratios, notes=(*ratios.notes, dense)) if dense else ratios
 
 
 def allocate_from_alphas(
