@@ -214,8 +214,9 @@ def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[li
         running = {id(job): pool.submit(work, job) for job in dearest_first} if pool else {}
         outcomes |= {id(job): work(job) for job in jobs if not (id(job) in running or job.for_all_workers)}
         outcomes |= {key: each.result() for key, each in running.items()}
-    with _intra_op_threads(workers):
-        outcomes |= {id(job): work(job) for job in jobs if job.for_all_workers}
+    if len(outcomes) < len(jobs):
+        with _intra_op_threads(workers):
+            outcomes |= {id(job): work(job) for job in jobs if job.for_all_workers}
     return [outcomes[id(job)] for job in jobs]
 
 

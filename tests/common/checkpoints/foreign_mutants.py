@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from tests.common.checkpoints.mutants import DAMAGE, Mutant, kept_in, original
+from tests.common.checkpoints.mutants import DAMAGE, Mutant, kept_in, original, sparse
 
 
 def _gguf(place: Path) -> Path:
@@ -211,10 +211,7 @@ for _name, _code in _GGUF.items():
 
 @_hostile("GGUF: a list of 10^10 texts in a sparse file")
 def _sparse_list(place: Path) -> Path:
-    with (place / "a.gguf").open("wb") as file:
-        file.write(_header(0, 1) + _text(b"k") + struct.pack("<IIQ", 9, 8, 10**10))
-        file.truncate(10**11)
-    return place / "a.gguf"
+    return sparse(place / "a.gguf", _header(0, 1) + _text(b"k") + struct.pack("<IIQ", 9, 8, 10**10), 10**11)
 
 
 def _model(*nodes: onnx.NodeProto, **changes: object) -> Callable[[Path], Path]:
@@ -240,18 +237,12 @@ HOSTILE["ONNX: other dimensions than numbers"] = _model(_USE, dims=[24, 17])
 
 @_hostile("ONNX: a hundred gigabytes of a sparse file")
 def _sparse_onnx(place: Path) -> Path:
-    (place / "a.onnx").touch()
-    with (place / "a.onnx").open("r+b") as file:
-        file.truncate(10**11)
-    return place / "a.onnx"
+    return sparse(place / "a.onnx", b"", 10**11)
 
 
 @_hostile("ONNX: a field of a gigabyte in a sparse file")
 def _sparse_field(place: Path) -> Path:
-    with (place / "a.onnx").open("wb") as file:
-        file.write(b"\x3a\xff\xff\xff\xff\x07")
-        file.truncate(2**31 + 5)
-    return place / "a.onnx"
+    return sparse(place / "a.onnx", b"\x3a\xff\xff\xff\xff\x07", 2**31 + 5)
 
 
 for _name, _place in {

@@ -320,6 +320,13 @@ def _terabytes_in_zip64(place: Path) -> Path:
     return path
 
 
+def sparse(path: Path, beginning: bytes, size: int) -> Path:
+    """A file that takes no more room than its beginning; the rest is zeros."""
+    path.write_bytes(beginning)
+    os.truncate(path, size)
+    return path
+
+
 @_hostile("zip: a directory of a hundred gigabytes in a sparse file")
 def _sparse_directory(place: Path) -> Path:
     size = 10**11
@@ -336,18 +343,12 @@ def _sparse_directory(place: Path) -> Path:
 
 @_hostile("pickle: gigabytes of a sparse file as one text")
 def _sparse_text(place: Path) -> Path:
-    with (place / "a.pt").open("wb") as file:
-        file.write(b"\x80\x04\x8e" + struct.pack("<Q", 10**11))
-        file.truncate(10**11)
-    return place / "a.pt"
+    return sparse(place / "a.pt", b"\x80\x04\x8e" + struct.pack("<Q", 10**11), 10**11)
 
 
 @_hostile("pickle: a line of gigabytes")
 def _sparse_line(place: Path) -> Path:
-    with (place / "a.pt").open("wb") as file:
-        file.write(b"\x80\x02c")
-        file.truncate(10**11)
-    return place / "a.pt"
+    return sparse(place / "a.pt", b"\x80\x02c", 10**11)
 
 
 @_hostile("zip: a record twice")
@@ -586,8 +587,7 @@ def _pipe_beside(place: Path) -> Path:
 
 @_hostile("a configuration of a hundred gigabytes beside the file")
 def _long_configuration(place: Path) -> Path:
-    (place / "config.json").touch()
-    os.truncate(place / "config.json", 10**11)
+    sparse(place / "config.json", b"", 10**11)
     return _safetensors(place)[0]
 
 
