@@ -114,7 +114,7 @@ class LayerwiseScaling:
         self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
         self._looked_at: list[StandIn] = []  # groups that note what is read of them
         self.on_trained_change: Callable[[], None] | None = None
-        self._interrupted: list[list[Group] | None] = []  # what running state_dicts found in force, if scaled groups
+        self._interrupted: list[tuple[list[Group], bool, bool] | None] = []  # what running state_dicts found, if open
         self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
         self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
 
@@ -376,15 +376,15 @@ class LayerwiseScaling:
     def _before_state_dict(self, optimizer: Optimizer) -> None:
         if self._depth and not self._step_is_running():
             self.restore()
-        self._interrupted.append(list(optimizer.param_groups) if self._is_open() else None)
+        found = (list(optimizer.param_groups), self._in_window, bool(self._looked_at))
+        self._interrupted.append(found if self._is_open() else None)
         self._close()
 
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        in_force = self._interrupted.pop() if self._interrupted else None
-        if in_force is not None:
-            optimizer.param_groups[:] = in_force
-            self._in_window = are_same(in_force, self._in_force)
-            self._look(True)
+        found = self._interrupted.pop() if self._interrupted else None
+        if found is not None:
+            optimizer.param_groups[:], self._in_window, was_looking = found
+            self._look(was_looking)
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         self.restore()

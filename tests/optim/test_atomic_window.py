@@ -167,6 +167,30 @@ def test_state_dict_at_any_one_opcode_after_the_update_holds_what_the_update_wro
     assert {"_close", "write_back"} <= set(closing)
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 17])
+def test_one_state_dict_while_a_step_ends_and_one_after_it_leave_the_scaling_in_force(every):
+    parameters, optimizer = build(AdamW, ("lr", "weight_decay"))
+    twins, undisturbed = build(AdamW, ("lr", "weight_decay"))
+    closing = []
+
+    def interrupt(frame, position):
+        if closing or frame.f_code.co_name == "_after_step":
+            closing.append(frame.f_code.co_name)
+            if len(closing) == position:
+                optimizer.state_dict()
+
+    for position in itertools.count(1, every):
+        closing.clear()
+        with at_every_opcode(functools.partial(interrupt, position=position)):
+            step(parameters, optimizer, position % 7)
+        optimizer.state_dict()
+        step(twins, undisturbed, position % 7)
+        assert all(torch.equal(x, y) for x, y in zip(parameters, twins, strict=True)), (position, closing[position - 1])
+        if len(closing) < position:
+            break
+    assert {"_close", "write_back"} <= set(closing)
+
+
 def test_state_dict_taken_inside_another_at_every_opcode():
     parameters, optimizer = build(Writer, ("lr", "weight_decay"))
     twins, undisturbed = build(Writer, ("lr", "weight_decay"))
