@@ -83,7 +83,7 @@ class BoundaryRMSE(FieldMetric):
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """(batch, frames, channels)."""
     prediction, target = at_least_float32(_edges(prediction), _edges(target))
-    return (norm(prediction - target, 1) / math.sqrt(target.shape[1])).to(target.dtype)
+    return (norm(prediction - target, (1,)) / math.sqrt(target.shape[1])).to(target.dtype)
 
 
 def _edges(fields: Tensor) -> Tensor:

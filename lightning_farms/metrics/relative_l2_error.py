@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from lightning_farms.metrics._accumulation import FieldMetric
 from lightning_farms.metrics._fields import (
     Per,
-    accumulation_dtype,
     at_least_float32,
     average,
     check_eps,
     check_fields,
     check_per,
+    norm,
 )
 
 
@@ -98,8 +99,7 @@ class RelativeL2Error(FieldMetric):
         self.eps = eps
 
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
-        dtype = accumulation_dtype(target.device)
-        return _per_sample(prediction, target, self.eps, over_frames=_over_frames(self.per), dtype=dtype)
+        return _per_sample(prediction, target, self.eps, over_frames=_over_frames(self.per), norm_of=norm)
 
 
 def _over_frames(per: Per | None) -> bool:
@@ -108,12 +108,12 @@ def _over_frames(per: Per | None) -> bool:
 
 
 def _per_sample(
-    prediction: Tensor, target: Tensor, eps: float, *, over_frames: bool, dtype: torch.dtype | None = None
+    prediction: Tensor, target: Tensor, eps: float, *, over_frames: bool, norm_of: Callable[..., Tensor] = vector_norm
 ) -> Tensor:
-    """(batch, frames, channels), with one frame in place of all where norms run over them; `dtype` is the sums'."""
+    """(batch, frames, channels), with one frame in place of all where norms run over them."""
     prediction, target = at_least_float32(prediction, target)
-    options: dict[str, Any] = {"dim": (1, 2, 3) if over_frames else (1, 2), "keepdim": over_frames, "dtype": dtype}
-    error = torch.linalg.vector_norm(prediction - target, **options)
-    scale = torch.linalg.vector_norm(target, **options).clamp(min=eps)
+    dims = (1, 2, 3) if over_frames else (1, 2)
+    error = norm_of(prediction - target, dim=dims, keepdim=over_frames)
+    scale = norm_of(target, dim=dims, keepdim=over_frames).clamp(min=eps)
     ratio: Tensor = error / scale.masked_fill(scale.isinf(), torch.nan)  # or what overflows would be no error
     return ratio[:, 0, 0] if over_frames else ratio
