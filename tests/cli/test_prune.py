@@ -244,6 +244,11 @@ def test_weights_that_are_not_finite(model, tmp_path, capsys):
     assert "weights of model.layers.1.mlp.up_proj to be finite" in err
 
 
+def test_no_model(capsys):
+    code, err = fails(capsys, "none", "--sparsity", "0.5", "--dry-run")
+    assert (code, "Expected MODEL to be an existing folder of a Hugging Face model" in err) == (1, True)
+
+
 def test_a_folder_without_weights(model, tmp_path, capsys):
     (tmp_path / "model" / "model.safetensors").unlink()
     code, err = fails(capsys, "model", "--sparsity", "0.5", *CALIBRATED, "--out", "o")

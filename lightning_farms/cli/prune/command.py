@@ -37,7 +37,7 @@ def run(args: list[str]) -> None:
         SystemExit: with status 1 where the model cannot be pruned, 2 for wrong arguments.
     """
     options = parse_options(args)
-    with failing_on(*USER_MISTAKES):
+    with failing_on(*USER_MISTAKES, folder="MODEL"):
         _prune(options)
 
 
