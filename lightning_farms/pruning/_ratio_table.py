@@ -1,34 +1,26 @@
-"""An allocation as lines of text."""
+"""Rows of an allocation as lines of text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
+from lightning_farms.pruning.layer_ratio import LayerRatio
 
 
-def ratio_table(ratios: LayerRatios) -> str:
-    """The table, by the block where a block's layers have one score, what was asked and reached, and the notes."""
+def ratio_table(layers: Sequence[LayerRatio]) -> list[str]:
+    """The lines of the table, by the block where a block's layers have one score."""
     blocks: dict[str, list[LayerRatio]] = {}
-    for layer in ratios.layers:
+    for layer in layers:
         blocks.setdefault(layer.block, []).append(layer)
-    if all(len({layer.score for layer in layers}) == 1 for layers in blocks.values()):
+    if all(len({layer.score for layer in block}) == 1 for block in blocks.values()):
         lines = [["block", "layers", "weights", "source", "score", "ratio"]]
-        lines += [[block, str(len(layers)), *_cells(layers)] for block, layers in blocks.items()]
+        lines += [[name, str(len(block)), *_cells(block)] for name, block in blocks.items()]
     else:
         lines = [["layer", "weights", "source", "score", "ratio"]]
-        lines += [[layer.name, *_cells([layer])] for layer in ratios.layers]
+        lines += [[layer.name, *_cells([layer])] for layer in layers]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    title = f"{ratios.allocation}: " if ratios.allocation else ""
-    total = (
-        f"{title}{ratios.sparsity:.6f} of {ratios.size} weights asked, {ratios.reached:.6f} reached "
-        f"({ratios.zeros} zeros)."
-    )
-    return "\n".join([*table, total, *(f"Note: {note}." for note in ratios.notes)])
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
 
 
 def _cells(layers: Sequence[LayerRatio]) -> list[str]:

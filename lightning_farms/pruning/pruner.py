@@ -18,9 +18,10 @@ from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate
 from lightning_farms.pruning.allocation.base import Allocation
 from lightning_farms.pruning.allocation.controls import UniformAllocation
 from lightning_farms.pruning.allocation.spectral import SpectralAllocation
+from lightning_farms.pruning.layer_ratio import LayerRatio
 from lightning_farms.pruning.mask_state import Masks, entries
 from lightning_farms.pruning.prunable import decoder_blocks
-from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
+from lightning_farms.pruning.ratios import LayerRatios
 
 _UNIFORM = UniformAllocation()
 

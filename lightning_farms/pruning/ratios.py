@@ -16,39 +16,10 @@ from typing import Any
 from lightning_farms.common.texts import json_text, write_if_asked
 from lightning_farms.functional import NofM
 from lightning_farms.pruning._ratio_table import ratio_table
+from lightning_farms.pruning.layer_ratio import LayerRatio
 
 COLUMNS = ("name", "block", "size", "source", "score", "ratio", "zeros", "pattern")
 _OF_ALL = ("asked", "allocation")  # in every line of a CSV file
-
-
-@dataclass(frozen=True)
-class LayerRatio:
-    """What one weight loses.
-
-    Attributes:
-        name: of the weight, unique in the model.
-        block: the block it belongs to.
-        size: its number of weights p.
-        source: the figure that its score is made of (an alpha, an outlier ratio, ...); NaN where there is none.
-        score: q, its share in the pruning: before bounds the fraction pruned is in proportion to it.
-        ratio: the fraction pruned before it is rounded to whole weights; of a pattern, n / m.
-        zeros: the number of weights pruned.
-        pattern: n of every m consecutive inputs; None: any ``zeros`` of the weights.
-    """
-
-    name: str
-    block: str
-    size: int
-    source: float
-    score: float
-    ratio: float
-    zeros: int
-    pattern: NofM | None = None
-
-    @property
-    def reached(self) -> float:
-        """The fraction pruned, in whole weights."""
-        return self.zeros / self.size
 
 
 @dataclass(frozen=True)
@@ -113,7 +84,11 @@ class LayerRatios:
 
     def __str__(self) -> str:
         """A table, by the block where a block's layers have one score, and by the layer otherwise."""
-        return ratio_table(self)
+        title = f"{self.allocation}: " if self.allocation else ""
+        total = (
+            f"{title}{self.sparsity:.6f} of {self.size} weights asked, {self.reached:.6f} reached ({self.zeros} zeros)."
+        )
+        return "\n".join([*ratio_table(self.layers), total, *(f"Note: {note}." for note in self.notes)])
 
     @property
     def size(self) -> int:
