@@ -110,7 +110,7 @@ def message_of(error: BaseException) -> str:
     return text.rpartition(f"\n{type(error).__name__}: ")[2] if raised_by_worker else text
 
 
-def with_options(text: str, **positional: str) -> str:
+def with_options(text: str, /, **positional: str) -> str:
     """A message of the package for somebody who gave options rather than arguments, which have the same names.
 
     Example:

@@ -35,9 +35,9 @@ def run(args: list[str]) -> None:
     options = _parse(args)
     with failing_on(*USER_MISTAKES, folder="DIR"):
         scores = _evaluate(options)
+        sys.stdout.write(_table(scores))
         if options.json is not None:
             write_json({"scores": [score._asdict() for score in scores]}, options.json)
-    sys.stdout.write(_table(scores))
 
 
 def _parse(args: list[str]) -> EvaluateOptions:
@@ -73,7 +73,7 @@ def _evaluate(options: EvaluateOptions) -> list[TaskScore]:
     return task_scores(
         model,
         tokenizer,
-        [name for name in options.tasks.split(",") if name],
+        [name.strip() for name in options.tasks.split(",") if name.strip()],
         include_path=options.include_path,
         shots=options.shots,
         limit=options.limit,

@@ -37,9 +37,9 @@ def run(args: list[str]) -> None:
     options = _parse(args)
     with failing_on(*USER_MISTAKES, folder="DIR"):
         found = _measure(options)
+        sys.stdout.write(_lines(found))
         if options.json is not None:
             write_json(found._asdict() | {"window_losses": found.window_losses.tolist()}, options.json)
-    sys.stdout.write(_lines(found))
 
 
 def _parse(args: list[str]) -> PerplexityOptions:

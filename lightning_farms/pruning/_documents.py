@@ -81,13 +81,18 @@ def _read(file: Path, begin: int, end: int) -> bytes:
 
 
 def _decoded(raw: bytes, file: Path, begin: int, *, whole: bool = True) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    """The characters, without a byte order mark, with newlines as Python's text files have them."""
+    decoder = codecs.getincrementaldecoder("utf-8" if begin else "utf-8-sig")()
     try:
-        return decoder.decode(raw, final=whole)
+        text = decoder.decode(raw, final=whole)
+        if (zero := raw.find(0)) >= 0:  # valid, but in UTF-16 and in what is no text
+            raise UnicodeDecodeError("utf-8", raw, zero, zero + 1, "a zero byte")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"Expected argument `text` to be UTF-8, but {str(file)!r} is not, at byte {begin + error.start}."
+            f"Expected argument `text` to be UTF-8, but {str(file)!r} is not, at byte {begin + error.start} "
+            f"({error.reason}). Convert it, such as by `iconv -t UTF-8`."
         ) from error
+    return text.replace("\r\n", "\n")
 
 
 def _text_of_line(raw: bytes, file: Path) -> str:

@@ -41,6 +41,7 @@ class HiddenStream:
         if on_disk is None:
             self._hidden = torch.empty(shape, dtype=first.dtype, device="cpu")
         else:
+            on_disk.mkdir(parents=True, exist_ok=True)
             folder = self._until_closed.enter_context(TemporaryDirectory(dir=on_disk, prefix="hidden-"))
             file = Path(folder) / "hidden"
             self._hidden = torch.from_file(str(file), True, math.prod(shape), dtype=first.dtype).view(shape)

@@ -18,7 +18,7 @@ from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.pruning._extras import import_extra
 from lightning_farms.pruning.report import PrunedBlock, PruningReport
 
-_SETTINGS = "settings.json"
+_SETTINGS = "pruning_settings.json"
 _Model: TypeAlias = Any  # transformers.PreTrainedModel
 _Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
 _SPARE = 1.02  # headers, the configuration, the tokenizer
@@ -43,7 +43,7 @@ class PrunedFolder:
 
     def __init__(self, target: str | Path, model: _Model, settings: Mapping[str, Any]) -> None:
         self._target = Path(target)
-        if self._target.exists():
+        if os.path.lexists(self._target):  # a link to nowhere, too
             raise FileExistsError(f"Expected OUT to be a new folder, but {str(self._target)!r} exists.")
         self._model = model
         self._partial = self._target.with_name(f".{self._target.name}.partial")
@@ -104,9 +104,9 @@ class PrunedFolder:
         with complete_or_nothing(self._partial / "model.safetensors.index.json") as draft:
             draft.write_text(json.dumps(index_of_shards, indent=2), encoding="utf-8")
         self._describe(report, tokenizer)
-        for name in blocks:
-            (self._partial / f"{name}.block.json").unlink()
-        (self._partial / _SETTINGS).rename(self._partial / "pruning_settings.json")
+        drafts = self._partial.glob(".*.tmp")  # of processes that were killed
+        for leftover in (*drafts, *(self._partial / f"{name}.block.json" for name in blocks)):
+            leftover.unlink()
         os.replace(self._partial, self._target)
 
     def _describe(self, report: PruningReport, tokenizer: _Tokenizer) -> None:
@@ -130,14 +130,15 @@ class PrunedFolder:
 
     def _start(self, settings: dict[str, Any]) -> None:
         file = self._partial / _SETTINGS
-        if file.exists():
-            earlier = json.loads(file.read_text(encoding="utf-8"))
-            differing = sorted(key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key))
-            if differing:
-                raise ValueError(
-                    f"Expected an interrupted run's blocks in {str(self._partial)!r} to be of the same settings, but "
-                    f"they differ in {', '.join(differing)}. Remove that folder to begin anew, or take another OUT."
-                )
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        differing = sorted(key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key))
+        if differing and not any(self._partial.glob("*.safetensors")):  # no block is lost
+            shutil.rmtree(self._partial, ignore_errors=True)
+        elif differing:
+            raise ValueError(
+                f"Expected an interrupted run's blocks in {str(self._partial)!r} to be of the same settings, but "
+                f"they differ in {', '.join(differing)}. Remove that folder to begin anew, or take another OUT."
+            )
         self._check_room()
         self._partial.mkdir(parents=True, exist_ok=True)
         if not file.exists():

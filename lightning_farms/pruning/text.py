@@ -37,9 +37,10 @@ class Calibration:
     window, then a place in it at random. Of a large text only what is drawn is read and tokenised.
 
     Attributes:
-        text: a text file (UTF-8), or a .jsonl file, in which every line is a document (an object with a field `text`,
-            as C4 has it), or several files; or token ids: (tokens,), to draw windows from, or (N, T), the windows
-            themselves, whatever `sequences` and `length` say.
+        text: a text file (UTF-8, read as Python's text files are: every end of a line is one newline), or a .jsonl
+            file, in which every line is a document (an object with a field `text`, as C4 has it), or several files; or
+            token ids: (tokens,), to draw windows from, or (N, T), the windows themselves, whatever `sequences` and
+            `length` say.
         sequences: windows to draw.
         length: tokens of a window.
         seed: of the draw.
@@ -183,5 +184,6 @@ def _check_ids(ids: Tensor) -> None:
 def _too_short(tokens: int, length: int) -> ValueError:
     return ValueError(
         f"Expected argument `text` to hold a text of at least one window of {length} tokens, but the longest has "
-        f"{tokens}. Give more text in one file, or lower argument `length` to at most {tokens}."
+        f"{tokens}. Give more text in one file"
+        + (f", or lower argument `length` to at most {tokens}." if tokens > 1 else ".")
     )

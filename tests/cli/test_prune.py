@@ -188,7 +188,8 @@ def test_blocks_left_on_disk(model, tmp_path):
 
 def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
     (tmp_path / ".o.partial").mkdir()
-    (tmp_path / ".o.partial" / "settings.json").write_text(json.dumps({"method": "sparsegpt"}))
+    (tmp_path / ".o.partial" / "pruning_settings.json").write_text(json.dumps({"method": "sparsegpt"}))
+    (tmp_path / ".o.partial" / "model.layers.0.safetensors").touch()
     code, err = fails(capsys, "model", "--sparsity", "0.5", *CALIBRATED, "--out", "o")
     assert code == 1
     assert "to be of the same settings, but they differ in allocation, " in err

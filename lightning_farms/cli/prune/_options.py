@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ or from another allocation; which of them, from magnitudes, Wanda or SparseGPT. 
 whole or not at all; an interrupted run goes on at its next block when it is started again. The ratios go to stdout, all
 else to stderr. Exit status: 0 done; 1 the model cannot be pruned; 2 wrong arguments; 130 interrupted."""
 _NAMES = tuple(name for name in ALLOCATIONS if name != FileAllocation.label)
+_SPECTRAL = ("window", "steps", "fit", "compat")
+_ONLY_OF = {  # options that the other allocations have no use for
+    FARMSAllocation: _SPECTRAL,
+    WholeMatrixAllocation: ("fit", "compat"),
+    LinearAllocation: ("epsilon",),
+    DensityAllocation: ("epsilon",),
+}
+CALLED = {
+    "model": "MODEL",
+    "folder": "MODEL",
+    "text": "--calibration",
+    "path": "--allocation",
+    "pattern_m": "--pattern",
+    "spread": "--epsilon",
+}
+"""What arguments of the package are called here where they are not options of the same name."""
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
 
@@ -67,7 +84,7 @@ def parse_options(args: list[str]) -> PruneOptions:
     try:
         return _options(given.as_dict())
     except (ValueError, TypeError) as error:
-        parser.error(with_options(str(error)))
+        parser.error(with_options(str(error), **CALLED))
 
 
 def _parser() -> ArgumentParser:
@@ -101,14 +118,21 @@ def _add_amounts(group: Any) -> None:  # noqa: ANN401
         help=f"where the ratios come from: {', '.join(_NAMES)}, or a file of ratios (.json, .csv)",
     )
     group.add_argument("--epsilon", type=float, default=None, help="scores in [1 - e, 1 + e]; of owl, dlp: lambda")
-    group.add_argument("--granularity", type=Granularity, default="block", help="one ratio a block, or one a layer")
+    group.add_argument(
+        "--granularity",
+        type=Granularity | None,
+        default=None,
+        help="one ratio a block, or one a layer; by default block, of a file layer",
+    )
     group.add_argument("--floor", type=float, default=0.0, help="least ratio of a layer")
     group.add_argument("--cap", type=float, default=1.0, help="greatest ratio of a layer")
     group.add_argument("--reverse", action="store_true", help="turn the scores round: a control")
     group.add_argument("--window", type=int, default=None, help="of farms: rows of a window; by default 96")
     group.add_argument("--steps", type=int, default=None, help="of farms: windows per dimension; by default tiles")
     group.add_argument("--fit", type=Fit | None, default=None, help="of farms and whole: where the tail starts; hill")
-    group.add_argument("--compat", type=Compat, default=None, help="of farms: the authors' program's windows")
+    group.add_argument(
+        "--compat", type=Compat, default=None, help="of farms and whole: numbers of the authors' program"
+    )
 
 
 def _add_choice(group: Any) -> None:  # noqa: ANN401
@@ -190,20 +214,20 @@ def _pattern(pattern: str, sparsity: float | None) -> tuple[float, int]:
 
 def _allocation(given: dict[str, Any]) -> Allocation:
     name = given["allocation"]
-    options = {key: given[key] for key in ("floor", "cap", "reverse")}
-    if name not in _NAMES:
+    options = {key: given[key] for key in ("floor", "cap", "reverse", "granularity") if given[key] is not None}
+    of_kind: Sequence[str] = ()
+    asked = {key: given[key] for key in ("epsilon", *_SPECTRAL) if given[key] is not None}
+    kind = ALLOCATIONS.get(name, FileAllocation)
+    if kind is FileAllocation:
         if Path(name).suffix not in (".json", ".csv"):
             raise ValueError(f"Expected --allocation to be {', '.join(_NAMES)} or a .json or .csv, but got {name!r}.")
-        return FileAllocation(name, **options)
-    kind = ALLOCATIONS[name]
-    options["granularity"] = given["granularity"]
-    if given["epsilon"] is not None and issubclass(kind, LinearAllocation):
-        options["epsilon"] = given["epsilon"]
-    elif given["epsilon"] is not None and issubclass(kind, DensityAllocation):
-        options["spread"] = given["epsilon"]
-    asked = {key: given[key] for key in ("window", "steps", "fit", "compat") if given[key] is not None}
+        options["path"] = name
+    else:
+        of_kind = [option for owner, taken in _ONLY_OF.items() if issubclass(kind, owner) for option in taken]
+    if useless := [option for option in asked if option not in of_kind]:
+        raise ValueError(f"Expected --{useless[0]} to be left out with --allocation {name}, which has no use for it.")
+    if "epsilon" in asked:
+        options["epsilon" if issubclass(kind, LinearAllocation) else "spread"] = asked.pop("epsilon")
     if kind is FARMSAllocation and asked:
-        options["method"] = FARMS(**{"window": FARMSAllocation().method.window, **asked})
-    elif kind is WholeMatrixAllocation and "fit" in asked:
-        options["fit"] = asked["fit"]
-    return kind(**options)
+        return FARMSAllocation(FARMS(**{"window": FARMSAllocation().method.window, **asked}), **options)
+    return kind(**options, **asked)

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from lightning_farms.cli._language_model import USER_MISTAKES
 from lightning_farms.cli._shell import failing_on, package_version
-from lightning_farms.cli.prune._options import PruneOptions, parse_options
+from lightning_farms.cli.prune._options import CALLED, PruneOptions, parse_options
 from lightning_farms.cli.prune._tables import print_ratios, print_result
 from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.progress import progress_bar
 from lightning_farms.plotting import sparsity_figure
 from lightning_farms.pruning.allocation import allocate
+from lightning_farms.pruning.allocation.from_file import FileAllocation
 from lightning_farms.pruning.block_pass import prune
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
-from lightning_farms.pruning.perplexity import default_window
+from lightning_farms.pruning.perplexity import default_window, positions_of
 from lightning_farms.pruning.prunable import decoder_blocks
 from lightning_farms.pruning.pruned_folder import PrunedFolder
 from lightning_farms.pruning.ratios import LayerRatios
@@ -37,7 +38,7 @@ def run(args: list[str]) -> None:
         SystemExit: with status 1 where the model cannot be pruned, 2 for wrong arguments.
     """
     options = parse_options(args)
-    with failing_on(*USER_MISTAKES, folder="MODEL"):
+    with failing_on(*USER_MISTAKES, **CALLED):
         _prune(options)
 
 
@@ -60,7 +61,7 @@ def _prune(options: PruneOptions) -> None:
     )
     ratios = _ratios(options, lm.model, ids, store)
     print_ratios(ratios, Console())
-    _write(options, ratios)
+    _write(options, ratios, store)
     if store is None:
         if options.report is not None:
             _write_text(options.report, ratios.to_csv() if options.report.suffix == ".csv" else ratios.to_json())
@@ -89,8 +90,11 @@ def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
     if options.calibration is None or not options.needs_calibration:
         return None
     length = default_window(lm.model) if options.length is None else options.length
+    positions = positions_of(lm.model)
+    if positions is not None and length > positions:
+        raise ValueError(f"Expected --length to be at most the model's {positions} positions, but got {length}.")
     calibration = Calibration(options.calibration, sequences=options.sequences, length=length, seed=options.seed)
-    return calibration.token_ids(lm.tokenizer)
+    return calibration.token_ids(lm.tokenizer, int(lm.model.get_input_embeddings().weight.shape[0]))
 
 
 def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: PrunedFolder | None) -> LayerRatios:  # noqa: ANN401
@@ -108,7 +112,7 @@ def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: Pruned
 
 def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
     """What the pruned weights depend on."""
-    source = Path(options.model)
+    source, allocation = Path(options.model), options.allocation
     files = sorted(source.glob("*")) if source.is_dir() else [source]
     weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
     return {
@@ -118,22 +122,35 @@ def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
         "dtype": options.dtype,
         "sparsity": options.sparsity,
         "pattern_m": options.pattern_m,
-        "allocation": repr(options.allocation),
+        "allocation": repr(allocation),
+        "ratios": _digest(Path(allocation.path).read_bytes()) if isinstance(allocation, FileAllocation) else None,
         "method": options.method,
-        "calibration": None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        "calibration": None if ids is None else _digest(ids.numpy().tobytes()),
         "counts": options.counts,
         "column_block": options.column_block,
         "damping": options.damping,
     }
 
 
-def _write(options: PruneOptions, ratios: LayerRatios) -> None:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(options: PruneOptions, ratios: LayerRatios, store: PrunedFolder | None) -> None:
     if options.figure is not None:
         figure = sparsity_figure({ratios.allocation: ratios.by_block()})
-        with complete_or_nothing(options.figure) as draft:
+        with complete_or_nothing(_for_now(options.figure, options.out, store)) as draft:
             figure.savefig(draft, format=options.figure.suffix[1:])
     if options.recipe is not None and options.method != "magnitude":
-        _write_text(options.recipe, llm_compressor_recipe(ratios, options.method, damping=options.damping))
+        recipe = llm_compressor_recipe(ratios, options.method, damping=options.damping)
+        _write_text(_for_now(options.recipe, options.out, store), recipe)
+
+
+def _for_now(path: Path, out: Path | None, store: PrunedFolder | None) -> Path:
+    """Where a file is written; one in OUT comes there with the folder."""
+    if out is None or store is None or not path.absolute().is_relative_to(out.absolute()):
+        return path
+    return store.partial / path.absolute().relative_to(out.absolute())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,7 +31,8 @@ class FileAllocation(LinearAllocation):
 
     JSON: an object of names and numbers, or what :meth:`LayerRatios.to_json` writes. CSV: a line a name, with a header
     of which one column is ``name``, ``layer`` or ``block`` and another is called as ``column`` says, such as
-    :meth:`LayerRatios.to_csv` writes. A layer's own name wins over its block's; every layer has to have a number.
+    :meth:`LayerRatios.to_csv` writes. A layer's own name wins over its block's; every layer has to have a number, and
+    no name two.
 
     Args:
         path: of the file, ``.json`` or ``.csv``.
@@ -100,29 +102,33 @@ class FileAllocation(LinearAllocation):
 
 def _read(path: Path, column: str) -> dict[str, float]:
     """{name: number}, as they stand in the file; one that is missing there is NaN."""
-    text = path.read_text(encoding="utf-8")
     try:
-        return _from_csv(text, column) if path.suffix == ".csv" else _from_json(text, column)
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _from_csv(text, column) if path.suffix == ".csv" else _from_json(text, column)
+        if twice := next((name for name, times in Counter(name for name, _ in rows).items() if times > 1), None):
+            raise ValueError(f"{twice!r} is there more than once")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"Expected argument `path` to be a JSON object of names and numbers, or a table with the columns `name` "
             f"and `{column}`, but {str(path)!r} is not ({type(error).__name__}: {error})."
         ) from error
+    return dict(rows)
 
 
-def _from_json(text: str, column: str) -> dict[str, float]:
-    content: Any = json.loads(text)
+def _from_json(text: str, column: str) -> list[tuple[str, float]]:
+    content: Any = dict(pairs := json.loads(text, object_pairs_hook=list))
     if isinstance(content.get("layers"), list):
-        return {row["name"]: _number(row[column]) for row in content["layers"]}
-    return {name: _number(value) for name, value in content.items()}
+        rows: list[dict[str, Any]] = [dict(row) for row in content["layers"]]
+        return [(row["name"], _number(row[column])) for row in rows]
+    return [(name, _number(value)) for name, value in pairs]
 
 
-def _from_csv(text: str, column: str) -> dict[str, float]:
-    rows = list(csv.DictReader(io.StringIO(text)))
+def _from_csv(text: str, column: str) -> list[tuple[str, float]]:
+    rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
     if not rows:
         raise ValueError("it has no line")
     key = next((name for name in _NAMES if name in rows[0]), _NAMES[0])
-    return {row[key]: _number(row[column]) for row in rows}
+    return [(row[key], _number(row[column])) for row in rows]
 
 
 def _number(value: str | float | None) -> float:
