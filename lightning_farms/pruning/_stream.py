@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.atomic import check_room
 from lightning_farms.pruning._calls import BlockCall, decoder_calls, experts_one_by_one
 from lightning_farms.pruning._moments import WatchInputs
 
@@ -20,7 +21,8 @@ _COMPARED = 8  # sequences whose outputs are kept to measure a block's error
 class HiddenStream:
     """The hidden states of N calibration sequences in front of the block that is next.
 
-    They wait on the CPU: in memory, or with `on_disk` in a file of a temporary folder that is mapped into memory.
+    They wait on the CPU: in memory, or with `on_disk` in a file there that is mapped into memory and has no name, so
+    that nothing of it outlives the process.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class HiddenStream:
             self._hidden = torch.empty(shape, dtype=first.dtype, device="cpu")
         else:
             on_disk.mkdir(parents=True, exist_ok=True)
-            folder = self._until_closed.enter_context(TemporaryDirectory(dir=on_disk, prefix="hidden-"))
-            file = Path(folder) / "hidden"
-            self._hidden = torch.from_file(str(file), True, math.prod(shape), dtype=first.dtype).view(shape)
+            size = math.prod(shape)
+            check_room(on_disk / "hidden", size * first.element_size(), "the hidden states", "choose another folder")
+            with TemporaryDirectory(dir=on_disk, prefix="hidden-") as folder:  # the file lives on while it is mapped
+                self._hidden = torch.from_file(f"{folder}/hidden", True, size, dtype=first.dtype).view(shape)
         for place, hidden in zip(self._hidden, found.hidden, strict=True):
             place.copy_(hidden)
 

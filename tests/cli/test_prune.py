@@ -219,7 +219,11 @@ def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
             "Expected OUT to be a new folder, but 'model' exists.",
         ),
         (["--sparsity", "0.5", "--calibration", "no.txt", "--out", "o"], 1, "Expected --calibration to be a text file"),
-        (["--sparsity", "0.5", *CALIBRATED, "--length", "600", "--out", "o"], 1, "tokens"),
+        (
+            ["--sparsity", "0.5", *CALIBRATED, "--length", "33", "--out", "o"],
+            1,
+            "--length to be at most the model's 32 positions",
+        ),
         (["--sparsity", "0.5", "--dry-run", "--report", "r.txt"], 2, "Expected --report to end in .csv or .json"),
     ],
 )
