@@ -202,18 +202,18 @@ class LayerwisePruning(SpectralMonitor):
         if self._plan is not None and {row.name for row in self._plan} != set(self._pruner.zeros):
             self._plan = self._planned = None  # of other layers: options have changed
         self._hold(trainer, pl_module)
-        self._warn_of_steps_that_come_too_late(trainer)
+        self._warn_of_steps_that_come_too_late(trainer, trainer.max_epochs)
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take notice of new optimizers and parameters, and make up for a skipped analysis."""
-        if not self._pruner.fits(pl_module):
-            self._pruner.find(pl_module, self.layers)
-        self._hold(trainer, pl_module)
+        self._take_notice(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Prune if a step is due: all callbacks have made their analyses of this moment."""
+        if batch_idx == 0:  # the module's own hooks come after those of callbacks
+            self._take_notice(trainer, pl_module)
         step = self._due_step(trainer.current_epoch)
         if step is not None:
             self._prune(trainer, pl_module, step)
@@ -224,6 +224,7 @@ class LayerwisePruning(SpectralMonitor):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log, and make sure that what is pruned is zero before a checkpoint is written."""
+        self._find_again(pl_module)
         if self._pruner.masks.revived():
             self._apply(trainer, pl_module)
             self._warn(
@@ -233,6 +234,11 @@ class LayerwisePruning(SpectralMonitor):
             )
         super().on_train_epoch_end(trainer, pl_module)
         pl_module.log(_SPARSITY, self._pruner.sparsity, sync_dist=trainer.world_size > 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the training was over before the schedule, then draw the labelled figures of the whole run."""
+        self._warn_of_steps_that_come_too_late(trainer, trainer.current_epoch)
+        super().on_train_end(trainer, pl_module)
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
@@ -298,6 +304,14 @@ class LayerwisePruning(SpectralMonitor):
         for average in averages(trainer, pl_module, self._pruner.keys()):
             self._pruner.masks.apply_to(average)
 
+    def _take_notice(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._find_again(pl_module)
+        self._hold(trainer, pl_module)
+
+    def _find_again(self, pl_module: LightningModule) -> None:
+        if not self._pruner.fits(pl_module):
+            self._pruner.find(pl_module, self.layers)
+
     def _hold(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruner.hold(trainer.optimizers)
         self._apply(trainer, pl_module)
@@ -318,14 +332,14 @@ class LayerwisePruning(SpectralMonitor):
         picture = ratio_picture("pruning/ratios", plan.allocation, shown, plan.sparsity, title)
         self._faults.say(_UNLOGGED, *hand_out([picture], sinks(trainer), step))
 
-    def _warn_of_steps_that_come_too_late(self, trainer: Trainer) -> None:
-        last, most = self.schedule.steps[-1], trainer.max_epochs
-        if self.sparsity is None or trainer.fast_dev_run or most is None or not -1 < most <= last:  # type: ignore[attr-defined]
+    def _warn_of_steps_that_come_too_late(self, trainer: Trainer, epochs: int | None) -> None:
+        last = self.schedule.steps[-1]
+        if self.sparsity is None or trainer.fast_dev_run or epochs is None or not -1 < epochs <= last:  # type: ignore[attr-defined]
             return
-        reached = self.schedule.sparsity_at(most - 1, self.sparsity)
+        reached = self.schedule.sparsity_at(epochs - 1, self.sparsity)
         self._warn(
             "late",
-            f"the schedule's last step comes before epoch {last}, which is not trained (max_epochs={most}): "
+            f"the schedule's last step comes before epoch {last}, which is not trained ({epochs} epochs are): "
             f"{reached:.4g} of the weights will be pruned at the end, not {self.sparsity:.4g}.",
         )
 

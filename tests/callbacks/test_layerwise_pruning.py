@@ -1,6 +1,7 @@
 """LayerwisePruning: zeros counted in the weights themselves, at every batch, whatever else acts on them."""
 
 import math
+from contextlib import nullcontext
 from unittest import mock
 
 import lightning.pytorch as pl
@@ -355,7 +356,7 @@ def test_a_trainer_that_goes_on_goes_on_pruning(small_net, loader, make_trainer)
     model = small_net(make_optimizer=OPTIMIZERS["SGD"])
     trainer = make_trainer([callback, counting], max_epochs=6)
     trainer.fit_loop.max_epochs = 2
-    with pytest.warns(UserWarning, match=r"before epoch 4, which is not trained \(max_epochs=2\)"):
+    with pytest.warns(UserWarning, match=r"before epoch 4, which is not trained \(2 epochs are\)"):
         trainer.fit(model, loader)
     with torch.no_grad():
         model.conv.weight[callback.masks["conv.weight"].logical_not()] = 1.0  # nobody holds it between two fits
@@ -597,10 +598,34 @@ def test_weights_that_something_else_revives_are_zero_in_the_checkpoint(fit, tmp
 def test_a_schedule_that_ends_after_the_training_is_said_to(small_net, loader, make_trainer):
     model = small_net()
     with pytest.warns(
-        UserWarning, match=r"before epoch 3, which is not trained \(max_epochs=3\): 0.7704 of the weights"
+        UserWarning, match=r"before epoch 3, which is not trained \(3 epochs are\): 0.7704 of the weights"
     ):
         make_trainer([LayerwisePruning(0.8, schedule=Cubic(0, 3), summary=False)], max_epochs=3).fit(model, loader)
     assert sum(zeros(model).values()) == whole(cubic(2, 3, 0.8))
+
+
+def test_a_training_that_ends_by_steps_says_so_too(small_net, loader, make_trainer):
+    trainer = make_trainer([LayerwisePruning(0.8, schedule=OneShot(3), summary=False)], max_epochs=-1, max_steps=6)
+    with pytest.warns(UserWarning, match=r"before epoch 3, which is not trained \(2 epochs are\): 0 of the weights"):
+        trainer.fit(small_net(), loader)
+
+
+@pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_end"])
+def test_weights_that_the_module_replaces_are_pruned_like_those_before(hook, small_net, loader, make_trainer):
+    model, epochs = small_net(make_optimizer=OPTIMIZERS["SGD"]), []
+
+    def replace(*args):
+        if model.current_epoch == 2 and not epochs:
+            epochs.append(2)
+            model.head.weight = nn.Parameter(torch.ones_like(model.head.weight))
+            model.trainer.optimizers[0].add_param_group({"params": [model.head.weight]})
+
+    setattr(model, hook, replace)
+    counting = Counting()
+    with pytest.warns(UserWarning, match="not zero at the end") if hook == "on_train_batch_end" else nullcontext():
+        make_trainer([LayerwisePruning(0.5, summary=False), counting], max_epochs=3).fit(model, loader)
+    assert sum(zeros(model).values()) == whole(0.5)
+    assert (counting.acting[2] == {whole(0.5)}) == (hook == "on_train_epoch_start")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,13 @@ def test_mistakes(model, capsys, args, code, message):
     assert (ended, message in " ".join(err.split())) == (code, True), err
 
 
+def test_a_result_that_cannot_be_written_is_printed(model, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["perplexity", "model", "--text", "test.txt", "--json", "test.txt/out.json"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith("perplexity ")
+
+
 def test_a_text_that_is_too_short(model, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("w1 w2")
     code, err = fails(capsys, "model", "--text", "short.txt")

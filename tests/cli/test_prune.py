@@ -186,6 +186,25 @@ def test_blocks_left_on_disk(model, tmp_path):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_files_in_the_folder_to_be_come_with_it(model, tmp_path):
+    files = ["--figure", "o/ratios.svg", "--recipe", "o/more/recipe.yaml", "--report", "o/report.csv"]
+    main(["prune", "model", "--sparsity", "0.5", *CALIBRATED, "--out", "o", *files])
+    assert (tmp_path / "o" / "model.safetensors.index.json").exists()
+    assert all((tmp_path / file).stat().st_size for file in files[1::2])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_run_goes_on_with_the_same_file_of_ratios_only(model, tmp_path, capsys):
+    def run(ratio, *more):
+        rows = "".join(f"model.layers.{number},{ratio}\n" for number in range(3))
+        (tmp_path / "a.csv").write_text(f"name,ratio\n{rows}")
+        return fails(capsys, "model", "--sparsity", "0.5", "--allocation", "a.csv", *CALIBRATED, "--out", "o", *more)
+
+    assert run(0.5, "--method", "sparsegpt", "--column_block", "0")[0] == 1
+    (tmp_path / ".o.partial" / "model.layers.0.safetensors").touch()
+    assert "they differ in ratios." in run(0.4, "--method", "sparsegpt", "--column_block", "0")[1]
+
+
 def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
     (tmp_path / ".o.partial").mkdir()
     (tmp_path / ".o.partial" / "pruning_settings.json").write_text(json.dumps({"method": "sparsegpt"}))
@@ -222,8 +241,20 @@ def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
         (
             ["--sparsity", "0.5", *CALIBRATED, "--length", "33", "--out", "o"],
             1,
-            "--length to be at most the model's 32 positions",
+            "--length to be at most the model's 32 p",
         ),
+        (
+            ["--sparsity", "0.5", "--dry-run", "--allocation", "ramp", "--fit", "hill"],
+            2,
+            "Expected --fit to be left out",
+        ),
+        (
+            ["--sparsity", "0.5", "--dry-run", "--allocation", "a.csv", "--epsilon", "0.1"],
+            2,
+            "--epsilon to be left out",
+        ),
+        (["--pattern", "2:4", "--dry-run", "--allocation", "dlp", "--epsilon", "2"], 2, "--epsilon to be in [0, 1]"),
+        (["--pattern", "2:4", "--calibration", "model/config.json", "--out", "o"], 1, "Expected --calibration to have"),
         (["--sparsity", "0.5", "--dry-run", "--report", "r.txt"], 2, "Expected --report to end in .csv or .json"),
     ],
 )

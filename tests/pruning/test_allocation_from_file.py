@@ -97,6 +97,11 @@ def test_layers_without_a_number_are_named(model, write):
         ratios_of(model, write({"layers.0.0": 0.3}))
 
 
+def test_what_spreadsheets_write_can_be_read(model, write):
+    path = write("\ufeffname, ratio\r\nlayers.0, 0.4\r\nlayers.1, 0.6\r\n", "a.csv")
+    assert ratios_of(model, path) == dict(zip(NAMES, [0.4, 0.4, 0.6, 0.6], strict=True))
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -108,6 +113,8 @@ def test_layers_without_a_number_are_named(model, write):
         ("what,ratio\nlayers.0,0.5\n", "a.csv"),
         ("name,ratio\n", "a.csv"),
         ("name,ratio\nlayers.0\n", "a.csv"),
+        ('{"layers.0": 0.2, "layers.1": 0.5, "layers.0": 0.8}', "a.json"),
+        ("name,ratio\nlayers.0,0.2\nlayers.1,0.5\nlayers.0,0.8\n", "a.csv"),
     ],
 )
 def test_files_that_are_something_else(model, write, content, name):

@@ -93,10 +93,30 @@ def test_blocks_of_other_settings_are_not_taken(tmp_path):
         pruned(tiny_decoder("llama"), tmp_path / "out", settings=SETTINGS | {"sparsity": 0.6})
 
 
+def test_settings_of_a_run_without_a_block_stand_in_nobodys_way(tmp_path):
+    """A first attempt with a wrong option leaves its settings, and maybe ratios, which are not taken either."""
+    first = PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS | {"sparsity": 0.6})
+    (first.partial / "ratios.json").touch()
+    PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
+    assert [path.name for path in first.partial.iterdir()] == ["pruning_settings.json"]
+    assert json.loads((first.partial / "pruning_settings.json").read_text()) == SETTINGS
+
+
+def test_what_a_killed_process_was_writing_is_not_part_of_the_folder(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pruned(tiny_decoder("llama"), tmp_path / "out", blocks=1)
+    (tmp_path / ".out.partial" / f".layers.1.{'0' * 32}.tmp").touch()
+    pruned(tiny_decoder("llama"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_a_folder_that_exists_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="to be a new folder"):
         PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="to be a new folder"):
+        PrunedFolder(tmp_path / "link", tiny_decoder("llama"), SETTINGS)
 
 
 def test_a_disk_without_room_is_refused_early(tmp_path, monkeypatch):

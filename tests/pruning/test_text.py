@@ -140,6 +140,21 @@ def test_documents_that_are_all_too_short(tmp_path):
         Calibration(torch.arange(19), length=20).token_ids()
 
 
+def test_texts_of_other_systems_are_the_same(tmp_path):
+    """Read as Python's text files are: marks of byte order and ends of lines count in no token."""
+    text = tiny_text(60).replace(" ", "\n")
+    for content in (text, "\ufeff" + text, text.replace("\n", "\r\n")):
+        (tmp_path / "a.txt").write_bytes(content.encode())
+        whole = Calibration(tmp_path / "a.txt", sequences=1, length=len(text)).token_ids(byte_tokenizer())
+        assert whole.tolist() == [byte_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def test_utf_16_is_no_utf_8_though_it_may_look_so(tmp_path):
+    (tmp_path / "a.txt").write_bytes(tiny_text(60).encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"to be UTF-8, but '.*a.txt' is not, at byte 1 \(a zero byte\)"):
+        Calibration(tmp_path / "a.txt", length=4).token_ids(word_tokenizer())
+
+
 def test_files_that_are_no_text(tmp_path):
     tokenizer = word_tokenizer()
     (tmp_path / "latin.txt").write_bytes("über".encode("latin-1") * 30)
