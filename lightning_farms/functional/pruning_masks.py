@@ -6,8 +6,9 @@ A mask is True where the weight stays, as in torch.nn.utils.prune. SparseGPT, wh
 
 from __future__ import annotations
 
+import operator
 from fractions import Fraction
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def magnitude_mask(weight: Tensor, amount: Amount, *, counts: Counts = "exact") 
         Han et al., Learning both Weights and Connections, NeurIPS 2015.
     """
     check_weight(weight)
-    check_amount(amount, weight, counts)
+    amount = checked_amount(amount, weight, counts)
     scores = weight.detach().abs()
     if isinstance(amount, NofM):
         return ~smallest_of_every(scores, *amount)
@@ -95,7 +96,7 @@ def wanda_mask(weight: Tensor, mean_square: Tensor, amount: Amount, *, counts: C
         Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024, Equation 1.
     """
     check_weight(weight)
-    check_amount(amount, weight, counts)
+    amount = checked_amount(amount, weight, counts)
     rows, columns = weight.shape
     if mean_square.shape != (columns,):
         raise ValueError(
@@ -128,21 +129,32 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError("Expected argument `weight` to be finite, but got NaN or infinite values.")
 
 
-def check_amount(amount: Amount, weight: Tensor, counts: Counts) -> None:
-    """Raise a ValueError unless so much of the weight can go, counted so."""
+def checked_amount(amount: Amount, weight: Tensor, counts: Counts) -> Amount:
+    """The amount, an integer of NumPy or torch as one of Python; a ValueError unless so much can go, counted so."""
     if counts not in ("exact", "official"):
         raise ValueError(f'Expected argument `counts` to be "exact" or "official", but got {counts!r}.')
     if isinstance(amount, NofM):
-        n, m = amount
-        if not 0 <= n <= m or m < 1 or weight.shape[1] % m:
+        n, m = amount = NofM(_whole(amount.n), _whole(amount.m))
+        if not (isinstance(n, int) and isinstance(m, int) and 0 <= n <= m and m >= 1) or weight.shape[1] % m:
             raise ValueError(
                 f"Expected argument `amount` to be n of m with 0 <= n <= m and m a divisor of {weight.shape[1]} "
                 f"inputs, but got {n} of {m}."
             )
-    elif isinstance(amount, int) and not isinstance(amount, bool):
+        return amount
+    amount = _whole(amount)
+    if isinstance(amount, int) and not isinstance(amount, bool):
         if counts == "official":
             raise ValueError(f'Expected argument `amount` to be a fraction for counts="official", but got {amount}.')
         if not 0 <= amount <= weight.numel():
             raise ValueError(f"Expected argument `amount` to be in [0, {weight.numel()}], but got {amount}.")
     elif isinstance(amount, bool) or not 0 <= amount <= 1:
         raise ValueError(f"Expected argument `amount` to be a fraction in [0, 1], but got {amount}.")
+    return amount
+
+
+def _whole(number: Any) -> Any:  # noqa: ANN401
+    """An integer of any kind as one of Python; what is none as it is."""
+    try:
+        return number if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        return number

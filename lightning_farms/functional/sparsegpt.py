@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.functional._selection import smallest_entries, smallest_of_every
-from lightning_farms.functional.pruning_masks import Amount, Counts, NofM, check_amount, check_weight, number_of_zeros
+from lightning_farms.functional.pruning_masks import Amount, Counts, NofM, check_weight, checked_amount, number_of_zeros
 
 _MOST_CONDITION = 1e5  # of a Hessian in float32; beyond it rounding decides which weights go
 _POWER_STEPS = 8
@@ -77,7 +77,8 @@ def sparsegpt(
 
     Raises:
         ValueError: Weights that are no matrix, a Hessian of another shape, values that are not finite, a negative
-            diagonal, an amount, block or damping out of range, or a Hessian that is not positive semi-definite.
+            diagonal, an amount, block or damping out of range, a Hessian that is not positive semi-definite, or weights
+            that overflow their type.
 
     Example:
         >>> sparsegpt(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 1, damping=0.0).weight
@@ -87,7 +88,7 @@ def sparsegpt(
         Frantar and Alistarh, SparseGPT, ICML 2023, Algorithm 1.
     """
     check_weight(weight)
-    check_amount(amount, weight, counts)
+    amount = checked_amount(amount, weight, counts)
     _check_hessian(hessian, weight.shape[1])
     _check_options(column_block, damping, amount)
     dead = hessian.diagonal() == 0
@@ -98,7 +99,13 @@ def sparsegpt(
     change, mask = _prune_blocks(dense, root.to(dense), dead, amount, column_block, counts)
     if counts == "official":
         mask &= ~dead
-    return Reconstruction((dense - change).to(weight.dtype) * mask, mask, used, root.dtype, int(dead.sum()))
+    adapted = (dense - change).to(weight.dtype) * mask
+    if not bool(adapted.isfinite().all()):
+        raise ValueError(
+            f"Expected argument `weight` to be of a type that holds what makes up for the weights that go, but some "
+            f"overflow {weight.dtype}: use torch.bfloat16 or torch.float32."
+        )
+    return Reconstruction(adapted, mask, used, root.dtype, int(dead.sum()))
 
 
 def _prune_blocks(

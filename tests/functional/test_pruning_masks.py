@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_farms.functional import NofM, magnitude_mask, wanda_mask
+from lightning_farms.functional import NofM, magnitude_mask, sparsegpt, wanda_mask
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -88,6 +88,16 @@ def test_patterns_as_by_sorting(m):
             assert ((~mask).unflatten(1, (-1, m)).sum(2) == n).all()
             expected = sorted_groups(wanda_scores(weight, squares), n, m)
             np.testing.assert_array_equal(wanda_mask(weight, squares, NofM(n, m)).numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor], ids=["numpy", "torch"])
+def test_one_weight_is_one_weight_whoever_counted_it(kind):
+    """What an allocation gives is a tensor: its 1 is a number of weights, not the fraction of all of them."""
+    weight = torch.arange(1.0, 9.0).reshape(2, 4)
+    assert int((~magnitude_mask(weight, kind(1))).sum()) == 1
+    assert int((~wanda_mask(weight, torch.ones(4), kind(1))).sum()) == 1
+    assert int((~sparsegpt(weight, torch.eye(4), kind(1)).mask).sum()) == 1
+    assert torch.equal(magnitude_mask(weight, NofM(kind(1), 4)), magnitude_mask(weight, NofM(1, 4)))
 
 
 def test_equal_weights_go_from_the_start():
@@ -175,6 +185,8 @@ WEIGHT = torch.ones(2, 4)
         ((WEIGHT, math.nan), {}, "`amount` to be a fraction"),
         ((WEIGHT, True), {}, "`amount` to be a fraction"),
         ((WEIGHT, NofM(1, 3)), {}, "m a divisor of 4 inputs, but got 1 of 3"),
+        ((WEIGHT, NofM(1.5, 4)), {}, "`amount` to be n of m .* but got 1.5 of 4"),  # type: ignore[arg-type]
+        ((WEIGHT, torch.tensor(9)), {}, r"`amount` to be in \[0, 8\], but got 9"),
         ((WEIGHT, NofM(3, 2)), {}, "`amount` to be n of m"),
         ((WEIGHT, NofM(0, 0)), {}, "`amount` to be n of m"),
         ((WEIGHT, 4), {"counts": "official"}, '`amount` to be a fraction for counts="official"'),

@@ -240,6 +240,14 @@ def test_precision_follows_the_condition():
     assert loud.mask.equal(sparsegpt(weight, massive.T @ massive, 100, damping=1e-6).mask)
 
 
+def test_weights_that_overflow_their_type_are_refused():
+    """Of two inputs that are nearly one, the weight that stays takes the sum: 120,000 in half precision."""
+    weight, hessian = torch.full((1, 2), 6e4, dtype=torch.float16), torch.tensor([[1.0, 0.999], [0.999, 1.0]])
+    with pytest.raises(ValueError, match=r"some overflow torch.float16: use torch.bfloat16"):
+        sparsegpt(weight, hessian, 1)
+    assert sparsegpt(weight.bfloat16(), hessian, 1).weight.max() > 1e5
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 WEIGHT, HESSIAN = torch.ones(2, 4), torch.eye(4)
