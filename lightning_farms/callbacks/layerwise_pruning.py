@@ -87,7 +87,7 @@ class LayerwisePruning(SpectralMonitor):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range; an allocation that needs the model's inputs; when the fit starts: a
-            pattern of ``layers`` fits no layer.
+            pattern of ``layers`` fits no layer, or a file of ratios not the layers.
         MisconfigurationException: another callback prunes too, or the strategy is FSDP1 or DeepSpeed's (at setup).
 
     Example:
@@ -197,9 +197,11 @@ class LayerwisePruning(SpectralMonitor):
         self._pruner.find(pl_module, self.layers)
         if not self._pruner.layers:
             raise misconfiguration(f"{type(self).__name__} finds no weight in the model that it could prune.")
-        if self.sparsity is None and self._pruned is None:
+        if self.sparsity is not None:
+            self._pruner.check(self.sparsity)
+        elif self._pruned is None:
             self._keep_zeros()
-        if self._plan is not None and {row.name for row in self._plan} != set(self._pruner.zeros):
+        if self._plan is not None and not self._is_of_these_layers(self._plan):
             self._plan = self._planned = None  # of other layers: options have changed
         self._hold(trainer, pl_module)
         self._warn_of_steps_that_come_too_late(trainer, trainer.max_epochs)
@@ -288,8 +290,9 @@ class LayerwisePruning(SpectralMonitor):
     def _prune(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         assert self.sparsity is not None
         plan = self._plan if self._planned == step else None
-        if plan is None:
-            plan = self._pruner.plan(None, self.schedule.sparsity_at(step, self.sparsity))
+        if plan is None or not self._is_of_these_layers(plan):
+            alphas = None if plan is None or self._report is None else self._report.alphas
+            plan = self._pruner.plan(alphas, self.schedule.sparsity_at(step, self.sparsity))
         self._pruner.fits(pl_module)  # and shards what FSDP2 has gathered
         self._pruner.prune(plan)
         self._apply(trainer, pl_module)
@@ -297,6 +300,9 @@ class LayerwisePruning(SpectralMonitor):
         trainer.callback_metrics[_SPARSITY] = torch.tensor(self._pruner.sparsity, device="cpu")
         with self._faults.contained(_UNLOGGED):
             self._log_step(trainer, plan)
+
+    def _is_of_these_layers(self, plan: LayerRatios) -> bool:
+        return {row.name for row in plan} == set(self._pruner.zeros)
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set what is pruned to zero, also in the averages that other callbacks keep."""

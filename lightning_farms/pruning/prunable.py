@@ -122,7 +122,7 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
     for block_name, block in (decoder_blocks(model) if blocks is None else blocks).items():
         for weight in _weights_of(block_name, block):
             identity = id(getattr(weight.module, weight.parameter))
-            if identity not in seen:
+            if identity not in seen and weight.size:
                 seen.add(identity)
                 found.append(weight)
     if not found:

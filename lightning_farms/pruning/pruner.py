@@ -96,19 +96,17 @@ class Pruner:
         for weight in stored_weights(model, selection):
             if weight.parameter is None:
                 self.dense |= {weight.name: weight.reason} if weight.selected else {}
-                continue
-            if id(weight.parameter) in tables:
+            elif id(weight.parameter) in tables:
                 self.dense[weight.name] = "it is a table of embeddings too"
-            else:
+            elif weight.size:
                 self.layers.append(TrainedLayer(weight, blocks.get(id(weight.parameter), weight.name)))
         self.masks.bind(self._parameters)
         self._count()
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether the masked parameters are still those of the model."""
+        """Tell whether the model still has the parameters that were found, and no others."""
         reshard(model)
-        held = {id(parameter) for parameter in model.parameters()}
-        return all(id(parameter) in held for parameter in self._parameters.values())
+        return {id(parameter) for parameter in model.parameters()} == {id(each) for each in self._parameters.values()}
 
     def hold(self, optimizers: Sequence[Optimizer]) -> None:
         """Keep pruned weights at zero through these optimizers' steps, in place of those held before."""
@@ -133,6 +131,19 @@ class Pruner:
         self._count()
 
     # ---- a step ------------------------------------------------------------------------------------------------------
+
+    def check(self, sparsity: float) -> None:
+        """Raise what is wrong with an allocation that looks at no weight, such as a file: it can be known at once.
+
+        Args:
+            sparsity: that of the last step.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it does not fit the model, or its bounds do not allow the sparsity.
+        """
+        if not isinstance(self.allocation, SpectralAllocation):
+            self._allocated(None, sparsity)
 
     def plan(self, alphas: Mapping[str, float] | None, sparsity: float) -> LayerRatios:
         """How much of each layer is to be gone after the next step.

@@ -582,6 +582,29 @@ def test_without_alphas_all_layers_lose_the_same_share(small_net, loader, make_t
     assert zeros(model) == {layer: size // 2 for layer, size in SIZES.items()}
 
 
+def test_layers_that_come_later_are_pruned_from_the_next_step_on(small_net, loader, make_trainer):
+    model = small_net()
+
+    def grow():
+        if model.current_epoch == 1:
+            model.late = nn.Linear(20, 20, bias=False)
+            model.trainer.optimizers[0].add_param_group({"params": model.late.parameters()})
+
+    model.on_train_epoch_start = grow
+    callback = LayerwisePruning(0.8, schedule=Cubic(0, 2), summary=False)
+    make_trainer([callback], max_epochs=3).fit(model, loader)
+    assert sum(zeros(model, (*WEIGHTS, "late.weight")).values()) == whole(0.8, TOTAL + 400)
+    assert callback.ratios.zeros == whole(0.8, TOTAL + 400)
+    assert callback.ratios["hidden"].score != 1  # of the last analysis, which the new layer is not in
+
+
+def test_a_file_of_other_layers_is_refused_before_the_training(small_net, loader, make_trainer, tmp_path):
+    (tmp_path / "a.json").write_text('{"conv": 0.5, "hidden": 0.5, "heads": 0.5}')
+    callback = LayerwisePruning(0.5, FileAllocation(tmp_path / "a.json"), OneShot(1), summary=False)
+    with pytest.raises(ValueError, match=r"1 of 3 are not: 'heads' \(near: 'head'\)"):
+        make_trainer([callback], max_epochs=2).fit(small_net(), loader)
+
+
 def test_weights_that_something_else_revives_are_zero_in_the_checkpoint(fit, tmp_path):
     class Meddle(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import Selection
-from lightning_farms.pruning import FARMSAllocation, UniformAllocation
+from lightning_farms.pruning import FARMSAllocation, UniformAllocation, prunable_weights
 from lightning_farms.pruning.pruner import Pruner, thinned
 
 
@@ -113,6 +113,15 @@ def test_an_allocation_that_cannot_be_costs_no_training(make):
     assert warned[0].startswith(
         "every layer loses the same share at this step. Expected arguments `sparsity` and `cap`"
     )
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_weights_is_none(make):
+    model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.Linear(4, 4))
+    pruner, _ = make(model, UniformAllocation())
+    assert [layer.name for layer in pruner.layers] == ["2"]
+    listed = prunable_weights(nn.ModuleDict({"layers": nn.ModuleList([model])}))
+    assert [weight.name for weight in listed] == ["layers.0.2"]
 
 
 def test_a_floor_above_the_sparsity_of_an_early_step_is_lowered_for_it(make):
