@@ -81,9 +81,9 @@ def _prune(options: PruneOptions) -> None:
             progress=advance,
         )
     store.finish(report, lm.tokenizer)
+    print_result(report, options.out, Console(stderr=True))
     if options.report is not None:
         report.save(options.report)
-    print_result(report, options.out, Console(stderr=True))
 
 
 def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
