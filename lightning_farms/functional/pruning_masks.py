@@ -141,15 +141,15 @@ def checked_amount(amount: Amount, weight: Tensor, counts: Counts) -> Amount:
                 f"inputs, but got {n} of {m}."
             )
         return amount
-    amount = _whole(amount)
-    if isinstance(amount, int) and not isinstance(amount, bool):
+    number: float = _whole(amount)
+    if isinstance(number, int) and not isinstance(number, bool):
         if counts == "official":
-            raise ValueError(f'Expected argument `amount` to be a fraction for counts="official", but got {amount}.')
-        if not 0 <= amount <= weight.numel():
-            raise ValueError(f"Expected argument `amount` to be in [0, {weight.numel()}], but got {amount}.")
-    elif isinstance(amount, bool) or not 0 <= amount <= 1:
-        raise ValueError(f"Expected argument `amount` to be a fraction in [0, 1], but got {amount}.")
-    return amount
+            raise ValueError(f'Expected argument `amount` to be a fraction for counts="official", but got {number}.')
+        if not 0 <= number <= weight.numel():
+            raise ValueError(f"Expected argument `amount` to be in [0, {weight.numel()}], but got {number}.")
+    elif isinstance(number, bool) or not 0 <= number <= 1:
+        raise ValueError(f"Expected argument `amount` to be a fraction in [0, 1], but got {number}.")
+    return number
 
 
 def _whole(number: Any) -> Any:  # noqa: ANN401

@@ -285,8 +285,8 @@ def _exact_ratios(
     if reached(points[-1]) < wanted:
         raise ValueError(
             f"Expected argument `sparsity` to leave the layers of score 0 at the floor, but got {float(target)}: the "
-            f"others hold enough weights for {float(reached(points[-1]) / sum(sizes)):.6g} only. Lower it, or give all layers a "
-            "score above 0 (of alphas: a smaller `epsilon`)."
+            f"others hold enough weights for {float(reached(points[-1]) / sum(sizes)):.6g} only. Lower it, or give all "
+            "layers a score above 0 (of alphas: a smaller `epsilon`)."
         )
     above = bisect.bisect_left(points, wanted, key=reached)
     high = points[above]
