@@ -582,6 +582,24 @@ def test_ctrl_c(shell, folder):
     assert (process.returncode, out, err) == (130, "", "\nlightning-farms: interrupted\n")
 
 
+WHILE_A_STRING_IS_EXECUTED = """
+import sys, types
+command = types.ModuleType("lightning_farms.cli.check")
+command.run = lambda arguments: exec("raise KeyboardInterrupt")
+sys.modules["lightning_farms.cli.check"] = command
+from lightning_farms.cli import main
+main(["check"])
+"""
+
+
+def test_ctrl_c_while_a_string_is_executed(tmp_path):
+    """As by what defines named tuples and data classes, whenever something is imported."""
+    (tmp_path / "program.py").write_text(WHILE_A_STRING_IS_EXECUTED)
+    command = [sys.executable, "-m", "program"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 130
+
+
 TWO_FILES = """
 import sys
 from lightning_farms.cli import main
