@@ -374,6 +374,13 @@ class _Shards(StoredTensors):
             )
         self._opened: dict[str, Mapping[str, Tensor]] = {}
 
+    @property
+    def layouts(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Those that the shards' own formats tell."""
+        one_each = {shard: name for name, shard in self._shard_of.items()}
+        opened = (self._holder(name) for name in one_each.values())
+        return {name: text for held in opened for name, text in getattr(held, "layouts", {}).items()}
+
     def __getitem__(self, name: str) -> Tensor:
         return self._holder(name)[name]
 

@@ -450,6 +450,8 @@ def test_what_may_be_a_buffer_says_so():
     "buffers",
     [
         {"vq.embed": torch.ones(1, 12, 12), "vq.cluster_size": torch.ones(1, 12)},
+        {"codebook.embed_sum": torch.ones(12, 12), "codebook.cluster_usage": torch.ones(12)},
+        {"dense.weight_integer": torch.ones(12, 12)},
         {"norm.running_cov": torch.ones(12, 12)},
         {"head.tril": torch.ones(12, 12)},
         {"attn.k_cache": torch.ones(12, 12)},
