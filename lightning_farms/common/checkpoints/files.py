@@ -307,7 +307,8 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}."
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}. "
+            "Save what is to be analysed under names: torch.save({name: tensor}, FILE)."
         )
     raise ValueError(
         f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
