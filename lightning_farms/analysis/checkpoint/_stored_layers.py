@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights._layouts import KnownLayout, is_position_grid, parameter_layout, weight_layout
+from lightning_farms.analysis.weights._layouts import (
+    KnownLayout,
+    is_position_grid,
+    odd_kernel,
+    parameter_layout,
+    weight_layout,
+)
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -33,6 +39,7 @@ _EMBEDDING = re.compile(
 _NUMBER = re.compile(r"(?<=[^.])(\.\d+)+$")
 _OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|token_adapter))+$")
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
+_BIAS = re.compile(r"(.*_)?bias")
 _NO_WEIGHT = re.compile(
     r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_(scale(_inv)?|integer)"
     r"|scales|pe|pos_table|pos_idx_to_embed"
@@ -135,7 +142,8 @@ def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
     normalisation = bias is not None and bias.shape == tensor.shape
     averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
-    return [] if normalisation or averaged or _NO_WEIGHT.fullmatch(leaf.name) else None
+    pattern = _BIAS if leaf.stored.parameter else _NO_WEIGHT
+    return [] if normalisation or averaged or pattern.fullmatch(leaf.name) else None
 
 
 def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -239,7 +247,8 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
         return [_layer(leaf.layer, "linear", tensor.shape, matrix, layout)]
     groups, rest = divmod(outputs, tensor.shape[1])
     if outputs == tensor.shape[0] or rest or not groups or tensor.shape[0] % groups:
-        return [_layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))]
+        layer = _layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))
+        return [layer if bias is not None else layer._replace(remark=odd_kernel(tensor.shape))]
     matrices = transposed_convolution_matrices(tensor, groups)
     layout = usual_layout("transposed convolution", tensor.ndim) + (f"/{groups}" if groups > 1 else "")
     return [_layer(leaf.layer, "transposed convolution", tensor.shape, matrices, layout)]

@@ -102,22 +102,32 @@ def _between(weight: _Stored) -> KnownLayout | None:
 def _long_last(weight: _Stored) -> KnownLayout | None:
     """Three dimensions: kernels are short; one with a bias for each output may be long (or bilinear)."""
     first, middle, last = weight.shape if len(weight.shape) == 3 else (0, 0, 0)
-    if min(middle, last) < 2:
-        return None
-    if has_shared_bias(weight.shape, weight.bias):  # or a transposed convolution's with as long a kernel
-        if last == middle <= _SMALL_KERNEL:
-            return None
-        return _guess("iok", BATCH) if last == middle <= _LONGEST_KERNEL else _guess(BATCH, "oik")
     one_bias = weight.bias is not None and weight.bias == (first,)
-    if not (weight.bias is None or one_bias) or last <= _SMALL_KERNEL:
+    if not (weight.bias is None or one_bias) or min(middle, last) < 2 or last <= _SMALL_KERNEL:
         return None
     convolves = one_bias or last <= _LONGEST_KERNEL or re.fullmatch(r"(.*[._])?conv(1d)?_?\d*", weight.module)
     return _guess("oik", BATCH) if convolves else _guess(BATCH, "oik")
 
 
+def _bias_of_all(weight: _Stored) -> KnownLayout | None:
+    """(..., inputs, outputs), or a transposed convolution's (I, O, ..., k) with as long a kernel."""
+    if not has_shared_bias(weight.shape, weight.bias) or min(weight.shape[1:]) < 2:
+        return None
+    if weight.shape[1] != weight.shape[-1] or weight.shape[-1] > _LONGEST_KERNEL:
+        return _guess(BATCH, _kernel(weight, "oi{}"))
+    return _guess(_kernel(weight, "io{}"), BATCH) if weight.shape[-1] > _SMALL_KERNEL else None
+
+
 def has_shared_bias(shape: Sequence[int], bias: Sequence[int] | None) -> bool:
-    """Whether a weight of three dimensions has a bias for its last one alone: (batch, inputs, outputs)."""
-    return len(shape) == 3 and bias is not None and tuple(bias) == tuple(shape[-1:]) != tuple(shape[:1])
+    """Whether a weight of three or more dimensions has a bias for its last one alone."""
+    return len(shape) > 2 and bias is not None and tuple(bias) == tuple(shape[-1:]) != tuple(shape[:1])
+
+
+def odd_kernel(shape: Sequence[int]) -> str:
+    """What to say of a kernel of many places that is not square: it may be two dimensions of matrices."""
+    kernel = shape[2:]
+    odd = len(kernel) == 2 and min(kernel) > _SMALL_KERNEL and kernel[0] != kernel[1]
+    return _guess("oikk", BATCH).remark if odd else ""
 
 
 def _guess(layout: str, other: str) -> KnownLayout:
@@ -178,6 +188,7 @@ _CLASSES = (
 _WEIGHTS = (  # of what is called `weight`
     _Rule(_experts, module=_EXPERTS),
     _Rule(_bias_each),
+    _Rule(_bias_of_all),
     _Rule(_long_pairs),
     _Rule(_between),
     _Rule(_long_last),

@@ -221,8 +221,8 @@ def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -
             if bias != name and bias in found and found[bias].value.ndim < value.ndim:
                 parameters += found[bias].parameters
         suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
-        bias = found["bias"].value if name == "weight" and "bias" in found else None
-        yield _bare_weight(suffix, name, value, parameters, bias)
+        of_all = found["bias"].value if name == "weight" and "bias" in found else None
+        yield _bare_weight(suffix, name, value, parameters, of_all)
 
 
 def _bare_weight(

@@ -56,16 +56,24 @@ def test_older_sparse_kernels_have_the_outputs_last():
     assert torch.equal(weight.matrices[5], module.weight.detach()[0, 1, 2].T)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(20, 12), (20, 40), (6, 3), (40, 40)])
-def test_one_bias_for_all_matrices_tells_a_batch(inputs, outputs):
+@pytest.mark.parametrize("shape", [(9, 20, 12), (9, 20, 40), (9, 6, 3), (9, 40, 40), (3, 9, 20, 12)])
+def test_one_bias_for_all_matrices_tells_a_batch(shape):
     """Such as of relational graph convolutions, (relations, inputs, outputs)."""
-    module = bare("Relations", (9, inputs, outputs), bias=nn.Parameter(torch.ones(outputs)))
+    outputs = shape[-1]
+    module = bare("Relations", shape, bias=nn.Parameter(torch.ones(outputs)))
     model = nn.ModuleDict({"layer": module})
     for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
         [weight] = weights
         assert (weight.name, weight.kind, weight.layout) == ("layer", "parameter", "batch")
-        assert torch.equal(weight.matrices, module.weight.detach())
+        assert torch.equal(weight.matrices, module.weight.detach().flatten(0, -3))
         assert "its layout is a guess by its shape: batch, not oik" in weight.remark
+
+
+def test_a_kernel_that_may_be_matrices_says_so():
+    state = {"a.weight": torch.randn(4, 16, 12, 20), "b.weight": torch.randn(24, 3, 16, 16)}
+    remarks = {weight.name: weight.remark for weight in checkpoint_weights(state)}
+    assert remarks["a"].startswith("its layout is a guess by its shape: oikk, not batch")
+    assert remarks["b"] == ""
 
 
 @pytest.mark.parametrize(("shape", "batch"), [((1, 12, 5, 5), False), ((1, 5, 12, 20), True), ((1, 12, 12, 20), True)])
