@@ -311,6 +311,16 @@ def test_plots(run):
     assert "spikes" in out
 
 
+def test_plots_of_layers_with_names_that_no_file_can_have(run):
+    """Of 255 bytes at most, none of them a slash."""
+    names = ["\u5c42" * 120, "../../up", "a/b", "a.b", "a_b", "$x^"]
+    torch.save({f"{name}.weight": torch.randn(12, 12) for name in names}, "odd.pt")
+    status, _, err = run("odd.pt", "--plots", "figures")
+    assert (status, "Glyph" in err) == (0, False)
+    assert "8 figures in figures\n" in err
+    assert len(list(Path("figures/esd").iterdir())) == len(names)
+
+
 def test_plots_of_a_scan(run):
     status, _, err = run("net.pt", "--plots", "figures", "--include", "3", "--fit", "ks")
     assert status == 0
