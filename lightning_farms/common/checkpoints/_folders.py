@@ -38,7 +38,7 @@ WEIGHTS = (*_SUFFIXES, *_OTHER_SUFFIXES)
 _DEEPEST = 4
 _MOST_FOLDERS = 500
 _SHARD = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin|\.pt|\.gguf)"
+    r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>(\.\w+)?\.(safetensors|bin|pt|gguf))"
 )
 _SLICE = re.compile(r"(consolidated\.|(mp|tp)_rank_)(?P<rank>\d+)(\.pth|[\w.]*)")
 """Folders and files of one process each of tensor parallelism; those of pipelines have one such number."""

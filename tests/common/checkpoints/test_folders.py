@@ -315,6 +315,21 @@ def test_a_folder_of_folders_is_entered_where_one_holds_weights(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_shards_of_a_variant_are_read_where_the_others_are_not(tmp_path):
+    """As diffusers calls those in half precision, with an index of yet another name."""
+    stems = [f"diffusion_pytorch_model-0000{number}-of-00002" for number in (1, 2)]
+    for variant, value in ((".fp16", 16.0), ("", 32.0)):
+        for stem, name in zip(stems, ("a", "b"), strict=True):
+            save_file({name: torch.full((3, 4), value)}, tmp_path / f"{stem}{variant}.safetensors")
+        opened = open_checkpoint(tmp_path)
+        assert {name: opened[name][0, 0].item() for name in opened} == {"a": value, "b": value}
+    (tmp_path / f"{stems[0]}.safetensors").unlink()
+    (tmp_path / f"{stems[1]}.safetensors").unlink()
+    (tmp_path / f"{stems[1]}.fp16.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002-of-00002\.fp16\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
 def test_slices_of_every_matrix_are_no_shards(tmp_path):
     for rank in range(2):
         torch.save(state(), tmp_path / f"consolidated.{rank:02d}.pth")
