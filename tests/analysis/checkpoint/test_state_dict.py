@@ -368,6 +368,7 @@ def test_changes():
 def test_changes_between_files_that_name_differently():
     before, after = nn.Linear(6, 5), nn.Linear(6, 5)
     state = {f"network.body.{name}": tensor for name, tensor in after.state_dict().items()}
+    state["n_averaged"] = torch.tensor(3)  # of SWA
     base = {f"body.{name}": tensor for name, tensor in before.state_dict().items()}
     [change] = checkpoint_changes(state, base)
     assert change.name == "network.body"
