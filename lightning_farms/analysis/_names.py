@@ -69,8 +69,8 @@ def match_names(names: Collection[str], others: Collection[str]) -> dict[str, st
 
 
 def _start(names: Collection[str]) -> str:
-    """What all names begin with, up to a dot; of each name something is left."""
-    parts = [name.split(".")[:-1] for name in names]
+    """What all names of parts begin with, up to a dot; of each name something is left."""
+    parts = [name.split(".")[:-1] for name in names if name]  # SWA counts its averages at the top
     shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), None)
     length = min(map(len, parts), default=0) if shared is None else shared
     return "".join(f"{part}." for part in parts[0][:length]) if parts else ""

@@ -105,6 +105,11 @@ def failing_on(*mistakes: type[Exception], **positional: str) -> Iterator[None]:
 
 def message_of(error: BaseException) -> str:
     """An error's message, without the traceback that a data loader's worker puts before it."""
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror and error.filename:
+        return (
+            f"Expected {str(error.filename)!r} to be a place that can be read and written to, but: {error.strerror}. "
+            "Choose another, or see to its rights."
+        )
     text = str(error).rstrip()
     raised_by_worker = text.startswith("Caught ") and "Original Traceback" in text
     return text.rpartition(f"\n{type(error).__name__}: ")[2] if raised_by_worker else text

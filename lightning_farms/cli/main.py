@@ -61,6 +61,7 @@ def main(args: list[str] | None = None) -> None:
             import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
     except KeyboardInterrupt:
         sys.stderr.write("\nlightning-farms: interrupted\n")
+        eval("0")  # or `python -m` ends as if nobody had caught it, where a string was being executed (as imports do)
         raise SystemExit(_INTERRUPTED) from None
 
 

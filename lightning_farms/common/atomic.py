@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from errno import EDQUOT, EFBIG, EISDIR, ENOSPC, EROFS
 from pathlib import Path
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-_LONGEST = 200  # characters of a name that go into that of its draft
+_LONGEST = 200  # bytes of a name that go into that of its draft
 _ABANDONED = 24 * 3600  # seconds since the last write to a draft, after which nobody is thought to write it
 
 
@@ -46,7 +47,7 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
         yield path
         return
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:_LONGEST]}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{shortened(target.name, _LONGEST)}.{uuid.uuid4().hex}.tmp")
     try:
         if target.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(target))
@@ -82,6 +83,16 @@ class UnwrittenFileError(OSError):
         system = os.strerror(self.errno) if self.errno else reason
         reason = system if system in reason else reason  # h5py's has much around it
         return f"Expected {self.path!r} to be a file that can be written, but: {reason}. Nothing was changed there."
+
+
+def shortened(name: str, most: int) -> str:
+    """The beginning of a file's name that takes so many bytes, of which a file system allows 255.
+
+    Example:
+        >>> shortened("größer", 4)
+        'grö'
+    """
+    return os.fsencode(name)[:most].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def check_room(path: Path, size: int, what: str, remedy: str) -> None:

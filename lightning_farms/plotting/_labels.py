@@ -1,5 +1,9 @@
 """Fitting many or long names to an axis."""
 
+import re
+
+_NUMBER = re.compile(r"\d+")
+
 
 def thinned(count: int, room: int) -> list[int]:
     """Choose evenly spaced positions to label, the first among them."""
@@ -8,8 +12,17 @@ def thinned(count: int, room: int) -> list[int]:
 
 
 def shortened(name: str, width: int = 34) -> str:
-    """Cut the middle out of a name that is too long; its two ends tell layers apart."""
-    if len(name) <= width:
-        return name
+    """Cut the middle out of a name that is too long, or its parts to first letters where that would take a number."""
+    cut = _without_middle(name, width)
+    if " " in name or _NUMBER.findall(cut) == _NUMBER.findall(name):
+        return cut
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) > width and not part.isdecimal():
+            parts[place] = part[:1]
+    return _without_middle(".".join(parts), width)
+
+
+def _without_middle(text: str, width: int) -> str:
     tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"

@@ -40,7 +40,10 @@ def name_axes(axes: Axes, margins: Margins, *, title: str, horizontal: str, vert
     box = axes.get_position()
     width, height = figure.get_size_inches()
     name = _LABEL_SIZE / _POINTS
-    axes.set_title(title, fontsize=_TITLE_SIZE, parse_math=False, y=1.0, pad=7)
+    half = min(widest([title], _TITLE_SIZE), width) / 2
+    middle = min(max((box.x0 + box.x1) / 2 * width, half), width - half)  # of the axes, or as near as the figure allows
+    place = (middle / width - box.x0) / box.width
+    axes.set_title(title, fontsize=_TITLE_SIZE, parse_math=False, x=place, y=1.0, pad=7)
     axes.set_xlabel(horizontal, fontsize=_LABEL_SIZE, va="bottom")
     axes.xaxis.set_label_coords(0.5, (legend + 0.06 - margins.bottom) / (box.height * height))
     axes.set_ylabel(vertical, fontsize=_LABEL_SIZE, va="center")

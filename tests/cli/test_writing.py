@@ -218,6 +218,22 @@ def test_a_folder_of_that_name(command, job, ended, tmp_path):
     assert not drafts(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("download", "{official} --url {url} --dir taken/new"),
+        ("prune", "{here}/lm --sparsity 0.5 --method magnitude --out taken/new"),
+        ("simulate", "taken/a.hdf5 --trajectories 1 --resolution 16 --frames 3"),
+    ],
+)
+def test_folders_that_cannot_be_made(command, arguments, ended, tmp_path):
+    """As on a file system that is read-only, which root cannot be refused otherwise."""
+    (tmp_path / "taken").write_text(EARLIER)
+    status, _, err = ended(command, Job(arguments))
+    assert (status, len(messages(err))) == (1, 1), err
+    assert re.match(r"Expected '.*taken.*' to be .*, but: .*(directory|exists).*\. \w.*\.$", messages(err)[0])
+
+
 @pytest.mark.parametrize("stdout", ["closed", "full"])
 @pytest.mark.parametrize(("command", "job"), cases(SECONDS_EACH))
 def test_stdout_that_takes_nothing(command, job, ended, stdout):

@@ -43,3 +43,11 @@ def test_drafts_that_killed_processes_left_are_removed_after_a_day(tmp_path):
     with complete_or_nothing(tmp_path / "c.hdf5") as temporary:
         temporary.write_text("all of it")
     assert sorted(tmp_path.iterdir()) == sorted([fresh, *others, tmp_path / "c.hdf5"])
+
+
+def test_names_as_long_as_the_system_allows(tmp_path):
+    """Which counts bytes."""
+    for name in ("x" * 255, "\u5c42" * 85):
+        with complete_or_nothing(tmp_path / name) as draft:
+            draft.write_text("all of it")
+        assert (tmp_path / name).read_text() == "all of it"

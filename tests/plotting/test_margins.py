@@ -34,3 +34,17 @@ def test_axes_and_their_names_are_where_the_margins_say():
     assert 0 <= beside.x0 <= 10
     assert axes.title.get_window_extent().y1 <= 400
     assert axes.get_title() == "$x"
+
+
+@pytest.mark.parametrize("title", ["short", "a title that is wider than the axes, but not than the figure"])
+def test_a_title_is_within_the_figure(title):
+    figure = Figure(figsize=(6, 4), dpi=100)
+    margins = Margins(left=3.5, right=0.2, bottom=1.2, top=0.4)
+    axes = add_axes(figure, margins)
+    name_axes(axes, margins, title=title, horizontal="epoch", vertical="layer")
+    FigureCanvasAgg(figure).draw()
+    box = axes.title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= 600
+    if title == "short":
+        assert (box.x0 + box.x1) / 2 == pytest.approx(350 + 230 / 2, abs=1)

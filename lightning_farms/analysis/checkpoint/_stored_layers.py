@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights._layouts import KnownLayout, parameter_layout, weight_layout
+from lightning_farms.analysis.weights._layouts import (
+    KnownLayout,
+    is_position_grid,
+    odd_kernel,
+    parameter_layout,
+    weight_layout,
+)
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -25,21 +31,25 @@ from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
-    r"(.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|token_embedding_table|embed_(tokens|positions|in)"
-    r"|(.*_)?(embed|embeds|embedding|embeddings|emb|codebook|positions)"
+    r"(?!(.*_)?patch)"  # patches are projected
+    r"((.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|embed_in"
+    r"|(.*_)?embed_(\w+_)?(tokens|positions|timesteps?)(_\w+)?"
+    r"|(.*_)?(embeds?|embeddings?|emb|codebook|positions)(_(layers?|tables?|\d+))?)"
 )
+_NUMBER = re.compile(r"(?<=[^.])(\.\d+)+$")
 _OF_PEFT = re.compile(r"(\.(base_layer|original_module|modules_to_save\.[^.]+|token_adapter))+$")
 _RECURRENT = re.compile(r"weight_(?P<side>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
+_BIAS = re.compile(r"(.*_)?bias")
 _NO_WEIGHT = re.compile(
-    r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_scale(_inv)?"
-    r"|scales|pe|pos_table"
+    r"running_(mean|var|std)|num_batches_tracked|(.*_)?mask(ed_bias)?|(.*_)?bias|relative_coords_table|weight_(scale(_inv)?|integer)"
+    r"|scales|pe|pos_table|pos_idx_to_embed"
     # rotary and sinusoidal tables
     r"|(.*_)?(inv_freq|freqs?(_cis)?|freqs_(cos|sin)|cos|sin|(cos|sin)_(cached?|table)|rotary_table|sinusoid.*|angles)"
     # of signals: filter banks, windows, bases of Fourier transforms, resampling kernels
     r"|fb|(mel_)?(filters|filter_?banks?|basis|fbanks?)|mel_fb|window|(stft_)?kernel_(sin|cos)|wsin|wcos|dct_mat"
     r"|(forward|inverse|fourier)_basis|(resample|blur|fir)_(kernel|filter)"
     # queues and running averages of contrastive learning and vector quantisation
-    r"|queue(_.*)?|memory_bank|embed_avg|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
+    r"|queue(_.*)?|memory_bank|embed_(avg|sum)|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
     r"|embedding_avg|codebook_avg|(.*_)?ema"
     # of other running statistics, and what is kept between steps
     r"|running_.*|(.*_)?cov_sum|(.*_)?covar_cache|confmat|confusion_matrix|(.*_)?([kv]|kv|key|value)_cache|cache_[kv]"
@@ -51,7 +61,7 @@ _NO_WEIGHT = re.compile(
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
     r"|(.*_)?tokens_per_expert|(hessian|fisher|cov|covariance)(_.*)?|relative_position_(index|buckets)|attention_bias_idxs|_float_tensor|dummy.*"
 )
-_OF_CODEBOOKS = {"embed_avg", "cluster_size", "ema_cluster_size", "_ema_cluster_size"}
+_OF_CODEBOOKS = {"embed_avg", "embed_sum", "cluster_size", "ema_cluster_size", "_ema_cluster_size"}
 _CALLED_WEIGHT = re.compile(
     r"(?i).*(weight|kernel|proj|embed|token|quer|expert|gate|pos|bias|lora|fc|lin|conv|mlp|attn|param|factor|\d).*"
     r"|([wuvpqk]|up|down|w_?(in|out)|wq|wk|wv|wo)(_.*)?"
@@ -132,7 +142,8 @@ def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
     normalisation = bias is not None and bias.shape == tensor.shape
     averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
-    return [] if normalisation or averaged or _NO_WEIGHT.fullmatch(leaf.name) else None
+    pattern = _BIAS if leaf.stored.parameter else _NO_WEIGHT
+    return [] if normalisation or averaged or pattern.fullmatch(leaf.name) else None
 
 
 def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -217,7 +228,8 @@ def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 def is_embedding(module: str) -> bool:
     """Whether a module's name is one that tables of embeddings bear."""
-    return _EMBEDDING.fullmatch(_OF_PEFT.sub("", module).rpartition(".")[2]) is not None
+    plain = _NUMBER.sub("", _OF_PEFT.sub("", module))
+    return _EMBEDDING.fullmatch(plain.rpartition(".")[2]) is not None
 
 
 def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
@@ -235,15 +247,16 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
         return [_layer(leaf.layer, "linear", tensor.shape, matrix, layout)]
     groups, rest = divmod(outputs, tensor.shape[1])
     if outputs == tensor.shape[0] or rest or not groups or tensor.shape[0] % groups:
-        return [_layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))]
+        layer = _layer(leaf.layer, "convolution", tensor.shape, convolution_matrices(tensor, 1))
+        return [layer if bias is not None else layer._replace(remark=odd_kernel(tensor.shape))]
     matrices = transposed_convolution_matrices(tensor, groups)
     layout = usual_layout("transposed convolution", tensor.ndim) + (f"/{groups}" if groups > 1 else "")
     return [_layer(leaf.layer, "transposed convolution", tensor.shape, matrices, layout)]
 
 
 def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """DPOT's and other networks' on a grid, (1, channels, height, width): a vector for each place."""
-    if leaf.name != "pos_embed" or tensor.ndim != 4 or len(tensor) != 1:
+    """A vector for each place of a grid."""
+    if not is_position_grid(leaf.name, tensor.shape):
         return None
     return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))._replace(layout="")]
 

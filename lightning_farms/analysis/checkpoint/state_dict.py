@@ -50,9 +50,9 @@ def checkpoint_weights(
     does not see), the orientation of a linear weight that its bias does not tell, and functions that a module
     computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
     or 5 dimensions is taken to be a convolution, unless its module is called after experts, it has a bias for each
-    matrix, or its last dimension is longer than any kernel (a batch of matrices then); (outputs, k, k, k, inputs) is
-    the layout of sparse convolutions. Where such a guess changes the number the weight has a remark, and
-    ``Selection(layout=...)`` says what is right.
+    matrix or for its last dimension, or that is longer than any kernel (a batch of matrices then); (outputs, k, k, k,
+    inputs) is the layout of sparse convolutions, and (outputs, 16, 16, 3) that of images with the channels last. Where
+    such a guess changes the number the weight has a remark, and ``Selection(layout=...)`` says what is right.
 
     Args:
         source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name, such as those of

@@ -15,6 +15,7 @@ _SMALL_KERNEL = 7
 _MOST_POSITIONS = 7**3
 _LONGEST_KERNEL = 31
 _FEWEST_CHANNELS = 8
+_MOST_COLOURS = 4
 _SAY_IT = "say it with layout (--layout), as in"
 
 
@@ -85,27 +86,52 @@ def _bias_each(weight: _Stored) -> KnownLayout | None:
 
 
 def _between(weight: _Stored) -> KnownLayout | None:
-    """(O, k, ..., k, I): small equal dimensions before a larger last one."""
+    """(O, k, ..., k, I): equal dimensions before another last one, where (O, I, k, ..., k) is less likely."""
     middle = set(weight.shape[1:-1])
     known = weight.bias is None or weight.bias == weight.shape[:1]
-    if len(weight.shape) < 4 or len(middle) != 1 or not known or not 2 <= max(middle) <= _SMALL_KERNEL:
+    if len(weight.shape) < 4 or len(middle) != 1 or not known or not 2 <= max(middle) <= _LONGEST_KERNEL:
         return None
-    if weight.shape[-1] < max(_FEWEST_CHANNELS, max(middle) + 1):
+    size, last = max(middle), weight.shape[-1]
+    features = size <= _SMALL_KERNEL and last >= _FEWEST_CHANNELS
+    colours = last <= _MOST_COLOURS <= size != last
+    if not (features or colours):
         return None
-    own, other = _kernel(weight, "o{}i"), _kernel(weight, "oi{}")
-    return KnownLayout(own, f"its layout is a guess by its shape: {own}, not {other}; {_SAY_IT} {other}")
+    return _guess(_kernel(weight, "o{}i"), _kernel(weight, "oi{}"))
 
 
 def _long_last(weight: _Stored) -> KnownLayout | None:
     """Three dimensions: kernels are short; one with a bias for each output may be long (or bilinear)."""
-    one_bias = weight.bias is not None and weight.bias == weight.shape[:1]
-    if len(weight.shape) != 3 or not (weight.bias is None or one_bias) or min(weight.shape[1:]) < 2:
+    first, middle, last = weight.shape if len(weight.shape) == 3 else (0, 0, 0)
+    one_bias = weight.bias is not None and weight.bias == (first,)
+    if not (weight.bias is None or one_bias) or min(middle, last) < 2 or last <= _SMALL_KERNEL:
         return None
-    if weight.shape[-1] > _LONGEST_KERNEL and not one_bias:
-        return KnownLayout(BATCH, f"its layout is a guess by its shape: batch, not oik; {_SAY_IT} oik")
-    if weight.shape[-1] > _SMALL_KERNEL:
-        return KnownLayout("oik", f"its layout is a guess by its shape: oik, not batch; {_SAY_IT} batch")
-    return None
+    convolves = one_bias or last <= _LONGEST_KERNEL or re.fullmatch(r"(.*[._])?conv(1d)?_?\d*", weight.module)
+    return _guess("oik", BATCH) if convolves else _guess(BATCH, "oik")
+
+
+def _bias_of_all(weight: _Stored) -> KnownLayout | None:
+    """(..., inputs, outputs), or a transposed convolution's (I, O, ..., k) with as long a kernel."""
+    if not has_shared_bias(weight.shape, weight.bias) or min(weight.shape[1:]) < 2:
+        return None
+    if weight.shape[1] != weight.shape[-1] or weight.shape[-1] > _LONGEST_KERNEL:
+        return _guess(BATCH, _kernel(weight, "oi{}"))
+    return _guess(_kernel(weight, "io{}"), BATCH) if weight.shape[-1] > _SMALL_KERNEL else None
+
+
+def has_shared_bias(shape: Sequence[int], bias: Sequence[int] | None) -> bool:
+    """Whether a weight of three or more dimensions has a bias for its last one alone."""
+    return len(shape) > 2 and bias is not None and tuple(bias) == tuple(shape[-1:]) != tuple(shape[:1])
+
+
+def odd_kernel(shape: Sequence[int]) -> str:
+    """What to say of a kernel of many places that is not square: it may be two dimensions of matrices."""
+    kernel = shape[2:]
+    odd = len(kernel) == 2 and min(kernel) > _SMALL_KERNEL and kernel[0] != kernel[1]
+    return _guess("oikk", BATCH).remark if odd else ""
+
+
+def _guess(layout: str, other: str) -> KnownLayout:
+    return KnownLayout(layout, f"its layout is a guess by its shape: {layout}, not {other}; {_SAY_IT} {other}")
 
 
 def _pairs(weight: _Stored) -> KnownLayout | None:
@@ -162,6 +188,7 @@ _CLASSES = (
 _WEIGHTS = (  # of what is called `weight`
     _Rule(_experts, module=_EXPERTS),
     _Rule(_bias_each),
+    _Rule(_bias_of_all),
     _Rule(_long_pairs),
     _Rule(_between),
     _Rule(_long_last),
@@ -191,6 +218,11 @@ def class_layout(module: nn.Module, weight: Tensor) -> str:
     if grouped and (not isinstance(groups, int) or weight.shape[0] % groups):
         return ""
     return f"{known.layout}/{groups}" if grouped else known.layout
+
+
+def is_position_grid(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is that of DPOT, PiT, SAM 2, (1, channels, n, n); others have (1, places, ..., channels)."""
+    return name == "pos_embed" and len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
 
 
 def weight_layout(module: str, weight: Tensor, bias: Tensor | None) -> KnownLayout | None:

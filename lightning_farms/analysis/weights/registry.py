@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from lightning_farms.analysis._layout import BATCH, laid_out, usual_layout
 from lightning_farms.analysis.weights._foreign import foreign_weights
-from lightning_farms.analysis.weights._layouts import class_layout, parameter_layout, weight_layout
+from lightning_farms.analysis.weights._layouts import (
+    class_layout,
+    has_shared_bias,
+    is_position_grid,
+    parameter_layout,
+    weight_layout,
+)
 from lightning_farms.analysis.weights._matrices import (
     GRU_GATES,
     LSTM_GATES,
@@ -215,17 +221,26 @@ def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -
             if bias != name and bias in found and found[bias].value.ndim < value.ndim:
                 parameters += found[bias].parameters
         suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
-        yield _bare_weight(suffix, name, value, parameters)
+        of_all = found["bias"].value if name == "weight" and "bias" in found else None
+        yield _bare_weight(suffix, name, value, parameters, of_all)
 
 
-def _bare_weight(suffix: str, name: str, value: Tensor, parameters: tuple[Tensor, ...]) -> ModuleWeight:
+def _bare_weight(
+    suffix: str, name: str, value: Tensor, parameters: tuple[Tensor, ...], bias: Tensor | None
+) -> ModuleWeight:
     """By the table of layouts, or else a batch of matrices."""
-    known = weight_layout("", value, None) if name == "weight" and value.ndim > 3 else None
+    shared = bias is not None and has_shared_bias(value.shape, bias.shape)
+    known = (
+        weight_layout("", value, bias if shared else None) if name == "weight" and (value.ndim > 3 or shared) else None
+    )
     known = known or parameter_layout("", name, value)
     shape = tuple(value.shape)
+    if is_position_grid(name, shape):
+        return ModuleWeight(suffix, "parameter", stack(value.flatten(2)), parameters, shape)
     if known is not None and known.reason:
         return ModuleWeight(suffix, "parameter", NO_MATRICES, parameters, shape, known.reason)
     if known is None or known.layout == BATCH:
-        return ModuleWeight(suffix, "parameter", stack(value), parameters, shape)
+        remark = known.remark if known is not None and shared else ""
+        return ModuleWeight(suffix, "parameter", stack(value), parameters, shape, remark=remark)
     kind, matrices = laid_out(value, known.layout)
     return ModuleWeight(suffix, kind, matrices, parameters, shape, layout=known.layout, remark=known.remark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning_farms.analysis.comparison import Comparison
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SCANS
 from lightning_farms.analysis.report import SpectralReport
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing, shortened
 from lightning_farms.plotting import alpha_depth_figure, esd_figure, shape_heatmap_figure
 from lightning_farms.plotting.alpha_depth_figure import comparison_figure
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST_NAME = 100
+_MOST_BYTES = 200
 
 
 class Picture(NamedTuple):
@@ -61,7 +63,8 @@ def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
     """Draw and write pictures one by one."""
     for picture in pictures:
         path = folder / picture.path
-        with complete_or_nothing(path) as draft:
+        with complete_or_nothing(path) as draft, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box
             picture.draw().savefig(draft, format=path.suffix[1:])
         yield path
 
@@ -71,7 +74,7 @@ def _spectra(rows: list[LayerSpectrum], scanned: bool) -> Iterator[Picture]:
     for number, row in enumerate(rows, 1):
         if row.eigenvalues is not None:
             name = re.sub(r"[^\w.-]", "_", row.name)[-_LONGEST_NAME:]
-            file = f"{number:0{width}}_{name}.png"
+            file = f"{shortened(f'{number:0{width}}_{name}', _MOST_BYTES)}.png"
             figure = partial(
                 esd_figure,
                 row.eigenvalues,
@@ -88,7 +91,8 @@ def _spectra(rows: list[LayerSpectrum], scanned: bool) -> Iterator[Picture]:
 
 
 def _matrix_shape(row: LayerSpectrum) -> tuple[int, int]:
-    if row.kind == "transposed convolution":
-        return row.shape[1], row.shape[0]
-    rows, columns = row.shape[:2] if row.kind == "convolution" else row.shape[-2:]
+    letters = row.layout.partition("/")[0]
+    if len(letters) == len(row.shape) and {"o", "i"} <= set(letters):
+        return row.shape[letters.index("o")], row.shape[letters.index("i")]
+    rows, columns = row.shape[-2:]
     return rows, columns

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -37,9 +38,11 @@ WEIGHTS = (*_SUFFIXES, *_OTHER_SUFFIXES)
 _DEEPEST = 4
 _MOST_FOLDERS = 500
 _SHARD = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin|\.pt|\.gguf)"
+    r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>(\.\w+)?\.(safetensors|bin|pt|gguf))"
 )
-_MODEL_PARALLEL = re.compile(r"consolidated\.\d+\.pth")
+_SLICE = re.compile(r"(consolidated\.|(mp|tp)_rank_)(?P<rank>\d+)(\.pth|[\w.]*)")
+"""Folders and files of one process each of tensor parallelism; those of pipelines have one such number."""
+
 _BESIDE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler.*|random_states.*|rng_state.*|optim.*)\.(bin|pt|pth)"
 )
@@ -68,6 +71,10 @@ def what_is_meant(path: Path) -> Meant:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
         ValueError: it is no regular file, the folder holds several checkpoints, or a link leads out of it.
     """
+    for place in (path, path.parent):
+        if _SLICE.fullmatch(place.name) and place.exists():
+            with suppress(PermissionError):
+                _check_whole(place.parent, [beside.name for beside in place.absolute().parent.iterdir()])
     if path.is_file():
         return _file_meant(path)
     if str(path) == "-" or (path.exists() and not path.is_dir()):
@@ -133,12 +140,7 @@ def _by_suffix(folder: Path) -> Meant:
         return _below(folder)
     if len(chosen) == 1 and not _SHARD.fullmatch(chosen[0].name):
         return Meant("file", within(folder, chosen[0]))
-    if all(_MODEL_PARALLEL.fullmatch(file.name) for file in chosen):
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint in one piece, but {str(folder)!r} holds {len(chosen)} slices "
-            "of every matrix (tensor parallelism). Convert it first: transformers' "
-            "convert_llama_weights_to_hf.py --input_dir FOLDER --output_dir OTHER."
-        )
+    _check_whole(folder, [file.name for file in chosen])
     shards = _shards(folder, chosen)
     if shards is not None:
         return shards
@@ -146,6 +148,18 @@ def _by_suffix(folder: Path) -> Meant:
         f"Expected argument `path` to be a folder with one checkpoint, but {str(folder)!r} holds {len(chosen)}: "
         f"{listed(file.name for file in chosen)}. Give one of the files."
     )
+
+
+def _check_whole(folder: Path, names: Iterable[str]) -> None:
+    """Refuse slices of matrices, whose spectra are not those of the whole."""
+    slices = {name: match["rank"] for name in names if (match := _SLICE.fullmatch(name))}
+    if len(set(slices.values())) > 1:
+        raise ValueError(
+            f"Expected argument `path` to be a checkpoint in one piece, but {str(folder)!r} holds {len(slices)} slices "
+            f"of every matrix (tensor parallelism): {listed(sorted(slices))}. Convert it first: transformers' "
+            "convert_llama_weights_to_hf.py --input_dir FOLDER --output_dir OTHER, Megatron-LM's "
+            "tools/checkpoint/convert.py --target-tensor-parallel-size 1, or the program that wrote it."
+        )
 
 
 def _shards(folder: Path, files: Sequence[Path]) -> Meant | None:
@@ -183,6 +197,7 @@ def _below(folder: Path) -> Meant:
     if len(main) == 1:
         return _folder_meant(_snapshot(main[0]))
     if main:
+        _check_whole(folder, [place.name for place in main])
         raise ValueError(
             f"Expected argument `path` to be a folder with one checkpoint, but {str(folder)!r} holds {len(main)} "
             f"folders with weights: {listed(place.name for place in main)}. Give one of them."
@@ -199,7 +214,10 @@ def _hint(folder: Path) -> str:
     broken = [name for name in broken if name.endswith(WEIGHTS)]
     if broken:
         return f": {listed(broken)} leads nowhere, as after a download that was cut short. Download it again"
-    found = [str(place.relative_to(folder)) for place in _deeper(folder) if _holds_weights(place)]
+    places = [place for place in _deeper(folder) if _holds_weights(place)]
+    if places:
+        _check_whole(places[0].parent, [place.name for place in places if place.parent == places[0].parent])
+    found = [str(place.relative_to(folder)) for place in places]
     return f"; there are some in {listed(found)}. Give one of these folders" if found else ""
 
 

@@ -167,6 +167,7 @@ def _variables(file: h5py.File, classes: Mapping[str, str]) -> Iterator[_Variabl
 
     data: dict[str, h5py.Dataset] = {}
     file.visititems(lambda name, item: data.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    data = {name: item for name, item in data.items() if item.shape is not None}  # which the empty ones lack
     keras = any(_is_of_keras(name) for name in data) or "layer_names" in file.attrs or "model_weights" in file
     for name in sorted(data, key=natural) if keras else ():
         parts = name.split("/")

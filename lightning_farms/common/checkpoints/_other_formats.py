@@ -91,6 +91,12 @@ _FORMATS = (
         "Save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pt')",
         _zip_with("archive_format", "models/model.json", "serialized_exported_program.json"),
     ),
+    OtherFormat(
+        "an archive of torch.package",
+        "Save its weights: torch.save(torch.package.PackageImporter(FILE).load_pickle(FOLDER, NAME).state_dict(), "
+        "'weights.pt')",
+        _zip_with(".data/extern_modules"),
+    ),
     OtherFormat("an ExecuTorch program", MADE_FROM, _called(".pte")),
     OtherFormat(
         "a Paddle checkpoint",

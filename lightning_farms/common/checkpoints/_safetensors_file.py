@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from lightning_farms.common.checkpoints.shapes import StoredTensors
 
 _UNKNOWN = {"F6_E2M3", "F6_E3M2"}
 _UNSLICED = {"F4"}  # two numbers a byte
+_LONGEST_KERNEL = 31
 
 
 class SafetensorsFile(StoredTensors):
@@ -36,6 +37,9 @@ class SafetensorsFile(StoredTensors):
             raise damaged(path, error) from error
         self._path = path
         self._names = dict.fromkeys(sorted(self._file.keys(), key=natural))
+        if self.metadata.get("format") == "mlx":
+            shapes = {name: self._file.get_slice(name).get_shape() for name in self._names if name.endswith("weight")}
+            self.layouts = {name: found for name, shape in shapes.items() if (found := _layout_of_mlx(shape))}
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -59,6 +63,13 @@ class SafetensorsFile(StoredTensors):
         with naming(name, self._path):
             _check_type(part.get_dtype())
             return _or_unreadable(lambda: torch.empty(shape, dtype=part[:0].dtype, device="meta"))
+
+
+def _layout_of_mlx(shape: Sequence[int]) -> str:
+    """Kernels are (outputs, *kernel, inputs) there; of three dimensions, the long ones are a batch."""
+    kernel = len(shape) - 2
+    is_kernel = kernel in (2, 3) or (kernel == 1 and shape[1] <= _LONGEST_KERNEL)
+    return f"o{'k' * kernel}i" if is_kernel else ""
 
 
 def looks_like_safetensors(path: Path) -> bool:

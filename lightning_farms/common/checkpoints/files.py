@@ -307,7 +307,8 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         raise ValueError(
-            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}."
+            f"Expected argument `path` to be a checkpoint that holds a dictionary, but {str(path)!r} holds a {kind}. "
+            "Save what is to be analysed under names: torch.save({name: tensor}, FILE)."
         )
     raise ValueError(
         f"Expected argument `path` to be a checkpoint whose state dict is by itself or under one of the keys "
@@ -373,6 +374,13 @@ class _Shards(StoredTensors):
                 f"{_listed(missing)}. Copy or download them too."
             )
         self._opened: dict[str, Mapping[str, Tensor]] = {}
+
+    @property
+    def layouts(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Those that the shards' own formats tell."""
+        one_each = {shard: name for name, shard in self._shard_of.items()}
+        opened = (self._holder(name) for name in one_each.values())
+        return {name: text for held in opened for name, text in getattr(held, "layouts", {}).items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._holder(name)[name]

@@ -101,6 +101,14 @@ def test_a_model_saved_whole_tells_its_buffers(tmp_path):
     assert [weight.name for weight in checkpoint_weights(tmp_path / "a.pt")] == ["0.own"]
 
 
+def test_a_model_saved_whole_tells_parameters_that_are_called_like_buffers(tmp_path):
+    model = Table()
+    model.grid = nn.Parameter(torch.randn(12, 12))
+    torch.save(model, tmp_path / "a.pt")
+    assert {weight.name for weight in checkpoint_weights(tmp_path / "a.pt")} == {"own", "grid"}
+    assert "grid" not in {weight.name for weight in checkpoint_weights(model.state_dict())}
+
+
 class Experts(nn.Module):
     """Fused experts with biases of their own."""
 

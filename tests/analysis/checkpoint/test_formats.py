@@ -410,6 +410,12 @@ def openvino(path):
     (path / "openvino_model.bin").write_bytes(bytes(64))
 
 
+def slices(path):
+    for rank in ("mp_rank_00", "mp_rank_01"):
+        (path / rank).mkdir(parents=True)
+        torch.save({"model": {"up.weight": torch.ones(4, 4)}}, path / rank / "model_optim_rng.pt")
+
+
 def hdf5(path):
     with h5py.File(path, "w") as file:
         file["density"] = numpy.ones((4, 4))
@@ -423,6 +429,8 @@ REFUSED = {  # file: how it is written, what it is called, what to do
         "torch.export",
         "export.load",
     ),
+    "`torch.package`": ("net.pt", archive("net/.data/extern_modules"), "torch.package", "PackageImporter"),
+    "slices of tensor parallelism": ("iter_0000001", slices, r"2 slices of every matrix", "convert.py"),
     "TensorFlow's SavedModel": ("saved", saved_model, "a TensorFlow SavedModel", "tf.saved_model.load"),
     "TensorFlow's checkpoints": (
         "ckpt.data-00000-of-00001",
@@ -450,7 +458,7 @@ REFUSED = {  # file: how it is written, what it is called, what to do
 def test_what_is_not_read_is_named_with_the_remedy(name, tmp_path):
     file, write, called, remedy = REFUSED[name]
     write(tmp_path / file)
-    with pytest.raises(ValueError, match=rf"is .*{called}.*({remedy})") as error:
+    with pytest.raises(ValueError, match=rf"(is|holds) .*{called}.*({remedy})") as error:
         open_checkpoint(tmp_path / file)
     assert "damaged" not in str(error.value)
 

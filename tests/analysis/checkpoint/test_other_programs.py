@@ -118,6 +118,7 @@ def test_hdf5_reads_no_other_file_and_claims_nothing(tmp_path):
     (tmp_path / "raw").write_bytes(bytes(64))
     with h5py.File(tmp_path / "a.weights.h5", "w") as file:
         file["layers/dense/vars/0"] = numpy.ones((4, 4), dtype=numpy.float32)
+        file["layers/nothing/vars/0"] = h5py.Empty("f4")
         file["layers/linked/vars/0"] = h5py.ExternalLink("secret.h5", "/x")
         outside = [(str(tmp_path / "raw"), 0, 64)]
         file.create_dataset("layers/raw/vars/0", shape=(4, 4), dtype="f4", external=outside)

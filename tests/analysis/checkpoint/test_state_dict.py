@@ -368,6 +368,7 @@ def test_changes():
 def test_changes_between_files_that_name_differently():
     before, after = nn.Linear(6, 5), nn.Linear(6, 5)
     state = {f"network.body.{name}": tensor for name, tensor in after.state_dict().items()}
+    state["n_averaged"] = torch.tensor(3)  # of SWA
     base = {f"body.{name}": tensor for name, tensor in before.state_dict().items()}
     [change] = checkpoint_changes(state, base)
     assert change.name == "network.body"
@@ -450,6 +451,8 @@ def test_what_may_be_a_buffer_says_so():
     "buffers",
     [
         {"vq.embed": torch.ones(1, 12, 12), "vq.cluster_size": torch.ones(1, 12)},
+        {"codebook.embed_sum": torch.ones(12, 12), "codebook.cluster_usage": torch.ones(12)},
+        {"dense.weight_integer": torch.ones(12, 12)},
         {"norm.running_cov": torch.ones(12, 12)},
         {"head.tril": torch.ones(12, 12)},
         {"attn.k_cache": torch.ones(12, 12)},

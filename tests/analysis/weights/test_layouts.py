@@ -1,7 +1,10 @@
 """Kernels and batches whose class is not PyTorch's: a model and its file have the same matrices."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_farms.analysis import checkpoint_weights, layer_weights
@@ -53,12 +56,80 @@ def test_older_sparse_kernels_have_the_outputs_last():
     assert torch.equal(weight.matrices[5], module.weight.detach()[0, 1, 2].T)
 
 
+@pytest.mark.parametrize("shape", [(9, 20, 12), (9, 20, 40), (9, 6, 3), (9, 40, 40), (3, 9, 20, 12)])
+def test_one_bias_for_all_matrices_tells_a_batch(shape):
+    """Such as of relational graph convolutions, (relations, inputs, outputs)."""
+    outputs = shape[-1]
+    module = bare("Relations", shape, bias=nn.Parameter(torch.ones(outputs)))
+    model = nn.ModuleDict({"layer": module})
+    for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
+        [weight] = weights
+        assert (weight.name, weight.kind, weight.layout) == ("layer", "parameter", "batch")
+        assert torch.equal(weight.matrices, module.weight.detach().flatten(0, -3))
+        assert "its layout is a guess by its shape: batch, not oik" in weight.remark
+
+
+def test_a_kernel_that_may_be_matrices_says_so():
+    state = {"a.weight": torch.randn(4, 16, 12, 20), "b.weight": torch.randn(24, 3, 16, 16)}
+    remarks = {weight.name: weight.remark for weight in checkpoint_weights(state)}
+    assert remarks["a"].startswith("its layout is a guess by its shape: oikk, not batch")
+    assert remarks["b"] == ""
+
+
+@pytest.mark.parametrize(("shape", "batch"), [((1, 12, 5, 5), False), ((1, 5, 12, 20), True), ((1, 12, 12, 20), True)])
+def test_positions_on_a_grid_in_a_model_and_its_file(shape, batch):
+    """(1, channels, n, n), or (1, places, ..., channels)."""
+    model = nn.Module()
+    model.pos_embed = nn.Parameter(torch.randn(shape))
+    expected = model.pos_embed.detach()[0] if batch else model.pos_embed.detach().flatten(2)
+    for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
+        [weight] = weights
+        assert torch.equal(weight.matrices, expected)
+
+
+@pytest.mark.parametrize("shape", [(24, 7, 7, 3), (24, 16, 16, 3), (24, 5, 5, 12)])
+def test_channels_last_are_told_by_the_shape_and_said(shape):
+    [weight] = checkpoint_weights({"stem.weight": (tensor := torch.randn(shape))})
+    assert torch.equal(weight.matrices, positions(tensor, (1, 2, 0, 3)))
+    assert "okki, not oikk" in weight.remark
+
+
+def test_kernels_of_mlx_have_the_inputs_last(tmp_path):
+    """As its metadata say, also in shards."""
+    state = {"stem": torch.randn(24, 3, 3, 3), "conv1": torch.randn(24, 3, 16), "up": torch.randn(4, 40, 40)}
+    state = {f"{name}.weight": tensor for name, tensor in state.items()}
+    save_file(state, tmp_path / "model-00001-of-00001.safetensors", metadata={"format": "mlx"})
+    index = {"weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for path in (tmp_path, tmp_path / "model-00001-of-00001.safetensors"):
+        found = {weight.name: weight for weight in checkpoint_weights(path)}
+        assert torch.equal(found["stem"].matrices, positions(state["stem.weight"], (1, 2, 0, 3)))
+        assert torch.equal(found["conv1"].matrices, positions(state["conv1.weight"], (1, 0, 2)))
+        assert torch.equal(found["up"].matrices, state["up.weight"])
+
+
+EMBEDDINGS = (
+    "decoder.embed_tokens.0", "decoder.embed.0", "input_embeds_layers.1", "position_embeds_layer",
+    "embed_tokens_per_layer", "embed_audio_tokens", "visual_embeddings_table", "xpath_sub_embeddings.24",
+)  # fmt: skip
+
+
+def test_tables_of_embeddings_and_projections_of_patches_by_their_names():
+    """As transformers, ESPnet and others call them."""
+    projections = ("patch_embed", "vision.patch_embedding", "embed_out", "time_embed.0", "emb_layers.1")
+    state = {f"{name}.weight": torch.randn(40, 20) for name in (*EMBEDDINGS, *projections)}
+    state |= {f"{name}.bias": torch.randn(40) for name in projections[-2:]}
+    kinds = {weight.name: weight.kind for weight in checkpoint_weights(state)}
+    assert kinds == dict.fromkeys(EMBEDDINGS, "embedding") | dict.fromkeys(projections, "linear")
+
+
 BATCHES = {
     "by a bias each": ("up", (6, 20, 8), {"up.bias": torch.ones(6, 20)}, True),
     "by name": ("mlp.experts.up", (6, 20, 8), {}, True),
     "by its length": ("up", (6, 20, 64), {}, True),
     "a kernel": ("up", (6, 20, 8), {}, False),
     "a long kernel with a bias": ("pos_conv", (32, 20, 128), {"pos_conv.bias": torch.ones(32)}, False),
+    "a long kernel by its name": ("downsample.conv", (32, 20, 64), {}, False),
     "a kernel of one channel": ("filter", (6, 1, 64), {}, False),
 }
 

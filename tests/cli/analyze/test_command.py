@@ -311,6 +311,16 @@ def test_plots(run):
     assert "spikes" in out
 
 
+def test_plots_of_layers_with_names_that_no_file_can_have(run):
+    """Of 255 bytes at most, none of them a slash."""
+    names = ["\u5c42" * 120, "../../up", "a/b", "a.b", "a_b", "$x^"]
+    torch.save({f"{name}.weight": torch.randn(12, 12) for name in names}, "odd.pt")
+    status, _, err = run("odd.pt", "--plots", "figures")
+    assert (status, "Glyph" in err) == (0, False)
+    assert "8 figures in figures\n" in err
+    assert len(list(Path("figures/esd").iterdir())) == len(names)
+
+
 def test_plots_of_a_scan(run):
     status, _, err = run("net.pt", "--plots", "figures", "--include", "3", "--fit", "ks")
     assert status == 0
@@ -580,6 +590,24 @@ def test_ctrl_c(shell, folder):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "\nlightning-farms: interrupted\n")
+
+
+WHILE_A_STRING_IS_EXECUTED = """
+import sys, types
+command = types.ModuleType("lightning_farms.cli.check")
+command.run = lambda arguments: exec("raise KeyboardInterrupt")
+sys.modules["lightning_farms.cli.check"] = command
+from lightning_farms.cli import main
+main(["check"])
+"""
+
+
+def test_ctrl_c_while_a_string_is_executed(tmp_path):
+    """As by what defines named tuples and data classes, whenever something is imported."""
+    (tmp_path / "program.py").write_text(WHILE_A_STRING_IS_EXECUTED)
+    command = [sys.executable, "-m", "program"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 130
 
 
 TWO_FILES = """

@@ -315,11 +315,39 @@ def test_a_folder_of_folders_is_entered_where_one_holds_weights(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_shards_of_a_variant_are_read_where_the_others_are_not(tmp_path):
+    """As diffusers calls those in half precision, with an index of yet another name."""
+    stems = [f"diffusion_pytorch_model-0000{number}-of-00002" for number in (1, 2)]
+    for variant, value in ((".fp16", 16.0), ("", 32.0)):
+        for stem, name in zip(stems, ("a", "b"), strict=True):
+            save_file({name: torch.full((3, 4), value)}, tmp_path / f"{stem}{variant}.safetensors")
+        opened = open_checkpoint(tmp_path)
+        assert {name: opened[name][0, 0].item() for name in opened} == {"a": value, "b": value}
+    (tmp_path / f"{stems[0]}.safetensors").unlink()
+    (tmp_path / f"{stems[1]}.safetensors").unlink()
+    (tmp_path / f"{stems[1]}.fp16.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002-of-00002\.fp16\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
 def test_slices_of_every_matrix_are_no_shards(tmp_path):
     for rank in range(2):
         torch.save(state(), tmp_path / f"consolidated.{rank:02d}.pth")
-    with pytest.raises(ValueError, match=r"tensor parallelism.*convert_llama_weights_to_hf"):
-        open_checkpoint(tmp_path)
+    for place in (tmp_path, tmp_path / "consolidated.01.pth"):
+        with pytest.raises(ValueError, match=r"tensor parallelism.*convert_llama_weights_to_hf"):
+            open_checkpoint(place)
+
+
+def test_slices_of_megatron_are_no_checkpoints_and_stages_of_a_pipeline_are(tmp_path):
+    tensor, pipeline = tmp_path / "tensor" / "iter_1", tmp_path / "pipeline" / "iter_1"
+    sliced, stage = tensor / "mp_rank_01", pipeline / "mp_rank_00_001"
+    for place in (tensor / "mp_rank_00", sliced, pipeline / "mp_rank_00_000", stage):
+        place.mkdir(parents=True)
+        torch.save(state(), place / "model_optim_rng.pt")
+    for place in (sliced.parents[1], sliced.parent, sliced, sliced / "model_optim_rng.pt"):
+        with pytest.raises(ValueError, match=r"2 slices of every matrix .*: mp_rank_00, mp_rank_01\..*convert\.py"):
+            open_checkpoint(place)
+    same(open_checkpoint(stage), state())
 
 
 def test_slices_of_one_tensor_in_two_shards_are_no_checkpoint(tmp_path):
