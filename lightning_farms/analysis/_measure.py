@@ -15,6 +15,7 @@ from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
+from lightning_farms.analysis.weights._products import factor_remark
 from lightning_farms.functional.distributions import compare_distributions
 from lightning_farms.functional.eigensolvers import Way
 from lightning_farms.functional.power_law import PowerLawFit
@@ -223,7 +224,7 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
     numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
     counts = {name: numbers.pop(name) for name in _COUNTS}
     remarks = [_no_fit(counts)] if not counts["usable"] else _remarks(plan, counts)
-    remarks += [plan.weight.remark] if plan.weight.remark else []
+    remarks += filter(None, [plan.weight.remark, factor_remark(plan.weight.name)])
     reason = "; ".join(remarks + _found_by_checks(counts))
     if not counts["usable"]:
         numbers |= dict.fromkeys(("alpha", "tail_size", "standard_error", "alpha_hat", *ON_REQUEST), math.nan)

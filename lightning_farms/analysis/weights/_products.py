@@ -25,7 +25,7 @@ _FACTORS = (
     ("LoCon", re.compile(r"(^|\.)lora_mid(\.|$)")),
 )
 
-
+_LORA = re.compile(r"(^|[._])lora[._](embedding_)?([ABab]|down|up)(\.|$)")
 _ADAPTERS = re.compile(
     r"(^|\.)(?P<family>adamss|beft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|lily|miss|bone|osf|peanut|poly_lora"
     r"|poly_router|psoft|pvera|randlora|road|shira|supertuning|tinylora|unilora|vblora|waveft)_[^.]+(\.|$)"
@@ -38,6 +38,12 @@ def factor_reason(name: str) -> str:
     other = None if kind else _ADAPTERS.search(name)
     kind = kind or (f"an adapter ({other['family']})" if other else "")
     return f"a factor of {kind}, no weight: merge the update, and compare with the base" if kind else ""
+
+
+def factor_remark(name: str) -> str:
+    """What the row of LoRA's A or B says, where these are analysed themselves; empty where the name is of neither."""
+    alone = "a factor of a low-rank update, not its product: analyse that with `low_rank_products`"
+    return alone if _LORA.search(name) else ""
 
 
 def with_core(down: Tensor, core: Tensor) -> Tensor:

@@ -196,3 +196,18 @@ def test_change_of_a_product_has_the_rank_of_both():
     row = analyze(after, WholeMatrix(), base=before, selection=PRODUCTS)["lora"]
     change = 0.5 * (after.lora_B @ after.lora_A - before.lora_B @ before.lora_A).detach().double().numpy()
     assert row.alpha == pytest.approx(alpha_of_the_largest([change], 24), abs=1e-4)
+
+
+def test_factors_analysed_themselves_are_told_apart_from_weights():
+    module = nn.Module()
+    module.fc = nn.Linear(32, 32)
+    module.fc.lora_A = nn.Parameter(torch.randn(16, 32))
+    module.fc.lora_B = nn.Parameter(torch.randn(32, 16))
+    of_model = {row.name: row.reason for row in analyze(module)}
+    of_file = {row.name: row.reason for row in analyze_weights(checkpoint_weights(module.state_dict()))}
+    assert of_model == of_file
+    assert {name for name, reason in of_file.items() if "a factor of a low-rank update" in reason} == {
+        "fc.lora_A",
+        "fc.lora_B",
+    }
+    assert not any("a factor" in row.reason for row in analyze(module, selection=PRODUCTS))
