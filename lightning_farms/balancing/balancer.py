@@ -147,7 +147,7 @@ class Balancer:
         self._hooked: list[tuple[int, bool]] = []  # what the hooks were made for: optimizers and parameters
         self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
         self._proof = Proof(())
-        self._steps_before = self._step = 0  # those of earlier hooks; of the last apply
+        self._steps_before = self._ahead = 0  # steps of earlier hooks; by how much an adapter counts more than `steps`
         self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
@@ -408,7 +408,7 @@ class Balancer:
 
     def apply(self, step: int) -> None:
         """Put the multipliers of the update that follows ``step`` ones in force."""
-        self.multipliers, self._step = self._course.at(step), step
+        self.multipliers, self._ahead = self._course.at(step), step - self.steps
         for scaling in self.scalings:
             known, compensates = scaling.multipliers, scaling.key != self.adjusts.key
             scaling.multipliers = {k: 1 / m if compensates else m for k, m in self.multipliers.items() if k in known}
@@ -422,8 +422,9 @@ class Balancer:
         try:
             sizes = self._sizes()
             if self._course.target and not sizes.keys() <= self._course.target.keys():
-                self._course.join(sizes, self._step)
-                self.apply(self._step)
+                step = self.steps + self._ahead
+                self._course.join(sizes, step)
+                self.apply(step)
         except Exception as error:
             self._warn("map", f"the multipliers stay as they were. {type(error).__name__}: {error}")
 
