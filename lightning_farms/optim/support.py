@@ -26,6 +26,10 @@ _NORMALISED = (
 )
 
 
+class ScaledTwiceError(RuntimeError):
+    """One hyperparameter of an optimizer is to be scaled by two."""
+
+
 def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None, *, key: str = "lr") -> None:  # noqa: ANN401
     """Refuse an optimizer whose update cannot be scaled layer by layer.
 

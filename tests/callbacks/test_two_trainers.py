@@ -1,5 +1,7 @@
 """One callback object in a second Trainer, while the first one fits."""
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -38,9 +40,10 @@ def run_a_test_that_fails(trainer, model, loader):
 @pytest.mark.parametrize("use", [fit_again, run_a_test, run_a_test_that_fails])
 def test_the_fit_goes_on_as_without(use, small_net, loader, make_trainer):
     weights, values = [], []
-    for act in (lambda: None, lambda: use(make_trainer([callback], max_epochs=1), small_net(), loader)):
+    for uses in ([], [use]):
         callback, net = TempBalance(summary=False), small_net()
-        trainer = make_trainer([callback, Within(act)], max_epochs=3)
+        second = [partial(each, make_trainer([callback], max_epochs=1), small_net(), loader) for each in uses]
+        trainer = make_trainer([callback, *map(Within, second)], max_epochs=3)
         trainer.fit(net, loader)
         assert not trainer.optimizers[0]._optimizer_step_pre_hooks
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
