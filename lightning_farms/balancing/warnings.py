@@ -69,7 +69,9 @@ def contained(
     """
     try:
         yield
-    except (Warning, *passing):
+    except Warning:
+        raise
+    except passing:
         raise
     except Exception as error:
         warn(kind, f"{what}. {type(error).__name__}: {error}")
