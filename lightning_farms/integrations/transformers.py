@@ -157,6 +157,20 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
             self._update(state, kwargs)
 
     @_guarded()
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Keep the last state of each callback only: the Trainer appends those of several to all that it has saved."""
+        entries = _entries(state)
+        saved = entries.get(type(self).__name__)
+        if isinstance(saved, list):
+            entries[type(self).__name__] = list({entry["attributes"]["key"]: entry for entry in saved}.values())
+
+    @_guarded()
     def on_train_end(
         self,
         args: TrainingArguments,

@@ -1,5 +1,6 @@
 """Trainings of transformers that break off, and faults of our own in them, with a model for many short runs."""
 
+import json
 import warnings
 
 import pytest
@@ -113,6 +114,15 @@ def test_a_writer_that_fails_is_said_once_and_the_training_goes_on(tmp_path):
     assert len(caught) == 1
     assert torch.equal(*map(weights, trainers))
     assert callback.multipliers == plain.multipliers
+
+
+def test_checkpoints_hold_one_state_of_each_callback_however_many_there_were(tmp_path):
+    """The Trainer appends, so that there are those of the checkpoint before besides."""
+    both = balance(), balance(key="weight_decay")
+    trainer_of(tmp_path, *both, save_strategy="steps", save_steps=1).train()
+    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    keys = [entry["attributes"]["key"] for entry in state["stateful_callbacks"]["SpectralBalanceCallback"]]
+    assert keys == ["lr", "weight_decay"] * 2
 
 
 def test_two_callbacks_that_adjust_the_same_are_refused(tmp_path):
