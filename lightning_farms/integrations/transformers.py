@@ -223,8 +223,8 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         return self.every_n_steps is None and math.ceil((state.epoch or 0.0) - _TINY) % self.every_n_epochs == 0
 
     def _update(self, state: TrainerState, given: dict[str, Any]) -> None:
-        if self.balancer is None:
-            self._begin(state, given)  # in which a fault has kept it from taking part
+        if self.balancer is None or given["optimizer"] not in self.balancer.optimizers:
+            self._begin(state, given)  # a fault has kept it from this training, or it took part in another meanwhile
         else:
             self._analyse(state)
 

@@ -51,8 +51,9 @@ def balance(**options):
 def trainer_of(folder, *callbacks, **arguments):
     """Two steps an epoch, three epochs."""
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), num_train_epochs=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
-        report_to="none", disable_tqdm=True, logging_strategy="no", **{"save_strategy": "no"} | arguments,
+        output_dir=str(folder), per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+        report_to="none", disable_tqdm=True, logging_strategy="no",
+        **{"num_train_epochs": 3, "save_strategy": "no"} | arguments,
     )  # fmt: skip
     return transformers.Trainer(Net(), arguments, train_dataset=Data(), callbacks=[*callbacks])
 
@@ -86,6 +87,21 @@ def test_a_batch_that_does_not_fit_is_tried_again_smaller(tmp_path):
     assert callback.balancer.history.steps[0] == 0
     assert callback.balancer.history.steps[-1] == trainer.state.global_step
     assert not hooks_of(trainer)
+
+
+@pytest.mark.slow
+def test_a_training_within_another_leaves_that_its_analyses(tmp_path):
+    callback = balance()
+
+    class Within(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                trainer_of(tmp_path, callback, num_train_epochs=1).train()
+
+    trainer = trainer_of(tmp_path, callback, Within())
+    trainer.train()
+    assert callback.balancer.optimizers == [trainer.optimizer]
+    assert callback.balancer.history.steps == [0, 2]  # since the second epoch's end
 
 
 @pytest.mark.parametrize("step", [2, pytest.param(6, marks=pytest.mark.slow)])
