@@ -1,6 +1,7 @@
 """Which optimizers can take a multiplier per layer, and whose weight decay shrinks a weight by rate times decay."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def check_has_number(optimizer: Optimizer, key: str) -> None:
         >>> check_has_number(torch.optim.SGD([torch.zeros(2)], lr=0.1), "lr")
     """
     for index, group in enumerate(optimizer.param_groups):
-        if not isinstance(group.get(key), (int, float, torch.Tensor)):
+        if not isinstance(group.get(key), (Real, torch.Tensor)):  # NumPy's are Real
             raise ValueError(_no_number(optimizer, index, group, key))
 
 
