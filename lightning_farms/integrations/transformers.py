@@ -15,7 +15,6 @@ import torch
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing import AlphaMap, Balancer
 from lightning_farms.balancing.warnings import contained
-from lightning_farms.optim.support import ScaledTwiceError
 
 try:
     from transformers import TrainerCallback
@@ -114,7 +113,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         """The last report; None before the first analysis."""
         return None if self.balancer is None else self.balancer.report
 
-    @_guarded(TypeError, ValueError, ScaledTwiceError)
+    @_guarded(TypeError, ValueError)
     def on_train_begin(
         self,
         args: TrainingArguments,

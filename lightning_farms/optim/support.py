@@ -27,8 +27,8 @@ _NORMALISED = (
 )
 
 
-class ScaledTwiceError(RuntimeError):
-    """One hyperparameter of an optimizer is to be scaled by two."""
+class ScaledTwiceError(ValueError, RuntimeError):
+    """One hyperparameter of an optimizer is to be scaled by two: the user's to see, as what is wrong with arguments."""
 
 
 def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None, *, key: str = "lr") -> None:  # noqa: ANN401
