@@ -202,7 +202,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
             attributes = entry.get("attributes", {})
             if attributes.get("key") == self._key and attributes["saved"]:
                 loaded = torch.load(io.BytesIO(base64.b64decode(attributes["saved"])), weights_only=True)
-                return loaded or None  # version 0.1 has saved an empty one, too
+                return loaded or None  # an empty one of an earlier version is none
         return None
 
     def _begin(self, state: TrainerState, given: dict[str, Any]) -> None:
