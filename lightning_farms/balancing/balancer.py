@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, structure
-from lightning_farms.balancing.warnings import warnings_of_control
+from lightning_farms.balancing.warnings import contained, warnings_of_control
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -147,7 +148,7 @@ class Balancer:
         self._hooked: list[tuple[int, bool]] = []  # what the hooks were made for: optimizers and parameters
         self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
         self._proof = Proof(())
-        self._steps_before = self._step = 0  # those of earlier hooks; of the last apply
+        self._steps_before = self._ahead = 0  # steps of earlier hooks; by how much an adapter counts more than `steps`
         self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
 
@@ -175,8 +176,8 @@ class Balancer:
             TypeError: as in :meth:`attach`.
             ValueError: as in :meth:`attach`; or ``alpha_map`` fails at the first analysis.
         """
-        ranks = all_ranks(self.model)
         try:
+            ranks = all_ranks(self.model)
             together(self._make_ready, ranks)
             report = self._analysed(ranks)
             if report is None:
@@ -186,7 +187,7 @@ class Balancer:
         except Exception as error:
             if self.report is None or isinstance(error, (TypeError, ValueError, Warning)):
                 raise
-            self._warn("step", f"the multipliers stay as they were. {type(error).__name__}: {error}")
+            self._warn("step", f"an analysis could not be acted on. {type(error).__name__}: {error}")
         return self.report
 
     def _make_ready(self) -> None:
@@ -196,13 +197,10 @@ class Balancer:
 
     def _analysed(self, ranks: Ranks | None) -> SpectralReport | None:
         """The report, on every process or on none."""
-        try:
+        said = contained(self._warn, "analysis", "The analysis failed and was skipped")
+        with said, suppress(FailedOnRankError):
             return together(partial(self._analyse, ranks), ranks)
-        except FailedOnRankError:
-            return None
-        except Exception as error:
-            self._warn("analysis", f"The analysis failed and was skipped. {type(error).__name__}: {error}")
-            return None
+        return None
 
     def _analyse(self, ranks: Ranks | None) -> SpectralReport:
         with whole_shapes_of_shards(self._wrapped):
@@ -227,10 +225,12 @@ class Balancer:
             RuntimeError: another balancer adjusts the same of an optimizer.
         """
         check_whole(self.model, self.optimizers)
-        with whole_shapes_of_shards(self._wrapped) as original:
+        with whole_shapes_of_shards(self._wrapped) as original, ExitStack() as undo:
+            undo.callback(self.detach)
             self.hook(self.optimizers, original)
-        self.apply(self.steps)
-        self._handles = [scaling.optimizer.register_step_post_hook(self._after_step) for scaling in self._rates()]
+            self.apply(self.steps)
+            self._handles = [scaling.optimizer.register_step_post_hook(self._after_step) for scaling in self._rates()]
+            undo.pop_all()
 
     def detach(self) -> None:
         """Leave the optimizers as they were; multipliers, report and history stay."""
@@ -257,12 +257,10 @@ class Balancer:
         return self._steps_before + sum(scaling.steps for scaling in self._rates())
 
     def _after_step(self, *_: object) -> None:
-        try:
+        with contained(self._warn, "step", "the multipliers stay as they were"):  # no fault of ours ends a user's step
             self.prove(self.steps)
             if self.on_its_way():
                 self.apply(self.steps)
-        except Exception as error:  # no fault of ours ends a step of the user's
-            self._warn("step", f"the multipliers stay as they were. {type(error).__name__}: {error}")
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned_of:
@@ -408,7 +406,7 @@ class Balancer:
 
     def apply(self, step: int) -> None:
         """Put the multipliers of the update that follows ``step`` ones in force."""
-        self.multipliers, self._step = self._course.at(step), step
+        self.multipliers, self._ahead = self._course.at(step), step - self.steps
         for scaling in self.scalings:
             known, compensates = scaling.multipliers, scaling.key != self.adjusts.key
             scaling.multipliers = {k: 1 / m if compensates else m for k, m in self.multipliers.items() if k in known}
@@ -419,13 +417,12 @@ class Balancer:
 
     def _join(self) -> None:
         """Before a step: layers that are trained now and were not have the multiplier of their last known signal."""
-        try:
+        with contained(self._warn, "map", "the multipliers stay as they were"):
             sizes = self._sizes()
             if self._course.target and not sizes.keys() <= self._course.target.keys():
-                self._course.join(sizes, self._step)
-                self.apply(self._step)
-        except Exception as error:
-            self._warn("map", f"the multipliers stay as they were. {type(error).__name__}: {error}")
+                step = self.steps + self._ahead
+                self._course.join(sizes, step)
+                self.apply(step)
 
     def _sizes(self) -> dict[str, int]:
         """{layer with a known signal that an optimizer trains with layer-wise values: its trained parameters}."""
@@ -488,10 +485,11 @@ class Balancer:
         return finite_scalars(self.analysis.label, self.report or SpectralReport([]), self.means(), values)
 
     def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or what has its methods
-        """Write :meth:`scalars`, a histogram of alpha, and why values are not in force, if so.
+        """Write :meth:`scalars`, a histogram of alpha, and why values are not in force, if so; a failure is warned of.
 
         Args:
             writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
             step: on the time axis.
         """
-        write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)
+        with contained(self._warn, "log", "what was found could not be written"):
+            write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)

@@ -1,9 +1,10 @@
-"""What a user should know of alphas that a layer-wise control can do little with."""
+"""What a user should know: of alphas that a layer-wise control can do little with, and of faults."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from lightning_farms.functional.smoothing import squeezing_outlier
 from lightning_farms.functional.vectors import vector
@@ -53,3 +54,24 @@ def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str, si
         f"control=Control(clip_quantile={quantile}), or leave the layer out with "
         f'control=Control(layers=Selection(exclude=("{layer}",))).'
     )
+
+
+@contextmanager
+def contained(
+    warn: Callable[[str, str], None], kind: str, what: str, passing: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Say what goes wrong within, and go on behind it; a warning that is to be an error, and ``passing``, pass.
+
+    Example:
+        >>> with contained(lambda kind, message: print(message), "log", "it was not written"):
+        ...     {}["a"]
+        it was not written. KeyError: 'a'
+    """
+    try:
+        yield
+    except Warning:
+        raise
+    except passing:
+        raise
+    except Exception as error:
+        warn(kind, f"{what}. {type(error).__name__}: {error}")

@@ -61,6 +61,9 @@ class _Guarded(Protocol):
     def _release(self) -> None:
         """Take off what was put on the optimizers."""
 
+    def _is_needed_elsewhere(self, trainer: Any) -> bool:  # noqa: ANN401
+        """Tell whether another Trainer's fit goes on."""
+
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -86,13 +89,19 @@ def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
 
 
 def guarded_at_end(hook: _Hook) -> _Hook:
-    """The same, of a hook after the training, behind which nothing is left on the optimizers, whatever happened."""
+    """The same, of a hook after the training, behind which nothing is left on the optimizers, whatever happened.
+
+    A Trainer that evaluates while another one fits ends nothing of that.
+    """
 
     @wraps(hook)
-    def contained(self: _Guarded, *args: object, **options: object) -> None:
+    def contained(self: _Guarded, trainer: object, *args: object, **options: object) -> None:
+        with self._faults.contained("whether another Trainer's fit goes on is not known"):
+            if self._is_needed_elsewhere(trainer):
+                return
         try:
             with self._faults.contained(f"{hook.__name__} failed"):
-                hook(self, *args, **options)
+                hook(self, trainer, *args, **options)
         finally:
             for _ in range(2):
                 with self._faults.contained("its hooks came off the optimizers at a second try only"):

@@ -34,10 +34,11 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     is applied while the optimizer steps only. Bias and norm parameters follow the layer they belong to
     (:func:`lightning_farms.analysis.parameter_layers`), unless ``control`` says otherwise; what belongs to no analysed
     layer, and a layer that was skipped or is not balanced, keeps the base value. Multipliers are computed over the
-    layers whose weight an optimizer trains. Weights that lie in one parameter (queries, keys and values; the gates of
-    a recurrent layer) have one multiplier, by the mean of their alphas, and are one layer (``attn.in_proj_weight``)
-    here. Where optimizers or parameters are replaced or added during training, that is noticed at the next epoch or
-    analysis. Options that change between a run and its resumption act from the next analysis on.
+    layers whose weight an optimizer trains. Weights that lie in one parameter (queries, keys and values; the gates of a
+    recurrent layer) have one multiplier, by the mean of their alphas, and are one layer (``attn.in_proj_weight``) here.
+    Where optimizers are replaced during training, that is noticed before the next batch; where parameters are replaced
+    or added, at the next epoch or analysis. Options that change between a run and its resumption act from the next
+    analysis on.
 
     Args:
         alpha_map: from alphas to multipliers.
@@ -142,6 +143,12 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         with self._faults.contained("changes of the model could not be followed; training goes on"):
             self._hook_anew(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
+
+    @guarded
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Take notice of other optimizers, of which the next update may be."""
+        if self._balancer is not None and self._balancer.optimizers != trainer.optimizers:
+            self._hook_anew(trainer, pl_module)
 
     @guarded
     def on_train_batch_end(

@@ -34,9 +34,11 @@ from lightning_farms.callbacks._spectral.shared_analysis import (
     SharedAnalysis,
     describe_run,
     forget_analyses,
+    runs_elsewhere,
     shared_analysis,
 )
 from lightning_farms.callbacks._spectral.strategies import check_strategy, whole_shapes
+from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.functional.eigensolvers import Where, check_where
 
 _STATE_VERSION = 2
@@ -208,6 +210,11 @@ class SpectralMonitor(KeptCallback):
         if stage != "fit":
             return
         check_strategy(trainer.strategy, type(self).__name__)
+        if self._is_needed_elsewhere(trainer):
+            raise misconfiguration(
+                f"{type(self).__name__} takes part in the fit of another Trainer, which is still running. Give each "
+                "Trainer a callback of its own."
+            )
         if (trainer.global_step == 0 and trainer.current_epoch == 0) or self._module != id(pl_module):
             self._reset()
         self._module = id(pl_module)
@@ -352,6 +359,10 @@ class SpectralMonitor(KeptCallback):
 
     def _release(self) -> None:
         """Leave the optimizers as they were: called last in teardown, after an exception and an interrupt."""
+
+    def _is_needed_elsewhere(self, trainer: Trainer) -> bool:
+        """Tell whether another Trainer's fit goes on."""
+        return runs_elsewhere(trainer, self)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 

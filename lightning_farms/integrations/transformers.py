@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any, cast
+import math
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing import AlphaMap, Balancer
+from lightning_farms.balancing.warnings import contained
 
 try:
     from transformers import TrainerCallback
@@ -24,13 +29,32 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
+_TINY = 1e-6  # of an epoch
+
+
+def _guarded(*passing: type[Exception]) -> Callable[[_Hook], _Hook]:
+    """A hook of which faults are said, but for those that are the user's to see."""
+
+    def decorate(hook: _Hook) -> _Hook:
+        @wraps(hook)
+        def contained_hook(self: SpectralBalanceCallback, *args: object, **kwargs: object) -> None:
+            with contained(self._say, "", f"{hook.__name__} failed; training goes on", passing):
+                hook(self, *args, **kwargs)
+
+        return cast("_Hook", contained_hook)
+
+    return decorate
+
+
 class SpectralBalanceCallback(TrainerCallback, ExportableState):
     r"""Gives every layer l of a transformers Trainer's model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`.
 
     A :class:`~lightning_farms.Balancer` in ``Trainer(callbacks=[...])``: it analyses before the first step and after
     every n epochs or steps, also where Accelerate has wrapped model and optimizer. Its state lies in the checkpoints'
     ``trainer_state.json``, so that ``train(resume_from_checkpoint=...)`` goes on with it; the training argument
-    ``restore_callback_states_from_checkpoint`` is not needed, and refused.
+    ``restore_callback_states_from_checkpoint`` is not needed, and refused. Faults of this package are said once and
+    leave the training going: with the multipliers in force, or with base values.
 
     Args:
         alpha_map: from alphas to multipliers, as in :class:`~lightning_farms.Balancer`.
@@ -77,6 +101,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.writer = writer
         self.balancer: Balancer | None = None
+        self._said: set[str] = set()
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -88,6 +113,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         """The last report; None before the first analysis."""
         return None if self.balancer is None else self.balancer.report
 
+    @_guarded(TypeError, ValueError)
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -95,17 +121,17 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Hook the optimizer, take over the state of a checkpoint, and analyse unless that has one."""
-        self.balancer = Balancer(kwargs["model"], kwargs["optimizer"], self.alpha_map, **self.options)
-        saved = self._saved(state) if state.global_step else None
-        if saved is not None:
-            self.balancer.load_state_dict(saved)
-        self.balancer.attach()
-        if saved is None:
-            self._update(state)
-        # where the checkpoint knew nothing of this callback, the Trainer would miss its entry when it saves
-        _entries(state).setdefault(type(self).__name__, self.state())
+        """Hook the optimizer, take over the state of a checkpoint, and analyse unless that has an analysis of now."""
+        if self.balancer is not None:
+            self.balancer.detach()  # from a training that was broken off, for a smaller batch perhaps
+            self.balancer = None
+        try:
+            self._begin(state, kwargs)
+        finally:
+            # where the checkpoint knew nothing of this callback, the Trainer would miss its entry when it saves
+            _entries(state).setdefault(type(self).__name__, self.state())
 
+    @_guarded()
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -115,8 +141,9 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Analyse after every n-th step, where that is asked for."""
         if self.every_n_steps is not None and state.global_step % self.every_n_steps == 0:
-            self._update(state)
+            self._update(state, kwargs)
 
+    @_guarded()
     def on_epoch_end(
         self,
         args: TrainingArguments,
@@ -125,9 +152,24 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Analyse after every n-th epoch; the checkpoint of the epoch is written later."""
-        if self.every_n_steps is None and round(state.epoch or 0) % self.every_n_epochs == 0:
-            self._update(state)
+        if self._is_due(state):
+            self._update(state, kwargs)
 
+    @_guarded()
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Keep the last state of each callback only: the Trainer appends those of several to all that it has saved."""
+        entries = _entries(state)
+        saved = entries.get(type(self).__name__)
+        if isinstance(saved, list):
+            entries[type(self).__name__] = list({entry["attributes"]["key"]: entry for entry in saved}.values())
+
+    @_guarded()
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -136,14 +178,18 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Leave the optimizer as it was."""
-        if self.balancer is not None:
-            self.balancer.detach()
+        for _ in range(2):
+            with contained(self._say, "", "its hooks came off the optimizer at a second try only"):
+                if self.balancer is not None:
+                    self.balancer.detach()
+                break
 
     def state(self) -> dict[str, Any]:
         """What goes into ``trainer_state.json``: everything in one string, exact to the bit."""
-        buffer = io.BytesIO()
-        torch.save({} if self.balancer is None else self.balancer.state_dict(), buffer)
-        return {"args": {"remade": True}, "attributes": {"key": self._key, "saved": _text(buffer.getvalue())}}
+        saved = ""
+        with contained(self._say, "", "its state is left out of the checkpoint; training goes on"):
+            saved = "" if self.balancer is None else _text(self.balancer.state_dict())
+        return {"args": {"remade": True}, "attributes": {"key": self._key, "saved": saved}}
 
     @property
     def _key(self) -> str:
@@ -154,16 +200,43 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         entries = _entries(state).get(type(self).__name__, [])
         for entry in reversed(entries if isinstance(entries, list) else [entries]):
             attributes = entry.get("attributes", {})
-            if attributes.get("key") == self._key:
+            if attributes.get("key") == self._key and attributes["saved"]:
                 loaded = torch.load(io.BytesIO(base64.b64decode(attributes["saved"])), weights_only=True)
-                return loaded or None
+                return loaded or None  # an empty one of an earlier version is none
         return None
 
-    def _update(self, state: TrainerState) -> None:
+    def _begin(self, state: TrainerState, given: dict[str, Any]) -> None:
+        balancer = Balancer(given["model"], given["optimizer"], self.alpha_map, **self.options)
+        saved = self._saved(state) if state.global_step else None
+        if saved is not None:
+            balancer.load_state_dict(saved)
+        balancer.attach()
+        self.balancer = balancer
+        # a checkpoint that a step of an epoch's end has written is older than the analysis of that end
+        at_end = abs((state.epoch or 0.0) - round(state.epoch or 0.0)) < _TINY and self._is_due(state)
+        if saved is None or (at_end and balancer.history.steps[-1:] != [balancer.steps]):
+            self._analyse(state)
+
+    def _is_due(self, state: TrainerState) -> bool:
+        """Whether an epoch that ends now has an analysis; one without a known length ends at some fraction."""
+        return self.every_n_steps is None and math.ceil((state.epoch or 0.0) - _TINY) % self.every_n_epochs == 0
+
+    def _update(self, state: TrainerState, given: dict[str, Any]) -> None:
+        if self.balancer is None or given["optimizer"] not in self.balancer.optimizers:
+            self._begin(state, given)  # a fault has kept it from this training, or it took part in another meanwhile
+        else:
+            self._analyse(state)
+
+    def _analyse(self, state: TrainerState) -> None:
         assert self.balancer is not None, "made when the training begins"
         self.balancer.update()
         if self.writer is not None and state.is_world_process_zero:
             self.balancer.log(self.writer, state.global_step)
+
+    def _say(self, kind: str, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(f"{type(self).__name__}: {message}", stacklevel=5)
 
 
 def _entries(state: TrainerState) -> dict[str, Any]:
@@ -171,5 +244,7 @@ def _entries(state: TrainerState) -> dict[str, Any]:
     return cast("dict[str, Any]", state.stateful_callbacks)
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+def _text(state: dict[str, Any]) -> str:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

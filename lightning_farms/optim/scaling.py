@@ -20,7 +20,7 @@ from lightning_farms.optim._own_values import copied, is_container
 from lightning_farms.optim._proof import Proof
 from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
 from lightning_farms.optim._watched_group import StandIn
-from lightning_farms.optim.support import check_has_number, check_supported, shards_by_group
+from lightning_farms.optim.support import ScaledTwiceError, check_has_number, check_supported, shards_by_group
 from lightning_farms.optim.unwrap import updating_optimizer
 
 
@@ -242,12 +242,12 @@ class LayerwiseScaling:
         """Put the hooks in place; nothing happens if they are.
 
         Raises:
-            RuntimeError: If another scaling of the same hyperparameter is attached to the optimizer.
+            ScaledTwiceError: If another scaling of the same hyperparameter is attached to the optimizer.
         """
         if self.attached:
             return
         if any(other.key == self._key for other in self._stack()):
-            raise RuntimeError(
+            raise ScaledTwiceError(
                 f"Expected at most one scaling of {self._key!r} on an optimizer, but got a second one. Detach the first"
                 " (their multipliers would compound), or make the optimizer anew."
             )

@@ -1,6 +1,7 @@
 """Which optimizers can take a multiplier per layer, and whose weight decay shrinks a weight by rate times decay."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ _NORMALISED = (
     torch.optim.RAdam,
     torch.optim.RMSprop,
 )
+
+
+class ScaledTwiceError(ValueError, RuntimeError):
+    """One hyperparameter of an optimizer is to be scaled by two: the user's to see, as what is wrong with arguments."""
 
 
 def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None, *, key: str = "lr") -> None:  # noqa: ANN401
@@ -125,7 +130,7 @@ def check_has_number(optimizer: Optimizer, key: str) -> None:
         >>> check_has_number(torch.optim.SGD([torch.zeros(2)], lr=0.1), "lr")
     """
     for index, group in enumerate(optimizer.param_groups):
-        if not isinstance(group.get(key), (int, float, torch.Tensor)):
+        if not isinstance(group.get(key), (Real, torch.Tensor)):  # NumPy's are Real
             raise ValueError(_no_number(optimizer, index, group, key))
 
 

@@ -115,6 +115,21 @@ def test_an_unfrozen_layer_has_the_multiplier_of_its_last_alpha_at_its_first_ste
     torch.testing.assert_close(moved, 0.1 * 1.5 * balancer.model[4].weight.grad, rtol=1e-3, atol=1e-7)
 
 
+def test_the_others_ramp_to_what_an_unfrozen_layer_makes_of_them_from_there_on():
+    balancer = hooked(Control(ramp_steps=4))
+    balancer.model[4].requires_grad_(False)
+    balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 5.0}), 0)
+    for _ in range(8):
+        step(balancer)
+    balancer.model[4].requires_grad_(True)
+    for number in range(4):
+        before = balancer.model[2].weight.detach().clone()
+        step(balancer)
+        multiplier = 1.5 - (number + 1) / 4 * (1.5 - 0.5 - 1 / 3)
+        moved = before - balancer.model[2].weight
+        torch.testing.assert_close(moved, 0.1 * multiplier * balancer.model[2].weight.grad, rtol=1e-3, atol=1e-7)
+
+
 def test_a_layer_that_is_frozen_moves_no_other_until_the_next_analysis():
     balancer = hooked(Control())
     balancer.receive(report(**{"0": 2.0, "2": 3.0, "4": 5.0}), 0)

@@ -121,6 +121,23 @@ def test_what_is_logged_is_what_is_used_after_a_change(change, loader, make_trai
     assert len({round(rate / 1e-3, 6) for rate in model.used[-1].values()}) > 2
 
 
+class Resets(Tower):
+    """Makes an optimizer of twice the rate in the middle of the second epoch, after the fifth batch."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 1):
+            new_optimizer(self)
+
+
+def test_another_optimizer_is_balanced_from_the_next_batch_on(loader, make_trainer):
+    model, balance = Resets(lambda model: None), TempBalance(summary=False)
+    make_trainer([balance], max_epochs=2).fit(model, loader)
+    logged = dict(zip(balance.history.layers("learning_rate"), balance.history.rows("learning_rate"), strict=True))
+    for layer, rates in logged.items():
+        used = [rates_of_step[f"{layer}.weight"] for rates_of_step in model.used[4:]]
+        assert used == pytest.approx([rates[1]] * 2 + [2 * rates[1]] * 2, rel=1e-9), layer
+
+
 def test_lazy_layers_are_balanced_once_they_have_a_shape(loader, make_trainer):
     class Lazy(pl.LightningModule):
         def __init__(self):

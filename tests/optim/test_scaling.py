@@ -5,6 +5,7 @@ import gc
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,6 +151,23 @@ def test_equals_rates_set_by_hand_bit_for_bit(kind, grouping, snapshot):
     assert [{k: v for k, v in g.items() if k not in changing} for g in snapshot(optimizer)] == [
         {k: v for k, v in g.items() if k not in changing} for g in at_rest
     ]
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.1), np.float64(0.1), 1])
+def test_a_rate_may_be_any_real_number_that_the_optimizer_takes(rate):
+    model, by_hand = make_model(), make_model()
+    optimizer = SGD(model.parameters(), lr=rate)
+    hand = SGD(
+        [{"params": [p], "lr": rate * MULTIPLIERS.get(layers(by_hand).get(p), 1.0)} for p in by_hand.parameters()]
+    )
+    with LayerwiseScaling(optimizer, layers(model)) as scaling:
+        scaling.multipliers = MULTIPLIERS
+        for step in range(2):
+            optimizer.step(closure_of(model, optimizer, step))
+            hand.step(closure_of(by_hand, hand, step))
+    assert optimizer.param_groups[0]["lr"] is rate
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_multipliers_matter_in_the_comparison_above():

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
@@ -377,6 +378,16 @@ def shared_analysis(trainer: Trainer, options: AnalysisOptions, subscriber: Subs
     order = {id(callback): place for place, callback in enumerate(trainer.callbacks)}  # type: ignore[attr-defined]
     shared.subscribers.sort(key=lambda one: order.get(id(one), len(order)))  # one whose start failed comes late
     return shared
+
+
+def runs_elsewhere(trainer: Trainer, subscriber: Subscriber) -> bool:
+    """Tell whether a fit of another Trainer is under way in which the callback takes part."""
+    return any(
+        other is not trainer
+        and (other.state.fn, other.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
+        and any(subscriber in analysis.subscribers for analysis in analyses)
+        for other, analyses in list(_OF_TRAINER.items())
+    )
 
 
 def describe_run(trainer: Trainer, first: Subscriber) -> None:
