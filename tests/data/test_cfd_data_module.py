@@ -110,6 +110,28 @@ def test_workers_give_the_same_batches(path):
     assert len(batches[0]) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_give_the_same_items(path, method):
+    """As macOS and Windows start them: everything is pickled, and handles are opened anew."""
+    options = {"augment": "all", "noise": 0.1, "normalize": True, "test_fraction": 0.25}
+    seen = []
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        for workers in (0, 2):
+            data = module(path, num_workers=workers, vectors=[["Vx", "Vy"]], **options)
+            data.setup("fit")
+            data.setup("predict")
+            loaders = (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())
+            seen.append([tensor for loader in loaders for batch in loader for tensor in batch])
+            assert data._train.identities.all(), "what a worker has read is known to the others"
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert len(seen[0]) == len(seen[1])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*seen, strict=True))
+
+
 def test_loaders_leave_the_global_generator_alone(path):
     data = module(path)
     data.setup("fit")

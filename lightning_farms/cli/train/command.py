@@ -21,6 +21,7 @@ from lightning_farms.cli.train._closing import check_before, close
 from lightning_farms.cli.train._config_file import WholeConfig
 from lightning_farms.cli.train._freezing import freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
+from lightning_farms.cli.train._named_checkpoint import check_named
 from lightning_farms.cli.train._origin import check_origin
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
@@ -92,6 +93,7 @@ class FarmsCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
+        self._find_checkpoint()
         freeze(self.model, self._get(self.config_init, "freeze"))
         if self._closes_with_a_test() and self.datamodule.path is not None:
             check_before(self.datamodule)
@@ -142,7 +144,13 @@ class FarmsCLI(LightningCLI):
         if isinstance(self.datamodule, CFDDataModule) and not writers:
             callbacks.append(PredictionWriter())
 
+    def _find_checkpoint(self) -> None:
+        """Refuse `last` and `best` where there is none, but for a first training."""
+        settings = self.config_init[str(self.subcommand)]
+        settings.ckpt_path = check_named(self.trainer, settings.ckpt_path, str(self.subcommand))
+
     def _load_for_evaluation(self) -> None:
+        self._find_checkpoint()
         checkpoint = self._get(self.config_init, "pretrain").checkpoint
         if self._resumes():
             return

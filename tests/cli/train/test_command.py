@@ -252,6 +252,34 @@ def test_a_resumed_training_is_not_pretrained(run, seen):
     assert all(torch.equal(value, state[f"network.{name}"]) for name, value in seen[1][2].items())
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "name"), [("test", "last"), ("validate", "last"), ("predict", "last"), ("test", "best")]
+)
+def test_a_checkpoint_by_name_that_is_not_there_is_no_reason_to_evaluate_random_weights(run, capsys, subcommand, name):
+    with pytest.raises(SystemExit, match="1"):
+        run(subcommand, f"--ckpt_path={name}")
+    assert re.search(rf"got '{name}'|'{name}' finds none.* random weights", capsys.readouterr().err)
+
+
+def test_the_last_checkpoint_where_there_is_one_and_where_there_is_none(run, seen, tmp_path):
+    network = DPOT(img_size=16, in_timesteps=3, **SIZES)
+    save_weights(network, tmp_path / "start.pth")
+    options = [
+        f"--pretrain.checkpoint={tmp_path / 'start.pth'}",
+        "--ckpt_path=last",
+        "--model.scheduler=none",
+        "--trainer.callbacks=ModelCheckpoint",
+        "--trainer.callbacks.save_last=true",
+    ]
+    with pytest.warns(UserWarning, match="`--ckpt_path last` finds no checkpoint: .*starts anew"):
+        run("fit", *options)
+    assert all(torch.equal(value, seen[0][2][name]) for name, value in network.state_dict().items())
+    run("fit", *options, "--trainer.max_epochs=2")
+    state = torch.load("checkpoints/last.ckpt", weights_only=True)
+    assert state["epoch"] == 1
+    assert not torch.equal(seen[1][2]["pos_embed"], network.pos_embed)
+
+
 @pytest.mark.filterwarnings("ignore:.*logger")
 def test_fast_dev_run_leaves_the_pretraining_out(run, seen, tmp_path):
     options = ["--pretrain.epochs=2", f"--pretrain.cache_dir={tmp_path / 'kept'}"]
