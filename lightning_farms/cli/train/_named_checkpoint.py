@@ -15,14 +15,14 @@ def check_named(trainer: Trainer, name: str | None, subcommand: str) -> str | No
     """The name; None for "last" at a first `fit`, which then starts anew; others need a checkpoint of that name."""
     if name == "best":
         raise ValueError(
-            f"Expected argument `ckpt_path` to be a file, or 'last', but got 'best': `{subcommand}` does not know which "
-            f"checkpoint of an earlier training was its best. Instead, {_REMEDY.format('best')}"
+            f"Expected argument `ckpt_path` to be a file, or 'last', but got 'best': `{subcommand}` does not know "
+            f"which checkpoint of an earlier training was its best. Instead, {_REMEDY.format('best')}"
         )
     if name != "last" or _has_last(trainer):
         return name
     where = (
-        "the folder that this run's checkpoints go to, where Lightning looks for it, has no file whose name begins with "
-        "'last' (a logger that numbers its runs has a new folder for each)"
+        "the folder that this run's checkpoints go to, where Lightning looks for it, has no file whose name begins "
+        "with 'last' (a logger that numbers its runs has a new folder for each)"
     )
     if subcommand == "fit":
         rank_zero_warn(
