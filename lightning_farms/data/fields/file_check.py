@@ -33,7 +33,8 @@ def check_file(
 
     Found are NaN and infinities, values beyond float32, those that mark missing ones (netCDF's attributes), densities
     and pressures that are not above 0 (in PDEBench's compressible flows), trajectories that HDF5 makes up, channels
-    that are constant over space and time or the same as another, frames that repeat the one before, and trajectories that repeat another.
+    that are constant over space and time or the same as another, frames that repeat the one before, and trajectories
+    that repeat another.
 
     Args:
         file: the file, or set of files.
