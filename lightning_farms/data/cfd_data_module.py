@@ -198,8 +198,7 @@ class CFDDataModule(DataModule):
         self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
-        self.augment, self.vectors, self.periodic = augment, vectors, periodic
-        self.simulation = simulation
+        self.augment, self.vectors, self.periodic, self.simulation = augment, vectors, periodic, simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
         self._lineage = Lineage()
         self._sources = FlowSources(
@@ -302,17 +301,18 @@ class CFDDataModule(DataModule):
                 seed=self.seed,
                 augmentation=self._augmentation(),
             )
-            self._lineage.identities.append(self._train.identities)
+            self._lineage.identities["trained"].append(self._train.identities)
             self._lineage.order = {"batch_size": self.batch_size, "items": len(self._train), **replica_of(self.trainer)}
-        evaluation: dict[str, Any] = {"in_timesteps": self.in_timesteps, "trained": self._lineage.identities}
+        given, known = self.in_timesteps, self._lineage.identities
         if "val" in parts:
-            self._val = EvaluationTrajectories(parts["val"], **evaluation)
+            self._val = EvaluationTrajectories(parts["val"], in_timesteps=given, trained=known["trained"])
+            known["validated"].extend([self._val.identities] if stage == "fit" else [])
         if "test" in parts:
-            self._test = EvaluationTrajectories(parts["test"], **evaluation)
+            self._test = EvaluationTrajectories(parts["test"], in_timesteps=given, **known)
         if "predict" in parts:
-            ahead = max(parts["predict"].frames - self.in_timesteps, 0) or self.out_timesteps
+            ahead = max(parts["predict"].frames - given, 0) or self.out_timesteps
             frames = ahead if self.predict_frames is None else self.predict_frames
-            self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=self.in_timesteps, predicted=frames)
+            self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=given, predicted=frames)
 
     def teardown(self, stage: str) -> None:
         """Close the files; the datasets open them again if they are used.
