@@ -19,7 +19,7 @@ from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._closing import check_before, close
 from lightning_farms.cli.train._config_file import WholeConfig
-from lightning_farms.cli.train._freezing import freeze
+from lightning_farms.cli.train._freezing import Frozen, freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train._named_checkpoint import check_named
 from lightning_farms.cli.train._origin import check_origin
@@ -94,7 +94,9 @@ class FarmsCLI(LightningCLI):
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
         self._find_checkpoint()
-        freeze(self.model, self._get(self.config_init, "freeze"))
+        patterns = self._get(self.config_init, "freeze")
+        freeze(self.model, patterns)
+        self.trainer.callbacks.append(Frozen(patterns))  # type: ignore[attr-defined]
         if self._closes_with_a_test() and self.datamodule.path is not None:
             check_before(self.datamodule)
         pretraining: Pretraining = self._get(self.config_init, "pretrain")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -278,6 +279,17 @@ def test_the_last_checkpoint_where_there_is_one_and_where_there_is_none(run, see
     state = torch.load("checkpoints/last.ckpt", weights_only=True)
     assert state["epoch"] == 1
     assert not torch.equal(seen[1][2]["pos_embed"], network.pos_embed)
+
+
+def test_a_freezing_that_is_forgotten_where_a_training_goes_on_is_told(run):
+    run("fit", "--freeze=[network.blocks.*]", "--model.scheduler=none")
+    frozen = shutil.copy(checkpoint(), "frozen.ckpt")
+    options = [f"--ckpt_path={frozen}", "--model.scheduler=none", "--trainer.max_epochs=2"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*freeze")
+        run("fit", *options, "--freeze=[network.blocks.*]")
+    with pytest.warns(UserWarning, match=r"trained with `--freeze \['network.blocks.\*'\]`, and .* goes on with \[\]"):
+        run("fit", *options)
 
 
 @pytest.mark.filterwarnings("ignore:.*logger")
