@@ -14,7 +14,7 @@ from lightning_farms.data._data_module import DataModule, items_to_predict, leng
 from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
 from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
-from lightning_farms.data._simulated_set import simulated_set
+from lightning_farms.data._simulated_set import simulate_unless_kept, simulated_set
 from lightning_farms.data.augmentation import Augment, Augmentation
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
 from lightning_farms.data.fields._arguments import check_extra_paths, check_fields, file_strides
@@ -24,7 +24,6 @@ from lightning_farms.data.fields.paths import file_paths
 from lightning_farms.data.fields.pdebench import ChannelOrder, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
-from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
@@ -267,8 +266,8 @@ class CFDDataModule(DataModule):
 
     def prepare_data(self) -> None:
         """Simulate the set if no path was given and the cache has no file for these settings."""
-        if self.path is None and not self.data_path.exists():
-            simulate_to_file(self.data_path, self.simulation)
+        if self.path is None:
+            simulate_unless_kept(self.data_path, self.simulation)
 
     def setup(self, stage: str) -> None:
         """Open the files, read their headers, and build the datasets of a stage.

@@ -199,6 +199,15 @@ def test_a_simulation_that_fails_midway_leaves_nothing_and_is_done_again(tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == [data.data_path.name]
 
 
+def test_a_damaged_set_in_the_cache_is_to_be_made_anew(tmp_path):
+    data = simulated(tmp_path)
+    data.prepare_data()
+    with data.data_path.open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(OSError, match=r"truncated file.* simulated set that was kept: delete it, and it is made anew"):
+        data.prepare_data()
+
+
 def test_default_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert CFDDataModule().data_path.parent == tmp_path / "lightning_farms"
