@@ -98,6 +98,15 @@ def test_a_channel_that_stands_under_two_names(path, capsys):
     assert "  trajectory 3, channel Vy: the same as Vx\n" in out
 
 
+def test_a_number_for_each_trajectory_is_no_constant_field(path, capsys):
+    with h5py.File(path, "r+") as file:
+        for name in ("nu", "kappa"):
+            file[name] = np.float32(0.1)
+            file[name].attrs.update(sample_varying=False, time_varying=False, dim_varying=[False, False])
+    status, out = checked(capsys, path, "--fields", "{u: Vx, nu: nu, kappa: kappa}")
+    assert (status, "channels u, nu, kappa" in out) == (0, True)
+
+
 def test_a_link_to_itself(tmp_path, capsys):
     (tmp_path / "loop.h5").symlink_to("loop.h5")
     status, out = checked(capsys, tmp_path / "loop.h5")

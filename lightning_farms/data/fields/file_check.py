@@ -75,6 +75,9 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
     found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]
     constant = 0
     for channel, name in enumerate(file.channels):
+        if channel in surveys[0].numbers:
+            constant += 1
+            continue
         low = min(each.extents[channel][0] for each in surveys)
         high = max(each.extents[channel][1] for each in surveys)
         if low == high and file.shape.x * file.shape.y * file.shape.frames > 1:
@@ -83,7 +86,11 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
     digests = [tuple(each.digest[channel] for each in surveys) for channel in range(len(file.channels))]
     for channel, digest in enumerate(digests):
         first = digests.index(digest)
-        if first < channel and not any(fault.channel == file.channels[channel] for fault in found):
+        if (
+            first < channel
+            and channel not in surveys[0].numbers
+            and not any(fault.channel == file.channels[channel] for fault in found)
+        ):
             found.append(FileFault(trajectory, file.channels[channel], None, f"the same as {file.channels[first]}"))
     repeats = [frame for each in surveys for frame in each.repeats]
     if repeats and constant < len(file.channels):
