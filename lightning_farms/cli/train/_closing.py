@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,11 +19,18 @@ def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, sepa
         return
     if not separate_test:
         if "val/l2re" in trainer.callback_metrics:
-            rank_zero_info(closing_line("validation", trainer.callback_metrics, data.val_items))
+            flows = min(data.val_items, _limit(trainer.num_val_batches, trainer, data))
+            rank_zero_info(closing_line("validation", trainer.callback_metrics, flows))
         return
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
-    rank_zero_info(closing_line("test", trainer.callback_metrics, data.test_items))
+    flows = min(data.test_items, _limit(trainer.num_test_batches, trainer, data))
+    rank_zero_info(closing_line("test", trainer.callback_metrics, flows))
+
+
+def _limit(batches: Sequence[int | float], trainer: Trainer, data: CFDDataModule) -> int:
+    """Flows in the batches that are gone through, which `limit_test_batches` and the like may make fewer."""
+    return int(sum(batches)) * data.batch_size * trainer.world_size
 
 
 def check_before(data: CFDDataModule) -> None:

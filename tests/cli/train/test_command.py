@@ -108,10 +108,17 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
-    [(["--data.val_fraction=0.34"], "test"), ([], "validation"), (["--trainer.fast_dev_run=1"], "")],
+    ("arguments", "named", "flows"),
+    [
+        (["--data.val_fraction=0.34"], "test", 1),
+        ([], "validation", 1),
+        (["--data.test_fraction=0.75", "--data.batch_size=2", "--trainer.limit_val_batches=1"], "validation", 2),
+        (["--trainer.fast_dev_run=1"], "", 0),
+    ],
 )
-def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(run, caplog, monkeypatch, arguments, named):
+def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(
+    run, caplog, monkeypatch, arguments, named, flows
+):
     tested = []
     original = OperatorModule.on_test_epoch_end
     monkeypatch.setattr(OperatorModule, "on_test_epoch_end", lambda self: (tested.append(self), original(self)))
@@ -122,7 +129,7 @@ def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(run,
     assert len(lines) == bool(named)
     if named:
         number = r"[\d.e+-]+"
-        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on 1 flows"
+        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on {flows} flows"
         assert re.fullmatch(line, lines[0])
 
 
