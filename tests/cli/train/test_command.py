@@ -114,6 +114,7 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
         ([], "validation", 1),
         (["--data.test_fraction=0.75", "--data.batch_size=2", "--trainer.limit_val_batches=1"], "validation", 2),
         (["--trainer.fast_dev_run=1"], "", 0),
+        (["--data.val_fraction=0.34", "--trainer.limit_test_batches=0"], "", 0),
     ],
 )
 def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(
