@@ -100,6 +100,11 @@ class FieldLayout:
         self._components: dict[str, dict[int, tuple[int, ...]]] = {}
         for channel, text in enumerate(fields.values()):
             source = parse_field(text)
+            if source.dataset.count("*") > 1:
+                raise ValueError(
+                    f"Expected argument `fields` to have one * at most, which stands for the trajectories, but got "
+                    f"{text!r}."
+                )
             chosen = self._components.setdefault(source.dataset, {})
             if source.component in chosen.values():
                 raise ValueError(f"Expected argument `fields` to name each source once, but {text!r} stands twice.")
@@ -186,6 +191,8 @@ class FieldLayout:
         if more > 0:
             place = ", ".join(["0"] * (more + letters.count("c")))
             message += f" Name one of its components, such as '{dataset}[{place}]'."
+        elif more == -1 and "b" in self.axes:
+            message += f" If the file is one trajectory, give `fields`, and `axes` '{self.axes.replace('b', '')}'."
         return message
 
 
