@@ -194,4 +194,5 @@ class Lineage:
 
 
 def _joined(identities: Sequence[Tensor]) -> Tensor:
-    return torch.cat([_NONE, *identities]).unique()
+    joined: Tensor = torch.cat([_NONE, *identities]).unique()
+    return joined

@@ -302,7 +302,7 @@ class CFDDataModule(DataModule):
             )
             self._lineage.identities["trained"].append(self._train.identities)
             self._lineage.order = {"batch_size": self.batch_size, "items": len(self._train), **replica_of(self.trainer)}
-        given, known = self.in_timesteps, self._lineage.identities
+        given, known = self.in_timesteps, dict[str, Any](self._lineage.identities)
         if "val" in parts:
             self._val = EvaluationTrajectories(parts["val"], in_timesteps=given, trained=known["trained"])
             known["validated"].extend([self._val.identities] if stage == "fit" else [])
