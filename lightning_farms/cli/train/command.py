@@ -74,7 +74,11 @@ class FarmsCLI(LightningCLI):
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if path is not None and Path(path).is_file():
             _check_lightning_checkpoint(Path(path))
+        given = _model_settings(self.config.get(subcommand))
         super()._parse_ckpt_path()
+        if given:
+            taken = _model_settings(self.config[subcommand])
+            _tell_overridden(given, taken, _model_settings(self._parser(subcommand).get_defaults()))
 
     def before_instantiate_classes(self) -> None:
         """Set the network's sizes (or its number of classes), where it has such arguments, to the data's.
@@ -237,6 +241,24 @@ def train(args: list[str] | None = None) -> None:
         if traceback_wanted() or isinstance(error, BrokenPipeError):
             raise
         fail(error)
+
+
+def _model_settings(config: Namespace | None) -> dict[str, Any]:
+    """The plain settings of a model whose class is not named."""
+    part = None if config is None else config.get("model")
+    settings = vars(part) if isinstance(part, Namespace) and "class_path" not in part else {}
+    return {name: value for name, value in settings.items() if not isinstance(value, Namespace)}
+
+
+def _tell_overridden(given: dict[str, Any], taken: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Warn of settings that Lightning replaces by a checkpoint's."""
+    for name, value in given.items():
+        if value not in (taken.get(name, value), defaults.get(name)):
+            rank_zero_warn(
+                f"The checkpoint's `model.{name}`, {taken[name]}, is used, not {value}: a checkpoint brings the "
+                "settings of its training. For others, begin a new training with its weights: "
+                "`--pretrain.checkpoint`, without `--ckpt_path`."
+            )
 
 
 def _check_lightning_checkpoint(path: Path) -> None:

@@ -300,6 +300,16 @@ def test_a_freezing_that_is_forgotten_where_a_training_goes_on_is_told(run):
         run("fit", *options)
 
 
+def test_a_setting_that_the_checkpoint_overrides_is_told(run):
+    run("fit", "--model.scheduler=none", "--model.lr=0.002")
+    options = [f"--ckpt_path={shutil.copy(checkpoint(), 'run.ckpt')}", "--trainer.max_epochs=2"]
+    with pytest.warns(UserWarning, match=r"The checkpoint's `model.lr`, 0.002, is used, not 0.01"):
+        run("fit", *options, "--model.lr=0.01")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The checkpoint's")
+        run("test", options[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*logger")
 def test_fast_dev_run_leaves_the_pretraining_out(run, seen, tmp_path):
     options = ["--pretrain.epochs=2", f"--pretrain.cache_dir={tmp_path / 'kept'}"]
