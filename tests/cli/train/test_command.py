@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,25 +17,8 @@ from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.cli import main
 from lightning_farms.data import CFDSimulation, SimulationConfig, simulate_to_file, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
+from tests.cli.train.small_runs import SIZES, checkpoint
 
-SIZES = {"patch_size": 4, "embed_dim": 8, "depth": 1, "n_blocks": 2, "out_layer_dim": 4}
-CONFIG = {
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-    },
-    "model": {"network": {"class_path": "DPOT", "init_args": SIZES}},
-    "data": {
-        "in_timesteps": 3,
-        "test_fraction": 0.25,
-        "simulation": {"trajectories": 4, "resolution": 16, "frames": 6},
-    },
-}
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
@@ -49,47 +31,6 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return x[:, :, :, -1:] * self.gain
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Simulated sets, shared by the tests of this file."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def run(tmp_path, cache, monkeypatch):
-    """Write the configuration and run a subcommand in an empty folder; what it trained is kept on the function."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-farms"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, with jsonargparse 4.53
-    monkeypatch.delenv("LIGHTNING_FARMS_TRACEBACK", raising=False)
-    (tmp_path / "config.in.yaml").write_text(yaml.safe_dump(CONFIG))
-
-    def call(subcommand, *arguments):
-        main([subcommand, "--config=config.in.yaml", f"--data.cache_dir={cache}", *arguments])
-
-    return call
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """Modules and trainers at the start of every fit, and the weights they start from."""
-    records = []
-    original = OperatorModule.on_train_start
-
-    def record(self):
-        weights = {name: value.clone() for name, value in self.network.state_dict().items()}
-        records.append((self, self.trainer, weights, torch.get_rng_state()))
-        original(self)
-
-    monkeypatch.setattr(OperatorModule, "on_train_start", record)
-    return records
-
-
-def checkpoint():
-    (path,) = Path("checkpoints").glob("*.ckpt")
-    return path
 
 
 def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
@@ -251,63 +192,6 @@ def test_starting_checkpoint(run, seen, tmp_path, capsys):
     run("test", f"--pretrain.checkpoint={lightning_checkpoint}")
     assert capsys.readouterr().out == by_lightning
     assert "test/l2re" in by_lightning
-
-
-def test_a_resumed_training_is_not_pretrained(run, seen):
-    run("fit", "--trainer.max_epochs=1", "--model.scheduler=none")
-    state = torch.load(checkpoint(), weights_only=True)["state_dict"]
-    run("fit", f"--ckpt_path={checkpoint()}", "--trainer.max_epochs=2", "--model.scheduler=none", "--pretrain.epochs=3")
-    assert len(seen) == 2
-    assert all(torch.equal(value, state[f"network.{name}"]) for name, value in seen[1][2].items())
-
-
-@pytest.mark.parametrize(
-    ("subcommand", "name"), [("test", "last"), ("validate", "last"), ("predict", "last"), ("test", "best")]
-)
-def test_a_checkpoint_by_name_that_is_not_there_is_no_reason_to_evaluate_random_weights(run, capsys, subcommand, name):
-    with pytest.raises(SystemExit, match="1"):
-        run(subcommand, f"--ckpt_path={name}")
-    assert re.search(rf"got '{name}'|'{name}' finds none.* random weights", capsys.readouterr().err)
-
-
-def test_the_last_checkpoint_where_there_is_one_and_where_there_is_none(run, seen, tmp_path):
-    network = DPOT(img_size=16, in_timesteps=3, **SIZES)
-    save_weights(network, tmp_path / "start.pth")
-    options = [
-        f"--pretrain.checkpoint={tmp_path / 'start.pth'}",
-        "--ckpt_path=last",
-        "--model.scheduler=none",
-        "--trainer.callbacks=ModelCheckpoint",
-        "--trainer.callbacks.save_last=true",
-    ]
-    with pytest.warns(UserWarning, match="`--ckpt_path last` finds no checkpoint: .*starts anew"):
-        run("fit", *options)
-    assert all(torch.equal(value, seen[0][2][name]) for name, value in network.state_dict().items())
-    run("fit", *options, "--trainer.max_epochs=2")
-    state = torch.load("checkpoints/last.ckpt", weights_only=True)
-    assert state["epoch"] == 1
-    assert not torch.equal(seen[1][2]["pos_embed"], network.pos_embed)
-
-
-def test_a_freezing_that_is_forgotten_where_a_training_goes_on_is_told(run):
-    run("fit", "--freeze=[network.blocks.*]", "--model.scheduler=none")
-    frozen = shutil.copy(checkpoint(), "frozen.ckpt")
-    options = [f"--ckpt_path={frozen}", "--model.scheduler=none", "--trainer.max_epochs=2"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*freeze")
-        run("fit", *options, "--freeze=[network.blocks.*]")
-    with pytest.warns(UserWarning, match=r"trained with `--freeze \['network.blocks.\*'\]`, and .* goes on with \[\]"):
-        run("fit", *options)
-
-
-def test_a_setting_that_the_checkpoint_overrides_is_told(run):
-    run("fit", "--model.scheduler=none", "--model.lr=0.002")
-    options = [f"--ckpt_path={shutil.copy(checkpoint(), 'run.ckpt')}", "--trainer.max_epochs=2"]
-    with pytest.warns(UserWarning, match=r"The checkpoint's `model.lr`, 0.002, is used, not 0.01"):
-        run("fit", *options, "--model.lr=0.01")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="The checkpoint's")
-        run("test", options[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*logger")
