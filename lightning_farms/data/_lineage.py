@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 _EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_NONE = torch.zeros(1, dtype=torch.int64)
 _VERBS = {"val": "validate with", "test": "test on", "predict": "predict"}
 
 
@@ -43,6 +44,13 @@ def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list
         if both:
             found.append(Flows(path, both, identity))
     return found
+
+
+def replaced(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Files that are recorded by name, but are others."""
+    known = {entry["identity"] for entry in entries}
+    names = {entry["file"] for entry in entries}
+    return [path for path, _, identity in flows if path.name in names and identity() not in known]
 
 
 def runs(numbers: Sequence[int]) -> list[list[int]]:
@@ -105,13 +113,16 @@ class Lineage:
         self._used: dict[str, list[Flows]] = {}
         self._earlier: dict[str, list[dict[str, Any]]] = {"trained": [], "validated": []}
         self.order: dict[str, Any] = {}  # what an epoch's batches depend on
-        self.identities: list[Tensor] = []  # of the flows that were trained on, by their values; 0 of those to come
+        self.identities: dict[str, list[Tensor]] = {"trained": [], "validated": []}  # by values; 0 of those to come
 
     def begin(self, stage: str) -> None:
         """A run begins: its flows are those that come now."""
         self._stage = stage
         if stage == "fit":
-            self._used, self._earlier, self.identities = {}, {"trained": [], "validated": []}, []
+            self._used, self._earlier = {}, {"trained": [], "validated": []}
+            self.identities = {"trained": [], "validated": []}
+        elif stage == "test":  # of a network that no checkpoint brings, nobody knows whether they chose it
+            self.identities["validated"] = []
 
     def use(self, purpose: str, flows: list[Flows]) -> None:
         """Note the flows of a purpose."""
@@ -129,7 +140,8 @@ class Lineage:
             "validated": recorded(self._used.get("val", []) if fitted else [], self._earlier["validated"]),
             "settings": dict(settings),
             "order": self.order,
-            "identities": torch.cat([torch.zeros(1, dtype=torch.int64), *self.identities]).unique(),
+            "identities": _joined(self.identities["trained"]),
+            "validated_identities": _joined(self.identities["validated"]),
         }
 
     def load(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -142,15 +154,23 @@ class Lineage:
                 begun = {"seed": state["settings"].get("seed"), **state.get("order", {})}
                 check_order(begun, {"seed": settings.get("seed"), **self.order})
             self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
+            changed = replaced(self._used.get("train", []), state["trained"])
+            if changed:
+                rank_zero_warn(
+                    f"The training goes on with other flows: {', '.join(map(str, changed))} is not the file of that "
+                    "name that the checkpoint was trained on. If it was changed since, flows may have passed from one "
+                    "part of the split to another."
+                )
         else:
-            self.identities.clear()
-        if "identities" in state:
-            self.identities.append(state["identities"])
+            for known in self.identities.values():
+                known.clear()
+        self.identities["trained"].append(state.get("identities", _NONE))
+        self.identities["validated"].append(state.get("validated_identities", _NONE))
         for purpose in _EVALUATED.get(self._stage, ()):
             flows = self._used.get(purpose, [])
             both = shared(flows, state["trained"])
             if both:
-                self.identities.clear()  # or they would be told twice
+                self.identities["trained"].clear()  # or they would be told twice
                 differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
                 remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
                 rank_zero_warn(
@@ -160,7 +180,10 @@ class Lineage:
                 )
             if purpose == "test":
                 chosen = shared(flows, state["validated"])
-                by = f"{count(chosen)} of the {count(flows)} test flows" if chosen else "none of the test flows"
+                if chosen:
+                    self.identities["validated"].clear()
+                none = "none of the test flows, as far as their files tell"
+                by = f"{count(chosen)} of the {count(flows)} test flows" if chosen else none
                 advice = (
                     "; the error may be too low where the best of several checkpoints was taken: hold flows out with "
                     "`val_fraction` or `val_path`"
@@ -168,3 +191,8 @@ class Lineage:
                     else ""
                 )
                 rank_zero_info(f"The training was validated with {by}{advice}.")
+
+
+def _joined(identities: Sequence[Tensor]) -> Tensor:
+    joined: Tensor = torch.cat([_NONE, *identities]).unique()
+    return joined

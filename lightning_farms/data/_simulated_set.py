@@ -1,9 +1,11 @@
-"""Where a simulated set is kept."""
+"""Where a simulated set is kept, and that it is there."""
 
 import hashlib
 import json
 from pathlib import Path
 
+from lightning_farms.data.fields.pdebench import PDEBenchFile
+from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationConfig
 
 
@@ -15,3 +17,14 @@ def simulated_set(folder: Path, config: SimulationConfig) -> Path:
         f"2D_CFD_Sim_M{config.mach:g}_Eta{config.eta:g}_Zeta{config.zeta:g}_periodic_{config.resolution}"
         f"_n{config.trajectories}_seed{config.seed}_{digest}.hdf5"
     )
+
+
+def simulate_unless_kept(path: Path, config: SimulationConfig) -> None:
+    """Make a set that is not there; of one that is damaged, say what to do."""
+    if not path.exists():
+        simulate_to_file(path, config)
+        return
+    try:
+        PDEBenchFile(path)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{error} This is a simulated set that was kept: delete it, and it is made anew.") from error

@@ -14,7 +14,7 @@ from lightning_farms.data._data_module import DataModule, items_to_predict, leng
 from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
 from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
-from lightning_farms.data._simulated_set import simulated_set
+from lightning_farms.data._simulated_set import simulate_unless_kept, simulated_set
 from lightning_farms.data.augmentation import Augment, Augmentation
 from lightning_farms.data.epochs import EpochLoader, Progress, own_generator, progress_of, replica_of
 from lightning_farms.data.fields._arguments import check_extra_paths, check_fields, file_strides
@@ -24,7 +24,6 @@ from lightning_farms.data.fields.paths import file_paths
 from lightning_farms.data.fields.pdebench import ChannelOrder, channel_names
 from lightning_farms.data.fields.trajectories import Coordinates, Trajectories, sampled_statistics
 from lightning_farms.data.fields.windows import EvaluationTrajectories, TrainingWindows, WindowSampler
-from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SimulationConfig
 
 _DEFAULT_SIMULATION = SimulationConfig()
@@ -198,8 +197,7 @@ class CFDDataModule(DataModule):
         self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
-        self.augment, self.vectors, self.periodic = augment, vectors, periodic
-        self.simulation = simulation
+        self.augment, self.vectors, self.periodic, self.simulation = augment, vectors, periodic, simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
         self._lineage = Lineage()
         self._sources = FlowSources(
@@ -268,8 +266,8 @@ class CFDDataModule(DataModule):
 
     def prepare_data(self) -> None:
         """Simulate the set if no path was given and the cache has no file for these settings."""
-        if self.path is None and not self.data_path.exists():
-            simulate_to_file(self.data_path, self.simulation)
+        if self.path is None:
+            simulate_unless_kept(self.data_path, self.simulation)
 
     def setup(self, stage: str) -> None:
         """Open the files, read their headers, and build the datasets of a stage.
@@ -302,17 +300,18 @@ class CFDDataModule(DataModule):
                 seed=self.seed,
                 augmentation=self._augmentation(),
             )
-            self._lineage.identities.append(self._train.identities)
+            self._lineage.identities["trained"].append(self._train.identities)
             self._lineage.order = {"batch_size": self.batch_size, "items": len(self._train), **replica_of(self.trainer)}
-        evaluation: dict[str, Any] = {"in_timesteps": self.in_timesteps, "trained": self._lineage.identities}
+        given, known = self.in_timesteps, dict[str, Any](self._lineage.identities)
         if "val" in parts:
-            self._val = EvaluationTrajectories(parts["val"], **evaluation)
+            self._val = EvaluationTrajectories(parts["val"], in_timesteps=given, trained=known["trained"])
+            known["validated"].extend([self._val.identities] if stage == "fit" else [])
         if "test" in parts:
-            self._test = EvaluationTrajectories(parts["test"], **evaluation)
+            self._test = EvaluationTrajectories(parts["test"], in_timesteps=given, **known)
         if "predict" in parts:
-            ahead = max(parts["predict"].frames - self.in_timesteps, 0) or self.out_timesteps
+            ahead = max(parts["predict"].frames - given, 0) or self.out_timesteps
             frames = ahead if self.predict_frames is None else self.predict_frames
-            self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=self.in_timesteps, predicted=frames)
+            self._predict = EvaluationTrajectories(parts["predict"], in_timesteps=given, predicted=frames)
 
     def teardown(self, stage: str) -> None:
         """Close the files; the datasets open them again if they are used.

@@ -89,6 +89,30 @@ def test_of_several_files_what_to_skip_names_the_file(path, capsys):
     assert data.train_items == 5
 
 
+def test_a_channel_that_stands_under_two_names(path, capsys):
+    with h5py.File(path, "r+") as file:
+        del file["Vy"]
+        file["Vy"] = file["Vx"]
+    status, out = checked(capsys, path)
+    assert status == 1
+    assert "  trajectory 3, channel Vy: the same as Vx\n" in out
+
+
+def test_a_number_for_each_trajectory_is_no_constant_field(path, capsys):
+    with h5py.File(path, "r+") as file:
+        for name in ("nu", "kappa"):
+            file[name] = np.float32(0.1)
+            file[name].attrs.update(sample_varying=False, time_varying=False, dim_varying=[False, False])
+    status, out = checked(capsys, path, "--fields", "{u: Vx, nu: nu, kappa: kappa}")
+    assert (status, "channels u, nu, kappa" in out) == (0, True)
+
+
+def test_a_link_to_itself(tmp_path, capsys):
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    status, out = checked(capsys, tmp_path / "loop.h5")
+    assert (status, "loop.h5 to be a complete HDF5 file" in out) == (1, True)
+
+
 def test_other_fields(path, capsys):
     status, out = checked(capsys, path, "--fields", '{"u": "Vx"}')
     assert (status, "channels u," in out) == (0, True)

@@ -110,6 +110,28 @@ def test_workers_give_the_same_batches(path):
     assert len(batches[0]) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_give_the_same_items(path, method):
+    """As macOS and Windows start them: everything is pickled, and handles are opened anew."""
+    options = {"augment": "all", "noise": 0.1, "normalize": True, "test_fraction": 0.25}
+    seen = []
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        for workers in (0, 2):
+            data = module(path, num_workers=workers, vectors=[["Vx", "Vy"]], **options)
+            data.setup("fit")
+            data.setup("predict")
+            loaders = (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader())
+            seen.append([tensor for loader in loaders for batch in loader for tensor in batch])
+            assert data._train.identities.all(), "what a worker has read is known to the others"
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert len(seen[0]) == len(seen[1])
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*seen, strict=True))
+
+
 def test_loaders_leave_the_global_generator_alone(path):
     data = module(path)
     data.setup("fit")
@@ -175,6 +197,15 @@ def test_a_simulation_that_fails_midway_leaves_nothing_and_is_done_again(tmp_pat
     data.prepare_data()
     data.setup("fit")
     assert [file.name for file in tmp_path.iterdir()] == [data.data_path.name]
+
+
+def test_a_damaged_set_in_the_cache_is_to_be_made_anew(tmp_path):
+    data = simulated(tmp_path)
+    data.prepare_data()
+    with data.data_path.open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(OSError, match=r"truncated file.* simulated set that was kept: delete it, and it is made anew"):
+        data.prepare_data()
 
 
 def test_default_cache_is_the_users(monkeypatch, tmp_path):

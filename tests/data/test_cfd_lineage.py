@@ -111,6 +111,21 @@ class TestCheckpoint:
         assert [entry["flows"] for entry in state["validated"]] == [[[0, 0], [9, 11]]]
         assert (state["settings"]["split"], state["settings"]["test_fraction"]) == ("pdebench", 0.1)
 
+    def test_a_file_that_was_changed_since_is_told_where_a_training_goes_on(self, path, checkpoint):
+        write_labelled(path, offset=3000)
+        with pytest.warns(UserWarning, match=r"goes on with other flows: .*flow.hdf5 is not the file of that name"):
+            trainer(max_epochs=2).fit(Last(), datamodule=module(path), ckpt_path=checkpoint)
+
+    def test_flows_that_chose_the_checkpoint_are_known_in_another_file(self, path, checkpoint, tmp_path):
+        """Flows 9 to 11 were validated with; a file of them alone is no file of new flows."""
+        other = extract(path, tmp_path / "other.hdf5", slice(9, 12), compression="gzip")
+        new = write_labelled(tmp_path / "new.hdf5", offset=7000)
+        said = r"Trajectory 0 of .*other.hdf5 has the values of one that the training was validated with"
+        for name, found in ((other, pytest.warns(UserWarning, match=said)), (new, warnings.catch_warnings())):
+            with found:
+                data = module(path, test_path=name, val_fraction=0.25)
+                trainer().test(Last(), datamodule=data, ckpt_path=checkpoint, verbose=False)
+
 
 def test_files_for_validation_and_testing(path, tmp_path):
     val = write_labelled(tmp_path / "val.hdf5", trajectories=2)

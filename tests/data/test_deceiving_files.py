@@ -85,12 +85,21 @@ def test_time_steps_that_differ_are_told(tmp_path):
         ([0, 0.1, np.nan, 0.3, 0.4, 0.5], "has values that are not finite"),
         ([0, 0.1, 0.1, 0.3, 0.4, 0.5], "does not increase"),
         ([0, 0.1, 0.2], "has 3 entries for 6 frames"),
+        (1.7e9 + np.arange(6), "has steps of 1 at 1.7e+09, which float32 does not tell apart"),
     ],
 )
 def test_times_that_cannot_be_are_told_and_not_used(tmp_path, times, fault):
     file = PDEBenchFile(write(tmp_path / "flows.hdf5", times=times))
     assert file.t is None
     assert file.remarks == (f"the t-coordinate {fault}, and is not used",)
+
+
+@pytest.mark.parametrize(
+    "times", [[0, 0.1, 0.2, 0.3, 0.4, 0.5, 9], [[0], [0.1], [0.2], [0.3], [0.4], [0.5]]], ids=["odd end", "column"]
+)
+def test_times_that_tell_the_frames_are_used(tmp_path, times):
+    file = PDEBenchFile(write(tmp_path / "flows.hdf5", times=times))
+    assert (len(file.t), file.t[5], file.remarks) == (np.size(times), np.float32(0.5), ())
 
 
 @pytest.mark.parametrize("name", ["_FillValue", "missing_value"])

@@ -221,3 +221,25 @@ def test_groups_come_in_the_order_of_their_numbers(tmp_path):
             file[f"run_{number}/h"] = np.full((3, 4, 4), number + 1.0) + np.arange(16.0).reshape(4, 4) / 100
     flows = PDEBenchFile(tmp_path / "flows.h5", fields={"h": "*/h"}, axes="txy")
     assert [int(flows.read(number).min()) for number in range(11)] == list(range(1, 12))
+
+
+def test_a_dataset_for_each_trajectory_by_a_part_of_its_name(tmp_path):
+    field = np.arange(48.0).reshape(3, 4, 4) / 100
+    with h5py.File(tmp_path / "flows.h5", "w") as file:
+        for number in range(3):
+            file[f"set/u_{number}"] = file[f"run_{number}/v"] = field + number + 1
+        file["set/grid"] = file["metadata/v_of_t"] = np.ones(3)
+    flows = PDEBenchFile(tmp_path / "flows.h5", fields={"u": "set/u_*", "v": "run_*/v"}, axes="txy")
+    assert [flows.read(number)[0, 0, 0].tolist() for number in range(3)] == [[1, 1], [2, 2], [3, 3]]
+    with pytest.raises(ValueError, match=r"`fields` to have one \* at most, .* but got '\*/\*'"):
+        PDEBenchFile(tmp_path / "flows.h5", fields={"u": "*/*"}, axes="txy")
+
+
+def test_trajectories_that_lack_a_channel_in_turn_are_not_mixed(tmp_path):
+    field = np.arange(48.0).reshape(3, 4, 4) + 1
+    with h5py.File(tmp_path / "flows.h5", "w") as file:
+        for number in range(4):
+            for name in {"u", "v"} - {1: {"u"}, 2: {"v"}}.get(number, set()):
+                file[f"{number}/{name}"] = field
+    with pytest.raises(ValueError, match=r"`\*/u` and `\*/v` to be there for the same .*, but there is no `1/u`"):
+        PDEBenchFile(tmp_path / "flows.h5", fields={"u": "*/u", "v": "*/v"}, axes="txy")

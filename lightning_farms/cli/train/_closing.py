@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_farms.data.cfd_data_module import CFDDataModule
 
+_STAGES = {"validation": "val", "test": "test"}
 _PREDICTORS = {"persistence": "persistence", "drift_free": "drift-free"}
 
 
@@ -17,13 +18,23 @@ def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, sepa
     """Say the errors of the best checkpoint on the test flows; where these chose it, those of the last validation."""
     if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
         return
-    if not separate_test:
-        if "val/l2re" in trainer.callback_metrics:
-            rank_zero_info(closing_line("validation", trainer.callback_metrics, data.val_items))
-        return
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
-    rank_zero_info(closing_line("test", trainer.callback_metrics, data.test_items))
+    if separate_test:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
+        _say("test", trainer, data.test_items, _limit(trainer.num_test_batches, trainer, data))
+    else:
+        _say("validation", trainer, data.val_items, _limit(trainer.num_val_batches, trainer, data))
+
+
+def _say(name: str, trainer: Trainer, flows: int, limit: int) -> None:
+    """The line, unless nothing was logged: the trainer was told not to, or to go through none."""
+    if f"{_STAGES[name]}/l2re" in trainer.callback_metrics:
+        rank_zero_info(closing_line(name, trainer.callback_metrics, min(flows, limit)))
+
+
+def _limit(batches: Sequence[int | float], trainer: Trainer, data: CFDDataModule) -> int:
+    """Flows in the batches that are gone through, which `limit_test_batches` and the like may make fewer."""
+    return int(sum(batches)) * data.batch_size * trainer.world_size
 
 
 def check_before(data: CFDDataModule) -> None:
@@ -41,7 +52,7 @@ def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
         >>> closing_line("test", {f"test/{key}": torch.tensor(value) for key, value in errors.items()}, 20)
         'test L2RE 0.06 (persistence 0.3, drift-free 0.19), VRMSE 0.2 on 20 flows'
     """
-    stage = {"validation": "val"}.get(name, name)
+    stage = _STAGES[name]
     trivial = [
         f"{called} {float(metrics[f'{stage}/l2re_{key}']):.3g}"
         for key, called in _PREDICTORS.items()

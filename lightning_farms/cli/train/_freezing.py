@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 _SHOWN = 8
+
+
+class Frozen(Callback):
+    """Keeps in checkpoints what was frozen, and tells where a training goes on with other parameters frozen."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.patterns = list(patterns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing where nothing is frozen."""
+        return {"patterns": self.patterns} if self.patterns else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint."""
+        if sorted(state_dict["patterns"]) != sorted(self.patterns):
+            rank_zero_warn(
+                f"The checkpoint was trained with `--freeze {state_dict['patterns']}`, and this training goes on with "
+                f"{self.patterns}: give the former, unless this is meant."
+            )
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -19,8 +19,9 @@ from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._closing import check_before, close
 from lightning_farms.cli.train._config_file import WholeConfig
-from lightning_farms.cli.train._freezing import freeze
+from lightning_farms.cli.train._freezing import Frozen, freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
+from lightning_farms.cli.train._named_checkpoint import check_named
 from lightning_farms.cli.train._origin import check_origin
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
@@ -73,7 +74,11 @@ class FarmsCLI(LightningCLI):
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if path is not None and Path(path).is_file():
             _check_lightning_checkpoint(Path(path))
+        given = _model_settings(self.config.get(subcommand))
         super()._parse_ckpt_path()
+        if given:
+            taken = _model_settings(self.config[subcommand])
+            _tell_overridden(given, taken, _model_settings(self._parser(subcommand).get_defaults()))
 
     def before_instantiate_classes(self) -> None:
         """Set the network's sizes (or its number of classes), where it has such arguments, to the data's.
@@ -92,7 +97,10 @@ class FarmsCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
-        freeze(self.model, self._get(self.config_init, "freeze"))
+        self._find_checkpoint()
+        patterns = self._get(self.config_init, "freeze")
+        freeze(self.model, patterns)
+        self.trainer.callbacks.append(Frozen(patterns))  # type: ignore[attr-defined]
         if self._closes_with_a_test() and self.datamodule.path is not None:
             check_before(self.datamodule)
         pretraining: Pretraining = self._get(self.config_init, "pretrain")
@@ -142,7 +150,13 @@ class FarmsCLI(LightningCLI):
         if isinstance(self.datamodule, CFDDataModule) and not writers:
             callbacks.append(PredictionWriter())
 
+    def _find_checkpoint(self) -> None:
+        """Refuse `last` and `best` where there is none, but for a first training."""
+        settings = self.config_init[str(self.subcommand)]
+        settings.ckpt_path = check_named(self.trainer, settings.ckpt_path, str(self.subcommand))
+
     def _load_for_evaluation(self) -> None:
+        self._find_checkpoint()
         checkpoint = self._get(self.config_init, "pretrain").checkpoint
         if self._resumes():
             return
@@ -227,6 +241,24 @@ def train(args: list[str] | None = None) -> None:
         if traceback_wanted() or isinstance(error, BrokenPipeError):
             raise
         fail(error)
+
+
+def _model_settings(config: Namespace | None) -> dict[str, Any]:
+    """The plain settings of a model whose class is not named."""
+    part = None if config is None else config.get("model")
+    settings = vars(part) if isinstance(part, Namespace) and "class_path" not in part else {}
+    return {name: value for name, value in settings.items() if not isinstance(value, Namespace)}
+
+
+def _tell_overridden(given: dict[str, Any], taken: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Warn of settings that Lightning replaces by a checkpoint's."""
+    for name, value in given.items():
+        if value not in (taken.get(name, value), defaults.get(name)):
+            rank_zero_warn(
+                f"The checkpoint's `model.{name}`, {taken[name]}, is used, not {value}: a checkpoint brings the "
+                "settings of its training. For others, begin a new training with its weights: "
+                "`--pretrain.checkpoint`, without `--ckpt_path`."
+            )
 
 
 def _check_lightning_checkpoint(path: Path) -> None:

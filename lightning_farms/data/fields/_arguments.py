@@ -1,5 +1,6 @@
 """Checks of the flow data module's arguments, and one form for those that have several."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def check_extra_paths(path: Paths, strides: Sequence[int], val: Paths, test: Pat
                 f"Expected argument `path` to name files, of one `stride`, when `{name}` is given, but got {path} and "
                 f"{list(strides)}."
             )
-        own = {each.resolve() for each in (path if isinstance(path, list) else [path])}
-        both = [each for each in (extra if isinstance(extra, list) else [extra]) if each.resolve() in own]
+        own = {os.path.realpath(each) for each in (path if isinstance(path, list) else [path])}
+        both = [each for each in (extra if isinstance(extra, list) else [extra]) if os.path.realpath(each) in own]
         if both:
             raise ValueError(
                 f"Expected argument `{name}` to name other files than `path`, which are trained on, but got {both[0]}."

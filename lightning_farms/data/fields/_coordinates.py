@@ -35,12 +35,14 @@ def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], pa
         usable[name] = None if fault or values is None else torch.from_numpy(values.astype(np.float32))
         if fault:
             remarks.append(f"the {name}-coordinate {fault}, and is not used")
-        elif name == "t" and values is not None and _uneven(values[: sizes["t"]]):
+        elif values is None:
+            continue
+        elif name == "t" and _uneven(values[: sizes["t"]]):
             steps = np.diff(values[: sizes["t"]])
             remarks.append(
                 f"the frames are not equally spaced in time, but {steps.min():.4g} to {steps.max():.4g} apart"
             )
-        elif values is not None and _uneven(values):
+        elif name != "t" and _uneven(values):
             remarks.append(
                 f"the cells are not equally spaced along {name}: errors, totals and Fourier modes weigh all alike"
             )
@@ -71,6 +73,7 @@ def spacing(values: Tensor | None) -> float | None:
 
 def _line(values: Array | None) -> Array | None:
     """One coordinate for all trajectories: of a table with a row for each, the row, where they agree."""
+    values = values.ravel() if values is not None and values.size in values.shape else values  # a single row, or column
     if values is None or values.ndim == 1 or not len(values):
         return values if values is None or values.ndim == 1 else None
     return values[0] if np.allclose(values, values[:1], equal_nan=True) else None
@@ -85,6 +88,9 @@ def _fault(name: str, values: Array, cells: int) -> str:
     steps = np.diff(values)
     if not ((steps > 0).all() or (name != "t" and (steps < 0).all())):
         return "does not increase"
+    lost = np.abs(np.diff(values.astype(np.float32).astype(np.float64)) - steps)
+    if len(steps) and lost.max() > _UNEVEN * np.abs(steps).max():
+        return f"has steps of {np.abs(steps).max():.4g} at {values[-1]:.4g}, which float32 does not tell apart"
     return ""
 
 

@@ -89,6 +89,7 @@ def checked_axes(
     if missing:
         raise ValueError(_missing(header, path, layout, missing))
     shapes = {name: _checked(name, facts, path) for name, facts in header.datasets.items()}
+    _check_same_trajectories(header, path)
     with _told(header, path, shapes):
         complete = {
             name: layout.sizes(name, shape)
@@ -114,6 +115,25 @@ def checked_axes(
             f"{x} x {y} cells."
         )
     return (trajectories, frames, x, y), axes
+
+
+def _check_same_trajectories(header: Header, path: Path) -> None:
+    """Refuse patterns whose stars stand for different names: number by number, they would mix trajectories."""
+    stood = {
+        pattern: {member[len(before) : len(member) - len(after)] for member in facts.members}
+        for pattern, facts in header.datasets.items()
+        for before, _, after in [pattern.partition("*")]
+        if facts.members
+    }
+    every = set().union(*stood.values())
+    for pattern, names in stood.items():
+        lacking = sorted(every - names, key=number_order)
+        if lacking:
+            raise ValueError(
+                f"Expected {' and '.join(f'`{each}`' for each in stood)} to be there for the same trajectories of "
+                f"{path}, but there is no `{pattern.replace('*', lacking[0])}`. Complete the file, or name datasets "
+                "whose names agree."
+            )
 
 
 def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, DatasetAxes], count: int) -> MadeUp:
@@ -201,7 +221,7 @@ def _missing(header: Header, path: Path, layout: FieldLayout, missing: list[str]
         )
     return (
         f"{said}: found {header.found}. For a file with other names, give `fields`, a mapping of channels to datasets, "
-        "each with all trajectories in it, or one for each, such as '*/data[0]'."
+        "each with all trajectories in it, or one for each, such as '*/data[0]' or 'u_*'."
     )
 
 
@@ -244,10 +264,15 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
 def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     """The datasets that a pattern such as "*/data" names, one for each trajectory, as one; the trajectories first."""
     before, _, after = pattern.partition("*")
-    group = file.get(before.rstrip("/") or "/")
-    names = (
-        [f"{before}{each}{after}" for each in sorted(group, key=number_order)] if isinstance(group, h5py.Group) else []
-    )
+    folder, _, begin = before.rpartition("/")
+    end = after.partition("/")[0]
+    group = file.get(folder or "/")
+    stars = [
+        name[len(begin) : len(name) - len(end)]
+        for name in (group if isinstance(group, h5py.Group) else ())
+        if len(name) >= len(begin + end) and name.startswith(begin) and name.endswith(end)
+    ]
+    names = [f"{before}{star}{after}" for star in sorted(stars, key=number_order)]
     found = {name: dataset for name in names if (dataset := _get(file, name)) is not None}
     if not found:
         return None

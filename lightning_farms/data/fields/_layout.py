@@ -1,7 +1,7 @@
 """Where the channels of an HDF5 file are: which dataset, which of its components, and the order of its axes."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _SOURCE = re.compile(r"(?P<dataset>[^\[\]]*[^\[\]/\s])(?:\[(?P<component>\d+(?:\s*,\s*\d+)*)\])?")
+
+_TAKEN = ("state", "trajectory", "source-file", "x-coordinate", "y-coordinate", "t-coordinate", ".", "..", "")
+"""What a file of predictions calls its other datasets, or HDF5 something else."""
 
 Sizes = Mapping[str, int]
 """{axis, one of b, t, x and y: how long}"""
@@ -57,6 +60,17 @@ class Varying(NamedTuple):
     space: tuple[bool, bool]
 
 
+def check_channel_names(names: Iterable[str]) -> None:
+    """Refuse names of channels that cannot be datasets of a file of predictions."""
+    bad = [name for name in names if name in _TAKEN or "/" in name]
+    if bad:
+        raise ValueError(
+            f"Expected the names of the channels to be names of datasets, without '/' and other than "
+            f"{', '.join(_TAKEN[:-1])}, which a file of predictions has besides, but got {', '.join(map(repr, bad))}. "
+            "Call such channels otherwise in `fields`."
+        )
+
+
 class FieldLayout:
     """The channels of a file by their datasets, whose axes may have any order.
 
@@ -80,11 +94,17 @@ class FieldLayout:
                 "Expected argument `axes` to have each of the letters t, x, y once and b (trajectory) and c "
                 f"(component) at most once, but got {axes!r}."
             )
+        check_channel_names(fields)
         self.axes, self.fields = axes, dict(fields)
         self.channels = tuple(fields)
         self._components: dict[str, dict[int, tuple[int, ...]]] = {}
         for channel, text in enumerate(fields.values()):
             source = parse_field(text)
+            if source.dataset.count("*") > 1:
+                raise ValueError(
+                    f"Expected argument `fields` to have one * at most, which stands for the trajectories, but got "
+                    f"{text!r}."
+                )
             chosen = self._components.setdefault(source.dataset, {})
             if source.component in chosen.values():
                 raise ValueError(f"Expected argument `fields` to name each source once, but {text!r} stands twice.")
@@ -171,6 +191,8 @@ class FieldLayout:
         if more > 0:
             place = ", ".join(["0"] * (more + letters.count("c")))
             message += f" Name one of its components, such as '{dataset}[{place}]'."
+        elif more == -1 and "b" in self.axes:
+            message += f" If the file is one trajectory, give `fields`, and `axes` '{self.axes.replace('b', '')}'."
         return message
 
 

@@ -17,12 +17,14 @@ class Survey(NamedTuple):
         extents: smallest and largest value of each channel.
         repeats: frames that are the same as the one before, in all channels that vary in time.
         digest: tells the values from others.
+        numbers: channels of which a trajectory has one number, by the file's layout.
     """
 
     faults: list["Fault"]
     extents: list[tuple[float, float]]
     repeats: list[int]
     digest: tuple[int, ...]
+    numbers: frozenset[int] = frozenset()
 
 
 class Marks(NamedTuple):

@@ -33,7 +33,8 @@ def check_file(
 
     Found are NaN and infinities, values beyond float32, those that mark missing ones (netCDF's attributes), densities
     and pressures that are not above 0 (in PDEBench's compressible flows), trajectories that HDF5 makes up, channels
-    that are constant over space and time, frames that repeat the one before, and trajectories that repeat another.
+    that are constant over space and time or the same as another, frames that repeat the one before, and trajectories
+    that repeat another.
 
     Args:
         file: the file, or set of files.
@@ -74,11 +75,23 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
     found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]
     constant = 0
     for channel, name in enumerate(file.channels):
+        if channel in surveys[0].numbers:
+            constant += 1
+            continue
         low = min(each.extents[channel][0] for each in surveys)
         high = max(each.extents[channel][1] for each in surveys)
         if low == high and file.shape.x * file.shape.y * file.shape.frames > 1:
             constant += 1
             found.append(FileFault(trajectory, name, None, f"constant, {low:g} everywhere"))
+    digests = [tuple(each.digest[channel] for each in surveys) for channel in range(len(file.channels))]
+    for channel, digest in enumerate(digests):
+        first = digests.index(digest)
+        if (
+            first < channel
+            and channel not in surveys[0].numbers
+            and not any(fault.channel == file.channels[channel] for fault in found)
+        ):
+            found.append(FileFault(trajectory, file.channels[channel], None, f"the same as {file.channels[first]}"))
     repeats = [frame for each in surveys for frame in each.repeats]
     if repeats and constant < len(file.channels):
         more = f", and so are {len(repeats) - 1} more" if len(repeats) > 1 else ""

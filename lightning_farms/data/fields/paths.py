@@ -1,5 +1,6 @@
 """Names of files as users give them."""
 
+import os
 from collections.abc import Sequence
 from glob import escape, glob, has_magic
 from pathlib import Path
@@ -34,7 +35,7 @@ def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Pa
         found = _expanded(path)
         return found[0] if len(found) == 1 else found
     paths = [each for one in path for each in _expanded(one)]
-    if not paths or len({each.resolve() for each in paths}) < len(paths):
+    if not paths or len({os.path.realpath(each) for each in paths}) < len(paths):
         raise ValueError(
             f"Expected argument `path` to name at least one file, each once, but got {list(map(str, paths))}."
         )

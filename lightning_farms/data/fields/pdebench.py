@@ -115,6 +115,7 @@ class PDEBenchFile:
         of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
         self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
         self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
+        self._numbers = frozenset(c for c, name in of.items() if not set(self._axes[name].letters) & set("txy"))
         self.told: set[str] = set()  # channels of which zeros were told
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
@@ -202,7 +203,7 @@ class PDEBenchFile:
             if channel in self._in_time:
                 same &= (single[1:] == single[:-1]).all((1, 2))
         repeats = [frames[place + 1] for place in np.flatnonzero(same).tolist()]
-        return Survey(found, extents, repeats, tuple(digest))
+        return Survey(found, extents, repeats, tuple(digest), self._numbers)
 
     def close(self) -> None:
         """Close this process's handle, if open; the next `read` opens a new one."""

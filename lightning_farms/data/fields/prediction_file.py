@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_farms.common.atomic import check_room, complete_or_nothing
+from lightning_farms.data.fields._layout import check_channel_names
 from lightning_farms.data.fields._opening import naming
 
 _SPARE = 2**18  # bytes of a file besides the fields
@@ -199,6 +200,7 @@ def create_part(
 
     It has all but the predictions, and is given its name when it is on disk; an existing one is replaced.
     """
+    check_channel_names(header.channels)
     shape = (len(origins), *size)
     with complete_or_nothing(path) as temporary:
         size_in_bytes = 4 * len(header.channels) * int(np.prod(shape)) + _SPARE

@@ -85,8 +85,19 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         return (self.in_timesteps + self.out_timesteps - 1) * self.trajectories.time_stride + 1
 
 
+_KNOWN = (
+    "was trained on, and others may: what is found on such flows says nothing of new ones",
+    "the training was validated with, and others may: the error may be too low where the best of several checkpoints "
+    "was taken",
+)
+
+
 class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
     """Whole trajectories: the first frames are the input, all that follow the target.
+
+    Attributes:
+        identities: of the trajectories that have been read as a whole, what tells their values from others'; 0 of the
+            rest.
 
     Args:
         trajectories: the trajectories.
@@ -94,6 +105,7 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         predicted: read the input alone; the target, of so many frames, is then NaN.
         trained: identities of trajectories that were trained on, as `TrainingWindows.identities`; the first of these
             that is read is told, under whatever name it is here.
+        validated: likewise of trajectories that the training was validated with.
 
     Raises:
         ValueError: if the files have no frame to predict.
@@ -106,6 +118,7 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         in_timesteps: int = 10,
         predicted: int | None = None,
         trained: Sequence[Tensor] = (),
+        validated: Sequence[Tensor] = (),
     ) -> None:
         if predicted is None:
             check_frames(trajectories, in_timesteps, 1)
@@ -113,7 +126,8 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
             check_at_least(1, in_timesteps=in_timesteps, predicted=predicted)
             _check_given(trajectories, in_timesteps)
         self.trajectories, self.in_timesteps, self.predicted = trajectories, in_timesteps, predicted
-        self._trained, self._told = trained, torch.zeros(1, dtype=torch.bool).share_memory_()
+        self._known, self._told = (trained, validated), torch.zeros(2, dtype=torch.bool).share_memory_()
+        self.identities = torch.zeros(len(trajectories), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -122,21 +136,21 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         if self.predicted is not None:
             given = self.trajectories.read(item, 0, (self.in_timesteps - 1) * self.trajectories.time_stride + 1)
             return given, given.new_full((*given.shape[:2], self.predicted, given.shape[3]), torch.nan)
-        frames = self.trajectories.read(item, change=partial(self._tell_trained, item) if self._trained else None)
+        frames = self.trajectories.read(item, change=partial(self._tell_known, item))
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
 
-    def _tell_trained(self, item: int, frames: Tensor) -> Tensor:
-        """Warn, once, of a trajectory that was trained on."""
-        identity = self.trajectories.identity(frames)
-        if not self._told and any((each == identity).any() for each in self._trained):
-            self._told[0] = True
-            part, number = self.trajectories.place(item)
-            warnings.warn(
-                f"Trajectory {number} of {part.file.path} has the values of one that was trained on, and others may: "
-                "what is found on such flows says nothing of new ones. `lightning-farms check`, with all files, names "
-                "them; leave them out (`skip`).",
-                stacklevel=2,
-            )
+    def _tell_known(self, item: int, frames: Tensor) -> Tensor:
+        """Note which trajectory it is; warn, once for each, of one that was trained on or chose the checkpoint."""
+        identity = self.identities[item] = self.trajectories.identity(frames)
+        for kind, known in enumerate(self._known):
+            if not self._told[kind] and any((each == identity).any() for each in known):
+                self._told[kind] = True
+                part, number = self.trajectories.place(item)
+                warnings.warn(
+                    f"Trajectory {number} of {part.file.path} has the values of one that {_KNOWN[kind]}. "
+                    "`lightning-farms check`, with all files, names them; leave them out (`skip`).",
+                    stacklevel=2,
+                )
         return frames
 
 

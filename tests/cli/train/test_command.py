@@ -17,25 +17,8 @@ from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.cli import main
 from lightning_farms.data import CFDSimulation, SimulationConfig, simulate_to_file, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
+from tests.cli.train.small_runs import SIZES, checkpoint
 
-SIZES = {"patch_size": 4, "embed_dim": 8, "depth": 1, "n_blocks": 2, "out_layer_dim": 4}
-CONFIG = {
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-    },
-    "model": {"network": {"class_path": "DPOT", "init_args": SIZES}},
-    "data": {
-        "in_timesteps": 3,
-        "test_fraction": 0.25,
-        "simulation": {"trajectories": 4, "resolution": 16, "frames": 6},
-    },
-}
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
@@ -48,47 +31,6 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return x[:, :, :, -1:] * self.gain
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Simulated sets, shared by the tests of this file."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def run(tmp_path, cache, monkeypatch):
-    """Write the configuration and run a subcommand in an empty folder; what it trained is kept on the function."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-farms"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's own, with jsonargparse 4.53
-    monkeypatch.delenv("LIGHTNING_FARMS_TRACEBACK", raising=False)
-    (tmp_path / "config.in.yaml").write_text(yaml.safe_dump(CONFIG))
-
-    def call(subcommand, *arguments):
-        main([subcommand, "--config=config.in.yaml", f"--data.cache_dir={cache}", *arguments])
-
-    return call
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """Modules and trainers at the start of every fit, and the weights they start from."""
-    records = []
-    original = OperatorModule.on_train_start
-
-    def record(self):
-        weights = {name: value.clone() for name, value in self.network.state_dict().items()}
-        records.append((self, self.trainer, weights, torch.get_rng_state()))
-        original(self)
-
-    monkeypatch.setattr(OperatorModule, "on_train_start", record)
-    return records
-
-
-def checkpoint():
-    (path,) = Path("checkpoints").glob("*.ckpt")
-    return path
 
 
 def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
@@ -107,10 +49,18 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
-    [(["--data.val_fraction=0.34"], "test"), ([], "validation"), (["--trainer.fast_dev_run=1"], "")],
+    ("arguments", "named", "flows"),
+    [
+        (["--data.val_fraction=0.34"], "test", 1),
+        ([], "validation", 1),
+        (["--data.test_fraction=0.75", "--data.batch_size=2", "--trainer.limit_val_batches=1"], "validation", 2),
+        (["--trainer.fast_dev_run=1"], "", 0),
+        (["--data.val_fraction=0.34", "--trainer.limit_test_batches=0"], "", 0),
+    ],
 )
-def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(run, caplog, monkeypatch, arguments, named):
+def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(
+    run, caplog, monkeypatch, arguments, named, flows
+):
     tested = []
     original = OperatorModule.on_test_epoch_end
     monkeypatch.setattr(OperatorModule, "on_test_epoch_end", lambda self: (tested.append(self), original(self)))
@@ -121,7 +71,7 @@ def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(run,
     assert len(lines) == bool(named)
     if named:
         number = r"[\d.e+-]+"
-        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on 1 flows"
+        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on {flows} flows"
         assert re.fullmatch(line, lines[0])
 
 
@@ -242,14 +192,6 @@ def test_starting_checkpoint(run, seen, tmp_path, capsys):
     run("test", f"--pretrain.checkpoint={lightning_checkpoint}")
     assert capsys.readouterr().out == by_lightning
     assert "test/l2re" in by_lightning
-
-
-def test_a_resumed_training_is_not_pretrained(run, seen):
-    run("fit", "--trainer.max_epochs=1", "--model.scheduler=none")
-    state = torch.load(checkpoint(), weights_only=True)["state_dict"]
-    run("fit", f"--ckpt_path={checkpoint()}", "--trainer.max_epochs=2", "--model.scheduler=none", "--pretrain.epochs=3")
-    assert len(seen) == 2
-    assert all(torch.equal(value, state[f"network.{name}"]) for name, value in seen[1][2].items())
 
 
 @pytest.mark.filterwarnings("ignore:.*logger")

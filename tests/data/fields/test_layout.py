@@ -25,6 +25,12 @@ def test_names_that_are_none(text):
         parse_field(text)
 
 
+@pytest.mark.parametrize("name", ["a/b", ".", "", "state", "t-coordinate"])
+def test_channels_that_a_file_of_predictions_could_not_hold(name):
+    with pytest.raises(ValueError, match=f"names of the channels to be .*, but got '{name}'. Call such channels"):
+        FieldLayout({"u": "u", name: "v"})
+
+
 @pytest.mark.parametrize("axes", ["btx", "bty", "bbtxy", "btxyz", "btxyy", "bctxyc", ""])
 def test_wrong_axes(axes):
     with pytest.raises(ValueError, match=r"`axes` to have each of the letters t, x, y once .* at most once, but got"):

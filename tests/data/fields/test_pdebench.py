@@ -199,7 +199,8 @@ def test_missing_dataset_names_what_is_there(path):
     [
         (
             np.zeros(SHAPE[1:], np.float32),
-            r"have the axes \(B, T, X, Y\), but it is of shape \(6, 8, 4\)\. File: .*hdf5",
+            r"have the axes \(B, T, X, Y\), but it is of shape \(6, 8, 4\)\. If the file is "
+            r"one trajectory, .* File: .*hdf5",
         ),
         (np.zeros((*SHAPE, 2), np.float32), r"of shape \(3, 6, 8, 4, 2\)\. Name .* components, such as 'density\[0\]'"),
         (np.zeros(SHAPE, np.int32), "hold floating-point numbers, but got int32 of shape"),

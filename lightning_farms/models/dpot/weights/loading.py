@@ -8,8 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
+from lightning_farms.common.texts import listed
 from lightning_farms.models._finite import check_finite_weights
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
@@ -99,7 +101,8 @@ def plan_loading(
     own = {name: tensor for name, tensor in model.state_dict().items() if component_of(name) in asked}
     counted = {name: tensor for name, tensor in own.items() if name not in left_out}
     _check_fit(counted, adapted.tensors, path)
-    check_finite_weights(offered, path)
+    _check_numbers(offered, path)
+    check_finite_weights({name: _in_range_of(own.get(name), tensor) for name, tensor in offered.items()}, path)
     why_not = {name: left_out.get(name, NOT_ASKED_FOR) for name in (*model.state_dict(), *checkpoint.tensors)}
     report = LoadReport(
         source=os.fspath(path),
@@ -121,6 +124,28 @@ def _check_components(components: Collection[Component] | None) -> set[str]:
             f"Expected argument `components` to be a list of one or more of {', '.join(known)}, but got {components!r}."
         )
     return set(components)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse what is no weight by itself: codes of packed weights, and complex numbers."""
+    others = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2
+    ]
+    if others:
+        raise ValueError(
+            f"Expected the weights of {os.fspath(path)!r} to be floating-point numbers of 16 bits or more, but these "
+            f"tensors are of another kind: {listed(others, _SHOWN)}. If they are packed, write them unpacked, in "
+            "float32, to a new file."
+        )
+
+
+def _in_range_of(own: Tensor | None, tensor: Tensor) -> Tensor:
+    """The weight as the model will hold it, where that may be infinite."""
+    if own is None or not own.is_floating_point() or torch.finfo(tensor.dtype).max <= torch.finfo(own.dtype).max:
+        return tensor
+    return tensor.to(own.dtype)
 
 
 def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

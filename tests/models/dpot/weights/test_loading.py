@@ -137,6 +137,27 @@ def test_incomplete_component(tmp_path):
     assert len(load_weights(_model(), tmp_path / "model.pth", components=["out"]).loaded) == 6
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weight: (100 * weight).to(torch.int8),
+            r"tensors are of another kind: blocks\.1\.mlp\.2\.weight \(int8\)",
+        ),
+        (lambda weight: weight.to(torch.float8_e4m3fn), r"of another kind: .* \(float8_e4m3fn\)"),
+        (lambda weight: weight.to(torch.complex64), r"of another kind: .* \(complex64\)"),
+        (lambda weight: 1e300 * weight.double(), "to be finite, but these tensors"),
+    ],
+)
+def test_numbers_that_are_no_weights_of_the_model(tmp_path, change, message):
+    model = _model()
+    state = _state(model)
+    state["blocks.1.mlp.2.weight"] = change(state["blocks.1.mlp.2.weight"])
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, tmp_path / "model.pth")
+
+
 @pytest.mark.parametrize(("modes", "warned"), [(2, False), (32, False), (1, True)])
 def test_modes_beyond_the_grid_are_the_same(tmp_path, modes, warned, recwarn):
     save_weights(_model(modes=8), tmp_path / "model.pth")
