@@ -222,10 +222,10 @@ class CFDDataModule(DataModule):
         return tuple(self.path) if isinstance(self.path, list) else (self.path,)
 
     @property
-    def img_size(self) -> int:
-        """Cells along each side of a square grid; see `grid_size`. A ValueError where it is not square."""
+    def img_size(self) -> int | tuple[int, int]:
+        """Cells along each side of a square grid, or along x and y; see `grid_size`."""
         x, y = self.grid_size
-        return x if x == y else self._files().img_size
+        return x if x == y else (x, y)
 
     @property
     def grid_size(self) -> tuple[int, int]:

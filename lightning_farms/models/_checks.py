@@ -45,6 +45,8 @@ def check_input(network: nn.Module, x: Tensor) -> None:
         )
     for attribute, axis in _SIZES:
         expected = getattr(network, attribute, None)
+        if isinstance(expected, tuple):  # both sides
+            expected = expected[axis - 1]
         if isinstance(expected, int) and x.shape[axis] != expected:
             raise ValueError(
                 f"Expected argument `x` to have {expected} {_AXES[axis]}, the network's `{attribute}`, but got "

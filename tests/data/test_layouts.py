@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile
-from lightning_farms.models import OperatorModule
+from lightning_farms.models import DPOT, OperatorModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -99,14 +99,19 @@ def write_folder(folder, values):
     return folder
 
 
-DPOT = {"fields": {"Vx": "data[0]", "Vy": "data[1]", "density": "data[2]", "pressure": "data[3]"}, "axes": "xytc"}
+FOLDER = {
+    "fields": {"Vx": "data[0]", "Vy": "data[1]", "density": "data[2]", "pressure": "data[3]"},
+    "axes": "xytc",
+}
 
 
 def test_folders_of_one_file_a_trajectory(tmp_path):
     """DPOT's; the files are in the order of their numbers, and are one set."""
     values = np.random.RandomState(2).standard_normal((12, 8, 8, 6, 4)).astype(np.float32)
     train, test = (write_folder(tmp_path / "set" / name, part) for name, part in (("train", values), ("test", -values)))
-    data = CFDDataModule(train, test_path=test, in_timesteps=3, val_fraction=0.25, augment="all", periodic=True, **DPOT)
+    data = CFDDataModule(
+        train, test_path=test, in_timesteps=3, val_fraction=0.25, augment="all", periodic=True, **FOLDER
+    )
     assert 0.5 < trained_and_tested(data) < 3
     assert (data.train_items, data.val_items, data.test_items, data.img_size) == (9, 3, 12, 8)
     x, y = next(iter(data.val_dataloader()))
@@ -115,7 +120,7 @@ def test_folders_of_one_file_a_trajectory(tmp_path):
     np.testing.assert_array_equal(x.numpy(), -values[:8, :, :, :3])
     state = data.state_dict()["lineage"]
     assert [(entry["file"], entry["flows"]) for entry in state["trained"]] == [("train", [[0, 8]])]
-    one = CFDDataModule(train / "data_3.hdf5", in_timesteps=3, **DPOT)
+    one = CFDDataModule(train / "data_3.hdf5", in_timesteps=3, **FOLDER)
     one.setup("predict")
     np.testing.assert_array_equal(one.predict_dataloader().dataset[0][0].numpy(), values[3, :, :, :3])
 
@@ -126,7 +131,7 @@ def test_a_folder_with_bad_files(tmp_path):
     folder = write_folder(tmp_path / "train", values)
     with h5py.File(folder / "data_9.hdf5", "w") as file:
         file["data"] = values[9, :, :, :5]
-    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **DPOT)
+    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **FOLDER)
     data.setup("fit")
     for number, message in (
         (7, r"`Vy` of .*data_7.hdf5 to be finite, .* 1 NaN values in frame 2.* In the set, it is trajectory 7"),
@@ -137,16 +142,16 @@ def test_a_folder_with_bad_files(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             data._train[number]
-    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, skip=[7, 9], **DPOT)
+    data = CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, skip=[7, 9], **FOLDER)
     data.setup("fit")
     assert len(list(data.train_dataloader())) == 2
     (folder / "data_4.hdf5").unlink()
     with pytest.warns(UserWarning, match="In .*train, the files are numbered to 11, but there is none of number 4"):
-        CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **DPOT).setup("fit")
+        CFDDataModule(folder, in_timesteps=3, test_fraction=0.1, **FOLDER).setup("fit")
     with pytest.raises(FileNotFoundError, match=r"a folder of HDF5 files \(.hdf5, .h5, .hdf\), but .* has none"):
         CFDDataModule(tmp_path)
     with pytest.raises(ValueError, match="`stride` to be one number for files of one trajectory each"):
-        CFDDataModule(folder, stride=[1] * 10 + [2], **DPOT).setup("fit")
+        CFDDataModule(folder, stride=[1] * 10 + [2], **FOLDER).setup("fit")
 
 
 def test_the_well(tmp_path):
@@ -209,10 +214,9 @@ def test_grids_that_are_not_square(tmp_path):
     x, y = next(iter(data.test_dataloader()))
     np.testing.assert_array_equal(torch.cat((x, y), dim=3)[0, ..., 0].numpy(), values[3].transpose(1, 2, 0))
     assert CFDDataModule(tmp_path / "a.h5", fields={"h": "h"}, stride=16).grid_size == (2, 4)
-    with pytest.raises(
-        ValueError, match=r"as many cells along x as along y, for a network of square .* got \(32, 64\)"
-    ):
-        _ = data.img_size
+    assert data.img_size == (32, 64)
+    network = DPOT(img_size=data.img_size, patch_size=8, in_channels=1, out_channels=1, in_timesteps=3, embed_dim=8)
+    assert network(x).prediction.shape == (1, 32, 64, 1, 1)
 
 
 def test_groups_come_in_the_order_of_their_numbers(tmp_path):

@@ -34,14 +34,13 @@ def classes_are_named(args: list[str] | None) -> bool:
     return any(map(_names_a_class, parts))
 
 
-def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> dict[str, int]:
+def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> dict[str, int | tuple[int, int]]:
     """Those arguments of a network, of the wanted ones, that the data decide."""
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
-        square = {"img_size": flow.img_size} if "img_size" in wanted else {}  # an error where the fields are not
         return {
-            **square,
+            **({"img_size": flow.img_size} if "img_size" in wanted else {}),
             "in_timesteps": flow.in_timesteps,
             "out_timesteps": flow.out_timesteps,
             "in_channels": flow.n_channels,

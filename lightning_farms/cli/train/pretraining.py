@@ -119,13 +119,14 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
 
 def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
     """The data to pre-train on, laid out and scaled as those of the main run."""
-    simulation = replace(pretraining.simulation, resolution=data.img_size)
+    cells = data.grid_size
+    simulation = replace(pretraining.simulation, resolution=cells[0])
     trajectories, stride = simulation.trajectories, 1
     layout: dict[str, Any] = {"channel_order": data.channel_order}
     if pretraining.path is not None:
         layout |= {"fields": data.fields, "axes": data.axes}
         shape = PDEBenchFile(pretraining.path, **layout).shape
-        trajectories, stride = shape.trajectories, max(1, shape.x // data.img_size)
+        trajectories, stride = shape.trajectories, max(1, shape.x // cells[0])
     regime = CFDDataModule(
         pretraining.path,
         cache_dir=data.cache_dir,
@@ -147,10 +148,11 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
             f"Expected argument `path` of the pre-training to be given, a file with the data's `fields`, but a set "
             f"would be simulated, of channels {list(regime.channels)} and not {list(data.channels)}."
         )
-    if regime.img_size != data.img_size:
+    if regime.grid_size != cells:
+        (x, y), found = cells, regime.grid_size
         raise ValueError(
-            f"Expected argument `path` of the pre-training to be a file of the data's {data.img_size} cells along each "
-            f"side, or a multiple of them, but {pretraining.path} gives {regime.img_size}."
+            f"Expected argument `path` of the pre-training to be a file of the data's {x} x {y} cells, or a multiple "
+            f"of them, but {pretraining.path or 'what would be simulated'} has {found[0]} x {found[1]}."
         )
     return regime
 

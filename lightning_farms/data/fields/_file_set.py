@@ -31,16 +31,6 @@ class FileSet:
         self.grid: tuple[int, int] = grids[0]
         self._check_no_copy(() if like is None else like.files)
 
-    @property
-    def img_size(self) -> int:
-        """Cells along each side of a square grid."""
-        if self.grid[0] != self.grid[1]:
-            raise ValueError(
-                f"Expected {self.files[0].path} to have as many cells along x as along y, for a network of square "
-                f"fields, but got {self.grid}. Give a network that takes such fields (one without `img_size`)."
-            )
-        return self.grid[0]
-
     def remarks(self) -> list[str]:
         """What is odd about the files, in words: their coordinates, and copies among them."""
         found = [f"In {file.path}, {remark}." for file in self.files for remark in file.remarks]

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from lightning_farms.common.arguments import check_integers
 
+ImageSize = int | tuple[int, int]
 Activation = Literal["gelu", "silu", "relu", "tanh"]
 TimeAggregationKind = Literal["exp_mlp", "mlp"]
 
@@ -17,7 +18,7 @@ NOT_IN_SHAPES = ("modes", "act")  # what the tensors of a checkpoint do not tell
 class DPOTConfig(TypedDict, total=False):
     """Keyword arguments of DPOT, which documents them."""
 
-    img_size: int
+    img_size: ImageSize
     patch_size: int
     in_channels: int
     out_channels: int
@@ -35,9 +36,31 @@ class DPOTConfig(TypedDict, total=False):
     act: Activation
 
 
+def plain_size(img_size: ImageSize) -> ImageSize:
+    """The side of a square, or both sides of another field, as YAML and JSON may give them (a list)."""
+    if not isinstance(img_size, (tuple, list)):
+        return img_size
+    if len(img_size) != 2:
+        raise ValueError(f"Expected argument `img_size` to be one number, or two (along x, y), but got {img_size}.")
+    along_x, along_y = img_size
+    return along_x if along_x == along_y else (along_x, along_y)
+
+
+def sides(img_size: ImageSize) -> tuple[int, int]:
+    """Pixels along x and y."""
+    return img_size if isinstance(img_size, tuple) else (img_size, img_size)
+
+
+def patches(config: DPOTConfig) -> tuple[int, int]:
+    """Patches along x and y."""
+    along_x, along_y = sides(config["img_size"])
+    return along_x // config["patch_size"], along_y // config["patch_size"]
+
+
 def check_config(config: DPOTConfig) -> None:
     """Refuse settings that are out of range or do not fit each other."""
-    no_integers = ("mlp_ratio", "normalize", "time_agg", "act")
+    check_integers(1, **{f"img_size[{axis}]": side for axis, side in enumerate(sides(config["img_size"]))})
+    no_integers = ("img_size", "mlp_ratio", "normalize", "time_agg", "act")
     check_integers(1, **{name: value for name, value in config.items() if name not in no_integers})
     ratio = config["mlp_ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
@@ -53,7 +76,7 @@ def check_config(config: DPOTConfig) -> None:
 
 def _check_sizes(config: DPOTConfig) -> None:
     embed_dim = config["embed_dim"]
-    if config["img_size"] % config["patch_size"]:
+    if any(side % config["patch_size"] for side in sides(config["img_size"])):
         raise ValueError(
             f"Expected argument `img_size` to be a multiple of `patch_size`, but got {config['img_size']} and "
             f"{config['patch_size']}."

@@ -14,7 +14,16 @@ from lightning_farms.models.dpot._afno import build_activation
 from lightning_farms.models.dpot._head import paint
 from lightning_farms.models.dpot._layers import DPOTBlock, PatchEmbedding, TimeAggregation
 from lightning_farms.models.dpot._stem import COORDINATES, embed
-from lightning_farms.models.dpot.config import Activation, DPOTConfig, TimeAggregationKind, check_config
+from lightning_farms.models.dpot.config import (
+    Activation,
+    DPOTConfig,
+    ImageSize,
+    TimeAggregationKind,
+    check_config,
+    patches,
+    plain_size,
+    sides,
+)
 from lightning_farms.models.dpot.weights._building import build_from_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
@@ -42,7 +51,7 @@ class DPOT(nn.Module):
     Tensor names and shapes are those of the released networks.
 
     Args:
-        img_size: side of the square field in pixels, a multiple of `patch_size`.
+        img_size: side of the square field in pixels, a multiple of `patch_size`; or both sides, along x and y.
         patch_size: side of a patch in pixels.
         in_channels: physical channels of a given frame.
         out_channels: physical channels of a predicted frame.
@@ -83,7 +92,7 @@ class DPOT(nn.Module):
     def __init__(
         self,
         *,
-        img_size: int = 128,
+        img_size: ImageSize = 128,
         patch_size: int = 8,
         in_channels: int = 4,
         out_channels: int = 4,
@@ -102,7 +111,7 @@ class DPOT(nn.Module):
     ) -> None:
         super().__init__()
         self._config = DPOTConfig(
-            img_size=img_size,
+            img_size=plain_size(img_size),
             patch_size=patch_size,
             in_channels=in_channels,
             out_channels=out_channels,
@@ -120,15 +129,14 @@ class DPOT(nn.Module):
             act=act,
         )
         check_config(self._config)
-        self.img_size, self.in_channels, self.in_timesteps = img_size, in_channels, in_timesteps
+        self.img_size, self.in_channels, self.in_timesteps = self._config["img_size"], in_channels, in_timesteps
         self.out_channels, self.out_timesteps = out_channels, out_timesteps
         self._build(**self._config)
 
     def _build(self, **config: Unpack[DPOTConfig]) -> None:
         """Create parameters and layers, in the order of the released state dict."""
         patch_size, embed_dim, act = config["patch_size"], config["embed_dim"], config["act"]
-        grid = config["img_size"] // patch_size
-        self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, grid, grid))
+        self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, *patches(config)))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.patch_embed = PatchEmbedding(
             config["in_channels"] + COORDINATES,
@@ -246,11 +254,10 @@ class DPOT(nn.Module):
         """Predict the next frames.
 
         Args:
-            x: given frames, shape (batch, img_size, img_size, in_timesteps, in_channels).
+            x: given frames, shape (batch, X, Y, in_timesteps, in_channels), X and Y as `img_size` has them.
 
         Returns:
-            Prediction, shape (batch, img_size, img_size, out_timesteps, out_channels), and class logits, shape
-            (batch, n_cls).
+            Prediction, shape (batch, X, Y, out_timesteps, out_channels), and class logits, shape (batch, n_cls).
 
         Raises:
             TypeError: if the input is not a floating-point tensor.
@@ -285,7 +292,7 @@ class DPOT(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not torch.is_floating_point(x):
             raise TypeError(f"Expected argument `x` to be a floating-point tensor, but got dtype {x.dtype}.")
-        expected = (self.img_size, self.img_size, self.in_timesteps, self.in_channels)
+        expected = (*sides(self.img_size), self.in_timesteps, self.in_channels)
         if x.ndim != 5 or x.shape[1:] != expected:
             raise ValueError(
                 "Expected argument `x` to have shape (batch, img_size, img_size, in_timesteps, in_channels) = "

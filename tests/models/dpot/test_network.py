@@ -118,7 +118,8 @@ def _fill(model):
 
 
 def _reference_input(config):
-    shape = (2, config["img_size"], config["img_size"], config["in_timesteps"], config["in_channels"])
+    size = config["img_size"]
+    shape = (2, *(size if isinstance(size, tuple) else (size, size)), config["in_timesteps"], config["in_channels"])
     return torch.from_numpy(np.random.RandomState(50).standard_normal(shape)).float()
 
 
@@ -164,10 +165,18 @@ def test_released_sizes(config, parameters, tensors):
     assert len(model.state_dict()) == tensors
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_outputs_and_gradients_equal_the_plain_formulation(case):
-    model = _fill(DPOT(**case["config"])).double()
-    x = _reference_input(case["config"]).double()
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(case["config"] for case in CASES.values()),
+        {**CASES["plain"]["config"], "img_size": (10, 25)},
+        {**CASES["normalize"]["config"], "img_size": (32, 12)},  # 3 modes of 8 rows and 3 columns
+    ],
+    ids=[*CASES, "wide", "high"],
+)
+def test_outputs_and_gradients_equal_the_plain_formulation(config):
+    model = _fill(DPOT(**config)).double()
+    x = _reference_input(config).double()
     results = []
     for forward in (model, lambda frames: plain_forward(model, frames)):
         model.zero_grad()
@@ -335,6 +344,10 @@ def test_config_type_lists_the_arguments():
     ("changed", "error", "message"),
     [
         ({"img_size": 10}, ValueError, "`img_size` to be a multiple of `patch_size`, but got 10 and 4"),
+        ({"img_size": (8, 10)}, ValueError, r"`img_size` to be a multiple of `patch_size`, but got \(8, 10\) and 4"),
+        ({"img_size": (8, 8, 4)}, ValueError, r"`img_size` to be one number, or two \(along x, y\), but got"),
+        ({"img_size": (0, 8)}, ValueError, r"`img_size\[0\]` to be an integer of at least 1, but got 0"),
+        ({"img_size": [8, "4"]}, TypeError, r"`img_size\[1\]` to be an integer, but got '4'"),
         ({"embed_dim": 12}, ValueError, "`embed_dim` to be a multiple of the 8 groups .*, but got 12 and 8"),
         ({"n_blocks": 3}, ValueError, "`embed_dim` to be a multiple of `n_blocks`, but got 8 and 3"),
         ({"out_channels": 3, "normalize": True}, ValueError, "`out_channels` to equal `in_channels` with normalize"),
@@ -359,6 +372,15 @@ def test_input_of_another_shape_is_refused(shape):
         DPOT(**SMALL)(torch.zeros(shape))
 
 
+def test_fields_that_are_not_square():
+    model = DPOT(**SMALL | {"img_size": [8, 12]})
+    assert model.config["img_size"] == (8, 12)
+    assert DPOT(**SMALL | {"img_size": (8, 8)}).config == DPOT(**SMALL).config
+    assert model(torch.zeros(1, 8, 12, 3, 2)).prediction.shape[:3] == (1, 8, 12)
+    with pytest.raises(ValueError, match=r"\(batch, 8, 12, 3, 2\), but got \(1, 12, 8, 3, 2\)"):
+        model(torch.zeros(1, 12, 8, 3, 2))
+
+
 def test_integer_input_is_refused():
     with pytest.raises(TypeError, match=r"floating-point tensor, but got dtype torch\.int64"):
         DPOT(**SMALL)(torch.zeros(1, 8, 8, 3, 2, dtype=torch.int64))
@@ -368,8 +390,9 @@ def test_command_line_builds_the_network():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=torch.nn.Module)
     given = ["--network=lightning_farms.models.DPOT", "--network.embed_dim=16", "--network.act=silu"]
+    given += ["--network.img_size=[16, 32]"]
     network = parser.instantiate(parser.parse_args(given)).network
     assert isinstance(network, DPOT)
-    assert (network.config["embed_dim"], network.config["act"]) == (16, "silu")
+    assert (network.config["embed_dim"], network.config["act"], network.img_size) == (16, "silu", (16, 32))
     with pytest.raises(Exception, match="act"):
         parser.parse_args([*given, "--network.act=cube"])

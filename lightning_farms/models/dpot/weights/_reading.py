@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_farms.common.checkpoints.files import StoredCheckpoint, read_stored
 from lightning_farms.common.checkpoints.safe_load import damaged
-from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig, plain_size
 
 SAFETENSORS_SETTINGS = "config"
 """Where the metadata of our safetensors files hold DPOT's settings, as JSON."""
@@ -55,7 +55,7 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTCon
         hidden, stem_inputs, patch_size, _ = shapes["patch_embed.proj.0.weight"]
         out_channels = (hidden - 3) // patch_size
         sizes: DPOTConfig = {
-            "img_size": rows * patch_size,
+            "img_size": plain_size((rows * patch_size, columns * patch_size)),
             "patch_size": patch_size,
             "in_channels": stem_inputs - 3,
             "out_channels": out_channels,
@@ -75,8 +75,6 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTCon
             f"Expected argument `path` to be a checkpoint of a DPOT, but {os.fspath(path)!r} is of another network "
             f"(first failure: {error!r})."
         ) from error
-    if rows != columns:
-        raise ValueError(f"Expected a checkpoint for square images, but `pos_embed` has {rows} x {columns} patches.")
     if checkpoint.settings.get("modes") is not None:
         sizes["modes"] = checkpoint.settings["modes"]
     if checkpoint.settings.get("act") is not None:

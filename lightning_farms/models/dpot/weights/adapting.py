@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_farms.models.dpot.config import DPOTConfig
+from lightning_farms.models.dpot.config import DPOTConfig, patches
 
 _STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
 _TIME, _GAMMA = "time_agg_layer.w", "time_agg_layer.gamma"
@@ -73,12 +73,16 @@ def _without_counterpart(saved: DPOTConfig, wanted: DPOTConfig) -> dict[str, str
 
 
 def _positions(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
-    old, new = (config["img_size"] // config["patch_size"] for config in (saved, wanted))
+    old, new = patches(saved), patches(wanted)
     if old == new or "pos_embed" not in tensors:
         return _Change({}, "")
     positions = tensors["pos_embed"].float()
-    resized = F.interpolate(positions, size=(new, new), mode="bicubic", align_corners=False)
-    return _Change({"pos_embed": resized}, f"{old} x {old} patches resized bicubically to {new} x {new}")
+    resized = F.interpolate(positions, size=new, mode="bicubic", align_corners=False)
+    return _Change({"pos_embed": resized}, f"{_by(old)} patches resized bicubically to {_by(new)}")
+
+
+def _by(sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]} x {sizes[1]}"
 
 
 def _given_frames(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_farms.common.texts import listed
 from lightning_farms.models._finite import check_finite_weights
+from lightning_farms.models.dpot.config import patches
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import Checkpoint, infer_sizes, read_checkpoint
 from lightning_farms.models.dpot.weights.adapting import Adapted, adapt_tensors
@@ -178,7 +179,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: s
 def _warn_of_another_function(model: ConfiguredNetwork, settings: Mapping[str, object], path: Path) -> None:
     """Compare what shapes do not show; numbers of modes beyond those that there are mean the same."""
     config = model.config
-    grid = config["img_size"] // config["patch_size"]
+    grid = max(patches(config))
     modes = settings.get("modes")
     others: list[tuple[str, object, object]] = []
     if settings.get("act") not in (None, config["act"]):

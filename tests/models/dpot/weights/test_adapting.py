@@ -48,14 +48,15 @@ def _interpolation(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), [(16, 8), (4, 6), (5, 16), (3, 1), (1, 4)])
-def test_positions_are_resized_bicubically(old, new):
+@pytest.mark.parametrize("wider", [0, 3])
+def test_positions_are_resized_bicubically(old, new, wider):
     config = DPOT(**SMALL).config | {"patch_size": 1}
     positions = torch.randn(1, 3, old, old)
-    adapted = adapt_tensors({"pos_embed": positions}, config | {"img_size": old}, config | {"img_size": new})
-    matrix = _interpolation(old, new)
-    expected = matrix @ positions.double().numpy() @ matrix.T
+    size = (new, new + wider) if wider else new
+    adapted = adapt_tensors({"pos_embed": positions}, config | {"img_size": old}, config | {"img_size": size})
+    expected = _interpolation(old, new) @ positions.double().numpy() @ _interpolation(old, new + wider).T
     np.testing.assert_allclose(adapted.tensors["pos_embed"], expected, rtol=0, atol=1e-5)
-    assert adapted.changes == {"pos_embed": f"{old} x {old} patches resized bicubically to {new} x {new}"}
+    assert adapted.changes == {"pos_embed": f"{old} x {old} patches resized bicubically to {new} x {new + wider}"}
 
 
 def test_positions_constants_and_ramps():

@@ -42,6 +42,7 @@ def test_file_as_it_is(saved):
 
 SIZES = {
     "img_size": {"img_size": 16},
+    "rectangle": {"img_size": (16, 12)},
     "frames": {"in_timesteps": 5, "out_timesteps": 2},
     "channels": {"in_channels": 4, "out_channels": 3},
     "fewer": {"in_timesteps": 1, "in_channels": 1, "out_channels": 1, "img_size": 4},
@@ -59,7 +60,8 @@ def test_other_sizes_just_work(saved, sizes):
     assert loaded.config == model.config | sizes
     assert loaded.load_report.adapted
     assert torch.equal(loaded.blocks[1].filter.w1, model.blocks[1].filter.w1)
-    x = torch.randn(2, loaded.img_size, loaded.img_size, loaded.in_timesteps, loaded.in_channels)
+    size = loaded.img_size if isinstance(loaded.img_size, tuple) else (loaded.img_size, loaded.img_size)
+    x = torch.randn(2, *size, loaded.in_timesteps, loaded.in_channels)
     prediction = loaded(x).prediction
     assert prediction.isfinite().all()
     prediction.sum().backward()

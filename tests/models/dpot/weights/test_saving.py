@@ -30,7 +30,9 @@ def _assert_same(first, second):
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalize": True, "mlp_ratio": 1.5}, {"time_agg": "mlp"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"normalize": True, "mlp_ratio": 1.5}, {"time_agg": "mlp"}, {"img_size": (8, 12)}]
+)
 def test_safetensors_and_back(tmp_path, changes):
     model = _model(**changes)
     path = tmp_path / "new" / "model.safetensors"
