@@ -12,7 +12,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
         device: a device, its name, such as ``"cuda:1"``, or ``"auto"`` for CUDA where there is any, and the CPU else.
 
     Raises:
-        ValueError: PyTorch does not find it.
+        ValueError: PyTorch does not find it, or nothing can be computed on it ("meta").
 
     Example:
         >>> chosen_device("cpu")
@@ -22,9 +22,8 @@ def chosen_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        if chosen.type != "cpu":
-            torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not there
+        torch.empty(0, device=chosen).tolist()
+    except (RuntimeError, AssertionError) as error:  # unknown, not there, or without numbers
         raise ValueError(
             f"Expected argument `device` to be one that PyTorch finds, but got {str(device)!r}. Use 'auto' or 'cpu'."
         ) from error
