@@ -22,7 +22,8 @@ def chosen_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen).tolist()
+        if chosen.type != "cpu":
+            torch.empty(0, device=chosen).tolist()
     except (RuntimeError, AssertionError) as error:  # unknown, not there, or without numbers
         raise ValueError(
             f"Expected argument `device` to be one that PyTorch finds, but got {str(device)!r}. Use 'auto' or 'cpu'."
