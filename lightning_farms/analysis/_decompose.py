@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.analysis._compression import compressed
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
@@ -66,6 +67,8 @@ def decompose(
     whichever windows share a job with it: the result is the same bit for bit. A larger one is decomposed by all
     workers, one after another: the same bit for bit as often as it is done by so many.
     """
+    with one_thread_each():
+        plans = {key: compressed(plan, quick=quick) for key, plan in plans.items()}
     jobs = _jobs(plans, quick, workspace, workers, where)
     ways = {key: job.way for job in jobs for key, _ in job.pieces}
     parts: dict[int, list[CheckedSpectrum]] = {key: [] for key in plans}

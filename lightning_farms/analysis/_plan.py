@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lightning_farms.functional.submatrices import Windows
 MIN_EIGENVALUES = 10
 """Fewest eigenvalues that are fitted; a layer with fewer is skipped, and blocks with fewer are pooled."""
 
+_SPARE = 8  # rows beside a known rank, so that none of its directions is nearly missed by chance
 _CALL = 1e6  # multiplications that take as long as to call the decomposition of a tiny matrix
 
 
@@ -44,8 +45,27 @@ class Plan(NamedTuple):
     def cost(self) -> float:
         """Multiplications of the Gram matrices and their decompositions, roughly."""
         k, long = self.gram_size, max(self.windows.height, self.windows.width)
-        each = (4.0 if self.matrices.is_complex() else 1.0) * k * k * (long + 4.0 * k) + _CALL
-        return self.windows.number * len(self.matrices) * each
+        of_complex = 4.0 if self.matrices.is_complex() else 1.0
+        if self.compressed_side:
+            k = self.compressed_size
+        each = of_complex * k * k * (long + 4.0 * k) + _CALL
+        once = 2.0 * of_complex * k * self.matrices[0].numel() if self.compressed_side else 0.0
+        return len(self.matrices) * (self.windows.number * each + once)
+
+    @property
+    def compressed_size(self) -> int:
+        """Rows or columns that are enough for matrices of the known rank, with some to spare."""
+        return (self.weight.rank or 0) + _SPARE
+
+    @property
+    def compressed_side(self) -> Literal["rows", "columns"] | None:
+        """Which side of the matrices, whole in every window, can be made much shorter; None where neither can."""
+        rows, columns = self.matrices.shape[-2:]
+        if self.weight.rank is None:
+            return None
+        if self.windows.height == rows and 2 * self.compressed_size < self.gram_size:
+            return "rows"
+        return "columns" if self.windows.width == columns and 2 * self.compressed_size < self.gram_size else None
 
     def without_values(self) -> Plan:
         """The same from shapes and types only, which holds no memory."""

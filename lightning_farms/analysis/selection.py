@@ -61,7 +61,9 @@ class Selection:
         min_size: smallest size that is analysed.
         max_size: largest size that is analysed; ``None`` for no limit.
         embeddings: whether tables of embeddings are analysed.
-        low_rank_products: whether the product of a LoRA-style pair is analysed in place of its two factors.
+        low_rank_products: whether the product of a LoRA-style pair is analysed, which is the matrix that acts, in
+            place of its two factors; a factor without its partner is left out then. ``False`` for each factor as a
+            matrix of its own, as 0.1 had it.
         classes: names of classes of ``torch.nn``, of one of which (or of a subclass) a weight's module must be; none
             for all. A checkpoint does not tell classes: none of its weights is selected then.
         min_eigenvalues: fewest eigenvalues that are analysed: the smaller of a stored weight's first two dimensions,
@@ -90,7 +92,7 @@ class Selection:
     min_size: int = 1
     max_size: int | None = None
     embeddings: bool = False
-    low_rank_products: bool = False
+    low_rank_products: bool = True
     classes: tuple[str, ...] = ()
     min_eigenvalues: int = 1
     layout: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -183,7 +184,18 @@ class SpectralMonitor(KeptCallback):
     @guarded_value("its state had a shorter key for once", lambda self: type(self).__qualname__)
     def state_key(self) -> str:
         """Unique for the class and what it analyses; other options may change between a run and its resumption."""
-        return self._generate_state_key(analysis=self.analysis, selection=self.selection, diagnostics=self.diagnostics)
+        return self._key(self.selection)
+
+    def _key(self, selection: Selection) -> str:
+        return self._generate_state_key(analysis=self.analysis, selection=selection, diagnostics=self.diagnostics)
+
+    @guarded
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the state that a run had when factors of LoRA pairs, not products, were the default."""
+        states, earlier = checkpoint.get("callbacks", {}), self._key(replace(self.selection, low_rank_products=False))
+        taken = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        if self.state_key not in states and earlier in states and earlier not in taken:
+            states[self.state_key] = states[earlier]
 
     def _saved(self) -> dict[str, Any]:
         """Moment of the last analysis and history."""

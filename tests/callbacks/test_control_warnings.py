@@ -76,7 +76,7 @@ class Adapted(LightningModule):
 
 
 def test_products_that_start_at_zero_raise_no_alarm(loader, make_trainer):
-    callback = TempBalance(selection=Selection(low_rank_products=True), summary=False)
+    callback = TempBalance(summary=False)
     make_trainer([callback], max_epochs=2).fit(Adapted(), loader)  # a warning would be an error here
     assert len(set(callback.multipliers.values())) == 2
 
@@ -86,6 +86,6 @@ def test_products_that_stay_at_zero_are_warned_of_after_the_first_epoch(loader, 
         def configure_optimizers(self):
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
 
-    callback = TempBalance(selection=Selection(low_rank_products=True), summary=False)
+    callback = TempBalance(summary=False)
     with pytest.warns(UserWarning, match="none of the layers that the optimizer trains .* has an alpha"):
         make_trainer([callback], max_epochs=1).fit(Frozen(), loader)

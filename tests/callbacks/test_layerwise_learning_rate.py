@@ -168,8 +168,8 @@ def test_a_low_rank_product_has_one_rate_for_both_factors(loader, make_trainer):
         def configure_optimizers(self):
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
-    model, selection = Adapted(), Selection(low_rank_products=True)
-    balance, measured = TempBalance(selection=selection, summary=False), MeasuredRates()
+    model = Adapted()
+    balance, measured = TempBalance(summary=False), MeasuredRates()
     make_trainer([balance, measured], max_epochs=1).fit(model, loader)
     (product,) = [row.name for row in balance.report if row.kind == "low-rank product"]
     assert set(balance.multipliers) == {product, "head", "body"}

@@ -173,6 +173,23 @@ def test_states_of_several_questions_lie_apart_in_a_checkpoint(small_net, loader
         assert same.state_key == callback.state_key
 
 
+def test_a_state_from_when_factors_were_the_default_is_found(small_net, loader, make_trainer, tmp_path):
+    earlier = SpectralMonitor(selection=Selection(low_rank_products=False), summary=False)
+    saving = ModelCheckpoint(tmp_path, filename="last")
+    make_trainer([earlier, saving], enable_checkpointing=True).fit(small_net(), loader)
+
+    def resumed(*callbacks):
+        trainer = make_trainer([*callbacks, ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+        trainer.fit(small_net(), loader, ckpt_path=tmp_path / "last.ckpt")
+
+    alone, beside = SpectralMonitor(summary=False), SpectralMonitor(summary=False)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):  # Lightning's
+        resumed(alone)
+    assert repr(alone.state_dict()) == repr(earlier.state_dict())
+    resumed(earlier, beside)
+    assert beside.history.epochs == []  # the state is of the other, which is there
+
+
 class OutOfMemory(FARMS):
     """A method that fails, as one of a user's own may."""
 

@@ -13,7 +13,7 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._products import RESCALED, factor_reason, low_rank_matrices, sizes_in, with_core
 
 _FIRST = re.compile(
-    r"(?P<module>.+)(?P<join>[._])(?P<factor>lora_[Aa]|lora_down|lora_embedding_A|(?P<lora>lora\d*)(_linear_layer)?\.down)"
+    r"(?P<start>(?P<module>.+)[._]|)(?P<factor>lora_[Aa]|lora_down|lora_embedding_A|(?P<lora>lora\d*)(_linear_layer)?\.down)"
     r"(?P<rest>(\.[^.]+)*)"
 )
 _SECOND = {"lora_A": "lora_B", "lora_a": "lora_b", "lora_embedding_A": "lora_embedding_B"}
@@ -53,19 +53,21 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
             pairs[name] = LowRankPair(module, "lora", name, f"{module}.up")
         if match:
             factor = _SECOND.get(match["factor"]) or match["factor"].replace("down", "up")
-            second = f"{match['module']}{match['join']}{factor}{match['rest']}"
+            second = f"{match['start']}{factor}{match['rest']}"
             if second in names:
                 base = "lora_embedding" if "embedding" in match["factor"] else match["lora"] or "lora"
                 leaf = base + match["rest"].removesuffix(".weight")
-                start, rest = f"{match['module']}.lora_", match["rest"]
+                module, rest = match["module"] or "", match["rest"]
+                of_module = f"{module}." if module else ""
+                start = f"{of_module}lora_"
                 more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
                 if more[1] not in names:  # stored as a parameter, or as that of a module
                     more[1] = more[1].removesuffix(".weight")
                 if more[1] not in names:  # of other programs
-                    more[1] = f"{match['module']}.dora_scale"
-                more += [f"{start}mid{rest}", f"{match['module']}.alpha"]
+                    more[1] = f"{of_module}dora_scale"
+                more += [f"{start}mid{rest}", f"{of_module}alpha"]
                 found = [other if other in names else "" for other in more]
-                pairs[name] = LowRankPair(match["module"], leaf, name, second, *found)
+                pairs[name] = LowRankPair(module, leaf, name, second, *found)
     return pairs
 
 
@@ -75,7 +77,7 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
     def made() -> tuple[Tensor, int]:
         diagonal = tensors[pair.diagonal].read() if pair.diagonal else None
         down, up = tensors[pair.first].read(), tensors[pair.second].read()
-        if pair.first.endswith(".lora_a") and down.ndim == up.ndim == 2:  # of MLX, (inputs, r) and (r, outputs)
+        if f".{pair.first}".endswith(".lora_a") and down.ndim == up.ndim == 2:  # of MLX, (inputs, r) and (r, outputs)
             down, up = down.mT, up.mT
         if pair.core:
             down = with_core(down, tensors[pair.core].read())

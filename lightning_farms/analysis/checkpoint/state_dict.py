@@ -22,6 +22,7 @@ from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quant
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
+from lightning_farms.analysis.weights._products import lone_factor
 from lightning_farms.analysis.weights._stacked_experts import NOT_TOLD, experts_in, stacked_leaf, unstacked
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 from lightning_farms.common.checkpoints.files import open_checkpoint
@@ -311,7 +312,8 @@ def _module_layers(
         for layer in _readable_layers(leaf):
             said = leaf.stored.remark if leaf.stored.remark != NOT_TOLD or len(layer.shape) == 2 else ""
             layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])), steps=_steps(leaf, layer.name))
-            reason = layer.reason or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
+            lone = lone_factor(layer.name, layer.kind) if selection.low_rank_products else ""
+            reason = layer.reason or lone or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
                 reason, layer = _NO_VALUES, layer._replace(unreadable=True)
             yield layer._replace(matrices=NO_MATRICES, parameters=(), reason=reason, rank=None) if reason else layer

@@ -46,6 +46,12 @@ def factor_remark(name: str) -> str:
     return alone if _LORA.search(name) else ""
 
 
+def lone_factor(name: str, kind: str) -> str:
+    """Why a weight is none where products are analysed: LoRA's A or B without the other; empty where it is neither."""
+    alone = "a factor of a low-rank update, no weight, and the other factor that makes the product is not beside it"
+    return alone if kind != "low-rank product" and _LORA.search(name) else ""
+
+
 def with_core(down: Tensor, core: Tensor) -> Tensor:
     """LoCon's core (r, r, *kernel) times A (r, inputs, 1, ...): (r, inputs, *kernel)."""
     return torch.einsum("rs...,si->ri...", core.to(down.dtype), down.flatten(1))

@@ -24,7 +24,7 @@ from lightning_farms.analysis.weights._parametrised import (
     is_parametrisation,
     own_parameters,
 )
-from lightning_farms.analysis.weights._products import factor_reason
+from lightning_farms.analysis.weights._products import factor_reason, lone_factor
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
 
@@ -95,7 +95,8 @@ def _layers(model: nn.Module, selection: Selection, values: bool) -> Iterator[La
 
 def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool:
     others = seen | tied if layer.kind == "embedding" else seen
-    return any(id(parameter) in others for parameter in layer.parameters if parameter.ndim >= 2)
+    known = [id(parameter) in others for parameter in layer.parameters if parameter.ndim >= 2]
+    return any(known) and (all(known) or layer.kind != "low-rank product")  # products may have one factor in common
 
 
 def _held_besides_embeddings(model: nn.Module) -> set[int]:
@@ -223,6 +224,8 @@ def _claimed_layout(shape: tuple[int, ...], matrices: Tensor, parameters: tuple[
 def _refusal(
     selection: Selection, name: str, module: nn.Module, kind: str, matrices: Tensor, shape: tuple[int, ...]
 ) -> str | None:
+    if selection.low_rank_products and lone_factor(name, kind):
+        return lone_factor(name, kind)
     classes = tuple(cls.__name__ for cls in type(module).__mro__ if getattr(nn, cls.__name__, None) is cls)
     return selection.refusal(name, kind, matrices.shape, shape=shape, classes=classes)
 

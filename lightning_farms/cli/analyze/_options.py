@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -137,7 +138,10 @@ def _add_selection(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
     group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
     group.add_argument(
-        "--low_rank_products", action="store_true", help="analyse products of LoRA pairs in place of their factors"
+        "--low_rank_products",
+        action=BooleanOptionalAction,
+        default=True,
+        help="analyse products of LoRA pairs, which act, or each factor as a matrix of its own",
     )
     group.add_argument(
         "--layout",

@@ -94,15 +94,16 @@ def test_the_config_beside_the_file_names_a_new_format(tmp_path):
 
 
 def test_what_a_packed_layer_holds_beside_its_numbers_is_no_weight():
-    """Tables, rotations and low-rank corrections of formats that nobody has named yet; adapters' factors are rows."""
+    """Tables, rotations and low-rank corrections of formats that nobody has named yet; adapters' products are rows."""
     state = {
         "up.qweight": i32(8, 64), "up.proj_down": f16(64, 32), "up.tables": f16(64, 16),
-        "up.lora_A": torch.randn(16, 64), "sharp.Qidxs": torch.randint(0, 9, (64, 8)), "sharp.A": torch.randn(16, 16),
+        "up.lora_A": torch.randn(16, 64), "up.lora_B": torch.randn(48, 16),
+        "sharp.Qidxs": torch.randint(0, 9, (64, 8)), "sharp.A": torch.randn(16, 16),
         "q.weight": torch.randn(64, 64),
     }  # fmt: skip
     found = {weight.name: weight.reason for weight in checkpoint_weights(state)}
-    assert set(found) == {"up.qweight", "up.lora_A", "sharp.Qidxs", "q"}
-    assert (found["q"], found["up.lora_A"]) == ("", "")
+    assert set(found) == {"up.qweight", "up.lora", "sharp.Qidxs", "q"}
+    assert (found["q"], found["up.lora"]) == ("", "")
     assert "QuIP#" in found["sharp.Qidxs"]
 
 

@@ -94,7 +94,7 @@ def test_dora_has_a_reason():
         assert weight.reason.startswith("DoRA: the update rescales the weight")
 
 
-@pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=True)])
+@pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=False)])
 def test_factors_of_other_updates_are_no_weights(selection):
     names = ["hada_w1_a", "hada_w2_b", "lokr_w1", "lokr_w2_a", "vera_A", "vera_B", "oft_r", "boft_R"]
     names.append("trainable_tokens_delta")

@@ -18,7 +18,7 @@ from lightning_farms.analysis import (
     layer_weights,
 )
 
-PRODUCTS = Selection(low_rank_products=True)
+PRODUCTS, FACTORS = Selection(), Selection(low_rank_products=False)
 
 
 def rows(model, selection=PRODUCTS):
@@ -38,7 +38,7 @@ class PeftLinear(nn.Module):
 
 def test_pefts_linear():
     model = nn.Sequential(PeftLinear())
-    assert list(rows(model, Selection())) == [
+    assert list(rows(model, FACTORS)) == [
         "0.base_layer",
         *(f"0.lora_{factor}.{adapter}" for factor in "AB" for adapter in ("default", "other")),
     ]
@@ -101,7 +101,7 @@ class LoralibLinear(nn.Linear):
 
 def test_loralibs_linear():
     model = nn.Sequential(LoralibLinear())
-    assert list(rows(model, Selection())) == ["0", "0.lora_A", "0.lora_B"]
+    assert list(rows(model, FACTORS)) == ["0", "0.lora_A", "0.lora_B"]
     found = rows(model)
     assert list(found) == ["0.lora", "0"]
     layer = model[0]
@@ -203,11 +203,34 @@ def test_factors_analysed_themselves_are_told_apart_from_weights():
     module.fc = nn.Linear(32, 32)
     module.fc.lora_A = nn.Parameter(torch.randn(16, 32))
     module.fc.lora_B = nn.Parameter(torch.randn(32, 16))
-    of_model = {row.name: row.reason for row in analyze(module)}
-    of_file = {row.name: row.reason for row in analyze_weights(checkpoint_weights(module.state_dict()))}
+    of_model = {row.name: row.reason for row in analyze(module, selection=FACTORS)}
+    of_file = {row.name: row.reason for row in analyze_weights(checkpoint_weights(module.state_dict(), FACTORS))}
     assert of_model == of_file
     assert {name for name, reason in of_file.items() if "a factor of a low-rank update" in reason} == {
         "fc.lora_A",
         "fc.lora_B",
     }
-    assert not any("a factor" in row.reason for row in analyze(module, selection=PRODUCTS))
+    assert not any("a factor" in row.reason for row in analyze(module))
+
+
+@pytest.mark.parametrize("missing", ["lora_A", "lora_B"])
+def test_a_factor_without_the_other_is_no_weight(missing):
+    module = PeftLinear(rank=3)
+    del getattr(module, missing)["other"]
+    for weights in (layer_weights(module), checkpoint_weights(module.state_dict())):
+        reasons = {weight.name: weight.reason for weight in weights}
+        [(name, reason)] = [(name, reason) for name, reason in reasons.items() if reason]
+        assert name == f"lora_{'AB'[missing == 'lora_A']}.other"
+        assert "no weight, and the other factor that makes the product is not beside it" in reason
+        assert reasons.keys() - {name} == {"lora.default", "base_layer"}
+
+
+def test_one_factor_may_be_of_several_products():
+    torch.manual_seed(0)
+    model = nn.Sequential(WideLinear(), WideLinear())
+    model[1].lora_A = model[0].lora_A
+    found = rows(model)
+    assert {name for name, weight in found.items() if weight.kind == "low-rank product"} == {"0.lora", "1.lora"}
+    torch.testing.assert_close(found["1.lora"].matrices[0], 0.5 * model[1].lora_B @ model[0].lora_A)
+    assert not [name for name in found if "lora_" in name]
+    assert rows(nn.ModuleList([model[0], model[0]])).keys() == rows(nn.ModuleList([model[0]])).keys()

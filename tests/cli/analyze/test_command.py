@@ -178,10 +178,12 @@ def test_selection(run):
 def test_low_rank_products(run):
     pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
     torch.save(pair, "adapter.pt")
-    _, out, _ = run("adapter.pt", "--format", "csv", "--method", "whole")
+    for product in ([], ["--low_rank_products"]):
+        _, out, _ = run("adapter.pt", "--format", "csv", "--method", "whole", *product)
+        assert [(row["name"], row["kind"]) for row in records(out)] == [("q.lora", "low-rank product")]
+    _, out, _ = run("adapter.pt", "--format", "csv", "--no-low_rank_products", "--method", "whole")
     assert [row["name"] for row in records(out)] == ["q.lora_A", "q.lora_B"]
-    _, out, _ = run("adapter.pt", "--format", "csv", "--low_rank_products", "--method", "whole")
-    assert [(row["name"], row["kind"]) for row in records(out)] == [("q.lora", "low-rank product")]
+    assert all("a factor of a low-rank update, not its product" in row["reason"] for row in records(out))
 
 
 def test_out_and_its_ending(run):
@@ -286,7 +288,9 @@ def test_the_file_without_layers_of_a_pattern_is_named(run):
         assert run(*files, "--exclude", "3")[2].startswith("lightning-farms: error: In head.pt: Expected --exclude to")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--base", "b.ckpt"], ["--kinds", "convolution"], ["--low_rank_products"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--base", "b.ckpt"], ["--kinds", "convolution"], ["--no-low_rank_products"]]
+)
 def test_progress_reaches_its_total(run, monkeypatch, arguments):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
