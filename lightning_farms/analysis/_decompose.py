@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._compression import compressed
+from lightning_farms.analysis._compression import fewer_rows
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
@@ -68,7 +68,7 @@ def decompose(
     workers, one after another: the same bit for bit as often as it is done by so many.
     """
     with one_thread_each():
-        plans = {key: compressed(plan, quick=quick) for key, plan in plans.items()}
+        plans = {key: compressed(plan, quick) for key, plan in plans.items()}
     jobs = _jobs(plans, quick, workspace, workers, where)
     ways = {key: job.way for job in jobs for key, _ in job.pieces}
     parts: dict[int, list[CheckedSpectrum]] = {key: [] for key in plans}
@@ -100,6 +100,19 @@ def _of_layer(parts: list[CheckedSpectrum], plan: Plan, way: Way = Way.CPU) -> S
 
 def _together(parts: list[CheckedSpectrum]) -> CheckedSpectrum:
     return CheckedSpectrum(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def compressed(plan: Plan, quick: bool) -> Plan:
+    """Of matrices of known low rank fewer rows, or columns, whose windows have the same eigenvalues."""
+    side, size = plan.compressed_side, plan.compressed_size
+    if side is None or plan.matrices.device.type == "mps":  # which has no float64
+        return plan
+    dtype = working_type(plan.matrices.dtype, quick=quick)
+    if side == "rows":
+        few = fewer_rows(plan.matrices, size).to(dtype)
+        return plan._replace(matrices=few, windows=plan.windows._replace(height=size))
+    few = fewer_rows(plan.matrices.mT, size).to(dtype).mT
+    return plan._replace(matrices=few, windows=plan.windows._replace(width=size))
 
 
 # ---- cutting -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from lightning_farms import FARMS, WholeMatrix
-from lightning_farms.analysis._compression import compressed
-from lightning_farms.analysis._decompose import decompose
+from lightning_farms.analysis._decompose import compressed, decompose
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 
@@ -53,7 +52,7 @@ CASES = {
 @pytest.mark.parametrize("quick", [True, False])
 def test_eigenvalues_are_those_of_the_whole_windows(case, quick):
     plan = plan_of(*CASES[case])
-    small = compressed(plan, quick=quick)
+    small = compressed(plan, quick)
     assert min(small.matrices.shape[-2:]) == RANK + 8 < min(plan.matrices.shape[-2:]) / 2
     [spectrum] = decompose({0: plan}, quick=quick, workspace=2**28, workers=1).values()
     expected = by_numpy(plan)
@@ -72,7 +71,7 @@ def test_what_is_neither_known_nor_low_nor_whole_stays():
         plan_of(matrices, WholeMatrix(), rank=40),
         plan_of(matrices, FARMS(window=50, steps=3)),
     ):
-        assert compressed(plan, quick=True) is plan
+        assert compressed(plan, True) is plan
         assert plan.compressed_side is None
 
 
