@@ -31,12 +31,11 @@ class LayerwiseScaling:
 
     At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never meet a
     multiplier. Between the optimizer's step pre-hook and post-hook scaled groups, one a layer (of PyTorch's own
-    optimizers one a distinct multiplier), take the place of the user's groups, which are never changed for it. One
+    optimizers one a distinct multiplier, after a closure), replace the user's groups, which are never changed. One
     assignment to ``optimizer.param_groups[:]`` puts them in force and one takes them out, so that a signal handler
     finds either the one or the other. A closure given to ``step`` (Lightning runs forward and backward in it) sees the
     base values and the user's own groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it
-    is called, also in a signal handler, and leaves everything as it was. Values that the update writes into the groups
-    are kept.
+    is called, also in a signal handler, and leaves everything as it was. What the update writes into groups is kept.
 
     If the update itself raises, the user's groups are back before the exception arrives. Where an interrupt keeps them
     from it, the next ``step``, ``state_dict``, ``load_state_dict``, `restore` or `detach` puts them back.
@@ -326,12 +325,13 @@ class LayerwiseScaling:
         if self._depth > 1:
             return None
         self._note_trained(optimizer)
-        self._open()
-        if callable(kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._outside_window(kwargs["closure"])}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], self._outside_window(args[1]), *args[2:]), kwargs
-        return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not (callable(closure) and self._is_pytorchs):  # PyTorch's own call a closure first of all
+            self._open()
+        if not callable(closure):
+            return None
+        outside = self._outside_window(closure)
+        return ((args[0], outside, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": outside})
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 1:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import SGD
 
 from lightning_farms.optim import LayerwiseScaling
+from lightning_farms.optim._watched_group import StandIn
+from tests.optim.installable import classes
 
 
 class FailingSGD(SGD):
@@ -265,6 +267,27 @@ def test_an_equal_number_in_the_rates_place_is_no_change(measured_rates):
             scaling.multipliers = {"a": 0.3 + step / 7, "b": 1.7}
             measured_rates(optimizer, a, b)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in classes("torch.optim") if pair[0] != "LBFGS"])
+def test_pytorchs_own_optimizers_call_the_closure_before_they_read_what_is_scaled(name, kind):
+    """Which is why the window opens after it."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = kind([weight], lr=0.1)
+    group = StandIn(optimizer.param_groups[0])
+    optimizer.param_groups[:] = [group]
+    group.watch(True)
+
+    def closure():
+        assert group.read <= {"capturable"}, name
+        weight.grad = torch.ones(3, 3)
+        if name == "SparseAdam":
+            weight.grad = weight.grad.to_sparse()
+        return weight.detach().sum()
+
+    optimizer.step(closure)
+    assert {"params", "lr"} <= group.read
+    assert not torch.equal(weight.detach(), torch.ones(3, 3))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
