@@ -12,7 +12,9 @@ from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
 
 _SEVERAL = 3  # steps after which a value that was not read is taken for one that is never read
 _MANY = 8  # the same where nothing tells that these steps updated anything
-_RARELY = 50  # steps between a proof and the next one
+RARELY = 50
+"""Steps at least between a proof and the next one."""
+
 _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
 
 
@@ -94,7 +96,7 @@ class Proof:
 
     def again(self) -> None:
         """Watch once more, as other values are asked for: an optimizer may have kept those of its first steps."""
-        if self.proved and self._age >= _RARELY:
+        if self.proved and self._age >= RARELY:
             self._watched = []  # as if there had been none
 
     def _moved(self, parameter: torch.Tensor) -> bool:

@@ -40,12 +40,13 @@ class GGUFTensors(StoredTensors):
             raise ImportError(
                 f'{str(path)!r} needs the package gguf: pip install "lightning-farms[formats]"'
             ) from error
-        try:
-            self._header = read_header(path)
-        except (PickleError, ValueError) as error:
-            raise damaged(path, error) from error
         self._path = path
         self._known: Any = known
+        try:
+            self._header = read_header(path)
+            self._overlapping = self._find_overlapping()
+        except (PickleError, ValueError) as error:
+            raise damaged(path, error) from error
         found = sorted(self._header.tensors, key=lambda tensor: natural(tensor.name))
         self._tensors = {tensor.name: tensor for tensor in found}
         self._names = self._tensors
@@ -77,7 +78,36 @@ class GGUFTensors(StoredTensors):
         except ValueError:
             return f"type {tensor.type}"
 
+    def _find_overlapping(self) -> set[str]:
+        """Names of the tensors that have bytes in common with others.
+
+        Raises:
+            PickleError: more bytes follow the last tensor than fill it up, so that they may all lie elsewhere.
+        """
+        tensors = sorted(self._header.tensors, key=lambda tensor: tensor.start)
+        ends = [self._end(tensor) for tensor in tensors]
+        names = [
+            (before.name, after.name)
+            for before, end, after in zip(tensors, ends, tensors[1:], strict=False)
+            if end is not None and end > after.start
+        ]
+        known = [end for end in ends if end is not None]
+        left = len(self._header.content) - max(known) if known and len(known) == len(ends) else 0
+        if left >= self._header.alignment:
+            raise PickleError(f"{left} bytes follow its last tensor, which is filled up to {self._header.alignment}")
+        return {name for pair in names for name in pair}
+
+    def _end(self, tensor: GGUFTensor) -> int | None:
+        """Where a tensor's bytes end; None where its type is not known."""
+        try:
+            block, size = self._known.GGML_QUANT_SIZES[self._known.GGMLQuantizationType(tensor.type)]
+        except (KeyError, ValueError):
+            return None
+        return int(tensor.start + -(-math.prod(tensor.shape) // block) * size)
+
     def _check_shape(self, tensor: GGUFTensor) -> None:
+        if tensor.name in self._overlapping:
+            raise UnreadableTensor("damaged: it has bytes in common with another tensor")
         if math.prod(tensor.shape) >= 2**62:
             raise UnreadableTensor("damaged: its shape is none that a tensor can have")
 

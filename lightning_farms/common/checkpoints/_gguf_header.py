@@ -33,11 +33,15 @@ class GGUFTensor(NamedTuple):
 
 
 class GGUFHeader(NamedTuple):
-    """A file, mapped into memory, and what it holds; ``swapped`` in the other byte order."""
+    """A file, mapped into memory, and what it holds, in the order of the header; ``swapped`` in the other byte order.
+
+    Each tensor begins at a multiple of ``alignment`` bytes, and is filled up to one.
+    """
 
     content: mmap.mmap
     tensors: tuple[GGUFTensor, ...]
     swapped: bool
+    alignment: int
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -55,7 +59,7 @@ def read_header(path: Path) -> GGUFHeader:
         raise PickleError("its header is cut short") from error
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise PickleError("its header names a tensor twice")
-    return GGUFHeader(content, tensors, scan.swapped)
+    return GGUFHeader(content, tensors, scan.swapped, scan.alignment)
 
 
 class _Scan:
@@ -66,6 +70,7 @@ class _Scan:
         self._position = len(b"GGUF")
         self._steps = 0
         self._order = "<"
+        self.alignment = 32
         version = self._number("I")
         if version not in _VERSIONS:
             self._order, self._position = ">", len(b"GGUF")
@@ -77,16 +82,21 @@ class _Scan:
     def tensors(self) -> Iterator[GGUFTensor]:
         """The tensors, behind the pairs of names and values, of which the alignment alone is read."""
         count, pairs = self._number("Q"), self._number("Q")
-        alignment = 32
+        alignment = self.alignment
         for _ in range(pairs):
             name, kind = self._text(), self._number("I")
-            if name == "general.alignment" and kind == _UINT32:
+            if name != "general.alignment":
+                self._skip(kind)
+            elif kind == _UINT32:
                 alignment = self._number("I")
             else:
-                self._skip(kind)
-        if not 0 < alignment <= _MOST_ALIGNMENT:
+                raise PickleError(f"its header has an alignment of type {kind}, which is no number of 4 bytes")
+        if not 0 < alignment <= _MOST_ALIGNMENT or alignment.bit_count() > 1:
             raise PickleError(f"its header has an alignment of {alignment}")
+        self.alignment = alignment
         found = [self._tensor() for _ in self._entries(count)]
+        if any(tensor.start % alignment for tensor in found):
+            raise PickleError(f"its header has a tensor that does not begin at a multiple of {alignment} bytes")
         start = math.ceil(self._position / alignment) * alignment
         return (tensor._replace(start=start + tensor.start) for tensor in found)
 
