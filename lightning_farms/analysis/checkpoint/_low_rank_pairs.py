@@ -16,8 +16,11 @@ _FIRST = re.compile(
     r"(?P<start>(?P<module>.+)[._]|)(?P<factor>lora_[Aa]|lora_down|lora_embedding_A|(?P<lora>lora\d*)(_linear_layer)?\.down)"
     r"(?P<rest>(\.[^.]+)*)"
 )
-_SECOND = {"lora_A": "lora_B", "lora_a": "lora_b", "lora_embedding_A": "lora_embedding_B"}
-
+_OF_NEMO = re.compile(
+    r"(?P<start>(?P<module>.+\.lora_\w+_adapter|.+\.linear_\w+\.adapter(\.adapter_[a-z]+)?)\.)(?P<factor>linear_in)"
+    r"(?P<lora>)(?P<rest>(\.[^.]+)*)"
+)
+_SECOND = {"lora_A": "lora_B", "lora_a": "lora_b", "lora_embedding_A": "lora_embedding_B", "linear_in": "linear_out"}
 
 _OF_CONTROL = "lora_controlnet"  # an entry of Control-LoRA, whose factors are called `up` and `down` alone
 _REPEATED = re.compile(r"[*+?{]")
@@ -47,7 +50,7 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
     """Find the pairs."""
     pairs: dict[str, LowRankPair] = {}
     for name in names:
-        match = None if factor_reason(name) else _FIRST.fullmatch(name)
+        match = None if factor_reason(name) else _OF_NEMO.fullmatch(name) or _FIRST.fullmatch(name)
         if _OF_CONTROL in names and name.endswith(".down") and f"{name.removesuffix('down')}up" in names:
             module = name.removesuffix(".down")
             pairs[name] = LowRankPair(module, "lora", name, f"{module}.up")

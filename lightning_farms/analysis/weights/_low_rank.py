@@ -17,24 +17,31 @@ _PAIRS = (
     ("lora", "lora_a", "lora_b"),
     ("lora_embedding", "lora_embedding_A", "lora_embedding_B"),
 )
+_OF_NEMO = (("lora", "linear_in", "linear_out"),)
 
 
 def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
     r"""The updates :math:`s B A`, or :math:`s B \mathrm{diag}(E) A` (AdaLoRA), that a module adds to its weight.
 
     Known are the layers of peft (``lora_A`` and ``lora_B`` hold a module or parameter for each adapter, the scales
-    :math:`s` are in ``scaling``), of loralib (two parameters), and of torchtune (``lora_a``, ``alpha`` by ``rank``). Of
-    a convolution each kernel position is a matrix.
+    :math:`s` are in ``scaling``), of loralib (two parameters), of torchtune (``lora_a``, ``alpha`` by ``rank``), and of
+    NeMo (``linear_in``, ``linear_out``, ``alpha`` by ``dim``). Of a convolution each kernel position is a matrix.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, equation 3.
     """
-    for suffix, first, second in _PAIRS:
+    for suffix, first, second in _PAIRS + (_OF_NEMO if _is_of_nemo(module) else ()):
         down, up = _factors(getattr(module, first, None)), _factors(getattr(module, second, None))
         for adapter in down:
             if adapter in up:
                 name = f"{suffix}.{adapter}" if adapter else suffix
                 yield _of_pair(module, name, adapter, down[adapter], up[adapter])
+
+
+def _is_of_nemo(module: nn.Module) -> bool:
+    """Whether it is NeMo's adapter without a function between its two layers, by its class's name."""
+    linear = type(getattr(module, "activation", None)) is nn.Identity
+    return linear and any(cls.__name__ == "ParallelLinearAdapter" for cls in type(module).__mro__)
 
 
 def _of_pair(module: nn.Module, name: str, adapter: str, down: HeldWeight, up: HeldWeight) -> ModuleWeight:
@@ -72,7 +79,7 @@ def _factors(holder: object) -> dict[str, HeldWeight]:
 
 
 def _scale(module: nn.Module, adapter: str) -> float:
-    alpha, rank = getattr(module, "alpha", None), getattr(module, "rank", None)
+    alpha, rank = getattr(module, "alpha", None), getattr(module, "rank", getattr(module, "dim", None))
     known = all(isinstance(number, (int, float)) for number in (alpha, rank)) and rank
     scaling = getattr(module, "scaling", cast(float, alpha) / cast(float, rank) if known else 1.0)
     return float(scaling.get(adapter, 1.0)) if isinstance(scaling, Mapping) else float(scaling)

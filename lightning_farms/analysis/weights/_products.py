@@ -25,7 +25,7 @@ _FACTORS = (
     ("LoCon", re.compile(r"(^|\.)lora_mid(\.|$)")),
 )
 
-_LORA = re.compile(r"(^|[._])lora[._](embedding_)?([ABab]|down|up)(\.|$)")
+_LORA = re.compile(r"(^|[._])lora[._]((embedding_)?([ABab]|down|up)|[a-z0-9_]+_adapter\.linear_(in|out))(\.|$)")
 _ADAPTERS = re.compile(
     r"(^|\.)(?P<family>adamss|beft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|lily|miss|bone|osf|peanut|poly_lora"
     r"|poly_router|psoft|pvera|randlora|road|shira|supertuning|tinylora|unilora|vblora|waveft)_[^.]+(\.|$)"

@@ -234,3 +234,36 @@ def test_one_factor_may_be_of_several_products():
     torch.testing.assert_close(found["1.lora"].matrices[0], 0.5 * model[1].lora_B @ model[0].lora_A)
     assert not [name for name in found if "lora_" in name]
     assert rows(nn.ModuleList([model[0], model[0]])).keys() == rows(nn.ModuleList([model[0]])).keys()
+
+
+class ParallelLinearAdapter(nn.Module):
+    """As NeMo's, whose class has this name."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.linear_in, self.linear_out = nn.Linear(40, 12, bias=False), nn.Linear(12, 30, bias=False)
+        self.activation, self.alpha, self.dim = activation, 24, 12
+
+
+def test_nemos_adapters_in_models_and_files():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"linear_qkv": nn.ModuleDict({"adapter": ParallelLinearAdapter(nn.Identity())})})
+    product = (
+        model["linear_qkv"]["adapter"].linear_out.weight @ model["linear_qkv"]["adapter"].linear_in.weight
+    ).detach()
+    state = {f"decoder.{name}": value for name, value in model.state_dict().items()}
+    older = {f"x.{name.replace('linear_qkv.adapter', 'lora_kqv_adapter')}": v for name, v in model.state_dict().items()}
+    [of_model] = layer_weights(model)
+    [of_file], [of_older] = checkpoint_weights(state), checkpoint_weights(older)
+    names = ["linear_qkv.adapter.lora", "decoder.linear_qkv.adapter.lora", "x.lora_kqv_adapter.lora"]
+    assert [weight.name for weight in (of_model, of_file, of_older)] == names
+    torch.testing.assert_close(of_model.matrices[0], 2 * product)
+    torch.testing.assert_close(of_file.matrices[0], product)
+    torch.testing.assert_close(of_older.matrices[0], product)
+    assert {weight.rank for weight in (of_model, of_file, of_older)} == {12}
+
+
+def test_adapters_with_a_function_between_their_layers_are_weights():
+    model = nn.ModuleDict({"adapter_layer": nn.ModuleDict({"adapter_1": ParallelLinearAdapter(nn.SiLU())})})
+    for weights in (layer_weights(model), checkpoint_weights({f"x.{k}": v for k, v in model.state_dict().items()})):
+        assert [(weight.kind, weight.reason) for weight in weights] == [("linear", "")] * 2
