@@ -12,8 +12,8 @@ def fewer_rows(matrices: Tensor, size: int) -> Tensor:
     r"""Matrices of fewer rows whose windows of whole columns have the same singular values but zero ones.
 
     Of W, (m, n) of a rank below ``size``: :math:`Q^H W`, where Q, (m, size), is an orthonormal basis of what
-    :math:`W \Omega` spans, :math:`\Omega` being normal numbers, the same every time. Then :math:`W = Q Q^H W` but for
-    what is of the order of W's own rounding.
+    :math:`W \Omega` spans, :math:`\Omega` being normal numbers, the same every time on a device. Then
+    :math:`W = Q Q^H W` but for what is of the order of W's own rounding.
 
     Args:
         matrices: (P, m, n), real or complex, of any precision.
@@ -27,8 +27,8 @@ def fewer_rows(matrices: Tensor, size: int) -> Tensor:
     """
     wide = torch.complex128 if matrices.is_complex() else torch.float64
     columns = matrices.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(columns, size, generator=generator, dtype=torch.float64).to(matrices.device, wide)
+    generator = torch.Generator(matrices.device).manual_seed(0)
+    numbers = torch.randn(columns, size, generator=generator, dtype=torch.float64, device=matrices.device).to(wide)
     step = max(1, _AT_ONCE // (matrices.shape[0] * matrices.shape[1]))
     parts = [slice(start, start + step) for start in range(0, columns, step)]
     spanned = sum(matrices[..., part].to(wide) @ numbers[part] for part in parts)

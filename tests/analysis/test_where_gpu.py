@@ -34,6 +34,16 @@ def test_alphas_are_the_cpus(method, workers, where):
 
 
 @pytest.mark.parametrize("where", ["auto", "device", "host"])
+def test_products_of_low_rank_are_the_cpus(where):
+    torch.manual_seed(0)
+    layer = nn.Linear(90, 120)
+    layer.lora_A, layer.lora_B = nn.Parameter(torch.randn(16, 90)), nn.Parameter(torch.randn(120, 16))
+    expected = analyze(layer)
+    assert expected["lora"].eigenvalue_count == 32
+    alphas_agree(analyze(layer.cuda(), where=where), expected)
+
+
+@pytest.mark.parametrize("where", ["auto", "device", "host"])
 def test_a_whole_network_twice_is_the_same_bit_for_bit(where):
     torch.manual_seed(0)
     model = resnet18(num_classes=100).cuda()
