@@ -87,7 +87,8 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpect
         return skipped_row(weight, str(error))
     least = MIN_EIGENVALUES if method.compat is None else 2
     if plan.eigenvalue_count < least:
-        return skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues, fewer than the {least} that are fitted")
+        rank = f" (rank {weight.rank})" if plan.spectrum_size < plan.gram_size else ""
+        return skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues{rank}, fewer than the {least} that are fitted")
     return plan
 
 

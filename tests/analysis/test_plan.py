@@ -35,7 +35,7 @@ def test_eigenvalues_that_are_zero_in_any_case_are_not_counted():
     whole, low = (plan_layer(each, FARMS()) for each in (weight, weight._replace(rank=6)))
     assert (low.spectrum_size, low.eigenvalue_count, low.gram_size, low.cost) == (6, 3 * 2 * 6, 20, whole.cost)
     assert plan_layer(weight._replace(rank=50), FARMS()).spectrum_size == 20
-    reason = "6 eigenvalues, fewer than the 10 that are fitted"
+    reason = "6 eigenvalues (rank 6), fewer than the 10 that are fitted"
     assert plan_layer(weight_of(1, 20, 20)._replace(rank=6), FARMS()).reason == reason
 
 

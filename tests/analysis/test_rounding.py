@@ -61,7 +61,7 @@ def test_an_update_merged_into_packed_numbers_has_the_alpha_of_its_own_eigenvalu
 def test_an_update_of_few_ranks_is_skipped_with_their_number():
     weight, change = update(4)
     [row] = analyze_weights(checkpoint_changes({"q.weight": weight + change}, {"q.weight": weight}))
-    assert (row.status, row.reason) == ("skipped", "4 eigenvalues, fewer than the 10 that are fitted")
+    assert (row.status, row.reason) == ("skipped", "4 eigenvalues (rank 4), fewer than the 10 that are fitted")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

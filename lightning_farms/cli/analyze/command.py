@@ -199,17 +199,21 @@ def _print(console: Console, report: SpectralReport, comparison: Comparison | No
     given = ", ".join(f"{name}={value!r}" for name, value in vars(options.method).items() if value is not None)
     title = f"{_analysed(options)}, {type(options.method).__name__}({given})"
     method, of_change = options.method, options.base is not None
-    print_report(console, report, title=title, fit=method.fit, reading=_reading(options), of_change=of_change)
+    print_report(console, report, title=title, fit=method.fit, reading=_reading(report, options), of_change=of_change)
 
 
-def _reading(options: AnalyzeOptions) -> str:
+def _reading(report: SpectralReport, options: AnalyzeOptions) -> str:
     """How to read alpha, where that is known."""
-    if options.base is None and options.method == FARMS():
-        return (
-            "alpha: about 2.1 for random (untrained) weights of any shape; the lower, the heavier the tail. Compare "
-            "the layers of one network with each other."
-        )
-    return ""
+    if options.base is not None or options.method != FARMS():
+        return ""
+    are_products = {row.kind == "low-rank product" for row in report if row.status == Status.OK}
+    if are_products == {True}:
+        return "alpha: the lower, the heavier the tail; of random products it depends on the rank. Compare equal ranks."
+    apart = ", low-rank products apart" if True in are_products else ""
+    return (
+        f"alpha: about 2.1 for random (untrained) weights of any shape{apart}; the lower, the heavier the tail. "
+        "Compare the layers of one network with each other."
+    )
 
 
 def _analysed(options: AnalyzeOptions) -> str:

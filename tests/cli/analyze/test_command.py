@@ -186,6 +186,20 @@ def test_low_rank_products(run):
     assert all("a factor of a low-rank update, not its product" in row["reason"] for row in records(out))
 
 
+def test_random_products_are_not_said_to_have_the_alpha_of_random_weights(run):
+    pair = {"q.lora_A.weight": torch.randn(16, 40), "q.lora_B.weight": torch.randn(40, 16)}
+    known = "about 2.1 for random (untrained) weights of any shape"
+    for tensors, expected in (
+        (pair, "of random products it depends on the rank"),
+        ({**pair, "up.weight": torch.randn(40, 40)}, f"{known}, low-rank products apart;"),
+        ({"up.weight": torch.randn(40, 40)}, f"{known}; the lower"),
+    ):
+        torch.save(tensors, "some.pt")
+        assert expected in run("some.pt")[1]
+    torch.save({"q.lora_A.weight": torch.randn(4, 40), "q.lora_B.weight": torch.randn(40, 4)}, "few.pt")
+    assert "4 eigenvalues (rank 4), fewer than the 10 that are fitted (1)" in run("few.pt")[2]
+
+
 def test_out_and_its_ending(run):
     status, out, err = run("net.pt", "--out", "made/of/net.csv")
     assert (status, out) == (0, "")
