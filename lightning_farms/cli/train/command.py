@@ -180,7 +180,11 @@ class FarmsCLI(LightningCLI):
         return part.get("init_args", Namespace()) if "class_path" in part else part  # type: ignore[no-untyped-call]
 
     def _resumes(self) -> bool:
-        return self._get(self.config_init, "ckpt_path") is not None
+        """Whether the weights are those of `--ckpt_path`; says so where others are given as well."""
+        path, other = self._get(self.config_init, "ckpt_path"), self._get(self.config_init, "pretrain").checkpoint
+        if path is not None and other is not None:
+            rank_zero_info(f"The weights are those of `--ckpt_path`, {path}; `--pretrain.checkpoint` is not used.")
+        return path is not None
 
     def _dpot(self) -> DPOT:
         network = getattr(self.model, "network", None)

@@ -60,6 +60,16 @@ def test_a_setting_that_the_checkpoint_overrides_is_told(run):
         run("test", options[0])
 
 
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_weights_that_are_given_twice_are_those_of_the_checkpoint(run, seen, caplog, subcommand):
+    run("fit", "--trainer.max_epochs=1", "--model.scheduler=none")
+    trained = shutil.copy(checkpoint(), "trained.ckpt")
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        run(subcommand, f"--ckpt_path={trained}", "--pretrain.checkpoint=other.pth", "--model.scheduler=none")
+    told = [line for line in caplog.messages if "--pretrain.checkpoint` is not used" in line]
+    assert told == [f"The weights are those of `--ckpt_path`, {trained}; `--pretrain.checkpoint` is not used."]
+
+
 def test_a_resumed_training_is_not_pretrained(run, seen):
     run("fit", "--trainer.max_epochs=1", "--model.scheduler=none")
     state = torch.load(checkpoint(), weights_only=True)["state_dict"]
