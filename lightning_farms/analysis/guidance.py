@@ -56,8 +56,8 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
     in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices,
     which repel, scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns, and, where a scan has
     chosen xmin, twice the robust scatter of u / e, at least 2. Layers are compared with those of about the same
-    aspect ratio of windows (FARMS: all), four at least. Those whose alpha - 1 differs by less than a tenth do not stand
-    out, nor do any where more than a quarter would.
+    aspect ratio of windows (FARMS: all), products of LoRA pairs with each other, four at least. Those whose alpha - 1
+    differs by less than a tenth do not stand out, nor do any where more than a quarter would.
 
     Args:
         rows: of a report.
@@ -83,9 +83,10 @@ def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[
         Implicit Self-Regularization in Deep Neural Networks, Journal of Machine Learning Research 22 (2021).
     """
     known = [row for row in rows if row.alpha > 1 and 0 < _error(row) < math.inf]
-    groups: dict[int, list[LayerSpectrum]] = defaultdict(list)
+    groups: dict[tuple[int, bool], list[LayerSpectrum]] = defaultdict(list)
     for row in known:
-        groups[round(2 * abs(math.log2(row.aspect_ratio))) if row.aspect_ratio > 0 else 0].append(row)
+        elongation = round(2 * abs(math.log2(row.aspect_ratio))) if row.aspect_ratio > 0 else 0
+        groups[elongation, row.kind == "low-rank product"].append(row)
     found = [each for group in groups.values() for each in _standing_out(group, len(known))]
     return list(_sentences(found, of_change)) if len(found) <= max(1, _MOST * len(known)) else []
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
@@ -191,13 +191,25 @@ def _html_row(line: Mapping[str, str]) -> str:
     )
 
 
+def standing_out(rows: Iterable[LayerSpectrum], *, fit: str = "") -> dict[str, Literal["high", "low"]]:
+    """Layers whose alpha stands out (see :func:`outliers`), products of LoRA pairs from each other."""
+    kinds: dict[bool, list[LayerSpectrum]] = {False: [], True: []}
+    for row in rows:
+        if row.status is Status.OK:
+            kinds[row.kind == "low-rank product"].append(row)
+    found = (
+        outliers({row.name: row.alpha for row in some}, fit=fit, errors={row.name: row.standard_error for row in some})
+        for some in kinds.values()
+    )
+    return {name: side for each in found for name, side in each.items()}
+
+
 def _marked_cells(rows: Sequence[LayerSpectrum]) -> dict[str, list[str]]:
     """The cells, with a mark behind the alphas that stand out."""
     cells = report_cells(rows)
     if cells:
-        analysed = {row.name: row for row in rows if row.status is Status.OK}
-        errors = {name: row.standard_error for name, row in analysed.items()}
-        marked = outliers({name: row.alpha for name, row in analysed.items()}, fit="", errors=errors)
+        analysed = [row.name for row in rows if row.status is Status.OK]
+        marked = standing_out(rows)
         texts = zip(cells["alpha"], analysed, strict=True)
         rest = " " if marked else ""
         cells["alpha"] = [text + (MARKS[marked[name]] if name in marked else rest) for text, name in texts]

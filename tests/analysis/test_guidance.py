@@ -101,6 +101,16 @@ def test_a_bootstrap_interval_counts_where_there_is_one():
     assert not guidance([replace(row, alpha_low=row.alpha - 0.9, alpha_high=row.alpha + 1.5) for row in named])
 
 
+def test_products_are_compared_with_products():
+    products = [
+        replace(row, name=f"{row.name}.lora", kind="low-rank product") for row in rows([2.9, 2.8, 3.0, 2.9, 2.7])
+    ]
+    assert guidance([*rows(EVEN), *products]) == []
+    products[2] = replace(products[2], alpha=1.5, standard_error=0.05)
+    [line] = guidance([*rows(EVEN), *products])
+    assert "blocks.2.fc.lora (alpha 1.50, median 2.80)" in line
+
+
 def test_layers_of_another_aspect_ratio_are_not_compared():
     others = [replace(row, name=f"{row.name}.wide", aspect_ratio=4.0) for row in rows([3.5])]
     assert guidance(rows([*EVEN, 3.5]))

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from lightning_farms import LayerSpectrum, SpectralReport, analyze
+from lightning_farms.analysis.table import standing_out
 from lightning_farms.cli.analyze._tables import print_report
 
 HOSTILE = "<script>alert('x')</script>&amp;"
@@ -101,3 +103,12 @@ def test_plot_draws_the_alphas_and_where_they_were():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="at least one layer"):
         SpectralReport([]).plot()
+
+
+def test_products_stand_out_from_products_only():
+    plain = [
+        LayerSpectrum(f"{i}", "linear", (64, 64), alpha=alpha) for i, alpha in enumerate((2.0, 2.1, 2.2, 2.1, 9.0))
+    ]
+    products = [replace(row, name=f"{row.name}.lora", kind="low-rank product", alpha=row.alpha + 3) for row in plain]
+    products[4] = replace(products[4], alpha=5.1)
+    assert standing_out([*plain, *products]) == {"4": "high"}

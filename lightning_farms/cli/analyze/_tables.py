@@ -24,6 +24,7 @@ from lightning_farms.analysis.table import (
     counts_text,
     listed_reasons,
     report_cells,
+    standing_out,
 )
 from lightning_farms.common.texts import listed, shape_text
 
@@ -41,7 +42,7 @@ def print_report(
 ) -> None:
     """Print one line a layer, what was skipped and why, how to read alpha, the summary, and which layers stand out."""
     analysed = [row for row in report if row.status is Status.OK]
-    marked = outliers(report.alphas, fit=fit, errors={row.name: row.standard_error for row in analysed})
+    marked = standing_out(report, fit=fit)
     if analysed:
         cells: dict[str, Sequence[str | Text]] = dict(report_cells(report))
         alphas = zip(cells["alpha"], analysed, strict=True)
