@@ -18,7 +18,7 @@ from lightning_farms.analysis._plan import Plan
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd_by_singular_values, working_type
 
-_JOBS_A_WORKER = 8  # so that no worker is left alone with a long job at the end
+_JOBS_A_WORKER = 32  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
 _JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
 _SIDE_BY_SIDE = 2048  # rows of the largest Gram matrices of which each worker does one; of larger ones, all do one
@@ -159,13 +159,15 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
     cost = plan.cost / (plan.windows.number * len(matrices))
     double = matrices.dtype in (torch.float64, torch.complex128)
     size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
-    most = min(workspace / size, dearest / cost) if _for_workers(way) else workspace / _JOBS_ON_A_DEVICE / size
-    most = 1 if _for_all_workers(way, plan.gram_size) else max(1, int(most))
+    fitting = workspace / size if _for_workers(way) else workspace / _JOBS_ON_A_DEVICE / size
+    fitting = 1 if _for_all_workers(way, plan.gram_size) else max(1, int(fitting))
+    most = min(fitting, max(1, int(dearest / cost))) if _for_workers(way) else fitting
     pieces: list[tuple[int, Tensor]] = []
     queued = 0
     for key, each in plans.items():
-        for views in _views(each, most):
-            if queued + len(views) > most:
+        together = min(fitting, len(each.matrices)) if _interleaved(each.matrices) else 1
+        for views in _views(each, max(most, together)):
+            if pieces and queued + len(views) > most:
                 yield _Job(pieces, queued * cost, queued * size, way)
                 pieces, queued = [], 0
             pieces.append((key, views))
@@ -187,6 +189,11 @@ def _views(plan: Plan, most: int) -> Iterator[Tensor]:
         for column in windows.column_starts:
             block = plan.matrices[:, row : row + windows.height, column : column + windows.width]
             yield from block.split(most)
+
+
+def _interleaved(matrices: Tensor) -> bool:
+    """Whether to read one of the matrices is to read all, as with those of a convolution's positions."""
+    return 1 not in matrices.stride()[-2:]
 
 
 def _joined(views: list[Tensor]) -> Tensor:
@@ -258,6 +265,9 @@ def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectru
 
 
 def _joint_spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
+    if way is Way.SCIPY:  # which copies window by window
+        gathered = (each.contiguous() if _interleaved(each) else each for each in pieces)
+        return [checked_esd(each, quick=quick, where=way) for each in gathered]
     lengths = [len(each) for each in pieces]
     parts = (each.split(lengths) for each in checked_esd(_joined(pieces), quick=quick, where=way))
     return [CheckedSpectrum(*each) for each in zip(*parts, strict=True)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.functional import _lapack
 from lightning_farms.functional.eigensolvers import (
     PADDED_TO,
     DecompositionError,
@@ -128,21 +129,30 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
     """
     wide = _wide(matrices)
     dtype = working_type(matrices.dtype, quick=quick)
+    way = _way(wide, dtype, where)
+    if way is Way.SCIPY:
+        return _one_by_one(wide, dtype)
     copies = _aligned(wide, dtype) if wide.device.type == "cpu" else wide.to(dtype).unsqueeze(0)
     with torch.autocast(wide.device.type, enabled=False):
         gram = _upper_gram(copies)
-        eigenvalues = gram_eigenvalues(gram, _way(gram, where))
+        eigenvalues = gram_eigenvalues(gram, way)
         eigenvalues = eigenvalues[..., -wide.shape[-2] :].to(torch.float64)
         errors = (error.squeeze(0) for error in _errors(eigenvalues, copies, gram))
     return CheckedSpectrum(eigenvalues.squeeze(0).clamp(min=0.0), *errors)
 
 
-def _way(gram: Tensor, where: Where | Way) -> Way:
+def _way(wide: Tensor, dtype: torch.dtype, where: Where | Way) -> Way:
     if isinstance(where, Way):
         return where
-    grad = torch.is_grad_enabled() and gram.requires_grad
-    size = gram.shape[-1]
-    return way_of(problem_of(gram.device, gram.dtype, size, gram.numel() // size**2, grad=grad), where)
+    grad = torch.is_grad_enabled() and wide.requires_grad
+    return way_of(problem_of(wide.device, dtype, wide.shape[-2], math.prod(wide.shape[:-2]), grad=grad), where)
+
+
+def _one_by_one(wide: Tensor, dtype: torch.dtype) -> CheckedSpectrum:
+    found = _lapack.gram_spectra(wide.reshape(-1, *wide.shape[-2:]), dtype)
+    eigenvalues, norm, gram_norm = (each.reshape(wide.shape[:-2] + each.shape[1:]) for each in found)
+    errors = _errors_of_norms(eigenvalues, norm, gram_norm, wide.shape[-2:], dtype)
+    return CheckedSpectrum(eigenvalues.clamp(min=0.0), *errors)
 
 
 def esd_by_singular_values(matrices: Tensor) -> CheckedSpectrum:
@@ -172,30 +182,48 @@ def esd_by_singular_values(matrices: Tensor) -> CheckedSpectrum:
 
 
 def _errors(eigenvalues: Tensor, wide: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    norm = _squared_norm(wide)
+    gram_norm = _squared_gram_norm(gram, norm.clamp(min=_underflow(wide.shape[-2:], wide.dtype)).rsqrt())
+    return _errors_of_norms(eigenvalues, norm, gram_norm, wide.shape[-2:], wide.dtype)
+
+
+def _errors_of_norms(
+    eigenvalues: Tensor, norm: Tensor, gram_norm: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Errors of the sums: 0 within the tolerance, infinite for NaN, NaN where the squares of W overflow.
 
     With s = ||W||^2 (or what underflow adds up to, if that is more) squares are those of lambda / sqrt(s) and of
     G / sqrt(s), so that they neither overflow nor underflow where s does not.
+
+    Args:
+        eigenvalues: (..., k).
+        norm: ||W||^2.
+        gram_norm: ||G||^2 / s.
+        shape: of W.
+        dtype: that was worked in.
     """
-    height, width = wide.shape[-2:]
-    limits = torch.finfo(wide.dtype)
-    underflow = height * width * limits.tiny
+    height, width = shape
+    limits = torch.finfo(dtype)
+    underflow = _underflow(shape, dtype)
     tolerance = CHECK_TOLERANCE * limits.eps * (math.sqrt(height) + math.sqrt(width))
-    norm = _squared_norm(wide)
     size = norm.clamp(min=underflow)
     missing = 2 * underflow / size
     sum_error = (eigenvalues.sum(-1) - norm).abs() / size - missing
 
-    scale = size.rsqrt()
-    squares = (eigenvalues * scale.unsqueeze(-1)).square().sum(-1)
-    gram_squares = _squared_gram_norm(gram, scale)
-    deviation = (squares - gram_squares).abs() / torch.maximum(gram_squares, size / height)
+    squares = (eigenvalues * size.rsqrt().unsqueeze(-1)).square().sum(-1)
+    deviation = (squares - gram_norm).abs() / torch.maximum(gram_norm, size / height)
     squares_error = deviation - 2 * height * missing
 
     known = norm < limits.max / 2
     errors = torch.stack((sum_error, squares_error)).nan_to_num(torch.inf, posinf=torch.inf)
     beyond = errors.masked_fill(errors <= tolerance, 0.0).masked_fill(~known, torch.nan)
     return beyond[0], beyond[1]
+
+
+def _underflow(shape: torch.Size, dtype: torch.dtype) -> float:
+    """What the squares of a matrix's entries can lose in all."""
+    height, width = shape
+    return height * width * torch.finfo(dtype).tiny
 
 
 def _squared_norm(matrices: Tensor) -> Tensor:

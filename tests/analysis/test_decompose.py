@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_farms.analysis import FARMS, Diagnostics, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
 from lightning_farms.analysis._decompose import decompose as decompose_checked
 from lightning_farms.analysis._plan import plan_layer
+from lightning_farms.functional.eigensolvers import Way
 
 GIB = 2**30
 ODD_SHAPES = [(7, 20), (11, 13), (13, 13), (16, 16), (33, 31), (31, 33), (65, 64), (100, 33), (33, 100), (129, 128)]
@@ -182,11 +183,27 @@ class Allocated(TorchDispatchMode):
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
 def test_workspace_bounds_all_copies_gram_matrices_and_decompositions(dtype, quick):
-    plan = plan_of(200, 33, 200, method=WholeMatrix(), dtype=dtype)
+    plan = plan_of(900, 33, 200, method=WholeMatrix(), dtype=dtype)
     workspace = 40 * plan.matrices[0].nbytes
     with Allocated() as allocated:
         (spectra,) = decompose({0: plan}, quick=quick, workspace=workspace, workers=1).values()
     assert 0.8 * workspace < allocated.most <= workspace + 3 * spectra.nbytes
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_workspace_bounds_what_is_worked_on_one_by_one(dtype, interleaved):
+    plan = plan_of(30, 260, 270, method=WholeMatrix(), dtype=dtype)
+    if interleaved:
+        apart = plan.matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        plan = plan._replace(matrices=apart)
+    workspace = 20 * plan.matrices.numel() // 30 * 4
+    with Allocated() as allocated:
+        (spectra,) = decompose_checked({0: plan}, quick=True, workspace=workspace, workers=1).values()
+    assert spectra.way is Way.SCIPY
+    assert allocated.most <= workspace + 3 * spectra.eigenvalues.nbytes
+    (expected,) = decompose_checked({0: plan}, quick=True, workspace=GIB, workers=3).values()
+    assert spectra.eigenvalues.equal(expected.eigenvalues)
 
 
 def fails_on(predicate, exception, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from lightning_farms.analysis import LayerWeight, analyze, analyze_weights
 from lightning_farms.functional import checked_esd, eigensolvers, spectrum
-from lightning_farms.functional._lapack import available
+from lightning_farms.functional._lapack import GramSpectra, available, gram_spectra
 from lightning_farms.functional.eigensolvers import Problem, Rule, Way, gram_eigenvalues, one_blas_thread, way_of
 
 TYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -22,40 +22,62 @@ def _seed():
     torch.manual_seed(0)
 
 
-def gram(*shape, dtype=torch.float32):
-    matrices = torch.randn(*shape, dtype=dtype)
-    return matrices @ matrices.mH
-
-
 def by_numpy(matrices):
     precise = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
-    return torch.from_numpy(np.linalg.eigvalsh(precise.numpy()))
+    return torch.from_numpy(np.linalg.svd(precise.numpy(), compute_uv=False)[..., ::-1] ** 2)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1.0, 1e17])
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-9, 1.0, 1e8, 1e17, 1e30])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", [1, 2, 5, 31, 64, 200])
-def test_eigenvalues_are_numpys(size, dtype, scale):
-    matrices = gram(3, size, size + 3, dtype=dtype) * scale
-    found = gram_eigenvalues(matrices.triu(), Way.SCIPY)
+def test_spectra_and_norms_are_numpys(size, dtype, scale):
+    matrices = torch.randn(3, size, size + 3, dtype=dtype) * scale
+    found = gram_spectra(matrices, dtype)
     expected = by_numpy(matrices)
-    assert found.dtype == matrices.real.dtype
-    error = (found.double() - expected).abs().amax(-1) / expected.amax(-1)
-    assert (error <= 4 * size**0.5 * torch.finfo(dtype).eps).all()
-    assert (found.diff() >= 0).all()
+    tolerance = 4 * size**0.5 * torch.finfo(dtype).eps
+    error = (found.eigenvalues - expected).abs().amax(-1) / expected.amax(-1)
+    assert (error <= tolerance).all()
+    assert (found.eigenvalues.diff() >= 0).all()
+    torch.testing.assert_close(found.norm, expected.sum(-1), rtol=tolerance, atol=0)
+    torch.testing.assert_close(found.gram_norm, expected.square().sum(-1) / expected.sum(-1), rtol=tolerance, atol=0)
 
 
-def test_what_lies_below_the_diagonal_is_not_read():
-    matrices = gram(2, 40, 50)
-    found = gram_eigenvalues(matrices.triu() + torch.full_like(matrices, torch.nan).tril(-1), Way.SCIPY)
-    assert found.equal(gram_eigenvalues(matrices, Way.SCIPY))
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e140])
+def test_far_from_one_in_double_precision(scale):
+    matrices = torch.randn(2, 20, 30, dtype=torch.float64)
+    expected, found = gram_spectra(matrices, torch.float64), gram_spectra(matrices * scale, torch.float64)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other * scale * scale, rtol=1e-13, atol=0)
+
+
+def test_matrices_of_many_scales_in_one_call():
+    matrices = torch.randn(5, 20, 20) * torch.tensor([1.0, 1e-25, 1.0, 1e25, 0.0]).view(-1, 1, 1)
+    found = gram_spectra(matrices, torch.float32)
+    for index, matrix in enumerate(matrices):
+        assert [each[index].tolist() for each in found] == [
+            each[0].tolist() for each in gram_spectra(matrix[None], torch.float32)
+        ]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_stored_is_worked_on_in_the_type_that_is_asked_for(stored):
+    matrices = torch.randn(2, 40, 50).to(stored)
+    assert gram_spectra(matrices, torch.float64)[0].equal(gram_spectra(matrices.double(), torch.float64)[0])
+    assert gram_spectra(matrices.mT[:, :40], torch.float32)[0].equal(
+        gram_spectra(matrices.mT[:, :40].contiguous().float(), torch.float32)[0]
+    )
 
 
 def test_special_matrices():
-    assert gram_eigenvalues(torch.zeros(1, 30, 30), Way.SCIPY).equal(torch.zeros(1, 30))
-    assert gram_eigenvalues(torch.eye(30)[None], Way.SCIPY).equal(torch.ones(1, 30))
-    found = gram_eigenvalues(torch.arange(30.0).diag()[None], Way.SCIPY)
-    torch.testing.assert_close(found, torch.arange(30.0)[None])
+    of_zeros = gram_spectra(torch.zeros(1, 30, 30), torch.float32)
+    assert all(not each.any() for each in of_zeros)
+    assert gram_spectra(torch.eye(30)[None], torch.float32)[0].equal(torch.ones(1, 30, dtype=torch.float64))
+    found = gram_spectra(torch.arange(30.0).diag()[None], torch.float32).eigenvalues
+    torch.testing.assert_close(found, torch.arange(30.0, dtype=torch.float64)[None].square())
+    conjugated = torch.randn(1, 9, 12, dtype=torch.complex64)
+    assert gram_spectra(conjugated.conj(), torch.complex64)[0].equal(
+        gram_spectra(conjugated.conj().resolve_conj(), torch.complex64)[0]
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -71,6 +93,7 @@ def test_equal_bits_wherever_a_matrix_lies_and_whoever_shares_the_call(size, dty
         flat = torch.empty(matrices[1].numel() + offset, dtype=dtype)[offset:]
         moved = flat.view(size, size + 7).copy_(matrices[1])
         assert esd(moved).equal(together[1])
+    assert esd(matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)).equal(together)
     with one_blas_thread(), ThreadPoolExecutor(3) as pool:
         for values, expected in zip(pool.map(esd, matrices), together, strict=True):
             assert values.equal(expected)
@@ -81,7 +104,7 @@ def blas_threads():
 
 
 def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
-    gram_eigenvalues(gram(1, 8, 8), Way.SCIPY)  # so that SciPy's library is there
+    gram_spectra(torch.eye(8)[None], torch.float32)  # so that SciPy's library is there
     with threadpoolctl.threadpool_limits(3, "blas"):
         with one_blas_thread():
             assert blas_threads() == {1}
@@ -90,19 +113,21 @@ def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
 
 def test_what_does_not_converge_is_an_error():
     with pytest.raises(torch.linalg.LinAlgError, match="did not converge"):
-        gram_eigenvalues(torch.full((1, 8, 8), torch.nan), Way.SCIPY)
+        gram_spectra(torch.full((1, 8, 8), torch.nan), torch.float32)
 
 
 def test_an_analysis_holds_blas_to_one_thread(monkeypatch):
     seen, model = [], torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(3)])
-    real = eigensolvers.gram_eigenvalues
-    monkeypatch.setattr(
-        spectrum, "gram_eigenvalues", lambda upper, way: (seen.append((way, blas_threads())), real(upper, way))[1]
-    )
+
+    def counted(matrices, dtype):
+        seen.append(blas_threads())
+        return gram_spectra(matrices, dtype)
+
+    monkeypatch.setattr(spectrum._lapack, "gram_spectra", counted)
     with threadpoolctl.threadpool_limits(3, "blas"):
         report = analyze(model, workers=2)
         assert blas_threads() == {3}
-    assert seen == [(Way.SCIPY, {1})] * 3
+    assert seen == [{1}] * 3
     assert {row.way for row in report} == {""}
 
 
@@ -117,13 +142,26 @@ def test_what_is_not_finite_is_found_out(bad):
     assert not found.eigenvalues[0].isfinite().all() or found.sum_error[0] != 0
 
 
-def test_a_wrong_spectrum_is_found_out(monkeypatch):
+def test_a_right_spectrum_passes():
     matrices = torch.randn(3, 200, 260)
     good = checked_esd(matrices, where=Way.SCIPY)
     assert not good.sum_error.any()
     assert not good.squares_error.any()
-    monkeypatch.setattr(spectrum, "gram_eigenvalues", lambda *args: gram_eigenvalues(*args) * 1.5)
-    assert (checked_esd(matrices, where=Way.SCIPY).sum_error > 0).all()
+
+
+@pytest.mark.parametrize("field", GramSpectra._fields)
+def test_whatever_is_wrong_is_found_out(field, monkeypatch):
+    matrices = torch.randn(3, 200, 260)
+    found = gram_spectra(matrices, torch.float32)
+    wrong = found._replace(**{field: getattr(found, field) * 1.01})
+    monkeypatch.setattr(spectrum._lapack, "gram_spectra", lambda *args: wrong)
+    errors = checked_esd(matrices, quick=True, where=Way.SCIPY)
+    assert ((errors.sum_error > 0) | (errors.squares_error > 0)).all()
+
+
+def test_it_starts_from_the_matrices():
+    with pytest.raises(ValueError, match="forms the Gram matrices itself"):
+        gram_eigenvalues(torch.eye(3)[None], Way.SCIPY)
 
 
 def test_the_table_sends_middling_sizes_this_way():
@@ -153,5 +191,5 @@ def test_without_scipy_torch_does_it(missing, monkeypatch):
     assert way_of(Problem("cpu", torch.float32, 300, 1, (2, 13), one_blas_thread=True)) is Way.CPU
     assert analyze(model)["weight"].alpha == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ImportError, match=re.escape('pip install "lightning-farms[scipy]"')):
-        gram_eigenvalues(torch.eye(3)[None], Way.SCIPY)
+        gram_spectra(torch.eye(3)[None], torch.float32)
     available.cache_clear()
