@@ -1,15 +1,18 @@
-"""From a layer's eigenvalues to its numbers, on the device, and from its numbers to its row of the report."""
+"""From layers' eigenvalues to their numbers, on the device, and from a layer's numbers to its row of the report."""
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_farms.analysis._decompose import Spectrum
+from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._leave_out import alphas_without, count_outliers
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -61,7 +64,7 @@ NUMBERS = (*METRICS, *_COUNTS)
 
 
 class _Tail(NamedTuple):
-    """Fits of a layer's spectra, one or one a block, and which of them hold."""
+    """Fits (..., F) of layers' spectra (..., F, N), one a layer or one a block, and which of them hold."""
 
     spectra: Tensor
     fit: PowerLawFit
@@ -70,17 +73,75 @@ class _Tail(NamedTuple):
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of the usable fits' values, NaN where there is none."""
-        return torch.where(self.usable, values, 0.0).sum() / self.usable.sum()
+        return torch.where(self.usable, values, 0.0).sum(-1) / self.usable.sum(-1)
+
+    def of_layer(self, index: int) -> _Tail:
+        """One of the layers."""
+        fit = PowerLawFit(*(each[index] for each in self.fit))
+        return _Tail(self.spectra[index], fit, self.usable[index], self.deficient[index])
 
 
-def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diagnostics) -> Tensor:
-    """The spectrum of a layer -> ``NUMBERS``; nothing waits for the device, but for a scan over xmin or diagnostics."""
-    eigenvalues = spectrum.eigenvalues * method.eigenvalue_scale(plan.weight.kind)
+def measure_each(
+    spectra: Mapping[int, Spectrum], plans: Mapping[int, Plan], method: SpectralMethod, wanted: Diagnostics
+) -> dict[int, Tensor | Exception]:
+    """``NUMBERS`` of every layer, or what is raised for it; those of one form are measured together."""
+    forms: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, spectrum in spectra.items():
+        forms[_form(spectrum, plans[index])].append(index)
+
+    def of(group: Sequence[int]) -> dict[int, Tensor]:
+        rows = measure([spectra[i] for i in group], [plans[i] for i in group], method, wanted)
+        return dict(zip(group, rows, strict=True))
+
+    found: dict[int, Tensor | Exception] = {}
+    for group in forms.values():
+        together = attempted(of, group)
+        if not isinstance(together, Exception):
+            found |= together
+            continue
+        for index in group:
+            alone = attempted(of, [index])
+            found |= {index: alone} if isinstance(alone, Exception) else alone
+    return found
+
+
+def _form(spectrum: Spectrum, plan: Plan) -> tuple[object, ...]:
+    """Layers that have it in common can be measured together."""
+    matrices, windows = plan.matrices, plan.windows
+    place = (spectrum.eigenvalues.device, spectrum.eigenvalues.shape, spectrum.way)
+    return (*place, plan.weight.kind, matrices.shape[-2:], matrices.is_complex(), windows.height, windows.width)
+
+
+def measure(spectra: Sequence[Spectrum], plans: Sequence[Plan], method: SpectralMethod, wanted: Diagnostics) -> Tensor:
+    """Spectra of L layers of one form -> (L, ``NUMBERS``), for each the same whichever others there are.
+
+    Nothing waits for the device, but for a scan over xmin or diagnostics.
+    """
+    plan = plans[0]
+    eigenvalues = torch.stack([each.eigenvalues for each in spectra]) * method.eigenvalue_scale(plan.weight.kind)
     tail = _fit(eigenvalues, plan, method)
-    numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((), math.nan))
+    numbers = dict.fromkeys(NUMBERS, eigenvalues.new_full((len(plans),), math.nan))
     numbers |= _fit_numbers(tail)
     numbers |= _norms(eigenvalues, tail, method)
-    numbers |= _draws(tail, plan.weight.name, method, wanted)
+    numbers |= _diagnosed(eigenvalues, tail, plans, method, wanted)
+    numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
+    numbers |= {name: torch.stack([getattr(each, name) for each in spectra]) for name in CHECKS}
+    numbers["way"] = eigenvalues.new_full((len(plans),), _WAYS.index(spectra[0].way))
+    return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS], dim=-1)
+
+
+def _diagnosed(
+    eigenvalues: Tensor, tail: _Tail, plans: Sequence[Plan], method: SpectralMethod, wanted: Diagnostics
+) -> dict[str, Tensor]:
+    """What is asked for besides, layer by layer."""
+    layers = [_details(each, tail.of_layer(i), plans[i], method, wanted) for i, each in enumerate(eigenvalues)]
+    return {name: torch.stack([numbers[name].to(eigenvalues) for numbers in layers]) for name in layers[0]}
+
+
+def _details(
+    eigenvalues: Tensor, tail: _Tail, plan: Plan, method: SpectralMethod, wanted: Diagnostics
+) -> dict[str, Tensor]:
+    numbers = _draws(tail, plan.weight.name, method, wanted)
     law = _law(eigenvalues, plan) if wanted.marchenko_pastur or wanted.outliers else None
     if law is not None:
         numbers |= _bulk(law)
@@ -88,53 +149,50 @@ def measure(spectrum: Spectrum, plan: Plan, method: SpectralMethod, wanted: Diag
         numbers |= _without_outliers(tail, law, plan, method)
     if wanted.distributions:
         numbers |= _other_laws(tail)
-    numbers["rounding"] = _rounding(eigenvalues, plan, tail.fit)
-    numbers |= {name: getattr(spectrum, name) for name in CHECKS}
-    numbers["way"] = eigenvalues.new_full((), _WAYS.index(spectrum.way))
-    return torch.stack([numbers[name].to(eigenvalues) for name in NUMBERS])
+    return numbers
 
 
 def _fit(eigenvalues: Tensor, plan: Plan, method: SpectralMethod) -> _Tail:
-    blocks, positions, count = eigenvalues.shape
+    layers, blocks, positions, count = eigenvalues.shape
     few = positions * count < MIN_EIGENVALUES and method.compat is None
     pooled = method.pools_blocks(plan.weight.kind, positions) or few
-    spectra = eigenvalues.reshape(1 if pooled else blocks, -1)
+    spectra = eigenvalues.reshape(layers, 1 if pooled else blocks, -1)
     fit = method.fit_tail(spectra)
     if method.compat is not None:
-        usable = fit.alpha.isfinite().all().expand_as(fit.alpha)
+        usable = fit.alpha.isfinite().all(-1, keepdim=True).expand_as(fit.alpha)
         return _Tail(spectra, fit, usable, torch.zeros_like(usable))
     deficient = fit.xmin <= _ZERO * max(plan.matrices.shape[-2:]) * spectra.amax(-1)
     return _Tail(spectra, fit, ~deficient & (fit.alpha <= _LARGEST_ALPHA), deficient)
 
 
 def _fit_numbers(tail: _Tail) -> dict[str, Tensor]:
-    usable = tail.usable.sum()
+    usable = tail.usable.sum(-1)
     return {
         "alpha": tail.mean(tail.fit.alpha),
         "ks_distance": tail.mean(tail.fit.ks_distance),
         "xmin": tail.mean(tail.fit.xmin),
-        "tail_size": tail.fit.tail_size.masked_fill(~tail.usable, 0).sum(),
+        "tail_size": tail.fit.tail_size.masked_fill(~tail.usable, 0).sum(-1),
         "standard_error": _in_quadrature(tail.fit.standard_error, tail.usable) / usable,
         "usable": usable,
-        "deficient": tail.deficient.sum(),
-        "fits": tail.spectra.new_full((), len(tail.spectra)),
+        "deficient": tail.deficient.sum(-1),
+        "fits": torch.full_like(usable, tail.spectra.shape[-2]),
     }
 
 
 def _norms(eigenvalues: Tensor, tail: _Tail, method: SpectralMethod) -> dict[str, Tensor]:
     """Means over windows; under compat those of the fitted spectra, as the authors have them."""
-    measured = eigenvalues if method.compat is None else tail.spectra
+    measured = eigenvalues.flatten(1, 2) if method.compat is None else tail.spectra
     largest = measured.amax(-1)
-    spectral = largest.mean()
+    spectral = largest.mean(-1)
     if method.compat is None:
         alpha_hat = tail.mean(tail.fit.alpha) * spectral.log10()
     else:
-        alpha_hat = (tail.fit.alpha * largest.log10()).mean()
+        alpha_hat = (tail.fit.alpha * largest.log10()).mean(-1)
     return {
         "spectral_norm": spectral,
-        "frobenius_norm_squared": measured.sum(-1).mean(),
-        "stable_rank": stable_rank(measured).nanmean(),
-        "effective_rank": effective_rank(measured).nanmean(),
+        "frobenius_norm_squared": measured.sum(-1).mean(-1),
+        "stable_rank": stable_rank(measured).nanmean(-1),
+        "effective_rank": effective_rank(measured).nanmean(-1),
         "alpha_hat": alpha_hat,
     }
 
@@ -158,7 +216,7 @@ def _draws(tail: _Tail, name: str, method: SpectralMethod, wanted: Diagnostics) 
 
 def _in_quadrature(errors: Tensor, usable: Tensor) -> Tensor:
     """Error of a sum of independent fits."""
-    return errors.masked_fill(~usable, 0).square().sum().sqrt()
+    return errors.masked_fill(~usable, 0).square().sum(-1).sqrt()
 
 
 def layer_seed(name: str, seed: int) -> int:
@@ -213,10 +271,10 @@ def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
     most, as those of the other eigenvalues are relatively smaller and average out. :math:`u` is what products that
     underflow add up to: m'n' times the smallest normal number.
     """
-    root_mean_square = eigenvalues.square().mean(-1).amax().sqrt()
+    root_mean_square = eigenvalues.square().mean(-1).amax((-2, -1)).sqrt().unsqueeze(-1)
     underflow = plan.windows.height * plan.windows.width * torch.finfo(torch.float32).tiny
     error = QUICK_ERROR * root_mean_square + underflow
-    return ((fit.alpha - 1).square() * error / fit.xmin).nan_to_num(torch.inf).amax()
+    return ((fit.alpha - 1).square() * error / fit.xmin).nan_to_num(torch.inf).amax(-1)
 
 
 def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:

@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis._decompose import Spectrum, decompose, decompose_again, one_thread_each, promoted
+from lightning_farms.analysis._decompose import decompose, decompose_again, one_thread_each, promoted
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed
-from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure
+from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure, measure_each
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
 from lightning_farms.analysis.apart import Part, model_config, weights_apart
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -307,7 +307,7 @@ class _Analysis:
         if [spectrum.sum_error.item(), spectrum.squares_error.item()] != _PASSED:
             return Failed(Failure.WRONG if any(error > 0 for error in errors) else Failure.NOT_DECOMPOSED)
         with one_thread_each():
-            numbers: list[float] = measure(spectrum, plan, self.method, self.diagnostics).tolist()
+            numbers: list[float] = measure([spectrum], [plan], self.method, self.diagnostics)[0].tolist()
         numbers[_CHECKS] = errors
         return spectrum.eigenvalues, numbers
 
@@ -319,12 +319,9 @@ class _Analysis:
             outcome = {i: each if isinstance(each, Exception) else each[i] for i, each in alone.items()}
         spectra, errors = _separated(outcome)
         with one_thread_each():  # sums over many eigenvalues depend on the number of threads
-            measured, more = _separated({i: attempted(self._measure, each, plans[i]) for i, each in spectra.items()})
+            measured, more = _separated(measure_each(spectra, plans, self.method, self.diagnostics))
         numbers = _on_host(measured)
         return {i: each.eigenvalues for i, each in spectra.items()}, errors | more | numbers
-
-    def _measure(self, spectrum: Spectrum, plan: Plan) -> Tensor:
-        return measure(spectrum, plan, self.method, self.diagnostics)
 
     def _twin(self, plan: Plan) -> Plan:
         """The layer with its entries shuffled, which gives it full rank."""

@@ -8,7 +8,7 @@ import torch
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerSpectrum, LayerWeight, WholeMatrix
 from lightning_farms.analysis._decompose import Spectrum
-from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure
+from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure, measure_each
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.analysis.layer_spectrum import ON_REQUEST
 from lightning_farms.functional import esd
@@ -25,13 +25,13 @@ def drawn(layer, seed=0):
 
 def spectra_of(layer, method):
     plan = plan_layer(layer, method)
-    return esd(slice_windows(layer.matrices, plan.windows)).movedim(1, 0), plan  # (blocks, P, k)
+    return esd(slice_windows(plan.matrices, plan.windows)).movedim(1, 0), plan  # (blocks, P, k)
 
 
 def numbers_of(layer, method=FARMS(), wanted=Diagnostics()):
     spectra, plan = spectra_of(layer, method)
     passed = torch.zeros((), dtype=torch.float64)
-    values = measure(Spectrum(spectra, passed, passed), plan, method, wanted)
+    (values,) = measure([Spectrum(spectra, passed, passed)], [plan], method, wanted)
     assert values.shape == (len(NUMBERS),)
     assert values.dtype == torch.float64
     return dict(zip(NUMBERS, values.tolist(), strict=True)), spectra.numpy(), plan
@@ -163,3 +163,53 @@ def test_seeds_are_the_layers_own():
     seeds = {layer_seed(name, seed) for name in ("a", "b", "a.b") for seed in (0, 1, 10)}
     assert len(seeds) == 9
     assert layer_seed("blocks.0", 0) == 3096906226  # the same on every machine and in every process
+
+
+ALL_DIAGNOSTICS = Diagnostics(bootstrap=10, p_value=10, marchenko_pastur=True, outliers=True, distributions=True)
+
+
+@pytest.mark.parametrize("wanted", [Diagnostics(), ALL_DIAGNOSTICS])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FARMS(),
+        FARMS(blocks="pooled"),
+        FARMS(fit="ks"),
+        WholeMatrix(),
+        WholeMatrix(fit="peak"),
+        FARMS(compat="official", window=8, steps=3),
+    ],
+)
+def test_equal_bits_whichever_layers_are_measured_together(method, wanted):
+    plans, spectra = {}, {}
+    for index, shape in enumerate([*[(9, 40, 14)] * 4, *[(9, 14, 40)] * 2, *[(1, 37, 41)] * 5, (1, 300, 300)]):
+        kind = "convolution" if shape[0] == 9 else "linear"
+        layer = LayerWeight(f"w{index}", kind, (*shape[1:], 3, 3)[: 4 if shape[0] == 9 else 2], torch.zeros(shape), ())
+        layer = drawn(layer, index)
+        if index in (1, 8):
+            layer.matrices[:, : shape[1] // 2] = 0  # some of the fits do not hold
+        found, plans[index] = spectra_of(layer, method)
+        errors = torch.tensor([0.0, index], dtype=torch.float64)
+        spectra[index] = Spectrum(found, *errors)
+    together = measure_each(spectra, plans, method, wanted)
+    for index, numbers in together.items():
+        (alone,) = measure([spectra[index]], [plans[index]], method, wanted)
+        assert numbers.nan_to_num(-1.0).equal(alone.nan_to_num(-1.0)), index
+        assert numbers[NUMBERS.index("squares_error")] == index
+
+
+def test_a_layer_that_cannot_be_measured_costs_no_other():
+    plans, spectra = {}, {}
+    for index in range(4):
+        found, plans[index] = spectra_of(drawn(LINEAR, index), FARMS())
+        spectra[index] = Spectrum(found, *torch.zeros(2, dtype=torch.float64))
+
+    class Failing(FARMS):
+        def fit_tail(self, eigenvalues):
+            if (eigenvalues == spectra[2].eigenvalues.amax()).any():
+                raise MemoryError("too much")
+            return super().fit_tail(eigenvalues)
+
+    found = measure_each(spectra, plans, Failing(), Diagnostics())
+    assert [type(each) for each in found.values()] == [torch.Tensor, torch.Tensor, MemoryError, torch.Tensor]
+    assert found[3].nan_to_num().equal(measure_each(spectra, plans, FARMS(), Diagnostics())[3].nan_to_num())

@@ -212,8 +212,8 @@ def test_rounding_is_a_bound(size, fit):
             passed = torch.zeros((), dtype=torch.float64)
             quick, exact = (
                 measure(
-                    Spectrum(esd(matrices.to(dtype), quick=True)[None], passed, passed), plan, method, Diagnostics()
-                )
+                    [Spectrum(esd(matrices.to(dtype), quick=True)[None], passed, passed)], [plan], method, Diagnostics()
+                )[0]
                 for dtype in (torch.float32, torch.float64)
             )
             assert abs(quick[0] - exact[0]) <= quick[ROUNDING], (kind, seed)

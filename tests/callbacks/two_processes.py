@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, engine
+from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, _measure, engine
 from lightning_farms.callbacks import (
     Control,
     LayerwiseLearningRate,
@@ -87,16 +87,16 @@ class Record(pl.Callback):
         self.result = {}
 
     def setup(self, trainer, pl_module, stage):
-        self.measure, self.full_tensor = engine.measure, DTensor.full_tensor
-        engine.measure = self._measure
+        self.measure, self.full_tensor = _measure.measure, DTensor.full_tensor
+        _measure.measure = self._measure
         DTensor.full_tensor = lambda tensor: self._full_tensor(tensor)
 
     def teardown(self, trainer, pl_module, stage):
-        engine.measure, DTensor.full_tensor = self.measure, self.full_tensor
+        _measure.measure, DTensor.full_tensor = self.measure, self.full_tensor
 
-    def _measure(self, eigenvalues, plan, *args, **kwargs):
-        self.measured.add(plan.weight.name)
-        return self.measure(eigenvalues, plan, *args, **kwargs)
+    def _measure(self, spectra, plans, *args, **kwargs):
+        self.measured.update(plan.weight.name for plan in plans)
+        return self.measure(spectra, plans, *args, **kwargs)
 
     def _full_tensor(self, tensor):
         full = self.full_tensor(tensor)
