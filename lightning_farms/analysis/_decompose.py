@@ -109,10 +109,10 @@ def compressed(plan: Plan, quick: bool) -> Plan:
         return plan
     dtype = working_type(plan.matrices.dtype, quick=quick)
     if side == "rows":
-        few = fewer_rows(plan.matrices, size).to(dtype)
-        return plan._replace(matrices=few, windows=plan.windows._replace(height=size))
-    few = fewer_rows(plan.matrices.mT, size).to(dtype).mT
-    return plan._replace(matrices=few, windows=plan.windows._replace(width=size))
+        few, windows = fewer_rows(plan.matrices, size), plan.windows._replace(height=size)
+    else:
+        few, windows = fewer_rows(plan.matrices.mT, size).mT, plan.windows._replace(width=size)
+    return plan._replace(matrices=few.to(dtype), windows=windows)
 
 
 # ---- cutting -------------------------------------------------------------------------------------------------------

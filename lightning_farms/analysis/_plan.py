@@ -60,12 +60,10 @@ class Plan(NamedTuple):
     @property
     def compressed_side(self) -> Literal["rows", "columns"] | None:
         """Which side of the matrices, whole in every window, can be made much shorter; None where neither can."""
-        rows, columns = self.matrices.shape[-2:]
-        if self.weight.rank is None:
+        if self.weight.rank is None or 2 * self.compressed_size >= self.gram_size:
             return None
-        if self.windows.height == rows and 2 * self.compressed_size < self.gram_size:
-            return "rows"
-        return "columns" if self.windows.width == columns and 2 * self.compressed_size < self.gram_size else None
+        rows, columns = self.matrices.shape[-2:]
+        return "rows" if self.windows.height == rows else "columns" if self.windows.width == columns else None
 
     def without_values(self) -> Plan:
         """The same from shapes and types only, which holds no memory."""

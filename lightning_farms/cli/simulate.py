@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import torch
 from jsonargparse import ArgumentParser
 
 from lightning_farms.cli._shell import failing_on, with_options
@@ -16,8 +16,6 @@ from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_is_shown
 from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SimulationConfig
-
-Device = Literal["cpu", "cuda", "auto"]
 
 _USER_MISTAKES = (ValueError, OSError, RuntimeError)
 _DESCRIPTION = """Simulate random 2D compressible flows on the periodic unit square, with the initial states and the
@@ -41,7 +39,7 @@ class SimulateOptions:
     target: Path
     config: SimulationConfig
     batch_size: int | None
-    device: Device
+    device: torch.device
     overwrite: bool
 
 
@@ -63,13 +61,15 @@ def _parse(args: list[str]) -> SimulateOptions:
         metavar="N",
         help="trajectories at once; by default as suits the device",
     )
-    parser.add_argument("--device", type=Device, default="auto", help="where to compute; auto: CUDA where there is any")
+    parser.add_argument(
+        "--device", type=str, default="auto", help="where to compute, such as cuda:1; auto: CUDA where there is any"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     given = parser.parse_args(args).as_dict()
     rest = {name: given.pop(name) for name in ("batch_size", "device", "overwrite")}
     target = Path(given.pop("target"))
     try:
-        chosen_device(rest["device"])
+        rest["device"] = chosen_device(rest["device"])
         check_at_least(1, batch_size=1 if rest["batch_size"] is None else rest["batch_size"])
         return SimulateOptions(target=target, config=SimulationConfig(**given), **rest)
     except ValueError as error:

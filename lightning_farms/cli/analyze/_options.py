@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from jsonargparse import ArgumentParser
 
 from lightning_farms.analysis.apart import Part
@@ -15,10 +16,10 @@ from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, Spectral
 from lightning_farms.analysis.outliers import RULE
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.cli._shell import with_options
+from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.eigensolvers import Where
 
 Format = Literal["table", "csv", "json"]
-Device = Literal["cpu", "cuda"]
 
 _DESCRIPTION = f"""Measure how heavy-tailed the spectrum of every weight matrix in a checkpoint is (alpha, by FARMS or
 on whole matrices). No model class is needed, and nothing in the file is run. The result
@@ -46,7 +47,7 @@ class AnalyzeOptions:
     plots: Path | None
     workspace: int
     workers: int | None
-    device: Device
+    device: torch.device
     where: Where
 
 
@@ -199,7 +200,7 @@ def _add_output(group: Any) -> None:  # noqa: ANN401
 def _add_resources(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--workspace", type=float, default=1.0, metavar="GIB", help="memory for windows, in GiB")
     group.add_argument("--workers", type=int, default=None, metavar="N", help="threads; by default PyTorch's")
-    group.add_argument("--device", type=Device, default="cpu", help="where to compute")
+    group.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda:1, or auto")
     group.add_argument(
         "--where", type=Where, default="auto", help="with --device cuda: where Gram matrices are decomposed"
     )
@@ -212,7 +213,6 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
         raise ValueError(f"Expected --workspace to be positive, but got {given['workspace']}.")
     if given["workers"] is not None and given["workers"] < 1:
         raise ValueError(f"Expected --workers to be at least 1, but got {given['workers']}.")
-    _check_device(given["device"])
     names = ("include", "exclude", "kinds", "min_size", "max_size", "embeddings", "low_rank_products", "layout")
     return AnalyzeOptions(
         file=Path(given["file"]),
@@ -239,7 +239,7 @@ def _options(given: dict[str, Any]) -> AnalyzeOptions:
         plots=_path(given["plots"]),
         workspace=max(1, int(given["workspace"] * 2**30)),
         workers=given["workers"],
-        device=given["device"],
+        device=chosen_device(given["device"]),
         where=given["where"],
     )
 
@@ -253,13 +253,6 @@ def _method(given: dict[str, Any]) -> SpectralMethod:
     if superfluous:
         raise ValueError(f"{', '.join(superfluous)}: of no use with --method whole, which has no windows.")
     return WholeMatrix(fit=given["fit"], compat=given["compat"])
-
-
-def _check_device(device: Device) -> None:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here.")
 
 
 def _format_of(out: str | None) -> Format:

@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, device
 
 from lightning_farms.analysis.apart import weights_apart
 from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights
@@ -166,8 +166,8 @@ def _report(
         )
 
 
-def _on_device(weights: Iterator[LayerWeight], device: str) -> Iterator[LayerWeight]:
-    return (weight._replace(matrices=weight.matrices.to(device)) for weight in weights)
+def _on_device(weights: Iterator[LayerWeight], place: device) -> Iterator[LayerWeight]:
+    return (weight._replace(matrices=weight.matrices.to(place)) for weight in weights)
 
 
 def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
