@@ -53,7 +53,7 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     [
         (["--data.val_fraction=0.34"], "test", 1),
         ([], "validation", 1),
-        (["--data.test_fraction=0.75", "--data.batch_size=2", "--trainer.limit_val_batches=1"], "validation", 2),
+        (["--data.test_fraction=0.75", "--data.batch_size=2", "--trainer.limit_val_batches=0.5"], "validation", 2),
         (["--trainer.fast_dev_run=1"], "", 0),
         (["--data.val_fraction=0.34", "--trainer.limit_test_batches=0"], "", 0),
     ],
