@@ -13,7 +13,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_farms.analysis import FARMS, Diagnostics, LayerWeight, Selection, WholeMatrix, analyze, analyze_weights
+from lightning_farms.analysis import (
+    FARMS,
+    Diagnostics,
+    LayerWeight,
+    Selection,
+    WholeMatrix,
+    _decompose,
+    analyze,
+    analyze_weights,
+)
 from lightning_farms.analysis._decompose import decompose as decompose_checked
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.functional.eigensolvers import Way
@@ -302,9 +311,12 @@ def test_a_worker_keeps_its_one_thread_when_another_thread_sets_more(monkeypatch
 
 def test_all_workers_decompose_a_large_window_together(monkeypatch):
     """A circulant matrix has the squared Fourier coefficients of its first row as eigenvalues of its Gram matrix."""
-    row = torch.randn(2052)
-    circulant = row[(torch.arange(2052) - torch.arange(2052)[:, None]) % 2052]
-    large = plan_layer(LayerWeight("w", "linear", (2052, 2052), circulant[None], ()), WholeMatrix())
+    assert not _decompose._for_all_workers(Way.CPU, 2048)
+    assert _decompose._for_all_workers(Way.CPU, 2049)
+    monkeypatch.setattr(_decompose, "_SIDE_BY_SIDE", 250)
+    row = torch.randn(252)
+    circulant = row[(torch.arange(252) - torch.arange(252)[:, None]) % 252]
+    large = plan_layer(LayerWeight("w", "linear", (252, 252), circulant[None], ()), WholeMatrix())
     plans = {0: plan_of(1, 60, 60), 1: large, 2: plan_of(1, 60, 60)}
     threads, eigvalsh = {}, torch.linalg.eigvalsh
 
@@ -315,11 +327,11 @@ def test_all_workers_decompose_a_large_window_together(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigvalsh", noted)
     before = torch.get_num_threads()
     together = [decompose(plans, quick=True, workspace=GIB, workers=2) for _ in range(2)]
-    assert threads == {60: {1}, 2052: {2}}
+    assert threads == {60: {1}, 252: {2}}
     assert torch.get_num_threads() == before
     alone = decompose({1: large}, quick=True, workspace=GIB, workers=2)
     by_one = decompose(plans, quick=True, workspace=GIB, workers=1)
-    assert threads == {60: {1}, 2052: {1, 2}}
+    assert threads == {60: {1}, 252: {1, 2}}
     expected = np.sort(np.abs(np.fft.fft(row.double().numpy())) ** 2)
     for spectra in (*together, by_one):
         np.testing.assert_allclose(spectra[1].flatten().numpy(), expected, rtol=0, atol=1e-5 * expected.max())
