@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What PyTorch raises where a decomposition does not converge."""
+
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _NAMES = {
     torch.float32: ("ssyrk", "ssytrd", "ssterf"),
@@ -24,7 +27,6 @@ _NAMES = {
     torch.complex64: ("cherk", "chetrd", "ssterf"),
     torch.complex128: ("zherk", "zhetrd", "dsterf"),
 }
-_DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _BLOCK = 32  # columns that are reduced together; LAPACK's own choice
 
 
@@ -166,7 +168,7 @@ class _WorkSpace:
         self._routines.reduce(byref(self._upper), n, matrix, n, d, e, tau, work, byref(free), byref(info))
         self._routines.values(n, d, e, byref(info))
         if info.value:
-            raise _DecompositionError(f"The eigenvalues of a matrix of size {size} did not converge.")
+            raise DecompositionError(f"The eigenvalues of a matrix of size {size} did not converge.")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lightning_farms.functional import _lapack
 Where = Literal["auto", "device", "host"]
 """Where eigenvalues of matrices on a device are computed: as the table has it, there, or on the host's processor."""
 
-DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+DecompositionError = _lapack.DecompositionError
 """What PyTorch raises where a decomposition does not converge."""
 
 PADDED_TO = 4
