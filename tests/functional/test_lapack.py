@@ -88,13 +88,13 @@ def test_equal_bits_wherever_a_matrix_lies_and_whoever_shares_the_call(size, dty
     def esd(matrices):
         return checked_esd(matrices, where=Way.SCIPY).eigenvalues
 
-    together = esd(matrices)
-    for offset in range(3):
-        flat = torch.empty(matrices[1].numel() + offset, dtype=dtype)[offset:]
-        moved = flat.view(size, size + 7).copy_(matrices[1])
-        assert esd(moved).equal(together[1])
-    assert esd(matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)).equal(together)
     with one_blas_thread(), ThreadPoolExecutor(3) as pool:
+        together = esd(matrices)
+        for offset in range(3):
+            flat = torch.empty(matrices[1].numel() + offset, dtype=dtype)[offset:]
+            moved = flat.view(size, size + 7).copy_(matrices[1])
+            assert esd(moved).equal(together[1])
+        assert esd(matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)).equal(together)
         for values, expected in zip(pool.map(esd, matrices), together, strict=True):
             assert values.equal(expected)
 
