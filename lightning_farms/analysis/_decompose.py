@@ -15,8 +15,15 @@ from torch import Tensor
 from lightning_farms.analysis._compression import fewer_rows
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
+from lightning_farms.functional._lapack import is_interleaved
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
-from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd_by_singular_values, working_type
+from lightning_farms.functional.spectrum import (
+    CheckedSpectrum,
+    checked_esds,
+    esd_by_singular_values,
+    promoted_type,
+    working_type,
+)
 
 _JOBS_A_WORKER = 32  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
@@ -122,7 +129,9 @@ def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, whe
     """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, plan in plans.items():
-        groups[plan.matrices.device, _promoted_type(plan.matrices), plan.windows.height, plan.windows.width].append(key)
+        groups[
+            plan.matrices.device, promoted_type(plan.matrices.dtype), plan.windows.height, plan.windows.width
+        ].append(key)
     ways = [_way([plans[key] for key in keys], quick, where) for keys in groups.values()]
     shared = sum(
         plans[key].cost for way, keys in zip(ways, groups.values(), strict=True) if _for_workers(way) for key in keys
@@ -165,7 +174,7 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
     pieces: list[tuple[int, Tensor]] = []
     queued = 0
     for key, each in plans.items():
-        together = min(fitting, len(each.matrices)) if _interleaved(each.matrices) else 1
+        together = min(fitting, len(each.matrices)) if is_interleaved(each.matrices) else 1
         for views in _views(each, max(most, together)):
             if pieces and queued + len(views) > most:
                 yield _Job(pieces, queued * cost, queued * size, way)
@@ -189,27 +198,6 @@ def _views(plan: Plan, most: int) -> Iterator[Tensor]:
         for column in windows.column_starts:
             block = plan.matrices[:, row : row + windows.height, column : column + windows.width]
             yield from block.split(most)
-
-
-def _interleaved(matrices: Tensor) -> bool:
-    """Whether to read one of the matrices is to read all, as with those of a convolution's positions."""
-    return 1 not in matrices.stride()[-2:]
-
-
-def _joined(views: list[Tensor]) -> Tensor:
-    """The windows in one tensor."""
-    return torch.cat([promoted(each) for each in views])
-
-
-def promoted(matrices: Tensor) -> Tensor:
-    """Half precision and less as float32, so that types can be joined and summed."""
-    return matrices.to(_promoted_type(matrices))
-
-
-def _promoted_type(matrices: Tensor) -> torch.dtype:
-    if matrices.dtype in (torch.float64, torch.complex128):
-        return matrices.dtype
-    return torch.complex64 if matrices.is_complex() else torch.float32
 
 
 # ---- doing ---------------------------------------------------------------------------------------------------------
@@ -265,16 +253,13 @@ def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectru
 
 
 def _joint_spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
-    if way is Way.SCIPY:  # which copies window by window
-        gathered = (each.contiguous() if _interleaved(each) else each for each in pieces)
-        return [checked_esd(each, quick=quick, where=way) for each in gathered]
-    lengths = [len(each) for each in pieces]
-    parts = (each.split(lengths) for each in checked_esd(_joined(pieces), quick=quick, where=way))
+    joined = checked_esds(pieces, quick=quick, where=way)
+    parts = (each.split([len(piece) for piece in pieces]) for each in joined)
     return [CheckedSpectrum(*each) for each in zip(*parts, strict=True)]
 
 
 def _one_by_one(windows: Sequence[Tensor], quick: bool, way: Way) -> CheckedSpectrum:
-    return _together([checked_esd(promoted(window), quick=quick, where=way) for window in windows])
+    return _together([checked_esds([window], quick=quick, where=way) for window in windows])
 
 
 @contextmanager

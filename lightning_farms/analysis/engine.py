@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.analysis._decompose import decompose, decompose_again, one_thread_each, promoted
+from lightning_farms.analysis._decompose import decompose, decompose_again, one_thread_each
 from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed
 from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure, measure_each
@@ -31,6 +31,7 @@ from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.common.texts import listed
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.functional.random_matrix import shuffle_entries
+from lightning_farms.functional.spectrum import promoted
 
 WORKSPACE = 2**30
 """Default bytes of an analysis for copies of windows, Gram matrices and decompositions: 1 GiB."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import byref
 from functools import cache
@@ -20,7 +21,9 @@ from torch import Tensor
 DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 """What PyTorch raises where a decomposition does not converge."""
 
-_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+BOUNDARY = 64
+"""Bytes, to which PyTorch aligns what it allocates on the CPU."""
+
 _NAMES = {
     torch.float32: ("ssyrk", "ssytrd", "ssterf"),
     torch.float64: ("dsyrk", "dsytrd", "dsterf"),
@@ -28,6 +31,7 @@ _NAMES = {
     torch.complex128: ("zherk", "zhetrd", "dsterf"),
 }
 _BLOCK = 32  # columns that are reduced together; LAPACK's own choice
+_ROWS = 16  # of a convolution's positions that are copied together: some hundred KiB
 
 
 class _Routines(NamedTuple):
@@ -91,10 +95,10 @@ def _function(library: object, name: str, arguments: int) -> Callable[..., None]
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
-def gram_spectra(matrices: Tensor, dtype: torch.dtype) -> GramSpectra:
-    """Of matrices (b, k, n) on the CPU, k <= n, of any type, worked on in the given one.
+def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
+    """Of batches of matrices (b, k, n) on the CPU, k <= n, of any type, worked on in the given one: all of them joined.
 
-    The bits depend on the entries alone: every matrix is copied to the same place.
+    The bits depend on the entries alone: every matrix is where a cache line begins, or copied to the same place.
 
     Raises:
         ImportError: SciPy or threadpoolctl is not there.
@@ -102,83 +106,146 @@ def gram_spectra(matrices: Tensor, dtype: torch.dtype) -> GramSpectra:
     """
     if not available():
         raise ImportError('Eigenvalues by SciPy need it: pip install "lightning-farms[scipy]"')
-    count, size, length = matrices.shape
-    copy, work = torch.empty(size, length, dtype=dtype, device="cpu"), _WorkSpace(size, dtype)
-    found, rows, gram_rows, diagonals = torch.empty(4, count, size, dtype=_REAL.get(dtype, dtype), device="cpu")
+    count, (size, length) = sum(map(len, batches)), batches[0].shape[-2:]
+    work, results = _work_space(size, length, dtype), torch.empty(3, count, size, dtype=dtype.to_real(), device="cpu")
+    found, rows, gram_rows = results
     exponents = torch.zeros(count, dtype=torch.float64, device="cpu")
-    for index, matrix in enumerate(matrices):
-        torch.linalg.vector_norm(copy.copy_(matrix), dim=-1, out=rows[index])
-        if exponent := _exponent(copy, rows[index]):
-            torch.linalg.vector_norm(copy.mul_(2.0**-exponent), dim=-1, out=rows[index])
-            exponents[index] = exponent
-        work.multiply(copy)
-        torch.linalg.vector_norm(work.gram, dim=-1, out=gram_rows[index])
-        diagonals[index] = work.gram.diagonal().real
-        work.decompose(found[index])
+    places = zip(range(count), found.unbind(), gram_rows.unbind(), strict=True)
+    for batch, norms in zip(batches, rows.split([len(each) for each in batches]), strict=True):
+        matrices = work.gathered(batch) if is_interleaved(batch) else batch
+        row_norms(matrices, out=norms)
+        for matrix, row, within in zip(matrices.unbind(), norms, _within_limits(norms), strict=True):
+            index, values, gram_row = next(places)
+            given = work.placed(matrix, copied=not within)
+            if not within and (exponent := _exponent(given)):
+                row_norms(given.mul_(2.0**-exponent), out=row)
+                exponents[index] = exponent
+            work.multiply(given)
+            torch.linalg.vector_norm(work.gram_as_real, dim=-1, out=gram_row)
+            work.decompose(values)
     scale = torch.exp2(2 * exponents)
-    norm, triangle, diagonal = (each.to(torch.float64).square().sum(-1) for each in (rows, gram_rows, diagonals))
-    gram_norm = (2 * triangle - diagonal) / norm.clamp(min=torch.finfo(torch.float64).tiny)
+    squares, triangles = (each.to(torch.float64).square() for each in (rows, gram_rows))
+    norm = squares.sum(-1)
+    gram_norm = (2 * triangles.sum(-1) - squares.square().sum(-1)) / norm.clamp(min=torch.finfo(torch.float64).tiny)
     return GramSpectra(found.to(torch.float64) * scale.unsqueeze(-1), norm * scale, gram_norm * scale)
 
 
-def _exponent(matrix: Tensor, rows: Tensor) -> int:
-    """Of two, to divide a matrix with rows of these norms by, where squares of G's entries could over- or underflow.
+def is_interleaved(matrices: Tensor) -> bool:
+    """Whether to read one of the matrices is to read all, as with those of a convolution's positions."""
+    return 1 not in matrices.stride()[-2:]
 
-    The limits are those of LAPACK's drivers. It is 0 for zeros, and for what is not finite.
+
+def row_norms(matrices: Tensor, out: Tensor | None = None) -> Tensor:
+    """(..., m): of (..., m, n), in the real type of what is given, or that of ``out``; no roots of complex numbers."""
+    real, dtype = as_real(matrices.resolve_conj()), None if out is None else out.dtype
+    norms: Tensor = torch.linalg.vector_norm(real, dim=-1, dtype=dtype, out=out)
+    return norms
+
+
+def as_real(matrices: Tensor) -> Tensor:
+    """Complex numbers (..., n) as pairs of real ones (..., 2 n)."""
+    return torch.view_as_real(matrices).flatten(-2) if matrices.is_complex() else matrices
+
+
+def _within_limits(norms: Tensor) -> list[bool]:
+    """Whether squares of a Gram matrix's entries are sure not to over- or underflow, by the limits of LAPACK's drivers.
+
+    Not where something is not finite.
     """
-    limits = torch.finfo(matrix.dtype)
+    limits, largest = torch.finfo(norms.dtype), norms.amax(-1)
     least = (limits.tiny / limits.eps) ** 0.25
-    if least < rows.amax().item() < 1 / least:
-        return 0
+    within: list[bool] = ((largest > least) & (largest < 1 / least)).tolist()
+    return within
+
+
+def _exponent(matrix: Tensor) -> int:
+    """Of two, to divide a matrix by so that its largest entry is about one; 0 for zeros, and what is not finite."""
     largest = matrix.abs().amax().item()
     if largest == 0 or not math.isfinite(largest):
         return 0
-    most = int(math.log2(limits.max)) - 1
+    most = int(math.log2(torch.finfo(matrix.dtype).max)) - 1
     return max(-most, min(math.frexp(largest)[1], most))
 
 
 class _WorkSpace:
-    """For matrices of one size and type, one after another."""
+    """For matrices (k, n) of one size and type, one after another."""
 
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, size: int, length: int, dtype: torch.dtype) -> None:
         self._routines = _routines(dtype)
+        self._copy = torch.empty(size, length, dtype=dtype, device="cpu")
+        self._gathered = self._copy.new_empty(0)
         self._scratch = torch.zeros(size + 1 + _BLOCK, size, dtype=dtype, device="cpu")
-        self._beside = torch.empty(size, dtype=_REAL.get(dtype, dtype), device="cpu")
-        self._number = ctypes.c_double if self._beside.dtype == torch.float64 else ctypes.c_float
-        self._size, self._upper = ctypes.c_int(size), ctypes.c_char(b"U")
+        self._beside = torch.empty(size, dtype=dtype.to_real(), device="cpu")
+        # (k, k): the lower triangle, which is LAPACK's upper one, as it counts by columns; zeros above it
+        self.gram_as_real = as_real(self._scratch[:size])
+        number = ctypes.c_double if self._beside.dtype == torch.float64 else ctypes.c_float
+        self._numbers = tuple(byref(number(each)) for each in (1, 0))
+        self._sizes = tuple(byref(ctypes.c_int(each)) for each in (size, length, _BLOCK * size))
+        self._letters = tuple(byref(ctypes.c_char(each)) for each in (b"U", b"C"))
+        self._addresses = tuple(self._scratch[row].data_ptr() for row in (0, size, size + 1))
+        self._info = ctypes.c_int(0)
 
-    @property
-    def gram(self) -> Tensor:
-        """(k, k): the lower triangle, which is LAPACK's upper one, as it counts by columns; zeros above it."""
-        return self._scratch[: -1 - _BLOCK]
+    def gathered(self, matrices: Tensor) -> Tensor:
+        """Matrices that are interleaved, copied apart by rows, so that what a read brings into the cache is used."""
+        if len(self._gathered) < len(matrices):
+            self._gathered = self._copy.new_empty(matrices.shape)
+        apart = self._gathered[: len(matrices)]
+        for into, rows in zip(apart.split(_ROWS, 1), matrices.split(_ROWS, 1), strict=True):
+            into.copy_(rows)
+        return apart
+
+    def placed(self, matrix: Tensor, *, copied: bool) -> Tensor:
+        """The matrix, or a copy: to be changed, or if it lies where the bits of products could be others."""
+        ready = matrix.dtype == self._copy.dtype and matrix.is_contiguous() and matrix.data_ptr() % BOUNDARY == 0
+        return self._copy.copy_(matrix) if copied or not ready or matrix.is_conj() or matrix.is_neg() else matrix
 
     def multiply(self, matrix: Tensor) -> None:
         """Form the Gram matrix of a contiguous (k, n), which for BLAS is its transpose."""
-        n, length, conjugated = byref(self._size), byref(ctypes.c_int(matrix.shape[-1])), byref(ctypes.c_char(b"C"))
-        one, zero = byref(self._number(1)), byref(self._number(0))
-        given, gram = matrix.data_ptr(), self._scratch.data_ptr()
-        self._routines.multiply(byref(self._upper), conjugated, n, length, one, given, length, zero, gram, n)
+        (n, length, _), (upper, conjugated), (one, zero) = self._sizes, self._letters, self._numbers
+        given, gram = matrix.data_ptr(), self._addresses[0]
+        self._routines.multiply(upper, conjugated, n, length, one, given, length, zero, gram, n)
 
     def decompose(self, values: Tensor) -> None:
         """Write the eigenvalues (k) of the Gram matrix, which is lost."""
-        size = self._size.value
-        free, info = ctypes.c_int(_BLOCK * size), ctypes.c_int(0)
-        matrix, tau, work = (self._scratch[row].data_ptr() for row in (0, size, size + 1))
-        n, d, e = byref(self._size), values.data_ptr(), self._beside.data_ptr()
-        self._routines.reduce(byref(self._upper), n, matrix, n, d, e, tau, work, byref(free), byref(info))
-        self._routines.values(n, d, e, byref(info))
-        if info.value:
-            raise DecompositionError(f"The eigenvalues of a matrix of size {size} did not converge.")
+        (n, _, free), (matrix, tau, work), info = self._sizes, self._addresses, byref(self._info)
+        d, e = values.data_ptr(), self._beside.data_ptr()
+        self._routines.reduce(self._letters[0], n, matrix, n, d, e, tau, work, free, info)
+        self._routines.values(n, d, e, info)
+        if self._info.value:
+            raise DecompositionError(f"The eigenvalues of a matrix of size {len(values)} did not converge.")
+
+
+class _OfThread(threading.local):
+    """The work space that a thread used last: the next matrices are mostly of the same size."""
+
+    key: tuple[int, int, torch.dtype] | None = None
+    space: _WorkSpace | None = None
+
+
+_OF_THREAD = _OfThread()
+
+
+def _work_space(size: int, length: int, dtype: torch.dtype) -> _WorkSpace:
+    if _OF_THREAD.space is None or _OF_THREAD.key != (size, length, dtype):
+        _OF_THREAD.space = None  # so that there are never two
+        _OF_THREAD.key, _OF_THREAD.space = (size, length, dtype), _WorkSpace(size, length, dtype)
+    return _OF_THREAD.space
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread for BLAS, in the process: for one caller at a time, which leaves in the thread in which it entered."""
+    """One thread for BLAS, in the process: for one caller at a time, which leaves in the thread in which it entered.
+
+    The thread's work space is let go.
+    """
     if not available():
         yield
         return
-    with _controller().limit(limits=1, user_api="blas"):
-        yield
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _OF_THREAD.space = None
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,6 @@ CHECK_TOLERANCE = 16.0
 """Relative deviation that rounding may cause in a check of a spectrum, see :func:`checked_esd`, by
 eps (sqrt(m) + sqrt(n)): at most 1.5 of it was seen, over sizes, types, scales and kinds of matrices."""
 
-_BOUNDARY = 64  # bytes, to which torch aligns what it allocates
 _GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
 
 
@@ -131,7 +131,8 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
     dtype = working_type(matrices.dtype, quick=quick)
     way = _way(wide, dtype, where)
     if way is Way.SCIPY:
-        return _one_by_one(wide, dtype)
+        found = _one_by_one([wide.reshape(-1, *wide.shape[-2:])], dtype)
+        return CheckedSpectrum(*(each.reshape(wide.shape[:-2] + each.shape[1:]) for each in found))
     copies = _aligned(wide, dtype) if wide.device.type == "cpu" else wide.to(dtype).unsqueeze(0)
     with torch.autocast(wide.device.type, enabled=False):
         gram = _upper_gram(copies)
@@ -141,6 +142,19 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
     return CheckedSpectrum(eigenvalues.squeeze(0).clamp(min=0.0), *errors)
 
 
+def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
+    """The spectra of several batches of matrices (b, m, n) of one size, joined, as :func:`checked_esd` finds them.
+
+    Example:
+        >>> checked_esds([torch.eye(2)[None], 3 * torch.eye(2)[None]]).eigenvalues
+        tensor([[1., 1.],
+                [9., 9.]], dtype=torch.float64)
+    """
+    if where is Way.SCIPY:  # which copies them one by one
+        return _one_by_one([_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick))
+    return checked_esd(torch.cat([promoted(each) for each in batches]), quick=quick, where=where)
+
+
 def _way(wide: Tensor, dtype: torch.dtype, where: Where | Way) -> Way:
     if isinstance(where, Way):
         return where
@@ -148,10 +162,9 @@ def _way(wide: Tensor, dtype: torch.dtype, where: Where | Way) -> Way:
     return way_of(problem_of(wide.device, dtype, wide.shape[-2], math.prod(wide.shape[:-2]), grad=grad), where)
 
 
-def _one_by_one(wide: Tensor, dtype: torch.dtype) -> CheckedSpectrum:
-    found = _lapack.gram_spectra(wide.reshape(-1, *wide.shape[-2:]), dtype)
-    eigenvalues, norm, gram_norm = (each.reshape(wide.shape[:-2] + each.shape[1:]) for each in found)
-    errors = _errors_of_norms(eigenvalues, norm, gram_norm, wide.shape[-2:], dtype)
+def _one_by_one(batches: Sequence[Tensor], dtype: torch.dtype) -> CheckedSpectrum:
+    eigenvalues, norm, gram_norm = _lapack.gram_spectra(batches, dtype)
+    errors = _errors_of_norms(eigenvalues, norm, gram_norm, batches[0].shape[-2:], dtype)
     return CheckedSpectrum(eigenvalues.clamp(min=0.0), *errors)
 
 
@@ -228,8 +241,7 @@ def _underflow(shape: torch.Size, dtype: torch.dtype) -> float:
 
 def _squared_norm(matrices: Tensor) -> Tensor:
     """Squared Frobenius norms in float64: rows first, in the type the matrices have, so that none is copied."""
-    rows: Tensor = torch.linalg.vector_norm(matrices, dim=-1)
-    return rows.to(torch.float64).square().sum(-1)
+    return _lapack.row_norms(matrices).to(torch.float64).square().sum(-1)
 
 
 def _squared_gram_norm(upper: Tensor, scale: Tensor) -> Tensor:
@@ -265,7 +277,7 @@ def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
     above, right = -height % PADDED_TO, -width % PADDED_TO
     if not (above or right):
         copies = wide.to(dtype).resolve_conj().resolve_neg().contiguous().unsqueeze(0)
-        return copies if copies.data_ptr() % _BOUNDARY == 0 else copies.clone()
+        return copies if copies.data_ptr() % _lapack.BOUNDARY == 0 else copies.clone()
     copies = wide.new_zeros(1, *wide.shape[:-2], height + above, width + right, dtype=dtype)
     copies[0, ..., above:, :width] = wide
     return copies
@@ -301,6 +313,18 @@ def working_type(dtype: torch.dtype, *, quick: bool) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex64 if single else torch.complex128
     return torch.float32 if single else torch.float64
+
+
+def promoted(matrices: Tensor) -> Tensor:
+    """Half precision and less as float32, so that types can be joined and summed."""
+    return matrices.to(promoted_type(matrices.dtype))
+
+
+def promoted_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that :func:`promoted` gives."""
+    if dtype in (torch.float64, torch.complex128):
+        return dtype
+    return torch.complex64 if dtype.is_complex else torch.float32
 
 
 def _float32_products_are_exact() -> bool:

@@ -32,9 +32,9 @@ def by_numpy(matrices):
 @pytest.mark.parametrize("size", [1, 2, 5, 31, 64, 200])
 def test_spectra_and_norms_are_numpys(size, dtype, scale):
     matrices = torch.randn(3, size, size + 3, dtype=dtype) * scale
-    found = gram_spectra(matrices, dtype)
+    found = gram_spectra([matrices], dtype)
     expected = by_numpy(matrices)
-    tolerance = 4 * size**0.5 * torch.finfo(dtype).eps
+    tolerance = 6 * size**0.5 * torch.finfo(dtype).eps
     error = (found.eigenvalues - expected).abs().amax(-1) / expected.amax(-1)
     assert (error <= tolerance).all()
     assert (found.eigenvalues.diff() >= 0).all()
@@ -45,38 +45,38 @@ def test_spectra_and_norms_are_numpys(size, dtype, scale):
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e140])
 def test_far_from_one_in_double_precision(scale):
     matrices = torch.randn(2, 20, 30, dtype=torch.float64)
-    expected, found = gram_spectra(matrices, torch.float64), gram_spectra(matrices * scale, torch.float64)
+    expected, found = gram_spectra([matrices], torch.float64), gram_spectra([matrices * scale], torch.float64)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other * scale * scale, rtol=1e-13, atol=0)
 
 
 def test_matrices_of_many_scales_in_one_call():
     matrices = torch.randn(5, 20, 20) * torch.tensor([1.0, 1e-25, 1.0, 1e25, 0.0]).view(-1, 1, 1)
-    found = gram_spectra(matrices, torch.float32)
+    found = gram_spectra([matrices], torch.float32)
     for index, matrix in enumerate(matrices):
         assert [each[index].tolist() for each in found] == [
-            each[0].tolist() for each in gram_spectra(matrix[None], torch.float32)
+            each[0].tolist() for each in gram_spectra([matrix[None]], torch.float32)
         ]
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
 def test_what_is_stored_is_worked_on_in_the_type_that_is_asked_for(stored):
     matrices = torch.randn(2, 40, 50).to(stored)
-    assert gram_spectra(matrices, torch.float64)[0].equal(gram_spectra(matrices.double(), torch.float64)[0])
-    assert gram_spectra(matrices.mT[:, :40], torch.float32)[0].equal(
-        gram_spectra(matrices.mT[:, :40].contiguous().float(), torch.float32)[0]
+    assert gram_spectra([matrices], torch.float64)[0].equal(gram_spectra([matrices.double()], torch.float64)[0])
+    assert gram_spectra([matrices.mT[:, :40]], torch.float32)[0].equal(
+        gram_spectra([matrices.mT[:, :40].contiguous().float()], torch.float32)[0]
     )
 
 
 def test_special_matrices():
-    of_zeros = gram_spectra(torch.zeros(1, 30, 30), torch.float32)
+    of_zeros = gram_spectra([torch.zeros(1, 30, 30)], torch.float32)
     assert all(not each.any() for each in of_zeros)
-    assert gram_spectra(torch.eye(30)[None], torch.float32)[0].equal(torch.ones(1, 30, dtype=torch.float64))
-    found = gram_spectra(torch.arange(30.0).diag()[None], torch.float32).eigenvalues
+    assert gram_spectra([torch.eye(30)[None]], torch.float32)[0].equal(torch.ones(1, 30, dtype=torch.float64))
+    found = gram_spectra([torch.arange(30.0).diag()[None]], torch.float32).eigenvalues
     torch.testing.assert_close(found, torch.arange(30.0, dtype=torch.float64)[None].square())
     conjugated = torch.randn(1, 9, 12, dtype=torch.complex64)
-    assert gram_spectra(conjugated.conj(), torch.complex64)[0].equal(
-        gram_spectra(conjugated.conj().resolve_conj(), torch.complex64)[0]
+    assert gram_spectra([conjugated.conj()], torch.complex64)[0].equal(
+        gram_spectra([conjugated.conj().resolve_conj()], torch.complex64)[0]
     )
 
 
@@ -104,7 +104,7 @@ def blas_threads():
 
 
 def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
-    gram_spectra(torch.eye(8)[None], torch.float32)  # so that SciPy's library is there
+    gram_spectra([torch.eye(8)[None]], torch.float32)  # so that SciPy's library is there
     with threadpoolctl.threadpool_limits(3, "blas"):
         with one_blas_thread():
             assert blas_threads() == {1}
@@ -113,15 +113,15 @@ def test_blas_has_one_thread_meanwhile_and_its_own_number_afterwards():
 
 def test_what_does_not_converge_is_an_error():
     with pytest.raises(torch.linalg.LinAlgError, match="did not converge"):
-        gram_spectra(torch.full((1, 8, 8), torch.nan), torch.float32)
+        gram_spectra([torch.full((1, 8, 8), torch.nan)], torch.float32)
 
 
 def test_an_analysis_holds_blas_to_one_thread(monkeypatch):
     seen, model = [], torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(3)])
 
-    def counted(matrices, dtype):
+    def counted(batches, dtype):
         seen.append(blas_threads())
-        return gram_spectra(matrices, dtype)
+        return gram_spectra(batches, dtype)
 
     monkeypatch.setattr(spectrum._lapack, "gram_spectra", counted)
     with threadpoolctl.threadpool_limits(3, "blas"):
@@ -152,7 +152,7 @@ def test_a_right_spectrum_passes():
 @pytest.mark.parametrize("field", GramSpectra._fields)
 def test_whatever_is_wrong_is_found_out(field, monkeypatch):
     matrices = torch.randn(3, 200, 260)
-    found = gram_spectra(matrices, torch.float32)
+    found = gram_spectra([matrices], torch.float32)
     wrong = found._replace(**{field: getattr(found, field) * 1.01})
     monkeypatch.setattr(spectrum._lapack, "gram_spectra", lambda *args: wrong)
     errors = checked_esd(matrices, quick=True, where=Way.SCIPY)
@@ -191,5 +191,5 @@ def test_without_scipy_torch_does_it(missing, monkeypatch):
     assert way_of(Problem("cpu", torch.float32, 300, 1, (2, 13), one_blas_thread=True)) is Way.CPU
     assert analyze(model)["weight"].alpha == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ImportError, match=re.escape('pip install "lightning-farms[scipy]"')):
-        gram_spectra(torch.eye(3)[None], torch.float32)
+        gram_spectra([torch.eye(3)[None]], torch.float32)
     available.cache_clear()
