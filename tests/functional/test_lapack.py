@@ -1,5 +1,6 @@
 """LAPACK's two steps through SciPy: the eigenvalues are NumPy's, of equal bits everywhere, on one thread of BLAS."""
 
+import contextlib
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,10 @@ import threadpoolctl
 import torch
 
 from lightning_farms.analysis import LayerWeight, analyze, analyze_weights
-from lightning_farms.functional import checked_esd, eigensolvers, spectrum
-from lightning_farms.functional._lapack import GramSpectra, available, gram_spectra
+from lightning_farms.functional import _lapack, checked_esd, eigensolvers, spectrum
+from lightning_farms.functional._lapack import GramSpectra, available, gram_spectra, row_norms
 from lightning_farms.functional.eigensolvers import Problem, Rule, Way, gram_eigenvalues, one_blas_thread, way_of
+from lightning_farms.functional.spectrum import checked_esds
 
 TYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -99,6 +101,50 @@ def test_equal_bits_wherever_a_matrix_lies_and_whoever_shares_the_call(size, dty
             assert values.equal(expected)
 
 
+@pytest.mark.parametrize("way", [Way.CPU, Way.SCIPY])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_batches_together_have_the_bits_that_each_has_alone(dtype, way):
+    batches = [torch.randn(count, 201, 207, dtype=dtype) for count in (1, 3, 2)]
+    batches[1] = batches[1].permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as a convolution's
+    with one_blas_thread():
+        together = checked_esds(batches, where=way)
+        apart = [checked_esd(each, where=way) for each in batches]
+    for field, joined in together._asdict().items():
+        assert joined.equal(torch.cat([getattr(each, field) for each in apart]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_what_is_given_stays_as_it_is(scale):
+    matrices = torch.randn(2, 64, 64) * scale
+    before = matrices.clone()
+    gram_spectra([matrices], torch.float32)
+    assert matrices.equal(before)
+
+
+def test_what_was_in_the_work_space_before_is_of_no_effect():
+    first, second = torch.randn(1, 64, 80), torch.randn(1, 64, 80)
+    with one_blas_thread():
+        expected = gram_spectra([second], torch.float32)
+        space = _lapack._OF_THREAD.space
+        for other in (first * 1e20, torch.full_like(first, torch.nan), first):
+            with contextlib.suppress(torch.linalg.LinAlgError):
+                gram_spectra([other], torch.float32)
+            assert _lapack._OF_THREAD.space is space
+            assert all(map(torch.equal, gram_spectra([second], torch.float32), expected))
+        gram_spectra([first[:, :63]], torch.float32)
+        assert _lapack._OF_THREAD.space is not space
+        assert all(map(torch.equal, gram_spectra([second], torch.float32), expected))
+    assert _lapack._OF_THREAD.space is None  # its memory is given back
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_row_norms_are_numpys(dtype):
+    matrices = torch.randn(3, 20, 30, dtype=dtype)
+    expected = torch.from_numpy(np.linalg.norm(matrices.numpy(), axis=-1))
+    for given in (matrices, matrices.conj(), matrices.mT.contiguous().mT):
+        torch.testing.assert_close(row_norms(given), expected)
+
+
 def blas_threads():
     return {each["num_threads"] for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"}
 
@@ -164,10 +210,11 @@ def test_it_starts_from_the_matrices():
         gram_eigenvalues(torch.eye(3)[None], Way.SCIPY)
 
 
-def test_the_table_sends_middling_sizes_this_way():
-    problem = Problem("cpu", torch.float32, 256, 1, (2, 13), one_blas_thread=True)
+@pytest.mark.parametrize(("dtype", "smallest"), [(torch.float32, 256), (torch.complex64, 96)])
+def test_the_table_sends_middling_sizes_this_way(dtype, smallest):
+    problem = Problem("cpu", dtype, smallest, 1, (2, 13), one_blas_thread=True)
     assert way_of(problem) is way_of(problem, "host") is way_of(problem, "device") is Way.SCIPY
-    for other in ({"size": 255}, {"size": 2049}, {"differentiable": True}, {"one_blas_thread": False}):
+    for other in ({"size": smallest - 1}, {"size": 2049}, {"differentiable": True}, {"one_blas_thread": False}):
         assert way_of(problem._replace(**other)) is Way.CPU
 
 

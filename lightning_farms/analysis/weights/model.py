@@ -26,7 +26,7 @@ from lightning_farms.analysis.weights._parametrised import (
 )
 from lightning_farms.analysis.weights._products import factor_reason, lone_factor
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
-from lightning_farms.analysis.weights.registry import HasSpectralWeights, claimed_weights, kind_of
+from lightning_farms.analysis.weights.registry import claimed_weights, kind_of, says_itself
 
 _Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
 
@@ -167,7 +167,7 @@ def _read(
 ) -> list[LayerWeight]:
     with torch.no_grad(), evaluated_parametrisations(module):
         opaque = next((p for p in own_parameters(module) if _is_opaque(p)), None)
-        if opaque is not None and not isinstance(module, HasSpectralWeights):
+        if opaque is not None and not says_itself(module):
             reason = f"quantised, or otherwise not stored as plain numbers ({type(opaque).__name__})"
             weights = [
                 ModuleWeight("", kind_of(module), NO_MATRICES, own_parameters(module), tuple(opaque.shape), reason)
@@ -206,7 +206,7 @@ def _layer(
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
     reason = _refusal(selection, name, module, kind, matrices, shape) or _unreadable(matrices, has_values)
-    claimed = isinstance(module, HasSpectralWeights)
+    claimed = says_itself(module)
     layout = layout or (_claimed_layout(shape, matrices, parameters) if claimed else usual_layout(kind, len(shape)))
     if reason:
         return _skipped(name, kind, shape, parameters, reason)._replace(layout=layout)

@@ -108,11 +108,17 @@ def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
 
 def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """What the module says itself, or else what is registered for its class."""
-    if not isinstance(module, HasSpectralWeights):
+    if not says_itself(module):
         yield from module_weights(module)
         return
-    for name, matrices, parameters in module.spectral_weights():
+    for name, matrices, parameters in cast(HasSpectralWeights, module).spectral_weights():
         yield ModuleWeight(name, "parameter", matrices, tuple(parameters))
+
+
+def says_itself(module: nn.Module) -> bool:
+    """Whether a module has the method of :class:`HasSpectralWeights`; a part that bears its name is none."""
+    name = HasSpectralWeights.spectral_weights.__name__
+    return callable(getattr(type(module), name, None)) or callable(vars(module).get(name))
 
 
 def kind_of(module: nn.Module) -> str:

@@ -284,6 +284,13 @@ def test_module_with_spectral_weights():
     assert owners(model) == {"0.w": "0.w", "0.b": "0.w", "0.extra": "0.w"}
 
 
+def test_a_part_that_is_called_spectral_weights_is_no_method():
+    model = nn.Module()
+    model.spectral_weights = nn.Linear(4, 3)
+    assert [layer.name for layer in layer_weights(model)] == ["spectral_weights"]
+    assert not any(layer.reason for layer in layer_weights(model))
+
+
 def test_a_class_can_be_registered():
     class Mine(nn.Module):
         def __init__(self):
