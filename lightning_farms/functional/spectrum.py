@@ -143,14 +143,26 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
 
 
 def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
-    """The spectra of several batches of matrices (b, m, n) of one size, joined, as :func:`checked_esd` finds them.
+    """The spectra of several batches of matrices of one size, joined, as :func:`checked_esd` finds them.
+
+    Args:
+        batches: (b, m, n) each, at least one; their types may differ in precision up to single.
+        quick: as in :func:`esd`.
+        where: as in :func:`checked_esd`.
+
+    Returns:
+        The spectra and the errors of their sums, in the order of the matrices.
+
+    Raises:
+        ValueError: the matrices are empty.
+        torch.linalg.LinAlgError: a decomposition does not converge.
 
     Example:
         >>> checked_esds([torch.eye(2)[None], 3 * torch.eye(2)[None]]).eigenvalues
         tensor([[1., 1.],
                 [9., 9.]], dtype=torch.float64)
     """
-    if where is Way.SCIPY:  # which copies them one by one
+    if where is Way.SCIPY:  # which takes them one by one
         return _one_by_one([_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick))
     return checked_esd(torch.cat([promoted(each) for each in batches]), quick=quick, where=where)
 

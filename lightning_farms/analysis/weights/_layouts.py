@@ -208,10 +208,12 @@ def _first(rules: Sequence[_Rule], weight: _Stored) -> KnownLayout | None:
 
 def class_layout(module: nn.Module, weight: Tensor) -> str:
     """The layout of a convolution that is known by its class's name, with its groups; empty of another class."""
+    if weight.ndim < 3:
+        return ""
     classes = [cls.__name__ for cls in type(module).__mro__ if cls.__module__ != "torch.nn.modules.module"]
     outputs = getattr(module, "out_channels", 0)
     known = _first(_CLASSES, _Stored(classes, "", "weight", tuple(weight.shape), outputs=outputs))
-    if known is None or weight.ndim < 3:
+    if known is None:
         return ""
     groups = getattr(module, "groups", 1)
     grouped = known.layout.startswith("oik") and groups != 1

@@ -20,6 +20,11 @@ _PAIRS = (
 _OF_NEMO = (("lora", "linear_in", "linear_out"),)
 
 
+def holds_factors(module: nn.Module) -> bool:
+    """Whether there is something for :func:`low_rank_products` to look at."""
+    return any(hasattr(module, first) for _, first, _ in _PAIRS + _OF_NEMO)
+
+
 def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
     r"""The updates :math:`s B A`, or :math:`s B \mathrm{diag}(E) A` (AdaLoRA), that a module adds to its weight.
 

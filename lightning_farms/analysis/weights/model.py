@@ -16,7 +16,7 @@ from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered
-from lightning_farms.analysis.weights._low_rank import low_rank_products
+from lightning_farms.analysis.weights._low_rank import holds_factors, low_rank_products
 from lightning_farms.analysis.weights._matrices import stack
 from lightning_farms.analysis.weights._parametrised import (
     evaluated_parametrisations,
@@ -78,19 +78,21 @@ def _checked(model: nn.Module, selection: Selection, values: bool) -> Iterator[L
 
 
 def _layers(model: nn.Module, selection: Selection, values: bool) -> Iterator[LayerWeight]:
-    readers: tuple[_Reader, ...] = (claimed_weights,)
-    if selection.low_rank_products:
-        readers = (low_rank_products, claimed_weights)
     tied = _held_besides_embeddings(model)
     seen: set[int] = set()
     for name, module in _named_modules(model):
-        for reader in readers:
+        for reader in _readers(module, selection):
             found = _module_layers(name, module, reader, selection, values)
             layers = [layer for layer in found if not _comes_elsewhere(layer, seen, tied)]
             seen.update(id(parameter) for layer in layers for parameter in layer.parameters)
             del found
             while layers:
                 yield layers.pop(0)  # what is kept here while the consumer works is one module's at most
+
+
+def _readers(module: nn.Module, selection: Selection) -> tuple[_Reader, ...]:
+    products = selection.low_rank_products and holds_factors(module)
+    return (low_rank_products, claimed_weights) if products else (claimed_weights,)
 
 
 def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool:
@@ -143,8 +145,9 @@ def _module_layers(
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+    for held in (*module._parameters.values(), *module._buffers.values()):
+        if held is not None:
+            yield held
 
 
 def _shapes(name: str, module: nn.Module, reader: _Reader, selection: Selection) -> list[LayerWeight] | None:
