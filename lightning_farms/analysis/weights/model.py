@@ -78,21 +78,19 @@ def _checked(model: nn.Module, selection: Selection, values: bool) -> Iterator[L
 
 
 def _layers(model: nn.Module, selection: Selection, values: bool) -> Iterator[LayerWeight]:
+    readers: tuple[_Reader, ...] = (claimed_weights,)
+    if selection.low_rank_products:
+        readers = (low_rank_products, claimed_weights)
     tied = _held_besides_embeddings(model)
     seen: set[int] = set()
     for name, module in _named_modules(model):
-        for reader in _readers(module, selection):
+        for reader in readers:
             found = _module_layers(name, module, reader, selection, values)
             layers = [layer for layer in found if not _comes_elsewhere(layer, seen, tied)]
             seen.update(id(parameter) for layer in layers for parameter in layer.parameters)
             del found
             while layers:
                 yield layers.pop(0)  # what is kept here while the consumer works is one module's at most
-
-
-def _readers(module: nn.Module, selection: Selection) -> tuple[_Reader, ...]:
-    products = selection.low_rank_products and holds_factors(module)
-    return (low_rank_products, claimed_weights) if products else (claimed_weights,)
 
 
 def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool:
@@ -131,8 +129,10 @@ def _module_layers(
     """The weights of one module as one way of reading it finds them, with the reasons for those that are left out."""
     if any(is_lazy(tensor) for tensor in _tensors(module)):
         return [] if reader is low_rank_products else _uninitialised(name, module)
-    read = modules_read(module)
     try:
+        if reader is low_rank_products and not holds_factors(module):
+            return []
+        read = modules_read(module)
         if not any(must_be_gathered(tensor) for part in read for tensor in _tensors(part)):
             return _read(name, module, reader, selection, {}, values=values)
         shapes = _shapes(name, module, reader, selection)

@@ -153,6 +153,16 @@ def test_autocast_does_not_round_the_product():
     assert rounded.matrices.equal(rows(model)["0.lora.other"].matrices)
 
 
+def test_a_factor_that_cannot_be_had_is_a_reason():
+    class Broken(nn.Linear):
+        @property
+        def lora_A(self):
+            raise OSError("not on this disk")
+
+    weights = list(layer_weights(nn.Sequential(Broken(6, 5), nn.Linear(5, 4))))
+    assert [weight.reason for weight in weights] == ["the weight could not be computed: OSError: not on this disk", ""]
+
+
 def test_factors_that_do_not_fit_are_a_reason():
     layer = PeftLinear(adapters=("default",))
     layer.lora_B["default"] = nn.Linear(4, 5, bias=False)
