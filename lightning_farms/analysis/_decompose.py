@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_farms.analysis._compression import fewer_rows
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional._lapack import is_interleaved
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import (
     CheckedSpectrum,
@@ -24,6 +23,7 @@ from lightning_farms.functional.spectrum import (
     promoted_type,
     working_type,
 )
+from lightning_farms.functional.submatrices import is_interleaved
 
 _JOBS_A_WORKER = 32  # so that no worker is left alone with a long job at the end
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_farms.functional.submatrices import is_interleaved
+
 DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 """What PyTorch raises where a decomposition does not converge."""
 
@@ -128,11 +130,6 @@ def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
     norm = squares.sum(-1)
     gram_norm = (2 * triangles.sum(-1) - squares.square().sum(-1)) / norm.clamp(min=torch.finfo(torch.float64).tiny)
     return GramSpectra(found.to(torch.float64) * scale.unsqueeze(-1), norm * scale, gram_norm * scale)
-
-
-def is_interleaved(matrices: Tensor) -> bool:
-    """Whether to read one of the matrices is to read all, as with those of a convolution's positions."""
-    return 1 not in matrices.stride()[-2:]
 
 
 def row_norms(matrices: Tensor, out: Tensor | None = None) -> Tensor:

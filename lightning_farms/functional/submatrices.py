@@ -248,3 +248,20 @@ def fixed_aspect_ratio_submatrices(
     if matrix.ndim < 2:
         raise ValueError(f"Expected argument `matrix` to have at least 2 dimensions, but got {matrix.ndim}.")
     return slice_windows(matrix, window_grid(matrix.shape[-2], matrix.shape[-1], aspect_ratio, window, steps))
+
+
+def is_interleaved(matrices: Tensor) -> bool:
+    """Whether to read one of several matrices is to read all, as with those of a convolution's kernel positions.
+
+    Args:
+        matrices: (..., m, n).
+
+    Returns:
+        Whether neither the entries of a row nor those of a column lie side by side.
+
+    Example:
+        >>> kernel = torch.zeros(8, 8, 3, 3)
+        >>> is_interleaved(kernel.permute(2, 3, 0, 1)), is_interleaved(kernel)
+        (True, False)
+    """
+    return 1 not in matrices.stride()[-2:]
