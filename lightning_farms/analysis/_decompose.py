@@ -168,9 +168,13 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
     cost = plan.cost / (plan.windows.number * len(matrices))
     double = matrices.dtype in (torch.float64, torch.complex128)
     size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
-    fitting = workspace / size if _for_workers(way) else workspace / _JOBS_ON_A_DEVICE / size
-    fitting = 1 if _for_all_workers(way, plan.gram_size) else max(1, int(fitting))
-    most = min(fitting, max(1, int(dearest / cost))) if _for_workers(way) else fitting
+    if _for_all_workers(way, plan.gram_size):
+        fitting = most = 1
+    elif _for_workers(way):
+        fitting = max(1, int(workspace / size))
+        most = min(fitting, max(1, int(dearest / cost)))
+    else:
+        fitting = most = max(1, int(workspace / _JOBS_ON_A_DEVICE / size))
     pieces: list[tuple[int, Tensor]] = []
     queued = 0
     for key, each in plans.items():

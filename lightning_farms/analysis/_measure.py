@@ -134,7 +134,7 @@ def _diagnosed(
     eigenvalues: Tensor, tail: _Tail, plans: Sequence[Plan], method: SpectralMethod, wanted: Diagnostics
 ) -> dict[str, Tensor]:
     """What is asked for besides, layer by layer."""
-    if wanted == Diagnostics(twin=wanted.twin, level=wanted.level, seed=wanted.seed):  # nothing
+    if not wanted.of_own_spectrum:
         return {}
     layers = [_details(each, tail.of_layer(i), plans[i], method, wanted) for i, each in enumerate(eigenvalues)]
     return {name: torch.stack([numbers[name].to(eigenvalues) for numbers in layers]) for name in layers[0]}

@@ -52,6 +52,11 @@ class Diagnostics:
         shown = [f for f in fields(self) if f.name not in _LATER or getattr(self, f.name) != f.default]
         return f"Diagnostics({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
 
+    @property
+    def of_own_spectrum(self) -> bool:
+        """Whether anything is asked for that is found out from a layer's own spectrum: all but the twin."""
+        return bool(self.bootstrap or self.p_value or self.marchenko_pastur or self.outliers or self.distributions)
+
     def __post_init__(self) -> None:
         for name in ("bootstrap", "p_value", "seed"):
             value = getattr(self, name)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.functional import _lapack
+from lightning_farms.functional._rows import on_boundary, row_norms
 from lightning_farms.functional.eigensolvers import (
     PADDED_TO,
     DecompositionError,
@@ -128,18 +129,9 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
         ([4.0, 9.0], 0.0, 0.0)
     """
     wide = _wide(matrices)
-    dtype = working_type(matrices.dtype, quick=quick)
-    way = _way(wide, dtype, where)
-    if way is Way.SCIPY:
-        found = _one_by_one([wide.reshape(-1, *wide.shape[-2:])], dtype)
-        return CheckedSpectrum(*(each.reshape(wide.shape[:-2] + each.shape[1:]) for each in found))
-    copies = _aligned(wide, dtype) if wide.device.type == "cpu" else wide.to(dtype).unsqueeze(0)
-    with torch.autocast(wide.device.type, enabled=False):
-        gram = _upper_gram(copies)
-        eigenvalues = gram_eigenvalues(gram, way)
-        eigenvalues = eigenvalues[..., -wide.shape[-2] :].to(torch.float64)
-        errors = (error.squeeze(0) for error in _errors(eigenvalues, copies, gram))
-    return CheckedSpectrum(eigenvalues.squeeze(0).clamp(min=0.0), *errors)
+    batch = wide.shape[:-2]
+    found = checked_esds([wide.reshape(math.prod(batch), *wide.shape[-2:])], quick=quick, where=where)
+    return CheckedSpectrum(*(each.reshape(batch + each.shape[1:]) for each in found))
 
 
 def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
@@ -162,16 +154,24 @@ def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where
         tensor([[1., 1.],
                 [9., 9.]], dtype=torch.float64)
     """
-    if where is Way.SCIPY:  # which takes them one by one
-        return _one_by_one([_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick))
-    return checked_esd(torch.cat([promoted(each) for each in batches]), quick=quick, where=where)
+    wide, dtype = [_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick)
+    way = _way(wide, dtype, where)
+    if way is Way.SCIPY:
+        return _one_by_one(wide, dtype)
+    joined = wide[0] if len(wide) == 1 else torch.cat([promoted(each) for each in wide])
+    copies = _aligned(joined, dtype) if joined.device.type == "cpu" else joined.to(dtype)
+    with torch.autocast(joined.device.type, enabled=False):
+        gram = _upper_gram(copies)
+        eigenvalues = gram_eigenvalues(gram, way)[..., -joined.shape[-2] :].to(torch.float64)
+        errors = _errors(eigenvalues, copies, gram)
+    return CheckedSpectrum(eigenvalues.clamp(min=0.0), *errors)
 
 
-def _way(wide: Tensor, dtype: torch.dtype, where: Where | Way) -> Way:
+def _way(wide: Sequence[Tensor], dtype: torch.dtype, where: Where | Way) -> Way:
     if isinstance(where, Way):
         return where
-    grad = torch.is_grad_enabled() and wide.requires_grad
-    return way_of(problem_of(wide.device, dtype, wide.shape[-2], math.prod(wide.shape[:-2]), grad=grad), where)
+    first, grad = wide[0], torch.is_grad_enabled() and any(each.requires_grad for each in wide)
+    return way_of(problem_of(first.device, dtype, first.shape[-2], sum(map(len, wide)), grad=grad), where)
 
 
 def _one_by_one(batches: Sequence[Tensor], dtype: torch.dtype) -> CheckedSpectrum:
@@ -253,7 +253,7 @@ def _underflow(shape: torch.Size, dtype: torch.dtype) -> float:
 
 def _squared_norm(matrices: Tensor) -> Tensor:
     """Squared Frobenius norms in float64: rows first, in the type the matrices have, so that none is copied."""
-    return _lapack.row_norms(matrices).to(torch.float64).square().sum(-1)
+    return row_norms(matrices).to(torch.float64).square().sum(-1)
 
 
 def _squared_gram_norm(upper: Tensor, scale: Tensor) -> Tensor:
@@ -279,19 +279,18 @@ def _wide(matrices: Tensor) -> Tensor:
 
 
 def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices (1, ..., m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
+    """Matrices (b, m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
 
     The zeros that fill them up to multiples of four (m' n' entries, and m' m', are then of 64 bytes and more) change no
-    product and add eigenvalues of zero, the smallest there are. The leading dimension makes of a single matrix a batch
-    as well: single ones are multiplied by another routine.
+    product and add eigenvalues of zero, the smallest there are.
     """
     height, width = wide.shape[-2:]
     above, right = -height % PADDED_TO, -width % PADDED_TO
     if not (above or right):
-        copies = wide.to(dtype).resolve_conj().resolve_neg().contiguous().unsqueeze(0)
-        return copies if copies.data_ptr() % _lapack.BOUNDARY == 0 else copies.clone()
-    copies = wide.new_zeros(1, *wide.shape[:-2], height + above, width + right, dtype=dtype)
-    copies[0, ..., above:, :width] = wide
+        copies = wide.to(dtype).resolve_conj().resolve_neg().contiguous()
+        return copies if on_boundary(copies) else copies.clone()
+    copies = wide.new_zeros(len(wide), height + above, width + right, dtype=dtype)
+    copies[..., above:, :width] = wide
     return copies
 
 

@@ -12,7 +12,8 @@ import torch
 
 from lightning_farms.analysis import LayerWeight, analyze, analyze_weights
 from lightning_farms.functional import _lapack, checked_esd, eigensolvers, spectrum
-from lightning_farms.functional._lapack import GramSpectra, available, gram_spectra, row_norms
+from lightning_farms.functional._lapack import GramSpectra, available, gram_spectra
+from lightning_farms.functional._rows import row_norms
 from lightning_farms.functional.eigensolvers import Problem, Rule, Way, gram_eigenvalues, one_blas_thread, way_of
 from lightning_farms.functional.spectrum import checked_esds
 

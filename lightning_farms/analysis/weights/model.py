@@ -209,8 +209,9 @@ def _layer(
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
     reason = _refusal(selection, name, module, kind, matrices, shape) or _unreadable(matrices, has_values)
-    claimed = says_itself(module)
-    layout = layout or (_claimed_layout(shape, matrices, parameters) if claimed else usual_layout(kind, len(shape)))
+    if not layout:
+        itself = says_itself(module)
+        layout = _claimed_layout(shape, matrices, parameters) if itself else usual_layout(kind, len(shape))
     if reason:
         return _skipped(name, kind, shape, parameters, reason)._replace(layout=layout)
     return LayerWeight(name, kind, shape, matrices, parameters, rank=weight.rank, remark=remark, layout=layout)
