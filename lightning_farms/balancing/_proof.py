@@ -25,7 +25,7 @@ class Proof:
         self._told: set[LayerwiseScaling] = set()
         self._waiting = {}
         if fingerprints:
-            self._waiting = {each: _Fingerprint(each.trained_parameters()) for each in self._scalings}
+            self._waiting = {each: _Fingerprint(_of_this_one(each, self._scalings)) for each in self._scalings}
 
     def look(self, *, moves: int) -> None:
         """Disable scalings that have seen no step while their weights have moved in so many looks."""
@@ -40,6 +40,14 @@ class Proof:
         news = [scaling for scaling in self._scalings if scaling.fault is not None and scaling not in self._told]
         self._told.update(news)
         return news
+
+
+def _of_this_one(scaling: LayerwiseScaling, scalings: Sequence[LayerwiseScaling]) -> list[Tensor]:
+    """Parameters in the optimizer's order, without those that another one trains too: whose step moves them?"""
+    trained, others = scaling.trained_parameters(), [each for each in scalings if each is not scaling]
+    shared = set().union(*(each.trained_parameters() for each in others))
+    ordered = (parameter for group in scaling.optimizer.param_groups for parameter in group["params"])
+    return [parameter for parameter in ordered if parameter in trained and parameter not in shared]
 
 
 class _Fingerprint:

@@ -33,7 +33,7 @@ from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, structure
-from lightning_farms.balancing.warnings import contained, warnings_of_control
+from lightning_farms.balancing.warnings import contained_fault, warnings_of_control
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -197,7 +197,7 @@ class Balancer:
 
     def _analysed(self, ranks: Ranks | None) -> SpectralReport | None:
         """The report, on every process or on none."""
-        said = contained(self._warn, "analysis", "The analysis failed and was skipped")
+        said = contained_fault(self._warn, "analysis", "The analysis failed and was skipped")
         with said, suppress(FailedOnRankError):
             return together(partial(self._analyse, ranks), ranks)
         return None
@@ -257,7 +257,9 @@ class Balancer:
         return self._steps_before + sum(scaling.steps for scaling in self._rates())
 
     def _after_step(self, *_: object) -> None:
-        with contained(self._warn, "step", "the multipliers stay as they were"):  # no fault of ours ends a user's step
+        with contained_fault(
+            self._warn, "step", "the multipliers stay as they were"
+        ):  # no fault of ours ends a user's step
             self.prove(self.steps)
             if self.on_its_way():
                 self.apply(self.steps)
@@ -417,7 +419,7 @@ class Balancer:
 
     def _join(self) -> None:
         """Before a step: layers that are trained now and were not have the multiplier of their last known signal."""
-        with contained(self._warn, "map", "the multipliers stay as they were"):
+        with contained_fault(self._warn, "map", "the multipliers stay as they were"):
             sizes = self._sizes()
             if self._course.target and not sizes.keys() <= self._course.target.keys():
                 step = self.steps + self._ahead
@@ -491,5 +493,5 @@ class Balancer:
             writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
             step: on the time axis.
         """
-        with contained(self._warn, "log", "what was found could not be written"):
+        with contained_fault(self._warn, "log", "what was found could not be written"):
             write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
+from lightning_farms.common.contained import contained
 from lightning_farms.functional.smoothing import squeezing_outlier
 from lightning_farms.functional.vectors import vector
 
@@ -56,22 +57,14 @@ def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str, si
     )
 
 
-@contextmanager
-def contained(
+def contained_fault(
     warn: Callable[[str, str], None], kind: str, what: str, passing: tuple[type[Exception], ...] = ()
-) -> Iterator[None]:
-    """Say what goes wrong within, and go on behind it; a warning that is to be an error, and ``passing``, pass.
+) -> AbstractContextManager[None]:
+    """Warn of what goes wrong within, and go on behind it; warnings that are to be errors, and ``passing``, pass.
 
     Example:
-        >>> with contained(lambda kind, message: print(message), "log", "it was not written"):
+        >>> with contained_fault(lambda kind, message: print(message), "log", "it was not written"):
         ...     {}["a"]
         it was not written. KeyError: 'a'
     """
-    try:
-        yield
-    except Warning:
-        raise
-    except passing:
-        raise
-    except Exception as error:
-        warn(kind, f"{what}. {type(error).__name__}: {error}")
+    return contained(lambda error: warn(kind, f"{what}. {type(error).__name__}: {error}"), passing)

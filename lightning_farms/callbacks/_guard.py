@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial, wraps
 from typing import Any, Protocol, TypeVar, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_farms.common.contained import contained
 
 USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers: they stop at the start
 
@@ -26,17 +28,9 @@ class Faults:
         self._who = who
         self._said: set[str] = set()
 
-    @contextmanager
-    def contained(self, what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    def contained(self, what: str, passing: tuple[type[Exception], ...] = ()) -> AbstractContextManager[None]:
         """Say what goes wrong within, and go on behind it."""
-        try:
-            yield
-        except Warning:
-            raise
-        except passing:
-            raise
-        except Exception as error:
-            self.say(what, error)
+        return contained(partial(self.say, what), passing)
 
     def say(self, what: str, *errors: Exception) -> None:
         """Warn of errors, of each cause once: equal types with one text, or from one line of code, are one cause."""
@@ -81,11 +75,11 @@ def guarded_at_start(hook: _Hook) -> _Hook:
 
 def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
     @wraps(hook)
-    def contained(self: _Guarded, *args: object, **options: object) -> None:
+    def guarded_hook(self: _Guarded, *args: object, **options: object) -> None:
         with self._faults.contained(f"{hook.__name__} failed; training goes on", passing):
             hook(self, *args, **options)
 
-    return cast("_Hook", contained)
+    return cast("_Hook", guarded_hook)
 
 
 def guarded_at_end(hook: _Hook) -> _Hook:
@@ -95,7 +89,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
     """
 
     @wraps(hook)
-    def contained(self: _Guarded, trainer: object, *args: object, **options: object) -> None:
+    def guarded_hook(self: _Guarded, trainer: object, *args: object, **options: object) -> None:
         with self._faults.contained("whether another Trainer's fit goes on is not known"):
             if self._is_needed_elsewhere(trainer):
                 return
@@ -108,7 +102,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
                     self._release()
                     break
 
-    return cast("_Hook", contained)
+    return cast("_Hook", guarded_hook)
 
 
 def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Method], _Method]:
@@ -116,11 +110,11 @@ def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Met
 
     def decorate(method: _Method) -> _Method:
         @wraps(method)
-        def contained(self: _Guarded, *args: object) -> object:
+        def guarded_method(self: _Guarded, *args: object) -> object:
             with self._faults.contained(what):
                 return method(self, *args)
             return instead(self)
 
-        return cast("_Method", contained)
+        return cast("_Method", guarded_method)
 
     return decorate

@@ -81,6 +81,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         self._balancer: Balancer | None = None  # while a fit runs
         self._state: dict[str, Any] = {}  # of the balancer, while there is none
         self._multipliers: dict[str, float] = {}
+        self._looked_at = 0  # the step after which it was looked last whether weights move
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -219,8 +220,10 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def _prove(self, balancer: Balancer, trainer: Trainer) -> None:
         """Look whether the updates use the multipliers; where they do not, loggers that take texts have it, too."""
-        known = balancer.fault
-        balancer.prove(trainer.global_step, moves=2)
+        known, automatic = balancer.fault, trainer.lightning_module.automatic_optimization
+        due = not automatic or trainer.global_step != self._looked_at  # between steps the module may move its weights
+        self._looked_at = trainer.global_step
+        balancer.prove(trainer.global_step, moves=2 if due else None)
         if balancer.fault not in (None, known):
             label = self.analysis.label if self._shared is None else self._shared.label
             for sink in sinks(trainer):

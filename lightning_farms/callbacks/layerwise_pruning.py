@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_farms.analysis.method import FARMS
@@ -196,7 +197,9 @@ class LayerwisePruning(SpectralMonitor):
         """Put restored masks, or those of zeros that are there, in force; then analyse if that is due."""
         self._pruner.find(pl_module, self.layers)
         if not self._pruner.layers:
-            raise misconfiguration(f"{type(self).__name__} finds no weight in the model that it could prune.")
+            lazy = any(is_lazy(parameter) for parameter in pl_module.parameters())
+            remedy = " Its layers are not initialised yet: run a batch through it before the fit." if lazy else ""
+            raise misconfiguration(f"{type(self).__name__} finds no weight in the model that it could prune.{remedy}")
         if self.sparsity is not None:
             self._pruner.check(self.sparsity)
         elif self._pruned is None:
@@ -235,7 +238,7 @@ class LayerwisePruning(SpectralMonitor):
                 "other than an optimizer's step changes them.",
             )
         super().on_train_epoch_end(trainer, pl_module)
-        pl_module.log(_SPARSITY, self._pruner.sparsity, sync_dist=trainer.world_size > 1)
+        pl_module.log(_SPARSITY, self._pruner.sparsity, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the training was over before the schedule, then draw the labelled figures of the whole run."""

@@ -270,7 +270,7 @@ class SpectralMonitor(KeptCallback):
         analysed = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
         monitored = analysed | self._write(trainer, pl_module)
         if monitored:
-            pl_module.log_dict(monitored, on_step=True, on_epoch=False, logger=False)
+            pl_module.log_dict(monitored, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
     @guarded
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -290,7 +290,7 @@ class SpectralMonitor(KeptCallback):
         monitored |= self._write(trainer, pl_module, epoch_end=True)
         if trainer.world_size > 1:  # all ranks log the same keys, or wait for each other in vain
             monitored = {key: monitored.get(key, math.nan) for key in trainer.strategy.broadcast(list(monitored))}
-        pl_module.log_dict(monitored, logger=False, sync_dist=trainer.world_size > 1)
+        pl_module.log_dict(monitored, logger=False, batch_size=1, sync_dist=trainer.world_size > 1)
 
     @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -207,7 +207,7 @@ def _fitted(family: _Family, means: tuple[Tensor, Tensor], start: tuple[Tensor, 
     slope, factor = (each[interior] for each in start)
     if not len(mean):
         return power
-    shares = torch.tensor(_SHARES, dtype=torch.float64).unsqueeze(-1)
+    shares = torch.tensor(_SHARES, dtype=torch.float64, device="cpu").unsqueeze(-1)
     for _ in range(_STEPS):
         law, found, (a, b, c) = _law_and_moments(family, slope, factor)
         first, second = found[0] - mean, found[1] - other  # the gradient; Newton's step is it by the covariance

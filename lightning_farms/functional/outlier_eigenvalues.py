@@ -59,5 +59,5 @@ def separated_eigenvalues(
     above = ordered > torch.as_tensor(threshold, dtype=ordered.dtype, device=ordered.device).unsqueeze(-1)
     tried = inside & above & (left >= _FEWEST) & (rank <= left)
     log_chance = -left * (spacings / below).log1p() + (rank * (rank + 1)).log()
-    apart = tried & (log_chance < torch.tensor(probability, dtype=ordered.dtype).log())
+    apart = tried & (log_chance < torch.as_tensor(probability, dtype=ordered.dtype, device=ordered.device).log())
     return (apart * rank).amax(-1)

@@ -143,7 +143,8 @@ def allocate_n_of_m(
     Args:
         scores: (L,) q, finite and not negative. A layer of score 0 is left at the floor.
         sizes: (L,) p, numbers of weights, positive multiples of m.
-        sparsity: S, the fraction of all weights to prune, in [floor, cap].
+        sparsity: S, the fraction of all weights to prune, in [floor, cap]; taken as the decimal it is printed as, or
+            as n / m where it is that.
         m: Length of the pattern, at least 1.
         floor: Least ratio of a layer before it is rounded.
         cap: Greatest ratio of a layer, at most 1; of every m inputs at most floor(cap m) go.
@@ -164,6 +165,8 @@ def allocate_n_of_m(
     if odd := [size for size in counts if size % m]:
         raise ValueError(f"Expected argument `sizes` to be multiples of m = {m}, but got {odd[0]}.")
     target, lowest, highest = _decimals(sparsity, floor, cap)
+    if sparsity == (whole := round(sparsity * m)) / m:  # 1:3, of which the decimal falls short
+        target = Fraction(whole, m)
     most = int(highest * m)
     if target * m > most:
         raise ValueError(

@@ -14,7 +14,7 @@ import torch
 
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing import AlphaMap, Balancer
-from lightning_farms.balancing.warnings import contained
+from lightning_farms.balancing.warnings import contained_fault
 
 try:
     from transformers import TrainerCallback
@@ -39,7 +39,7 @@ def _guarded(*passing: type[Exception]) -> Callable[[_Hook], _Hook]:
     def decorate(hook: _Hook) -> _Hook:
         @wraps(hook)
         def contained_hook(self: SpectralBalanceCallback, *args: object, **kwargs: object) -> None:
-            with contained(self._say, "", f"{hook.__name__} failed; training goes on", passing):
+            with contained_fault(self._say, "", f"{hook.__name__} failed; training goes on", passing):
                 hook(self, *args, **kwargs)
 
         return cast("_Hook", contained_hook)
@@ -179,7 +179,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Leave the optimizer as it was."""
         for _ in range(2):
-            with contained(self._say, "", "its hooks came off the optimizer at a second try only"):
+            with contained_fault(self._say, "", "its hooks came off the optimizer at a second try only"):
                 if self.balancer is not None:
                     self.balancer.detach()
                 break
@@ -187,7 +187,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What goes into ``trainer_state.json``: everything in one string, exact to the bit."""
         saved = ""
-        with contained(self._say, "", "its state is left out of the checkpoint; training goes on"):
+        with contained_fault(self._say, "", "its state is left out of the checkpoint; training goes on"):
             saved = "" if self.balancer is None else _text(self.balancer.state_dict())
         return {"args": {"remade": True}, "attributes": {"key": self._key, "saved": saved}}
 

@@ -348,8 +348,9 @@ class OperatorModule(LightningModule):
         return fields
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the trivial predictors' errors of another evaluation."""
-        self.trivial_errors.reset()
+        """Forget what a validation that was broken off has left, and the trivial predictors' errors of a test."""
+        for metric in (self.val_l2re, self.val_nrmse, self.val_vrmse, self.trivial_errors):
+            metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log what trivial predictors score; warn, once, of rollouts that blow up."""

@@ -111,7 +111,8 @@ class Proof:
         samples = [_sample(self._watched[number].group) for number in updated]
         if updated and all(p is not None and p in self._begin and self._moved(p) for p in samples):
             passed_over |= any(
-                p in self._begin and not self._moved(p) and bool(value != 0) for p, value in self._others
+                p in self._begin and not self._moved(p) and bool(value != 0) and _is_pulled(p)
+                for p, value in self._others
             )
         if not (updated and passed_over):
             return None
@@ -202,6 +203,13 @@ def _sample(group: Group) -> torch.Tensor | None:
     params: list[torch.Tensor] = group["params"]
     trained = [parameter for parameter in params if parameter.requires_grad and not is_lazy(parameter)]
     return next((p for p in trained if p.grad is not None), trained[0] if trained else None)
+
+
+def _is_pulled(parameter: torch.Tensor) -> bool:
+    """Tell whether its gradient is not all zero, as behind a gate that is closed at first (waits for its device)."""
+    return parameter.grad is None or bool(
+        parameter.grad.to_dense().any() if parameter.grad.is_sparse else parameter.grad.any()
+    )
 
 
 def _has_gradient(params: Iterable[torch.Tensor]) -> bool:

@@ -50,6 +50,34 @@ def updating_optimizer(optimizer: Any) -> Optimizer:  # noqa: ANN401
         optimizer = inner
 
 
+def stepping_optimizers(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
+    """Return those whose step hooks run when the training loop steps a wrapper: itself, and the one inside.
+
+    Args:
+        optimizer: a torch optimizer, or what wraps one.
+
+    Returns:
+        The outer one first, where it has hooks; one where nothing is wrapped, or what is inside is not known.
+
+    Raises:
+        TypeError: none of them has hooks.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+        >>> stepping_optimizers(optimizer) == [optimizer]
+        True
+    """
+    own = [optimizer] if isinstance(optimizer, Optimizer) and _is_complete(optimizer) else []
+    try:
+        inner = updating_optimizer(optimizer)
+    except TypeError:
+        if own:
+            return own
+        raise
+    return own if inner is optimizer else [*own, inner]
+
+
 def _with_hooks(optimizer: Any) -> Optimizer:  # noqa: ANN401
     if isinstance(optimizer, Optimizer) and _is_complete(optimizer):
         return optimizer

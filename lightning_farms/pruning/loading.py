@@ -15,6 +15,7 @@ from lightning_farms.pruning._extras import import_extra
 from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer, rows_of_embedding
 from lightning_farms.pruning._offload import blocks_on_disk
 
+_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # whose configurations have `is_decoder`, which is not looked at
 _Config: TypeAlias = Any  # transformers has no types: PreTrainedConfig
 _Model: TypeAlias = Any  # PreTrainedModel
 _Tokenizer: TypeAlias = Any  # PreTrainedTokenizerBase
@@ -122,13 +123,18 @@ def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
     named = set(config.architectures or [])
     decoders = {cls.__name__ for cls in known.values()} if named else set()
     no_decoder = type(config) not in known or (named and not named & decoders)
-    if no_decoder or getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", None) is False:
+    if no_decoder or getattr(config, "is_encoder_decoder", False) or _sees_both_ways(config):
         what = ", ".join(sorted(named)) or config.model_type
         raise ValueError(
             f"Expected argument `folder` to hold a decoder that predicts the next token, but {str(found.path)!r} is "
             f"none ({what})."
         )
     return config
+
+
+def _sees_both_ways(config: _Config) -> bool:
+    """Whether it is an encoder such as BERT that is not set up as a decoder."""
+    return getattr(config, "is_decoder", None) is False and config.model_type not in _ALWAYS_DECODERS
 
 
 def _tokenizer(transformers: ModuleType, found: ModelFolder) -> _Tokenizer:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.stored import StoredWeight, stored_weights
+from lightning_farms.optim.unwrap import stepping_optimizers
 from lightning_farms.pruning._bits import packed, unpacked
 from lightning_farms.pruning._local import local, local_part, whole
 
@@ -227,17 +228,25 @@ class Masks:
     @torch.no_grad()
     def clear(self, optimizer: Optimizer) -> None:
         """Set what an optimizer remembers of pruned weights (momentum, second moments, averages) to zero."""
-        for parameter, pruned in self._bound.values():
-            remembered = optimizer.state[parameter].values() if parameter in optimizer.state else ()
-            for value in remembered:
-                if isinstance(value, Tensor) and value.shape == parameter.shape and _is_of_numbers(value):
-                    local(value).masked_fill_(pruned, 0)
+        for each in stepping_optimizers(optimizer):
+            for parameter, pruned in self._bound.values():
+                remembered = each.state[parameter].values() if parameter in each.state else ()
+                for value in remembered:
+                    if isinstance(value, Tensor) and value.shape == parameter.shape and _is_of_numbers(value):
+                        local(value).masked_fill_(pruned, 0)
 
     def hold(self, optimizers: Iterable[Optimizer]) -> None:
-        """Put the zeros back after every step of these optimizers, and of no others, until :meth:`release`."""
+        """Put the zeros back after every step of these optimizers, and of no others, until :meth:`release`.
+
+        Of wrappers (SAM, Lookahead, ...) also after every step of the optimizer inside, which may be the only one.
+
+        Raises:
+            TypeError: an optimizer has no step hooks, nor one inside that has.
+        """
+        stepping = [each for optimizer in optimizers for each in stepping_optimizers(optimizer)]
         for handle in self._handles:
             handle.remove()
-        self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        self._handles = [each.register_step_post_hook(self._after_step) for each in stepping]
 
     def release(self) -> None:
         """Let go of optimizers and parameters. The weights stay as they are: pruned for good, as far as nobody trains.

@@ -61,6 +61,8 @@ class PrunedFolder:
     def load(self, name: str, block: nn.Module) -> PrunedBlock | None:
         """Put a finished block's tensors into the model; None: it is not finished."""
         facts, values = self._partial / f"{name}.block.json", self._partial / f"{name}.safetensors"
+        if facts.exists() and not values.exists():
+            self._take_back(name, block, values)
         if not facts.exists() or not values.exists():
             return None
         tensors = _safetensors().load_file(values)
@@ -68,6 +70,15 @@ class PrunedFolder:
             for key, value in block.state_dict(keep_vars=True).items():
                 value.copy_(tensors[f"{name}.{key}"])
         return PrunedBlock.from_dict(json.loads(facts.read_text(encoding="utf-8")))
+
+    def _take_back(self, name: str, block: nn.Module, values: Path) -> None:
+        """A block's file that was a shard already when the making of the folder was ended."""
+        needed = {f"{name}.{key}" for key in block.state_dict()}
+        for shard in self._partial.glob("model-*-of-*.safetensors"):
+            with _safetensors().safe_open(shard, "pt") as file:
+                keys = set(file.keys())
+            if needed == keys:
+                os.replace(shard, values)
 
     def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
         """Keep a finished block: its tensors, then a file that says so."""
@@ -82,6 +93,7 @@ class PrunedFolder:
         from transformers.core_model_loading import revert_weight_conversion
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+        self._describe(report, tokenizer)  # first: what fails there costs no block
         blocks = [block.name for block in report.blocks]
         places: dict[str, str] = {}
         size = 0
@@ -103,7 +115,6 @@ class PrunedFolder:
         index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
         with complete_or_nothing(self._partial / "model.safetensors.index.json") as draft:
             draft.write_text(json.dumps(index_of_shards, indent=2), encoding="utf-8")
-        self._describe(report, tokenizer)
         drafts = self._partial.glob(".*.tmp")  # of processes that were killed
         for leftover in (*drafts, *(self._partial / f"{name}.block.json" for name in blocks)):
             leftover.unlink()
@@ -118,7 +129,7 @@ class PrunedFolder:
         config.save_pretrained(self._partial)
         decoder.use_cache = cached
         if getattr(self._model, "generation_config", None) is not None:
-            self._model.generation_config.save_pretrained(self._partial)
+            self._model.generation_config.to_json_file(self._partial / "generation_config.json")  # whatever it holds
         if tokenizer is not None:
             tokenizer.save_pretrained(self._partial)
         report.save(self._partial / "pruning_report.json")

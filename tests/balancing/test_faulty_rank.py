@@ -11,7 +11,7 @@ UNCOVERED = {  # those that themselves make the agreement, or lead to it and bac
     "balancing.balancer.Balancer.receive",
     "balancing._course.Course.state_dict",
     "balancing._distributed.all_ranks",
-    "balancing.warnings.contained",
+    "balancing.warnings.contained_fault",
     "analysis.ranks.together",
     "analysis.ranks._exchange",
 }

@@ -45,6 +45,22 @@ def test_a_step_that_was_replaced_is_found_out():
     assert torch.equal(trained, train(other, patched(other)))
 
 
+def test_two_optimizers_of_the_same_parameters_may_take_turns():
+    """What moves before the second one's first step was moved by the first."""
+    model = make_model()
+    first, second = torch.optim.AdamW(model.parameters(), lr=0.01), torch.optim.SGD(model[:2].parameters(), lr=0.1)
+    with Balancer(model, [first, second], LinearMap()) as balancer:
+        train(model, first, balancer)
+        assert balancer.fault is None
+        before, rate = model[0].weight.detach().clone(), balancer.multipliers["0"] * 0.1
+        second.zero_grad()
+        model(torch.ones(4, 16)).square().mean().backward()
+        second.step()
+        assert balancer.fault is None
+        assert rate != 0.1
+        torch.testing.assert_close(before - model[0].weight, rate * model[0].weight.grad)
+
+
 def test_steps_that_use_the_rates_are_left_alone():
     model = make_model()
     with Balancer(model, torch.optim.SGD(model.parameters(), lr=0.1), LinearMap()) as balancer:

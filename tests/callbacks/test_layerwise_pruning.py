@@ -582,6 +582,26 @@ def test_without_alphas_all_layers_lose_the_same_share(small_net, loader, make_t
     assert zeros(model) == {layer: size // 2 for layer, size in SIZES.items()}
 
 
+def test_layers_that_are_initialised_by_the_first_batch_are_pruned_too(small_net, loader, make_trainer):
+    model = small_net()
+    model.late = nn.Sequential(nn.LazyLinear(20), nn.LazyLinear(8))
+    model.on_train_batch_start = lambda *args: [model.late(torch.ones(2, 16))].clear()
+    names = (*WEIGHTS, "late.0.weight", "late.1.weight")
+    callback = LayerwisePruning(0.5, UniformAllocation(), OneShot(1), summary=False)
+    make_trainer([callback], max_epochs=2).fit(model, loader)
+    found = zeros(model, names)
+    assert (found["late.0"], found["late.1"]) == (160, 80)
+    assert sum(found.values()) == whole(0.5, TOTAL + 480)
+
+
+def test_a_model_of_lazy_layers_alone_is_refused_with_the_remedy(small_net, loader, make_trainer):
+    model = small_net()
+    for name in ("conv", "hidden", "head"):
+        setattr(model, name, nn.LazyLinear(4))
+    with pytest.raises(MisconfigurationException, match="not initialised yet: run a batch through it"):
+        make_trainer([LayerwisePruning(0.5, summary=False)], max_epochs=1).fit(model, loader)
+
+
 def test_layers_that_come_later_are_pruned_from_the_next_step_on(small_net, loader, make_trainer):
     model = small_net()
 

@@ -30,11 +30,12 @@ class Net(pl.LightningModule):
         return optimizer
 
 
-def fit(folder, callbacks, patched=True):
-    module = Net(patched)
+def fit(folder, callbacks, module=None, **settings):
+    module = module or Net(patched=True)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=TensorBoardLogger(folder), enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, log_every_n_steps=1,
+        **settings,
     )  # fmt: skip
     trainer.fit(module, DataLoader(torch.ones(16, 16), batch_size=4))
     events = EventAccumulator(trainer.logger.log_dir)
@@ -53,7 +54,21 @@ def test_it_is_said_and_the_training_is_that_without(tmp_path, capfd):
     assert "learning rates not in force: SGD" in " ".join(table.split())
 
 
+class OnASphere(Net):
+    def on_train_batch_end(self, *args):
+        with torch.no_grad():
+            for layer in self.net:
+                layer.weight.copy_(nn.functional.normalize(layer.weight, dim=1))
+
+
+def test_weights_that_the_module_moves_between_steps_condemn_no_optimizer(tmp_path):
+    callback = TempBalance(0.5, 1.5)
+    fit(tmp_path, [callback], OnASphere(patched=False), accumulate_grad_batches=4)
+    assert len(callback.multipliers) == 3
+    assert not any("not in force" in remark for remark in callback.remarks())
+
+
 def test_nothing_is_said_where_rates_are_used(tmp_path, capfd):
-    _, events = fit(tmp_path, [TempBalance(0.5, 1.5)], patched=False)
+    _, events = fit(tmp_path, [TempBalance(0.5, 1.5)], Net(patched=False))
     assert not [tag for tag in events.Tags()["tensors"] if "not_in_force" in tag]
     assert "not in force" not in capfd.readouterr().out

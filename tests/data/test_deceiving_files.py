@@ -113,10 +113,14 @@ def test_values_that_the_file_calls_missing_are_no_values(tmp_path, name):
     PDEBenchFile(path).read(2, 0, 6)
 
 
-@pytest.mark.parametrize("code", [-999.0, 1e20, 9.969209968386869e36])
-def test_codes_for_missing_values_are_known_without_an_attribute(tmp_path, code):
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("code", [-999.0, 1e20, -1e34, 9.969209968386869e36])
+def test_codes_for_missing_values_are_known_without_an_attribute(tmp_path, code, dtype):
     path = write(tmp_path / "flows.hdf5")
     with h5py.File(path, "a") as file:
+        values = file["Vx"][:]
+        del file["Vx"]
+        file["Vx"] = values.astype(dtype)
         file["Vx"][3, 2, 1, 1] = code
     with pytest.raises(ValueError, match=r"`Vx` .* trajectory 3 has missing \(marked by .*\) values in frame 2"):
         PDEBenchFile(path).read(3)

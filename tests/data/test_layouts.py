@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_farms.data import CFDDataModule, PDEBenchFile
+from lightning_farms.data.fields.trajectory_files import TrajectoryFiles
 from lightning_farms.models import DPOT, OperatorModule
 
 pytestmark = [
@@ -247,3 +248,18 @@ def test_trajectories_that_lack_a_channel_in_turn_are_not_mixed(tmp_path):
                 file[f"{number}/{name}"] = field
     with pytest.raises(ValueError, match=r"`\*/u` and `\*/v` to be there for the same .*, but there is no `1/u`"):
         PDEBenchFile(tmp_path / "flows.h5", fields={"u": "*/u", "v": "*/v"}, axes="txy")
+
+
+def test_files_of_one_trajectory_that_differ_in_their_time_step_are_told_once(tmp_path, recwarn):
+    paths = [tmp_path / f"data_{number}.hdf5" for number in range(4)]
+    for number, path in enumerate(paths):
+        with h5py.File(path, "w") as file:
+            file["data"] = np.random.default_rng(number).random((8, 8, 5, 1))
+            file["t-coordinate"] = np.arange(5) * (0.5 if number > 1 else 0.05)
+    files = TrajectoryFiles(paths, fields={"h": "data[0]"}, axes="xytc")
+    files.read(1)
+    assert not recwarn
+    for number in (2, 3, 2):
+        files.read(number)
+    (said,) = recwarn
+    assert f"{paths[2]} has a time step of 0.5, {paths[0]} of 0.05" in str(said.message)

@@ -176,6 +176,12 @@ def test_patterns_come_as_near_as_rounding_allows(data, layers, m, hundredths):
     assert all(low <= n <= high for low, n, high in zip(down, found, up, strict=True))
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 3), (1, 6), (5, 6), (1, 12), (3, 7), (1, 48), (2, 4), (0, 3)])
+def test_a_pattern_of_which_no_decimal_is_exact_is_reached_in_every_layer(n, m):
+    assert allocate_n_of_m(torch.ones(4), [100 * m] * 4, n / m, m).tolist() == [n] * 4
+    assert allocate_n_of_m(torch.ones(4), [200 * m] * 4, n / m, 2 * m).tolist() == [2 * n] * 4
+
+
 def test_patterns_raise_the_largest_remainders_that_fill_the_target():
     scores = vector([0.875, 0.875, 1.125, 1.125])
     assert allocate_n_of_m(scores, [80, 80, 80, 80], 0.5, 4).tolist() == [2, 2, 2, 2]  # of 1.75, 1.75, 2.25, 2.25

@@ -13,7 +13,7 @@ from lightning_farms.integrations.transformers import SpectralBalanceCallback
 from tests.callbacks.injection import Fault, counted, fault_in, functions
 
 FIRST_STEPS = "Balancer._after_step", "Balancer._join"  # called by the optimizer's step; what they do is contained
-CONTAINING = "contained", "SpectralBalanceCallback.state", "SpectralBalanceCallback._key"
+CONTAINING = "contained_fault", "SpectralBalanceCallback.state", "SpectralBalanceCallback._key"
 
 
 class Net(torch.nn.Module):

@@ -130,6 +130,26 @@ def test_a_second_test_starts_anew(tmp_path):
     assert first == second
 
 
+class BreaksOff(Callback):
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        raise ArithmeticError
+
+
+def test_a_validation_after_one_that_broke_off_starts_anew(tmp_path):
+    data = Normalized()
+    module, run = OperatorModule(Linear(img_size=data.size)), trainer(tmp_path)
+    (expected,) = run.validate(module, datamodule=data, verbose=False)
+    with torch.no_grad():  # so that what is left over is of another network
+        for parameter in module.parameters():
+            parameter.mul_(2)
+    with pytest.raises(ArithmeticError):
+        trainer(tmp_path, callbacks=[BreaksOff()]).validate(module, datamodule=data, verbose=False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.div_(2)
+    assert trainer(tmp_path).validate(module, datamodule=data, verbose=False) == [expected]
+
+
 def test_predictions_are_physical_and_the_loss_is_not(tmp_path):
     """Of doubling fields the loss is that of the numbers the network sees; a shift would change it."""
     data = Normalized(train_frames=1)

@@ -232,6 +232,27 @@ def test_parameters_without_a_gradient_prove_and_disprove_nothing():
         assert (scaling.fault, scaling.proved) == (None, True)
 
 
+class ByData(Simple):
+    """Leaves the versions of its parameters as they are."""
+
+    def update(self, p, rate):
+        p.data.add_(p.grad, alpha=-rate)
+
+
+def test_a_group_behind_a_closed_gate_stands_still_with_good_reason():
+    params = [nn.Parameter(torch.ones(2)) for _ in LAYERS]
+    optimizer = ByData([{"params": params[:2]}, {"params": params[2:], "lr": 0.3}], lr=0.5)
+    with LayerwiseScaling(optimizer, dict(zip(params[:2], LAYERS, strict=False))) as scaling:
+        scaling.multipliers = {"a": 2.0, "b": 0.5}
+        for p in params:
+            p.grad = torch.ones_like(p)
+        params[2].grad.zero_()
+        optimizer.step()
+        assert scaling.fault is None
+        steps(params, optimizer)
+        assert (scaling.fault, params[2].tolist()) == (None, pytest.approx([0.7, 0.7]))
+
+
 def test_groups_are_plain_again_once_it_is_proved():
     params, optimizer, scaling = build(Simple)
     inside = []

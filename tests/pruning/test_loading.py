@@ -10,11 +10,19 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, BertForMaskedLM, LlamaForSequenceClassification, T5Config
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    LlamaForSequenceClassification,
+    T5Config,
+)
 from transformers import T5ForConditionalGeneration as T5
 from transformers.utils import logging
 
 from lightning_farms.pruning import load_causal_lm
+from tests.pruning.families import tiny_decoder
 from tests.pruning.tiny_gguf import write_gguf
 from tests.pruning.tiny_text import WORDS, save_tiny, tiny_llama, tiny_text, word_tokenizer
 
@@ -244,6 +252,25 @@ def test_models_that_are_no_decoders(tmp_path, kind):
         ValueError, match=rf"a decoder that predicts the next token, but '.*' is none \({type(model).__name__}"
     ):
         load_causal_lm(tmp_path)
+
+
+def test_an_option_that_a_decoder_has_and_ignores(tmp_path):
+    """GPT-NeoX's configuration says ``is_decoder: false``, in files of its release and by default."""
+    model = tiny_decoder("gpt-neox")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()).get("is_decoder", False) is False
+    loaded = load_causal_lm(tmp_path, tokenizer_required=False).model
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_an_encoder_with_a_head_for_the_next_token(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for is_decoder in (True, False):
+        BertLMHeadModel(BertConfig(vocab_size=63, is_decoder=is_decoder, **small)).save_pretrained(tmp_path)
+        if is_decoder:
+            load_causal_lm(tmp_path, tokenizer_required=False)
+    with pytest.raises(ValueError, match=r"is none \(BertLMHeadModel\)"):
+        load_causal_lm(tmp_path, tokenizer_required=False)
 
 
 def test_a_decoder_without_its_head(tmp_path):

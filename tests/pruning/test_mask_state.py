@@ -41,6 +41,53 @@ def batches(number):
     return torch.randn(number, 5, 6, generator=generator).double()
 
 
+class Ahead(torch.optim.Optimizer):
+    """Goes on with another optimizer's step, and pulls the weights to where they were: no Optimizer.__init__."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """Sharpness-aware: the training loop calls its halves, the second of which steps the inner optimizer."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.05, momentum=0.9, weight_decay=0.1)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def second_step(self):
+        self.base_optimizer.step()
+
+    def step(self, closure=None):
+        self.second_step()
+
+
+@pytest.mark.parametrize("wrap", [lambda p: Ahead(torch.optim.SGD(p, 0.05, momentum=0.9)), TwoSteps])
+def test_zeros_hold_where_an_inner_optimizer_steps(wrap):
+    model = net()
+    optimizer = wrap(list(model.parameters()))
+    step = getattr(optimizer, "second_step", optimizer.step)
+    model(batches(1)[0]).square().mean().backward()
+    step()  # momentum of all weights
+    masks = Masks(random_masks(model))
+    masks.bind(dict(model.named_parameters()))
+    masks.apply()
+    masks.clear(optimizer)
+    masks.hold([optimizer])
+    for batch in batches(3):
+        model.zero_grad()
+        model(batch).square().mean().backward()
+        step()
+        assert masks.revived() == 0
+    inner = getattr(optimizer, "optimizer", getattr(optimizer, "base_optimizer", None))
+    masks.release()
+    assert not inner._optimizer_step_post_hooks
+
+
 # ---- at rest ---------------------------------------------------------------------------------------------------------
 
 

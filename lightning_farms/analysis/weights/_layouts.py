@@ -148,6 +148,15 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
     return KnownLayout("", reason=reason)
 
 
+def _modes(weight: _Stored) -> KnownLayout | None:
+    """Complex weights of three dimensions or more: FNO's (I, O, *modes), a matrix for each mode, as in a file."""
+    dimensions = len(weight.shape)
+    if not weight.complex or dimensions < 3 or "weight" not in weight.name:
+        return None
+    layout = "io" + "b" * (dimensions - 2)
+    return KnownLayout(layout, f"its layout is a guess by its name and type: {layout}; {_SAY_IT} batch")
+
+
 def _long_pairs(weight: _Stored) -> KnownLayout | None:
     """Of what is called `weight`: no kernel is (16, 2)."""
     return _pairs(weight) if len(weight.shape) > 3 and weight.shape[-2] > _SMALL_KERNEL else None
@@ -197,6 +206,7 @@ _PARAMETERS = (  # of any other name
     _Rule(_experts, module=_EXPERTS, name=_EXPERTS),
     _Rule(_called_kernel, name=r"kernel"),
     _Rule(_pairs),
+    _Rule(_modes),
     _Rule(_kernel_last),
 )
 

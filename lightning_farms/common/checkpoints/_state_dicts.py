@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
@@ -14,11 +14,15 @@ from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
 
-_DEEPEST = 8
+_DEEPEST = 32
 _MOST_CONTAINERS = 100_000
 _NO_WEIGHTS = re.compile(
-    r"(?i).*(optim|sched|scaler|rng|random|hyper_?param).*|loops|callbacks|args|_extra_state|_metadata"
+    r"(?i).*(optim|(?<![a-z])(sched|lr_?sched|scaler|(amp|grad|loss)_?scaler|rng(?![a-z])|random_?(.*_)?states?(?![a-z])"
+    r"|hyper_?param)).*|random|loops|callbacks|args|_extra_state|_metadata"
 )
+_NO_WEIGHTS_INSIDE = re.compile(
+    r"(optim(izers?)?|(lr_)?schedulers?|(grad_)?scaler|rng)(_states?)?(_dicts?)?|loops|callbacks|_extra_state|_metadata"
+)  # of what bears a usual name for a state dict: parts of the model may be called as they like
 _SHOWN = 12
 _LONGEST_NAME = 1000  # characters of a key, and of a path that is shown
 _MOST_TEXT = 2**26  # characters of all names; a path is part of every name below it
@@ -84,7 +88,7 @@ def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts
     """
     found = {path: held for path, held in _held(content) if held.tensors}
     sizes = {path: _size(held.tensors) for path, held in found.items()}
-    weights = {path: size for path, size in sizes.items() if not any(map(_NO_WEIGHTS.fullmatch, path.split(".")))}
+    weights = {path: size for path, size in sizes.items() if not _is_of_training(path.split("."))}
     if key is not None:
         tensors = _below(found, key)
         if not tensors.tensors:
@@ -95,6 +99,12 @@ def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts
     if root is None or (hidden and not weights):
         raise AmbiguousStateDict(path, None, weights or hidden)
     return _chosen(_below({name: found[name] for name in weights}, root), root, weights)
+
+
+def _is_of_training(path: Sequence[str]) -> bool:
+    """Whether it is not the model's, but what the training program keeps beside it."""
+    inside = next((place for place, key in enumerate(path) if key in STATE_DICT_KEYS), len(path)) + 1
+    return any(map(_NO_WEIGHTS.fullmatch, path[:inside])) or any(map(_NO_WEIGHTS_INSIDE.fullmatch, path[inside:]))
 
 
 class _Held(NamedTuple):

@@ -95,7 +95,10 @@ def faults(
     Of one channel (T, X, Y): as stored, and in float32. One fault for each frame that has any.
     """
     low, high = single.min(), single.max()
-    missing = _missing(field, marks._replace(values=(*marks.values, *_codes(low, high))))
+    missing = _missing(field, marks)
+    if codes := _codes(low, high):  # of float64, too, they are told in float32
+        coded = np.isin(single, codes)
+        missing = coded if missing is None else missing | coded
     if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
         return []
     wrong = ~np.isfinite(single) | (single <= 0 if positive else False)
@@ -131,9 +134,9 @@ def _missing(field: Array, marks: Marks) -> Array | None:
     return found if found.any() else None
 
 
-def _codes(low: float, high: float) -> tuple[float, ...]:
+def _codes(low: np.float32, high: np.float32) -> list[np.float32]:
     """A smallest or largest value that is a code for missing ones: by chance, one in millions of fields has it."""
-    return tuple(float(value) for value in (low, high) if value in _CODES)
+    return [value for value in (low, high) if value in _CODES]
 
 
 def _kind(field: Array, single: Array, is_missing: bool) -> str:

@@ -2,14 +2,18 @@
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from lightning_farms.data.fields._coordinates import time_step
 from lightning_farms.data.fields._identity import identity_of_set
 from lightning_farms.data.fields._values import Survey
 from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBenchFile
+
+_SAME_STEP = 1e-3  # relative
 
 
 class TrajectoryFiles:
@@ -50,6 +54,7 @@ class TrajectoryFiles:
         self._paths, self._axes = tuple(paths), axes
         self._opened: dict[int, PDEBenchFile] = {}
         self._identity: str | None = None
+        self._told_of_times = False
         self.fields = dict(fields)
         first = self._file(0)
         self.path = common_folder(paths)
@@ -131,9 +136,23 @@ class TrajectoryFiles:
                     f"{tuple(self._opened[0].shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
                     f"Leave it out (`skip: [{number}]`)."
                 )
-            file.told = self._opened[0].told if number else file.told  # once for all
+            if number:
+                file.told = self._opened[0].told  # once for all
+                self._compare_times(file)
             self._opened[number] = file
         return self._opened[number]
+
+    def _compare_times(self, file: PDEBenchFile) -> None:
+        """Warn, once, of another time step than the first file's."""
+        step, first = (time_step(each.t, each.shape.frames) for each in (file, self._opened[0]))
+        if step is None or first is None or abs(step - first) <= _SAME_STEP * abs(first) or self._told_of_times:
+            return
+        self._told_of_times = True
+        warnings.warn(
+            f"{file.path} has a time step of {step:.4g}, {self._paths[0]} of {first:.4g}: a network that is trained on "
+            "both learns neither. Leave out those of one step, or resample them.",
+            stacklevel=2,
+        )
 
 
 FlowFile = PDEBenchFile | TrajectoryFiles

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_farms.analysis import layer_weights, parameter_layers
+from lightning_farms.analysis import checkpoint_weights, layer_weights, parameter_layers
 
 
 def found(model):
@@ -135,6 +135,17 @@ def test_the_original_fnos_weights(real_pairs):
     stored = module.weights2.detach()
     stored = torch.view_as_complex(stored) if real_pairs else stored
     torch.testing.assert_close(second.matrices[7], stored[:, :, 1, 2])
+
+
+def test_complex_weights_of_a_class_of_any_name_are_read_as_in_a_file():
+    module = nn.Module()
+    module.weights1 = SpectralConv2d().weights1
+    (layer,), (stored,) = layer_weights(nn.Sequential(module)), checkpoint_weights(module.state_dict())
+    assert layer.matrices.equal(stored.matrices.mT)  # of the same spectrum
+    assert (layer.layout, stored.layout) == ("iobb", "iobb")
+    assert (
+        "its layout is a guess by its name and type: iobb; say it with layout (--layout), as in batch" in layer.remark
+    )
 
 
 def test_they_multiply_channels():

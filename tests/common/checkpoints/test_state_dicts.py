@@ -32,6 +32,39 @@ CLEAR = {
         ["fc.weight", "fc.bias"],
     ),
     "an optimizer of any name beside it": ({"net": net(), "o": OPTIMIZER, "deeper": {"o": OPTIMIZER}}, list(net())),
+    "parts of a model called like what a program keeps": (
+        {"model": {"rescaler": net(), "scheduler_embed": net(), "random_proj": net(), "args": net()}},
+        [f"{part}.{name}" for part in ("rescaler", "scheduler_embed", "random_proj", "args") for name in net()],
+    ),
+    "an optimizer within a usual key": (
+        {"model": {"net": net(), "optimizer_state": {"m": {"w": torch.ones(2, 2)}}}},
+        ["net.fc.weight", "net.fc.bias"],
+    ),
+    "what programs keep, by many names": (
+        {"net": net()}
+        | {
+            name: {"a": torch.ones(3, 3)}
+            for name in (
+                "netG_optim",
+                "optimizerD_state_dict",
+                "lr_schedulers",
+                "grad_scaler",
+                "amp_scaler",
+                "cuda_rng_state",
+                "random_state",
+                "python_random_states",
+                "hyperparameters",
+                "GradScaler",
+                "sched",
+                "scaler_state_dict",
+            )
+        },
+        ["fc.weight", "fc.bias"],
+    ),
+    "far down": (
+        {"params": {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": {"j": net()}}}}}}}}}}},
+        ["a.b.c.d.e.f.g.h.i.j.fc.weight", "a.b.c.d.e.f.g.h.i.j.fc.bias"],
+    ),
     "itself, with extra state": ({**net(), "_extra_state": {"x": torch.ones(2, 2)}}, ["fc.weight", "fc.bias"]),
 }
 
@@ -47,6 +80,8 @@ SEVERAL = {
     "two": {"generator": net(), "discriminator": net(1)},
     "two and a table": {"generator": net(), "discriminator": net(1), "centroids": torch.ones(30, 40)},
     "the same twice": {"actor": net(), "critic": net(), "log_alpha": torch.tensor(0.0)},
+    "two, of which one is called like a scaler": {"generator": net(), "upscaler": net(1)},
+    "two, of which one is random": {"predictor": net(), "random_target": net(1)},
     "a list": {"nets": 3, "generator": net(), "others": [net(1), {"w": torch.ones(2, 2)}]},
 }
 
