@@ -33,7 +33,11 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
 
 def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWeight) -> LayerWeight:
     """The change with the rank that stands clear of the rounding of both; one that is no more has the reason."""
-    if change.rank is not None or change.matrices.is_meta or not change.matrices.any():
+    if change.matrices.is_meta:
+        return change
+    if not change.matrices.any():
+        return change._replace(matrices=NO_MATRICES, reason="unchanged from the base")
+    if change.rank is not None:
         return change
     ranks = attempted(ranks_clear_of_rounding, change.matrices, weight, start)
     if ranks is None or isinstance(ranks, Exception):

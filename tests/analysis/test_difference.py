@@ -136,7 +136,7 @@ def test_no_change_is_skipped():
     before = copy.deepcopy(model.state_dict())
     report = analyze(model, base=model)
     assert {row.status for row in report} == {"skipped"}
-    assert {row.frobenius_norm_squared for row in report} == {0.0}
+    assert {row.reason for row in report} == {"unchanged from the base"}
     for name, value in model.state_dict().items():
         assert value.equal(before[name])
 

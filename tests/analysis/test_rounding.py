@@ -1,6 +1,7 @@
 """Changes between stored weights: what is rounding is not taken for signal."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def test_numbers_of_a_coarser_type_stored_in_a_finer_one_were_rounded_to_it(kept
     assert moved.alpha == pytest.approx(hill(change, 16), abs=moved.standard_error)
     assert moved.eigenvalue_count in (14, 15, 16)
     assert frozen.reason == "unchanged from the base, but for the rounding of float16 and float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [0.01, 1.0, 5.0])
+def test_a_merged_product_has_its_rank_however_large_it_is(dtype, size):
+    """It was rounded before it was added, as a sum of products."""
+    for (m, n, rank), seed in itertools.product([(256, 256, 16), (64, 512, 32)], range(3)):
+        torch.manual_seed(seed)
+        weight, change = torch.randn(m, n), torch.randn(m, rank) @ torch.randn(rank, n)
+        base = (0.02 * weight).to(dtype)
+        tuned = base + (change * (0.02 * size / change.std())).to(dtype)
+        [row] = analyze_weights(checkpoint_changes({"q.weight": tuned}, {"q.weight": base}), WholeMatrix())
+        assert (row.status, row.eigenvalue_count) == ("ok", rank)
 
 
 def test_numbers_below_the_smallest_of_half_precision_are_rounding():

@@ -128,7 +128,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
         before = (layer._replace(name=name + layer.name[start:]) for layer in found)
         return differences(after, before)
 
-    return _apart_by_name(_unless_zero(change) for name in modules for change in of_module(name))
+    return _apart_by_name(change for name in modules for change in of_module(name))
 
 
 def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
@@ -139,12 +139,6 @@ def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
             layer = layer._replace(name=f"{layer.name}.weight")
         seen.add(layer.name)
         yield layer
-
-
-def _unless_zero(change: LayerWeight) -> LayerWeight:
-    if change.reason or change.matrices.any():
-        return change
-    return skipped_layer(change.name, change.kind, change.shape, "unchanged from the base")
 
 
 def _opened(source: Source) -> Mapping[str, Tensor]:

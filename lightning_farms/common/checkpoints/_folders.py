@@ -214,6 +214,8 @@ def _hint(folder: Path) -> str:
     broken = [name for name in broken if name.endswith(WEIGHTS)]
     if broken:
         return f": {listed(broken)} leads nowhere, as after a download that was cut short. Download it again"
+    if any(folder.glob("*.distcp")):
+        return f", but parts of a distributed checkpoint without their {METADATA}, a hidden file. Copy it there too"
     places = [place for place in _deeper(folder) if _holds_weights(place)]
     if places:
         _check_whole(places[0].parent, [place.name for place in places if place.parent == places[0].parent])

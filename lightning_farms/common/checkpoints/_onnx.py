@@ -277,11 +277,16 @@ def _recurrent(
     if use.position not in (1, 2) or len(shape) != 3:
         return
     order = _GATES[use.node.op_type]
-    module = name.rpartition(".")[0] or _name("0", use.node).removesuffix(".weight").replace("0", name)
+    module = name.rpartition(".")[0] or _recurrent_module(use.node)
     for direction in range(min(shape[0], 2)):
         leaf = f"weight_{'ih' if use.position == 1 else 'hh'}_l0{'_reverse' * direction}"
         array = StoredArray(shape[1:], dtype, partial(_direction, read, direction, order))
         yield f"{module}.{leaf}", array
+
+
+def _recurrent_module(node: Any) -> str:  # noqa: ANN401
+    """One for W and R, whose gates are counted together: the node's name, or else that of its W."""
+    return _name("0", node).removesuffix(".weight") if node.name else re.sub(r"(?<=.)[._/]?W$", "", node.input[1])
 
 
 def _direction(read: Any, direction: int, order: tuple[int, ...]) -> Tensor:  # noqa: ANN401

@@ -337,6 +337,25 @@ def test_large_initialisers_of_onnx_are_read_where_they_lie(external, tmp_path):
     assert torch.equal(found["fc"], torch.from_numpy(packed).T * 0.5)
 
 
+@pytest.mark.parametrize(("operation", "gates"), [("LSTM", "ifgo"), ("GRU", "rzn")])
+@pytest.mark.parametrize("node", ["", "/body/rnn/Op"])
+def test_weights_of_an_onnx_rnn_are_cut_into_gates_whatever_they_are_called(operation, gates, node, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    arrays = {name: torch.randn(1, len(gates) * 6, size).numpy() for name, size in (("cell_W", 5), ("cell_R", 6))}
+    make = onnx.helper
+    nodes = [make.make_node(operation, ["x", *arrays], ["y"], node, hidden_size=6)]
+    values = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    initialisers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    onnx.save(make.make_model(make.make_graph(nodes, "net", values[:1], values[1:], initialisers)), tmp_path / "a.onnx")
+    rows = {weight.name: weight.matrices.shape[-2:] for weight in checkpoint_weights(tmp_path / "a.onnx")}
+    module = "body.rnn" if node else "cell"
+    expected = {
+        f"{module}.weight_{kind}_l0.{gate}": (6, size) for kind, size in (("ih", 5), ("hh", 6)) for gate in gates
+    }
+    assert rows == expected
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 3, 3), (4, 16, 32)], ids=["convolution", "experts"])
 def test_scales_belong_to_the_first_dimension(shape, tmp_path):
     """Of three outputs with kernels of three, or experts whose number divides that of their rows."""

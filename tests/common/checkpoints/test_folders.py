@@ -266,6 +266,12 @@ def test_shards_in_the_cache_without_an_index(tmp_path):
     same(open_checkpoint(cached(tmp_path, files)), state())
 
 
+def test_a_distributed_folder_without_its_hidden_file_says_so(tmp_path):
+    (tmp_path / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"without their \.metadata, a hidden file\. Copy it there too"):
+        read_stored(tmp_path)
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_links_out_of_the_cache_are_refused(tmp_path, indexed):
     files = shard_files()
