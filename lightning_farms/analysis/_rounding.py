@@ -11,6 +11,7 @@ numbers' grid at each entry.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ def ranks_clear_of_rounding(change: Tensor, *both: LayerWeight) -> Tensor | None
     """
     if change.is_meta or min(change.shape[-2:]) > _LARGEST or not change.numel() or not bool(change.isfinite().all()):
         return None
-    variances = torch.stack([_variances(weight).to(change.device) for weight in both]).sum(0)
-    edges = _MARGIN * _edges(variances + _own_variances(change, *both))
+    types = [rounded_to(weight.matrices) for weight in both]
+    of_both = [_variances(weight, dtype).to(change.device) for weight, dtype in zip(both, types, strict=True)]
+    edges = _MARGIN * _edges(torch.stack([*of_both, _own_variances(change, types)]).sum(0))
     counts = []
     for matrix, edge in zip(change, edges, strict=True):
         wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
@@ -41,9 +43,9 @@ def ranks_clear_of_rounding(change: Tensor, *both: LayerWeight) -> Tensor | None
     return torch.stack(counts)
 
 
-def _own_variances(change: Tensor, *both: LayerWeight) -> Tensor:
+def _own_variances(change: Tensor, types: Sequence[torch.dtype]) -> Tensor:
     """Of the rounding that the change itself had before it was added: to the coarser type, of sums of products."""
-    coarser = max((rounded_to(weight.matrices) for weight in both), key=lambda dtype: torch.finfo(dtype).eps)
+    coarser = max(types, key=lambda dtype: torch.finfo(dtype).eps)
     summed = torch.float64 if coarser == torch.float64 else torch.float32
     return _variances_of_type(change, coarser) + _OF_SUMS**2 * _variances_of_type(change, summed)
 
@@ -53,18 +55,18 @@ def _edges(variances: Tensor) -> Tensor:
     return (variances.sum(-1).amax(-1).sqrt() + variances.sum(-2).amax(-1).sqrt()) ** 2
 
 
-def _variances(weight: LayerWeight) -> Tensor:
+def _variances(weight: LayerWeight, dtype: torch.dtype) -> Tensor:
     """Of the rounding error of every entry, float64."""
     if weight.steps is not None:
         return weight.steps().to(torch.float64) ** 2 / 12
-    return _variances_of_type(weight.matrices)
+    return _variances_of_type(weight.matrices, dtype)
 
 
-def _variances_of_type(stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def _variances_of_type(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """Of a complex number, of both its parts."""
     if stored.is_complex():
         return _variances_of_type(stored.real, dtype) + _variances_of_type(stored.imag, dtype)
-    return units(stored, dtype or rounded_to(stored)) ** 2 / 12
+    return units(stored, dtype) ** 2 / 12
 
 
 def units(stored: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,7 +99,9 @@ def _gaps(unpacked: Tensor) -> Tensor:
 
 
 def rounded_to(stored: Tensor) -> torch.dtype:
-    """The coarsest type that has every number of a tensor, which may be stored in a finer one."""
+    """The coarsest type that has every number of a tensor, or both parts of it, which may be stored in a finer one."""
+    if stored.is_complex():
+        stored = torch.view_as_real(stored.resolve_conj())
     if stored.is_meta or not stored.numel() or not bool(stored.any()):
         return stored.dtype
     coarser = (dtype for dtype in _COARSE if dtype.itemsize < stored.dtype.itemsize)

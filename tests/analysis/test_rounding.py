@@ -119,6 +119,16 @@ def test_a_merged_product_has_its_rank_however_large_it_is(dtype, size):
         assert (row.status, row.eigenvalue_count) == ("ok", rank)
 
 
+def test_a_complex_change_has_its_rank_too(recwarn):
+    torch.manual_seed(0)
+    weight, left, right = (torch.randn(*shape, dtype=torch.complex64) for shape in ((64, 64), (64, 16), (16, 64)))
+    [row] = analyze_weights(
+        checkpoint_changes({"q.weight": weight + left @ right}, {"q.weight": weight}), WholeMatrix()
+    )
+    assert (row.status, row.eigenvalue_count) == ("ok", 16)
+    assert not recwarn
+
+
 def test_numbers_below_the_smallest_of_half_precision_are_rounding():
     weight, _ = update(4)
     [row] = analyze_weights(checkpoint_changes({"q.weight": (weight * 1e-6).half()}, {"q.weight": weight * 1e-6}))

@@ -42,7 +42,7 @@ def batches(number):
 
 
 class Ahead(torch.optim.Optimizer):
-    """Goes on with another optimizer's step, and pulls the weights to where they were: no Optimizer.__init__."""
+    """Hands the step on to another optimizer, as Lookahead is written: no Optimizer.__init__."""
 
     def __init__(self, optimizer):
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups
