@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -29,7 +29,7 @@ _JOBS_A_WORKER = 32  # so that no worker is left alone with a long job at the en
 _CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
 _JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
 _SIDE_BY_SIDE = 2048  # rows of the largest Gram matrices of which each worker does one; of larger ones, all do one
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class _Job(NamedTuple):
@@ -56,6 +56,10 @@ class _Job(NamedTuple):
         return _for_workers(self.way) and not self.for_all_workers
 
 
+_Outcome = list[CheckedSpectrum | Exception]
+"""Of the pieces of a job."""
+
+
 class Spectrum(NamedTuple):
     """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and which way."""
 
@@ -67,8 +71,11 @@ class Spectrum(NamedTuple):
 
 def decompose(
     plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int, where: Where = "auto"
-) -> dict[int, Spectrum | Exception]:
+) -> Generator[dict[int, Spectrum | Exception]]:
     """Eigenvalues of the windows of many layers, or what one of a layer's windows raised.
+
+    Layers with windows of one size come together, as soon as the workers are through with them: the next ones are
+    decomposed while the caller looks at these.
 
     On the CPU a window of at most 2048 rows or columns is decomposed by one thread, whatever the number of workers and
     whichever windows share a job with it: the result is the same bit for bit. A larger one is decomposed by all
@@ -76,20 +83,21 @@ def decompose(
     """
     with one_thread_each():
         plans = {key: compressed(plan, quick) for key, plan in plans.items()}
-    jobs = _jobs(plans, quick, workspace, workers, where)
-    ways = {key: job.way for job in jobs for key, _ in job.pieces}
-    parts: dict[int, list[CheckedSpectrum]] = {key: [] for key in plans}
+    for jobs, outcomes in _run(_jobs(plans, quick, workspace, workers, where), quick, workspace, workers):
+        yield _of_group(jobs, outcomes, plans)
+
+
+def _of_group(jobs: list[_Job], outcomes: list[_Outcome], plans: dict[int, Plan]) -> dict[int, Spectrum | Exception]:
+    parts: dict[int, list[CheckedSpectrum]] = defaultdict(list)
     errors: dict[int, Exception] = {}
-    for job, outcome in zip(jobs, _run(jobs, quick, workspace, workers), strict=True):
+    for job, outcome in zip(jobs, outcomes, strict=True):
         for (key, _), part in zip(job.pieces, outcome, strict=True):
             if isinstance(part, Exception):
                 errors.setdefault(key, part)
             else:
                 parts[key].append(part)
-    return {
-        key: errors[key] if key in errors else attempted(_of_layer, parts[key], plan, ways[key])
-        for key, plan in plans.items()
-    }
+    complete = [key for key in parts if key not in errors]
+    return errors | {key: attempted(_of_layer, parts[key], plans[key], jobs[0].way) for key in complete}
 
 
 def decompose_again(plan: Plan) -> Spectrum:
@@ -125,8 +133,8 @@ def compressed(plan: Plan, quick: bool) -> Plan:
 # ---- cutting -------------------------------------------------------------------------------------------------------
 
 
-def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, where: Where) -> list[_Job]:
-    """Jobs in the order of the layers' windows; layers whose windows have one size share jobs."""
+def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, where: Where) -> list[list[_Job]]:
+    """Jobs in the order of the layers' windows, for each size of windows a list: layers that have it share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, plan in plans.items():
         groups[
@@ -138,9 +146,8 @@ def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, whe
     )
     dearest = max(_CHEAPEST_JOB, shared / (workers * _JOBS_A_WORKER))
     return [
-        job
+        list(_group_jobs({key: plans[key] for key in keys}, way, quick, workspace, dearest))
         for way, keys in zip(ways, groups.values(), strict=True)
-        for job in _group_jobs({key: plans[key] for key in keys}, way, quick, workspace, dearest)
     ]
 
 
@@ -207,36 +214,40 @@ def _views(plan: Plan, most: int) -> Iterator[Tensor]:
 # ---- doing ---------------------------------------------------------------------------------------------------------
 
 
-def _run(jobs: list[_Job], quick: bool, workspace: int, workers: int) -> list[list[CheckedSpectrum | Exception]]:
-    """Spectra of every job's pieces, or what they raise; the workers share the CPU's, the dearest first.
+def _run(
+    groups: list[list[_Job]], quick: bool, workspace: int, workers: int
+) -> Iterator[tuple[list[_Job], list[_Outcome]]]:
+    """Groups of jobs, and of every job's pieces the spectra, or what they raise; the workers share the CPU's.
 
-    A device's matrices that go by way of the host are among them: while one worker decomposes, the device forms the
+    They begin with the dearest jobs, and groups come in this order, after those that are not shared. A device's
+    matrices that go by way of the host are among the shared ones: while one worker decomposes, the device forms the
     Gram matrices of another's job. All work on the streams that are current here.
     """
-    shared = [job for job in jobs if job.for_one_worker]
+    together = [jobs for jobs in groups if jobs[0].for_all_workers]
+    others = [jobs for jobs in groups if not jobs[0].for_all_workers]
+    shared = [job for jobs in others for job in jobs if job.for_one_worker]
     budget = _Budget(workspace)
-    streams = _current_streams(jobs)
+    streams = _current_streams(groups)
 
-    def work(job: _Job) -> list[CheckedSpectrum | Exception]:
+    def work(job: _Job) -> _Outcome:
         with budget.of(job.bytes), torch.no_grad(), _on(streams[job.device]):
             return _spectra([views for _, views in job.pieces], quick, job.way)
 
-    of_blas = one_blas_thread if any(job.way is Way.SCIPY for job in jobs) else nullcontext
+    of_blas = one_blas_thread if any(job.way is Way.SCIPY for job in shared) else nullcontext
     side_by_side = min(workers, len(shared)) if len(shared) > 1 else 1
-    outcomes: dict[int, list[CheckedSpectrum | Exception]] = {}
     with one_thread_each(), of_blas(), _pool(side_by_side) if side_by_side > 1 else nullcontext() as pool:
         dearest_first = sorted(shared, key=lambda job: -job.cost)
         running = {id(job): pool.submit(work, job) for job in dearest_first} if pool else {}
-        outcomes |= {id(job): work(job) for job in jobs if not (id(job) in running or job.for_all_workers)}
-        outcomes |= {key: each.result() for key, each in running.items()}
-    if len(outcomes) < len(jobs):
+        for jobs in sorted(others, key=lambda jobs: (id(jobs[0]) in running, -jobs[0].cost)):
+            yield jobs, [running[id(job)].result() if id(job) in running else work(job) for job in jobs]
+    for jobs in together:
         with _intra_op_threads(workers):
-            outcomes |= {id(job): work(job) for job in jobs if job.for_all_workers}
-    return [outcomes[id(job)] for job in jobs]
+            outcomes = [work(job) for job in jobs]
+        yield jobs, outcomes
 
 
-def _current_streams(jobs: list[_Job]) -> dict[torch.device, torch.cuda.Stream | None]:
-    devices = {job.device for job in jobs}
+def _current_streams(groups: list[list[_Job]]) -> dict[torch.device, torch.cuda.Stream | None]:
+    devices = {jobs[0].device for jobs in groups}
     return {device: torch.cuda.current_stream(device) if device.type == "cuda" else None for device in devices}
 
 
@@ -245,7 +256,7 @@ def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
-def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
+def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> _Outcome:
     """Spectra of pieces together; where that fails, for want of memory or otherwise, in ever smaller jobs."""
     found = attempted(_joint_spectra, pieces, quick, way)
     if not isinstance(found, Exception):
@@ -256,7 +267,7 @@ def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectru
     return [attempted(_one_by_one, windows, quick, way) if len(windows) > 1 else found]
 
 
-def _joint_spectra(pieces: list[Tensor], quick: bool, way: Way) -> list[CheckedSpectrum | Exception]:
+def _joint_spectra(pieces: list[Tensor], quick: bool, way: Way) -> _Outcome:
     joined = checked_esds(pieces, quick=quick, where=way)
     parts = (each.split([len(piece) for piece in pieces]) for each in joined)
     return [CheckedSpectrum(*each) for each in zip(*parts, strict=True)]

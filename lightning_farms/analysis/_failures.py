@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -12,6 +12,7 @@ from lightning_farms.functional.eigensolvers import DecompositionError
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -56,6 +57,12 @@ def attempted(
     except Exception as error:
         error.__traceback__ = error.__context__ = error.__cause__ = None
         return error
+
+
+def separated(outcomes: Mapping[int, _Value | Exception]) -> tuple[dict[int, _Value], dict[int, Exception]]:
+    """What was returned, and what was raised."""
+    values = {index: each for index, each in outcomes.items() if not isinstance(each, Exception)}
+    return values, {index: each for index, each in outcomes.items() if isinstance(each, Exception)}
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_farms.analysis._decompose import decompose, decompose_again, one_thread_each
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed
+from lightning_farms.analysis._failures import Failed, Failure, attempted, error_text, failed, separated
 from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure, measure_each
 from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
+from lightning_farms.analysis._transfers import finite_layers, on_host
 from lightning_farms.analysis.apart import Part, model_config, weights_apart
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.known_layers import Finding, KnownLayers, Parts
@@ -31,7 +30,6 @@ from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.common.texts import listed
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.functional.random_matrix import shuffle_entries
-from lightning_farms.functional.spectrum import promoted
 
 WORKSPACE = 2**30
 """Default bytes of an analysis for copies of windows, Gram matrices and decompositions: 1 GiB."""
@@ -45,7 +43,6 @@ _NOT_READ = "the weight could not be read on every rank"
 _CHECKS = slice(NUMBERS.index(CHECKS[0]), NUMBERS.index(CHECKS[-1]) + 1)
 _PASSED = [0.0] * len(CHECKS)
 
-_Value = TypeVar("_Value")
 _FAILURES = tuple(Failure)
 _Found = list[float] | Failed  # ``NUMBERS``, or why there are none
 _Plans = dict[int, Plan]
@@ -261,15 +258,16 @@ class _Analysis:
 
     def _decomposed(self, plans: _Plans) -> tuple[dict[int, Parts], _Spectra]:
         """The numbers leave each device together."""
-        finite, failures = _finite(plans)
+        finite, failures = finite_layers(plans)
         spectra, numbers = self._measured(finite)
-        found: dict[int, Parts] = {index: [each] for index, each in (failures | numbers).items()}
+        of_all = failures | numbers
+        found: dict[int, Parts] = {index: [of_all[index]] for index in plans}
         if self.keep_eigenvalues:
-            spectra, lost = _separated({index: attempted(_kept, each) for index, each in spectra.items()})
+            spectra, lost = separated({index: attempted(_kept, each) for index, each in spectra.items()})
             found |= {index: [failed(error)] for index, error in lost.items()}
         if self.diagnostics.twin:
             asked = {index: plan for index, plan in finite.items() if not isinstance(found[index][0], Failed)}
-            twins, lost = _separated({index: attempted(self._twin, plan) for index, plan in asked.items()})
+            twins, lost = separated({index: attempted(self._twin, plan) for index, plan in asked.items()})
             of_twins = self._measured(twins)[1] | {index: failed(error) for index, error in lost.items()}
             found |= {index: [*found[index], of_twins[index]] for index in asked}
         return found, spectra if self.keep_eigenvalues else {}
@@ -313,16 +311,31 @@ class _Analysis:
         return spectrum.eigenvalues, numbers
 
     def _pass(self, plans: _Plans, *, quick: bool) -> tuple[_Spectra, dict[int, list[float] | Exception]]:
-        decomposed = partial(decompose, quick=quick, workspace=self.workspace, workers=self.workers, where=self.where)
-        outcome = attempted(decomposed, plans)
-        if isinstance(outcome, Exception):  # of no one layer: each alone
-            alone = {index: attempted(decomposed, {index: plan}) for index, plan in plans.items()}
-            outcome = {i: each if isinstance(each, Exception) else each[i] for i, each in alone.items()}
-        spectra, errors = _separated(outcome)
-        with one_thread_each():  # sums over many eigenvalues depend on the number of threads
-            measured, more = _separated(measure_each(spectra, plans, self.method, self.diagnostics))
-        numbers = _on_host(measured)
-        return {i: each.eigenvalues for i, each in spectra.items()}, errors | more | numbers
+        outcome = attempted(self._by_groups, plans, quick)
+        if not isinstance(outcome, Exception):
+            return outcome
+        if len(plans) == 1:
+            return {}, dict.fromkeys(plans, outcome)
+        spectra: _Spectra = {}
+        numbers: dict[int, list[float] | Exception] = {}
+        for index, plan in plans.items():  # the error is of no one layer: each alone
+            spectra_now, numbers_now = self._pass({index: plan}, quick=quick)
+            spectra, numbers = spectra | spectra_now, numbers | numbers_now
+        return spectra, numbers
+
+    def _by_groups(self, plans: _Plans, quick: bool) -> tuple[_Spectra, dict[int, list[float] | Exception]]:
+        """What is decomposed is measured while the next is decomposed."""
+        spectra: _Spectra = {}
+        measured: dict[int, Tensor | Exception] = {}
+        groups = decompose(plans, quick=quick, workspace=self.workspace, workers=self.workers, where=self.where)
+        with closing(groups):
+            for group in groups:
+                found, errors = separated(group)
+                with one_thread_each():  # sums over many eigenvalues depend on the number of threads
+                    measured |= errors | measure_each(found, plans, self.method, self.diagnostics)
+                spectra |= {index: each.eigenvalues for index, each in found.items()}
+        numbers, errors = separated(measured)
+        return spectra, errors | on_host(numbers)
 
     def _twin(self, plan: Plan) -> Plan:
         """The layer with its entries shuffled, which gives it full rank."""
@@ -443,51 +456,3 @@ def _errors(found: dict[int, Parts]) -> Iterator[tuple[int, Exception]]:
 
 def _kept(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.flatten().sort().values.cpu()
-
-
-def _separated(outcomes: Mapping[int, _Value | Exception]) -> tuple[dict[int, _Value], dict[int, Exception]]:
-    values = {index: each for index, each in outcomes.items() if not isinstance(each, Exception)}
-    return values, {index: each for index, each in outcomes.items() if isinstance(each, Exception)}
-
-
-def _on_host(tensors: dict[int, Tensor]) -> dict[int, list[float] | Exception]:
-    """Values of equally long tensors, with one transfer from each device; one by one where that fails."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, each in tensors.items():
-        by_device[each.device].append(index)
-    found: dict[int, list[float] | Exception] = {}
-    for indices in by_device.values():
-        together = attempted(_values, [tensors[index] for index in indices])
-        if isinstance(together, Exception):
-            found |= {index: attempted(tensors[index].tolist) for index in indices}
-        else:
-            found.update(zip(indices, together, strict=True))
-    return found
-
-
-def _values(tensors: list[Tensor]) -> list[list[float]]:
-    values: list[list[float]] = torch.stack(tensors).tolist()
-    return values
-
-
-def _finite(plans: _Plans) -> tuple[_Plans, dict[int, Failed]]:
-    """The layers whose weights are all finite, with one transfer from each device, and why the others are not there."""
-    sums, errors = _separated({index: attempted(_has_finite_sum, plan) for index, plan in plans.items()})
-    finite: _Plans = {}
-    for index, outcome in _on_host(sums).items():
-        known = attempted(_is_finite, plans[index]) if outcome == [0.0] else outcome
-        if isinstance(known, Exception):
-            errors[index] = known
-        elif known != [0.0]:  # a sum of finite numbers may overflow
-            finite[index] = plans[index]
-    failures = {i: failed(errors[i]) if i in errors else Failed(Failure.NOT_FINITE) for i in plans if i not in finite}
-    return {index: finite[index] for index in plans if index in finite}, failures
-
-
-def _has_finite_sum(plan: Plan) -> Tensor:
-    """(1,), 1 or 0: the quickest test by far."""
-    return promoted(plan.weight.matrices).sum().isfinite().double().view(1)
-
-
-def _is_finite(plan: Plan) -> list[float]:
-    return [float(promoted(plan.weight.matrices).isfinite().all())]

@@ -23,6 +23,11 @@ def plan_of(matrices, method, rank=RANK):
     return plan_layer(LayerWeight("w", "linear", tuple(matrices.shape[1:]), matrices, (), rank=rank), method)
 
 
+def spectrum_of(plan, *, quick=True, workers=1):
+    [group] = decompose({0: plan}, quick=quick, workspace=2**28, workers=workers)
+    return group[0]
+
+
 def by_numpy(plan):
     """The largest eigenvalues of every window, ascending: (windows, P, RANK)."""
     windows, matrices = plan.windows, plan.matrices.numpy().astype(complex)
@@ -54,7 +59,7 @@ def test_eigenvalues_are_those_of_the_whole_windows(case, quick):
     plan = plan_of(*CASES[case])
     small = compressed(plan, quick)
     assert min(small.matrices.shape[-2:]) == RANK + 8 < min(plan.matrices.shape[-2:]) / 2
-    [spectrum] = decompose({0: plan}, quick=quick, workspace=2**28, workers=1).values()
+    spectrum = spectrum_of(plan, quick=quick)
     expected = by_numpy(plan)
     got = spectrum.eigenvalues.double().numpy()
     assert got.shape == expected.shape
@@ -79,14 +84,14 @@ def test_the_same_for_any_number_of_threads_and_every_time():
     plan = plan_of(low_rank(257, 300), WholeMatrix())
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first, again = (decompose({0: plan}, quick=True, workspace=2**28, workers=n)[0].eigenvalues for n in (1, 3))
+    first, again = (spectrum_of(plan, workers=n).eigenvalues for n in (1, 3))
     assert torch.equal(first, again)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_product_of_zero_has_eigenvalues_of_zero():
     plan = plan_of(torch.zeros(1, 90, 130), WholeMatrix())
-    assert not decompose({0: plan}, quick=True, workspace=2**28, workers=1)[0].eigenvalues.any()
+    assert not spectrum_of(plan).eigenvalues.any()
 
 
 def test_its_cost_is_that_of_the_few_rows():

@@ -23,17 +23,24 @@ from lightning_farms.analysis import (
     analyze,
     analyze_weights,
 )
-from lightning_farms.analysis._decompose import decompose as decompose_checked
+from lightning_farms.analysis._decompose import decompose as decompose_by_groups
 from lightning_farms.analysis._plan import plan_layer
 from lightning_farms.functional.eigensolvers import Way
+from lightning_farms.functional.spectrum import checked_esds
 
 GIB = 2**30
 ODD_SHAPES = [(7, 20), (11, 13), (13, 13), (16, 16), (33, 31), (31, 33), (65, 64), (100, 33), (33, 100), (129, 128)]
 
 
+def outcomes(plans, **options):
+    """Of all layers, in their order."""
+    found = {key: each for group in decompose_by_groups(plans, **options) for key, each in group.items()}
+    return {key: found[key] for key in plans}
+
+
 def decompose(plans, **options):
     """Eigenvalues of the layers that were decomposed."""
-    found = decompose_checked(plans, **options)
+    found = outcomes(plans, **options)
     return {key: each.eigenvalues for key, each in found.items() if not isinstance(each, Exception)}
 
 
@@ -208,10 +215,10 @@ def test_workspace_bounds_what_is_worked_on_one_by_one(dtype, interleaved):
         plan = plan._replace(matrices=apart)
     workspace = 20 * plan.matrices.numel() // 30 * 4
     with Allocated() as allocated:
-        (spectra,) = decompose_checked({0: plan}, quick=True, workspace=workspace, workers=1).values()
+        (spectra,) = outcomes({0: plan}, quick=True, workspace=workspace, workers=1).values()
     assert spectra.way is Way.SCIPY
     assert allocated.most <= workspace + 3 * spectra.eigenvalues.nbytes
-    (expected,) = decompose_checked({0: plan}, quick=True, workspace=GIB, workers=3).values()
+    (expected,) = outcomes({0: plan}, quick=True, workspace=GIB, workers=3).values()
     assert spectra.eigenvalues.equal(expected.eigenvalues)
 
 
@@ -261,7 +268,7 @@ def test_other_errors_cost_their_layer_and_the_threads_are_given_back(monkeypatc
     plans[0].matrices[0, 0, 0] = 1e6
     fails_on(lambda matrices: matrices.abs().amax() > 1e10, RuntimeError("out of memory"), monkeypatch)
     running = threading.active_count()
-    got = decompose_checked(plans, quick=True, workspace=30_000, workers=workers)
+    got = outcomes(plans, quick=True, workspace=30_000, workers=workers)
     assert str(got.pop(0)) == "out of memory"
     assert sorted(got) == [1, 2, 3, 4, 5]
     assert not any(isinstance(each, Exception) for each in got.values())
@@ -371,3 +378,34 @@ def test_half_precision_complex_numbers_are_analysed_as_single():
     ]
     assert reports[0] == reports[1]
     assert reports[0][0].status == "ok"
+
+
+def test_groups_come_while_others_are_decomposed_the_dearest_first(monkeypatch):
+    looked_at, waited = threading.Event(), []
+
+    def waiting(pieces, **options):
+        if pieces[0].shape[-1] == 20:
+            waited.append(looked_at.wait(10))
+        return checked_esds(pieces, **options)
+
+    monkeypatch.setattr(_decompose, "checked_esds", waiting)
+    plans = {0: plan_of(1, 20, 20), 1: plan_of(1, 100, 100), 2: plan_of(1, 20, 20), 3: plan_of(1, 100, 100)}
+    keys = []
+    for group in decompose_by_groups(plans, quick=True, workspace=GIB, workers=2):
+        keys.append(sorted(group))
+        looked_at.set()
+    assert keys == [[1, 3], [0, 2]]
+    assert waited
+    assert all(waited)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_who_stops_between_groups_gets_the_threads_back():
+    plans = {0: plan_of(1, 20, 20), 1: plan_of(1, 100, 100)}
+    running = threading.active_count()
+    groups = decompose_by_groups(plans, quick=True, workspace=GIB, workers=2)
+    next(groups)
+    groups.close()
+    assert torch.get_num_threads() == 3
+    assert threading.active_count() == running
+    assert sorted(decompose(plans, quick=True, workspace=GIB, workers=2)) == [0, 1]
