@@ -17,7 +17,7 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 _DEEPEST = 32
 _MOST_CONTAINERS = 100_000
 _NO_WEIGHTS = re.compile(
-    r"(?i).*(optim|(?<![a-z])(sched|lr_?sched|scaler|(amp|grad|loss)_?scaler|rng(?![a-z])|random_?(.*_)?states?(?![a-z])"
+    r"(?i).*(optim|(?<![a-z])((lr)?sched|(amp|grad|loss)?scaler|rng(?![a-z])|random_?(.*_)?states?(?![a-z])"
     r"|hyper_?param)).*|random|loops|callbacks|args|_extra_state|_metadata"
 )
 _NO_WEIGHTS_INSIDE = re.compile(

@@ -55,6 +55,7 @@ CLEAR = {
                 "python_random_states",
                 "hyperparameters",
                 "GradScaler",
+                "LRScheduler",
                 "sched",
                 "scaler_state_dict",
             )
