@@ -100,9 +100,8 @@ def _partitioned(files: ZeroFiles, check: bool) -> TorchFile:
             tensors.setdefault(name, tensors[source])
     if offset == 0 and not tensors:
         raise _refusal(files, "no `param_shapes`")
-    left_out = model[0].left_out
     content = {"module": {name: tensors[name] for name in _in_order(tensors, module)}}
-    return TorchFile({**content, "buffer_names": sorted(buffers)}, left_out)
+    return TorchFile({**content, "buffer_names": sorted(buffers)}, model[0].stand_ins)
 
 
 def _ranks(optimizer: Sequence[TorchFile], files: ZeroFiles) -> int:

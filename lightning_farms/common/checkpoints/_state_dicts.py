@@ -6,7 +6,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandIn
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
@@ -37,12 +37,14 @@ class StateDicts(NamedTuple):
         taken: path of the state dict in the file, its keys joined by dots; empty where it is the file itself.
         others: how many tensors, and numbers, the other state dicts hold, by their paths.
         buffers: names of tensors that are known to be buffers.
+        objects: those in which the tensors, and the other state dicts', were found.
     """
 
     tensors: Tensors
     taken: str
     others: dict[str, tuple[int, int]]
     buffers: frozenset[str]
+    objects: frozenset[StandIn]
 
 
 class AmbiguousStateDict(ValueError):
@@ -93,12 +95,12 @@ def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts
         tensors = _below(found, key)
         if not tensors.tensors:
             raise AmbiguousStateDict(path, key, sizes)
-        return _chosen(tensors, key, weights)
+        return _chosen(tensors, key, weights, found)
     root = _root({name: found[name] for name in weights})
     hidden = {name: size for name, size in sizes.items() if _has_matrices(found[name])}  # such as a callback's averages
     if root is None or (hidden and not weights):
         raise AmbiguousStateDict(path, None, weights or hidden)
-    return _chosen(_below({name: found[name] for name in weights}, root), root, weights)
+    return _chosen(_below({name: found[name] for name in weights}, root), root, weights, found)
 
 
 def _is_of_training(path: Sequence[str]) -> bool:
@@ -110,13 +112,15 @@ def _is_of_training(path: Sequence[str]) -> bool:
 class _Held(NamedTuple):
     tensors: Tensors
     buffers: frozenset[str] = frozenset()
+    objects: frozenset[StandIn] = frozenset()  # that hold them
 
 
-def _chosen(held: _Held, taken: str, weights: Mapping[str, tuple[int, int]]) -> StateDicts:
+def _chosen(held: _Held, taken: str, weights: Mapping[str, tuple[int, int]], found: Mapping[str, _Held]) -> StateDicts:
     inside = {path for path in weights if path == taken or (path.startswith(f"{taken}.") and taken)}
     direct = taken in weights
     others = {path: size for path, size in weights.items() if path != taken and (direct or path not in inside)}
-    return StateDicts(held.tensors, taken, others, held.buffers)
+    objects = held.objects.union(*(found[path].objects for path in weights))
+    return StateDicts(held.tensors, taken, others, held.buffers, objects)
 
 
 def _size(tensors: Tensors) -> tuple[int, int]:
@@ -148,6 +152,7 @@ def _below(found: Mapping[str, _Held], root: str) -> _Held:
     start = f"{root}." if root else ""
     tensors: Tensors = {}
     buffers: set[str] = set()
+    objects: set[StandIn] = set()
     text = _Text()
     for path, held in found.items():
         if path.startswith(start):
@@ -155,19 +160,21 @@ def _below(found: Mapping[str, _Held], root: str) -> _Held:
             text.add(len(rest) * len(held.tensors))
             tensors.update({f"{rest}.{name}": tensor for name, tensor in held.tensors.items()})
             buffers.update(f"{rest}.{name}" for name in held.buffers)
-    return _Held(tensors, frozenset(buffers))
+            objects |= held.objects
+    return _Held(tensors, frozenset(buffers), frozenset(objects))
 
 
 def _held(content: object) -> Iterator[tuple[str, _Held]]:
     """Paths of all that holds tensors itself, and these."""
-    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    waiting: deque[tuple[tuple[str, ...], frozenset[StandIn], object]] = deque([((), frozenset(), content)])
     text = _Text()
     for _ in range(_MOST_CONTAINERS):  # a pickle may hold one list in another many times over
         if not waiting:
             return
-        path, value = waiting.popleft()
+        path, holders, value = waiting.popleft()
         if is_module(value):
-            yield ".".join(path), _of_module(value)
+            held = _of_module(value)
+            yield ".".join(path), held._replace(objects=held.objects | holders)
             continue
         entries = entries_of(value) or (_listed(value) if path else {})
         if not entries or len(path) > _DEEPEST:
@@ -176,8 +183,9 @@ def _held(content: object) -> Iterator[tuple[str, _Held]]:
             continue
         own = {_name(name): tensor for name, entry in entries.items() if (tensor := _tensor_in(str(name), entry))}
         text.add(sum(map(len, path)))
-        yield ".".join(path), _Held(own)
-        waiting += [((*path, _name(name)), child) for name, child in entries.items() if _may_hold(child)]
+        holders |= {value} if isinstance(value, StandIn) else frozenset()
+        yield ".".join(path), _Held(own, objects=holders)
+        waiting += [((*path, _name(name)), holders, child) for name, child in entries.items() if _may_hold(child)]
 
 
 class _Text:
@@ -233,7 +241,7 @@ def _listed(value: object) -> Mapping[Any, Any]:
     return dict(enumerate(value)) if tensors and isinstance(value, list) else {}
 
 
-def is_module(value: object) -> bool:
+def is_module(value: object) -> TypeGuard[StandIn]:
     """Whether a value is what a pickle keeps of an ``nn.Module``."""
     state = value.state if isinstance(value, StandIn) else None
     return isinstance(state, dict) and isinstance(state.get("_parameters"), dict) and "_modules" in state
@@ -244,14 +252,14 @@ def _of_module(module: object) -> _Held:
     tensors: Tensors = {}
     buffers: set[str] = set()
     waiting: deque[tuple[str, object]] = deque([("", module)])
-    seen: set[int] = set()
+    seen: set[StandIn] = set()
     text = _Text()
     while waiting:
         prefix, part = waiting.popleft()
-        if id(part) in seen or not is_module(part):
+        if not is_module(part) or part in seen:
             continue
-        seen.add(id(part))
-        state = part.state  # type: ignore[attr-defined]
+        seen.add(part)
+        state = cast("dict[str, object]", part.state)
         for kind in ("_parameters", "_buffers"):
             of_kind = entries_of(state.get(kind)).items()
             held = {f"{prefix}{_name(n)}": t for n, t in of_kind if isinstance(t, PickledTensor)}
@@ -261,4 +269,4 @@ def _of_module(module: object) -> _Held:
         children = [(f"{prefix}{_name(name)}.", child) for name, child in entries_of(state["_modules"]).items()]
         text.add(sum(len(name) for name, _ in children))
         waiting += children
-    return _Held(tensors, frozenset(buffers))
+    return _Held(tensors, frozenset(buffers), frozenset(seen))

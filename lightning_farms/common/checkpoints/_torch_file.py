@@ -58,7 +58,7 @@ class TorchFile(NamedTuple):
     """What a file holds: containers, plain values, tensors that are read when asked for, and stand-ins."""
 
     content: object
-    left_out: dict[str, int]
+    stand_ins: Sequence[StandIn] = ()
 
 
 def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
@@ -77,9 +77,9 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
         content = _mapped(file)
         builder = Builder()
         if is_zip(content):
-            return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.left_out)
+            return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.stand_ins)
         storages = StorageFile(content, {})
-        return TorchFile(_sequence(file, storages, builder), builder.left_out)
+        return TorchFile(_sequence(file, storages, builder), builder.stand_ins)
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
@@ -95,7 +95,7 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 def read_torch_bytes(content: bytearray, *, check: bool = True) -> TorchFile:
     """As :func:`read_torch_file`, of a zip archive that is a part of a file."""
     builder = Builder()
-    return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.left_out)
+    return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.stand_ins)
 
 
 def _zipped(archive: ZipArchive, content: mmap.mmap | bytearray, builder: Builder, check: bool) -> object:
@@ -162,10 +162,10 @@ class _Persistent:
 
 
 class Builder:
-    """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is counted."""
+    """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is kept."""
 
     def __init__(self) -> None:
-        self.left_out: dict[str, int] = {}
+        self.stand_ins: list[StandIn] = []
 
     def build(self, name: Name, arguments: tuple[Any, ...]) -> object:
         known = _KNOWN.get((name.module, name.name))
@@ -177,8 +177,8 @@ class Builder:
             return self._subclass(*arguments)
         if (name.module, name.name) in _RECONSTRUCTORS and arguments and isinstance(arguments[0], Name):
             return self.build(arguments[0], ())
-        self.left_out[str(name)] = self.left_out.get(str(name), 0) + 1
-        return StandIn(str(name), arguments)
+        self.stand_ins.append(StandIn(str(name), arguments))
+        return self.stand_ins[-1]
 
     def _subclass(self, function: object, kind: object, arguments: tuple[Any, ...], state: object) -> object:
         """A tensor of a subclass: its numbers where they are plain, the part that this file holds where it is whole."""

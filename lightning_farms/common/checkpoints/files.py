@@ -179,7 +179,7 @@ def _read_meant(meant: Meant, how: _How) -> StoredCheckpoint:
         if meant.zero is not None:
             file = read_zero(meant.zero, check=how.check)
         else:
-            file = TorchFile(read_distributed(meant.path, check=how.check), {})
+            file = TorchFile(read_distributed(meant.path, check=how.check))
         return _of_torch(file, meant.path, how)
     except PickleError as error:
         remedy = "zero_to_fp32.py FOLDER FILE" if meant.zero is not None else f"-m {_JOINS} dcp_to_torch FOLDER FILE"
@@ -240,9 +240,8 @@ def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
     beside = {str(name): value for name, value in entries.items() if str(name) != own}
     sparse = tuple(name for name, tensor in chosen.tensors.items() if tensor.parts is not None)
     buffers = chosen.buffers.union(name for name in _names(beside.get("buffer_names")) if name in chosen.tensors)
-    return StoredCheckpoint(
-        _Pickled(chosen, buffers, path), beside, {}, chosen.taken, chosen.others, stored.left_out, sparse
-    )
+    left_out = Counter(each.name for each in stored.stand_ins if each not in chosen.objects)
+    return StoredCheckpoint(_Pickled(chosen, buffers, path), beside, {}, chosen.taken, chosen.others, left_out, sparse)
 
 
 def _names(listed: object) -> list[str]:
@@ -294,7 +293,7 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
             f"Expected argument `path` to be a checkpoint with weights, but {str(path)!r} holds the state of an "
             "optimizer. Give the model's file (it is often in the same folder)."
         )
-    if any(name.startswith("numpy") and name.endswith("_reconstruct") for name in stored.left_out):
+    if any(each.name.startswith("numpy") and each.name.endswith("_reconstruct") for each in stored.stand_ins):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint with tensors, but {str(path)!r} holds arrays of NumPy. Load "
             "it with the program that wrote it, and save {name: torch.from_numpy(array)} with torch.save."

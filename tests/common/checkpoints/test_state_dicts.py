@@ -1,5 +1,7 @@
 """Which of several state dicts in a file is taken, and how another is asked for."""
 
+import datetime
+import types
 import warnings
 
 import numpy
@@ -157,3 +159,14 @@ def test_a_nested_tensor_costs_its_own_row_only(tmp_path):
     assert torch.equal(opened["b"], torch.ones(3, 2))
     with pytest.raises(UnreadableTensor, match="nested, of several shapes"):
         opened["a"]
+
+
+def test_objects_whose_tensors_are_read_are_not_named_as_left_out(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU())
+    held = types.SimpleNamespace(net=net())
+    content = {"model": model, "ema": held, "since": datetime.timedelta(1), "opt": torch.optim.SGD(model.parameters())}
+    torch.save(content, tmp_path / "whole.pt")
+    stored = read_stored(tmp_path / "whole.pt")
+    assert (list(stored.tensors), list(stored.others)) == (["0.weight", "0.bias"], ["ema.net"])
+    assert stored.left_out == {"datetime.timedelta": 1, "torch.optim.sgd.SGD": 1}
+    assert read_stored(tmp_path / "whole.pt", key="ema.net").left_out == stored.left_out
