@@ -263,3 +263,47 @@ def test_files_of_one_trajectory_that_differ_in_their_time_step_are_told_once(tm
         files.read(number)
     (said,) = recwarn
     assert f"{paths[2]} has a time step of 0.5, {paths[0]} of 0.05" in str(said.message)
+
+
+def _groups(path, times):
+    """PDEBench's layout of a group for each trajectory, with its own grid."""
+    with h5py.File(path, "w") as file:
+        for number, t in enumerate(times, start=1):
+            file[f"{number:04d}/data"] = np.random.default_rng(number).random((5, 8, 8, 1), dtype=np.float32)
+            file[f"{number:04d}/grid/x"] = file[f"{number:04d}/grid/y"] = np.arange(8.0)
+            if t is not None:
+                file[f"{number:04d}/grid/t"] = t
+    return PDEBenchFile(path, fields={"h": "*/data[0]"}, axes="txyc")
+
+
+def test_groups_that_differ_in_their_time_step_are_told_as_files_are(tmp_path):
+    slow, fast = np.arange(5) * 0.5, np.arange(5) * 0.05
+    files = _groups(tmp_path / "flows.h5", [fast, fast, slow, slow])
+    assert files.t is None
+    assert files.remarks == (
+        "the t-coordinate differs between trajectories, and is not used; trajectory 2 has a time step of 0.5, "
+        "trajectory 0 of 0.05: a network that is trained on both learns neither. Leave out those of one step, or "
+        "resample them",
+    )
+    data = CFDDataModule(
+        tmp_path / "flows.h5", fields={"h": "*/data[0]"}, axes="txyc", in_timesteps=3, test_fraction=0.25
+    )
+    with pytest.warns(UserWarning, match=r"flows\.h5, .*; trajectory 2 has a time step of 0\.5, trajectory 0 of 0\.05"):
+        data.setup("fit")
+
+
+def test_groups_of_other_times_or_none_have_no_times_in_common(tmp_path):
+    t = np.arange(5) * 1e-9
+    alike = _groups(tmp_path / "alike.h5", [t, t])
+    assert (alike.remarks, alike.t.tolist(), alike.x.tolist()) == ((), t.astype("f4").tolist(), list(range(8)))
+    for name, other in {"later": t + 1, "none": None}.items():
+        files = _groups(tmp_path / f"{name}.h5", [t, other])
+        assert files.remarks == ("the t-coordinate differs between trajectories, and is not used",)
+    assert "trajectory 1 has a time step of 2e-09" in _groups(tmp_path / "faster.h5", [t, 2 * t]).remarks[0]
+
+
+def test_a_single_group_has_its_own_coordinates(tmp_path):
+    _groups(tmp_path / "flows.h5", [np.arange(5) * 0.5, np.arange(5) * 0.05])
+    for number, step in ((1, 0.5), (2, 0.05)):
+        file = PDEBenchFile(tmp_path / "flows.h5", fields={"h": f"{number:04d}/data[0]"}, axes="txyc")
+        assert float(file.t[1]) == pytest.approx(step)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_farms.data.fields._values import Array
 
 _UNEVEN = 1e-3  # of a time step
+_SAME_STEP = 1e-3  # relative
 
 
 class Grid(NamedTuple):
@@ -29,12 +30,12 @@ def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], pa
     remarks, usable = [], {}
     for name, values in lines.items():
         given = found[name]
-        fault = _fault(name, values, sizes[name]) if values is not None else ""
+        fault, unlike = _fault(name, values, sizes[name]) if values is not None else "", ""
         if name == "t" and values is None and given is not None:
-            fault = "differs between trajectories"
+            fault, unlike = "differs between trajectories", _unlike_rows(given, sizes["t"])
         usable[name] = None if fault or values is None else torch.from_numpy(values.astype(np.float32))
         if fault:
-            remarks.append(f"the {name}-coordinate {fault}, and is not used")
+            remarks.append(f"the {name}-coordinate {fault}, and is not used{unlike and '; '}{unlike}")
         elif values is None:
             continue
         elif name == "t" and _uneven(values[: sizes["t"]]):
@@ -66,6 +67,22 @@ def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
     return float(t[frames - 1] - t[0]) / (frames - 1) * stride
 
 
+def unlike_steps(first: tuple[str, float | None], other: tuple[str, float | None]) -> str:
+    """What to say of two flows' time steps, each with the flow's name; empty where they are one, or one is unknown.
+
+    Example:
+        >>> unlike_steps(("a", 0.5), ("b", 0.5001)), unlike_steps(("a", 0.5), ("b", 0.25))[:51]
+        ('', 'b has a time step of 0.25, a of 0.5: a network that')
+    """
+    (first_name, expected), (name, step) = first, other
+    if step is None or expected is None or abs(step - expected) <= _SAME_STEP * abs(expected):
+        return ""
+    return (
+        f"{name} has a time step of {step:.4g}, {first_name} of {expected:.4g}: a network that is trained on both "
+        "learns neither. Leave out those of one step, or resample them"
+    )
+
+
 def spacing(values: Tensor | None) -> float | None:
     """Mean distance of cells, below 0 where they descend; None where it is unknown."""
     return None if values is None or len(values) < 2 else float(values[-1] - values[0]) / (len(values) - 1)
@@ -76,7 +93,17 @@ def _line(values: Array | None) -> Array | None:
     values = values.ravel() if values is not None and values.size in values.shape else values  # a single row, or column
     if values is None or values.ndim == 1 or not len(values):
         return values if values is None or values.ndim == 1 else None
-    return values[0] if np.allclose(values, values[:1], equal_nan=True) else None
+    largest = np.abs(np.diff(values[0])).max(initial=0)  # not of the values: steps may be nanoseconds
+    return values[0] if np.allclose(values, values[:1], rtol=0, atol=_UNEVEN * largest, equal_nan=True) else None
+
+
+def _unlike_rows(times: Array, frames: int) -> str:
+    """What to say of the first trajectory whose time step is another than that of the first."""
+    if times.ndim != 2 or times.shape[1] < frames:
+        return ""
+    known = [(number, row) for number, row in enumerate(times) if np.isfinite(row).all()]
+    steps = [(f"trajectory {number}", time_step(torch.from_numpy(row), frames)) for number, row in known]
+    return next(filter(None, (unlike_steps(steps[0], step) for step in steps)), "")
 
 
 def _fault(name: str, values: Array, cells: int) -> str:

@@ -1,7 +1,7 @@
 """What a file says of itself before any field is read, and the checks of it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from lightning_farms.data.fields._made_up import MadeUp, existing, made_up, sour
 from lightning_farms.data.fields._opening import missing_filters
 from lightning_farms.data.fields._values import Array, Marks
 
-# PDEBench's names, those of The Well, of PDEBench's groups for each trajectory, and of its incompressible flows
+# PDEBench's names, those of The Well, and of PDEBench's incompressible flows
 _COORDINATES = {
-    "x": ("x-coordinate", "dimensions/x", "0000/grid/x"),
-    "y": ("y-coordinate", "dimensions/y", "0000/grid/y"),
-    "t": ("t-coordinate", "dimensions/time", "0000/grid/t", "t"),
+    "x": ("x-coordinate", "dimensions/x"),
+    "y": ("y-coordinate", "dimensions/y"),
+    "t": ("t-coordinate", "dimensions/time", "t"),
 }
 _MISSING = ("_FillValue", "missing_value")
 _NOT_MEANT = 1e15  # a fill value that large marks what is missing, as netCDF's 9.97e36
@@ -71,11 +71,11 @@ def read_header(file: h5py.File, layout: FieldLayout) -> Header:
         datasets=datasets,
         found=_datasets(file) if lacking else "",
         broken={name: _leads_to(file, link) for name, link in found.items()},
-        one_axis=[any(name in file for name in _COORDINATES[axis]) for axis in "xy"] == [True, False],
+        one_axis=[_has_axis(file, axis) for axis in "xy"] == [True, False],
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
-        coordinates={axis: _coordinate(file, names) for axis, names in _COORDINATES.items()},
+        coordinates=_coordinates(file, _places(datasets)),
         periodic=_periodic(file),
         others=sorted(_others(file, datasets)),
     )
@@ -360,7 +360,46 @@ def _number(file: h5py.File | h5py.Dataset, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _coordinate(file: h5py.File, names: tuple[str, ...]) -> Array | None:
+def _has_axis(file: h5py.File, axis: str) -> bool:
+    return any(name in file for name in (*_COORDINATES[axis], f"0000/grid/{axis}"))
+
+
+def _places(datasets: Mapping[str, DatasetFacts]) -> list[str]:
+    """The group of each trajectory, or the one that holds the first dataset; none where the file's root does."""
+    pattern, facts = next(iter(datasets.items()), ("", None))
+    if facts is None or not facts.members:
+        return [pattern.rpartition("/")[0]] if "/" in pattern else []
+    start = pattern.index("*")
+    ends = [member.find("/", start) for member in facts.members]
+    return [member[:end] for member, end in zip(facts.members, ends, strict=True) if end >= 0]
+
+
+def _coordinates(file: h5py.File, places: Sequence[str]) -> dict[str, Array | None]:
+    """Those of the whole file; or of PDEBench's groups the first one's cells, and the times of all, a row for each."""
+    found = {axis: _coordinate(file, names) for axis, names in _COORDINATES.items()}
+    for axis in (axis for axis, values in found.items() if values is None):
+        names = [f"{place}/grid/{axis}" for place in (places if axis == "t" else places[:1])]
+        lines = [_line(file, name) for name in names]
+        shortest = min((len(line) for line in lines if line is not None), default=0)
+        if shortest:
+            found[axis] = np.stack([np.full(shortest, np.nan) if line is None else line[:shortest] for line in lines])
+    return found
+
+
+def _line(file: h5py.File, name: str) -> Array | None:
+    """A row of numbers, without h5py's objects, which take three times as long: there may be thousands."""
+    try:
+        dataset = h5py.h5d.open(file.id, name.encode())
+    except (KeyError, OSError):  # there is none
+        return None
+    if len(dataset.shape or ()) != 1 or dataset.dtype.kind not in "fiu":
+        return None
+    line = np.empty(dataset.shape)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, line)
+    return line
+
+
+def _coordinate(file: h5py.File, names: Sequence[str]) -> Array | None:
     found = [dataset for name in names if (dataset := _get(file, name)) is not None]
     numbers = [each for each in found if each.shape and np.issubdtype(each.dtype, np.number) and each.dtype.kind != "c"]
     return numbers[0][...].astype(np.float64) if numbers and numbers[0].ndim <= 2 else None

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_farms.data.fields._coordinates import time_step
+from lightning_farms.data.fields._coordinates import time_step, unlike_steps
 from lightning_farms.data.fields._identity import identity_of_set
 from lightning_farms.data.fields._values import Survey
 from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBenchFile
-
-_SAME_STEP = 1e-3  # relative
 
 
 class TrajectoryFiles:
@@ -144,15 +142,11 @@ class TrajectoryFiles:
 
     def _compare_times(self, file: PDEBenchFile) -> None:
         """Warn, once, of another time step than the first file's."""
-        step, first = (time_step(each.t, each.shape.frames) for each in (file, self._opened[0]))
-        if step is None or first is None or abs(step - first) <= _SAME_STEP * abs(first) or self._told_of_times:
-            return
-        self._told_of_times = True
-        warnings.warn(
-            f"{file.path} has a time step of {step:.4g}, {self._paths[0]} of {first:.4g}: a network that is trained on "
-            "both learns neither. Leave out those of one step, or resample them.",
-            stacklevel=2,
-        )
+        first, other = ((str(each.path), time_step(each.t, each.shape.frames)) for each in (self._opened[0], file))
+        unlike = unlike_steps(first, other)
+        if unlike and not self._told_of_times:
+            self._told_of_times = True
+            warnings.warn(f"{unlike}.", stacklevel=2)
 
 
 FlowFile = PDEBenchFile | TrajectoryFiles
