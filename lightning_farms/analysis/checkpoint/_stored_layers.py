@@ -14,6 +14,7 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._layouts import (
     KnownLayout,
     is_position_grid,
+    modes_layout,
     odd_kernel,
     parameter_layout,
     weight_layout,
@@ -206,11 +207,10 @@ def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """FNO's complex weights (inputs, outputs, *modes): a matrix for each mode."""
-    if not tensor.is_complex() or tensor.ndim < 3 or "weight" not in leaf.name:
-        return None
-    layout = "io" + "b" * (tensor.ndim - 2)
-    return [_layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)), layout)]
+    """FNO's complex weights: matrices (inputs, outputs), as of its classes in a model."""
+    layout = modes_layout(leaf.name, tensor.shape) if tensor.is_complex() else ""
+    matrices = tensor.movedim((0, 1), (-2, -1))
+    return [_layer(leaf.layer, "parameter", tensor.shape, matrices, layout)] if layout else None
 
 
 def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

@@ -149,12 +149,15 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
 
 
 def _modes(weight: _Stored) -> KnownLayout | None:
-    """Complex weights of three dimensions or more: FNO's (I, O, *modes), a matrix for each mode, as in a file."""
-    dimensions = len(weight.shape)
-    if not weight.complex or dimensions < 3 or "weight" not in weight.name:
-        return None
-    layout = "io" + "b" * (dimensions - 2)
-    return KnownLayout(layout, f"its layout is a guess by its name and type: {layout}; {_SAY_IT} batch")
+    """Complex weights, as in a file."""
+    layout = modes_layout(weight.name, weight.shape) if weight.complex else ""
+    remark = f"its layout is a guess by its name and type: {layout}; {_SAY_IT} batch"
+    return KnownLayout(layout, remark) if layout else None
+
+
+def modes_layout(name: str, shape: Sequence[int]) -> str:
+    """Of complex weights of three dimensions or more: FNO's (I, O, *modes), a matrix for each mode; empty of others."""
+    return "io" + "b" * (len(shape) - 2) if len(shape) > 2 and "weight" in name else ""
 
 
 def _long_pairs(weight: _Stored) -> KnownLayout | None:
