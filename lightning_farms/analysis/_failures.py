@@ -24,6 +24,7 @@ class Failure(Enum):
     NOT_DECOMPOSED = "the eigenvalue decomposition failed"
     WRONG = "the eigenvalues failed a check, also when they were computed again in float64 on the CPU"
     OUT_OF_MEMORY = "out of memory: try a smaller window or workspace, or fewer draws of the diagnostics"
+    SQUARES = "float64 does not hold the squares of the weights: multiply them by a power of two, alpha stays the same"
     FAILED = "the analysis failed on the layer's rank, which has warned why"
 
 

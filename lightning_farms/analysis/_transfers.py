@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_farms.analysis._failures import Failed, Failure, attempted, failed, separated
 from lightning_farms.analysis._plan import Plan
-from lightning_farms.functional.spectrum import promoted
+from lightning_farms.functional.spectrum import holds_squares, promoted
 
 
 def on_host(tensors: dict[int, Tensor]) -> dict[int, list[float] | Exception]:
@@ -36,19 +36,26 @@ def finite_layers(plans: dict[int, Plan]) -> tuple[dict[int, Plan], dict[int, Fa
     """The layers whose weights are all finite, with one transfer from each device, and why the others are not there."""
     sums, errors = separated({index: attempted(_has_finite_sum, plan) for index, plan in plans.items()})
     finite: dict[int, Plan] = {}
+    failures = {index: failed(error) for index, error in errors.items()}
     for index, outcome in on_host(sums).items():
         known = attempted(_is_finite, plans[index]) if outcome == [0.0] else outcome
         if isinstance(known, Exception):
-            errors[index] = known
+            failures[index] = failed(known)
+        elif known == [2.0]:
+            failures[index] = Failed(Failure.SQUARES)
         elif known != [0.0]:  # a sum of finite numbers may overflow
             finite[index] = plans[index]
-    failures = {i: failed(errors[i]) if i in errors else Failed(Failure.NOT_FINITE) for i in plans if i not in finite}
+    failures |= {index: Failed(Failure.NOT_FINITE) for index in plans if index not in finite | failures}
     return {index: finite[index] for index in plans if index in finite}, failures
 
 
 def _has_finite_sum(plan: Plan) -> Tensor:
-    """(1,), 1 or 0: the quickest test by far."""
-    return promoted(plan.weight.matrices).sum().isfinite().double().view(1)
+    """(1,), 1 or 0: the quickest test by far; of double precision, 2 where it does not hold the squares."""
+    matrices = promoted(plan.weight.matrices)
+    finite = matrices.sum().isfinite().double().view(1)
+    if matrices.dtype.to_real() != torch.float64:
+        return finite
+    return finite.where(holds_squares(matrices.flatten(0, -2), matrices.dtype), 2.0)
 
 
 def _is_finite(plan: Plan) -> list[float]:

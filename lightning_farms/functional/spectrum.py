@@ -68,7 +68,8 @@ def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tens
         matrices: (..., m, n), real or complex, finite.
         quick: work in float32, in about half the time; the absolute error is up to about 1e-6 of the root mean square
             eigenvalue in the middle of the spectrum, and of the largest one at its end. Without effect on float64
-            input, and where float32 products are allowed to be inexact (TF32, bfloat16).
+            input, where float32 products are allowed to be inexact (TF32, bfloat16), and where float32 does not hold
+            the squares of the entries, see :func:`holds_squares`.
         where: where the Gram matrices of matrices on a device are decomposed: ``"auto"``, by the table
             (:data:`lightning_farms.functional.eigensolvers.RULES`); ``"device"``; ``"host"``.
 
@@ -76,7 +77,8 @@ def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tens
         (..., min(m, n)), float64, ascending, in units of the squared weight.
 
     Raises:
-        ValueError: fewer than two dimensions, an empty matrix, or ``where`` is out of range.
+        ValueError: fewer than two dimensions, an empty matrix, entries whose squares float64 does not hold, or
+            ``where`` is out of range.
         TypeError: an integer or boolean tensor.
         torch.linalg.LinAlgError: the decomposition does not converge, or the spectrum fails its check both times.
 
@@ -84,6 +86,17 @@ def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tens
         >>> esd(torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
         tensor([4., 9.], dtype=torch.float64)
     """
+    matrices = _wide(matrices)
+    dtype = working_type(matrices.dtype, quick=quick)
+    held = holds_squares(matrices, dtype) if matrices.dtype.to_real() == torch.float64 or quick else None
+    if held is not None and not bool(held.all()):
+        if dtype.to_real() == torch.float64:
+            raise ValueError(
+                "Expected argument `matrices` to have entries whose squares float64 holds, but got a matrix with "
+                f"{float(_largest(matrices)[~held].amax()):.4g} as the largest. Multiply it by a power of two first: "
+                "its eigenvalues are so multiplied by the square."
+            )
+        quick = False
     found = checked_esd(matrices, quick=quick, where=where)
     if not _fails(found):
         return found.eigenvalues
@@ -266,6 +279,37 @@ def _squared_gram_norm(upper: Tensor, scale: Tensor) -> Tensor:
     starts = range(0, size, _GRAM_BLOCK)
     blocks = [_squared_norm(scaled[..., i : i + _GRAM_BLOCK, i : i + _GRAM_BLOCK]) for i in starts]
     return 2 * stored - torch.stack(blocks).sum(0)
+
+
+def holds_squares(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Whether a type holds the squares that a matrix's spectrum is made of.
+
+    With a the largest entry, the eigenvalues lie between :math:`a^2` (the largest is at least that) and
+    :math:`m n a^2`, which may not overflow; what products lose by underflow, at most m n times the smallest normal
+    number, may not be more than rounding, :math:`\epsilon a^2`.
+
+    Args:
+        matrices: (..., m, n), real or complex.
+        dtype: that they are worked on in.
+
+    Returns:
+        (...), boolean; true of zeros, and of entries that are not finite, of which this says nothing.
+
+    Example:
+        >>> holds_squares(torch.tensor([[[1.0]], [[0.0]], [[1e-30]], [[1e30]]]), torch.float32)
+        tensor([ True,  True, False, False])
+    """
+    limits, size = torch.finfo(dtype), math.prod(matrices.shape[-2:])
+    largest = _largest(matrices)
+    beyond = largest.isfinite() & (largest > math.sqrt(limits.max / 2 / size))
+    lost = (largest > 0) & (largest < math.sqrt(limits.tiny / limits.eps * size))
+    return ~(beyond | lost)
+
+
+def _largest(matrices: Tensor) -> Tensor:
+    """The largest absolute value of each matrix's entries, in float64 where they are no real numbers of less."""
+    largest: Tensor = torch.linalg.vector_norm(promoted(matrices).detach(), math.inf, dim=(-2, -1))
+    return largest
 
 
 def _wide(matrices: Tensor) -> Tensor:

@@ -192,3 +192,25 @@ def test_stable_rank_limits():
 def test_stable_rank_rejects_shape(shape):
     with pytest.raises(ValueError, match=r"`eigenvalues` to be \(\.\.\., N\) with N >= 1, but got shape"):
         stable_rank(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_entries_whose_squares_float64_does_not_hold_are_refused(scale, dtype):
+    matrices = torch.randn(3, 30, 40, dtype=dtype)
+    matrices[1] *= scale
+    with pytest.raises(ValueError, match=r"whose squares float64 holds, but got a matrix with .*e[+-]?(199|200|16|15)"):
+        esd(matrices)
+    esd(matrices[[0, 2]])
+
+
+def test_quick_spectra_of_entries_whose_squares_float32_does_not_hold():
+    matrices = torch.randn(4, 30, 40) * torch.tensor([1.0, 0.0, 1e-25, 1e25]).view(-1, 1, 1)
+    torch.testing.assert_close(esd(matrices, quick=True), esd(matrices), rtol=0, atol=0)
+
+
+def test_alphas_at_the_ends_of_the_range_that_is_not_refused():
+    matrices = torch.randn(30, 40, dtype=torch.float64)
+    expected = esd(matrices)
+    for scale in (2.0**-470, 2.0**500):
+        torch.testing.assert_close(esd(matrices * scale) / scale**2, expected, rtol=1e-12, atol=0)
