@@ -346,12 +346,12 @@ class _Pickled(StoredTensors):
 
 
 class _Shards(StoredTensors):
-    """A checkpoint in several files with a JSON index; a file is opened when the first of its tensors is asked for."""
+    """A checkpoint in several files with a JSON index; tensors that the index does not list are refused."""
 
     def __init__(self, index: Path, how: _How) -> None:
-        self._index, self._how = index, how._replace(may_be_empty=False, key=None)
-        self._names = self._shard_of = _weight_map(index)
-        shards = sorted(set(self._shard_of.values()))
+        self._index = index
+        listed = _weight_map(index)
+        shards = sorted(set(listed.values()))
         outside = [shard for shard in shards if not _is_within(shard)]
         if outside:
             raise ValueError(
@@ -372,14 +372,20 @@ class _Shards(StoredTensors):
                 f"Expected the shards that {str(index)!r} names to be beside it, but {len(missing)} are missing: "
                 f"{_listed(missing)}. Copy or download them too."
             )
-        self._opened: dict[str, Mapping[str, Tensor]] = {}
+        of_shard = how._replace(may_be_empty=False, key=None)
+        self._opened = {shard: _read(index.parent / shard, of_shard).tensors for shard in shards}
+        unlisted = {name: shard for shard, held in self._opened.items() for name in held if name not in listed}
+        self.refused = {
+            name: f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it"
+            for name, shard in unlisted.items()
+        }
+        of_name = listed | unlisted
+        self._names = self._shard_of = {name: of_name[name] for name in sorted(of_name, key=natural)}
 
     @property
     def layouts(self) -> Mapping[str, str]:  # type: ignore[override]
         """Those that the shards' own formats tell."""
-        one_each = {shard: name for name, shard in self._shard_of.items()}
-        opened = (self._holder(name) for name in one_each.values())
-        return {name: text for held in opened for name, text in getattr(held, "layouts", {}).items()}
+        return {name: text for held in self._opened.values() for name, text in getattr(held, "layouts", {}).items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._holder(name)[name]
@@ -388,10 +394,8 @@ class _Shards(StoredTensors):
         return MetaTensors(self._holder(name))[name]
 
     def _holder(self, name: str) -> Mapping[str, Tensor]:
-        """The opened shard with a tensor."""
+        """The shard with a tensor."""
         shard = self._shard_of[name]
-        if shard not in self._opened:
-            self._opened[shard] = _read(self._index.parent / shard, self._how).tensors
         if name not in self._opened[shard]:
             raise ValueError(
                 f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name[:_LONGEST]!r}, as "
@@ -412,7 +416,7 @@ def _is_special(shard: Path) -> bool:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """{tensor: shard} in natural order."""
+    """{tensor: shard}."""
     try:
         content = read_json_file(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -423,7 +427,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(
             f"Expected argument `path` to be a checkpoint or the index of one, but {str(index)!r} has no `weight_map`."
         )
-    return {name: shards[name] for name in sorted(shards, key=natural)}
+    return shards
 
 
 def _check_text(shards: Mapping[str, object]) -> None:

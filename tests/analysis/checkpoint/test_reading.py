@@ -1,10 +1,13 @@
 """Of a checkpoint with a selection, only the tensors of what is selected are read."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights
+from lightning_farms.analysis import Selection, checkpoint_changes, checkpoint_weights, open_checkpoint
 from lightning_farms.common.checkpoints import StoredTensors
 
 
@@ -74,3 +77,18 @@ def test_values_are_those_of_the_file(model):
         if not w.reason
     )
     assert torch.equal(chosen.matrices, model["conv"].weight.flatten(2).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tensor_that_the_index_of_its_shard_does_not_list_is_told(tmp_path, suffix):
+    shard, tensors = f"model-00001-of-00001.{suffix}", {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(3, 3)}
+    (save_file if suffix == "safetensors" else torch.save)(tensors, tmp_path / shard)
+    index = tmp_path / f"model.{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.weight": shard}}))
+    listed, unlisted = checkpoint_weights(index)
+    assert (listed.name, listed.reason) == ("a", "")
+    assert (unlisted.name, unlisted.reason) == (
+        "b",
+        f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it",
+    )
+    assert torch.equal(open_checkpoint(index)["b.weight"], tensors["b.weight"])
