@@ -184,12 +184,19 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         )
         if name in pairs:
             product = pairs[name]
-            modules.setdefault(product.module, {})[product.leaf] = low_rank_product(stored, product, _config(tensors))
+            place = product.module, product.leaf
+            _add(modules, place, name, low_rank_product(stored, product, _config(tensors)))
         elif name not in factors:
             plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
-            module, leaf = split(plain)
-            modules.setdefault(module, {})[leaf] = _of_experts(plain, tensor, tensors)
+            _add(modules, split(plain), name, _of_experts(plain, tensor, tensors))
     return modules
+
+
+def _add(modules: Modules, place: tuple[str, str], name: str, tensor: StoredTensor) -> None:
+    """Put a tensor into its module; where another is there, as of ``weight`` and ``.weight``, into one of its own."""
+    module, leaf = place
+    taken = leaf in modules.get(module, {})
+    modules.setdefault(name if taken else module, {})[leaf] = tensor
 
 
 def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:

@@ -92,3 +92,18 @@ def test_a_tensor_that_the_index_of_its_shard_does_not_list_is_told(tmp_path, su
         f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it",
     )
     assert torch.equal(open_checkpoint(index)["b.weight"], tensors["b.weight"])
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (("weight", ".weight"), ["weight", ".weight"]),
+        (("a.weight", "a.weight.tensor"), ["a", "a.weight.tensor"]),
+        (("a.b", "a.b.weight", "a.b.weight.tensor"), ["a.b", "a.b.weight", "a.b.weight.tensor"]),
+    ],
+)
+def test_names_that_mean_one_layer_are_each_analysed(names, layers):
+    tensors = {name: torch.full((3, 3), float(number)) for number, name in enumerate(names)}
+    found = list(checkpoint_weights(tensors))
+    assert [layer.name for layer in found] == layers
+    assert [layer.matrices[0, 0, 0].item() for layer in found] == list(range(len(names)))
