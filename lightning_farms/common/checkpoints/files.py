@@ -34,9 +34,9 @@ from lightning_farms.common.checkpoints._state_dicts import (
     listed_state_dicts,
 )
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
-from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, naming
+from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor, naming
 from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
-from lightning_farms.common.checkpoints.shapes import MetaTensors, StoredTensors
+from lightning_farms.common.checkpoints.shapes import SomeTensors, StoredTensors
 
 __all__ = ["STATE_DICT_KEYS", "WEIGHTS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
 
@@ -345,11 +345,10 @@ class _Pickled(StoredTensors):
         return self._tensors[name].identity
 
 
-class _Shards(StoredTensors):
+class _Shards(JoinedTensors):
     """A checkpoint in several files with a JSON index; tensors that the index does not list are refused."""
 
     def __init__(self, index: Path, how: _How) -> None:
-        self._index = index
         listed = _weight_map(index)
         shards = sorted(set(listed.values()))
         outside = [shard for shard in shards if not _is_within(shard)]
@@ -373,35 +372,38 @@ class _Shards(StoredTensors):
                 f"{_listed(missing)}. Copy or download them too."
             )
         of_shard = how._replace(may_be_empty=False, key=None)
-        self._opened = {shard: _read(index.parent / shard, of_shard).tensors for shard in shards}
-        unlisted = {name: shard for shard, held in self._opened.items() for name in held if name not in listed}
-        self.refused = {
+        held = {shard: _read(index.parent / shard, of_shard).tensors for shard in shards}
+        unlisted = {name: shard for shard, tensors in held.items() for name in tensors if name not in listed}
+        shard_of = listed | unlisted
+        names: dict[str, dict[str, str]] = {shard: {} for shard in shards}
+        for name, shard in shard_of.items():
+            names[shard][name] = name
+        stored = [(shard, tensors) for shard, tensors in held.items() if isinstance(tensors, StoredTensors)]
+        super().__init__([("", SomeTensors(tensors, names[shard])) for shard, tensors in stored])
+        self._names = {name: shard_of[name] for name in sorted(shard_of, key=natural)}
+        self._index, self._lacking = index, {name for name, shard in listed.items() if name not in held[shard]}
+        self.refused = dict(self.refused) | {
             name: f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it"
             for name, shard in unlisted.items()
         }
-        of_name = listed | unlisted
-        self._names = self._shard_of = {name: of_name[name] for name in sorted(of_name, key=natural)}
-
-    @property
-    def layouts(self) -> Mapping[str, str]:  # type: ignore[override]
-        """Those that the shards' own formats tell."""
-        return {name: text for held in self._opened.values() for name, text in getattr(held, "layouts", {}).items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._holder(name)[name]
+        self._check_held(name)
+        return super().__getitem__(name)
 
     def without_values(self, name: str) -> Tensor:
-        return MetaTensors(self._holder(name))[name]
+        self._check_held(name)
+        return super().without_values(name)
 
-    def _holder(self, name: str) -> Mapping[str, Tensor]:
-        """The shard with a tensor."""
-        shard = self._shard_of[name]
-        if name not in self._opened[shard]:
-            raise ValueError(
-                f"Expected {str(self._index.parent / shard)!r} to hold the tensor {name[:_LONGEST]!r}, as "
-                f"{self._index.name} says, but it does not. Copy or download both again."
-            )
-        return self._opened[shard]
+    def identity(self, name: str) -> object:
+        return name if name in self._lacking else super().identity(name)
+
+    def _check_held(self, name: str) -> None:
+        if name in self._lacking:
+            with naming(name, self._index):
+                raise UnreadableTensor(
+                    f"not in {self._names[name]}, where the index says that it is: copy or download both again"
+                )
 
 
 def _is_within(shard: str) -> bool:

@@ -94,6 +94,17 @@ def test_a_tensor_that_the_index_of_its_shard_does_not_list_is_told(tmp_path, su
     assert torch.equal(open_checkpoint(index)["b.weight"], tensors["b.weight"])
 
 
+def test_shards_with_an_index_know_ties_and_parameters_as_one_file_does(tmp_path):
+    table, shard = nn.Parameter(torch.randn(32, 16)), "pytorch_model-00001-of-00001.bin"
+    tensors = {"a.weird": nn.Parameter(torch.randn(16, 16)), "embed_tokens.weight": table, "out.weight": table}
+    torch.save(tensors, tmp_path / shard)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys([*tensors, "lost.weight"], shard)}))
+    lost, *found = sorted(checkpoint_weights(index), key=lambda layer: layer.name != "lost")
+    assert [(layer.name, layer.reason, layer.remark) for layer in found] == [("a.weird", "", ""), ("out", "", "")]
+    assert lost.reason == f"not in {shard}, where the index says that it is: copy or download both again"
+
+
 @pytest.mark.parametrize(
     ("names", "layers"),
     [
