@@ -32,6 +32,9 @@ from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"
 
+_NO_TENSORS = re.compile(r"(.*\.)?(_extra_state|_metadata)")
+"""Names of what modules put into their state dicts besides tensors."""
+
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
 """Names of tensors that are no weight by themselves: equal ones do not make their weights equal."""
 
@@ -69,6 +72,7 @@ def checkpoint_weights(
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
         ValueError: the file is no checkpoint, or a pattern of the selection matches no layer.
+        TypeError: a state dict holds something else than tensors and plain values.
 
     Example:
         >>> import torch
@@ -102,6 +106,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
         ValueError: a file is no checkpoint, or a pattern of the selection matches no layer.
+        TypeError: a state dict holds something else than tensors and plain values.
 
     Example:
         >>> import torch
@@ -113,7 +118,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     tensors = _opened(source)
     unread = _unread(tensors, selection)
     # what is tied there need not be later
-    before_all = _with_its_head(base if isinstance(base, Mapping) else open_checkpoint(base))
+    before_all = _with_its_head(_read(base))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
 
@@ -142,7 +147,24 @@ def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
 
 
 def _opened(source: Source) -> Mapping[str, Tensor]:
-    return _with_its_head(_without_ties(source if isinstance(source, Mapping) else open_checkpoint(source)))
+    return _with_its_head(_without_ties(_read(source)))
+
+
+def _read(source: Source) -> Mapping[str, Tensor]:
+    """The tensors of a file, or of a state dict, without what else modules put there, and plain values."""
+    if not isinstance(source, Mapping):
+        return open_checkpoint(source)
+    if not isinstance(source, dict):  # it may read from disk
+        return source
+    others = {name: value for name, value in source.items() if not isinstance(value, Tensor)}
+    for name, value in others.items():
+        plain = value is None or isinstance(value, (bool, int, float, str, bytes))
+        if not plain and not _NO_TENSORS.fullmatch(str(name)):
+            raise TypeError(
+                f"Expected a state dict, tensors by name, but got a {type(value).__name__} as {str(name)!r}. Give what "
+                "holds the tensors itself; of an array make a tensor (torch.from_numpy)."
+            )
+    return {name: value for name, value in source.items() if name not in others} if others else source
 
 
 def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -380,8 +380,8 @@ class _Shards(JoinedTensors):
             names[shard][name] = name
         stored = [(shard, tensors) for shard, tensors in held.items() if isinstance(tensors, StoredTensors)]
         super().__init__([("", SomeTensors(tensors, names[shard])) for shard, tensors in stored])
-        self._names = {name: shard_of[name] for name in sorted(shard_of, key=natural)}
-        self._index, self._lacking = index, {name for name, shard in listed.items() if name not in held[shard]}
+        self._names = dict.fromkeys(sorted(shard_of, key=natural))
+        self._index, self._lacking = index, {n: shard for n, shard in listed.items() if n not in held[shard]}
         self.refused = dict(self.refused) | {
             name: f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it"
             for name, shard in unlisted.items()
@@ -402,7 +402,7 @@ class _Shards(JoinedTensors):
         if name in self._lacking:
             with naming(name, self._index):
                 raise UnreadableTensor(
-                    f"not in {self._names[name]}, where the index says that it is: copy or download both again"
+                    f"not in {self._lacking[name]}, where the index says that it is: copy or download both again"
                 )
 
 

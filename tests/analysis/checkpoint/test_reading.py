@@ -118,3 +118,17 @@ def test_names_that_mean_one_layer_are_each_analysed(names, layers):
     found = list(checkpoint_weights(tensors))
     assert [layer.name for layer in found] == layers
     assert [layer.matrices[0, 0, 0].item() for layer in found] == list(range(len(names)))
+
+
+def test_what_modules_put_into_state_dicts_besides_tensors_is_left_out(model):
+    others = {"conv._extra_state": b"fp8", "_metadata": {"activation": torch.nn.functional.gelu}, "step": 3}
+    state = {**model.state_dict(), **others}
+    expected = [layer.name for layer in checkpoint_weights(model.state_dict())]
+    assert [layer.name for layer in checkpoint_weights(state)] == expected
+    assert [layer.name for layer in checkpoint_changes(state, state)] == expected
+
+
+@pytest.mark.parametrize("entry", [{"weight": torch.ones(3, 3)}, torch.ones(3, 3).numpy(), [torch.ones(3, 3)]])
+def test_a_dictionary_that_is_no_state_dict_is_refused(entry):
+    with pytest.raises(TypeError, match=rf"tensors by name, but got a {type(entry).__name__} as 'model'"):
+        checkpoint_weights({"model": entry})
