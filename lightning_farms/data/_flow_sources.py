@@ -13,6 +13,8 @@ from lightning_farms.data.fields.indexing import Split, SplitName, check_split, 
 from lightning_farms.data.fields.trajectories import Trajectories
 from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
 
+_SAME_WIDTH = 1.1  # coordinates of corners and of centres differ by one cell in all
+
 
 class Choice(NamedTuple):
     """What decides which flows are for what."""
@@ -130,6 +132,13 @@ class FlowSources:
                 f"The files' frames are {' or '.join(sorted(steps, key=float))} apart in time, and a network is not "
                 "told which: it learns a mixture, or is tested on what it was not trained for. Give files of one time "
                 "step."
+            )
+        widths = sorted(width for files in sets for width in files.widths())
+        if widths and widths[-1] > _SAME_WIDTH * widths[0]:
+            found.append(
+                f"The files' cells are {widths[0]:.4g} to {widths[-1]:.4g} wide along x, and a network is not told "
+                "which: it learns a mixture, or is tested on what it was not trained for. Give files of one width, or "
+                "`stride` as a list with one number for each file."
             )
         for remark in found:
             if remark not in self._told:

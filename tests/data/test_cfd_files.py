@@ -113,3 +113,15 @@ def test_coordinates_and_physics_that_files_share(paths):
     assert data.coordinates.t.tolist() == list(range(8))
     assert data.physics == {"M": 1.0}
     assert module(paths[0]).physics == {"eta": 0.1, "zeta": 0.1, "M": 1.0}
+
+
+def test_files_whose_cells_have_other_widths_are_told(tmp_path, paths, recwarn):
+    describe(paths[0], cells=8)
+    describe(paths[1], cells=16)
+    module(paths, stride=[1, 2]).setup("fit")
+    assert not recwarn, "their cells are as wide after the stride"
+    wide = grow(write_labelled(tmp_path / "wide.hdf5"), 20_000)
+    with h5py.File(wide, "a") as file:
+        file["x-coordinate"] = file["y-coordinate"] = (np.arange(8) + 0.5) / 4
+    with pytest.warns(UserWarning, match=r"files' cells are 0\.125 to 0\.25 wide along x, and a network is not told"):
+        module([paths[0], wide]).setup("fit")

@@ -57,6 +57,11 @@ class FileSet:
         found = [time_step(file.t, file.shape.frames, time_stride) for file in self.files]
         return [step for step in found if step is not None]
 
+    def widths(self) -> list[float]:
+        """Width of the cells along x after the stride, of each file that tells it."""
+        found = [(spacing(file.x), stride) for file, stride in self._strided()]
+        return [abs(width) * stride for width, stride in found if width is not None]
+
     @property
     def periodic(self) -> tuple[bool, bool] | None:
         """Whether the domain is periodic along x and y; None where not all files tell."""
