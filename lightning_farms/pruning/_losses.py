@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_farms.pruning._forward import replaced_forward
+from lightning_farms.pruning._forward import replaced_forward, without_cache
 
 _MOST_LOGITS = 1 << 25
 """Numbers in the logits that are held at once: 128 MB in float32, and as much again for their losses."""
@@ -25,7 +25,8 @@ def next_token_losses(model: _Model, ids: Tensor, first: int = 1, most_logits: i
     chunks = positions.split(max(1, most_logits // (len(ids) * _vocabulary(model))))
     targets = ids[:, first:].split([len(chunk) for chunk in chunks], dim=1)
     logits = _chunks_of_logits(model, ids, chunks)
-    return torch.cat([_losses(part, target) for part, target in zip(logits, targets, strict=True)], dim=1)
+    with without_cache(model):
+        return torch.cat([_losses(part, target) for part, target in zip(logits, targets, strict=True)], dim=1)
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -40,14 +41,13 @@ def _vocabulary(model: _Model) -> int:
 
 def _chunks_of_logits(model: _Model, ids: Tensor, chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
     """The logits at some positions, then at others: the blocks run once, the head for each chunk."""
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        logits = model(ids, **options).logits
+        logits = model(ids).logits
         yield from (logits[:, chunk] for chunk in chunks)
         return
     with _decoder_runs_once(model):
         for chunk in chunks:
-            yield model(ids, logits_to_keep=chunk, **options).logits
+            yield model(ids, logits_to_keep=chunk).logits
 
 
 @contextmanager

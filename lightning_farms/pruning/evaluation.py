@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from lightning_farms.common.arguments import check_integers
 from lightning_farms.pruning._extras import import_extra
+from lightning_farms.pruning._forward import without_cache
 from lightning_farms.pruning.text import Tokenizer
 
 _BY_LIKELIHOOD = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
@@ -82,7 +83,8 @@ def task_scores(
         for task in found["tasks"].values():
             _check_and_set(task, shots)
         wrapped = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        results = harness.evaluate(lm=wrapped, task_dict=found, limit=limit, log_samples=False)
+        with without_cache(model):
+            results = harness.evaluate(lm=wrapped, task_dict=found, limit=limit, log_samples=False)
     return [*_scores(results["results"], results["n-samples"])]
 
 

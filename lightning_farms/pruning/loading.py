@@ -25,7 +25,7 @@ class CausalLM(NamedTuple):
     """A language model and its tokenizer, as :func:`load_causal_lm` returns them."""
 
     model: Any
-    """transformers.PreTrainedModel, in evaluation mode, which keeps no cache of keys and values."""
+    """transformers.PreTrainedModel, in evaluation mode."""
     tokenizer: Any
     """transformers.PreTrainedTokenizerBase, or None if the folder has none and it was not required."""
 
@@ -52,7 +52,7 @@ def load_causal_lm(
         tokenizer_required: whether a folder without a tokenizer is refused.
 
     Returns:
-        The model, in evaluation mode with `use_cache` off, and its tokenizer.
+        The model, in evaluation mode, and its tokenizer; saved, their configurations say what the folder's say.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -77,7 +77,7 @@ def load_causal_lm(
         _check_fits(tokenizer, model, found)
     if offload_folder is None:
         model = model.to(device)
-    return CausalLM(_for_measurements(model), tokenizer)
+    return CausalLM(_like_any_other(model), tokenizer)
 
 
 def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -144,9 +144,12 @@ def _tokenizer(transformers: ModuleType, found: ModelFolder) -> _Tokenizer:
             f"is none in {str(found.path)!r}. Copy it there from the model's release."
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(**_source(found))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**_source(found))
     except Exception as error:
         raise _damaged(found, "tokenizer", error) from error
+    for how_it_was_read in ("local_files_only", "is_local"):  # transformers would write these with its configuration
+        getattr(tokenizer, "init_kwargs", {}).pop(how_it_was_read, None)
+    return tokenizer
 
 
 def _offload_options(
@@ -211,13 +214,12 @@ def _check_fits(tokenizer: _Tokenizer, model: _Model, found: ModelFolder) -> Non
         )
 
 
-def _for_measurements(model: _Model) -> _Model:
-    """In evaluation mode, without a cache; after GGUF like any model, or save_pretrained refuses it."""
+def _like_any_other(model: _Model) -> _Model:
+    """In evaluation mode; after GGUF like any model, or save_pretrained refuses it."""
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer = None
         model.is_quantized = False
         for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
-    model.config.get_text_config().use_cache = False
     return model.eval()

@@ -124,10 +124,7 @@ class PrunedFolder:
         config = self._model.config
         config.dtype = str(self._model.dtype).removeprefix("torch.")
         config.architectures = [type(self._model).__name__]
-        decoder = config.get_text_config()
-        decoder.use_cache, cached = True, decoder.use_cache  # `load_causal_lm` turned it off for measurements alone
         config.save_pretrained(self._partial)
-        decoder.use_cache = cached
         if getattr(self._model, "generation_config", None) is not None:
             self._model.generation_config.to_json_file(self._partial / "generation_config.json")  # whatever it holds
         if tokenizer is not None:

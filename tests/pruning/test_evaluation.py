@@ -59,6 +59,15 @@ def test_choices_against_log_likelihoods_counted_here(model, tmp_path, batch_siz
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_no_keys_and_values_are_kept(model, tmp_path):
+    kept = set()
+    hook = model.register_forward_hook(lambda module, given, out: kept.update(out.keys()))
+    task_scores(model, word_tokenizer(), ["tiny_choice"], include_path=write_task(tmp_path / "tasks"), limit=1)
+    hook.remove()
+    assert kept == {"logits"}
+    assert model.config.use_cache is True
+
+
 def test_only_the_first_questions(model, tmp_path):
     folder = write_task(tmp_path / "tasks")
     scores = task_scores(model, word_tokenizer(), ["tiny_*"], include_path=folder, limit=5)

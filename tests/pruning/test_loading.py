@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     BertConfig,
     BertForMaskedLM,
@@ -58,7 +59,7 @@ def test_a_folder(folder):
     model, tokenizer = load_causal_lm(folder)
     torch.testing.assert_close(logits(model), logits(tiny_llama()), rtol=0, atol=0)
     assert not model.training
-    assert model(IDS).past_key_values is None
+    assert model.config.to_dict() == AutoConfig.from_pretrained(folder).to_dict()
     assert tokenizer(tiny_text(9))["input_ids"] == word_tokenizer()(tiny_text(9))["input_ids"]
     assert logging.is_progress_bar_enabled() == shown
 

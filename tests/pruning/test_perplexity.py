@@ -210,6 +210,17 @@ def test_the_head_runs_on_a_part_at_a_time(ids, family):
     assert "forward" not in vars(model.get_decoder())
 
 
+@pytest.mark.parametrize("family", ["Llama", "GraniteMoe"])
+def test_no_keys_and_values_are_kept(ids, family):
+    """Also of a model that takes no `use_cache`; its configuration is as before."""
+    config = getattr(transformers, f"{family}Config")(**SMALL, intermediate_size=24, num_key_value_heads=2)
+    model, kept = transformers.AutoModelForCausalLM.from_config(config).eval(), []
+    model.register_forward_hook(lambda module, given, out: kept.append({"cache", "past_key_values"} & set(out.keys())))
+    next_token_losses(model, ids[:30].unsqueeze(0))
+    assert kept == [set()]
+    assert model.config.use_cache is True
+
+
 def test_losses_are_exact_with_many_words():
     """Sums of 60,000 exponentials, against float64."""
     model = tiny_llama(vocabulary=60_000, initializer_range=1.0)

@@ -8,8 +8,17 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lightning_farms.pruning import PrunedFolder, UniformAllocation, allocate, decoder_blocks, load_causal_lm, prune
+from lightning_farms.pruning import (
+    PrunedFolder,
+    UniformAllocation,
+    allocate,
+    decoder_blocks,
+    load_causal_lm,
+    perplexity,
+    prune,
+)
 from tests.pruning.families import tiny_decoder
+from tests.pruning.tiny_text import save_tiny, tiny_text
 
 IDS = torch.randint(0, 96, (6, 24), generator=torch.Generator().manual_seed(4))
 SETTINGS = {"method": "wanda", "sparsity": 0.5}
@@ -51,13 +60,17 @@ def test_a_folder_is_read_back_as_it_was_written(tmp_path, family):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_written_configuration_is_fit_for_generating(tmp_path):
-    tiny_decoder("llama").save_pretrained(tmp_path / "model")
-    model = load_causal_lm(tmp_path / "model", tokenizer_required=False).model
-    assert model.config.use_cache is False  # for measurements
-    pruned(model, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
-    assert model.config.use_cache is False
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_the_models_own_folder_says_is_said_again(tmp_path, use_cache):
+    save_tiny(tmp_path / "model", use_cache=use_cache)
+    model, tokenizer = load_causal_lm(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text(100))
+    perplexity(model, tmp_path / "text.txt", tokenizer)
+    store = PrunedFolder(tmp_path / "out", model, SETTINGS)
+    store.finish(prune(model, allocate(model, 0.5, UniformAllocation()), "magnitude", store=store), tokenizer)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"):
+        own, written = (json.loads((tmp_path / folder / name).read_text()) for folder in ("model", "out"))
+        assert written == own
 
 
 @pytest.mark.parametrize("family", ["mixtral", "llama"])
