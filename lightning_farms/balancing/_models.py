@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+
+from lightning_farms.common.parameters import identities
 
 _INNER = {  # {class: its attribute}; by name, so that nothing is imported
     "_FabricModule": "module",
@@ -63,10 +64,10 @@ def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
     return several
 
 
-def identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
+def held_by(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
     """What the optimizers hold; the model itself may show gathered weights in its parameters' place (FSDP2)."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [(id(parameter), is_lazy(parameter)) for group in groups for parameter in group["params"]]
+    parameters = identities(parameter for group in groups for parameter in group["params"])
     return [(id(optimizer), False) for optimizer in optimizers] + parameters
 
 

@@ -25,7 +25,7 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
 from lightning_farms.balancing._distributed import all_ranks
-from lightning_farms.balancing._models import all_of, check_kinds, check_whole, identities, original_module
+from lightning_farms.balancing._models import all_of, check_kinds, check_whole, held_by, original_module
 from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing._writing import finite_scalars, write
@@ -319,12 +319,12 @@ class Balancer:
                 scaling.remember(known)
         if not former:
             self._load_own_values()
-        self._hooked = identities(optimizers)
+        self._hooked = held_by(optimizers)
         self._proof = Proof(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
         """Tell whether the hooks are those of these optimizers and of the parameters that they hold now."""
-        return self._hooked == identities(optimizers)
+        return self._hooked == held_by(optimizers)
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
         inner = updating_optimizer(optimizer)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.stored import StoredWeight, named_parameters, stored_weights
+from lightning_farms.common.parameters import identities
 from lightning_farms.functional import allocate_sparsity, magnitude_mask
 from lightning_farms.pruning._local import reshard, whole
 from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate, allocate_from_alphas
@@ -95,7 +95,7 @@ class Pruner:
         reshard(model)
         blocks, tables = _blocks(model), set() if selection.embeddings else _tables(model)
         self.layers, self.dense, self._parameters = [], {}, named_parameters(model)
-        self._found = _identities(model)
+        self._found = set(identities(model.parameters()))
         for weight in stored_weights(model, selection):
             if weight.parameter is None:
                 self.dense |= {weight.name: weight.reason} if weight.selected else {}
@@ -109,7 +109,7 @@ class Pruner:
     def fits(self, model: nn.Module) -> bool:
         """Tell whether the model still has the parameters that were found, and no others."""
         reshard(model)
-        return _identities(model) == self._found
+        return set(identities(model.parameters())) == self._found
 
     def hold(self, optimizers: Sequence[Optimizer]) -> None:
         """Keep pruned weights at zero through these optimizers' steps, in place of those held before."""
@@ -264,11 +264,6 @@ def _shared_out(rows: Sequence[LayerRatio], zeros: int, allocation: Allocation) 
 
 def _without_figures(layers: Sequence[TrainedLayer], sparsity: float) -> LayerRatios:
     return allocate_from_alphas({layer.name: math.nan for layer in layers}, layers, sparsity, _UNIFORM)
-
-
-def _identities(model: nn.Module) -> set[tuple[int, bool]]:
-    """Parameters, and which of them are not initialised yet: they stay the same objects when they are."""
-    return {(id(parameter), is_lazy(parameter)) for parameter in model.parameters()}
 
 
 def _blocks(model: nn.Module) -> dict[int, str]:
