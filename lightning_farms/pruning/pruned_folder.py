@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -73,17 +74,25 @@ class PrunedFolder:
 
     def _take_back(self, name: str, block: nn.Module, values: Path) -> None:
         """A block's file that was a shard already when the making of the folder was ended."""
-        needed = {f"{name}.{key}" for key in block.state_dict()}
+        from transformers.core_model_loading import revert_weight_conversion
+
+        own = {f"{name}.{key}": value for key, value in block.state_dict().items()}
+        numbers = _numbered(own)
+        went = revert_weight_conversion(self._model, numbers)
         for shard in self._partial.glob("model-*-of-*.safetensors"):
             with _safetensors().safe_open(shard, "pt") as file:
                 keys = set(file.keys())
-            if needed == keys:
+            if keys == set(went) and went is numbers:
                 os.replace(shard, values)
 
     def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
         """Keep a finished block: its tensors, then a file that says so."""
         tensors = {f"{name}.{key}": value for key, value in block.state_dict().items()}
         with complete_or_nothing(self._partial / f"{name}.safetensors") as draft:
+            elif keys == set(went):
+                with complete_or_nothing(values) as draft:
+                    _write(draft, _gathered(own, went, _safetensors().load_file(shard)))
+                shard.unlink()
             _write(draft, tensors)
         with complete_or_nothing(self._partial / f"{name}.block.json") as draft:
             draft.write_text(json.dumps(asdict(done)), encoding="utf-8")
@@ -178,4 +187,22 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _safetensors() -> ModuleType:
+def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of tensors numbered through, in tensors of their shapes."""
+    sizes = [value.numel() for value in tensors.values()]
+    numbers = torch.arange(sum(sizes), dtype=torch.int32 if sum(sizes) < 2**31 else torch.int64, device="cpu")
+    parts = zip(tensors.items(), numbers.split(sizes), strict=True)
+    return {key: part.view(value.shape) for (key, value), part in parts}
+
+
+def _gathered(own: Mapping[str, Tensor], went: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the own form, of those that transformers stores: `went` has the numbers of the entries in these."""
+    wide = functools.reduce(torch.promote_types, {value.dtype for value in own.values()})
+    entries = torch.empty(sum(value.numel() for value in own.values()), dtype=wide, device="cpu")
+    for key, numbers in went.items():
+        entries[numbers.flatten()] = stored[key].flatten().to(wide)
+    parts = zip(own.items(), entries.split([value.numel() for value in own.values()]), strict=True)
+    return {key: part.view(value.shape).to(value.dtype) for (key, value), part in parts}
+
+
     return import_extra("safetensors.torch", extra="llm", what="Writing a model's folder")
