@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.pruning._extras import import_extra
+from lightning_farms.pruning._work_lock import LOCK, work_lock
 from lightning_farms.pruning.report import PrunedBlock, PruningReport
 
 _SETTINGS = "pruning_settings.json"
@@ -38,16 +39,20 @@ class PrunedFolder:
 
     Raises:
         FileExistsError: the folder exists.
+        BlockingIOError: another process is making it.
         ValueError: there are blocks of a run with other settings.
         OSError: the disk has no room for the model.
     """
 
     def __init__(self, target: str | Path, model: _Model, settings: Mapping[str, Any]) -> None:
         self._target = Path(target)
-        if os.path.lexists(self._target):  # a link to nowhere, too
-            raise FileExistsError(f"Expected OUT to be a new folder, but {str(self._target)!r} exists.")
         self._model = model
         self._partial = self._target.with_name(f".{self._target.name}.partial")
+        self._check_new()
+        self._check_room()
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._lock = work_lock(self._partial)
+        self._check_new()  # another process may have ended just now
         self._start(json.loads(json.dumps(dict(settings))))
 
     @property
@@ -84,15 +89,15 @@ class PrunedFolder:
                 keys = set(file.keys())
             if keys == set(went) and went is numbers:
                 os.replace(shard, values)
+            elif keys == set(went):
+                with complete_or_nothing(values) as draft:
+                    _write(draft, _gathered(own, went, _safetensors().load_file(shard)))
+                shard.unlink()
 
     def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
         """Keep a finished block: its tensors, then a file that says so."""
         tensors = {f"{name}.{key}": value for key, value in block.state_dict().items()}
         with complete_or_nothing(self._partial / f"{name}.safetensors") as draft:
-            elif keys == set(went):
-                with complete_or_nothing(values) as draft:
-                    _write(draft, _gathered(own, went, _safetensors().load_file(shard)))
-                shard.unlink()
             _write(draft, tensors)
         with complete_or_nothing(self._partial / f"{name}.block.json") as draft:
             draft.write_text(json.dumps(asdict(done)), encoding="utf-8")
@@ -128,6 +133,8 @@ class PrunedFolder:
         for leftover in (*drafts, *(self._partial / f"{name}.block.json" for name in blocks)):
             leftover.unlink()
         os.replace(self._partial, self._target)
+        if self._lock is not None:
+            self._lock.release(self._target)
 
     def _describe(self, report: PruningReport, tokenizer: _Tokenizer) -> None:
         config = self._model.config
@@ -150,17 +157,23 @@ class PrunedFolder:
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         differing = sorted(key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key))
         if differing and not any(self._partial.glob("*.safetensors")):  # no block is lost
-            shutil.rmtree(self._partial, ignore_errors=True)
+            for path in self._partial.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
         elif differing:
             raise ValueError(
                 f"Expected an interrupted run's blocks in {str(self._partial)!r} to be of the same settings, but "
                 f"they differ in {', '.join(differing)}. Remove that folder to begin anew, or take another OUT."
             )
-        self._check_room()
-        self._partial.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             with complete_or_nothing(file) as draft:
                 draft.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def _check_new(self) -> None:
+        if os.path.lexists(self._target):  # a link to nowhere, too
+            raise FileExistsError(f"Expected OUT to be a new folder, but {str(self._target)!r} exists.")
 
     def _check_room(self) -> None:
         needed = sum(tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values())
@@ -174,19 +187,6 @@ class PrunedFolder:
             )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; tensors that share memory are copied."""
-    separate = {
-        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
-    }
-    package = import_extra("safetensors", extra="llm", what="Writing a model's folder")
-    try:
-        _safetensors().save_file(separate, path, metadata={"format": "pt"})
-    except package.SafetensorError as error:  # of a full disk, too
-        raise OSError(str(error)) from error
-
-
-def _safetensors() -> ModuleType:
 def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of tensors numbered through, in tensors of their shapes."""
     sizes = [value.numel() for value in tensors.values()]
@@ -205,4 +205,17 @@ def _gathered(own: Mapping[str, Tensor], went: Mapping[str, Tensor], stored: Map
     return {key: part.view(value.shape).to(value.dtype) for (key, value), part in parts}
 
 
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; tensors that share memory are copied."""
+    separate = {
+        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
+    }
+    package = import_extra("safetensors", extra="llm", what="Writing a model's folder")
+    try:
+        _safetensors().save_file(separate, path, metadata={"format": "pt"})
+    except package.SafetensorError as error:  # of a full disk, too
+        raise OSError(str(error)) from error
+
+
+def _safetensors() -> ModuleType:
     return import_extra("safetensors.torch", extra="llm", what="Writing a model's folder")

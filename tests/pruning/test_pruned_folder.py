@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_farms.pruning import (
     perplexity,
     prune,
 )
+from tests.forked import run_forked
 from tests.pruning.families import tiny_decoder
 from tests.pruning.tiny_text import save_tiny, tiny_text
 
@@ -152,8 +154,9 @@ def test_settings_of_a_run_without_a_block_stand_in_nobodys_way(tmp_path):
     """A first attempt with a wrong option leaves its settings, and maybe ratios, which are not taken either."""
     first = PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS | {"sparsity": 0.6})
     (first.partial / "ratios.json").touch()
+    (first.partial / "more").mkdir()
     PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
-    assert [path.name for path in first.partial.iterdir()] == ["pruning_settings.json"]
+    assert sorted(path.name for path in first.partial.iterdir()) == [".lock", "pruning_settings.json"]
     assert json.loads((first.partial / "pruning_settings.json").read_text()) == SETTINGS
 
 
@@ -163,6 +166,33 @@ def test_what_a_killed_process_was_writing_is_not_part_of_the_folder(tmp_path):
     (tmp_path / ".out.partial" / f".layers.1.{'0' * 32}.tmp").touch()
     pruned(tiny_decoder("llama"), tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+def test_a_folder_that_another_process_makes_is_refused(tmp_path):
+    store = PrunedFolder(tmp_path / "out", tiny_decoder("llama"), SETTINGS)
+    (store.partial / "ratios.json").touch()
+    program = """
+import sys
+from lightning_farms.pruning import PrunedFolder
+from tests.pruning.families import tiny_decoder
+PrunedFolder(sys.argv[1], tiny_decoder("llama"), {})
+"""
+    (tmp_path / "program.py").write_text(program)
+    run_forked(((tmp_path / "program.py", tmp_path / "out"), {}), folder=tmp_path, code=1)
+    said = (tmp_path / "err0.txt").read_text()
+    assert f"but another one does (process {os.getpid()} of " in said
+    assert "Wait until it has ended, or take another OUT." in said
+    assert (store.partial / "ratios.json").exists()
+    del store
+    run_forked(((tmp_path / "program.py", tmp_path / "out"), {}), folder=tmp_path)
+
+
+def test_the_lock_of_a_folder_ends_with_its_making(tmp_path):
+    for _ in range(2):
+        pruned(tiny_decoder("llama"), tmp_path / "out")
+        assert not list(tmp_path.rglob(".*"))
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_folder_that_exists_is_refused(tmp_path):

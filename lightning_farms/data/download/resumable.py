@@ -9,10 +9,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from lightning_farms.common.locks import is_at, lock
 from lightning_farms.common.progress import Advance, StartBar, progress_bars, progress_is_shown
 from lightning_farms.data.download._checksum import md5_of
 
@@ -255,31 +256,12 @@ def _locked(path: Path, waiting: str, start_bar: StartBar) -> Iterator[IO[str]]:
     """A file open and locked: again if another process removed it while it was waited for."""
     while True:
         with path.open("a+", encoding="utf-8") as file:
-            _lock(file, waiting, start_bar)
-            if _is_at(path, file):
+            if not lock(file):
+                start_bar(waiting, None, 0)
+                lock(file, wait=True)
+            if is_at(path, file):
                 yield file
                 return
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _lock(file: IO[str], waiting: str, start_bar: StartBar) -> None:
-    """Wait until no other process has the lock; it goes with the process, also with one that is killed."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    with suppress(OSError):  # a file system without locks
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            start_bar(waiting, None, 0)
-            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _check_existing(target: Path, md5: str, start_bar: StartBar) -> None:

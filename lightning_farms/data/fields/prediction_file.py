@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_farms.common.atomic import check_room, complete_or_nothing
+from lightning_farms.common.locks import lock
 from lightning_farms.data.fields._layout import check_channel_names
 from lightning_farms.data.fields._opening import naming
 
@@ -287,20 +288,12 @@ def _origins(part: PredictionPart) -> list[tuple[int, Origin]]:
 
 def _lock(file: IO[bytes], path: Path) -> None:
     """Refuse a file that another process writes."""
-    try:
-        import fcntl
-    except ImportError:  # not on every system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock(file):
         file.close()
         raise BlockingIOError(
             f"Expected {path} to be written by one process, but another one has it open: wait for it, or give another "
             "`path`."
-        ) from error
-    except OSError:  # a file system without locks
-        return
+        )
 
 
 def _coordinate(values: Tensor | None, count: int) -> NDArray[np.float32]:
