@@ -35,11 +35,11 @@ MOST_WAIT = 30  # seconds, for a tab to show something
 def browser():
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        pytest.fail("This test needs a Chromium: install `chromium` or `google-chrome`, and the `browser` extra.")
+        pytest.fail("This test needs a Chromium: install `chromium` or `google-chrome`, and the extra `slow`.")
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
-        pytest.fail('This test needs playwright: pip install "lightning-farms[browser]".')
+        pytest.fail('This test needs playwright: pip install -e ".[slow]".')
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
