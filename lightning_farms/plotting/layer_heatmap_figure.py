@@ -92,7 +92,7 @@ def layer_heatmap_figure(
     name_axes(axes, margins, title=title, horizontal=unit, vertical="layer")
     _add_colour_bar(figure, axes, image, label, margins.right)
     if np.ma.is_masked(shown):
-        _explain_grey(figure)
+        _explain_grey(figure, cells[shown.mask])
     return figure
 
 
@@ -117,8 +117,11 @@ def _norm(cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *,
     return (LogNorm if logarithmic else Normalize)(low, high)
 
 
-def _explain_grey(figure: Figure) -> None:
+def _explain_grey(figure: Figure, cells: NDArray[np.float64]) -> None:
+    """Say what is grey: on a logarithmic scale, rates of zero as well, as at the end of a cosine schedule."""
     from matplotlib.patches import Patch
 
-    grey = Patch(facecolor=str(MISSING), edgecolor="0.4", label="no value")
+    known = np.isfinite(cells).any()
+    label = "no value, or none above 0" if known and cells.any() else "zero" if known else "no value"
+    grey = Patch(facecolor=str(MISSING), edgecolor="0.4", label=label)
     figure.legend(handles=[grey], loc="lower right", fontsize=9, frameon=False)

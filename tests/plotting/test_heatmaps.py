@@ -98,6 +98,21 @@ def test_missing_cells_are_grey_and_explained():
 
 
 @pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        ([0.0, 0.0], "zero"),
+        ([NAN, NAN], "no value"),
+        ([0.0, NAN], "no value, or none above 0"),
+        ([-1.0, 0.0], "no value, or none above 0"),
+    ],
+)
+def test_a_rate_of_zero_is_not_said_to_be_missing(last, text):
+    """As at the end of a cosine schedule, or at the beginning of a warm-up."""
+    figure = draw([[1e-3, last[0]], [2e-3, last[1]]], logarithmic=True)
+    assert figure.legends[0].get_texts()[0].get_text() == text
+
+
+@pytest.mark.parametrize(
     ("values", "options"),
     [
         ([[NAN, NAN]], {}),
