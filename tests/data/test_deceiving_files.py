@@ -102,6 +102,20 @@ def test_times_that_tell_the_frames_are_used(tmp_path, times):
     assert (len(file.t), file.t[5], file.remarks) == (np.size(times), np.float32(0.5), ())
 
 
+@pytest.mark.parametrize("order", ["ij", "xy"])
+def test_cells_in_tables_are_lines_where_they_vary_along_one_dimension(tmp_path, order):
+    path, cells = write(tmp_path / "flows.hdf5", axes=False), np.arange(8) + 0.5
+    with h5py.File(path, "a") as file:
+        file["x-coordinate"], file["y-coordinate"] = np.meshgrid(cells, 2 * cells, indexing=order)
+    file = PDEBenchFile(path)
+    assert (file.x.tolist(), file.y.tolist(), file.remarks) == (cells.tolist(), (2 * cells).tolist(), ())
+    with h5py.File(path, "a") as file:
+        file["x-coordinate"][...] += 0.3 * file["y-coordinate"][...]  # of a skewed grid
+    file = PDEBenchFile(path)
+    assert file.x is None
+    assert file.remarks == ("the x-coordinate varies along two dimensions, and is not used",)
+
+
 @pytest.mark.parametrize("name", ["_FillValue", "missing_value"])
 def test_values_that_the_file_calls_missing_are_no_values(tmp_path, name):
     path = write(tmp_path / "flows.hdf5")

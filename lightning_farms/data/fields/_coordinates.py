@@ -25,14 +25,15 @@ class Grid(NamedTuple):
 
 def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], path: Path) -> Grid:
     """Coordinates that fit the fields; an error where they show that the fields' axes are in another order."""
-    lines = {name: _line(values) for name, values in found.items()}
+    lines = {name: _line(values, either_way=name != "t") for name, values in found.items()}
     _check_order(lines, sizes, path)
     remarks, usable = [], {}
     for name, values in lines.items():
         given = found[name]
         fault, unlike = _fault(name, values, sizes[name]) if values is not None else "", ""
-        if name == "t" and values is None and given is not None:
-            fault, unlike = "differs between trajectories", _unlike_rows(given, sizes["t"])
+        if values is None and given is not None and given.size:
+            fault = "differs between trajectories" if name == "t" else "varies along two dimensions"
+            unlike = _unlike_rows(given, sizes["t"]) if name == "t" else ""
         usable[name] = None if fault or values is None else torch.from_numpy(values.astype(np.float32))
         if fault:
             remarks.append(f"the {name}-coordinate {fault}, and is not used{unlike and '; '}{unlike}")
@@ -88,13 +89,17 @@ def spacing(values: Tensor | None) -> float | None:
     return None if values is None or len(values) < 2 else float(values[-1] - values[0]) / (len(values) - 1)
 
 
-def _line(values: Array | None) -> Array | None:
-    """One coordinate for all trajectories: of a table with a row for each, the row, where they agree."""
+def _line(values: Array | None, *, either_way: bool) -> Array | None:
+    """One coordinate for all trajectories: of a table with a row for each, one, if they agree; of cells or a column."""
     values = values.ravel() if values is not None and values.size in values.shape else values  # a single row, or column
     if values is None or values.ndim == 1 or not len(values):
         return values if values is None or values.ndim == 1 else None
-    largest = np.abs(np.diff(values[0])).max(initial=0)  # not of the values: steps may be nanoseconds
-    return values[0] if np.allclose(values, values[:1], rtol=0, atol=_UNEVEN * largest, equal_nan=True) else None
+    for rows in (values, values.T) if either_way else (values,):
+        largest = np.abs(np.diff(rows[0])).max(initial=0)  # not of the values: steps may be nanoseconds
+        if np.allclose(rows, rows[:1], rtol=0, atol=_UNEVEN * largest, equal_nan=True):
+            row: Array = rows[0]
+            return row
+    return None
 
 
 def _unlike_rows(times: Array, frames: int) -> str:
