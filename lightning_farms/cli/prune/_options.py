@@ -204,8 +204,8 @@ def _options(given: dict[str, Any]) -> PruneOptions:
 
 def _pattern(pattern: str, sparsity: float | None) -> tuple[float, int]:
     found = _PATTERN.fullmatch(pattern)
-    if found is None or not 0 <= int(found[1]) <= int(found[2]) or int(found[2]) < 1:
-        raise ValueError(f"Expected --pattern to be N:M with 0 <= N <= M, but got {pattern!r}.")
+    if found is None or not int(found[1]) < int(found[2]):
+        raise ValueError(f"Expected --pattern to be N:M with 0 <= N < M, but got {pattern!r}.")
     zeros, length = int(found[1]), int(found[2])
     if sparsity is not None and sparsity != zeros / length:
         raise ValueError(f"Expected --sparsity to be that of --pattern {pattern}, or left out, but got {sparsity}.")
