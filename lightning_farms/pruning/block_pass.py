@@ -202,7 +202,7 @@ class _OneBlock:
         matrices = weight.matrices
         _check_weight(weight)
         amounts = self._shares(weight.name, matrices)
-        errors, notes, precisions, fewest = [], [], {""}, None
+        errors, notes, precisions, fewest = [], self._zeros_before(weight), {""}, None
         for index, (matrix, amount) in enumerate(zip(matrices, amounts, strict=True)):
             own = None if moments is None else moments[index]
             if own is not None:
@@ -226,6 +226,11 @@ class _OneBlock:
             notes=tuple(notes),
             precision=max(precisions),  # of "", "float32" and "float64"
         )
+
+    def _zeros_before(self, weight: PrunableWeight) -> list[str]:
+        """What there is to say of a layer that had more zeros than it is to have: a model that was pruned before."""
+        before, asked = int((weight.matrices == 0).sum()), self._ratios[weight.name].zeros
+        return [f"{before} weights were zero before, more than the {asked} asked for"] if before > asked else []
 
     def _shares(self, name: str, matrices: Tensor) -> list[Amount]:
         """What each matrix loses: all the same share, in whole weights that add up."""

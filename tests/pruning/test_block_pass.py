@@ -113,6 +113,17 @@ def test_the_report_says_how_hessians_were_factorised():
     assert {layer.precision for layer in prune(model, uniform(model), "wanda", IDS).layers} == {""}
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+def test_the_report_says_which_layers_had_more_zeros_than_asked_for(method):
+    """Of a model that was pruned before."""
+    model = tiny_decoder("llama")
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.data[:, :24] = 0
+    report = prune(model, uniform(model), method, IDS)
+    assert report.notes == ["model.layers.1.mlp.up_proj: 1152 weights were zero before, more than the 768 asked for"]
+    assert report.zeros == uniform(model).zeros + 1152 - 768
+
+
 def test_hessians_that_cannot_be_factorised_get_more_damping_and_the_report_says_so():
     model = tiny_decoder("llama")
     report = prune(model, uniform(model), "sparsegpt", IDS[:1], damping=0.0)  # 32 tokens, 48 inputs of down_proj
