@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -86,7 +87,8 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpect
     least = MIN_EIGENVALUES if method.compat is None else 2
     if plan.eigenvalue_count < least:
         rank = f" (rank {weight.rank})" if plan.spectrum_size < plan.gram_size else ""
-        return skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues{rank}, fewer than the {least} that are fitted")
+        row = skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues{rank}, fewer than the {least} that are fitted")
+        return replace(row, spectral_norm=0.0) if weight.rank == 0 else row  # known to be zero without measuring it
     return plan
 
 
