@@ -53,6 +53,7 @@ def test_the_comparison_can_fail():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of the larger packages: more than the usual limit on a busy machine
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_table_of_the_card_is_what_comes_out(package):
     if not installed(package):
