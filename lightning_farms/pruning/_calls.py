@@ -94,7 +94,13 @@ def _outputs(
         for name, block in blocks.items():
             handle = block.register_forward_hook(watch(name), with_kwargs=True)
             stack.callback(handle.remove)
-        model(input_ids=ids, use_cache=False)
+        try:
+            model(input_ids=ids, use_cache=False)
+        except RuntimeError as error:
+            if not any(parameter.is_meta for block in blocks.values() for parameter in block.parameters()):
+                raise
+            what = "uses weights past the modules that hold them, which does not bring them from disk"
+            raise _unfit(model, f"{what}: leave out `offload_folder`") from error
     if list(calls) != list(blocks):
         raise _unfit(model, f"does not call its blocks one after the other: {', '.join(calls) or 'none'}")
     return beside, calls

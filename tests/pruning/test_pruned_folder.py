@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+import transformers
 
 from lightning_farms.pruning import (
     PrunedFolder,
@@ -221,6 +222,16 @@ def test_a_model_on_disk_is_pruned_block_by_block(tmp_path):
     pruned(on_disk, tmp_path / "out")
     assert all(p.device.type == "meta" for block in decoder_blocks(on_disk).values() for p in block.parameters())
     assert same(load_causal_lm(tmp_path / "out", tokenizer_required=False).model, in_memory)
+
+
+def test_a_model_on_disk_that_uses_weights_past_their_modules_is_refused(tmp_path):
+    config = transformers.JetMoeConfig(
+        vocab_size=96, hidden_size=16, num_hidden_layers=2, num_key_value_heads=2, kv_channels=8, intermediate_size=24
+    )
+    transformers.JetMoeForCausalLM(config).save_pretrained(tmp_path / "model")
+    on_disk = load_causal_lm(tmp_path / "model", offload_folder=tmp_path / "offload", tokenizer_required=False).model
+    with pytest.raises(ValueError, match=r"uses weights past the modules that hold them.*leave out `offload_folder`"):
+        prune(on_disk, allocate(on_disk, 0.5, UniformAllocation()), "wanda", IDS)
 
 
 def test_a_run_on_disk_goes_on_too(tmp_path):
