@@ -38,14 +38,16 @@ def finite_layers(plans: dict[int, Plan]) -> tuple[dict[int, Plan], dict[int, Fa
     finite: dict[int, Plan] = {}
     failures = {index: failed(error) for index, error in errors.items()}
     for index, outcome in on_host(sums).items():
+        # a sum of finite numbers may overflow
         known = attempted(_is_finite, plans[index]) if outcome == [0.0] else outcome
         if isinstance(known, Exception):
             failures[index] = failed(known)
         elif known == [2.0]:
             failures[index] = Failed(Failure.SQUARES)
-        elif known != [0.0]:  # a sum of finite numbers may overflow
+        elif known == [0.0]:
+            failures[index] = Failed(Failure.NOT_FINITE)
+        else:
             finite[index] = plans[index]
-    failures |= {index: Failed(Failure.NOT_FINITE) for index in plans if index not in finite | failures}
     return {index: finite[index] for index in plans if index in finite}, failures
 
 

@@ -320,7 +320,8 @@ class _Analysis:
         numbers: dict[int, list[float] | Exception] = {}
         for index, plan in plans.items():  # the error is of no one layer: each alone
             spectra_now, numbers_now = self._pass({index: plan}, quick=quick)
-            spectra, numbers = spectra | spectra_now, numbers | numbers_now
+            spectra |= spectra_now
+            numbers |= numbers_now
         return spectra, numbers
 
     def _by_groups(self, plans: _Plans, quick: bool) -> tuple[_Spectra, dict[int, list[float] | Exception]]:
