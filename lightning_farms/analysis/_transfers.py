@@ -34,31 +34,27 @@ def _values(tensors: list[Tensor]) -> list[list[float]]:
 
 def finite_layers(plans: dict[int, Plan]) -> tuple[dict[int, Plan], dict[int, Failed]]:
     """The layers whose weights are all finite, with one transfer from each device, and why the others are not there."""
-    sums, errors = separated({index: attempted(_has_finite_sum, plan) for index, plan in plans.items()})
-    finite: dict[int, Plan] = {}
+    checks, errors = separated({index: attempted(_checks, plan) for index, plan in plans.items()})
     failures = {index: failed(error) for index, error in errors.items()}
-    for index, outcome in on_host(sums).items():
-        # a sum of finite numbers may overflow
-        known = attempted(_is_finite, plans[index]) if outcome == [0.0] else outcome
-        if isinstance(known, Exception):
-            failures[index] = failed(known)
-        elif known == [2.0]:
-            failures[index] = Failed(Failure.SQUARES)
-        elif known == [0.0]:
-            failures[index] = Failed(Failure.NOT_FINITE)
-        else:
-            finite[index] = plans[index]
-    return {index: finite[index] for index in plans if index in finite}, failures
+    for index, outcome in on_host(checks).items():
+        failure = outcome if isinstance(outcome, Exception) else attempted(_failure, plans[index], *outcome)
+        if isinstance(failure, Exception):
+            failures[index] = failed(failure)
+        elif failure is not None:
+            failures[index] = Failed(failure)
+    return {index: plan for index, plan in plans.items() if index not in failures}, failures
 
 
-def _has_finite_sum(plan: Plan) -> Tensor:
-    """(1,), 1 or 0: the quickest test by far; of double precision, 2 where it does not hold the squares."""
+def _checks(plan: Plan) -> Tensor:
+    """(2,), 1 for yes: whether the sum is finite, the quickest test by far; whether float64 holds the squares."""
     matrices = promoted(plan.weight.matrices)
-    finite = matrices.sum().isfinite().double().view(1)
-    if matrices.dtype.to_real() != torch.float64:
-        return finite
-    return finite.where(holds_squares(matrices.flatten(0, -2), matrices.dtype), 2.0)
+    finite = matrices.sum().isfinite()
+    if matrices.dtype.to_real() != torch.float64:  # whose squares it holds
+        return torch.stack([finite, torch.ones_like(finite)]).double()
+    return torch.stack([finite, holds_squares(matrices.flatten(0, -2), matrices.dtype)]).double()
 
 
-def _is_finite(plan: Plan) -> list[float]:
-    return [float(promoted(plan.weight.matrices).isfinite().all())]
+def _failure(plan: Plan, has_finite_sum: float, squares_held: float) -> Failure | None:
+    if not has_finite_sum and not promoted(plan.weight.matrices).isfinite().all():  # finite numbers' sum may overflow
+        return Failure.NOT_FINITE
+    return None if squares_held else Failure.SQUARES
