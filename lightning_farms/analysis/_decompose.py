@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_farms.analysis._compression import fewer_rows
 from lightning_farms.analysis._failures import attempted
 from lightning_farms.analysis._plan import Plan
+from lightning_farms.analysis._spectrum import Spectrum
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import (
     CheckedSpectrum,
@@ -58,15 +59,6 @@ class _Job(NamedTuple):
 
 _Outcome = list[CheckedSpectrum | Exception]
 """Of the pieces of a job."""
-
-
-class Spectrum(NamedTuple):
-    """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and which way."""
-
-    eigenvalues: Tensor
-    sum_error: Tensor
-    squares_error: Tensor
-    way: Way = Way.CPU
 
 
 def decompose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -40,6 +40,18 @@ class Failed(NamedTuple):
         if self.failure is Failure.FAILED and self.error is not None:
             return f"the analysis failed: {error_text(self.error)}"
         return self.failure.value
+
+
+Parts = list[list[float] | Failed]
+"""Numbers of a layer, and of its twin if that was asked for, or why there are none."""
+
+
+def errors_of(found: Mapping[int, Parts]) -> Iterator[tuple[int, Exception]]:
+    """Yield the errors of layers that failed by one."""
+    for index, parts in found.items():
+        for part in parts:
+            if isinstance(part, Failed) and part.error is not None:
+                yield index, part.error
 
 
 def failed(error: Exception) -> Failed:

@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.analysis._failures import Failed, attempted
+from lightning_farms.analysis._failures import Failed, Parts, attempted
 from lightning_farms.analysis._fingerprint import Fingerprint, fingerprints
 from lightning_farms.analysis._plan import Plan
-
-Parts = list[list[float] | Failed]
-"""Numbers of a layer, and of its twin if that was asked for, or why there are none."""
 
 
 class Finding(NamedTuple):

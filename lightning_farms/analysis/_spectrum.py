@@ -1,0 +1,18 @@
+"""What the decomposition of a layer gives to what measures it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_farms.functional.eigensolvers import Way
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and which way."""
+
+    eigenvalues: Tensor
+    sum_error: Tensor
+    squares_error: Tensor
+    way: Way = Way.CPU
