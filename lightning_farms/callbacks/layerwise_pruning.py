@@ -77,7 +77,9 @@ class LayerwisePruning(SpectralMonitor):
             large alpha would else lose all.
         schedule: when, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
         layers: which weights are pruned; the others stay dense, and do not count. Weights that are computed from
-            parameters (weight norm), and heads that are tied to embeddings, stay dense in any case.
+            parameters (weight norm), and heads that are tied to embeddings, stay dense in any case. Routers of experts
+            and the state matrices of state-space models count as layers here: to keep them dense, exclude them, e.g.
+            by ``Selection(exclude=["*.A_log"])``.
         every_n_epochs: analyse (and log) after every n-th epoch, and at the steps of the schedule.
         **options: those of :class:`SpectralMonitor`.
 
