@@ -83,6 +83,7 @@ def analyze(
         ValueError: an argument is out of range, or a pattern of the selection fits no layer.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> report = analyze(nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 64)))
         >>> {name: round(alpha, 2) for name, alpha in report.alphas.items()}
