@@ -1,4 +1,4 @@
-"""Models and checkpoints in, SpectralReport out: which weights they hold, their spectra and fits; read-only."""
+"""Analysis of models and checkpoints: finds their weights, fits their spectra, returns a SpectralReport; read-only."""
 
 from lightning_farms.analysis.apart import weights_apart
 from lightning_farms.analysis.checkpoint.state_dict import checkpoint_changes, checkpoint_weights

@@ -1,4 +1,4 @@
-"""Matrices of low rank, as products of LoRA pairs are, in fewer rows and with the same spectra."""
+"""Compression of low-rank matrices, such as products of LoRA pairs, to fewer rows with the same spectra."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _AT_ONCE = 2**22  # entries that are held in float64 at a time
 
 
 def fewer_rows(matrices: Tensor, size: int) -> Tensor:
-    r"""Matrices of fewer rows whose windows of whole columns have the same singular values but zero ones.
+    r"""Return matrices with fewer rows whose windows of whole columns have the same nonzero singular values.
 
-    Of W, (m, n) of a rank below ``size``: :math:`Q^H W`, where Q, (m, size), is an orthonormal basis of what
-    :math:`W \Omega` spans, :math:`\Omega` being normal numbers, the same every time on a device. Then
-    :math:`W = Q Q^H W` but for what is of the order of W's own rounding.
+    For W, (m, n) of a rank below ``size``, that is :math:`Q^H W`. Q, (m, size), is an orthonormal basis of what
+    :math:`W \Omega` spans, where :math:`\Omega` holds normal random numbers, the same every time on a device. Then
+    :math:`W = Q Q^H W` up to an error of the order of W's own rounding.
 
     Args:
         matrices: (P, m, n), real or complex, of any precision.
-        size: the rank and some to spare, so that none of its directions is nearly missed by chance.
+        size: the rank plus a few rows to spare, so that no direction is nearly missed by chance.
 
     Returns:
         (P, size, n), in double precision.

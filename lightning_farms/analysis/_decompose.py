@@ -1,4 +1,4 @@
-"""Spectra of the windows of many layers: equal windows together, in jobs that fit the workspace, on all cores."""
+"""Spectra of the windows of many layers: windows of one size share jobs, which fit the workspace, on all cores."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from lightning_farms.functional.spectrum import (
 from lightning_farms.functional.submatrices import is_interleaved
 
 _JOBS_A_WORKER = 32  # so that no worker is left alone with a long job at the end
-_CHEAPEST_JOB = 2e6  # multiplications; what is less costs more to hand over than to do
-_JOBS_ON_A_DEVICE = 4  # of the workspace; on an accelerator jobs are as large as fits
-_SIDE_BY_SIDE = 2048  # rows of the largest Gram matrices of which each worker does one; of larger ones, all do one
+_CHEAPEST_JOB = 2e6  # multiplications; a cheaper job costs more to hand over than to do
+_JOBS_ON_A_DEVICE = 4  # jobs that share the workspace on an accelerator, where each is as large as fits
+_SIDE_BY_SIDE = 2048  # rows up to which each worker decomposes a Gram matrix of its own; all workers share a larger one
 _ONE_AT_A_TIME = threading.RLock()
 
 
 class _Job(NamedTuple):
-    """Equal windows (layer, (w, m', n')), what they cost in multiplications, the bytes they need, and which way."""
+    """Windows of one size (layer, (w, m', n')), their cost in multiplications, the bytes they need, and the routine."""
 
     pieces: list[tuple[int, Tensor]]
     cost: float
@@ -43,35 +43,35 @@ class _Job(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the windows are."""
+        """Device of the windows."""
         return self.pieces[0][1].device
 
     @property
     def for_all_workers(self) -> bool:
-        """Whether all of the CPU's workers do it together."""
+        """Whether all CPU workers do this job together."""
         return _for_all_workers(self.way, min(self.pieces[0][1].shape[-2:]))
 
     @property
     def for_one_worker(self) -> bool:
-        """Whether one of the CPU's workers does it, and others meanwhile another."""
+        """Whether a single CPU worker does this job, while the others do other jobs."""
         return _for_workers(self.way) and not self.for_all_workers
 
 
 _Outcome = list[CheckedSpectrum | Exception]
-"""Of the pieces of a job."""
+"""The spectrum of each piece of a job, or the error that it raised."""
 
 
 def decompose(
     plans: dict[int, Plan], *, quick: bool, workspace: int, workers: int, where: Where = "auto"
 ) -> Generator[dict[int, Spectrum | Exception]]:
-    """Eigenvalues of the windows of many layers, or what one of a layer's windows raised.
+    """Yield the eigenvalues of many layers' windows, or the error that one of a layer's windows raised.
 
-    Layers with windows of one size come together, as soon as the workers are through with them: the next ones are
-    decomposed while the caller looks at these.
+    Layers whose windows have the same size come together, as soon as the workers have finished them: the next ones
+    are decomposed while the caller uses these.
 
-    On the CPU a window of at most 2048 rows or columns is decomposed by one thread, whatever the number of workers and
-    whichever windows share a job with it: the result is the same bit for bit. A larger one is decomposed by all
-    workers, one after another: the same bit for bit as often as it is done by so many.
+    On the CPU a window of at most 2048 rows or columns is decomposed by one thread. Its result is bit for bit the
+    same for any number of workers, and whichever windows share a job with it. Larger windows are decomposed one after
+    another, each by all workers: the result is bit for bit the same for the same number of workers.
     """
     with one_thread_each():
         plans = {key: compressed(plan, quick) for key, plan in plans.items()}
@@ -93,7 +93,7 @@ def _of_group(jobs: list[_Job], outcomes: list[_Outcome], plans: dict[int, Plan]
 
 
 def decompose_again(plan: Plan) -> Spectrum:
-    """The same of one layer by another routine, window by window, in float64 on the CPU."""
+    """Compute the spectrum of one layer by another routine, window by window, in float64 on the CPU."""
     with one_thread_each(), torch.no_grad():
         return _of_layer([esd_by_singular_values(window) for window in _views(plan, 1)], plan)
 
@@ -110,9 +110,9 @@ def _together(parts: list[CheckedSpectrum]) -> CheckedSpectrum:
 
 
 def compressed(plan: Plan, quick: bool) -> Plan:
-    """Of matrices of known low rank fewer rows, or columns, whose windows have the same eigenvalues."""
+    """Shorten one side of matrices whose rank is known to be low; their windows keep their eigenvalues."""
     side, size = plan.compressed_side, plan.compressed_size
-    if side is None or plan.matrices.device.type == "mps":  # which has no float64
+    if side is None or plan.matrices.device.type == "mps":  # MPS has no float64
         return plan
     dtype = working_type(plan.matrices.dtype, quick=quick)
     if side == "rows":
@@ -126,7 +126,7 @@ def compressed(plan: Plan, quick: bool) -> Plan:
 
 
 def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, where: Where) -> list[list[_Job]]:
-    """Jobs in the order of the layers' windows, for each size of windows a list: layers that have it share jobs."""
+    """Return a list of jobs for each size of windows, in the layers' order; layers of one size share jobs."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, plan in plans.items():
         groups[
@@ -144,9 +144,9 @@ def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, whe
 
 
 def _way(plans: list[Plan], quick: bool, where: Where) -> Way:
-    """Which way the Gram matrices of layers with windows of one size go: all of them, however they are cut."""
+    """Choose one routine for all Gram matrices of layers with one window size, however they are cut into jobs."""
     device, dtype = plans[0].matrices.device, working_type(plans[0].matrices.dtype, quick=quick)
-    if device.type == "mps":  # whose matrices esd hands to the CPU
+    if device.type == "mps":  # esd hands MPS matrices to the CPU
         return Way.CPU
     batch = sum(plan.windows.number * len(plan.matrices) for plan in plans)
     return way_of(problem_of(device, dtype, plans[0].gram_size, batch, one_blas_thread=True), where)
@@ -157,7 +157,7 @@ def _for_workers(way: Way) -> bool:
 
 
 def _for_all_workers(way: Way, size: int) -> bool:
-    """By its size alone, so that a layer's numbers do not depend on which others there are."""
+    """Whether all workers share one matrix: by its size alone, so that a layer's numbers do not depend on others."""
     return way in (Way.CPU, Way.HOST) and size > _SIDE_BY_SIDE
 
 
@@ -188,14 +188,14 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
 
 
 def _window_bytes(plan: Plan, joined: int, working: int) -> int:
-    """Bytes of one window's copies, joined and padded, its Gram matrix and the decomposition's own copy of that."""
+    """Return the bytes of one window's joined and padded copies, Gram matrix, and the decomposition's copy of that."""
     height, width = (size + -size % PADDED_TO for size in (plan.windows.height, plan.windows.width))
     entries, squared = height * width, min(height, width) ** 2
     return (2 if plan.matrices.is_complex() else 1) * ((joined + working) * entries + 2 * working * squared)
 
 
 def _views(plan: Plan, most: int) -> Iterator[Tensor]:
-    """Views (at most ``most``, m', n') of every window, all matrices of one window together."""
+    """Yield views (at most ``most``, m', n') of every window, with all matrices at one window's place together."""
     windows = plan.windows
     for row in windows.row_starts:
         for column in windows.column_starts:
@@ -209,11 +209,11 @@ def _views(plan: Plan, most: int) -> Iterator[Tensor]:
 def _run(
     groups: list[list[_Job]], quick: bool, workspace: int, workers: int
 ) -> Iterator[tuple[list[_Job], list[_Outcome]]]:
-    """Groups of jobs, and of every job's pieces the spectra, or what they raise; the workers share the CPU's.
+    """Yield each group of jobs with the outcomes of its jobs; the workers share the jobs that run on the CPU.
 
-    They begin with the dearest jobs, and groups come in this order, after those that are not shared. A device's
-    matrices that go by way of the host are among the shared ones: while one worker decomposes, the device forms the
-    Gram matrices of another's job. All work on the streams that are current here.
+    The workers start with the most expensive jobs. Groups come in this order, too, after those that are not shared. The
+    matrices of a device that are decomposed on the host belong to the shared jobs: while one worker decomposes, the
+    device forms the Gram matrices of another worker's job. All workers use the streams that are current here.
     """
     together = [jobs for jobs in groups if jobs[0].for_all_workers]
     others = [jobs for jobs in groups if not jobs[0].for_all_workers]
@@ -244,12 +244,12 @@ def _current_streams(groups: list[list[_Job]]) -> dict[torch.device, torch.cuda.
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """A stream of another thread's made current in this one, which would else work on the default one."""
+    """Make another thread's stream current in this thread, which would otherwise use the default stream."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _spectra(pieces: list[Tensor], quick: bool, way: Way) -> _Outcome:
-    """Spectra of pieces together; where that fails, for want of memory or otherwise, in ever smaller jobs."""
+    """Compute the spectra of pieces together or, if that fails (for lack of memory or otherwise), in smaller jobs."""
     found = attempted(_joint_spectra, pieces, quick, way)
     if not isinstance(found, Exception):
         return found
@@ -271,7 +271,7 @@ def _one_by_one(windows: Sequence[Tensor], quick: bool, way: Way) -> CheckedSpec
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads of one intra-op thread each; after an error or Ctrl-C no further job is begun."""
+    """Provide a pool of threads with one intra-op thread each; after an error or Ctrl-C it starts no further job."""
     pool = ThreadPoolExecutor(workers, "spectra", _settle_on_one_thread)
     try:
         yield pool
@@ -285,7 +285,7 @@ def _settle_on_one_thread() -> None:
 
 
 class _Budget:
-    """Bytes shared by threads: a job waits until its own are free; one that needs more than all waits for all."""
+    """Bytes shared by threads: a job waits until its bytes are free, and one that needs too many waits for all."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
@@ -306,17 +306,17 @@ class _Budget:
 
 
 def one_thread_each() -> AbstractContextManager[None]:
-    """One intra-op thread: results do not depend on how many there are."""
+    """Use one intra-op thread for a while, so that results do not depend on the number of threads."""
     return _intra_op_threads(1)
 
 
 @contextmanager
 def _intra_op_threads(number: int) -> Iterator[None]:
-    """So many intra-op threads of this thread; threads take turns.
+    """Set the number of this thread's intra-op threads for a while; threads take turns.
 
-    PyTorch's setting is one for each thread: the last one that any thread made before this thread first asked for it
-    (a parallel operation asks, too), then its own. Were two threads in here at a time, the one that came second could
-    so find the 1 of the first, and leave it behind.
+    PyTorch keeps one setting for each thread. Until a thread first asks for it (a parallel operation asks, too), it is
+    the last setting that any thread made; from then on it is the thread's own. If two threads were in here at a time,
+    the second could therefore find the 1 that the first has set, and leave it behind.
     """
     with _ONE_AT_A_TIME:
         threads = torch.get_num_threads()

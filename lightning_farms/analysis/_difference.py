@@ -1,4 +1,4 @@
-"""The difference of weights from those they started from."""
+"""Changes of weights from those they started from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeig
 
 
 def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
-    """What training has added to each weight: W - W_base, in float32 at least, on the device of W."""
+    """Yield what training has added to each weight, W - W_base, in float32 at least, on the device of W."""
     before = {weight.name: weight for weight in base}
     for weight in weights:
         start = before.pop(weight.name, None)
@@ -32,7 +32,7 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
 
 
 def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWeight) -> LayerWeight:
-    """The change with the rank that stands clear of the rounding of both; one that is no more has the reason."""
+    """Give a change the rank that stands clear of the rounding of both weights, or a reason if none of it does."""
     if change.matrices.is_meta:
         return change
     if not change.matrices.any():
@@ -54,12 +54,12 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
 
 
 def _numbers(weight: LayerWeight) -> str:
-    """What a weight was rounded to."""
+    """Name the kind of numbers that a weight was rounded to."""
     return "packed numbers" if weight.steps is not None else str(rounded_to(weight.matrices)).removeprefix("torch.")
 
 
 def _minus(after: Tensor, before: Tensor) -> Tensor:
-    """In float32 at least: half precision would round it; without values where one of the two has none."""
+    """Subtract in float32 at least, as half precision would round; without values if one of the two has none."""
     device = before.device if before.is_meta else after.device
     dtype = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)
     return after.to(device, dtype) - before.to(device, dtype)

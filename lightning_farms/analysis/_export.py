@@ -11,7 +11,7 @@ from lightning_farms.common.texts import shape_text
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    r"""One line a record, after a header; shapes as ``64x3x3x3``, missing numbers as ``nan``."""
+    r"""Return a header and one line per record, with shapes as ``64x3x3x3`` and missing numbers as ``nan``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()

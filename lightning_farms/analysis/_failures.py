@@ -1,4 +1,4 @@
-"""Why a layer has no numbers, and how one that fails costs no other."""
+"""Why a layer has no numbers, and how the failure of one layer is kept from the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 class Failure(Enum):
-    """Why a layer that was planned has no numbers; in the table that ranks exchange, by its place from 1."""
+    """Why a planned layer has no numbers; the table that ranks exchange holds its position here, counted from 1."""
 
     NOT_FINITE = "the weights are not all finite"
     NOT_DECOMPOSED = "the eigenvalue decomposition failed"
@@ -29,14 +29,14 @@ class Failure(Enum):
 
 
 class Failed(NamedTuple):
-    """A layer without numbers; an error that has no kind of its own is told by its own words, where it is known."""
+    """A layer without numbers; a failure that has no kind of its own is described by its error, if that is known."""
 
     failure: Failure
     error: Exception | None = None
 
     @property
     def reason(self) -> str:
-        """For the row."""
+        """The reason that the layer's row gives."""
         if self.failure is Failure.FAILED and self.error is not None:
             return f"the analysis failed: {error_text(self.error)}"
         return self.failure.value
@@ -47,7 +47,7 @@ Parts = list[list[float] | Failed]
 
 
 def errors_of(found: Mapping[int, Parts]) -> Iterator[tuple[int, Exception]]:
-    """Yield the errors of layers that failed by one."""
+    """Yield (index, error) for every layer that failed because of an error."""
     for index, parts in found.items():
         for part in parts:
             if isinstance(part, Failed) and part.error is not None:
@@ -55,7 +55,7 @@ def errors_of(found: Mapping[int, Parts]) -> Iterator[tuple[int, Exception]]:
 
 
 def failed(error: Exception) -> Failed:
-    """What an error makes of its layer."""
+    """Return the failure that an error stands for."""
     if isinstance(error, DecompositionError):
         return Failed(Failure.NOT_DECOMPOSED)
     return Failed(Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.FAILED, error)
@@ -64,7 +64,7 @@ def failed(error: Exception) -> Failed:
 def attempted(
     function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> _Result | Exception:
-    """What a function returns, or what it raises, without the frames, which would keep their tensors in memory."""
+    """Return a function's result, or its exception without the frames, which would keep their tensors in memory."""
     try:
         return function(*args, **kwargs)
     except Exception as error:
@@ -73,26 +73,26 @@ def attempted(
 
 
 def separated(outcomes: Mapping[int, _Value | Exception]) -> tuple[dict[int, _Value], dict[int, Exception]]:
-    """What was returned, and what was raised."""
+    """Separate results from exceptions."""
     values = {index: each for index, each in outcomes.items() if not isinstance(each, Exception)}
     return values, {index: each for index, each in outcomes.items() if isinstance(each, Exception)}
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory is what was lacking; for words only: allocators raise several types, the CPU's a RuntimeError."""
+    """Whether memory was lacking; only for texts, as allocators raise several types, the CPU's a RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def error_text(error: Exception) -> str:
-    """Type and first line."""
+    """Return the type of an error and the first line of its message."""
     first_line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}".rstrip(": ")
 
 
 def not_computed(error: Exception) -> str:
-    """The reason of a weight that a module does not give."""
+    """Return the reason for a weight that could not be read from its module."""
     if is_out_of_memory(error):
         return "out of memory: the weight could not be computed or gathered; leave it out, or use smaller shards"
     return f"the weight could not be computed: {error_text(error)}"

@@ -1,4 +1,4 @@
-"""Numbers that tell whether a tensor's bits have changed, whoever wrote them and however."""
+"""Fingerprints that tell whether a tensor's bits have changed, whoever wrote them and however."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 Fingerprint = tuple[int, ...]
 
-_AT_ONCE = 2**20  # entries of which products are held
+_AT_ONCE = 2**20  # entries whose products are held at a time
 _SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)  # two sums, as one misses a change of all signs once in 2^33
 
 
 def fingerprints(tensors: Mapping[int, Tensor]) -> dict[int, Fingerprint]:
-    """Of each tensor (P, m, n): on the CPU by SHA-256; elsewhere by sums there, with one transfer from each device."""
+    """Return each tensor's fingerprint: SHA-256 on the CPU, elsewhere sums with one transfer from each device."""
     found: dict[int, Fingerprint] = {}
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for index, tensor in tensors.items():
@@ -36,9 +36,10 @@ def _digest(tensor: Tensor) -> Fingerprint:
 
 
 def sums_of_bits(tensor: Tensor) -> Tensor:
-    r"""(2,): :math:`\sum_{ij} a_i b_j x_{ij} \bmod 2^{64}` of the bits x, integers of 32 or 16 bits; a, b: fixed noise.
+    r"""Return two sums (2,) of a tensor's bits, :math:`\sum_{ij} a_i b_j x_{ij} \bmod 2^{64}`.
 
-    Another tensor has the same sums by chance once in 2^66 or less.
+    x are the bits as integers of 32 or 16 bits, a and b are fixed noise. Another tensor has the same sums by chance
+    once in 2^66 or less.
     """
     plain = tensor.detach().resolve_conj().resolve_neg()
     real = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
@@ -54,7 +55,7 @@ def _sum_of_bits(bits: Tensor, seed: int) -> Tensor:
 
 
 def _noise(number: int, seed: int, device: torch.device) -> Tensor:
-    """(number,) of 64 bits each, by the finaliser of SplitMix64, made where they are used."""
+    """Return (number,) random integers of 64 bits by the finaliser of SplitMix64, made on the device that uses them."""
     x = torch.arange(1, number + 1, device=device) * _signed(0x9E3779B97F4A7C15) + _signed(seed & (2**64 - 1))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> shift)) * _signed(factor)

@@ -1,7 +1,7 @@
-"""Where queries, keys and values lie in one fused weight, by the weight's name and the model's configuration.
+"""Where queries, keys and values lie in a fused weight, told by its name and the model's configuration.
 
 Rows are either all queries, then all keys, then all values (concatenated), or (groups, queries of a group + 2, size of
-a head), each group's keys and values behind its queries (grouped; with one query a group, interleaved).
+a head), with each group's keys and values after its queries (grouped; with one query per group, interleaved).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_farms.analysis.weights._products import first_number, heads_in
 
 
 class Heads(NamedTuple):
-    """Numbers of heads of queries, and of keys and values, the size of each, and whether they lie in groups."""
+    """Numbers of query heads and of key and value heads, the size of a head, and whether they lie in groups."""
 
     queries: int
     shared: int
@@ -25,12 +25,12 @@ class Heads(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Rows of queries, keys, values."""
+        """Numbers of rows of queries, keys and values."""
         return self.queries * self.size, self.shared * self.size, self.shared * self.size
 
 
 class NotTold(ValueError):
-    """A fused weight whose parts are not known."""
+    """It is not known how the parts of a fused weight are arranged."""
 
 
 _Rule = Callable[[Mapping[str, Any], Heads], Heads]
@@ -58,7 +58,7 @@ def _big_code(config: Mapping[str, Any], heads: Heads) -> Heads:
     return heads._replace(shared=1) if config.get("multi_query", True) else _interleaved(config, heads)
 
 
-_ANY = ""  # model
+_ANY = ""  # any type of model
 _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "c_attn": {"gpt_bigcode": _big_code, _ANY: _concatenated},
     "query_key_value": {
@@ -78,18 +78,18 @@ _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "wqkv": {"internlm2": _grouped},
     "qkv": {_ANY: _concatenated},
     "to_qkv": {_ANY: _concatenated},
-    "attn": {_ANY: _grouped},  # of litgpt, `attn.attn`
+    "attn": {_ANY: _grouped},  # litgpt's `attn.attn`
 }
 
 
 def is_fused(name: str) -> bool:
-    """Whether a layer's name is one of a fused weight."""
+    """Whether a layer's name is that of a fused weight."""
     _, _, leaf = name.rpartition(".")
     return leaf in _RULES and (leaf != "attn" or name.endswith("attn.attn"))
 
 
 def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) -> dict[str, slice | Tensor]:
-    """The rows of each part of a fused weight with so many rows and columns.
+    """Return the rows of each part of a fused weight that has this many rows and columns.
 
     Raises:
         NotTold: the configuration does not tell them.
@@ -105,14 +105,14 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
         and _ANY in _RULES[name.rpartition(".")[2]]
         and not name.endswith("attn.attn")
     ):
-        heads = Heads(1, 1, columns)  # of a part of the model that the configuration says less of
+        heads = Heads(1, 1, columns)  # in a part of the model that the configuration says less about
     if heads is None:
         raise NotTold(f"the configuration does not tell how {rows} rows are arranged")
     return dict(zip("qkv", _rows(heads), strict=True))
 
 
 def _candidates(name: str, config: Mapping[str, Any]) -> Iterator[Heads]:
-    """By the configuration of the whole model, or of one of its parts."""
+    """Yield the heads according to the configuration of the whole model and of each of its parts."""
     rules = _RULES[name.rpartition(".")[2]]
     for part in (config, *(each for each in config.values() if isinstance(each, Mapping))):
         rule = rules.get(str(part.get("model_type", config.get("model_type"))), rules.get(_ANY))

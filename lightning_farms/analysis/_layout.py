@@ -1,4 +1,4 @@
-"""What the dimensions of a stored weight mean, as a text: ``oi``, ``oikk``, ``okki``, ``batch``, ``oikk/8``."""
+"""Layouts: texts such as ``oi``, ``oikk``, ``batch`` or ``oikk/8`` for what a stored weight's dimensions mean."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RULE = (
 
 
 class Layout(NamedTuple):
-    """A weight's kind and matrices by its layout."""
+    """The kind and the matrices of a weight, as its layout gives them."""
 
     kind: str
     matrices: Tensor
 
 
 def is_layout(text: object) -> bool:
-    """Whether a text is a layout."""
+    """Whether a text is a valid layout."""
     if text in (BATCH, EMBEDDING):
         return True
     match = _SYNTAX.fullmatch(text) if isinstance(text, str) else None
@@ -36,7 +36,7 @@ def is_layout(text: object) -> bool:
 
 
 def laid_out(weight: Tensor, layout: str) -> Layout:
-    """A weight by its layout: (positions, outputs, inputs).
+    """Return the kind of a weight and its matrices (positions, outputs, inputs), as its layout says.
 
     Raises:
         ValueError: the layout does not fit the weight's dimensions.
@@ -62,7 +62,7 @@ def _complex(weight: Tensor, letters: str) -> Tensor:
 
 
 def _kind(letters: str) -> str:
-    """A kernel that comes last is PyTorch's, one that comes first Keras's: so transposed convolutions are told."""
+    """Return the kind of a weight; kernels come last in PyTorch and first in Keras, which tells transposed ones."""
     if "k" not in letters:
         return "parameter" if "b" in letters else "linear"
     order = letters.replace("k", "").replace("b", "")
@@ -71,7 +71,7 @@ def _kind(letters: str) -> str:
 
 
 def _matrices(weight: Tensor, letters: str, groups: int) -> Tensor:
-    """(groups x positions, outputs, inputs); outputs are cut into groups, or a transposed convolution's inputs."""
+    """Return (groups x positions, outputs, inputs); groups cut the outputs, or a transposed convolution's inputs."""
     if groups > 1:
         first = letters.index("i" if _kind(letters) == "transposed convolution" else "o")
         if weight.shape[first] % groups:
@@ -85,7 +85,7 @@ def _matrices(weight: Tensor, letters: str, groups: int) -> Tensor:
 
 
 def usual_layout(kind: str, dimensions: int) -> str:
-    """The layout of PyTorch's modules, for a kind and the number of the weight's dimensions."""
+    """Return the layout that PyTorch's modules use for a kind of weight with this many dimensions."""
     kernel = "k" * (dimensions - 2)
     known = {"convolution": f"oi{kernel}", "transposed convolution": f"io{kernel}", "embedding": EMBEDDING}
     if kind == "low-rank product" or dimensions < 2:

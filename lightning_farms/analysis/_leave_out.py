@@ -1,8 +1,8 @@
 """Fits without the eigenvalues that stand out from a spectrum.
 
-Those are what lies above the Tracy-Widom threshold of the Marchenko-Pastur law, where that describes the bulk and they
-are few. Where they are many, or it does not (a spectrum that is a power law all through), they are a tail of its own:
-then only those of them that a gap separates from the tail.
+Eigenvalues above the Tracy-Widom threshold of the Marchenko-Pastur law stand out if that law describes the bulk and
+they are few. If they are many, or the law does not describe the bulk (a spectrum that is a power law throughout), they
+are a tail of their own: then only those of them stand out that a gap separates from the tail.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.functional.outlier_eigenvalues import separated_eigenvalues
 from lightning_farms.functional.random_matrix import MarchenkoPasturFit
 
-_FEW = 5  # of a matrix, or that share in per cent
-_MISFIT = 0.05  # of the distribution functions, beyond the spikes' own share: the law does not describe the bulk
+_FEW = 5  # eigenvalues of a matrix, or per cent of them, that count as few
+_MISFIT = 0.05  # distance of the distribution functions, beyond the spikes' share, above which the law misfits
 
 
 def count_outliers(spectra: Tensor, xmin: Tensor, law: MarchenkoPasturFit | None, size: int) -> Tensor:
-    """How many of the largest of each spectrum (B, n) stand out; ``law`` is that of matrices of ``size`` values."""
+    """Count the eigenvalues that stand out of each spectrum (B, n); ``law`` is that of matrices of ``size`` values."""
     if law is None or bool(law.spike_threshold.isnan()):
         return separated_eigenvalues(spectra, xmin)
     threshold = law.spike_threshold.expand(len(spectra))
@@ -30,7 +30,7 @@ def count_outliers(spectra: Tensor, xmin: Tensor, law: MarchenkoPasturFit | None
 
 
 def alphas_without(spectra: Tensor, alphas: Tensor, counts: Tensor, method: SpectralMethod, least: int) -> Tensor:
-    """Alphas (B,) without the ``counts`` largest of each spectrum; NaN where fewer than ``least`` are left."""
+    """Fit alphas (B,) without the ``counts`` largest values of each spectrum; NaN if fewer than ``least`` are left."""
     found = alphas.clone()
     ordered = spectra.sort(dim=-1).values
     for count in counts.unique().tolist():

@@ -1,4 +1,4 @@
-"""From layers' eigenvalues to their numbers, on the device, and from a layer's numbers to its row of the report."""
+"""Computes layers' numbers from their eigenvalues, on the device, and a layer's row of the report from its numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_farms.functional.spectral_metrics import effective_rank
 from lightning_farms.functional.spectrum import QUICK_ERROR, stable_rank
 from lightning_farms.functional.uncertainty import bootstrap_interval, goodness_of_fit
 
-_ZERO = torch.finfo(torch.float32).eps ** 2  # of the largest eigenvalue, times the size: what is below is rounding
+_ZERO = torch.finfo(torch.float32).eps ** 2  # times the size: share of the largest eigenvalue that is rounding
 _LARGEST_ALPHA = 1e3  # beyond it the tail lies within 0.1 % of xmin: equal eigenvalues, not a power law
 
 METRICS = (
@@ -60,11 +60,11 @@ CHECKS = ("sum_error", "squares_error")
 _WAYS = tuple(Way)
 _COUNTS = ("usable", "deficient", "fits", "rounding", *CHECKS, "way")
 NUMBERS = (*METRICS, *_COUNTS)
-"""Names of all: the metrics, how many fits went how, the bound on alpha's rounding error, checks, and which way."""
+"""Names of all numbers: metrics, counts of fits, the bound on alpha's rounding error, checks, and the routine."""
 
 
 class _Tail(NamedTuple):
-    """Fits (..., F) of layers' spectra (..., F, N), one a layer or one a block, and which of them hold."""
+    """Fits (..., F) of layers' spectra (..., F, N), one per layer or one per block, and which of them are usable."""
 
     spectra: Tensor
     fit: PowerLawFit
@@ -72,11 +72,11 @@ class _Tail(NamedTuple):
     deficient: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of the usable fits' values, NaN where there is none."""
+        """Return the mean of the usable fits' values; NaN if no fit is usable."""
         return torch.where(self.usable, values, 0.0).sum(-1) / self.usable.sum(-1)
 
     def of_layer(self, index: int) -> _Tail:
-        """One of the layers."""
+        """Return the fits of one layer."""
         fit = PowerLawFit(*(each[index] for each in self.fit))
         return _Tail(self.spectra[index], fit, self.usable[index], self.deficient[index])
 
@@ -84,7 +84,7 @@ class _Tail(NamedTuple):
 def measure_each(
     spectra: Mapping[int, Spectrum], plans: Mapping[int, Plan], method: SpectralMethod, wanted: Diagnostics
 ) -> dict[int, Tensor | Exception]:
-    """``NUMBERS`` of every layer, or what is raised for it; those of one form are measured together."""
+    """Return every layer's ``NUMBERS``, or the error that it raised; layers of one form are measured together."""
     forms: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, spectrum in spectra.items():
         forms[_form(spectrum, plans[index])].append(index)
@@ -106,16 +106,16 @@ def measure_each(
 
 
 def _form(spectrum: Spectrum, plan: Plan) -> tuple[object, ...]:
-    """Layers that have it in common can be measured together."""
+    """Return the form that layers must have in common to be measured together."""
     matrices, windows = plan.matrices, plan.windows
     place = (spectrum.eigenvalues.device, spectrum.eigenvalues.shape, spectrum.way)
     return (*place, plan.weight.kind, matrices.shape[-2:], matrices.is_complex(), windows.height, windows.width)
 
 
 def measure(spectra: Sequence[Spectrum], plans: Sequence[Plan], method: SpectralMethod, wanted: Diagnostics) -> Tensor:
-    """Spectra of L layers of one form -> (L, ``NUMBERS``), for each the same whichever others there are.
+    """Measure L layers of one form: (L, ``NUMBERS``), where a layer's numbers do not depend on the other layers.
 
-    Nothing waits for the device, but for a scan over xmin or diagnostics.
+    Nothing waits for the device, except a scan over xmin or diagnostics.
     """
     plan = plans[0]
     eigenvalues = torch.stack([each.eigenvalues for each in spectra]) * method.eigenvalue_scale(plan.weight.kind)
@@ -133,7 +133,7 @@ def measure(spectra: Sequence[Spectrum], plans: Sequence[Plan], method: Spectral
 def _diagnosed(
     eigenvalues: Tensor, tail: _Tail, plans: Sequence[Plan], method: SpectralMethod, wanted: Diagnostics
 ) -> dict[str, Tensor]:
-    """What is asked for besides, layer by layer."""
+    """Compute the diagnostics that were asked for, layer by layer."""
     if not wanted.of_own_spectrum:
         return {}
     layers = [_details(each, tail.of_layer(i), plans[i], method, wanted) for i, each in enumerate(eigenvalues)]
@@ -182,7 +182,7 @@ def _fit_numbers(tail: _Tail) -> dict[str, Tensor]:
 
 
 def _norms(eigenvalues: Tensor, tail: _Tail, method: SpectralMethod) -> dict[str, Tensor]:
-    """Means over windows; under compat those of the fitted spectra, as the authors have them."""
+    """Return norms averaged over windows; under compat, over the fitted spectra as in the authors' program."""
     measured = eigenvalues.flatten(1, 2) if method.compat is None else tail.spectra
     largest = measured.amax(-1)
     spectral = largest.mean(-1)
@@ -217,17 +217,17 @@ def _draws(tail: _Tail, name: str, method: SpectralMethod, wanted: Diagnostics) 
 
 
 def _in_quadrature(errors: Tensor, usable: Tensor) -> Tensor:
-    """Error of a sum of independent fits."""
+    """Return the error of a sum of independent fits."""
     return errors.masked_fill(~usable, 0).square().sum(-1).sqrt()
 
 
 def layer_seed(name: str, seed: int) -> int:
-    """A layer's own seed: the same whichever other layers there are, and on every machine."""
+    """Return a layer's own seed, the same on every machine and whichever other layers there are."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
 def _law(eigenvalues: Tensor, plan: Plan) -> MarchenkoPasturFit | None:
-    """Of the bulk of all windows; None for products of low rank."""
+    """Fit the Marchenko-Pastur law to the bulk of all windows; None for products of low rank."""
     if plan.spectrum_size < plan.gram_size:
         return None
     windows = plan.windows
@@ -267,11 +267,11 @@ def _other_laws(tail: _Tail) -> dict[str, Tensor]:
 
 
 def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
-    r"""Bound on alpha's error if the spectra are quick: :math:`(\alpha - 1)^2 (\epsilon \lambda_{rms} + u) / x_{min}`.
+    r"""Bound alpha's error if the spectra are quick: :math:`(\alpha - 1)^2 (\epsilon \lambda_{rms} + u) / x_{min}`.
 
-    It follows from :math:`\partial \alpha / \partial \ln x_{min} = (\alpha - 1)^2`; of all errors that of xmin counts
-    most, as those of the other eigenvalues are relatively smaller and average out. :math:`u` is what products that
-    underflow add up to: m'n' times the smallest normal number.
+    The bound follows from :math:`\partial \alpha / \partial \ln x_{min} = (\alpha - 1)^2`. The error of xmin counts
+    most, as the errors of the other eigenvalues are relatively smaller and average out. :math:`u` is what products
+    that underflow add up to: m'n' times the smallest normal number.
     """
     root_mean_square = eigenvalues.square().mean(-1).amax((-2, -1)).sqrt().unsqueeze(-1)
     underflow = plan.windows.height * plan.windows.width * torch.finfo(torch.float32).tiny
@@ -280,7 +280,7 @@ def _rounding(eigenvalues: Tensor, plan: Plan, fit: PowerLawFit) -> Tensor:
 
 
 def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
-    """The row of the report that a layer's numbers make."""
+    """Return a layer's row of the report, made from its numbers."""
     numbers: dict[str, Any] = dict(zip(NUMBERS, values, strict=True))
     counts = {name: numbers.pop(name) for name in _COUNTS}
     remarks = [_no_fit(counts)] if not counts["usable"] else _remarks(plan, counts)
@@ -318,7 +318,7 @@ def _no_fit(counts: dict[str, float]) -> str:
 
 
 def _found_by_checks(counts: dict[str, float]) -> list[str]:
-    """Why the eigenvalues were computed again, in words."""
+    """Say why the eigenvalues were computed again; empty if they were not."""
     of_sum, of_squares = (counts[name] for name in CHECKS)
     again = "computed again in float64 on the CPU"
     if not (of_sum or of_squares):
@@ -332,7 +332,7 @@ def _found_by_checks(counts: dict[str, float]) -> list[str]:
 
 
 def _short(value: float) -> str:
-    """``3e-2``."""
+    """Return a number as text with one digit, such as ``3e-2``."""
     digit, exponent = f"{value:.0e}".split("e")
     return f"{digit}e{int(exponent)}"
 

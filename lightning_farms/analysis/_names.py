@@ -1,4 +1,4 @@
-"""Which names mean the same: with and without wrappers, and in two checkpoints."""
+"""Names that mean the same: with and without wrappers, and in two checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What ``torch.compile``, FSDP and activation checkpointing put into the names of what they wrap."""
+"""Parts that ``torch.compile``, FSDP and activation checkpointing add to the names of what they wrap."""
 
 
 _FLAT = re.compile(
@@ -14,11 +14,13 @@ _FLAT = re.compile(
     r"|running_(mean|var)|num_batches_tracked|weight|bias)"
 )
 _FEWEST_FLAT = 3
-_DEEPEST_START = 4  # parts that a copy of a part of a model leaves out
+_DEEPEST_START = 4  # a copy of a part of a model lacks fewer than so many first parts of the names
 
 
 def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
-    """How names are cut into a module's and a tensor's; copies (EMA) may have names without dots: ``conv1_weight``.
+    """Return a function that cuts a name into that of a module and that of its tensor.
+
+    The names of copies (EMA) may have no dots: ``conv1_weight``.
 
     Example:
         >>> module_and_leaf(["conv1_weight", "conv1_bias", "fc_weight"])("conv1_weight")
@@ -29,7 +31,7 @@ def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
         start, _, leaf = name.rpartition(".")
         starts.setdefault(start, []).append(leaf)
     flat = {start for start, leaves in starts.items() if _are_flat(leaves)}
-    if len(starts) > 1:  # beside others, copies are those of names that are there with their dots
+    if len(starts) > 1:  # beside others, most names of a copy are also there with their dots
         known = _without_dots([name for name in names if name.rpartition(".")[0] not in flat]) if flat else set()
         flat = {start for start in flat if 2 * sum(leaf in known for leaf in starts[start]) > len(starts[start])}
 
@@ -44,21 +46,21 @@ def module_and_leaf(names: Sequence[str]) -> Callable[[str], tuple[str, str]]:
 
 
 def _are_flat(leaves: Sequence[str]) -> bool:
-    """Whether a module's tensors may be those of many modules: most are called after weights and biases of others."""
+    """Whether a module's tensors may be those of many modules: most have names of other modules' weights or biases."""
     matching = sum(_FLAT.fullmatch(leaf) is not None for leaf in leaves)
     usual = any(leaf in ("weight", "bias") for leaf in leaves)
     return not usual and matching >= _FEWEST_FLAT and matching > len(leaves) // 2
 
 
 def _without_dots(names: Sequence[str]) -> set[str]:
-    """Names, and their ends, with nothing or an underscore in the place of dots."""
+    """Return names, and ends of names, with their dots left out or replaced by underscores."""
     parts = [name.split(".") for name in names]
     ends = (split[depth:] for split in parts for depth in range(min(len(split), _DEEPEST_START)))
     return {joined.join(end) for end in ends for joined in ("", "_")}
 
 
 def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Pair names; where the two have none in common, what all names of either begin with is left out first."""
+    """Pair equal names; if there are none, the prefix that all names of either side share is left out first."""
     known = set(others)
     if not known.isdisjoint(names):
         return {name: name for name in names if name in known}
@@ -69,8 +71,8 @@ def match_names(names: Collection[str], others: Collection[str]) -> dict[str, st
 
 
 def _start(names: Collection[str]) -> str:
-    """What all names of parts begin with, up to a dot; of each name something is left."""
-    parts = [name.split(".")[:-1] for name in names if name]  # SWA counts its averages at the top
+    """Return the prefix, up to a dot, that all names share; it leaves a part of each name."""
+    parts = [name.split(".")[:-1] for name in names if name]  # SWA keeps its count at the top, in module ""
     shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), None)
     length = min(map(len, parts), default=0) if shared is None else shared
     return "".join(f"{part}." for part in parts[0][:length]) if parts else ""

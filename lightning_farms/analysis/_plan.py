@@ -1,4 +1,4 @@
-"""Which windows a weight is looked at through, or why it is not looked at; index arithmetic only, no values."""
+"""Plans of layers: the windows on a weight, or why it is skipped; index arithmetic only, no values."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_farms.functional.submatrices import Windows
 MIN_EIGENVALUES = 10
 """Fewest eigenvalues that are fitted; a layer with fewer is skipped, and blocks with fewer are pooled."""
 
-_SPARE = 8  # rows beside a known rank, so that none of its directions is nearly missed by chance
-_CALL = 1e6  # multiplications that take as long as to call the decomposition of a tiny matrix
+_SPARE = 8  # rows beyond a known rank, so that no direction is nearly missed by chance
+_CALL = 1e6  # multiplications that take as long as calling the decomposition of a tiny matrix
 
 
 class Plan(NamedTuple):
-    """A layer that will be analysed: its weight, the same matrices (P, m, n) as the method turns them, the windows."""
+    """A layer to be analysed: its weight, the matrices (P, m, n) as the method orients them, and the windows."""
 
     weight: LayerWeight
     matrices: Tensor
@@ -34,12 +34,12 @@ class Plan(NamedTuple):
 
     @property
     def spectrum_size(self) -> int:
-        """Eigenvalues of one window, without those that are zero whatever the entries are."""
+        """Number of eigenvalues of one window, without those that are zero whatever the entries are."""
         return self.gram_size if self.weight.rank is None else min(self.gram_size, self.weight.rank)
 
     @property
     def eigenvalue_count(self) -> int:
-        """Eigenvalues of all windows of all matrices."""
+        """Number of eigenvalues of all windows of all matrices."""
         return self.windows.number * len(self.matrices) * self.spectrum_size
 
     @property
@@ -55,26 +55,26 @@ class Plan(NamedTuple):
 
     @property
     def compressed_size(self) -> int:
-        """Rows or columns that are enough for matrices of the known rank, with some to spare."""
+        """Number of rows or columns that suffices for matrices of the known rank, with some to spare."""
         return (self.weight.rank or 0) + _SPARE
 
     @property
     def compressed_side(self) -> Literal["rows", "columns"] | None:
-        """Which side of the matrices, whole in every window, can be made much shorter; None where neither can."""
+        """The side that windows take whole and that can be made much shorter; None if neither side is both."""
         if self.weight.rank is None or 2 * self.compressed_size >= self.gram_size:
             return None
         rows, columns = self.matrices.shape[-2:]
         return "rows" if self.windows.height == rows else "columns" if self.windows.width == columns else None
 
     def without_values(self) -> Plan:
-        """The same from shapes and types only, which holds no memory."""
+        """Return the plan with shapes and types only, which holds no memory."""
         return Plan(
             self.weight._replace(matrices=NO_MATRICES), torch.empty_like(self.matrices, device="meta"), self.windows
         )
 
 
 def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpectrum:
-    """The plan of a layer, or the row of one that is skipped."""
+    """Return the plan of a layer, or the row of one that is skipped."""
     reason = weight.reason or _unusable(weight, method)
     if reason:
         return skipped_row(weight, reason)
@@ -93,7 +93,7 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpect
 
 
 def skipped_row(weight: LayerWeight, reason: str) -> LayerSpectrum:
-    """The row of a layer without an alpha."""
+    """Return the row of a layer without an alpha."""
     return LayerSpectrum(
         weight.name, weight.kind, weight.shape, status=Status.SKIPPED, reason=reason, layout=weight.layout
     )

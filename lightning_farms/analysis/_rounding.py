@@ -1,11 +1,11 @@
-r"""What of a change between two stored weights stands clear of the rounding of both files.
+r"""Which part of a change between two stored weights stands clear of the rounding of both files.
 
 An entry x of a type with machine epsilon e is off by up to half a unit in its last place,
 :math:`u = e \, 2^{\lfloor \log_2 |x| \rfloor}`, with variance :math:`u^2 / 12`. A matrix of independent errors of
 variances v_ij has squared singular values up to :math:`(\sqrt{\max_i \sum_j v_{ij}} + \sqrt{\max_j \sum_i v_{ij}})^2`,
-its Marchenko-Pastur edge where all v_ij are equal. The type is the one that the numbers have been in: float32 all of
-whose entries are numbers of bfloat16 was rounded to that. Of weights that were unpacked, u is the step of the packed
-numbers' grid at each entry.
+which is its Marchenko-Pastur edge if all v_ij are equal. The type is the one that the numbers were rounded to: a
+float32 tensor all of whose entries are bfloat16 numbers was rounded to bfloat16. For weights that were unpacked, u is
+the step of the packed numbers' grid at each entry.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 
-_MARGIN = 1.05  # of the Tracy-Widom fluctuations of an edge
+_MARGIN = 1.05  # factor for the Tracy-Widom fluctuations of an edge
 _COARSE = (torch.bfloat16, torch.float16)
-_NEIGHBOURS = 16  # no scale of a packed format is for fewer numbers
+_NEIGHBOURS = 16  # no scale of a packed format applies to fewer numbers
 _OF_SUMS = 8  # units in the last place by which a product of factors is off: 2.2 were seen for rank 16, 6.8 for 256
 _LARGEST = 4096  # rows up to which the ranks of matrices are found
 
 
 def ranks_clear_of_rounding(change: Tensor, *both: LayerWeight) -> Tensor | None:
-    """How many singular values of each matrix (P, m, n) of a change stand clear of the rounding of both weights.
+    """Count the singular values of each matrix (P, m, n) of a change that stand clear of both weights' rounding.
 
-    None where that is not found: matrices without values, or too large.
+    None for matrices that have no values, are not finite, or are too large.
     """
     if change.is_meta or min(change.shape[-2:]) > _LARGEST or not change.numel() or not bool(change.isfinite().all()):
         return None
@@ -44,43 +44,43 @@ def ranks_clear_of_rounding(change: Tensor, *both: LayerWeight) -> Tensor | None
 
 
 def _own_variances(change: Tensor, types: Sequence[torch.dtype]) -> Tensor:
-    """Of the rounding that the change itself had before it was added: to the coarser type, of sums of products."""
+    """Variances of the change's own rounding before it was added: to the coarser type, and of sums of products."""
     coarser = max(types, key=lambda dtype: torch.finfo(dtype).eps)
     summed = torch.float64 if coarser == torch.float64 else torch.float32
     return _variances_of_type(change, coarser) + _OF_SUMS**2 * _variances_of_type(change, summed)
 
 
 def _edges(variances: Tensor) -> Tensor:
-    """Upper edges (P,) of squared singular values, of errors of variances (P, m, n)."""
+    """Return the upper edges (P,) of the squared singular values of errors that have variances (P, m, n)."""
     return (variances.sum(-1).amax(-1).sqrt() + variances.sum(-2).amax(-1).sqrt()) ** 2
 
 
 def _variances(weight: LayerWeight, dtype: torch.dtype) -> Tensor:
-    """Of the rounding error of every entry, float64."""
+    """Return the variance of every entry's rounding error, in float64."""
     if weight.steps is not None:
         return weight.steps().to(torch.float64) ** 2 / 12
     return _variances_of_type(weight.matrices, dtype)
 
 
 def _variances_of_type(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of a complex number, of both its parts."""
+    """Return the variance of rounding every entry to a type; for complex numbers the sum over both parts."""
     if stored.is_complex():
         return _variances_of_type(stored.real, dtype) + _variances_of_type(stored.imag, dtype)
     return units(stored, dtype) ** 2 / 12
 
 
 def units(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """One unit in the last place of every entry as a number of a type, float64."""
+    """Return the unit in the last place of every entry as a number of a type, in float64."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(stored.to(torch.float64).abs().clamp(min=info.smallest_normal))  # |x| = f 2^e, f < 1
     return torch.ldexp(torch.full_like(exponent, info.eps, dtype=torch.float64), exponent - 1)
 
 
 def steps_of_grid(unpacked: Tensor) -> Tensor:
-    """The steps of a grid of unknown scales, which lie along rows or along columns, from the numbers on it.
+    """Estimate the steps of a grid from the numbers on it; its scales are unknown, and run along rows or columns.
 
-    The least distance of two numbers among 16 neighbours; of the two directions the larger one, as neighbours with
-    scales of their own come closer.
+    A step is the least distance between two numbers among 16 neighbours. Of the two directions the larger step counts,
+    as neighbours that each have their own scale come closer to each other.
     """
     return torch.maximum(_gaps(unpacked), _gaps(unpacked.mT).mT)
 
@@ -90,7 +90,7 @@ def _gaps(unpacked: Tensor) -> Tensor:
     length = numbers.shape[-1]
     padded = torch.nn.functional.pad(numbers.reshape(-1, length), (0, -length % _NEIGHBOURS), value=math.nan)
     runs = padded.unflatten(1, (-1, _NEIGHBOURS))
-    ordered = runs.sort(-1).values  # what is no number comes last
+    ordered = runs.sort(-1).values  # NaN comes last
     gaps = ordered.diff(dim=-1)
     fuzz = 1e-5 * runs.abs().nan_to_num().amax(-1, keepdim=True)
     least = torch.where(gaps > fuzz, gaps, math.inf).amin(-1, keepdim=True)
@@ -99,7 +99,7 @@ def _gaps(unpacked: Tensor) -> Tensor:
 
 
 def rounded_to(stored: Tensor) -> torch.dtype:
-    """The coarsest type that has every number of a tensor, or both parts of it, which may be stored in a finer one."""
+    """Return the coarsest type that holds every number of a tensor, or both parts of it; its own type may be finer."""
     if stored.is_complex():
         stored = torch.view_as_real(stored.resolve_conj())
     if stored.is_meta or not stored.numel() or not bool(stored.any()):

@@ -1,4 +1,4 @@
-"""What the decomposition of a layer gives to what measures it."""
+"""The spectrum that the decomposition of a layer passes on to be measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_farms.functional.eigensolvers import Way
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and which way."""
+    """Eigenvalues (blocks, P, k) of a layer, the largest errors of their sums over its windows, and the routine."""
 
     eigenvalues: Tensor
     sum_error: Tensor

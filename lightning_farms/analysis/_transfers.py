@@ -1,4 +1,4 @@
-"""Numbers of many layers that leave each device together, and which layers are finite by them."""
+"""Transfers many layers' numbers from each device together, and checks by such numbers which layers are finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_farms.functional.spectrum import holds_squares, promoted
 
 
 def on_host(tensors: dict[int, Tensor]) -> dict[int, list[float] | Exception]:
-    """Values of equally long tensors, with one transfer from each device; one by one where that fails."""
+    """Return the values of equally long tensors, with one transfer from each device, or one by one if that fails."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for index, each in tensors.items():
         by_device[each.device].append(index)
@@ -33,7 +33,7 @@ def _values(tensors: list[Tensor]) -> list[list[float]]:
 
 
 def finite_layers(plans: dict[int, Plan]) -> tuple[dict[int, Plan], dict[int, Failed]]:
-    """The layers whose weights are all finite, with one transfer from each device, and why the others are not there."""
+    """Return the layers whose weights are all finite, and the others' failures, with one transfer from each device."""
     checks, errors = separated({index: attempted(_checks, plan) for index, plan in plans.items()})
     failures = {index: failed(error) for index, error in errors.items()}
     for index, outcome in on_host(checks).items():
@@ -46,15 +46,15 @@ def finite_layers(plans: dict[int, Plan]) -> tuple[dict[int, Plan], dict[int, Fa
 
 
 def _checks(plan: Plan) -> Tensor:
-    """(2,), 1 for yes: whether the sum is finite, the quickest test by far; whether float64 holds the squares."""
+    """Return (2,), 1 for yes: is the sum finite (by far the quickest test); does float64 hold the squares."""
     matrices = promoted(plan.weight.matrices)
     finite = matrices.sum().isfinite()
-    if matrices.dtype.to_real() != torch.float64:  # whose squares it holds
+    if matrices.dtype.to_real() != torch.float64:  # float64 holds their squares
         return torch.stack([finite, torch.ones_like(finite)]).double()
     return torch.stack([finite, holds_squares(matrices.flatten(0, -2), matrices.dtype)]).double()
 
 
 def _failure(plan: Plan, has_finite_sum: float, squares_held: float) -> Failure | None:
-    if not has_finite_sum and not promoted(plan.weight.matrices).isfinite().all():  # finite numbers' sum may overflow
+    if not has_finite_sum and not promoted(plan.weight.matrices).isfinite().all():  # a finite weight's sum may overflow
         return Failure.NOT_FINITE
     return None if squares_held else Failure.SQUARES

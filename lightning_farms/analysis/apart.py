@@ -1,4 +1,4 @@
-"""Rows for the parts of fused weights: one an expert, and queries, keys and values."""
+"""Splits fused weights so that each part has its own row: every expert, and queries, keys and values."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Part = Literal["experts", "qkv"]
 def weights_apart(
     weights: Iterable[LayerWeight], apart: Collection[Part], config: Mapping[str, Any]
 ) -> Iterator[LayerWeight]:
-    """Take fused weights apart.
+    """Split fused weights into parts that each get their own row.
 
-    - ``"experts"``: of experts in one parameter of three dimensions, one weight an expert, ``experts.up[3]``. (Experts
-      that are modules of their own have a weight each anyway.)
-    - ``"qkv"``: of queries, keys and values in one linear weight, ``attn.qkv.q``, ``.k`` and ``.v``. How their rows are
-      arranged is told by the configuration; known are ``c_attn`` (GPT-2, GPTBigCode), ``query_key_value`` (GPT-NeoX,
-      BLOOM, Falcon, Persimmon, ChatGLM), ``qkv_proj`` (Phi-3), ``Wqkv`` (MPT, DBRX, ModernBERT), ``W_pack``
+    - ``"experts"``: experts in one parameter of three dimensions become one weight per expert, ``experts.up[3]``.
+      (Experts that are modules of their own have a weight each anyway.)
+    - ``"qkv"``: queries, keys and values in one linear weight become ``attn.qkv.q``, ``.k`` and ``.v``. The
+      configuration tells how their rows are arranged; known are ``c_attn`` (GPT-2, GPTBigCode), ``query_key_value``
+      (GPT-NeoX, BLOOM, Falcon, Persimmon, ChatGLM), ``qkv_proj`` (Phi-3), ``Wqkv`` (MPT, DBRX, ModernBERT), ``W_pack``
       (Baichuan), ``att_proj`` (OLMo), ``wqkv`` (InternLM2), ``qkv`` and ``to_qkv`` (vision transformers, litgpt) and
-      ``attn.attn`` (litgpt). One whose parts it does not tell stays whole, with a remark in the row.
+      ``attn.attn`` (litgpt). A weight whose parts it does not tell stays whole, with a remark in its row.
 
     Args:
-        weights: as :func:`layer_weights` or :func:`checkpoint_weights` give them; those that have a reason pass.
-        apart: what to take apart, of ``"experts"`` and ``"qkv"``.
+        weights: as :func:`layer_weights` or :func:`checkpoint_weights` give them; those with a reason stay as they are.
+        apart: what to split: ``"experts"``, ``"qkv"``, or both.
         config: the model's configuration, as in the ``config.json`` of a Hugging Face model.
 
     Returns:
@@ -96,7 +96,7 @@ def _projections(weight: LayerWeight, config: Mapping[str, Any]) -> Iterator[Lay
 
 
 def model_config(model: nn.Module) -> Mapping[str, Any]:
-    """The configuration that a model, or the first of its modules that has one, carries; empty where none does."""
+    """Return the configuration of a model, or of the first of its modules that has one; empty if there is none."""
     configs = (getattr(module, "config", None) for module in model.modules())
     return next((found for config in configs if (found := _as_mapping(config))), {})
 

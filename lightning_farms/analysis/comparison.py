@@ -21,13 +21,13 @@ class ComparedLayer:
     """Alpha of one layer in both reports.
 
     Attributes:
-        name: of the layer in the first report.
-        kind: of the weight.
-        shape: of the weight.
-        alpha: in the first report.
-        other_alpha: in the second.
+        name: name of the layer in the first report.
+        kind: kind of the weight.
+        shape: shape of the weight.
+        alpha: alpha in the first report.
+        other_alpha: alpha in the second report.
         delta: alpha - other_alpha.
-        delta_error: standard error of the difference, both reports' in quadrature.
+        delta_error: standard error of the difference: both reports' errors added in quadrature.
     """
 
     name: str
@@ -41,13 +41,13 @@ class ComparedLayer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two reports have in common and what not.
+    """Result of comparing two reports: their common layers, and those that cannot be compared.
 
     Attributes:
-        layers: those with an alpha in both, in the order of the first.
+        layers: layers with an alpha in both reports, in the order of the first.
         only: layers that the second report lacks.
         other_only: layers that the first report lacks.
-        without_alpha: layers of both without an alpha in one of them.
+        without_alpha: layers that both reports have, but without an alpha in one of them.
     """
 
     layers: tuple[ComparedLayer, ...]
@@ -56,11 +56,11 @@ class Comparison:
     without_alpha: tuple[str, ...]
 
     def to_csv(self, path: str | PathLike[str] | None = None) -> str:
-        """One line a layer, ``status`` says which layers only one of the two has (and written to ``path``)."""
+        """Return CSV text with one line per layer (and write it to ``path``); ``status`` tells which are compared."""
         return write_if_asked(csv_text(self._records(), _COLUMNS), path)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
-        """An object with ``summary`` and ``layers``, missing numbers as ``null`` (and written to ``path``)."""
+        """Return JSON text with ``summary`` and ``layers``, missing numbers as ``null`` (and write it to ``path``)."""
         columns = ("alpha", "other_alpha", "delta")
         summary = {name: asdict(summarize(getattr(row, name) for row in self.layers)) for name in columns}
         return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
@@ -80,8 +80,8 @@ def compare(report: SpectralReport, other: SpectralReport) -> Comparison:
     """Compare two reports: a model with its initialisation, a fine-tuned one with its base, two checkpoints of a run.
 
     Args:
-        report: the first.
-        other: the second. Where the names of the two have nothing in common, what all names of either begin with
+        report: the first report.
+        other: the second report. If the two have no name in common, the prefix that all names of either share
             (``network.``) is left out to match them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the analysis of a weight will cost, from its shape alone."""
+"""What the analysis of a weight will cost, estimated from its shape alone."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from lightning_farms.analysis.weights.layer_weight import LayerWeight
 
 
 def analysis_cost(weight: LayerWeight, method: SpectralMethod) -> int:
-    r"""Multiplications that the spectra of a weight's windows take, roughly: what a progress bar goes by.
+    r"""Estimate the multiplications that the spectra of a weight's windows take, for a progress bar.
 
-    A window of m' rows and n' columns takes :math:`k^2 (l + 4 k)`, with k the smaller and l the larger of the two, and
-    four times as many where it is complex: those of its Gram matrix and of that matrix's eigenvalues.
+    The Gram matrix of a window of m' rows and n' columns and its eigenvalues take :math:`k^2 (l + 4 k)`, where k is the
+    smaller and l the larger of m' and n', and four times as many if the window is complex.
 
     Args:
         weight: the weight, which may be without values.
         method: the method it will be analysed by.
 
     Returns:
-        The number, 0 of a weight that will be skipped.
+        The number of multiplications, 0 for a weight that will be skipped.
 
     Example:
         >>> import torch

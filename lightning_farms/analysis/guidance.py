@@ -1,4 +1,4 @@
-"""Which layers stand out from the network's other layers, in words, and what that may mean."""
+"""Says in words which layers stand out from the network's other layers, and what that may mean."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lightning_farms.common.texts import listed
 if TYPE_CHECKING:
     from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 
-_FEWEST = 4  # layers; of fewer none stands out
-_CHANCE = 0.05  # with which a layer of a network without differences would be named
-_ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal distribution
-_SMALL_SAMPLE = 3.0  # a median absolute deviation of n layers may be too small by that share of n
-_LEAST_DIFFERENCE = 0.1  # of alpha - 1, relative
-_MOST = 0.25  # of the layers; where more differ, they are of several kinds, and none stands out
-_REPULSION = 0.5  # scatter by standard error; the eigenvalues of random matrices, which repel, have 0.1 to 0.45
+_FEWEST = 4  # layers; among fewer none stands out
+_CHANCE = 0.05  # probability that a layer is named in a network whose layers do not differ
+_ROBUST = 1.4826  # standard deviation divided by median absolute deviation, of a normal distribution
+_SMALL_SAMPLE = 3.0  # the median absolute deviation of n layers may be too small by this divided by n
+_LEAST_DIFFERENCE = 0.1  # relative difference of alpha - 1
+_MOST = 0.25  # share of the layers; if more differ, they are of several kinds, and none stands out
+_REPULSION = 0.5  # scatter divided by standard error; it is 0.1 to 0.45 for random matrices, whose eigenvalues repel
 _SMALL = 16  # rows or columns; the eigenvalues of smaller matrices are nearly independent
-_LONG_TAILS = 2.0  # of the alphas that scans find
-_HALF = (0.45, 0.56)  # share of the eigenvalues in the tail of a Hill fit; a scan's are of any size
-_MOSTLY = 0.9  # of the layers have such tails where no scan has chosen xmin
+_LONG_TAILS = 2.0  # factor for the long tails of the alphas that scans find
+_HALF = (0.45, 0.56)  # share of the eigenvalues in the tail of a Hill fit; a scan's tail may have any size
+_MOSTLY = 0.9  # share of the layers that have such tails if no scan has chosen xmin
 
 _MEANING = {
     "low": (
@@ -40,7 +40,7 @@ _MEANING = {
 
 
 class _Distinct(NamedTuple):
-    """A layer that stands out, the median of its group, and how far it is from that, in standard deviations."""
+    """A layer that stands out, the median of its group, and its distance from that in standard deviations."""
 
     row: LayerSpectrum
     median: float
@@ -48,20 +48,21 @@ class _Distinct(NamedTuple):
 
 
 def guidance(rows: Iterable[LayerSpectrum], *, of_change: bool = False) -> list[str]:
-    r"""Say which layers stand out, in which direction, and what it may mean; nothing where none does.
+    r"""Say which layers stand out, in which direction, and what it may mean; nothing if none does.
 
-    With :math:`u = \ln(\alpha - 1)`, whose standard error is :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
-    bootstrap interval, where it was asked for), a layer stands out where its distance
-    :math:`|u - \mathrm{median}\, u| / \sqrt{s^2 + (k e)^2}` is beyond what the largest of so many normal numbers has
-    in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices,
-    which repel, scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns, and, where a scan has
-    chosen xmin, twice the robust scatter of u / e, at least 2. Layers are compared with those of about the same
-    aspect ratio of windows (FARMS: all), products of LoRA pairs with each other, four at least. Those whose alpha - 1
-    differs by less than a tenth do not stand out, nor do any where more than a quarter would.
+    Let :math:`u = \ln(\alpha - 1)`, whose standard error is :math:`e = se(\alpha) / (\alpha - 1)` (or that of the
+    bootstrap interval, if it was asked for). A layer stands out if its distance
+    :math:`|u - \mathrm{median}\, u| / \sqrt{s^2 + (k e)^2}` exceeds what the largest of as many normal numbers exceeds
+    in one of 20 networks. s is the robust scatter of u over the layers. k is 1/2 (the eigenvalues of random matrices
+    repel each other, which makes alpha scatter by 0.1 to 0.45 of e), 1 for matrices of fewer than 16 rows or columns,
+    and, if a scan has chosen xmin, twice the robust scatter of u / e, at least 2. Layers are compared with those whose
+    windows have about the same aspect ratio (with FARMS: all), and products of LoRA pairs with each other; a comparison
+    takes at least four layers. Layers whose alpha - 1 differs by less than a tenth do not stand out, and none does if
+    more than a quarter would.
 
     Args:
-        rows: of a report.
-        of_change: whether the weights are changes from a base: then only the direction is said.
+        rows: rows of a report.
+        of_change: whether the weights are changes from a base; if so, only the direction is said.
 
     Returns:
         Up to two lines.
@@ -107,7 +108,7 @@ def _strength(each: _Distinct) -> float:
 
 
 def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]:
-    """Those of a group, in a network of so many layers."""
+    """Yield the layers that stand out of a group, in a network of this many layers."""
     if len(rows) < _FEWEST:
         return
     middle = median(row.alpha for row in rows)
@@ -124,12 +125,12 @@ def _standing_out(rows: list[LayerSpectrum], layers: int) -> Iterator[_Distinct]
 
 
 def _is_upper_half(row: LayerSpectrum) -> bool:
-    """Whether the tail is the upper half of the eigenvalues, as a Hill fit has it."""
+    """Whether the tail is the upper half of the eigenvalues, as in a Hill fit."""
     return _HALF[0] * row.eigenvalue_count <= row.tail_size <= _HALF[1] * row.eigenvalue_count
 
 
 def _scatter(row: LayerSpectrum, by_scan: float) -> float:
-    """Of u by its standard error, by chance alone; ``by_scan`` where a scan has chosen xmin, else 0."""
+    """Return the scatter of u by chance alone over its standard error; ``by_scan`` is 0 if no scan has chosen xmin."""
     if by_scan:
         return by_scan
     sizes = row.shape[:2] if "convolution" in row.kind else row.shape[-2:]
@@ -137,11 +138,11 @@ def _scatter(row: LayerSpectrum, by_scan: float) -> float:
 
 
 def _robust(distances: list[float]) -> float:
-    """Standard deviation of distances from a median, as from the median of their sizes."""
+    """Estimate the standard deviation of distances from a median by the median of their absolute values."""
     return _ROBUST * median(map(abs, distances)) * (1 + _SMALL_SAMPLE / len(distances))
 
 
 def _error(row: LayerSpectrum) -> float:
-    """Standard error of ln(alpha - 1)."""
+    """Return the standard error of ln(alpha - 1)."""
     low, high = row.interval
     return max(row.alpha - low, high - row.alpha) / 1.96 / (row.alpha - 1)

@@ -1,4 +1,4 @@
-"""Per-layer numbers over the analyses of a run: what the heat maps show and the checkpoint keeps."""
+"""Per-layer numbers over the analyses of a run, as heat maps show them and checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Positions(NamedTuple):
 
     Attributes:
         unit: What the numbers count.
-        numbers: One an analysis, ascending.
+        numbers: One number per analysis, ascending.
     """
 
     unit: Literal["epoch", "step"]
@@ -23,11 +23,11 @@ class Positions(NamedTuple):
 
 
 class LayerHistory:
-    """Numbers per layer and analysis, in plain Python types.
+    """History of numbers per layer and analysis, in plain Python types.
 
     Attributes:
         epochs: how many epochs were complete at each analysis, ascending.
-        steps: how many steps the optimizer had done at each analysis; None where that is not known.
+        steps: how many steps the optimizer had done at each analysis; None if unknown.
 
     Example:
         >>> history = LayerHistory()
@@ -58,8 +58,8 @@ class LayerHistory:
 
         Args:
             epochs: How many epochs are complete.
-            values: What was found.
-            step: How many steps the optimizer has done; None: not known.
+            values: The numbers that the analysis found.
+            step: How many steps the optimizer has done; None if unknown.
         """
         self.epochs.append(epochs)
         self.steps.append(step)
@@ -70,11 +70,11 @@ class LayerHistory:
                 columns[layer].append(value)
 
     def quantities(self) -> list[str]:
-        """Names of what was recorded."""
+        """Return the names of the quantities that were recorded."""
         return list(self._quantities)
 
     def without(self, *quantities: str) -> LayerHistory:
-        """The same history without some quantities; it goes on sharing the others' numbers."""
+        """Return this history without some quantities; the others' numbers stay shared with this one."""
         history = LayerHistory()
         history.epochs, history.steps = self.epochs, self.steps
         history._quantities = {name: rows for name, rows in self._quantities.items() if name not in quantities}
@@ -82,14 +82,14 @@ class LayerHistory:
 
     @classmethod
     def merged(cls, histories: Iterable[LayerHistory], quantity: str) -> LayerHistory:
-        """One quantity over the analyses of several histories, each analysis once, in the order of time.
+        """Merge one quantity of several histories: every analysis once, in chronological order.
 
         Args:
-            histories: Of one run.
-            quantity: The quantity.
+            histories: Histories of one run.
+            quantity: Name of the quantity.
 
         Returns:
-            A history of its own.
+            A new history.
 
         Example:
             >>> odd, even = LayerHistory(), LayerHistory()
@@ -110,23 +110,23 @@ class LayerHistory:
         return merged
 
     def ends_at(self, epochs: int, step: int) -> bool:
-        """Tell whether the last analysis was made after so many epochs and steps."""
+        """Tell whether the last analysis was made after this many epochs and steps."""
         return bool(self.epochs) and (self.epochs[-1], self.steps[-1]) == (epochs, step)
 
     def layers(self, quantity: str) -> list[str]:
-        """Layers for which the quantity was recorded."""
+        """Return the layers for which the quantity was recorded."""
         return list(self._quantities.get(quantity, {}))
 
     def rows(self, quantity: str) -> list[list[float]]:
-        """One row a layer, one column an analysis; NaN where the layer was missing."""
+        """Return one row per layer, with one column per analysis; NaN where the layer was missing."""
         count = len(self.epochs)
         return [row + [math.nan] * (count - len(row)) for row in self._quantities.get(quantity, {}).values()]
 
     def positions(self) -> Positions:
-        """Epochs; or steps, where two analyses lie in one epoch and all steps are known.
+        """Return the analyses' epochs, or their steps if two analyses lie in one epoch and all steps are known.
 
         Returns:
-            The unit and one number an analysis.
+            The unit and one number per analysis.
 
         Example:
             >>> history = LayerHistory()
@@ -141,10 +141,10 @@ class LayerHistory:
         return Positions("epoch", list(self.epochs))
 
     def to_pandas(self) -> pd.DataFrame:
-        """All values in long form, analysis by analysis; layers that an analysis lacks have no line in it.
+        """Return all values in long form, analysis by analysis; a layer that an analysis lacks has no line there.
 
         Returns:
-            A data frame with columns ``epochs``, ``step`` (``<NA>`` where it is not known), ``quantity``, ``layer`` and
+            A data frame with columns ``epochs``, ``step`` (``<NA>`` if unknown), ``quantity``, ``layer`` and
             ``value``.
 
         Raises:
@@ -175,13 +175,13 @@ class LayerHistory:
         return frame.astype({"epochs": "int64", "step": "Int64", "value": "float64"})
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types only, so that a checkpoint loads with ``weights_only=True``."""
+        """Return the history in plain types only, so that a checkpoint loads with ``weights_only=True``."""
         quantities = {q: {layer: list(row) for layer, row in rows.items()} for q, rows in self._quantities.items()}
         return {"epochs": list(self.epochs), "steps": list(self.steps), "quantities": quantities}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LayerHistory:
-        """The history that :meth:`state_dict` described; a state of before steps were kept has none that is known."""
+        """Rebuild a history from its :meth:`state_dict`; the steps of a state older than steps are unknown."""
         history = cls()
         history.epochs = list(state["epochs"])
         history.steps = list(state.get("steps", [None] * len(history.epochs)))

@@ -1,4 +1,4 @@
-"""What an analysis has found of frozen weights, kept for the next one."""
+"""Results for frozen weights, kept from one analysis for the next."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lightning_farms.analysis._plan import Plan
 
 
 class Finding(NamedTuple):
-    """What was found of a layer: numbers, and the eigenvalues if these are kept."""
+    """Results for a layer: its numbers, and its eigenvalues if these are kept."""
 
     parts: Parts
     eigenvalues: Tensor | None
 
 
 class KnownLayers:
-    """What was found of weights of which no parameter is trained, so that they need not be decomposed again.
+    """Results for weights that no trained parameter holds, kept so that they need not be decomposed again.
 
-    For :func:`lightning_farms.analyze` (``known=``): an analysis looks here before it decomposes a layer. Nothing is
-    taken on trust: what was found holds for the bits of the weight (their SHA-256; on a device two sums of 64 bits,
-    which another weight has by chance once in 2^66), its windows, the method and the diagnostics, so that a write by
-    any way is noticed, and what is reported is what a new analysis would report, bit for bit. A layer's failure is not
-    kept. Weights that are trained change at each step: of them no fingerprint is taken.
+    Pass it to :func:`lightning_farms.analyze` (``known=``): the analysis looks here before it decomposes a layer.
+    Nothing is taken on trust: a result holds for the bits of the weight (their SHA-256; on a device two sums of 64
+    bits, which another weight has by chance once in 2^66), its windows, the method and the diagnostics. So any write to
+    the weight is noticed, and the report is bit for bit what a new analysis would report. A layer's failure is not
+    kept. Weights that are trained change at each step, so no fingerprint is taken of them.
 
     Example:
         >>> import torch
@@ -39,24 +39,24 @@ class KnownLayers:
     """
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[tuple[Any, ...], Finding]] = {}  # the last one of each layer
+        self._found: dict[str, tuple[tuple[Any, ...], Finding]] = {}  # each layer's last result
 
     def __len__(self) -> int:
-        """Number of layers of which something is known."""
+        """Number of layers with a known result."""
         return len(self._found)
 
     def recall(self, plans: Mapping[int, Plan], question: tuple[Any, ...]) -> tuple[dict[int, Any], dict[int, Finding]]:
-        """Keys of the frozen layers among the plans, for :meth:`keep`; and what is known of them."""
+        """Return the keys of the frozen layers among the plans, for :meth:`keep`, and the results known for them."""
         frozen = {i: plan for i, plan in plans.items() if not any(p.requires_grad for p in plan.weight.holders)}
         taken = attempted(fingerprints, {i: plan.weight.matrices for i, plan in frozen.items()})
-        if isinstance(taken, Exception):  # nothing is known, then
+        if isinstance(taken, Exception):  # then no result is known
             return {}, {}
         keys = {i: _key(plan, taken[i], question) for i, plan in frozen.items()}
         stored = {i: self._found.get(frozen[i].weight.name) for i in keys}
         return keys, {i: each[1] for i, each in stored.items() if each is not None and each[0] == keys[i]}
 
     def keep(self, plan: Plan, key: tuple[Any, ...], finding: Finding) -> None:
-        """Keep what was found of a layer, unless it failed."""
+        """Keep the result for a layer, unless the layer failed."""
         if not any(isinstance(part, Failed) for part in finding.parts):
             self._found[plan.weight.name] = key, finding
 

@@ -1,4 +1,4 @@
-"""What an analysis found about one layer: its row of the report."""
+"""Result of an analysis for one layer: its row of the report."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class LayerSpectrum:
     a whole-matrix analysis), averaged over windows, so that they too can be compared between layers; under
     ``compat="official"`` they are those of the pooled spectrum, averaged over a convolution's blocks.
 
-    Where several blocks of a convolution are fitted, alpha, D, xmin and the p-value are means over them, and errors
+    If several blocks of a convolution are fitted, alpha, D, xmin and the p-value are means over the blocks, and errors
     are those of the mean of independent blocks. Quantities that were not asked for are NaN.
 
     Attributes:
-        name: layer's name: the module's, with the parameter's where the module has several weights.
-        kind: one of :data:`lightning_farms.analysis.KINDS`.
-        shape: the weight's shape as stored.
+        name: name of the layer: the module's name, with the parameter's if the module has several weights.
+        kind: kind of the weight, one of :data:`lightning_farms.analysis.KINDS`.
+        shape: shape of the weight as stored.
         aspect_ratio: realised aspect ratio n'/m' of the windows.
         windows: number of windows on each matrix.
         coverage: fraction of the matrix's entries that lie in a window.
-        eigenvalue_count: number of eigenvalues of all windows and matrices; of a low-rank product without those that
+        eigenvalue_count: number of eigenvalues of all windows and matrices; for a low-rank product, without those that
             are zero in any case.
-        alpha: exponent PL_Alpha_Hill (or of the fit asked for); NaN where ``status`` is ``"skipped"``.
+        alpha: exponent PL_Alpha_Hill (or that of another fit, if asked for); NaN if ``status`` is ``"skipped"``.
         ks_distance: Kolmogorov-Smirnov distance D between the spectrum's tail and the fit.
         xmin: where the tail starts.
-        tail_size: number of eigenvalues in the tail, of all fits.
-        standard_error: of alpha, (alpha - 1) / sqrt(tail_size): what independent eigenvalues would have.
+        tail_size: number of eigenvalues in the tail, summed over the fits.
+        standard_error: standard error of alpha, (alpha - 1) / sqrt(tail_size), which holds for independent eigenvalues.
         alpha_low: lower end of alpha's bootstrap interval (``Diagnostics.bootstrap``).
         alpha_high: upper end of alpha's bootstrap interval.
         p_value: goodness of fit, the share of power-law samples that fit worse (``Diagnostics.p_value``).
@@ -54,33 +54,33 @@ class LayerSpectrum:
         frobenius_norm_squared: sum of the eigenvalues.
         log_norm: log10 of frobenius_norm_squared.
         log_spectral_norm: log10 of spectral_norm.
-        stable_rank: sum of the eigenvalues by the largest.
+        stable_rank: sum of the eigenvalues divided by the largest.
         effective_rank: exponential of the entropy of the eigenvalues' shares.
         alpha_hat: alpha * log10(spectral_norm).
-        mp_variance: variance of the entries by a Marchenko-Pastur fit (``Diagnostics.marchenko_pastur``).
+        mp_variance: variance of the entries from a Marchenko-Pastur fit (``Diagnostics.marchenko_pastur``).
         mp_lower_edge: lower edge of that law.
         mp_upper_edge: upper edge of that law.
-        mp_spike_threshold: the upper edge and the Tracy-Widom margin: noise exceeds it once in 100 matrices.
-        mp_spikes: eigenvalues beyond that threshold, mean over the windows of all matrices.
-        mp_soft_rank: upper edge by the largest eigenvalue.
-        relative_alpha: alpha by that of the twin: 1 for a matrix of independent entries, whatever its shape.
-        outlier_eigenvalues: how many eigenvalues stand out from the spectra, of all fits (``Diagnostics.outliers``).
-        alpha_without_outliers: alpha of the fits without them.
-        lognormal_ratio: log-likelihood ratio of the power law to a lognormal by its standard deviation; negative where
-            the lognormal describes the tail better (``Diagnostics.distributions``).
-        lognormal_p: p-value of that ratio; large where it tells nothing.
+        mp_spike_threshold: the upper edge plus the Tracy-Widom margin; noise exceeds it in one of 100 matrices.
+        mp_spikes: number of eigenvalues beyond that threshold, averaged over the windows of all matrices.
+        mp_soft_rank: upper edge divided by the largest eigenvalue.
+        relative_alpha: alpha divided by that of the twin: 1 for a matrix of independent entries, whatever its shape.
+        outlier_eigenvalues: number of eigenvalues that stand out, summed over the fits (``Diagnostics.outliers``).
+        alpha_without_outliers: alpha of the fits without these eigenvalues.
+        lognormal_ratio: log-likelihood ratio of the power law to a lognormal, divided by its standard deviation;
+            negative if the lognormal describes the tail better (``Diagnostics.distributions``).
+        lognormal_p: p-value of that ratio; large if the ratio tells nothing.
         exponential_ratio: the same, against an exponential.
         exponential_p: p-value of that ratio.
         truncated_ratio: the same, against a power law with an exponential cut-off, which is never the worse one.
         truncated_p: p-value of that ratio.
         status: a :class:`Status`, ``"ok"`` or ``"skipped"``.
-        reason: why the layer was skipped, or a remark (a window that was shrunk); empty where there is none.
-        way: which way the eigenvalues of a weight on a device came, one of
-            :class:`lightning_farms.functional.eigensolvers.Way`; empty on the CPU. It is no column of tables.
+        reason: why the layer was skipped, or a remark (a window that was shrunk); empty if there is none.
+        way: routine that computed the eigenvalues of a weight on a device, one of
+            :class:`lightning_farms.functional.eigensolvers.Way`; empty on the CPU. It is not a column of tables.
         eigenvalues: all eigenvalues, ascending, float64 on the CPU; None unless asked for.
-        twin: the same of the weight with its entries shuffled (``Diagnostics.twin``).
-        layout: what the stored dimensions were taken to mean, as in ``Selection(layout=...)``; empty where they are
-            not a weight's own, or not known.
+        twin: row of the same weight with its entries shuffled (``Diagnostics.twin``).
+        layout: what the stored dimensions were taken to mean, as in ``Selection(layout=...)``; empty if the dimensions
+            are not a weight's own, or their meaning is not known.
     """
 
     name: str
@@ -131,14 +131,14 @@ class LayerSpectrum:
         object.__setattr__(self, "status", Status(self.status))
 
     def __repr__(self) -> str:
-        """Without the later numbers where they were not asked for."""
+        """Leave out the numbers added in later versions if they were not asked for."""
         shown = [
             f.name for f in fields(self) if f.repr and not (f.name in ON_REQUEST and math.isnan(getattr(self, f.name)))
         ]
         return f"LayerSpectrum({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the eigenvalues, the way they came and the layout are equal; NaN equals NaN."""
+        """Whether all but the eigenvalues, the routine (``way``) and the layout are equal; NaN equals NaN."""
         return self._compared() == other._compared() if isinstance(other, LayerSpectrum) else NotImplemented
 
     def __hash__(self) -> int:
@@ -151,16 +151,16 @@ class LayerSpectrum:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The bootstrap interval of alpha where there is one, or else alpha -+ 1.96 standard errors."""
+        """The bootstrap interval of alpha if there is one, else alpha -+ 1.96 standard errors."""
         if math.isfinite(self.alpha_low):
             return self.alpha_low, self.alpha_high
         return self.alpha - 1.96 * self.standard_error, self.alpha + 1.96 * self.standard_error
 
     def plot_xmin_scan(self) -> Figure:
-        """Draw the Kolmogorov-Smirnov distance over all candidates for xmin, the row's own marked (needs no display).
+        """Draw the Kolmogorov-Smirnov distance over all candidates for xmin, and mark the row's own (needs no display).
 
-        Where several blocks of a convolution were fitted, the curve is that of all their eigenvalues together, and the
-        mark is the mean of their own.
+        If several blocks of a convolution were fitted, the curve is that of all their eigenvalues together, and the
+        mark is the mean of the blocks' xmin.
 
         Returns:
             A matplotlib figure.
@@ -188,8 +188,8 @@ ON_REQUEST = (
     "truncated_ratio",
     "truncated_p",
 )
-"""Attributes of a row that are columns of a table where a row has them."""
+"""Attributes of a row that are columns of a table only if a row has them."""
 
 _NO_COLUMNS = ("way", "eigenvalues", "twin", *ON_REQUEST)
 COLUMNS = tuple(entry.name for entry in fields(LayerSpectrum) if entry.name not in _NO_COLUMNS)
-"""Attributes of a row that are plain values, in order."""
+"""Attributes of a row that are columns of every table, in order."""

@@ -1,4 +1,4 @@
-"""The two ways to look at a weight matrix: through windows of one aspect ratio (FARMS), or whole."""
+"""The two methods to analyse a weight matrix: through windows of one aspect ratio (FARMS), or as a whole."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SpectralMethod(ABC):
     label: ClassVar[str]
 
     def fit_tail(self, eigenvalues: Tensor) -> PowerLawFit:
-        """Fit spectra of shape (..., N) in the way ``fit`` names."""
+        """Fit spectra of shape (..., N) by the method that ``fit`` names."""
         if self.fit in ("hill", "hill_paper"):
             return fit_hill(eigenvalues, form="code" if self.fit == "hill" else "paper")
         if self.fit == "ks":
@@ -50,31 +50,31 @@ class SpectralMethod(ABC):
 
     @property
     def forgives_rounding(self) -> bool:
-        """Whether alpha is a smooth function of the eigenvalues, so that float32 spectra may do (a scan's is not)."""
+        """Whether alpha is a smooth function of the eigenvalues, so that float32 spectra may do; a scan's is not."""
         return self.fit in ("hill", "hill_paper") and self.compat is None
 
     def eigenvalue_scale(self, kind: str) -> float:
-        """What eigenvalues are multiplied by: 1, or 1/2 for the authors' convolutions (weights times sqrt(0.5))."""
+        """Return the factor of eigenvalues: 1, or 1/2 for the authors' convolutions (weights times sqrt(0.5))."""
         return 0.5 if self.compat == "official" and kind in CONVOLUTION_KINDS else 1.0
 
     def refusal(self, kind: str, dimensions: int, grouped: bool) -> str | None:
-        """Why this method does not look at a weight of this kind, or None: the authors' program knows two kinds."""
+        """Return why this method refuses a weight of this kind, or None; the authors' program knows two kinds."""
         if self.compat != "official" or ((kind, dimensions) in (("linear", 2), ("convolution", 4)) and not grouped):
             return None
         return 'compat="official" covers Linear weights and those of Conv2d without groups only'
 
     def orient(self, matrices: Tensor, kind: str) -> Tensor:
-        """Matrices (P, m, n), transposed where the authors' program transposes a convolution (rows >= columns)."""
+        """Return matrices (P, m, n), transposed if the authors' program transposes a convolution (rows >= columns)."""
         tall = matrices.shape[-2] >= matrices.shape[-1]
         return matrices if tall or self.compat is None or kind != "convolution" else matrices.mT
 
     @abstractmethod
     def windows(self, rows: int, columns: int, kind: str) -> Windows:
-        """Windows on each matrix of a layer.
+        """Return the grid of windows on each matrix of a layer.
 
         Args:
-            rows: rows m of each matrix.
-            columns: columns n of each matrix.
+            rows: number of rows m of each matrix.
+            columns: number of columns n of each matrix.
             kind: the layer's kind.
 
         Returns:
@@ -86,7 +86,7 @@ class SpectralMethod(ABC):
 
     @abstractmethod
     def pools_blocks(self, kind: str, positions: int) -> bool:
-        """Whether the eigenvalues of all blocks go into one fit, or each block is fitted and metrics are averaged."""
+        """Whether the eigenvalues of all blocks are fitted at once; if not, each block is, and metrics are averaged."""
 
 
 def _check_choices(fit: str, compat: str | None) -> None:
@@ -100,24 +100,25 @@ def _check_choices(fit: str, compat: str | None) -> None:
 class FARMS(SpectralMethod):
     r"""Fixed-Aspect-Ratio Matrix Subsampling: spectra of windows whose aspect ratio is the same for every layer.
 
-    The windows :math:`W_i \in R^{m' \times n'}` have :math:`n'/m' = Q`. A layer that is one matrix, or many without
-    a kernel (complex or batched weights): the eigenvalues of all windows are pooled and fitted once. A convolution
-    with more than one kernel position: for each window the eigenvalues of all kernel positions are pooled and fitted,
+    The windows :math:`W_i \in R^{m' \times n'}` have :math:`n'/m' = Q`. If a layer is one matrix, or several without
+    a kernel (complex or batched weights), the eigenvalues of all windows are pooled and fitted once. For a convolution
+    with more than one kernel position, the eigenvalues of all kernel positions are pooled and fitted for each window,
     and the metrics are averaged over the windows. By default windows are as large as the matrix's smaller dimension
-    and cover every row and column; a window larger than a matrix is shrunk with its ratio kept, and the report says
+    and cover every row and column. A window larger than a matrix is shrunk with its ratio kept, and the report says
     so.
 
     Args:
-        aspect_ratio: Q = n'/m', columns by rows of a window, positive. 1.0 is best in the paper's ablation.
-        window: rows m' of a window; ``None`` for the largest that fits into the matrix's smaller dimension.
-        steps: windows per dimension; ``None`` for tiles that cover the matrix.
+        aspect_ratio: Q = n'/m', columns divided by rows of a window, positive. 1.0 is best in the paper's ablation.
+        window: number of rows m' of a window; ``None`` for the largest that fits into the matrix's smaller dimension.
+        steps: number of windows per dimension; ``None`` for tiles that cover the matrix.
         fit: ``"hill"`` (the upper half of the spectrum, the code's form) or ``"hill_paper"`` (the paper's form),
             ``"ks"`` (xmin of least Kolmogorov-Smirnov distance), ``"peak"`` or ``"peak_corrected"`` (xmin near the
             histogram's peak, with the published or the corrected lower bound).
-        compat: ``"official"`` for the numbers of the authors' programs: their windows (it needs ``window`` and
-            ``steps``, which they use for linear layers only; one that does not fit is clamped to the smaller
-            dimension, as in the program for language models), their scale of convolutions; it refuses what they do.
-        blocks: for convolutions: ``"averaged"`` fits each window apart and averages the metrics, ``"pooled"`` fits
+        compat: ``"official"`` for the numbers of the authors' programs, with their windows and their scale of
+            convolutions; it refuses what they refuse. It needs ``window`` and ``steps``, which the programs use for
+            linear layers only; a window that does not fit is clamped to the smaller dimension, as in the program for
+            language models.
+        blocks: for convolutions: ``"averaged"`` fits each window separately and averages the metrics, ``"pooled"`` fits
             the eigenvalues of all windows at once (the two columns of Table 7).
 
     Raises:
@@ -170,7 +171,7 @@ class FARMS(SpectralMethod):
 
 @dataclass(frozen=True)
 class WholeMatrix(SpectralMethod):
-    """The spectrum of the whole matrix, as TempBalance and WeightWatcher see it: biased by the aspect ratio.
+    """The spectrum of the whole matrix, as in TempBalance and WeightWatcher; it is biased by the aspect ratio.
 
     The eigenvalues of all kernel positions of a convolution (all matrices of a batched weight) are pooled.
 
@@ -179,7 +180,7 @@ class WholeMatrix(SpectralMethod):
         compat: ``"official"`` for the numbers of the authors' program without FARMS.
 
     Raises:
-        ValueError: an unknown fit or compat.
+        ValueError: ``fit`` or ``compat`` is unknown.
 
     Example:
         >>> WholeMatrix(fit="ks").windows(512, 100, "linear").number
@@ -196,9 +197,9 @@ class WholeMatrix(SpectralMethod):
         _check_choices(self.fit, self.compat)
 
     def windows(self, rows: int, columns: int, kind: str) -> Windows:
-        """One window: the matrix."""
+        """Return one window: the whole matrix."""
         return Windows(rows, columns, (0,), (0,))
 
     def pools_blocks(self, kind: str, positions: int) -> bool:
-        """Always: there is one block."""
+        """Always True, as there is one block only."""
         return True

@@ -1,4 +1,4 @@
-"""Which layers' alphas stand out."""
+"""Tells which layers' alphas stand out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ABSOLUTE = "outside 2 to 6, where that fit's alpha of well-trained layers lies"
 RULE = f"{_RELATIVE}; with --fit ks also {_ABSOLUTE}."
 
 _FEWEST = 5
-_ROBUST = 1.4826  # standard deviation by median absolute deviation of a normal distribution
+_ROBUST = 1.4826  # standard deviation divided by median absolute deviation, of a normal distribution
 
 
 def rule(fit: str) -> str:
-    """What makes an outlier, in words.
+    """Return the rule for outliers, in words.
 
     Args:
-        fit: how alpha was found.
+        fit: the fit that found alpha.
 
     Returns:
         The rule.
@@ -34,20 +34,22 @@ def rule(fit: str) -> str:
 def outliers(
     alphas: Mapping[str, float], *, fit: str, errors: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, Literal["high", "low"]]:
-    """Layers whose alpha stands out: further from the median than 3 robust standard deviations and its own error.
+    """Return layers whose alpha is further from the median than 3 robust standard deviations and its own error.
 
-    Small layers' alphas scatter more; without the error they would stand out in every network that is otherwise even.
+    Alphas of small layers scatter more; if their errors were ignored, they would stand out in every network that is
+    otherwise even.
 
-    With the fit ``"ks"``, also those outside 2 to 6, which is where that fit's alpha of well-trained layers is
-    commonly found; the other fits have no such range (the upper half of a random matrix's spectrum has alpha 2.1).
+    With the fit ``"ks"``, alphas outside 2 to 6 stand out, too, as that fit commonly finds alphas of well-trained
+    layers in this range. The other fits have no such range (the upper half of a random matrix's spectrum has alpha
+    2.1).
 
     Args:
-        alphas: of each layer; those that are not finite are passed over. Of fewer than five no median is taken.
-        fit: how they were found.
-        errors: standard errors of the alphas; a layer that is not among them has none.
+        alphas: alpha of each layer; those that are not finite are ignored. No median is taken of fewer than five.
+        fit: the fit that found them.
+        errors: standard errors of the alphas; a layer that is not listed counts as having none.
 
     Returns:
-        {layer: on which side}.
+        {layer: the side on which it stands out}.
 
     Example:
         >>> outliers({"a": 1.8, "b": 1.9, "c": 1.85, "d": 1.8, "e": 1.88, "f": 2.6}, fit="hill")
@@ -71,7 +73,7 @@ def outliers(
 
 
 def _middle_and_distance(alphas: list[float]) -> tuple[float, float]:
-    """Their median, and 3 robust standard deviations; infinite where these tell nothing."""
+    """Return the median of alphas, and 3 robust standard deviations, which are infinite if they tell nothing."""
     if len(alphas) < _FEWEST:
         return 0.0, math.inf
     middle = median(alphas)

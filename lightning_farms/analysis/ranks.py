@@ -1,4 +1,4 @@
-"""Which process analyses which layer, and how their numbers come together."""
+"""Division of an analysis among processes: which one analyses which layer, and how they exchange numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ranks(NamedTuple):
 
 
 def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
-    """Give each layer to a rank: the dearest first, each to the rank that has least to do so far.
+    """Assign each layer to a rank: the most expensive first, each to the rank with the least work so far.
 
     Reference:
         Graham, SIAM Journal on Applied Mathematics 17 (1969): at most 4/3 of the best possible makespan.
@@ -38,13 +38,14 @@ def owners(costs: Mapping[str, float], world_size: int) -> dict[str, int]:
 
 
 class FailedOnRankError(RuntimeError):
-    """Another rank has failed, which says why; all ranks know it by now."""
+    """Another rank has failed and reports why; all ranks know of it by now."""
 
 
 def together(stage: Callable[[], _Result], ranks: Ranks | None) -> _Result:
-    """What a stage gives, on all ranks or on none: where one raises, the others raise that it did; a collective.
+    """Run a stage on all ranks or on none: if it raises on one, the others raise that it did; a collective.
 
-    Whether a rank fails before or after :func:`check_same_layers` within the stage, the others meet it there or here.
+    If a rank fails before :func:`check_same_layers` within the stage, the other ranks learn of it there; if it fails
+    later, here.
     """
     try:
         outcome = stage()
@@ -68,7 +69,7 @@ def check_same_layers(names: Sequence[str], ranks: Ranks) -> None:
 
 
 def _exchange(mine: float, ranks: Ranks | None) -> list[float]:
-    """The numbers of all ranks; NaN is that of one that has failed."""
+    """Return the numbers of all ranks; a rank that has failed sends NaN."""
     if ranks is None:
         return [mine]
     numbers = torch.zeros(ranks.world_size, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""What an analysis found about all layers, and the forms in which it is shown and kept."""
+"""Result of an analysis for all layers, and the forms in which it is shown and saved."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _OF_TWIN = ("alpha", "ks_distance", "spectral_norm", "stable_rank", "effective_r
 
 
 class SpectralReport:
-    """Rows of an analysis, in the model's order.
+    """Report of an analysis: one row per layer, in the model's order.
 
     Args:
-        rows: one row a layer; names are unique.
+        rows: one row per layer; names are unique.
 
     Raises:
-        ValueError: two rows have one name.
+        ValueError: two rows have the same name.
 
     Example:
         >>> report = SpectralReport([LayerSpectrum("fc", "linear", (8, 4), alpha=2.5)])
@@ -68,7 +68,7 @@ class SpectralReport:
         return text_table(list(self), self.summary)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The same table as HTML, for notebooks."""
         return html_table(list(self), self.summary)
 
     def plot(self, *, before: SpectralReport | None = None, title: str = "Alpha over depth") -> Figure:
@@ -76,7 +76,7 @@ class SpectralReport:
 
         Args:
             before: an earlier report, whose alphas are drawn as hollow marks.
-            title: of the figure.
+            title: title of the figure.
 
         Returns:
             A matplotlib figure.
@@ -106,24 +106,24 @@ class SpectralReport:
 
     @property
     def mean_alpha(self) -> float:
-        """Mean of the finite alphas; NaN where there is none."""
+        """Mean of the finite alphas; NaN if there is none."""
         return self.summary.mean
 
     @property
     def std_alpha(self) -> float:
-        """Standard deviation of the finite alphas over layers (divided by their number); NaN where there is none."""
+        """Standard deviation of the finite alphas over layers (divided by their number); NaN if there is none."""
         return self.summary.std
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table: a row's attributes, and ``random_...`` of its twin where there is one."""
+        """Columns of the table: a row's attributes, and those of its twin (``random_...``) if there is one."""
         twins = any(row.twin is not None for row in self)
         asked = tuple(name for name in ON_REQUEST if any(not math.isnan(getattr(row, name)) for row in self))
         return COLUMNS + asked + tuple(f"random_{name}" for name in _OF_TWIN if twins)
 
     @property
     def guidance(self) -> list[str]:
-        """Which layers stand out, in which direction, and what it may mean; empty where none does."""
+        """Lines that say which layers stand out, in which direction, and what it may mean; empty if none does."""
         return guidance(self)
 
     def _records(self) -> list[Mapping[str, Any]]:
@@ -131,17 +131,20 @@ class SpectralReport:
         return [{name: _value(row, name) for name in columns} for row in self]
 
     def to_csv(self, path: str | PathLike[str] | None = None) -> str:
-        """One line a layer; shapes as ``64x3x3x3``, missing numbers as ``nan`` (and written to ``path``)."""
+        """Return CSV text with one line per layer (and write it to ``path``).
+
+        Shapes are written as ``64x3x3x3``, missing numbers as ``nan``.
+        """
         return write_if_asked(csv_text(self._records(), self.columns), path)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
-        """An object with ``summary`` and ``layers``, missing numbers as ``null`` (and written to ``path``)."""
+        """Return JSON text with ``summary`` and ``layers``, missing numbers as ``null`` (and write it to ``path``)."""
         by_way = ways(self)
         summary = {"alpha": asdict(self.summary)} | ({"ways": by_way} if by_way else {})
         return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The rows as a data frame.
+        """Return the rows as a data frame.
 
         Raises:
             ImportError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""Which of a model's weights are analysed."""
+"""Selection of the weights of a model that are analysed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = (
     "low-rank product",
     "parameter",
 )
-"""What a weight can be."""
+"""The kinds of weights."""
 
 _LATER = ("classes", "min_eigenvalues", "layout")  # options that version 0.1 did not have
 
@@ -31,7 +31,7 @@ class PatternError(ValueError):
     Args:
         argument: ``"include"``, ``"exclude"`` or ``"layout"``.
         pattern: the pattern.
-        names: of all layers; the message names those that are close to it.
+        names: names of all layers; the message lists those that are close to the pattern.
     """
 
     def __init__(self, argument: str, pattern: str, names: Sequence[str]) -> None:
@@ -47,36 +47,37 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True, repr=False)
 class Selection:
-    """Choice of weights by name, kind and size; what is left out stays in the report, with the reason.
+    """Choice of weights by name, kind and size; weights that are left out stay in the report, with the reason.
 
-    A pattern is matched against the layer's whole name as by the shell (``*`` also matches dots), and a plain prefix
-    stands for all that is below it: ``"blocks.0"`` matches ``blocks.0`` and ``blocks.0.attn.q``, not ``blocks.01``.
+    A pattern is matched against the layer's whole name as in a shell (``*`` also matches dots), and a plain prefix
+    stands for all layers below it: ``"blocks.0"`` matches ``blocks.0`` and ``blocks.0.attn.q``, not ``blocks.01``.
     The size of a weight is the smaller dimension of its matrices: the number of eigenvalues of each.
 
     Args:
-        include: patterns, one of which a layer's name must match; none for all layers.
+        include: patterns, at least one of which a layer's name must match; empty for all layers.
         exclude: patterns that a layer's name must not match; they win over ``include``.
-        kinds: the kinds that are analysed, out of :data:`KINDS`; none for all. ``"embedding"`` and
-            ``"low-rank product"`` among them ask for these as the next two options do.
+        kinds: the kinds that are analysed, out of :data:`KINDS`; empty for all. ``"embedding"`` and
+            ``"low-rank product"`` also switch on ``embeddings`` and ``low_rank_products``.
         min_size: smallest size that is analysed.
         max_size: largest size that is analysed; ``None`` for no limit.
         embeddings: whether tables of embeddings are analysed.
-        low_rank_products: whether the product of a LoRA-style pair is analysed, which is the matrix that acts, in
-            place of its two factors; a factor without its partner is left out then. ``False`` for each factor as a
-            matrix of its own, as 0.1 had it.
-        classes: names of classes of ``torch.nn``, of one of which (or of a subclass) a weight's module must be; none
-            for all. A checkpoint does not tell classes: none of its weights is selected then.
-        min_eigenvalues: fewest eigenvalues that are analysed: the smaller of a stored weight's first two dimensions,
-            times a convolution's kernel positions (its groups are not told apart).
-        layout: what the stored dimensions of weights mean where their class or name does not tell, or tells wrongly:
+        low_rank_products: whether the product of a LoRA-style pair, which is the matrix that acts, is analysed in place
+            of its two factors; a factor without its partner is then left out. ``False`` to analyse each factor as a
+            matrix of its own, as in version 0.1.
+        classes: names of classes of ``torch.nn``; a weight's module must be an instance of one of them (or of a
+            subclass). Empty for all. A checkpoint does not tell classes, so with this none of its weights is selected.
+        min_eigenvalues: fewest eigenvalues that a weight must have: the smaller dimension of its matrices times their
+            number; for a convolution, the smaller of the stored weight's first two dimensions times the kernel
+            positions (its groups are not told apart).
+        layout: what the stored dimensions of weights mean if their class or name does not tell, or tells wrongly:
             ``("experts.*=batch", "conv.*=oikk")``, or the same as a dictionary. The first pattern that matches a
             layer's name counts. A layout is ``"batch"`` (matrices of the last two dimensions), ``"embedding"``, or a
             letter for each dimension: o (outputs), i (inputs), k (kernel positions), b (batch), c (real and imaginary
             part), and ``/GROUPS`` of a convolution, as in ``"oikk/8"``.
 
     Raises:
-        TypeError: patterns or kinds are not several strings, a size is not an integer, an option not a bool.
-        ValueError: an unknown kind, an empty pattern, or a size out of range.
+        TypeError: patterns or kinds are not a sequence of strings, a size is not an integer, or an option not a bool.
+        ValueError: a kind is unknown, a pattern is empty, a layout is invalid, or a size is out of range.
 
     Example:
         >>> selection = Selection(include=("blocks.*",), exclude=("blocks.0",), min_size=16)
@@ -98,7 +99,7 @@ class Selection:
     layout: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Without the later options where they are off: callbacks find their state in a checkpoint by this text."""
+        """Leave out later options that are off, as callbacks find their state in a checkpoint by this text."""
         shown = [f for f in fields(self) if f.name not in _LATER or getattr(self, f.name) != f.default]
         return f"Selection({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
 
@@ -129,17 +130,17 @@ class Selection:
         shape: Sequence[int] = (),
         classes: Sequence[str] = (),
     ) -> str | None:
-        """Why a weight is not analysed.
+        """Return why a weight is not analysed, or None if it is selected.
 
         Args:
-            name: of the layer.
-            kind: of the weight, one of :data:`KINDS`.
-            matrices_shape: (..., m, n).
-            shape: of the weight as stored; empty where it is not known.
-            classes: names of the classes of ``torch.nn`` that its module is of.
+            name: name of the layer.
+            kind: kind of the weight, one of :data:`KINDS`.
+            matrices_shape: shape of the matrices, (..., m, n).
+            shape: shape of the weight as stored; empty if unknown.
+            classes: names of the classes of ``torch.nn`` that its module is an instance of.
 
         Returns:
-            The reason, None where the weight is selected.
+            The reason, None if the weight is selected.
         """
         excluding = next((pattern for pattern in self.exclude if _matches(pattern, name)), None)
         if excluding is not None:
@@ -155,7 +156,7 @@ class Selection:
         return self._size_refusal(min(matrices_shape[-2:])) or self._count_refusal(_count(kind, matrices_shape, shape))
 
     def layout_of(self, name: str) -> str:
-        """What is said of the layout of a layer's weight; empty where nothing is.
+        """Return the layout that the option ``layout`` gives for a layer; empty if it gives none.
 
         Example:
             >>> Selection(layout=("experts.*=batch",)).layout_of("experts.up")
@@ -178,10 +179,10 @@ class Selection:
         """Make sure that every pattern matches a layer.
 
         Args:
-            names: of all layers.
+            names: names of all layers.
 
         Raises:
-            PatternError: a pattern matches none; the message names layers that are close to it.
+            PatternError: a pattern matches no layer; the message lists layers that are close to it.
 
         Example:
             >>> try:
@@ -206,7 +207,7 @@ def _layout(text: str) -> str:
 
 
 def _count(kind: str, matrices_shape: Sequence[int], shape: Sequence[int]) -> int:
-    """Eigenvalues of a weight; of a convolution whose shape is known as if it had one group."""
+    """Number of eigenvalues of a weight; a convolution whose shape is known counts as if it had one group."""
     if kind == "convolution" and len(shape) > 2:
         return min(shape[:2]) * math.prod(shape[2:])
     return math.prod(matrices_shape[:-2]) * min(matrices_shape[-2:])
@@ -217,7 +218,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _nearby(pattern: str, names: Sequence[str]) -> str:
-    """Names and prefixes of names that look like a pattern, or else the first names."""
+    """Return a text with names, or prefixes of names, that look like a pattern, or else with the first names."""
     parts = [name.split(".") for name in names]
     prefixes = dict.fromkeys(".".join(split[:length]) for split in parts for length in range(1, len(split) + 1))
     close = get_close_matches(pattern.strip("*."), prefixes, n=3, cutoff=0.5)
@@ -247,8 +248,8 @@ def _check_sizes(min_size: object, max_size: object, least: str = "min_size") ->
 
 
 MODEL_BALANCING = Selection(kinds=("linear", "convolution"), classes=("Linear", "Conv1d", "Conv2d"), min_eigenvalues=13)
-"""What ModelBalancing's program for neural operators balances: modules ``Linear``, ``Conv1d`` and ``Conv2d`` whose
-weight has more than 12 eigenvalues. (Depthwise convolutions among them are vectors, which are not analysed here.)
+"""The weights that ModelBalancing's program for neural operators balances: those of ``Linear``, ``Conv1d`` and
+``Conv2d`` that have more than 12 eigenvalues. (Depthwise convolutions among them are vectors, not analysed here.)
 
 Reference:
     Liu et al., Model Balancing Helps Low-data Training and Fine-tuning, EMNLP Findings 2024.

@@ -1,4 +1,4 @@
-"""Alpha over the layers of a model in a few numbers."""
+"""Summary of alpha over the layers of a model in a few numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Summary:
     """Distribution of a number over layers.
 
     Attributes:
-        layers: how many there are.
-        mean: of them; NaN without any.
-        std: standard deviation, divided by their number.
+        layers: number of layers.
+        mean: mean over the layers; NaN if there are none.
+        std: standard deviation over the layers (divided by their number).
         quantiles: {probability: quantile}, interpolated linearly.
     """
 
@@ -32,13 +32,13 @@ class Summary:
 
 
 def summarize(values: Iterable[float]) -> Summary:
-    """Summarise the finite ones of some numbers.
+    """Summarise numbers, ignoring those that are not finite.
 
     Args:
         values: any numbers.
 
     Returns:
-        The summary; NaN where there is no number.
+        The summary; NaN if there is no finite number.
 
     Example:
         >>> str(summarize([1.0, 2.0, 3.0, float("nan")]))

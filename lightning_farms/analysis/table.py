@@ -1,4 +1,4 @@
-"""A report as a table of texts: what the command prints, and what a report shows of itself in a notebook."""
+"""A report as a table of texts, as the command prints it and a notebook shows it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DECISIVE = 0.1
 """P-value below which a likelihood ratio's sign is trusted (Clauset, Shalizi and Newman, 2009, Section 5)."""
 
 MARKS = {"high": "+", "low": "-"}
-LEFT = ("layer", "kind", "law")  # columns of words; those of numbers stand to the right
+LEFT = ("layer", "kind", "law")  # columns of words; columns of numbers are aligned to the right
 
 
 class _Column(NamedTuple):
-    """A column: its title, a cell's text, and the value without which a cell is empty."""
+    """A column: its title, a cell's text, and a value; the cell is empty if that is not finite."""
 
     title: str
     text: Callable[[LayerSpectrum], str]
@@ -50,9 +50,9 @@ _COLUMNS = (
 
 
 def preferred_law(row: LayerSpectrum) -> str:
-    """The law to which a power law loses most clearly with a p-value below 0.1, or else those that are left.
+    """Return the law to which a power law loses most clearly, with p < 0.1, or else the laws that are not ruled out.
 
-    "undecided" where neither a lognormal nor an exponential is ruled out.
+    The text is "undecided" if neither a lognormal nor an exponential is ruled out.
 
     Example:
         >>> row = LayerSpectrum("fc", "linear", (8, 4), lognormal_ratio=-3.0, lognormal_p=0.01, exponential_ratio=5.0,
@@ -73,14 +73,14 @@ def preferred_law(row: LayerSpectrum) -> str:
 
 
 def report_cells(rows: Iterable[LayerSpectrum]) -> dict[str, list[str]]:
-    """{title: one text a layer that was analysed}, without columns that no layer has anything in."""
+    """Return {title: one text per analysed layer}, without columns in which all cells are empty."""
     analysed = [row for row in rows if row.status is Status.OK]
     columns = [column for column in _COLUMNS if any(math.isfinite(column.value(row)) for row in analysed)]
     return {c.title: [c.text(row) if math.isfinite(c.value(row)) else "" for row in analysed] for c in columns}
 
 
 def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
-    """One line a reason for which layers were skipped, or remark on such as were not, with the first of the layers."""
+    """Yield a line per reason of skipped layers and per remark on analysed ones, with the first of these layers."""
     for title, status in (("Skipped", Status.SKIPPED), ("Remarks", Status.OK)):
         by_reason: dict[str, list[str]] = {}
         for row in rows:
@@ -91,14 +91,14 @@ def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
 
 
 def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:
-    """How many layers were analysed and skipped, alpha over the former, and which way those on a device went."""
+    """Return the numbers of analysed and skipped layers, the summary of alpha, and the routines used on devices."""
     analysed = sum(row.status is Status.OK for row in rows)
     counts = f"{analysed} layers analysed, {len(rows) - analysed} skipped."
     return f"{counts} alpha: {summary}{_ways_text(rows)}" if analysed else counts
 
 
 def ways(rows: Iterable[LayerSpectrum]) -> dict[str, int]:
-    """{way that eigenvalues of weights on a device came: layers}; empty on the CPU."""
+    """Return {routine: number of layers} for the eigenvalues of weights on a device; empty on the CPU."""
     return dict(Counter(row.way for row in rows if row.way))
 
 
@@ -108,17 +108,17 @@ def _ways_text(rows: Iterable[LayerSpectrum]) -> str:
 
 
 def closing_lines(rows: Sequence[LayerSpectrum], *, of_change: bool = False) -> list[str]:
-    """What the columns that were asked for say of all layers, and which layers stand out.
+    """Return lines on what the optional columns say about all layers, and on which layers stand out.
 
     Args:
-        rows: of the report.
-        of_change: whether the weights are changes from a base, of which no more is said than that they stand out.
+        rows: rows of the report.
+        of_change: whether the weights are changes from a base; layers that stand out are then named without a meaning.
     """
     return [*_without_outliers(rows), *_laws(rows), *guidance(rows, of_change=of_change)]
 
 
 def _without_outliers(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
-    """How far alpha moves without the outlier eigenvalues."""
+    """Say how far alpha moves without the outlier eigenvalues."""
     asked = [row for row in rows if not math.isnan(row.outlier_eigenvalues)]
     moved = sorted((row for row in asked if row.outlier_eigenvalues), key=_shift, reverse=True)
     if moved:
@@ -153,7 +153,7 @@ def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
 
 
 def text_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
-    """The report as lines of text."""
+    """Return the report as lines of text."""
     cells = _marked_cells(rows)
     widths = {title: max(map(len, [title, *column])) for title, column in cells.items()}
     lines = [list(cells), *zip(*cells.values(), strict=True)] if cells else []
@@ -168,7 +168,7 @@ def text_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
 
 
 def html_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
-    """The report as an HTML table that scrolls where it is long."""
+    """Return the report as an HTML table that scrolls if it is long."""
     cells = _marked_cells(rows)
     head = "".join(f"<th>{escape(title)}</th>" for title in cells)
     body = "".join(_html_row(dict(zip(cells, line, strict=True))) for line in zip(*cells.values(), strict=True))
@@ -192,7 +192,7 @@ def _html_row(line: Mapping[str, str]) -> str:
 
 
 def standing_out(rows: Iterable[LayerSpectrum], *, fit: str = "") -> dict[str, Literal["high", "low"]]:
-    """Layers whose alpha stands out (see :func:`outliers`), products of LoRA pairs from each other."""
+    """Return layers whose alpha stands out (see :func:`outliers`); LoRA products are compared among themselves."""
     kinds: dict[bool, list[LayerSpectrum]] = {False: [], True: []}
     for row in rows:
         if row.status is Status.OK:
@@ -205,7 +205,7 @@ def standing_out(rows: Iterable[LayerSpectrum], *, fit: str = "") -> dict[str, L
 
 
 def _marked_cells(rows: Sequence[LayerSpectrum]) -> dict[str, list[str]]:
-    """The cells, with a mark behind the alphas that stand out."""
+    """Return the cells, with a mark after the alphas that stand out."""
     cells = report_cells(rows)
     if cells:
         analysed = [row.name for row in rows if row.status is Status.OK]
