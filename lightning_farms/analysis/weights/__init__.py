@@ -1,4 +1,4 @@
-"""Which weight matrices the modules of a model hold, and which layer each parameter belongs to."""
+"""Finds the weight matrices that the modules of a model hold, and the layer that each parameter belongs to."""
 
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.model import layer_weights

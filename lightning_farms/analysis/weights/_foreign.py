@@ -1,4 +1,4 @@
-"""Modules of other packages, known by the names of their classes, so that none of them need be installed."""
+"""Weights of other packages' modules, known by the names of their classes; the packages need not be installed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWei
 
 
 def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
-    """Weight matrices of a module whose class is known by name.
+    """Return the weight matrices of a module whose class is known by name, or None if it is not.
 
     ``Conv1D`` (transformers): a linear layer stored as (inputs, outputs). ``SpectralConv...`` (neuraloperator, dense
     or factorised, and the original FNO): (inputs, outputs, *modes), a complex matrix for each mode. ``AFNO...``: pairs
-    (2, blocks, inputs, outputs) of real and imaginary parts. Quantised modules of ``torch.ao`` and of other packages:
-    a reason.
+    (2, blocks, inputs, outputs) of real and imaginary parts. Quantised modules of ``torch.ao`` and of other packages
+    get a reason instead of matrices.
     """
     names = [cls.__name__ for cls in type(module).__mro__]
     if "Conv1D" in names and hasattr(module, "nf"):
@@ -64,7 +64,7 @@ def _spectral_convolution(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def _spectral_tensors(module: nn.Module) -> dict[str, HeldWeight]:
-    """The weights, wherever they are: parameters, lists of parameters, or modules that make a tensor of factors."""
+    """Return the weights, which may be parameters, lists of parameters, or modules that make a tensor from factors."""
     found = {name: held for name, held in held_weights(module).items() if "weight" in name and held.value.ndim > 2}
     for name, child in module.named_modules():
         if callable(getattr(child, "to_tensor", None)):
@@ -75,7 +75,7 @@ def _spectral_tensors(module: nn.Module) -> dict[str, HeldWeight]:
 
 
 def _complex(value: Tensor, module: nn.Module) -> Tensor:
-    """The weight as complex numbers: one with a last dimension of 2 more than there are modes is real pairs."""
+    """Return the weight as complex numbers; a last dimension of 2 beyond the modes holds real and imaginary parts."""
     is_pair = not value.is_complex() and value.shape[-1] == 2
     if is_pair and value.ndim - 1 - _dimensions(module, value[..., 0]) >= 2:
         return complex_matrices(value.movedim(-1, 0))
@@ -83,7 +83,7 @@ def _complex(value: Tensor, module: nn.Module) -> Tensor:
 
 
 def _dimensions(module: nn.Module, weight: Tensor) -> int:
-    """In how many dimensions there are modes."""
+    """Return the number of dimensions that hold modes."""
     modes = getattr(module, "n_modes", None)
     return len(modes) if isinstance(modes, (list, tuple)) else weight.ndim - 2
 

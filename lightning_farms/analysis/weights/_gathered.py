@@ -1,4 +1,4 @@
-"""Parameters that are sharded over processes, or not strided, gathered into plain tensors for a while."""
+"""Gathers parameters that are sharded over processes, or not strided, into plain tensors for a while."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_farms.analysis.weights._foreign import is_spectral_convolution
 
 
 def modules_read(module: nn.Module) -> list[nn.Module]:
-    """The modules whose parameters the weights of a module are computed from."""
+    """Return the modules from whose parameters the weights of a module are computed."""
     if is_spectral_convolution(module):
         return list(module.modules())
     read = [module]
@@ -25,20 +25,20 @@ def modules_read(module: nn.Module) -> list[nn.Module]:
 
 
 def must_be_gathered(tensor: Tensor) -> bool:
-    """Whether a tensor is sharded, or of a sparse or other layout that is not strided."""
+    """Whether a tensor is sharded, or its layout is not strided (sparse or other)."""
     return is_sharded(tensor) or tensor.layout != torch.strided
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is held in parts by several processes: a DTensor, or whatever else has a ``full_tensor()``.
+    """Whether a tensor is held in parts by several processes: a DTensor, or anything else with a ``full_tensor()``.
 
-    DTensor itself is not asked for: to import it takes half a second.
+    DTensor itself is not checked for, as importing it takes half a second.
     """
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
-    """All of a tensor, in one plain strided tensor, or its shape only."""
+    """Return the whole tensor as one plain strided tensor, or only its shape (on the meta device) without values."""
     if not values:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if is_sharded(tensor):
@@ -49,9 +49,10 @@ def full_tensor(tensor: Tensor, *, values: bool = True) -> Tensor:
 
 @contextmanager
 def gathered(modules: Iterable[nn.Module], *, values: bool) -> Iterator[dict[int, Tensor]]:
-    """Plain tensors in the place of parameters and buffers that must be gathered; without values, of all, on meta.
+    """Replace the parameters and buffers that must be gathered by plain tensors for a while.
 
-    Yields {id of a plain tensor: the original}; at the end the originals are put back.
+    Without values all of them are replaced, by tensors on the meta device. Yields {id of a plain tensor: the original};
+    at the end the originals are put back.
     """
     replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     originals: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What the dimensions of a weight mean where its class is not PyTorch's: one table, by class, by name, by shape."""
+"""What the dimensions of a weight mean if its class is not PyTorch's: one table of rules by class, name and shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAY_IT = "say it with layout (--layout), as in"
 
 
 class KnownLayout(NamedTuple):
-    """A layout, and what to say where it is a guess, or why there is none."""
+    """A layout, with a remark if it is a guess, or the reason why there is none."""
 
     layout: str
     remark: str = ""
@@ -28,7 +28,7 @@ class KnownLayout(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """What is known of a weight: names of its module's classes, its module's and its own name, shapes."""
+    """What is known about a weight: the names of its module's classes, its module's name, its own name, and shapes."""
 
     classes: Sequence[str]
     module: str
@@ -40,7 +40,7 @@ class _Stored(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """A rule: patterns of a class, a module's name or the weight's name, one of which must match, and what follows."""
+    """A rule: patterns for a class, a module's name and the weight's name, one of which must match, and the layout."""
 
     layout: Callable[[_Stored], KnownLayout | None]
     classes: str = ""
@@ -48,7 +48,7 @@ class _Rule(NamedTuple):
     name: str = ""
 
     def knows(self, weight: _Stored) -> bool:
-        """Whether the rule is about a weight."""
+        """Whether the rule applies to a weight."""
         if not (self.classes or self.module or self.name):
             return True
         if self.classes and any(re.fullmatch(self.classes, each) for each in weight.classes):
@@ -58,7 +58,7 @@ class _Rule(NamedTuple):
 
 
 def _sparse(weight: _Stored) -> KnownLayout | None:
-    """(O, *kernel, I), or (*kernel, I, O) where the module says how many outputs there are."""
+    """Sparse convolutions: (O, *kernel, I), or (*kernel, I, O) if the module's number of outputs says so."""
     kernel = "k" * (len(weight.shape) - 2)
     if not kernel:
         return None
@@ -67,26 +67,26 @@ def _sparse(weight: _Stored) -> KnownLayout | None:
 
 
 def _of_class(weight: _Stored) -> KnownLayout | None:
-    """``...Conv2d``: (O, I, *kernel), if it has that many dimensions."""
+    """Classes like ``...Conv2d``: (O, I, *kernel), if the weight has that many dimensions."""
     named = (re.fullmatch(r".*Conv([123])d.*", each) for each in weight.classes)
     dimensions = next((int(match[1]) for match in named if match), 0)
     return KnownLayout("oi" + "k" * dimensions) if len(weight.shape) == dimensions + 2 else None
 
 
 def _experts(weight: _Stored) -> KnownLayout | None:
-    """Experts are a batch of matrices."""
+    """Experts: a batch of matrices."""
     one_each = weight.bias is None or weight.bias[:-1] == weight.shape[:1]
     return KnownLayout(BATCH) if len(weight.shape) == 3 and one_each and min(weight.shape[1:]) > 1 else None
 
 
 def _bias_each(weight: _Stored) -> KnownLayout | None:
-    """A bias for each matrix tells a batch."""
+    """One bias per matrix: a batch of matrices."""
     batch = len(weight.shape) == 3 and weight.bias is not None and len(weight.bias) == 2
     return KnownLayout(BATCH) if batch and weight.bias and weight.bias[0] == weight.shape[0] else None
 
 
 def _between(weight: _Stored) -> KnownLayout | None:
-    """(O, k, ..., k, I): equal dimensions before another last one, where (O, I, k, ..., k) is less likely."""
+    """Equal dimensions before a different last one: (O, k, ..., k, I), if (O, I, k, ..., k) is less likely."""
     middle = set(weight.shape[1:-1])
     known = weight.bias is None or weight.bias == weight.shape[:1]
     if len(weight.shape) < 4 or len(middle) != 1 or not known or not 2 <= max(middle) <= _LONGEST_KERNEL:
@@ -100,7 +100,7 @@ def _between(weight: _Stored) -> KnownLayout | None:
 
 
 def _long_last(weight: _Stored) -> KnownLayout | None:
-    """Three dimensions: kernels are short; one with a bias for each output may be long (or bilinear)."""
+    """Three dimensions: a batch, unless short enough for a kernel; with one bias per output, kernels may be long."""
     first, middle, last = weight.shape if len(weight.shape) == 3 else (0, 0, 0)
     one_bias = weight.bias is not None and weight.bias == (first,)
     if not (weight.bias is None or one_bias) or min(middle, last) < 2 or last <= _SMALL_KERNEL:
@@ -110,7 +110,7 @@ def _long_last(weight: _Stored) -> KnownLayout | None:
 
 
 def _bias_of_all(weight: _Stored) -> KnownLayout | None:
-    """(..., inputs, outputs), or a transposed convolution's (I, O, ..., k) with as long a kernel."""
+    """A bias for the last dimension: (..., inputs, outputs), or a transposed convolution with a kernel as long as O."""
     if not has_shared_bias(weight.shape, weight.bias) or min(weight.shape[1:]) < 2:
         return None
     if weight.shape[1] != weight.shape[-1] or weight.shape[-1] > _LONGEST_KERNEL:
@@ -119,12 +119,12 @@ def _bias_of_all(weight: _Stored) -> KnownLayout | None:
 
 
 def has_shared_bias(shape: Sequence[int], bias: Sequence[int] | None) -> bool:
-    """Whether a weight of three or more dimensions has a bias for its last one alone."""
+    """Whether a weight of three or more dimensions has a bias that fits only its last dimension."""
     return len(shape) > 2 and bias is not None and tuple(bias) == tuple(shape[-1:]) != tuple(shape[:1])
 
 
 def odd_kernel(shape: Sequence[int]) -> str:
-    """What to say of a kernel of many places that is not square: it may be two dimensions of matrices."""
+    """Return the remark on a large kernel that is not square, as it may be two dimensions of matrices; else empty."""
     kernel = shape[2:]
     odd = len(kernel) == 2 and min(kernel) > _SMALL_KERNEL and kernel[0] != kernel[1]
     return _guess("oikk", BATCH).remark if odd else ""
@@ -135,11 +135,11 @@ def _guess(layout: str, other: str) -> KnownLayout:
 
 
 def _pairs(weight: _Stored) -> KnownLayout | None:
-    """A last dimension of 2: real and imaginary parts, of FNO's (I, O, *modes, 2) or else of no known meaning."""
+    """A last dimension of 2: real and imaginary parts of FNO's (I, O, *modes, 2), or else of no known meaning."""
     dimensions = len(weight.shape)
     if weight.complex or dimensions < 3 or weight.shape[-1] != 2 or max(weight.shape[:-1]) <= 2:
         return None
-    name = weight.module.rpartition(".")[2] if weight.name.isdecimal() else weight.name  # of a list of parameters
+    name = weight.module.rpartition(".")[2] if weight.name.isdecimal() else weight.name  # in a list of parameters
     if re.fullmatch(r"(fourier_)?weights?_?\d*", name) and dimensions >= 4 and name != "weight":
         layout = "io" + "b" * (dimensions - 3) + "c"
         return KnownLayout(layout, f"its layout is a guess by its name and shape: {layout}; {_SAY_IT} batch")
@@ -149,24 +149,24 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
 
 
 def _modes(weight: _Stored) -> KnownLayout | None:
-    """Complex weights, as in a file."""
+    """Complex weights: FNO's layout, as for weights in a file."""
     layout = modes_layout(weight.name, weight.shape) if weight.complex else ""
     remark = f"its layout is a guess by its name and type: {layout}; {_SAY_IT} batch"
     return KnownLayout(layout, remark) if layout else None
 
 
 def modes_layout(name: str, shape: Sequence[int]) -> str:
-    """Of complex weights of three dimensions or more: FNO's (I, O, *modes), a matrix for each mode; empty of others."""
+    """Return the layout of complex weights, FNO's (I, O, *modes) with one matrix per mode; empty for other weights."""
     return "io" + "b" * (len(shape) - 2) if len(shape) > 2 and "weight" in name else ""
 
 
 def _long_pairs(weight: _Stored) -> KnownLayout | None:
-    """Of what is called `weight`: no kernel is (16, 2)."""
+    """Pairs in a weight that is called `weight`: no kernel is (16, 2)."""
     return _pairs(weight) if len(weight.shape) > 3 and weight.shape[-2] > _SMALL_KERNEL else None
 
 
 def _called_kernel(weight: _Stored) -> KnownLayout | None:
-    """What is called `kernel` (Flax, MinkowskiEngine, torchsparse) has its positions first: (*kernel, I, O)."""
+    """Parameters called `kernel` (Flax, MinkowskiEngine, torchsparse): positions come first, (*kernel, I, O)."""
     positions, channels = weight.shape[:-2], weight.shape[-2:]
     if weight.complex or not positions or math.prod(positions) > _MOST_POSITIONS or min(channels) < 2:
         return None
@@ -175,7 +175,7 @@ def _called_kernel(weight: _Stored) -> KnownLayout | None:
 
 
 def _kernel_last(weight: _Stored) -> KnownLayout | None:
-    """Any name: small dimensions behind two of channels are a kernel."""
+    """Parameters of any name: small dimensions after two of channels are a kernel."""
     kernel = weight.shape[2:]
     if weight.complex or not kernel or max(kernel) > _SMALL_KERNEL or min(kernel) < 2 or len(weight.shape) > 5:
         return None
@@ -197,7 +197,7 @@ _CLASSES = (
     _Rule(_sparse, classes=r"(SubM|Sparse)\w*Conv\w*"),
     _Rule(_of_class, classes=r"(?!.*Transpose)\w*Conv[123]d\w*"),
 )
-_WEIGHTS = (  # of what is called `weight`
+_WEIGHTS = (  # for tensors called `weight`
     _Rule(_experts, module=_EXPERTS),
     _Rule(_bias_each),
     _Rule(_bias_of_all),
@@ -205,7 +205,7 @@ _WEIGHTS = (  # of what is called `weight`
     _Rule(_between),
     _Rule(_long_last),
 )
-_PARAMETERS = (  # of any other name
+_PARAMETERS = (  # for tensors of any other name
     _Rule(_experts, module=_EXPERTS, name=_EXPERTS),
     _Rule(_called_kernel, name=r"kernel"),
     _Rule(_pairs),
@@ -220,7 +220,7 @@ def _first(rules: Sequence[_Rule], weight: _Stored) -> KnownLayout | None:
 
 
 def class_layout(module: nn.Module, weight: Tensor) -> str:
-    """The layout of a convolution that is known by its class's name, with its groups; empty of another class."""
+    """Return the layout, with groups, of a convolution known by its class's name; empty for other classes."""
     if weight.ndim < 3:
         return ""
     classes = [cls.__name__ for cls in type(module).__mro__ if cls.__module__ != "torch.nn.modules.module"]
@@ -236,16 +236,16 @@ def class_layout(module: nn.Module, weight: Tensor) -> str:
 
 
 def is_position_grid(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is that of DPOT, PiT, SAM 2, (1, channels, n, n); others have (1, places, ..., channels)."""
+    """Whether a parameter is a position grid (1, channels, n, n) (DPOT, PiT, SAM 2), not (1, places, ..., channels)."""
     return name == "pos_embed" and len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
 
 
 def weight_layout(module: str, weight: Tensor, bias: Tensor | None) -> KnownLayout | None:
-    """The layout of what a module of unknown class calls ``weight``; None for that of PyTorch's modules."""
+    """Return the layout of a tensor that a module of unknown class calls ``weight``; None for PyTorch's layout."""
     shape = None if bias is None else tuple(bias.shape)
     return _first(_WEIGHTS, _Stored((), module, "weight", tuple(weight.shape), shape, complex=weight.is_complex()))
 
 
 def parameter_layout(module: str, name: str, parameter: Tensor) -> KnownLayout | None:
-    """The layout of any other parameter of two or more dimensions; None for a batch of its last two."""
+    """Return the layout of any other parameter of two or more dimensions; None for a batch over its last two."""
     return _first(_PARAMETERS, _Stored((), module, name, tuple(parameter.shape), complex=parameter.is_complex()))

@@ -1,4 +1,4 @@
-"""Low-rank updates (LoRA): the product of the two factors is the matrix that acts."""
+"""Weights of low-rank updates (LoRA): the product of the two factors, which is the matrix that acts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OF_NEMO = (("lora", "linear_in", "linear_out"),)
 
 
 def holds_factors(module: nn.Module) -> bool:
-    """Whether there is something for :func:`low_rank_products` to look at."""
+    """Whether a module may hold factors for :func:`low_rank_products`."""
     return any(hasattr(module, first) for _, first, _ in _PAIRS + _OF_NEMO)
 
 
 def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
-    r"""The updates :math:`s B A`, or :math:`s B \mathrm{diag}(E) A` (AdaLoRA), that a module adds to its weight.
+    r"""Yield the updates :math:`s B A`, or :math:`s B \mathrm{diag}(E) A` (AdaLoRA), that a module adds to its weight.
 
-    Known are the layers of peft (``lora_A`` and ``lora_B`` hold a module or parameter for each adapter, the scales
-    :math:`s` are in ``scaling``), of loralib (two parameters), of torchtune (``lora_a``, ``alpha`` by ``rank``), and of
-    NeMo (``linear_in``, ``linear_out``, ``alpha`` by ``dim``). Of a convolution each kernel position is a matrix.
+    Known are the layers of peft (``lora_A`` and ``lora_B`` hold a module or parameter for each adapter, and
+    ``scaling`` the scales :math:`s`), of loralib (two parameters), of torchtune (``lora_a``, ``alpha`` / ``rank``), and
+    of NeMo (``linear_in``, ``linear_out``, ``alpha`` / ``dim``). Each kernel position of a convolution is a matrix.
 
     Reference:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, equation 3.
@@ -44,7 +44,7 @@ def low_rank_products(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def _is_of_nemo(module: nn.Module) -> bool:
-    """Whether it is NeMo's adapter without a function between its two layers, by its class's name."""
+    """Whether a module is NeMo's adapter, by its class's name, without a function between its two layers."""
     linear = type(getattr(module, "activation", None)) is nn.Identity
     return linear and any(cls.__name__ == "ParallelLinearAdapter" for cls in type(module).__mro__)
 
@@ -66,13 +66,13 @@ def _of_pair(module: nn.Module, name: str, adapter: str, down: HeldWeight, up: H
 
 
 def _sizes(module: nn.Module) -> tuple[int, ...]:
-    """Rows of queries, keys and values, as LitGPT's layers have them."""
+    """Return the numbers of rows of queries, keys and values that LitGPT's layers hold; empty for other layers."""
     sizes = getattr(module, "qkv_shapes", ())
     return tuple(sizes) if isinstance(sizes, (list, tuple)) and all(isinstance(size, int) for size in sizes) else ()
 
 
 def _factors(holder: object) -> dict[str, HeldWeight]:
-    """One factor for each adapter; a sole one has no name."""
+    """Return the factor of each adapter by its name; a sole factor has an empty name."""
     if isinstance(holder, nn.ParameterDict):
         return {name: HeldWeight(cast(Tensor, factor), (factor,)) for name, factor in holder.items()}
     if isinstance(holder, nn.ModuleDict):
@@ -91,5 +91,5 @@ def _scale(module: nn.Module, adapter: str) -> float:
 
 
 def _is_flat_kernel(module: nn.Module, down: Tensor) -> bool:
-    """Whether the product is a convolution's kernel in two dimensions, as in loralib: its positions have any rank."""
+    """Whether the product is a convolution's kernel as one matrix, as in loralib, whose positions may have any rank."""
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and down.ndim == 2

@@ -21,10 +21,10 @@ class HeldWeight(NamedTuple):
 
 
 def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
-    """The tensors that a module itself holds as parameters, by name, in effect: normalised, pruned, parametrised.
+    """Return the tensors that a module itself holds, by name, as they take effect: normalised, pruned, parametrised.
 
     Covers ``torch.nn.utils.parametrizations`` and whatever else is registered as a parametrisation, and the hooks
-    that ``weight_norm``, ``spectral_norm`` and pruning of ``torch.nn.utils`` put before the forward pass.
+    that ``weight_norm``, ``spectral_norm`` and pruning of ``torch.nn.utils`` run before the forward pass.
     """
     computed = {**_parametrised(module), **_by_hooks(module)}
     used = {id(parameter) for held in computed.values() for parameter in held.parameters}
@@ -37,7 +37,7 @@ def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
 
 
 def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
-    """Parameters held by the module itself, the originals where one is parametrised."""
+    """Return the parameters that a module itself holds, including the originals of parametrised ones."""
     own = list(module.parameters(recurse=False))
     if parametrize.is_parametrized(module):
         own.extend(module.parametrizations.parameters())  # type: ignore[union-attr]
@@ -45,13 +45,13 @@ def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def is_parametrisation(name: str) -> bool:
-    """Whether a module's name is that of a part of a parametrisation, which its owner speaks for."""
+    """Whether a module's name is that of a part of a parametrisation, whose weights its owner gives."""
     return "parametrizations" in name.split(".")
 
 
 @contextmanager
 def evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
-    """Parametrisations in evaluation mode: to read a spectral_norm weight in training mode changes its buffers."""
+    """Set parametrisations to evaluation mode, as reading a spectral_norm weight in training mode changes buffers."""
     parts = module.parametrizations.modules() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
     training = [part for part in parts if part.training]
     for part in training:
@@ -71,7 +71,7 @@ def _parametrised(module: nn.Module) -> dict[str, HeldWeight]:
 
 
 def _by_hooks(module: nn.Module) -> dict[str, HeldWeight]:
-    """What hooks compute just before the forward pass: until then the attribute is that of the pass before."""
+    """Return weights that hooks compute before the forward pass; until then the attribute is that of the last pass."""
     found: dict[str, HeldWeight] = {}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):

@@ -1,4 +1,4 @@
-"""Products of the factors of low-rank updates, shared by modules and files."""
+"""Products of the factors of low-rank updates, for modules as well as files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ADAPTERS = re.compile(
 
 
 def factor_reason(name: str) -> str:
-    """Why a tensor of this name is no weight but a factor of an update; empty where it is none, or LoRA's A or B."""
+    """Return why a tensor of this name is no weight but an update's factor; empty for weights and LoRA's A or B."""
     kind = next((kind for kind, pattern in _FACTORS if pattern.search(name)), "")
     other = None if kind else _ADAPTERS.search(name)
     kind = kind or (f"an adapter ({other['family']})" if other else "")
@@ -41,19 +41,19 @@ def factor_reason(name: str) -> str:
 
 
 def factor_remark(name: str) -> str:
-    """What the row of LoRA's A or B says, where these are analysed themselves; empty where the name is of neither."""
+    """Return the remark for LoRA's A or B if these are analysed themselves; empty if the name is that of neither."""
     alone = "a factor of a low-rank update, not its product: analyse that with `low_rank_products`"
     return alone if _LORA.search(name) else ""
 
 
 def lone_factor(name: str, kind: str) -> str:
-    """Why a weight is none where products are analysed: LoRA's A or B without the other; empty where it is neither."""
+    """Return why LoRA's A or B without the other is skipped if products are analysed; empty for other names."""
     alone = "a factor of a low-rank update, no weight, and the other factor that makes the product is not beside it"
     return alone if kind != "low-rank product" and _LORA.search(name) else ""
 
 
 def with_core(down: Tensor, core: Tensor) -> Tensor:
-    """LoCon's core (r, r, *kernel) times A (r, inputs, 1, ...): (r, inputs, *kernel)."""
+    """Multiply LoCon's core (r, r, *kernel) with A (r, inputs, 1, ...), which gives (r, inputs, *kernel)."""
     return torch.einsum("rs...,si->ri...", core.to(down.dtype), down.flatten(1))
 
 
@@ -64,21 +64,21 @@ def low_rank_matrices(
     diagonal: Tensor | None = None,
     sizes: Sequence[int] = (),
 ) -> tuple[Tensor, int]:
-    r"""The matrices :math:`B \, \mathrm{diag}(E) \, A` of an update, and their rank at most.
+    r"""Return the matrices :math:`B \, \mathrm{diag}(E) \, A` of an update, and an upper bound on their rank.
 
-    A is (r, inputs, *kernel), B is (outputs, r, ...), and E, of AdaLoRA, has r entries, those of pruned directions
-    zero. A may have several times the r rows (a fused projection): then the rows of B are cut into as many parts,
+    A is (r, inputs, *kernel), B is (outputs, r, ...), and AdaLoRA's E has r entries, which are zero for pruned
+    directions. A may have several times r rows (a fused projection): then the rows of B are cut into as many parts,
     each with its own rows of A. Parts of different sizes (grouped queries) are filled up with rows of zeros, which
-    changes no eigenvalue but zero ones.
+    only adds eigenvalues that are zero.
 
     Args:
         down: A, or its transpose.
         up: B, or its transpose.
         diagonal: E.
-        sizes: rows of each part, where they are known.
+        sizes: numbers of rows of the parts, if they are known.
 
     Raises:
-        ValueError: the factors do not fit.
+        ValueError: the factors do not fit together.
     """
     dtype = torch.promote_types(down.dtype, torch.float32)
     down, up = _not_transposed(down.to(dtype), up.to(dtype))
@@ -103,10 +103,10 @@ def low_rank_matrices(
 
 
 def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
-    """Rows of each of several projections in one, from their number and that of their inputs.
+    """Return the numbers of rows of each of ``groups`` projections in one weight with ``rows`` rows.
 
-    Equal parts, but where three have not as many rows as there are inputs each: then queries do, and keys and values
-    share the rest, if their size divides that of the queries.
+    The parts are equal, unless there are three and not all of them can have one row per input: then the queries have
+    one row per input, and keys and values share the rest, if their size divides that of the queries.
     """
     shared, rest = divmod(rows - inputs, 2)
     if groups == 3 and not rest and 0 < shared < inputs and inputs % shared == 0:
@@ -117,13 +117,13 @@ def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
 
 
 def sizes_in(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Rows of queries, keys and values by the configuration of a model; empty where it does not say."""
+    """Return the numbers of rows of queries, keys and values by a model's configuration; empty if it does not tell."""
     heads = heads_in(config)
     return () if heads is None else (heads[0] * heads[2], heads[1] * heads[2], heads[1] * heads[2])
 
 
 def heads_in(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Heads of queries, heads of keys and values, and the size of each; None where the configuration does not say."""
+    """Return the numbers of query heads and of key and value heads, and the size of a head; None if not told."""
     heads = first_number(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
     nested = config.get("attn_config")  # of MPT and DBRX
     shared = first_number(nested, "kv_n_heads") if isinstance(nested, Mapping) else 0
@@ -138,7 +138,7 @@ _SHARED = ("num_key_value_heads", "n_query_groups", "num_query_groups", "num_kv_
 
 
 def first_number(config: Mapping[str, Any], *names: str) -> int:
-    """The first of some entries that is a positive number; 0 where none is."""
+    """Return the first of some entries that is a positive integer; 0 if none is."""
     return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), 0)
 
 
@@ -147,6 +147,6 @@ def _kept(diagonal: Tensor, rank: int) -> int:
 
 
 def _not_transposed(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """A as (r, inputs) and B as (outputs, r): some programs store both the other way round."""
+    """Return A as (r, inputs) and B as (outputs, r), as some programs store the transpose of both."""
     fits = up.shape[1] and len(down) % up.shape[1] == 0
     return (down.T, up.T) if not fits and down.ndim == up.ndim == 2 and down.shape[1] == len(up) else (down, up)

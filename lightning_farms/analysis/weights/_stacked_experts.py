@@ -1,4 +1,4 @@
-"""Experts that lie in one matrix, which is none by itself: DBRX's and those of Megatron's GroupedMLP."""
+"""Experts that are stacked in one matrix, as in DBRX and Megatron's GroupedMLP."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ NOT_TOLD = "experts seem to lie in it one below the other; how many, nothing bes
 
 
 def stacked_leaf(name: str) -> str:
-    """The own name of a tensor that is called as such experts are; empty of another."""
+    """Return the last part of a tensor's name if that is one of stacked experts; empty if it is not."""
     match = _NAME.fullmatch(name)
     return match["leaf"] if match else ""
 
 
 def experts_in(config: Mapping[str, Any]) -> int:
-    """How many experts a configuration says; 0 where it does not."""
+    """Return the number of experts that a configuration tells; 0 if it does not."""
     nested = config.get("ffn_config")  # of DBRX
     return first_number(config, *_COUNTS) or (first_number(nested, *_COUNTS) if isinstance(nested, Mapping) else 0)
 
 
 def experts_of(module: nn.Module, name: str) -> int:
-    """How many experts lie in a module's matrix; 0 where it is one by itself."""
+    """Return the number of experts that are stacked in a module's matrix; 0 if they are not stacked."""
     if name not in (*_BY_ROWS, *_BY_COLUMNS) or not re.search(r"Expert|MoE|Moe|GroupedMLP", type(module).__name__):
         return 0
     counts = (getattr(module, count, 0) for count in _COUNTS)
@@ -44,9 +44,9 @@ def experts_of(module: nn.Module, name: str) -> int:
 
 
 def unstacked(matrix: Tensor, leaf: str, count: int) -> Tensor | None:
-    """(experts, rows, columns) of a matrix; None where it cannot be cut."""
+    """Cut a matrix into (experts, rows, columns); None if it cannot be cut."""
     if count < 2 or matrix.ndim != 2 or matrix.shape[int(leaf in _BY_COLUMNS)] % count:
         return None
-    if leaf in _BY_COLUMNS:  # as the program has it: its numbers, not its columns, follow each other
+    if leaf in _BY_COLUMNS:  # as in the program: an expert's numbers are contiguous, not its columns
         return matrix.reshape(count, matrix.shape[0], -1)
     return matrix.reshape(count, -1, matrix.shape[1])

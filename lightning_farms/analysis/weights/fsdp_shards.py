@@ -1,6 +1,6 @@
-"""The parameters that FSDP1 flattens and cuts, each in its own shape for a while.
+"""Gives the parameters that FSDP1 flattens and cuts their own shapes for a while.
 
-It reads attributes that torch keeps to itself: there is no public way to a parameter's place in its flat row.
+This reads private attributes of torch, as no public interface tells a parameter's place in the flat parameter.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ FLAT_PARAMETERS = (
 
 
 class FlatParametersError(TypeError):
-    """Parameters are parts of flat ones, from which they cannot be told apart."""
+    """Parameters are parts of flat ones, and cannot be told apart."""
 
 
 class _Shard(nn.Parameter):
-    """A parameter of which this process holds a part, or nothing.
+    """Stand-in for a parameter of which this process holds a part, or nothing.
 
-    FSDP1 lays the parameters of a unit one behind the other and cuts the row into equal parts, one a process. With
-    ``use_orig_params`` each parameter is what lies of it in the process's part. The parts of one parameter are summed
-    in zeros of its shape: memory of one parameter, where ``summon_full_params`` needs that of the unit.
+    FSDP1 concatenates the parameters of a unit and cuts the result into equal parts, one per process. With
+    ``use_orig_params`` each parameter is the piece of it that lies in the process's part. The pieces of one parameter
+    are summed over processes in zeros of its shape, which takes the memory of one parameter, while
+    ``summon_full_params`` needs that of the whole unit.
     """
 
     part: nn.Parameter
@@ -37,32 +38,32 @@ class _Shard(nn.Parameter):
 
     @classmethod
     def of(cls, part: nn.Parameter, shape: torch.Size, place: Any, unit: Any) -> _Shard:  # noqa: ANN401
-        """The stand-in of the parameter of this shape, of which `part` is here, at that place."""
+        """Return the stand-in for a parameter of this shape, of which this process holds `part` at `place`."""
         shard = cls(torch.empty(shape, dtype=part.dtype, device="meta"), part.requires_grad)
         shard.part, shard.unit = part, unit
         shard.start, shard.length = place.intra_param_start_idx or 0, place.numel_in_shard or 0
         return shard
 
     def full_tensor(self) -> Tensor:
-        """All of the parameter, on the device that computes; a collective."""
+        """Return the whole parameter, on the device that computes; a collective."""
         whole = torch.zeros(self.shape, dtype=self.part.dtype, device=self.unit.compute_device)
         part = self.part.detach().flatten()
         place = slice(self.start, self.start + self.length)
-        whole.view(-1)[place] = part if part.numel() == self.length else part[place]  # all of it while FSDP gathers
+        whole.view(-1)[place] = part if part.numel() == self.length else part[place]  # it is whole while FSDP gathers
         distributed.all_reduce(whole, group=self.unit.process_group)
         return whole
 
 
 def whole_shapes_of_shards(model: nn.Module) -> AbstractContextManager[dict[Tensor, Tensor]]:
-    """Have stand-ins of their own shapes take the place of a model's cut parameters for a while.
+    """Replace a model's cut parameters for a while by stand-ins that have the original shapes.
 
     The values of a stand-in are those of its parts, summed over the ranks (``full_tensor()``, a collective).
 
     Args:
-        model: the model as FSDP1 has wrapped it, itself or within; any other model stays as it is.
+        model: a model that FSDP1 has wrapped, as a whole or in parts; any other model stays as it is.
 
     Returns:
-        A context manager; entered, {stand-in: parameter that an optimizer holds}.
+        A context manager that gives {stand-in: parameter that an optimizer holds} when it is entered.
 
     Raises:
         FlatParametersError: the original parameters are not kept, the wrapper that holds them lies outside ``model``,
@@ -101,7 +102,7 @@ def _in_their_place(model: nn.Module, shards: Mapping[Tensor, _Shard]) -> Iterat
 
 
 def _units(model: nn.Module) -> list[dict[Tensor, _Shard | None]]:
-    """The stand-ins of the parameters that each unit of FSDP1 cuts; None of those that NO_SHARD leaves whole."""
+    """Return the stand-ins of the parameters that each FSDP1 unit cuts; None for those that NO_SHARD leaves whole."""
     if not distributed.is_available():
         return []
     from torch.distributed.fsdp import FullyShardedDataParallel

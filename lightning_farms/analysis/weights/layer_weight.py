@@ -1,4 +1,4 @@
-"""A weight as a stack of matrices: of one module, and of a model."""
+"""Weights as stacks of matrices: those of one module, and those of a model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 NO_MATRICES = torch.empty(0, 0, 0, device="cpu")
-"""What stands in the place of the matrices of a weight that cannot be analysed."""
+"""Placeholder for the matrices of a weight that cannot be analysed."""
 
 
 class ModuleWeight(NamedTuple):
     """One weight of one module, as matrices.
 
     Attributes:
-        suffix: name within the module, unique there; empty where the module has one weight.
+        suffix: name within the module, unique there; empty if the module has one weight.
         kind: one of :data:`lightning_farms.analysis.KINDS`.
         matrices: (P, m, n), real or complex: one matrix, the kernel positions of a convolution, or a batch.
         parameters: the parameters that hold this weight, then those that go with it (its bias).
-        shape: the weight's shape as stored; empty for that of the module's attribute ``suffix`` (``weight`` where that
-            is empty), or else that of the matrices.
-        reason: why the weight cannot be analysed; empty where it can.
-        rank: of each matrix at most, where that is known to be less than its shape allows.
-        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty for the usual one of the kind.
-        remark: what the report says of a weight that is analysed.
+        shape: shape of the weight as stored; empty for that of the module's attribute ``suffix`` (or ``weight`` if
+            ``suffix`` is empty), or else that of the matrices.
+        reason: why the weight cannot be analysed; empty if it can.
+        rank: upper bound on the rank of each matrix, if that is known to be less than its shape allows.
+        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty for the kind's usual layout.
+        remark: remark in the report on a weight that is analysed.
     """
 
     suffix: str
@@ -43,18 +43,19 @@ class LayerWeight(NamedTuple):
     """A weight of a model.
 
     Attributes:
-        name: of the layer, unique in the model.
+        name: name of the layer, unique in the model.
         kind: one of :data:`lightning_farms.analysis.KINDS`.
-        shape: as stored; empty where it is not known.
-        matrices: (P, m, n); (0, 0, 0) where there is a reason.
+        shape: shape as stored; empty if unknown.
+        matrices: (P, m, n); (0, 0, 0) if there is a reason.
         parameters: the parameters that hold the weight, then those that go with it (its bias).
-        reason: why the weight cannot be analysed or is not selected; empty where it is to be analysed.
-        rank: of each matrix at most, where that is known to be less than its shape allows: the other eigenvalues,
-            which are zero, are left out.
+        reason: why the weight cannot be analysed or is not selected; empty if it is to be analysed.
+        rank: upper bound on the rank of each matrix, if that is known to be less than its shape allows; the other
+            eigenvalues, which are zero, are left out.
         unreadable: whether the reason is that the weight is damaged, empty, or otherwise cannot be read.
-        remark: what the report says of a weight that is analysed.
-        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty where it is not known.
-        steps: of a weight that was unpacked, reads how far apart the packed numbers are at each entry, (P, m, n).
+        remark: remark in the report on a weight that is analysed.
+        layout: what the stored dimensions mean, as in ``Selection(layout=...)``; empty if unknown.
+        steps: function that returns, for a weight that was unpacked, how far apart the packed numbers are at each
+            entry, (P, m, n).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The weight matrices of a whole model, one after the other."""
+"""Finds the weight matrices of a whole model, one after another."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ _Reader = Callable[[nn.Module], Iterable[ModuleWeight]]
 def layer_weights(
     model: nn.Module, selection: Selection = Selection(), *, values: bool = True
 ) -> Iterator[LayerWeight]:
-    """All weight matrices of a model, in the order of its modules; a weight shared by two modules comes once.
+    """Iterate over all weight matrices of a model, in the modules' order; a weight shared by two modules comes once.
 
-    A weight that is not selected, or cannot be analysed (on the meta device, quantised, not initialised, an error in
-    computing it), comes with the reason in the place of its matrices. A table of embeddings that is also the weight of
-    another module (a tied head) is that module's only. What ``torch.compile``, FSDP, activation checkpointing and
-    (Distributed)DataParallel wrap around modules is left out of the names.
+    A weight that is not selected, or that cannot be analysed (on the meta device, quantised, not initialised, an error
+    in computing it), comes with the reason instead of its matrices. A table of embeddings that is also the weight of
+    another module (a tied head) comes with that module only. The wrappers of ``torch.compile``, FSDP, activation
+    checkpointing and (Distributed)DataParallel are left out of the names.
 
-    Sparse weights are made dense, and sharded ones (DTensors of FSDP2 and tensor parallelism) gathered, one module's
-    at a time, while that module's weights are computed; none is gathered of which no weight is selected. To gather is
+    Sparse weights are made dense, and sharded ones (DTensors of FSDP2 and tensor parallelism) gathered, for one module
+    at a time while its weights are computed; a module is not gathered if none of its weights is selected. Gathering is
     a collective: all processes must go through all weights.
 
     Args:
         model: any module; :func:`module_weights` says which matrices each of its modules holds.
         selection: which weights are analysed.
-        values: without, sharded and sparse weights are neither gathered nor made dense: their matrices are on the meta
-            device.
+        values: whether values are needed; if not, sharded and sparse weights are neither gathered nor made dense, and
+            their matrices are on the meta device.
 
     Returns:
-        One item a weight. Matrices are views of the parameters where that is possible, and carry no gradient.
+        One item per weight. Matrices are views of the parameters if possible, and carry no gradient.
 
     Raises:
         TypeError: ``model`` is not a module, or ``selection`` not a :class:`Selection`.
-        ValueError: at the first item: a pattern of ``selection`` matches no layer.
+        ValueError: a pattern of ``selection`` matches no layer (raised at the first item).
 
     Example:
         >>> net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
@@ -90,7 +90,7 @@ def _layers(model: nn.Module, selection: Selection, values: bool) -> Iterator[La
             seen.update(id(parameter) for layer in layers for parameter in layer.parameters)
             del found
             while layers:
-                yield layers.pop(0)  # what is kept here while the consumer works is one module's at most
+                yield layers.pop(0)  # while the consumer works, at most one module's weights are kept here
 
 
 def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool:
@@ -100,14 +100,14 @@ def _comes_elsewhere(layer: LayerWeight, seen: set[int], tied: set[int]) -> bool
 
 
 def _held_besides_embeddings(model: nn.Module) -> set[int]:
-    """Ids of the parameters that a module other than an embedding holds."""
+    """Return the ids of the parameters that modules other than embeddings hold."""
     modules = (module for name, module in model.named_modules() if not is_parametrisation(name))
     others = (module for module in modules if kind_of(module) != "embedding")
     return {id(parameter) for module in others for parameter in own_parameters(module)}
 
 
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules by the names that they would have without wrappers; parametrisations are their owner's."""
+    """Yield modules with the names that they would have without wrappers; parametrisations belong to their owners."""
     parallel: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, (DataParallel, DistributedDataParallel)):
@@ -126,7 +126,7 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _module_layers(
     name: str, module: nn.Module, reader: _Reader, selection: Selection, values: bool
 ) -> list[LayerWeight]:
-    """The weights of one module as one way of reading it finds them, with the reasons for those that are left out."""
+    """Return the weights of one module that one reader finds, with the reasons for those that are left out."""
     if any(is_lazy(tensor) for tensor in _tensors(module)):
         return [] if reader is low_rank_products else _uninitialised(name, module)
     try:
@@ -151,7 +151,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _shapes(name: str, module: nn.Module, reader: _Reader, selection: Selection) -> list[LayerWeight] | None:
-    """The weights on the meta device; None where they cannot be computed without values."""
+    """Return the weights on the meta device; None if they cannot be computed without values."""
     try:
         with gathered(modules_read(module), values=False) as originals:
             return _read(name, module, reader, selection, originals, values=False)
@@ -202,10 +202,10 @@ def _layer(
     if held is not None and tuple(held.value.shape) == shape:
         try:
             kind, matrices = laid_out(held.value.detach(), said)
-        except ValueError as error:  # it does not fit
+        except ValueError as error:  # the layout does not fit
             return _skipped(name, kind, shape, parameters, str(error))
         layout, remark = said, ""
-    elsewhere = is_sharded(matrices)  # computed from parameters of other modules
+    elsewhere = is_sharded(matrices)  # it was computed from parameters of other modules
     matrices = stack(full_tensor(matrices, values=values) if elsewhere else matrices)
     has_values = values or not (originals or elsewhere)
     reason = _refusal(selection, name, module, kind, matrices, shape) or _unreadable(matrices, has_values)
@@ -218,7 +218,7 @@ def _layer(
 
 
 def _claimed_layout(shape: tuple[int, ...], matrices: Tensor, parameters: tuple[Tensor, ...]) -> str:
-    """The layout of what a module says itself, where the stored tensor's last two dimensions are the matrices'."""
+    """Return the layout of a weight that a module gives itself, if its last two stored dimensions are the matrices'."""
     if len(shape) < 2 or matrices.shape[-2:] != shape[-2:]:
         return ""
     pairs = matrices.is_complex() and shape[0] == 2 and not any(parameter.is_complex() for parameter in parameters)
@@ -240,7 +240,7 @@ def _stored_shape(module: nn.Module, weight: ModuleWeight) -> tuple[int, ...]:
 
 
 def _is_opaque(parameter: Tensor) -> bool:
-    """Whether the numbers are elsewhere: in a wrapper's inner tensors (torchao), or packed (bitsandbytes)."""
+    """Whether a parameter's numbers are in a wrapper's inner tensors (torchao) or packed (bitsandbytes)."""
     return hasattr(parameter, "__tensor_flatten__") or getattr(parameter, "quant_state", None) is not None
 
 

@@ -1,4 +1,4 @@
-"""Which layer each parameter belongs to."""
+"""Maps each parameter to the layer that it belongs to."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from lightning_farms.analysis.weights.model import layer_weights
 def parameter_layers(
     model: nn.Module, selection: Selection = Selection(), *, norms: bool = True, biases: bool = True
 ) -> dict[Tensor, str]:
-    """Which layer each parameter belongs to, for layer-wise hyperparameters.
+    """Return the layer that each parameter belongs to, for layer-wise hyperparameters.
 
     A weight's own parameters and its bias belong to the weight's layer; further parameters of the same module belong
     to the module's first layer. A parameter that holds several weights (queries, keys and values; the gates of a
-    recurrent layer) belongs to a layer that has the name which theirs have in common: ``attn.in_proj_weight`` for
+    recurrent layer) belongs to a layer named by what their names have in common: ``attn.in_proj_weight`` for
     ``attn.in_proj_weight.q`` and so on. A module without a matrix (a norm) belongs to the layer before it among its
-    siblings, as a BatchNorm belongs to its convolution; where its parent starts with a norm (pre-norm blocks), to the
-    layer after it. Parameters that belong to no layer are left out; those of weights that are not analysed are not.
+    siblings, as a BatchNorm belongs to its convolution; if its parent starts with a norm (pre-norm blocks), it belongs
+    to the layer after it. Parameters that belong to no layer are left out; those of weights that are not analysed are
+    included.
 
     Args:
         model: the model.
         selection: as in the analysis; only ``low_rank_products`` has an effect here.
         norms: whether modules without a matrix belong to a layer.
-        biases: whether parameters of a weight's module that do not hold it (its bias) belong to its layer.
+        biases: whether parameters of a weight's module that do not hold the weight (its bias) belong to its layer.
 
     Returns:
-        {parameter: name of the layer as in the report, or the name that several have in common}.
+        {parameter: name of its layer as in the report, or what the names of several layers have in common}.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -57,12 +58,12 @@ def parameter_layers(
 
 
 def _outline(layer: LayerWeight) -> LayerWeight:
-    """The layer without its matrices, which may have been computed."""
+    """Return the layer without its matrices, which may take memory if they were computed."""
     return layer._replace(matrices=NO_MATRICES)
 
 
 def _shared_names(layers: Iterable[LayerWeight]) -> dict[str, str]:
-    """{layer: common name} of the layers that are rows of one parameter."""
+    """Return {layer: common name} for the layers that are rows of one parameter."""
     by_holder: dict[Tensor, list[str]] = {}
     for layer in layers:
         for holder in layer.holders[:1]:
@@ -94,7 +95,7 @@ def _adopt_leftovers(module: nn.Module, owners: dict[Tensor, str]) -> None:
 
 
 def _adopt_norms(siblings: list[nn.Module], owners: dict[Tensor, str]) -> None:
-    """Give the parameters of siblings without a layer to the layer before (post-norm) or after (pre-norm)."""
+    """Assign the parameters of siblings without a layer to the layer before (post-norm) or after (pre-norm)."""
     parameters = [list(sibling.parameters()) for sibling in siblings]
     layers = [[owners[p] for p in own if p in owners] for own in parameters]
     norms = [not found and _only_vectors(own) for own, found in zip(parameters, layers, strict=True)]

@@ -1,4 +1,4 @@
-"""Which weight matrices a single module holds; open for users' own classes."""
+"""Tells which weight matrices a single module holds; open for users' own classes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BIAS = re.compile(r"(.*_)?bias")
 
 @runtime_checkable
 class HasSpectralWeights(Protocol):
-    """A module that says itself which matrices it holds; needs no import from here."""
+    """A module that tells which matrices it holds by a method of its own, which needs no import from here."""
 
     def spectral_weights(self) -> Iterable[tuple[str, Tensor, tuple[Tensor, ...]]]:
         """Yield (name, matrices of shape (..., m, n), parameters that hold them or go with them)."""
@@ -52,35 +52,35 @@ class HasSpectralWeights(Protocol):
 
 @singledispatch
 def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
-    """Weight matrices that a module itself holds (not its children).
+    """Yield the weight matrices that a module itself holds (not its children).
 
-    Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
-    FNO, and AFNO's mixer by their names. Convolutions of other packages are known by the names of their classes
-    (``DeformConv2d``, spconv's ``SubMConv3d``). Of any other class every parameter of two or more dimensions, the last
-    two of which are at least 2, is a batch of matrices of its last two dimensions, unless its shape is a kernel's
-    (outputs, inputs, 3, 3), which the row says; not one that is called ``bias`` or ``..._bias``.
+    PyTorch's own classes are known, and by their names ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator
+    and of the original FNO, AFNO's mixer, and convolutions of other packages (``DeformConv2d``, spconv's
+    ``SubMConv3d``). In any other class, every parameter of two or more dimensions, the last two of which are at least
+    2, is a batch of matrices over its last two dimensions, unless it has the shape of a kernel (outputs, inputs, 3, 3),
+    which the row says. Parameters called ``bias`` or ``..._bias`` are left out.
 
-    Teach it a class of your own in one of two ways. A function registered for the class (and its subclasses)::
+    Add a class of your own either by a function registered for the class (and its subclasses)::
 
         @module_weights.register
         def _(module: MyLayer):
             yield ModuleWeight("", "linear", module.w.reshape(1, 64, 32), (module.w, module.bias))
 
-    or a method, which wins over a function and needs no import::
+    or by a method, which takes precedence over a function and needs no import::
 
         class MyLayer(nn.Module):
             def spectral_weights(self):
                 yield "w", self.w.reshape(64, 32), (self.w, self.bias)
 
-    Both run without gradient, on full tensors also where the module's own parameters are sharded, and may compute (a
-    product, a complex tensor from real pairs); what they raise is the reason in the weight's row. Parameters of
-    children may be used too, and are then the weight's.
+    Both run without gradient, on full tensors even if the module's own parameters are sharded, and may compute (a
+    product, a complex tensor from real pairs); an error that they raise is the reason in the weight's row. They may
+    also use parameters of children, which then belong to the weight.
 
     Args:
         module: the module.
 
     Returns:
-        One item a weight.
+        One item per weight.
 
     Example:
         >>> [(w.suffix, tuple(w.matrices.shape)) for w in module_weights(nn.Conv2d(3, 8, 5))]
@@ -93,7 +93,7 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
-    """A convolution by the name of its class, or else every matrix as it is."""
+    """Yield the weights of a convolution known by the name of its class, or else every matrix as it is."""
     found = held_weights(module)
     layout = class_layout(module, found["weight"].value) if "weight" in found else ""
     if not layout:
@@ -107,7 +107,7 @@ def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
-    """What the module says itself, or else what is registered for its class."""
+    """Yield the weights that the module gives itself, or else those that are registered for its class."""
     if not says_itself(module):
         yield from module_weights(module)
         return
@@ -116,20 +116,20 @@ def claimed_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def says_itself(module: nn.Module) -> bool:
-    """Whether a module has the method of :class:`HasSpectralWeights`; a part that bears its name is none."""
+    """Whether a module has the method of :class:`HasSpectralWeights`; a submodule of that name does not count."""
     name = HasSpectralWeights.spectral_weights.__name__
     return callable(getattr(type(module), name, None)) or callable(vars(module).get(name))
 
 
 def kind_of(module: nn.Module) -> str:
-    """The kind of a module's weight, by its class; ``"parameter"`` for a class that is not PyTorch's."""
+    """Return the kind of a module's weight by its class; ``"parameter"`` for classes that are not PyTorch's."""
     return next((kind for classes, kind in _CLASS_KINDS if isinstance(module, classes)), "parameter")
 
 
 @module_weights.register(nn.LayerNorm)
 @module_weights.register(nn.RMSNorm)
 def _no_matrix(module: nn.Module) -> Iterator[ModuleWeight]:
-    """Factors of single features are no matrix, whatever their shape."""
+    """Yield nothing: factors of single features are no matrix, whatever their shape."""
     yield from ()
 
 
@@ -157,10 +157,10 @@ def _transposed_convolution(
 
 
 def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor], groups: int = 1) -> Iterator[ModuleWeight]:
-    """The weight and its bias, and what a subclass holds besides."""
+    """Yield the weight with its bias, and then the other tensors that a subclass holds."""
     found = held_weights(module)
     if "weight" not in found and any(module.weight is parameter for parameter in module.parameters()):
-        yield from _bare_weights(found)  # it is that of a part, which speaks for itself (adapters' layers)
+        yield from _bare_weights(found)  # the weight is that of a child, which has its own turn (adapters' layers)
         return
     value, holders = found.pop("weight") if "weight" in found else HeldWeight(cast(Tensor, module.weight))
     bias = found.pop("bias").parameters if "bias" in found else ()
@@ -171,7 +171,7 @@ def _main_weight(module: nn.Module, to_matrices: Callable[[Tensor], Tensor], gro
 
 @module_weights.register
 def _attention(module: nn.MultiheadAttention) -> Iterator[ModuleWeight]:
-    """Queries, keys and values apart, also where they are rows of one parameter; ``out_proj`` is a child."""
+    """Yield queries, keys and values separately, even if they are rows of one parameter; ``out_proj`` is a child."""
     found = held_weights(module)
     bias = found.pop("in_proj_bias").parameters if "in_proj_bias" in found else ()
     if "in_proj_weight" in found:
@@ -185,7 +185,7 @@ def _attention(module: nn.MultiheadAttention) -> Iterator[ModuleWeight]:
 @module_weights.register(nn.RNNBase)
 @module_weights.register(nn.RNNCellBase)
 def _recurrent(module: nn.RNNBase | nn.RNNCellBase) -> Iterator[ModuleWeight]:
-    """Every gate's matrix of every layer and direction, from the input (ih) and from the state (hh)."""
+    """Yield every gate's matrix of every layer and direction, from the input (ih) and from the state (hh)."""
     found = held_weights(module)
     gates: tuple[str, ...] = ()
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
@@ -203,14 +203,14 @@ def _recurrent(module: nn.RNNBase | nn.RNNCellBase) -> Iterator[ModuleWeight]:
 def _rows_apart(
     name: str, held: HeldWeight, parts: tuple[str, ...], bias: tuple[Tensor, ...], kind: str
 ) -> Iterator[ModuleWeight]:
-    """The matrices that lie one below the other in a parameter; all of it where there are no parts."""
+    """Yield the matrices that are stacked by rows in a parameter, or the whole of it if there are no parts."""
     for part, matrix in zip(parts or ("",), held.value.chunk(len(parts) or 1), strict=True):
         suffix = f"{name}.{part}" if part else name
         yield ModuleWeight(suffix, kind, stack(matrix), held.parameters + bias, tuple(matrix.shape))
 
 
 def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, HeldWeight]:
-    """The same, with experts that lie in one matrix apart, where the module says how many they are."""
+    """Separate experts that are stacked in one matrix, if the module tells how many there are."""
     cut = {name: unstacked(held.value, name, experts_of(module, name)) for name, held in found.items()}
     return {
         name: held if (matrices := cut[name]) is None else held._replace(value=matrices) for name, held in found.items()
@@ -218,12 +218,12 @@ def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, Held
 
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
-    """Every tensor whose last two dimensions are at least 2; a vector goes with the weight whose bias it is by name."""
+    """Yield every tensor whose last two dimensions are at least 2, together with its bias, which its name tells."""
     matrices = [name for name, held in found.items() if held.value.ndim >= 2 and min(held.value.shape[-2:]) >= 2]
     names = [name for name in matrices if not _BIAS.fullmatch(name)]
     for name in names:
         value, parameters = found[name]
-        for bias in (name.replace("weight", "bias"), f"{name}_bias"):  # weight_ih_l1, bias_ih_l1; fused experts'
+        for bias in (name.replace("weight", "bias"), f"{name}_bias"):  # of weight_ih_l1; of fused experts
             if bias != name and bias in found and found[bias].value.ndim < value.ndim:
                 parameters += found[bias].parameters
         suffix = "" if sole_name and names == ["weight"] else name  # a sole `weight` bears its module's name
@@ -234,7 +234,7 @@ def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -
 def _bare_weight(
     suffix: str, name: str, value: Tensor, parameters: tuple[Tensor, ...], bias: Tensor | None
 ) -> ModuleWeight:
-    """By the table of layouts, or else a batch of matrices."""
+    """Return a weight by the table of layouts, or else as a batch of matrices."""
     shared = bias is not None and has_shared_bias(value.shape, bias.shape)
     known = (
         weight_layout("", value, bias if shared else None) if name == "weight" and (value.ndim > 3 or shared) else None

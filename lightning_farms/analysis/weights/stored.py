@@ -1,4 +1,4 @@
-"""Where in a model's parameters the entries of each weight lie: to change them where they are kept."""
+"""Locates the entries of each weight in a model's parameters, so that they can be changed where they are stored."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class StoredWeight(NamedTuple):
     """A weight of a model, and where its entries are.
 
     Attributes:
-        name: of the layer, as in :func:`layer_weights`.
-        shape: as stored; empty where it is not known.
-        key: of the parameter that holds the entries, without what wrappers put into names; empty where there is a
+        name: name of the layer, as in :func:`layer_weights`.
+        shape: shape as stored; empty if unknown.
+        key: name of the parameter that holds the entries, without the parts that wrappers add; empty if there is a
             reason.
-        parameter: that parameter, which may be sharded; None where there is a reason.
-        parts: one for numbers as they are stored; two, real and imaginary parts, for complex numbers in a real
-            parameter. Each has a position in the flattened parameter for every entry.
+        parameter: that parameter, which may be sharded; None if there is a reason.
+        parts: positions of the entries in the flattened parameter, each part with one position per entry: one part for
+            numbers as they are stored; two, real and imaginary, for complex numbers in a real parameter.
         size: number of entries.
-        reason: why the weight is not selected, or its entries cannot be told apart; empty where they can.
-        selected: whether it is selected, with or without a place.
+        reason: why the weight is not selected, or its entries cannot be located; empty if they can.
+        selected: whether the weight is selected, even if its entries cannot be located.
     """
 
     name: str
@@ -48,19 +48,19 @@ class StoredWeight(NamedTuple):
 
 
 def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list[StoredWeight]:
-    """Where the entries of a model's weights are, in the order of :func:`layer_weights`.
+    """Locate the entries of a model's weights, in the order of :func:`layer_weights`.
 
     Every module is asked for its matrices while its parameters hold their own positions, so that slices (queries, keys
     and values in one parameter), transposed and permuted weights, and pairs that make complex numbers are found without
-    knowing the class. What comes back as anything but positions has been computed, and has a reason. Of parameters that
-    are sharded nothing is gathered.
+    knowing the class. A weight that comes back as anything but positions was computed, and gets a reason. Sharded
+    parameters are not gathered.
 
     Args:
         model: any module.
-        selection: which weights.
+        selection: the weights to locate.
 
     Returns:
-        One item a weight; those that are left out have a reason.
+        One item per weight; weights that are left out have a reason.
 
     Raises:
         TypeError: ``model`` is not a module, or ``selection`` not a :class:`Selection`.
@@ -81,7 +81,7 @@ def stored_weights(model: nn.Module, selection: Selection = Selection()) -> list
 
 
 def _placed(outline: LayerWeight, found: StoredWeight | None, keys: dict[int, str]) -> StoredWeight:
-    """The weight with its parameter's name, or the reason why there is none."""
+    """Return the weight with its parameter's name, or with the reason why there is none."""
     if outline.reason or found is None or id(found.parameter) not in keys:
         reason = outline.reason or _COMPUTED
         return StoredWeight(outline.name, outline.shape, reason=reason, selected=not outline.reason)
@@ -89,7 +89,7 @@ def _placed(outline: LayerWeight, found: StoredWeight | None, keys: dict[int, st
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A model's parameters by the names that they would have without wrappers; a shared one has its first name.
+    """Return a model's parameters by their names without wrappers; a shared parameter has its first name.
 
     Example:
         >>> list(named_parameters(nn.DataParallel(nn.Linear(2, 2))))
@@ -106,7 +106,7 @@ def _of_module(name: str, module: nn.Module, selection: Selection, wanted: set[s
     try:
         with _positions_in_parameters(modules_read(module)) as (originals, starts):
             layers = _read(name, module, claimed_weights, selection, originals, values=True)
-    except Exception:  # of whatever a user's class does; its weights stay without a place
+    except Exception:  # a user's class may do anything; its weights are then not located
         return
     for layer in layers:
         if layer.name in wanted and not layer.reason:
@@ -119,9 +119,9 @@ def _of_module(name: str, module: nn.Module, selection: Selection, wanted: set[s
 
 @contextmanager
 def _positions_in_parameters(modules: list[nn.Module]) -> Iterator[tuple[dict[int, Tensor], dict[int, int]]]:
-    """Modules whose parameters hold 0, 1, 2, ... in their own shapes, each going on where the one before ends.
+    """Let parameters hold 0, 1, 2, ... in their own shapes for a while, each going on where the one before ends.
 
-    Yields {id of such a one: the original} and {id of an original: where it starts}.
+    Yields {id of such a parameter: the original} and {id of an original: the number at which it starts}.
     """
     replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     originals: dict[int, Tensor] = {}
@@ -149,7 +149,7 @@ def _positions(tensor: Tensor, start: int) -> nn.Parameter:
 
 
 def _columns(matrices: Tensor) -> Tensor:
-    """(P, m, n) -> (1, P m n), or (2, P m n), real and imaginary parts, where these are positions too."""
+    """Flatten (P, m, n) to (1, P m n), or to real and imaginary parts (2, P m n) if the latter are positions, too."""
     if not matrices.is_complex():
         return matrices.reshape(1, -1)
     columns = torch.view_as_real(matrices.resolve_conj()).reshape(-1, 2).T
@@ -157,7 +157,7 @@ def _columns(matrices: Tensor) -> Tensor:
 
 
 def _parts(columns: Tensor, numel: int) -> tuple[Part, ...]:
-    """Distinct positions below a number, sorted by the first column; none where they are no such thing."""
+    """Return positions sorted by the first column; none unless they are distinct integers below ``numel``."""
     if not bool(((columns == columns.round()) & (columns >= 0) & (columns < numel)).all()):
         return ()
     positions = columns.to(torch.int64)
@@ -172,7 +172,7 @@ def _parts(columns: Tensor, numel: int) -> tuple[Part, ...]:
 
 
 def _as_slice(positions: Tensor) -> Part:
-    """The same as a slice, where they are evenly spaced."""
+    """Return positions as a slice if they are evenly spaced, else as they are."""
     start = int(positions[0])
     step = int(positions[1]) - start if len(positions) > 1 else 1
     if step > 0 and bool((positions.diff() == step).all()):
