@@ -1,4 +1,4 @@
-"""Packed weights as the numbers that they stand for, in formats that can be unpacked on the CPU."""
+"""Unpacks quantised weights to the numbers that they stand for, in formats that can be unpacked on the CPU."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lightning_farms.analysis._rounding import units
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.shapes import MetaTensors
 
-_BLOCK = 128  # of DeepSeek's fp8
+_BLOCK = 128  # block size of DeepSeek's fp8
 _QUANT_STATE = "quant_state.bitsandbytes__"
 
 
 class Unpacked(NamedTuple):
-    """How to read what a packed tensor stands for, and how far apart the packed numbers are at each entry."""
+    """Functions that read the numbers of a packed tensor, and how far apart packed numbers are at each entry."""
 
     read: Callable[[], Tensor]
     steps: Callable[[], Tensor]
 
 
 def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Unpacked | None:
-    """A packed tensor unpacked; None of a format that is not unpacked here.
+    """Return how to unpack a packed tensor; None for formats that are not unpacked here.
 
     Args:
-        name: of the tensor.
+        name: name of the tensor.
         packed: its format, as ``find_quantised`` calls it.
-        tensors: of the checkpoint.
-        config: what stands beside it.
+        tensors: tensors of the checkpoint.
+        config: configuration beside the checkpoint.
     """
     if packed not in _FORMATS:
         return None
@@ -41,7 +41,7 @@ def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: M
 
 
 def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """(W - zero) s, with a scale for all, for each row, or for each block."""
+    """Return (W - zero) s, with one scale s for the tensor, per row, or per block."""
     weight = tensors[name].to(torch.float32)
     if f"{name}_offset" in tensors:
         raise UnreadableTensor("quantised with offsets, which are not unpacked here: analyse the original checkpoint")
@@ -51,7 +51,7 @@ def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any])
 
 
 def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """A unit in the last place times s."""
+    """Return the unit in the last place times s."""
     weight = tensors[name]
     unit = units(weight, weight.dtype) if weight.is_floating_point() else torch.ones(weight.shape)
     return unit * _scales(name, tensors, config).abs()
@@ -60,7 +60,7 @@ def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str,
 def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
     scales = tensors[f"{name}{suffix}"]
-    if scales.dtype == torch.uint8:  # exponents, of MXFP8
+    if scales.dtype == torch.uint8:  # MXFP8's exponents
         scales = scales.view(torch.float8_e8m0fnu)
     if not scales.is_floating_point():
         raise UnreadableTensor(f"quantised, with scales of type {scales.dtype}: analyse the original checkpoint")
@@ -75,7 +75,7 @@ def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
-    """One factor for each entry of the weight's last two dimensions."""
+    """Expand factors to one for each entry of the weight's last two dimensions."""
     factors = factors.to(torch.float32)
     if factors.numel() == 1:
         return factors.reshape(())
@@ -83,7 +83,7 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
         raise UnreadableTensor(
             f"quantised, and which of {len(weight)} rows each of {len(factors)} scales is for is not told"
         )
-    factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # for experts, for outputs, for rows
+    factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # per expert, output or row
     for axis, size in ((-2, block[0]), (-1, block[1])):
         count, length = factors.shape[axis], weight.shape[axis]
         if count not in (1, length):
@@ -95,7 +95,7 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def _by_rows(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """bitsandbytes, 8 bits: the largest entry of each row is 127."""
+    """Unpack 8 bits of bitsandbytes, where the largest entry of each row is 127."""
     return tensors[name].to(torch.float32) * _by_rows_steps(name, tensors, config)
 
 
@@ -105,7 +105,7 @@ def _by_rows_steps(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any
 
 
 def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any], packed: Tensor | None = None) -> Tensor:
-    """bitsandbytes, 4 bits (NF4, FP4), by that package."""
+    """Unpack 4 bits of bitsandbytes (NF4, FP4) by that package."""
     stored = tensors.stored if isinstance(tensors, MetaTensors) else tensors
     parts = {other.removeprefix(f"{name}."): other for other in stored if other.startswith(f"{name}.")}
     described = next((other for other in parts if other.startswith(_QUANT_STATE)), None)
@@ -124,7 +124,7 @@ def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any], p
 
 
 def _four_bits_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """Of the 16 numbers that a block can hold, what is rounded to each entry's is so wide."""
+    """Return the width of the interval that is rounded to each entry's number, out of the 16 that a block can hold."""
     table = tensors[f"{name}.quant_map"].to(torch.float32)
     code = int(table.argmax())
     largest = _four_bits(name, tensors, config, torch.full_like(tensors[name], code << 4 | code)).to(torch.float32)

@@ -1,4 +1,4 @@
-"""What parametrised weights are in effect, from the tensors that a state dict holds in their place."""
+"""Computes parametrised weights as they take effect, from the tensors that a state dict holds in their place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a checkpoint, or one that follows from several."""
+    """A tensor of a checkpoint, or one that is computed from several."""
 
     read: Callable[[], Tensor]
     reason: str = ""
@@ -31,11 +31,11 @@ class StoredTensor(NamedTuple):
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """The tensors of a state dict with those of parametrised weights replaced by the weights that they stand for.
+    """Return the tensors of a state dict, with those of parametrised weights replaced by the weights in effect.
 
     weight_norm: :math:`W = g V / |V|`; spectral_norm: :math:`W / (u^T W v)`; pruning: :math:`W M`, in the forms of
-    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``. Of any other parametrisation a state dict does not
-    tell the function. The wrappers of DDP, FSDP and ``torch.compile`` are left out of the names.
+    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``. A state dict does not tell the function of any other
+    parametrisation. The wrappers of DDP, FSDP and ``torch.compile`` are left out of the names.
     """
     names = plain_names(list(tensors))
     groups: dict[str, dict[str, str]] = {}
@@ -46,7 +46,7 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
 
 
 def _effective_or_reason(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StoredTensor:
-    """The weight; where its parts' shapes cannot be read, what reading it says."""
+    """Return the weight or, if the shapes of its parts cannot be read, a tensor whose reading raises the reason."""
     try:
         return _effective(name, parts, tensors)
     except UnreadableTensor:
@@ -54,7 +54,7 @@ def _effective_or_reason(name: str, parts: Mapping[str, str], tensors: Mapping[s
 
 
 def plain_names(names: list[str]) -> dict[str, str]:
-    """Names without what wrappers (DDP, FSDP, ``torch.compile``) add."""
+    """Return {name without the parts that wrappers (DDP, FSDP, ``torch.compile``) add: name}."""
     in_ddp = all(name.startswith("module.") for name in names)
     parts = {name: name.removeprefix("module.").split(".") if in_ddp else name.split(".") for name in names}
     plain = {".".join(part for part in parts[name] if part not in WRAPPERS): name for name in names}
@@ -62,7 +62,7 @@ def plain_names(names: list[str]) -> dict[str, str]:
 
 
 def _split(name: str, names: Mapping[str, str]) -> tuple[str, str]:
-    """The weight's name, and which part of it this tensor is; empty for all of it."""
+    """Return a weight's name, and the part of it that a tensor is; empty if the tensor is all of it."""
     if match := _PARAMETRISED.fullmatch(name):
         return match["module"] + match["name"], match["part"]
     base, underscore, part = name.rpartition("_")
@@ -126,7 +126,7 @@ def _row_dimensions(weight: Tensor, left: Tensor, right: Tensor) -> list[int]:
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """W by its norm as power iteration has it, u'Wv; where two dimensions may be the rows, by the larger such norm."""
+    """Divide W by its norm from power iteration, u'Wv, or by the larger one if two dimensions may be the rows."""
     matrices = (weight.movedim(d, 0).flatten(1) for d in _row_dimensions(weight, left, right))
     effective: Tensor = weight / torch.stack([left @ matrix @ right for matrix in matrices]).max()
     return effective

@@ -1,4 +1,4 @@
-"""Pairs of factors of low-rank updates (LoRA) among the names of a state dict."""
+"""Finds the pairs of factors of low-rank updates (LoRA) among the names of a state dict."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST = 200
 
 
 class LowRankPair(NamedTuple):
-    """Names of the two factors of an update of a module's weight."""
+    """Names of a module, its update's two factors, and the update's other tensors (empty if there are none)."""
 
     module: str
     leaf: str
@@ -42,12 +42,12 @@ class LowRankPair(NamedTuple):
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """Names of all tensors that make the update."""
+        """Names of all tensors that make up the update."""
         return tuple(name for name in self[2:] if name)
 
 
 def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
-    """Find the pairs."""
+    """Return the pairs among some names, by the name of the first factor."""
     pairs: dict[str, LowRankPair] = {}
     for name in names:
         match = None if factor_reason(name) else _OF_NEMO.fullmatch(name) or _FIRST.fullmatch(name)
@@ -64,9 +64,9 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
                 of_module = f"{module}." if module else ""
                 start = f"{of_module}lora_"
                 more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
-                if more[1] not in names:  # stored as a parameter, or as that of a module
+                if more[1] not in names:  # stored as a parameter, or as the parameter of a module
                     more[1] = more[1].removesuffix(".weight")
-                if more[1] not in names:  # of other programs
+                if more[1] not in names:  # the name in other programs
                     more[1] = f"{of_module}dora_scale"
                 more += [f"{start}mid{rest}", f"{of_module}alpha"]
                 found = [other if other in names else "" for other in more]
@@ -75,12 +75,12 @@ def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
 
 
 def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, config: Mapping[str, Any]) -> StoredTensor:
-    """The product of a pair, with its scale where the file or the adapter's config tells it."""
+    """Return the product of a pair, with its scale if the file or the adapter's config tells it."""
 
     def made() -> tuple[Tensor, int]:
         diagonal = tensors[pair.diagonal].read() if pair.diagonal else None
         down, up = tensors[pair.first].read(), tensors[pair.second].read()
-        if f".{pair.first}".endswith(".lora_a") and down.ndim == up.ndim == 2:  # of MLX, (inputs, r) and (r, outputs)
+        if f".{pair.first}".endswith(".lora_a") and down.ndim == up.ndim == 2:  # MLX: (inputs, r) and (r, outputs)
             down, up = down.mT, up.mT
         if pair.core:
             down = with_core(down, tensors[pair.core].read())
@@ -99,20 +99,20 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
 
 
 def _scale(module: str, rank: int, given: Tensor | None, config: Mapping[str, Any]) -> float:
-    """The factor alpha / r, or alpha / sqrt(r) of rank-stabilised adapters; 1 where alpha is not told."""
+    """Return alpha / r, or alpha / sqrt(r) for rank-stabilised adapters; without alpha, MLX's scale or 1."""
     adapter = config.get("adapter", {})
     alpha: Any = given.item() if given is not None and not given.is_meta and given.numel() == 1 else None
     if alpha is None:
         alpha = _of_module(adapter.get("alpha_pattern"), module, adapter.get("lora_alpha"))
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not rank:
-        settings = adapter.get("lora_parameters")  # of MLX
+        settings = adapter.get("lora_parameters")  # the name in MLX
         scale = settings.get("scale") if isinstance(settings, Mapping) else None
         return float(scale) if isinstance(scale, (int, float)) else 1.0
     return float(alpha) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
 
 
 def _of_module(patterns: object, module: str, default: object) -> object:
-    """The value of the first pattern that a module's name within the model, or its end after a dot, matches."""
+    """Return the value of the first pattern that matches a module's name in the model, or its end after a dot."""
     known = patterns if isinstance(patterns, Mapping) else {}
     plain = module.removeprefix("base_model.model.")
     found = (value for pattern, value in known.items() if _names(str(pattern), plain))
@@ -120,7 +120,7 @@ def _of_module(patterns: object, module: str, default: object) -> object:
 
 
 def _names(pattern: str, module: str) -> bool:
-    """Whether a name or regular expression is one of a module, as peft has it; no expression that may take forever."""
+    """Whether a name or regular expression matches a module as in peft; expressions that may take forever do not."""
     if module == pattern or module.endswith(f".{pattern}"):
         return True
     if len(pattern) > _LONGEST or len(module) > _LONGEST or len(_REPEATED.findall(pattern)) > _MOST_REPEATED:

@@ -1,4 +1,4 @@
-"""Weights of quantised checkpoints, known by the tensors that are stored with them, by type, and by the config."""
+"""Finds quantised weights by the tensors that are stored beside them, by their type, and by the config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class QuantisedFormat(NamedTuple):
-    """A format: what the packed numbers are called, and what must be, and may be, beside them.
+    """A format: names of the packed numbers, and of the tensors that must be, or may be, beside them.
 
     The names are those within a module; ``{}`` stands for the weight's own name, such as ``gate_up_proj``.
     """
@@ -54,7 +54,7 @@ _COMPANION = re.compile(
 )
 
 
-_INDICES = ("Qidxs", "codes", "dense_weights", "indices")  # stored with 64 bits, too
+_INDICES = ("Qidxs", "codes", "dense_weights", "indices")  # these may be stored with 64 bits
 _SOLE = {"weight", *(known.packed for known in _FORMATS if "{}" not in known.packed)}
 _ADAPTER = re.compile(r"lora_|hada_|lokr_|bias$")
 
@@ -67,19 +67,19 @@ class Quantised(NamedTuple):
 
 
 def find_quantised(types: Mapping[str, torch.dtype], config: Mapping[str, Any]) -> Quantised:
-    """Find them among the names and types of a checkpoint's tensors.
+    """Find quantised weights among the names and types of a checkpoint's tensors.
 
     Args:
-        types: by name.
-        config: what a ``config.json`` beside the file says: with ``quantization_config`` (or ``quant_method``) in it,
-            every matrix of integers is taken for a packed one, and what is called like scales for its companion.
+        types: type of each tensor by its name.
+        config: content of a ``config.json`` beside the file. If it has ``quantization_config`` (or ``quant_method``),
+            every matrix of integers is taken for a packed one, and tensors named like scales for its companions.
     """
     formats: dict[str, str] = {}
     companions: set[str] = set()
     modules: dict[str, set[str]] = {}
     for name in types:
         parts = name.split(".")
-        for depth in (1, 2, 3):  # `weight._data` and `weight.quant_state.x` are two and three parts of a module's
+        for depth in (1, 2, 3):  # `weight._data` and `weight.quant_state.x` are names of two and three parts
             modules.setdefault(".".join(parts[:-depth]), set()).add(".".join(parts[-depth:]))
     for name, dtype in types.items():
         leaf = name.rpartition(".")[2]
@@ -96,14 +96,14 @@ def find_quantised(types: Mapping[str, torch.dtype], config: Mapping[str, Any]) 
 
 
 def _beside_sole(types: Mapping[str, torch.dtype], formats: Mapping[str, str]) -> set[str]:
-    """What a module holds beside the one packed weight that it is about (tables, factors), but for adapters."""
+    """Return what a module holds besides its one packed weight (tables, factors), except adapters."""
     modules = {name.rpartition(".")[0] for name in formats if name.rpartition(".")[2] in _SOLE}
     beside = (name for name in types if name.rpartition(".")[0] in modules and name not in formats)
     return {name for name in beside if not _ADAPTER.match(name.rpartition(".")[2])}
 
 
 def is_packed(dtype: torch.dtype) -> bool:
-    """Whether a type is one of packed numbers: integers, or floating point of one byte."""
+    """Whether a type is one of packed numbers: integers, or floating point numbers of one byte."""
     if dtype in (torch.bool, torch.complex32, torch.int64):  # 64 bits are indices
         return False
     return dtype.itemsize == 1 or not (dtype.is_floating_point or dtype.is_complex)
@@ -127,7 +127,7 @@ def _formats_of(name: str, modules: Mapping[str, set[str]]) -> Iterator[tuple[st
 
 
 def _own_name(pattern: str, leaf: str) -> str | None:
-    """What `{}` stands for; empty where the pattern has none, None where the name is another."""
+    """Return what `{}` stands for in a name; empty if the pattern has no `{}`, None if the name does not match."""
     start, braces, end = pattern.partition("{}")
     if not braces:
         return "" if leaf == pattern else None
@@ -142,7 +142,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _of_no_known_format(types: Mapping[str, torch.dtype], formats: dict[str, str]) -> set[str]:
-    """Without one: of modules that hold packed weights, what is called like scales is no weight."""
+    """Return companions in modules whose packed weights have no known format: tensors named like scales."""
     packed = {name for name, dtype in types.items() if is_packed(dtype) and "weight" in name.rpartition(".")[2]}
     modules = {name.rpartition(".")[0] for name in packed if name not in formats}
     named = {name for name in types if _COMPANION.fullmatch(name.rpartition(".")[2])}
@@ -150,7 +150,7 @@ def _of_no_known_format(types: Mapping[str, torch.dtype], formats: dict[str, str
 
 
 def _unnamed(types: Mapping[str, torch.dtype], method: str, formats: dict[str, str]) -> set[str]:
-    """With a config that says so: matrices of integers in modules that hold what is called like scales."""
+    """Add matrices of integers in modules with tensors named like scales to the formats; return those tensors."""
     companions = {name for name in types if _COMPANION.fullmatch(name.rpartition(".")[2])}
     modules = {name.rpartition(".")[0] for name in companions}
     for name, dtype in types.items():

@@ -1,4 +1,4 @@
-"""Rules that tell from a stored tensor's name and shape which weight matrices it holds."""
+"""Rules that tell from the name and shape of a stored tensor which weight matrices it holds."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ _NO_WEIGHT = re.compile(
     r"|scales|pe|pos_table|pos_idx_to_embed"
     # rotary and sinusoidal tables
     r"|(.*_)?(inv_freq|freqs?(_cis)?|freqs_(cos|sin)|cos|sin|(cos|sin)_(cached?|table)|rotary_table|sinusoid.*|angles)"
-    # of signals: filter banks, windows, bases of Fourier transforms, resampling kernels
+    # signal processing: filter banks, windows, bases of Fourier transforms, resampling kernels
     r"|fb|(mel_)?(filters|filter_?banks?|basis|fbanks?)|mel_fb|window|(stft_)?kernel_(sin|cos)|wsin|wcos|dct_mat"
     r"|(forward|inverse|fourier)_basis|(resample|blur|fir)_(kernel|filter)"
     # queues and running averages of contrastive learning and vector quantisation
     r"|queue(_.*)?|memory_bank|embed_(avg|sum)|ema_(w|weight|embed|dw|cluster_size)|cluster_size|(.*_)?(moving|running)_avg"
     r"|embedding_avg|codebook_avg|(.*_)?ema"
-    # of other running statistics, and what is kept between steps
+    # other running statistics, and what is kept between steps
     r"|running_.*|(.*_)?cov_sum|(.*_)?covar_cache|confmat|confusion_matrix|(.*_)?([kv]|kv|key|value)_cache|cache_[kv]"
     r"|(.*_)?(buffer|cached?)|alibi|tril|triu|adj(acency)?(_matrix)?|laplacian|A_hat|dft_(real|imag)|idft_(real|imag)|filt"
     r"|fp8_meta|obs|observations|next_obs(ervations)?|actions|rewards"
-    # of optimizers
+    # optimizers
     r"|(max_)?exp_avgs?(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta"
     # grids, anchors, statistics of the data, counters
     r"|(.*_)?(grid|coords|anchors?|anchor_points|mesh)|(pixel|data|image|feats?)_(mean|std)|mean|std|stats|priors?"
@@ -85,17 +85,17 @@ class StoredLeaf(NamedTuple):
 
     @property
     def layer(self) -> str:
-        """Name of the layer: the module's for its ``weight``, else with the tensor's."""
+        """Name of the layer: the module's name for its ``weight``, otherwise with the tensor's name."""
         parts = (self.module,) if self.name == "weight" else (self.module, self.name)
         return ".".join(part for part in parts if part) or "weight"
 
     def sibling(self, name: str) -> Tensor | None:
-        """Another tensor of the module, None if it has none of that name."""
+        """Return another tensor of the module; None if it has none of that name."""
         return self.siblings[name].read() if name in self.siblings else None
 
 
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
-    """Weight matrices of one stored tensor, by the first rule that knows it."""
+    """Return the weight matrices of one stored tensor, by the first rule that applies to it."""
     tensor = leaf.stored.read()
     if tensor.ndim < 2 and not _FLATTENED.fullmatch(leaf.name):
         return []
@@ -119,7 +119,7 @@ def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
 
 
 def skipped_layer(name: str, kind: str, shape: Sequence[int], reason: str) -> LayerWeight:
-    """A layer without values that says why it is not analysed."""
+    """Return a layer without values that gives the reason why it is not analysed."""
     return LayerWeight(name, kind, tuple(shape), NO_MATRICES, (), reason)
 
 
@@ -128,7 +128,7 @@ def _is_number(dtype: torch.dtype) -> bool:
 
 
 def is_fp8(dtype: torch.dtype) -> bool:
-    """Whether a type is a floating point number of one byte, which is of use with its scales only."""
+    """Whether a type is a floating point number of one byte, which is useful only with its scales."""
     return dtype.is_floating_point and dtype.itemsize == 1
 
 
@@ -139,7 +139,7 @@ def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
 
 
 def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Biases, buffers, and the factors of a normalisation over several dimensions."""
+    """Return no layer for biases, buffers, and the factors of a normalisation over several dimensions."""
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
     normalisation = bias is not None and bias.shape == tensor.shape
     averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
@@ -148,7 +148,7 @@ def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """The projections of ``nn.MultiheadAttention``, apart or one below the other."""
+    """Return the projections of ``nn.MultiheadAttention``, which are stored separately or stacked by rows."""
     if tensor.ndim == 2 and leaf.name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         return _rows_apart(leaf, tensor, "attention", ("",))
     if leaf.name != "in_proj_weight" or tensor.ndim != 2 or tensor.shape[0] % 3:
@@ -157,14 +157,14 @@ def _attention(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _recurrent(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """The gates of recurrent layers, stored one below the other: as many as weight_hh has squares."""
+    """Return the gates of recurrent layers, which are stacked by rows: as many as weight_hh has squares."""
     match = _RECURRENT.fullmatch(leaf.name)
     hidden = leaf.sibling(f"weight_hh{match['layer']}") if match else None
     if match is None or hidden is None or tensor.ndim != 2:
         return None
     if match["side"] == "hr":
         return _rows_apart(leaf, tensor, "recurrent", ("",))
-    projected = f"weight_hr{match['layer']}" in leaf.siblings  # which LSTM alone knows
+    projected = f"weight_hr{match['layer']}" in leaf.siblings  # only LSTM has projections
     gates = _GATES.get(4 if projected else hidden.shape[0] // hidden.shape[1], ())
     return _rows_apart(leaf, tensor, "recurrent", gates) if gates and tensor.shape[0] % len(gates) == 0 else None
 
@@ -183,18 +183,18 @@ def _layer(name: str, kind: str, shape: Sequence[int], matrices: Tensor, layout:
 
 
 def _laid_out(leaf: StoredLeaf, tensor: Tensor, known: KnownLayout) -> LayerWeight:
-    """A layer by a layout that is known, or a guess that the row says."""
+    """Return a layer by a known layout, or by a guess, which the row then mentions."""
     if known.reason:
         return skipped_layer(leaf.layer, "parameter", tensor.shape, known.reason)
     try:
         kind, matrices = laid_out(tensor, known.layout)
-    except ValueError as error:  # it does not fit
+    except ValueError as error:  # the layout does not fit
         return skipped_layer(leaf.layer, "parameter", tensor.shape, str(error))
     return _layer(leaf.layer, kind, tensor.shape, matrices, known.layout)._replace(remark=known.remark)
 
 
 def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """AFNO's complex layers w1, b1 and w2, b2, stored as (2, blocks, in, out) and (2, blocks, out)."""
+    """Return AFNO's complex layers w1, b1 and w2, b2, stored as (2, blocks, in, out) and (2, blocks, out)."""
     bias = leaf.sibling(leaf.name.replace("w", "b"))
     if leaf.name not in ("w1", "w2", "b1", "b2") or bias is None or len(tensor) != 2:
         return None
@@ -207,7 +207,7 @@ def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """FNO's complex weights: matrices (inputs, outputs), as of its classes in a model."""
+    """Return FNO's complex weights as matrices (inputs, outputs), like those of its classes in a model."""
     layout = modes_layout(leaf.name, tensor.shape) if tensor.is_complex() else ""
     matrices = tensor.movedim((0, 1), (-2, -1))
     return [_layer(leaf.layer, "parameter", tensor.shape, matrices, layout)] if layout else None
@@ -227,13 +227,13 @@ def _embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module's name is one that tables of embeddings bear."""
+    """Whether a module's name is one that tables of embeddings have."""
     plain = _NUMBER.sub("", _OF_PEFT.sub("", module))
     return _EMBEDDING.fullmatch(plain.rpartition(".")[2]) is not None
 
 
 def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Weights of linear layers and convolutions; the length of the bias tells which dimension is the output."""
+    """Return linear and convolution weights; the length of the bias tells which dimension is the output."""
     if leaf.name != "weight" or tensor.ndim > 5:
         return None
     bias = leaf.sibling("bias")
@@ -242,7 +242,7 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
         return [_laid_out(leaf, tensor, known)]
     outputs = tensor.shape[0] if bias is None or bias.ndim != 1 else len(bias)
     if tensor.ndim == 2:
-        transposed = outputs == tensor.shape[1] != tensor.shape[0]  # Conv1D of transformers
+        transposed = outputs == tensor.shape[1] != tensor.shape[0]  # transformers' Conv1D
         matrix, layout = (tensor.mT, "io") if transposed else (tensor, "oi")
         return [_layer(leaf.layer, "linear", tensor.shape, matrix, layout)]
     groups, rest = divmod(outputs, tensor.shape[1])
@@ -255,14 +255,14 @@ def _weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """A vector for each place of a grid."""
+    """Return a position embedding with a vector for each place of a grid."""
     if not is_position_grid(leaf.name, tensor.shape):
         return None
     return [_layer(leaf.layer, "parameter", tensor.shape, tensor.flatten(2))._replace(layout="")]
 
 
 def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Any other tensor: by the table of layouts, or a batch of matrices of its last two dimensions."""
+    """Return any other tensor by the table of layouts, or as a batch of matrices over its last two dimensions."""
     if min(tensor.shape[-2:]) < 2:
         return None
     known = parameter_layout(leaf.module, leaf.name, tensor) if tensor.ndim > 2 else None

@@ -1,4 +1,4 @@
-"""Weight matrices of a checkpoint, read one after the other, without the model's classes."""
+"""Reads the weight matrices of a checkpoint, one after another, without the model's classes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"
 
 _NO_TENSORS = re.compile(r"(.*\.)?(_extra_state|_metadata)")
-"""Names of what modules put into their state dicts besides tensors."""
+"""Names of the entries besides tensors that modules put into their state dicts."""
 
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
-"""Names of tensors that are no weight by themselves: equal ones do not make their weights equal."""
+"""Names of tensors that are no weight by themselves; if they are equal, their weights need not be."""
 
 _TABLE_OF_TOKENS = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|score)\..*")
@@ -47,27 +47,29 @@ Modules = dict[str, dict[str, StoredTensor]]
 def checkpoint_weights(
     source: Source, selection: Selection = Selection(), *, values: bool = True
 ) -> Iterator[LayerWeight]:
-    """Weight matrices of a checkpoint file or a state dict, as ``layer_weights`` finds them in the model.
+    """Iterate over the weight matrices of a checkpoint or state dict, as ``layer_weights`` finds them in the model.
 
-    What a state dict does not tell: a convolution's groups (the matrices of all groups are taken as one), whether a
-    convolution without a bias or with as many inputs as outputs is transposed (its matrices are then too, which alpha
-    does not see), the orientation of a linear weight that its bias does not tell, and functions that a module
-    computes its weight with. A table of embeddings is known by its name, and what is stored as ``weight`` with 3, 4
-    or 5 dimensions is taken to be a convolution, unless its module is called after experts, it has a bias for each
-    matrix or for its last dimension, or that is longer than any kernel (a batch of matrices then); (outputs, k, k, k,
-    inputs) is the layout of sparse convolutions, and (outputs, 16, 16, 3) that of images with the channels last. Where
-    such a guess changes the number the weight has a remark, and ``Selection(layout=...)`` says what is right.
+    A state dict does not tell a convolution's groups (the matrices of all groups are taken as one), whether a
+    convolution without a bias or with as many inputs as outputs is transposed (its matrices are then transposed, too,
+    which does not change alpha), the orientation of a linear weight if its bias does not tell, and the functions by
+    which a module computes its weight.
+
+    A table of embeddings is known by its name. A ``weight`` with 3, 4 or 5 dimensions is taken to be a convolution,
+    unless its module is named after experts, it has a bias for each matrix or for its last dimension, or its last
+    dimension is longer than any kernel; then it is a batch of matrices. (outputs, k, k, k, inputs) is the layout of
+    sparse convolutions, and (outputs, 16, 16, 3) that of images with the channels last. If such a guess changes the
+    number, the weight has a remark; give the right layout by ``Selection(layout=...)``.
 
     Args:
         source: path of a checkpoint, see :func:`open_checkpoint`, or tensors by name, such as those of
-            ``open_checkpoint(path, dequantize=True)``. Of an optimizer's state in the file nothing is read.
+            ``open_checkpoint(path, dequantize=True)``. An optimizer's state in the file is not read.
         selection: which weights are analysed.
-        values: without, none is read from the file, and the matrices are on the meta device.
+        values: whether values are read from the file; if not, the matrices are on the meta device.
 
     Returns:
-        An iterator over the weights in the order of the names; tied weights come once. It keeps none of them, so that
-        of a mapping that reads from disk one module's tensors are in memory at a time. A weight that is not selected,
-        is quantised, cannot be read, or is parametrised in an unknown way has the reason, and no values.
+        An iterator over the weights in the order of the names; tied weights come once. It keeps none of them, so if the
+        mapping reads from disk, only one module's tensors are in memory at a time. A weight that is not selected, is
+        quantised, cannot be read, or is parametrised in an unknown way has a reason instead of values.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
@@ -91,17 +93,18 @@ def checkpoint_weights(
 
 
 def checkpoint_changes(source: Source, base: Source, selection: Selection = Selection()) -> Iterator[LayerWeight]:
-    """Change of each weight matrix from one checkpoint to another, W - W_base, such as by fine-tuning.
+    """Iterate over the changes of weight matrices between two checkpoints, W - W_base, such as by fine-tuning.
 
     Args:
         source: the later checkpoint, as in :func:`checkpoint_weights`.
-        base: the earlier one. Where all names of either begin alike (``network.``), that is left out to match them.
+        base: the earlier checkpoint. If the two have no name in common, the prefix that all names of either share
+            (``network.``) is left out to match them.
         selection: which weights are analysed.
 
     Returns:
-        An iterator over the changes. Of one whose matrices have a few eigenvalues that stand clear of the rounding of
-        both files (a merged low-rank update), these alone are to be fitted, and one that is no more than rounding has
-        the reason that it is unchanged. A weight that the base lacks, or has in another shape, has the reason.
+        An iterator over the changes. If only a few eigenvalues of a change stand clear of the rounding of both files (a
+        merged low-rank update), only these are to be fitted. A change that is no more than rounding has the reason that
+        the weight is unchanged. A weight that the base lacks, or has in another shape, has a reason, too.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard of it is missing.
@@ -117,7 +120,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    # what is tied there need not be later
+    # weights that are tied in the base need not be tied later
     before_all = _with_its_head(_read(base))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
@@ -137,7 +140,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
 
 
 def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
-    """Layers with names of their own: no module, but a dictionary, can hold both ``a`` and ``a.weight``."""
+    """Give every layer a name of its own: a dictionary, though no module, can hold both ``a`` and ``a.weight``."""
     seen: set[str] = set()
     for layer in layers:
         while layer.name in seen:
@@ -151,7 +154,7 @@ def _opened(source: Source) -> Mapping[str, Tensor]:
 
 
 def _read(source: Source) -> Mapping[str, Tensor]:
-    """The tensors of a file, or of a state dict, without what else modules put there, and plain values."""
+    """Return the tensors of a file or of a state dict, without plain values and other entries that modules add."""
     if not isinstance(source, Mapping):
         return open_checkpoint(source)
     if not isinstance(source, dict):  # it may read from disk
@@ -168,9 +171,9 @@ def _read(source: Source) -> Mapping[str, Tensor]:
 
 
 def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The table that is a language model's head too, which is not stored again, as the head, as in the model.
+    """Rename a language model's table of embeddings to its head, as in the model, if the head is tied to it.
 
-    ``tie_word_embeddings`` in the configuration beside the file says so.
+    The head is then not stored; ``tie_word_embeddings`` in the configuration beside the file says that it is tied.
     """
     config = _config(tensors)
     named = " ".join(map(str, config.get("architectures") or ()))
@@ -183,7 +186,7 @@ def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
-    """Effective tensors by the module that holds them, and by their names within it."""
+    """Return the tensors in effect by the module that holds them, and by their names within it."""
     stored = effective_tensors(tensors)
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair.factors}
@@ -209,32 +212,32 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
             place = product.module, product.leaf
             _add(modules, place, name, low_rank_product(stored, product, _config(tensors)))
         elif name not in factors:
-            plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # of tltorch, dense
+            plain = name.removesuffix(".tensor") if name.endswith("weight.tensor") else name  # tltorch's dense tensors
             _add(modules, split(plain), name, _of_experts(plain, tensor, tensors))
     return modules
 
 
 def _add(modules: Modules, place: tuple[str, str], name: str, tensor: StoredTensor) -> None:
-    """Put a tensor into its module; where another is there, as of ``weight`` and ``.weight``, into one of its own."""
+    """Add a tensor to its module, or to a module of its own if its place is taken (``weight`` and ``.weight``)."""
     module, leaf = place
     taken = leaf in modules.get(module, {})
     modules.setdefault(name if taken else module, {})[leaf] = tensor
 
 
 def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str, Tensor]) -> StoredTensor:
-    """A packed tensor as what it stands for, if that is asked for and can be done."""
+    """Return a packed tensor with the numbers that it stands for, if that is asked for and possible."""
     wanted = packed and isinstance(tensors, (StoredTensors, MetaTensors)) and tensors.dequantize
     unpacked = dequantised(name, packed, tensors, _config(tensors)) if wanted and name else None
     if unpacked is not None:
         return tensor._replace(read=unpacked.read, steps=unpacked.steps, remark=f"unpacked ({packed})")
-    done = getattr(tensors, "unpacked", {}).get(name, "")  # by the file's reader
+    done = getattr(tensors, "unpacked", {}).get(name, "")  # the file's reader has unpacked it
     if done and not packed:
         return tensor._replace(steps=lambda: steps_of_grid(tensor.read()), remark=f"unpacked ({done})")
     return tensor._replace(quantised=packed)
 
 
 def _of_experts(name: str, tensor: StoredTensor, tensors: Mapping[str, Tensor]) -> StoredTensor:
-    """Experts in one matrix apart, by the configuration beside the file; with a remark where it does not tell."""
+    """Separate stacked experts by the configuration beside the file; add a remark if it does not tell their number."""
     leaf, count = stacked_leaf(name), experts_in(_config(tensors))
     if not leaf or tensor.quantised or tensor.reason or tensor.layout:
         return tensor
@@ -254,7 +257,7 @@ def _buffers(tensors: Mapping[str, Tensor]) -> frozenset[str]:
 
 
 def _of_format(tensors: Mapping[str, Tensor], attribute: str, names: Mapping[str, str]) -> dict[str, str]:
-    """What a file's format tells of its tensors, by their names without wrappers."""
+    """Return what a file's format tells about its tensors, by their names without wrappers."""
     known: Mapping[str, str] = getattr(tensors, attribute, {})
     return {plain: known[name] for plain, name in names.items() if name in known}
 
@@ -264,21 +267,21 @@ def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
 
 
 def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
-    """Packed tensors, and what comes with them, by their names without wrappers."""
+    """Find packed tensors and their companions, by their names without wrappers."""
     config = _config(tensors)
     outlines = tensors if isinstance(tensors, MetaTensors) else MetaTensors(tensors)
     types: dict[str, torch.dtype] = {}
     for plain, name in plain_names(list(tensors)).items():
-        with suppress(UnreadableTensor):  # it has a row of its own
+        with suppress(UnreadableTensor):  # the tensor has a row that says so
             types[plain] = outlines[name].dtype
     found = find_quantised(types, config)
     return found._replace(formats={**found.formats, **_of_format(tensors, "quantised", plain_names(list(tensors)))})
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors that are the same numbers once, by the first name, of a table of embeddings where no other is.
+    """Keep one of tensors that are the same numbers: the first that is no table of embeddings, or else the first.
 
-    Of other mappings that read from disk nothing is known: a tensor's memory is another's once it is freed.
+    Other mappings that read from disk stay as they are: once a tensor is freed, another may have its memory.
     """
     if isinstance(tensors, StoredTensors):
         keys = {name: name if _PART.search(name) else tensors.identity(name) for name in tensors}
@@ -303,17 +306,17 @@ def _is_table(name: str) -> bool:
 
 
 def _memory(name: str, tensor: Tensor) -> object:
-    """What two tensors have in common that are the same numbers in memory; vectors are not looked at."""
+    """Return a key that tensors share if they are the same numbers in memory; vectors have keys of their own."""
     try:
         if _PART.search(name) or tensor.is_meta or must_be_gathered(tensor) or not tensor.numel() or tensor.ndim < 2:
             return name
         return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-    except (RuntimeError, ValueError):  # nested, or not initialised
+    except (RuntimeError, ValueError):  # a nested tensor, or one that is not initialised
         return name
 
 
 def _unread(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, list[LayerWeight]]:
-    """Modules none of whose weights is selected, of which no value is to be read; every pattern matches a layer."""
+    """Return the layers of modules without a selected weight, whose values need not be read; check the patterns."""
     everything = Selection(embeddings=selection.embeddings, low_rank_products=selection.low_rank_products)
     if selection == everything:
         return {}
@@ -326,7 +329,7 @@ def _unread(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, li
 def _module_layers(
     modules: Modules, module: str, selection: Selection, *, values: bool = True
 ) -> Iterator[LayerWeight]:
-    """Layers of one module, without values where they are not selected, or cannot be read."""
+    """Yield the layers of one module, without values if they are not selected or cannot be read."""
     leaves = modules[module]
     for name, stored in leaves.items():
         leaf = StoredLeaf(module, name, stored, leaves)
@@ -343,7 +346,7 @@ def _module_layers(
 
 
 def _steps(leaf: StoredLeaf, name: str) -> Callable[[], Tensor] | None:
-    """Reads the steps of an unpacked weight, as matrices like its own."""
+    """Return a function that reads the steps of an unpacked weight, as matrices like its own."""
     steps = leaf.stored.steps
     if steps is None:
         return None
@@ -352,10 +355,10 @@ def _steps(leaf: StoredLeaf, name: str) -> Callable[[], Tensor] | None:
 
 
 def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:
-    """The layers of a tensor, or one with the reason why it cannot be read: it costs no other tensor's row."""
+    """Return the layers of a tensor, or one with the reason why it cannot be read; other tensors keep their rows."""
     try:
         return leaf_layers(leaf)
-    except Exception as error:  # of whatever a file holds
+    except Exception as error:  # a file may hold anything
         first_line = (str(error).splitlines() or [""])[0]
         computed = f"the weight could not be computed: {type(error).__name__}: {first_line}"
         reason = error.reason if isinstance(error, UnreadableTensor) else computed
