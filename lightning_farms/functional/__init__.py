@@ -1,4 +1,4 @@
-"""Tensors in, tensors or NamedTuples out: windows, spectra, power-law fits, random matrices, maps. Torch only."""
+"""Functions from tensors to tensors or NamedTuples: windows, spectra, fits, random matrices, maps. Torch only."""
 
 from lightning_farms.functional.distributions import (
     DistributionComparison,

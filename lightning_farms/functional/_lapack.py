@@ -1,7 +1,7 @@
-"""Gram matrices and their eigenvalues, one after another in a work space that fits the cache.
+"""Gram matrices and their eigenvalues, computed one after another in a work space that fits the cache.
 
-Of a Gram matrix one triangle is formed; LAPACK reduces it to tridiagonal form and finds the values only. SciPy's BLAS
-and LAPACK are called through function pointers: these let other threads run, which SciPy's own wrappers do not.
+Only one triangle of a Gram matrix is formed; LAPACK reduces it to tridiagonal form and finds eigenvalues only. SciPy's
+BLAS and LAPACK are called through function pointers, which let other threads run; SciPy's own wrappers do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_farms.functional._rows import as_real, on_boundary, row_norms
 from lightning_farms.functional.submatrices import is_interleaved
 
 DecompositionError = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-"""What PyTorch raises where a decomposition does not converge."""
+"""The error that PyTorch raises if a decomposition does not converge."""
 
 _NAMES = {
     torch.float32: ("ssyrk", "ssytrd", "ssterf"),
@@ -32,11 +32,11 @@ _NAMES = {
 }
 _BLOCK = 16  # columns that are reduced together: 2 to 8 % faster than the 32 that LAPACK takes by itself
 _APART = 16  # entries between rows of a Gram matrix: rows of 2^k entries each would compete for the same cache lines
-_ROWS = 16  # of a convolution's positions that are copied together: some hundred KiB
+_ROWS = 16  # rows of a convolution's positions that are copied together: some hundred KiB
 
 
 class _Routines(NamedTuple):
-    """The three of a type.
+    """The three BLAS and LAPACK routines for one data type, whose arguments are as follows.
 
     (uplo, trans, n, k, alpha, a, lda, beta, c, ldc), (uplo, n, a, lda, d, e, tau, work, lwork, info), (n, d, e, info).
     """
@@ -47,12 +47,12 @@ class _Routines(NamedTuple):
 
 
 class GramSpectra(NamedTuple):
-    """Of matrices W (b, k, n), in float64.
+    """Eigenvalues and norms of the Gram matrices of W (b, k, n), in float64.
 
     Attributes:
-        eigenvalues: (b, k), ascending, of G = W W^H.
+        eigenvalues: (b, k), eigenvalues of G = W W^H, ascending.
         norm: (b), the squared Frobenius norm of W.
-        gram_norm: (b), that of G, divided by that of W; 0 for W = 0.
+        gram_norm: (b), the squared Frobenius norm of G divided by that of W; 0 for W = 0.
     """
 
     eigenvalues: Tensor
@@ -62,14 +62,14 @@ class GramSpectra(NamedTuple):
 
 @cache
 def available() -> bool:
-    """Whether SciPy and threadpoolctl are there, and what SciPy offers takes C's ints."""
+    """Whether SciPy and threadpoolctl are installed, and SciPy's routines take C's ints."""
     try:
         import scipy.linalg.cython_blas
         import scipy.linalg.cython_lapack  # noqa: F401
         import threadpoolctl  # noqa: F401
 
         return all(_routines(dtype) for dtype in _NAMES)
-    except Exception:  # not there, or one that does not load
+    except Exception:  # a package is not installed, or does not load
         return False
 
 
@@ -97,12 +97,13 @@ def _function(library: object, name: str, arguments: int) -> Callable[..., None]
 
 
 def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
-    """Of batches of matrices (b, k, n) on the CPU, k <= n, of any type, worked on in the given one: all of them joined.
+    """Compute the Gram spectra of batches of matrices (b, k, n) on the CPU, k <= n, all batches joined into one result.
 
-    The bits depend on the entries alone: every matrix is where a cache line begins, or copied to the same place.
+    The matrices may be of any type; ``dtype`` is the type of the computation. The bits of the result depend on the
+    entries alone: every matrix begins at a cache line, or is copied to the same place.
 
     Raises:
-        ImportError: SciPy or threadpoolctl is not there.
+        ImportError: SciPy or threadpoolctl is not installed.
         torch.linalg.LinAlgError: the iteration did not converge.
     """
     if not available():
@@ -134,7 +135,7 @@ def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
 def _within_limits(norms: Tensor) -> list[bool]:
     """Whether squares of a Gram matrix's entries are sure not to over- or underflow, by the limits of LAPACK's drivers.
 
-    Not where something is not finite.
+    False if a norm is not finite.
     """
     limits, largest = torch.finfo(norms.dtype), norms.amax(-1)
     least = (limits.tiny / limits.eps) ** 0.25
@@ -143,7 +144,7 @@ def _within_limits(norms: Tensor) -> list[bool]:
 
 
 def _exponent(matrix: Tensor) -> int:
-    """Of two, to divide a matrix by so that its largest entry is about one; 0 for zeros, and what is not finite."""
+    """Power of two to divide a matrix by so that its largest entry is about 1; 0 if it is zero or not finite."""
     largest = matrix.abs().amax().item()
     if largest == 0 or not math.isfinite(largest):
         return 0
@@ -152,7 +153,7 @@ def _exponent(matrix: Tensor) -> int:
 
 
 class _WorkSpace:
-    """For matrices (k, n) of one size and type, one after another."""
+    """Memory and arguments for decomposing matrices (k, n) of one size and type, one after another."""
 
     def __init__(self, size: int, length: int, dtype: torch.dtype) -> None:
         self._routines = _routines(dtype)
@@ -160,7 +161,7 @@ class _WorkSpace:
         self._gathered = self._copy.new_empty(0)
         self._scratch = torch.zeros(size + 1 + _BLOCK, size + _APART, dtype=dtype, device="cpu")
         self._beside = torch.empty(size, dtype=dtype.to_real(), device="cpu")
-        # (k, k): the lower triangle, which is LAPACK's upper one, as it counts by columns; zeros above it
+        # (k, k): the lower triangle, which LAPACK, counting by columns, takes for the upper one; zeros above it
         self.gram_as_real = as_real(self._scratch[:size, :size])
         number = ctypes.c_double if self._beside.dtype == torch.float64 else ctypes.c_float
         self._numbers = tuple(byref(number(each)) for each in (1, 0))
@@ -170,7 +171,7 @@ class _WorkSpace:
         self._info = ctypes.c_int(0)
 
     def gathered(self, matrices: Tensor) -> Tensor:
-        """Matrices that are interleaved, copied apart by rows, so that what a read brings into the cache is used."""
+        """Copy interleaved matrices apart, some rows at a time, so that every cache line read is fully used."""
         if len(self._gathered) < len(matrices):
             self._gathered = self._copy.new_empty(matrices.shape)
         apart = self._gathered[: len(matrices)]
@@ -179,18 +180,18 @@ class _WorkSpace:
         return apart
 
     def placed(self, matrix: Tensor, *, copied: bool) -> Tensor:
-        """The matrix, or a copy: to be changed, or if it lies where the bits of products could be others."""
+        """The matrix itself, or a copy if it is to be changed or if its place in memory could alter products' bits."""
         ready = matrix.dtype == self._copy.dtype and matrix.is_contiguous() and on_boundary(matrix)
         return self._copy.copy_(matrix) if copied or not ready or matrix.is_conj() or matrix.is_neg() else matrix
 
     def multiply(self, matrix: Tensor) -> None:
-        """Form the Gram matrix of a contiguous (k, n), which for BLAS is its transpose."""
+        """Form the Gram matrix of a contiguous (k, n) matrix, which BLAS sees as its transpose."""
         (n, length, apart, _), (upper, conjugated), (one, zero) = self._sizes, self._letters, self._numbers
         given, gram = matrix.data_ptr(), self._addresses[0]
         self._routines.multiply(upper, conjugated, n, length, one, given, length, zero, gram, apart)
 
     def decompose(self, values: Tensor) -> None:
-        """Write the eigenvalues (k) of the Gram matrix, which is lost."""
+        """Write the eigenvalues (k) of the Gram matrix, which is overwritten."""
         (n, _, apart, free), (matrix, tau, work), info = self._sizes, self._addresses, byref(self._info)
         d, e = values.data_ptr(), self._beside.data_ptr()
         self._routines.reduce(self._letters[0], n, matrix, apart, d, e, tau, work, free, info)
@@ -200,7 +201,7 @@ class _WorkSpace:
 
 
 class _OfThread(threading.local):
-    """The work space that a thread used last: the next matrices are mostly of the same size."""
+    """The work space that a thread used last, kept because the next matrices are mostly of the same size."""
 
     key: tuple[int, int, torch.dtype] | None = None
     space: _WorkSpace | None = None
@@ -211,16 +212,16 @@ _OF_THREAD = _OfThread()
 
 def _work_space(size: int, length: int, dtype: torch.dtype) -> _WorkSpace:
     if _OF_THREAD.space is None or _OF_THREAD.key != (size, length, dtype):
-        _OF_THREAD.space = None  # so that there are never two
+        _OF_THREAD.space = None  # freed first, so that there are never two
         _OF_THREAD.key, _OF_THREAD.space = (size, length, dtype), _WorkSpace(size, length, dtype)
     return _OF_THREAD.space
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread for BLAS, in the process: for one caller at a time, which leaves in the thread in which it entered.
+    """Limit BLAS to one thread in the whole process, for one caller at a time.
 
-    The thread's work space is let go.
+    The caller has to leave the context in the thread in which it entered. On leaving, the thread's work space is freed.
     """
     if not available():
         yield
@@ -236,4 +237,4 @@ def one_blas_thread() -> Iterator[None]:
 def _controller() -> Any:  # noqa: ANN401
     import threadpoolctl
 
-    return threadpoolctl.ThreadpoolController()  # of the libraries that are loaded: SciPy's is
+    return threadpoolctl.ThreadpoolController()  # controls the libraries that are loaded by now: SciPy's is

@@ -1,4 +1,4 @@
-"""The smallest entries of a matrix, exactly as many as asked; of equal ones the earlier."""
+"""Selects the smallest entries of a matrix, exactly as many as asked for; of equal entries the earlier is taken."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def smallest_entries(values: Tensor, count: int) -> Tensor:
 
 
 def smallest_in_rows(values: Tensor, count: int) -> Tensor:
-    """Mark the smallest entries of each row of (R, C), count in all; rows differ by one at most.
+    """Mark `count` smallest entries of (R, C) in all, shared evenly: the numbers per row differ by at most one.
 
-    The extra ones go to the rows whose next candidate is smallest, equal ones: the earlier row.
+    The rows whose next candidate is smallest get one more; of equal candidates the earlier row comes first.
     """
     rows = values.shape[0]
     if count == values.numel():
         return torch.ones_like(values, dtype=torch.bool)
     each, extra = divmod(count, rows)
-    following = values.kthvalue(each + 1, dim=1).values  # first entry of the row that stays, unless the row is chosen
+    following = values.kthvalue(each + 1, dim=1).values  # a row's first unmarked entry, unless the row gets one more
     wanted = torch.full((rows,), each, device=values.device)
     wanted[following.argsort(stable=True)[:extra]] += 1
     marked = values < following.unsqueeze(1)
@@ -37,7 +37,7 @@ def smallest_in_rows(values: Tensor, count: int) -> Tensor:
 
 
 def smallest_of_every(values: Tensor, n: int, m: int) -> Tensor:
-    """Mark the n smallest of every m consecutive columns of (R, C), C a multiple of m."""
+    """Mark the n smallest of every m consecutive entries of each row of (R, C), C a multiple of m."""
     groups = values.unflatten(1, (-1, m))
     if m > _MOST_PAIRED:
         order = groups.argsort(dim=2, stable=True)

@@ -1,9 +1,9 @@
-r"""Whether another law fits the tail of a spectrum better than a power law: likelihood ratios and their p-values.
+r"""Tests whether another law fits the tail of a spectrum better than a power law: likelihood ratios and p-values.
 
-All laws begin at a given :math:`x_{min}` and are fitted by maximum likelihood. With :math:`y = \ln(x / x_{min})` those
-of two parameters are exponential families, :math:`p(y) \propto e^{-a y - c h(y)}` with :math:`h = y^2` for the
-lognormal and :math:`h = e^y - 1` for the truncated power law: the means of y and h over the tail are all that their
-fits depend on, and each has one optimum, which Newton's method finds for many spectra at once.
+All laws begin at a given :math:`x_{min}` and are fitted by maximum likelihood. With :math:`y = \ln(x / x_{min})` the
+laws of two parameters are exponential families, :math:`p(y) \propto e^{-a y - c h(y)}` with :math:`h = y^2` for the
+lognormal and :math:`h = e^y - 1` for the truncated power law. Their fits depend only on the means of y and h over the
+tail, and each has one optimum, which Newton's method finds for many spectra at once.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_NODES = 96  # of the Gauss-Legendre rule
-_FAR = 45.0  # e-folds below the largest value, where an integrand ends
+_NODES = 96  # nodes of the Gauss-Legendre rule
+_FAR = 45.0  # e-folds below its largest value at which an integrand is cut off
 _STEPS = 60
-_CONVERGED = 1e-14  # of a gain in the mean log-likelihood, relative
-_TOWARDS_BOUND = 0.75  # of the way to a parameter's bound that a step may go
-_SHARES = (1.0, 0.5, 0.25, 0.125, 1 / 32, 1 / 128, 1 / 1024, 0.0)  # of a Newton step that are tried
+_CONVERGED = 1e-14  # relative gain in the mean log-likelihood at which the iteration stops
+_TOWARDS_BOUND = 0.75  # share of the distance to a parameter's bound that a step may go
+_SHARES = (1.0, 0.5, 0.25, 0.125, 1 / 32, 1 / 128, 1 / 1024, 0.0)  # shares of a Newton step that are tried
 
 
 class LikelihoodRatio(NamedTuple):
@@ -29,8 +29,8 @@ class LikelihoodRatio(NamedTuple):
     Attributes:
         total: :math:`R = \sum_i \ln p_{power}(x_i) - \ln p_{other}(x_i)`; positive where the power law fits better.
         spread: :math:`\sqrt n \sigma`, the standard deviation of R; :math:`\sigma` is that of one term.
-        nested: 0, or how many parameters more than the power law the other one has, of which that is a special case
-            (then R is never positive).
+        nested: if the power law is a special case of the other law, how many parameters more the other law has (then R
+            is never positive); otherwise 0.
     """
 
     total: Tensor
@@ -39,7 +39,7 @@ class LikelihoodRatio(NamedTuple):
 
     @property
     def normalized(self) -> Tensor:
-        """R by its standard deviation; 0 where both laws are the same."""
+        """R divided by its standard deviation; 0 where both laws are the same."""
         same = self.total.abs() <= _same(self.spread)
         return (self.total / self.spread).masked_fill(same, 0.0)
 
@@ -47,8 +47,9 @@ class LikelihoodRatio(NamedTuple):
     def p_value(self) -> Tensor:
         r"""Probability of an R at least as far from zero if neither law is the better one.
 
-        Vuong's, :math:`\mathrm{erfc}(|R| / \sqrt{2 n} \sigma)`; for a nested law that of :math:`2 |R|` under the
-        chi-squared law of as many degrees of freedom as it has parameters more. It holds for many independent samples.
+        This is Vuong's p-value, :math:`\mathrm{erfc}(|R| / \sqrt{2 n} \sigma)`; for a nested law it is the p-value of
+        :math:`2 |R|` under the chi-squared law with as many degrees of freedom as the other law has additional
+        parameters. It holds for many independent samples.
         """
         distance = self.total.abs()
         vuong = torch.erfc(self.normalized.abs() / 2**0.5)
@@ -56,10 +57,10 @@ class LikelihoodRatio(NamedTuple):
         return torch.where(self.nested > 0, chi_squared, vuong).masked_fill(distance <= _same(self.spread), 1.0)
 
     def summed(self, of: Tensor) -> LikelihoodRatio:
-        """The ratio of several independent tails together, each with parameters of its own.
+        """The ratio for several independent tails together, each with parameters of its own.
 
         Args:
-            of: (..., B), bool, which of the last dimension's tails.
+            of: (..., B), bool, which tails of the last dimension are summed.
         """
         parts = (self.total, self.spread.square(), self.nested)
         total, variance, nested = (part.masked_fill(~of, 0).sum(-1) for part in parts)
@@ -67,13 +68,13 @@ class LikelihoodRatio(NamedTuple):
 
 
 class DistributionComparison(NamedTuple):
-    r"""A power law against three other laws above the same xmin.
+    r"""Likelihood ratios of a power law against three other laws above the same xmin.
 
     Attributes:
         lognormal: against :math:`p(x) \propto x^{-1} e^{-(\ln x - \mu)^2 / 2 s^2}`.
         exponential: against :math:`p(x) \propto e^{-\lambda x}`.
         truncated_power_law: against :math:`p(x) \propto x^{-\alpha} e^{-\lambda x}`, with alpha and lambda not
-            negative, of which the power law is a special case.
+            negative; the power law is a special case of it.
     """
 
     lognormal: LikelihoodRatio
@@ -86,19 +87,19 @@ def compare_distributions(eigenvalues: Tensor, xmin: Tensor) -> DistributionComp
 
     Each law is fitted to the eigenvalues at or above ``xmin`` by maximum likelihood. A positive ratio speaks for the
     power law, a negative one for the other law; with a p-value above 0.1, as the second reference proposes, it speaks
-    for neither. With few eigenvalues (below some 50) it is seldom smaller, whatever the law. Where the best lognormal
-    or truncated power law is the power law itself (the limit of a wide lognormal), R is 0 and p is 1.
+    for neither. With few eigenvalues (below some 50) the p-value is seldom smaller, whatever the law. Where the best
+    lognormal or truncated power law is the power law itself (the limit of a wide lognormal), R is 0 and p is 1.
 
-    The eigenvalues are taken for independent samples. Those of one matrix repel each other and windows overlap, so
-    that for a matrix p is no probability: it tells for which layers another law is the better description.
+    The eigenvalues are treated as independent samples. Those of one matrix repel each other and windows overlap, so
+    for a matrix p is not a probability: it tells for which layers another law is the better description.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight.
         xmin: (...), where the tail starts, in the same units.
 
     Returns:
-        Three ratios of shape (...), float64; NaN where fewer than three eigenvalues, or no two different ones, are in
-        the tail, or xmin is not positive.
+        Three ratios of shape (...), float64; NaN where the tail has fewer than three eigenvalues or all are equal, or
+        xmin is not positive.
 
     Raises:
         ValueError: the shape of ``xmin`` is not that of ``eigenvalues`` without the last dimension.
@@ -142,12 +143,12 @@ def compare_distributions(eigenvalues: Tensor, xmin: Tensor) -> DistributionComp
 
 
 def _same(spread: Tensor) -> Tensor:
-    """What rounding leaves of the ratio of a law to itself."""
+    """Largest ratio of a law to itself that rounding may leave."""
     return 1e-9 + 1e-9 * spread
 
 
 class _Family(NamedTuple):
-    """Laws p(y) = exp(-a y - c h(y)) / Z, y >= 0: h, where the integrand begins and ends by (a, c), and the least a."""
+    """Family p(y) = exp(-a y - c h(y)) / Z, y >= 0: h, the integration bounds as functions of (a, c), the least a."""
 
     other: Callable[[Tensor], Tensor]
     ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -155,14 +156,14 @@ class _Family(NamedTuple):
 
 
 class _Law(NamedTuple):
-    """Members of a family, by a, c and ln Z."""
+    """Members of a family, given by a, c and ln Z."""
 
     slope: Tensor
     factor: Tensor
     log_normaliser: Tensor
 
     def log_density(self, logs: Tensor, other: Tensor) -> Tensor:
-        """Of y (..., N), with h(y)."""
+        """Logarithm of the density at y (..., N), given h(y) as well."""
         slope, factor, log_normaliser = (each.to(logs).unsqueeze(-1) for each in self)
         return -slope * logs - factor * other - log_normaliser
 
@@ -184,14 +185,14 @@ _TRUNCATED = _Family(torch.expm1, _ends_of_truncated, -1.0)  # alpha = a + 1 is 
 
 
 def _lognormal(mean: Tensor, square: Tensor) -> _Law:
-    """The power law where y scatters as much as it does under that, or more: there the likelihood has no optimum."""
+    """Fit the lognormal; the power law where y scatters at least as much as under it, for then there is no optimum."""
     variance = square - mean**2
     interior = (variance > 0) & (square < 2 * mean**2)
     return _fitted(_LOGNORMAL, (mean, square), (-mean / variance, 0.5 / variance), interior)
 
 
 def _truncated_power_law(mean: Tensor, excess: Tensor) -> _Law:
-    """The power law where its own mean of x is not above the tail's, the exponential where alpha would be negative."""
+    """The fit: the power law if its mean of x is not above the tail's, the exponential if alpha would be negative."""
     slope, rate = 1 / mean, 1 / excess
     power = (slope > 1) & (excess * (slope - 1) >= 1)
     exponential, (mean_of_exponential, _), _ = _law_and_moments(_TRUNCATED, torch.full_like(rate, -1.0), rate)
@@ -201,7 +202,7 @@ def _truncated_power_law(mean: Tensor, excess: Tensor) -> _Law:
 
 
 def _fitted(family: _Family, means: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor], interior: Tensor) -> _Law:
-    """Maximum likelihood from the means of y and h, by damped Newton steps; the power law where it is at c = 0."""
+    """Maximise the likelihood, given the means of y and h, by damped Newton steps; a power law if not `interior`."""
     power = _Law(1 / means[0], torch.zeros_like(means[0]), means[0].log())
     mean, other = (each[interior] for each in means)
     slope, factor = (each[interior] for each in start)
@@ -210,7 +211,7 @@ def _fitted(family: _Family, means: tuple[Tensor, Tensor], start: tuple[Tensor, 
     shares = torch.tensor(_SHARES, dtype=torch.float64, device="cpu").unsqueeze(-1)
     for _ in range(_STEPS):
         law, found, (a, b, c) = _law_and_moments(family, slope, factor)
-        first, second = found[0] - mean, found[1] - other  # the gradient; Newton's step is it by the covariance
+        first, second = found[0] - mean, found[1] - other  # the gradient; Newton's step divides it by the covariance
         steps = torch.stack([c * first - b * second, a * second - b * first]) / (a * c - b * b)
         room = torch.stack([slope - family.least, factor])
         longest = (-_TOWARDS_BOUND * room / steps).masked_fill(~(steps < 0), 1.0).amin(0).clamp(max=1.0)
@@ -228,7 +229,7 @@ def _fitted(family: _Family, means: tuple[Tensor, Tensor], start: tuple[Tensor, 
 def _law_and_moments(
     family: _Family, slope: Tensor, factor: Tensor
 ) -> tuple[_Law, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """The laws (...), the means of y and h under them, and their variance, covariance, variance."""
+    """The laws (...), the means of y and h under them, and (variance of y, covariance, variance of h)."""
     log_normaliser, logs, other, masses = _integrated(family, slope, factor)
     shares = masses / masses.sum(-1, keepdim=True)
     first, second = (shares * logs).sum(-1), (shares * other).sum(-1)
@@ -239,7 +240,7 @@ def _law_and_moments(
 
 
 def _integrated(family: _Family, slope: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The logarithm of Z (...), and at the nodes (..., Q) y, h(y) and the integrand by its largest value there."""
+    """The logarithm of Z (...), and at the nodes (..., Q) y, h(y) and the weighted integrand relative to its peak."""
     low, high = (end.unsqueeze(-1) for end in family.ends(slope, factor))
     nodes, weights = _gauss_legendre()
     logs = low + (high - low) * nodes

@@ -1,8 +1,8 @@
-"""Which way the eigenvalues of Gram matrices are computed, by one table, and the ways themselves.
+"""Methods for computing the eigenvalues of Gram matrices, and the table by which one of them is chosen.
 
-Nothing is timed during a run: what is chosen depends on the problem and on what is installed, so that a run can be
-repeated. What it has of GPUs follows public reports (pytorch issues 174674, 175585, 183806, 192483 and its pull request
-175403) and was not measured on one by us; what it has of CPUs was, on one AMD EPYC, against PyTorch with MKL.
+Nothing is timed during a run: the choice depends on the problem and on the installed packages, so that a run can be
+repeated. The lines for GPUs follow public reports (pytorch issues 174674, 175585, 183806, 192483 and its pull request
+175403) and were not measured on one by us; the lines for CPUs were, on one AMD EPYC, against PyTorch with MKL.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from torch import Tensor
 from lightning_farms.functional import _lapack
 
 Where = Literal["auto", "device", "host"]
-"""Where eigenvalues of matrices on a device are computed: as the table has it, there, or on the host's processor."""
+"""Where eigenvalues of matrices on a device are computed: as the table decides, on the device, or on the host's CPU."""
 
 DecompositionError = _lapack.DecompositionError
-"""What PyTorch raises where a decomposition does not converge."""
+"""The error that PyTorch raises if a decomposition does not converge."""
 
 PADDED_TO = 4
-"""Rows and columns of the CPU's copies of matrices are multiples of this, see :func:`lightning_farms.functional.esd`"""
+"""CPU copies of matrices are padded to multiples of this size, see :func:`lightning_farms.functional.esd`."""
 
 MOST_MATRICES = 65_535
-"""Matrices in one call on a device: cuSOLVER's batched routines refuse more."""
+"""Largest number of matrices in one call on a device: cuSOLVER's batched routines refuse more."""
 
-_MOST_ENTRIES = 2**31 - 1  # of one call: sizes of work spaces are 32-bit numbers in some of the routines
-_HOST_BYTES = 2**26  # of Gram matrices that are copied to the host at once, while those before are decomposed
+_MOST_ENTRIES = 2**31 - 1  # limit for one call: sizes of work spaces are 32-bit numbers in some of the routines
+_HOST_BYTES = 2**26  # bytes of Gram matrices copied to the host at once, while the previous ones are decomposed
 
 
 class Way(StrEnum):
-    """How the eigenvalues of a batch of Gram matrices are computed."""
+    """Method by which the eigenvalues of a batch of Gram matrices are computed."""
 
     CPU = "cpu"
-    """The matrices are on the CPU: PyTorch's LAPACK, there."""
+    """PyTorch's LAPACK, for matrices on the CPU."""
     SCIPY = "scipy"
-    """The matrices are on the CPU: SciPy's BLAS and LAPACK, there, one after another, without the Gram matrices'
-    other halves."""
+    """SciPy's BLAS and LAPACK, for matrices on the CPU, one after another; only one half of each Gram matrix is
+    formed."""
     TORCH = "torch"
     """PyTorch's routine on the matrices' device."""
     CUPY = "cupy"
     """cuSOLVER's batched Jacobi routine through CuPy, on the matrices' device and the current stream."""
     HOST = "host"
-    """LAPACK, of copies in pinned memory, while the device goes on."""
+    """LAPACK on the host, applied to copies in pinned memory, while the device goes on."""
 
     __repr__ = str.__repr__
 
 
 class Problem(NamedTuple):
-    """What the choice of a way depends on.
+    """All that the choice of a method depends on.
 
     Attributes:
-        device: type of the device, ``"rocm"`` where PyTorch was built for AMD's and says ``"cuda"``.
-        dtype: of the Gram matrices.
-        size: rows of one.
-        batch: number of them.
+        device: type of the device; ``"rocm"`` if PyTorch was built for AMD GPUs, which it calls ``"cuda"``.
+        dtype: data type of the Gram matrices.
+        size: number of rows of one Gram matrix.
+        batch: number of Gram matrices.
         torch: major and minor version of PyTorch.
         differentiable: whether a gradient is recorded.
         one_blas_thread: whether the caller holds BLAS to one thread, see :func:`one_blas_thread`.
@@ -78,19 +78,19 @@ class Problem(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A line of the table: the first one of which all conditions hold, and whose way exists here, is followed.
+    """A line of the table: the first line whose conditions all hold, and whose method is available, is followed.
 
     Attributes:
-        way: what is done.
-        because: why.
+        way: the method.
+        because: the reason.
         device: type of the device; None for any.
         complex: whether the matrices are complex; None for either.
         smallest: least size.
         largest: greatest size.
         fewest: least number of matrices.
-        since: first version of PyTorch.
-        differentiable: True: only where a gradient is recorded.
-        one_blas_thread: True: only where BLAS is held to one thread.
+        since: first version of PyTorch to which it applies.
+        differentiable: if True, the line applies only if a gradient is recorded.
+        one_blas_thread: if True, the line applies only if BLAS is held to one thread.
     """
 
     way: Way
@@ -105,7 +105,7 @@ class Rule(NamedTuple):
     one_blas_thread: bool = False
 
     def holds(self, problem: Problem) -> bool:
-        """Whether all conditions hold."""
+        """Whether all conditions hold for the problem."""
         return (
             self.device in (None, problem.device)
             and self.complex in (None, problem.dtype.is_complex)
@@ -145,16 +145,16 @@ RULES: tuple[Rule, ...] = (
     Rule(Way.HOST, "one by one, and slow (issues 174674, 175585, 183806)", device="cuda"),
     Rule(Way.TORCH, "nothing is known of other devices"),
 )
-"""The table. With ``where="device"`` the lines that lead to the host are passed over."""
+"""The table. With ``where="device"`` the lines that lead to the host are skipped."""
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold SciPy's BLAS to one thread, in the whole process: what :attr:`Way.SCIPY` takes to be so.
+    """Hold SciPy's BLAS to one thread in the whole process, as :attr:`Way.SCIPY` assumes.
 
-    For one caller at a time, which leaves in the thread in which it entered; other threads may compute meanwhile.
-    Nothing is done where SciPy or threadpoolctl is not there, and a limit that the program has set by threadpoolctl in
-    another thread stays.
+    Only one caller at a time may use it, and has to leave it in the thread in which it entered; other threads may
+    compute meanwhile. Without SciPy or threadpoolctl nothing is done; a limit that the program has set by
+    threadpoolctl in another thread stays.
 
     Example:
         >>> with one_blas_thread():
@@ -166,13 +166,13 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def check_where(where: str) -> None:
-    """Refuse what is no :data:`Where`.
+    """Raise an error unless the argument is a valid :data:`Where`.
 
     Args:
-        where: what was given.
+        where: the value to check.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not one of :data:`Where`.
 
     Example:
         >>> check_where("host")
@@ -190,13 +190,13 @@ def problem_of(
     grad: bool = False,
     one_blas_thread: bool = False,
 ) -> Problem:
-    """What the choice depends on, with the version of PyTorch that runs.
+    """Describe a problem, together with the running version of PyTorch, as :func:`way_of` needs it.
 
     Args:
-        device: of the Gram matrices.
-        dtype: of the Gram matrices.
-        size: rows of one.
-        batch: number of them.
+        device: device of the Gram matrices.
+        dtype: data type of the Gram matrices.
+        size: number of rows of one Gram matrix.
+        batch: number of Gram matrices.
         grad: whether a gradient is recorded.
         one_blas_thread: whether the caller holds BLAS to one thread.
 
@@ -213,15 +213,15 @@ def problem_of(
 
 
 def way_of(problem: Problem, where: Where = "auto") -> Way:
-    """The way that the table has for a problem.
+    """Choose the method for a problem by the table.
 
     Args:
-        problem: the Gram matrices.
+        problem: description of the Gram matrices.
         where: ``"auto"``: the table; ``"device"``: the table without the host; ``"host"``: the host. Without effect on
             matrices that are on the CPU.
 
     Returns:
-        The way; CuPy's and SciPy's only where these can be imported.
+        The method; CuPy's and SciPy's only if these can be imported.
 
     Raises:
         ValueError: ``where`` is out of range.
@@ -245,21 +245,21 @@ def _exists(way: Way) -> bool:
 
 
 def gram_eigenvalues(upper: Tensor, way: Way) -> Tensor:
-    """Eigenvalues of Hermitian matrices, of which the upper triangle is read.
+    """Compute the eigenvalues of Hermitian matrices, reading their upper triangles only.
 
     At most :data:`MOST_MATRICES` are handed over at once. Only :attr:`Way.CPU` and :attr:`Way.TORCH` have a
-    gradient. Nothing is checked here; see :func:`lightning_farms.functional.checked_esd`.
+    gradient. The results are not checked here; see :func:`lightning_farms.functional.checked_esd`.
 
     Args:
         upper: (..., k, k), real or complex, in single or double precision.
-        way: how; not :attr:`Way.SCIPY`, which starts from what the Gram matrices are of.
+        way: the method; not :attr:`Way.SCIPY`, which forms the Gram matrices itself.
 
     Returns:
         (..., k), real, ascending, in the precision of the matrices and on their device.
 
     Raises:
-        ValueError: the way is :attr:`Way.SCIPY`.
-        ImportError: CuPy was asked for and is not there.
+        ValueError: the method is :attr:`Way.SCIPY`.
+        ImportError: CuPy was asked for and is not installed.
         torch.linalg.LinAlgError: the decomposition does not converge, or CuPy's fails.
 
     Example:
@@ -287,7 +287,7 @@ def _by_torch(upper: Tensor) -> Tensor:
 
 
 def _cupy() -> ModuleType | None:
-    """CuPy, or None where it is not there or does not load, for want of CUDA's libraries for instance."""
+    """CuPy, or None if it is not installed or does not load, for instance because CUDA's libraries are missing."""
     try:
         import cupy
     except Exception:
@@ -297,7 +297,7 @@ def _cupy() -> ModuleType | None:
 
 
 def _by_cupy(upper: Tensor) -> Tensor:
-    """By CuPy, which reads torch's memory; the result is sorted into torch's own, so that CuPy's is free again."""
+    """CuPy's routine, which reads torch's memory; sorting copies the result to torch's, so that CuPy's is freed."""
     cupy = _cupy()
     if cupy is None:
         raise ImportError('Eigenvalues by CuPy need it: pip install "lightning-farms[gpu]"')
@@ -313,7 +313,7 @@ def _by_cupy(upper: Tensor) -> Tensor:
 
 @contextmanager
 def _current_stream(cupy: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN401
-    """CuPy works on torch's current stream of a device: neither has to wait for the other."""
+    """Let CuPy work on torch's current stream of a device, so that neither has to wait for the other."""
     if device.type != "cuda":
         yield
         return
@@ -327,20 +327,20 @@ def _current_stream(cupy: Any, device: torch.device) -> Iterator[None]:  # noqa:
 
 
 class _Copy(NamedTuple):
-    """Matrices on the host, and what tells that they have arrived."""
+    """Matrices on the host, and the event that tells that they have arrived."""
 
     matrices: Tensor
     arrived: torch.cuda.Event | None
 
     def decomposed(self, size: int) -> Tensor:
-        """Their eigenvalues, the largest ``size``."""
+        """The largest ``size`` eigenvalues of each matrix."""
         if self.arrived is not None:
-            self.arrived.synchronize()  # of this copy only, and without the interpreter's lock
+            self.arrived.synchronize()  # waits for this copy only, and without the interpreter's lock
         return _by_torch(self.matrices)[..., -size:]
 
 
 def _on_host(upper: Tensor) -> Tensor:
-    """By LAPACK, slice by slice: while one is decomposed, the next is on its way and the device goes on."""
+    """LAPACK on the host, slice by slice: while one is decomposed, the next is copied and the device goes on."""
     size = upper.shape[-1]
     most = max(1, _HOST_BYTES // (size**2 * upper.element_size()))
     waiting: deque[_Copy] = deque()
@@ -355,7 +355,7 @@ def _on_host(upper: Tensor) -> Tensor:
 
 
 def _copied(matrices: Tensor) -> _Copy:
-    """A copy in pinned memory, under way on the current stream; zeros fill it up as the CPU's matrices are."""
+    """Start a copy to pinned memory on the current stream, padded with zeros like the CPU's matrices."""
     above = -matrices.shape[-1] % PADDED_TO
     if above:
         matrices = torch.nn.functional.pad(matrices, (above, 0, above, 0))
@@ -363,13 +363,13 @@ def _copied(matrices: Tensor) -> _Copy:
         return _Copy(matrices.to("cpu"), None)
     pinned = torch.empty(matrices.shape, dtype=matrices.dtype, device="cpu", pin_memory=True)
     pinned.copy_(matrices, non_blocking=True)
-    arrived = torch.cuda.Event(blocking=True)  # who waits leaves the core to others
+    arrived = torch.cuda.Event(blocking=True)  # a waiting thread leaves its core to others
     arrived.record(torch.cuda.current_stream(matrices.device))
     return _Copy(pinned, arrived)
 
 
 def _back(eigenvalues: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for it."""
+    """Move the eigenvalues to the device without waiting for it."""
     if device.type != "cuda":
         return eigenvalues.to(device)
     return eigenvalues.pin_memory().to(device, non_blocking=True)

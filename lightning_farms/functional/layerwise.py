@@ -1,8 +1,8 @@
-"""Alphas of a network's layers -> multipliers of its learning rate, or of another hyperparameter.
+"""Maps from the alphas of a network's layers to multipliers of their learning rates or of another hyperparameter.
 
 Every map works in float64 and leaves a layer whose alpha is not finite alone: its multiplier is 1, and it has no
-influence on the other layers' multipliers. Where all finite alphas are equal (to a relative 1e-9, rounding that the
-linear map would blow up to its full range), all multipliers are 1.
+influence on the other layers' multipliers. If all finite alphas are equal (to a relative 1e-9, since the linear map
+would blow up rounding errors to its full range), all multipliers are 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def tb_linear_map(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float
     .. math:: m_l = \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha} (s_2 - s_1) + s_1
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        alphas: (L,), one PL_Alpha_Hill per layer; a layer whose alpha is not finite is left alone.
         lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
         lr_max_ratio: s2, the multiplier of the largest alpha, at least s1.
 
@@ -58,7 +58,7 @@ def tb_sigmoid(alphas: Tensor, s_low: float = 1.0, s_high: float = 1.0, tau: flo
               \frac12 \right), \quad s = s_{high} \text{ where } \alpha_l > \bar\alpha \text{ else } s_{low}
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        alphas: (L,), one PL_Alpha_Hill per layer; a layer whose alpha is not finite is left alone.
         s_low: strength below the mean, not negative; the multiplier stays above 10^(-s_low / 2).
         s_high: strength above the mean, not negative; the multiplier stays below 10^(s_high / 2).
         tau: steepness per unit of alpha, positive.
@@ -87,10 +87,10 @@ def tb_sigmoid(alphas: Tensor, s_low: float = 1.0, s_high: float = 1.0, tau: flo
 
 
 def tb_sqrt(alphas: Tensor) -> Tensor:
-    r"""Multipliers proportional to the root, of mean 1: :math:`m_l = L \sqrt{\alpha_l} / \sum_k \sqrt{\alpha_k}`.
+    r"""Multipliers of mean 1, proportional to the root of alpha: :math:`L \sqrt{\alpha_l} / \sum_k \sqrt{\alpha_k}`.
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer, above 1; not finite: the layer is left alone.
+        alphas: (L,), one PL_Alpha_Hill per layer, above 1; a layer whose alpha is not finite is left alone.
 
     Returns:
         (L,) multipliers, float64.
@@ -106,10 +106,10 @@ def tb_sqrt(alphas: Tensor) -> Tensor:
 
 
 def tb_log2(alphas: Tensor) -> Tensor:
-    r"""Multipliers proportional to the logarithm, of mean 1: :math:`m_l = L \log_2 \alpha_l / \sum_k \log_2 \alpha_k`.
+    r"""Multipliers of mean 1, proportional to the logarithm: :math:`L \log_2 \alpha_l / \sum_k \log_2 \alpha_k`.
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer, above 1; not finite: the layer is left alone.
+        alphas: (L,), one PL_Alpha_Hill per layer, above 1; a layer whose alpha is not finite is left alone.
 
     Returns:
         (L,) multipliers, float64.
@@ -125,14 +125,14 @@ def tb_log2(alphas: Tensor) -> Tensor:
 
 
 def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
-    r"""Multipliers by rank: of L layers the r-th smallest (from 0) gets :math:`s_1 + (s_2 - s_1) r / L`.
+    r"""Multipliers by rank: of L layers, the one of rank r (0 for the smallest alpha) gets :math:`s_1 + (s_2-s_1) r/L`.
 
-    Equal alphas share the mean of their ranks.
+    Layers with equal alphas all get the mean of their ranks.
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer; not finite: the layer is left alone.
+        alphas: (L,), one PL_Alpha_Hill per layer; a layer whose alpha is not finite is left alone.
         lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
-        lr_max_ratio: s2, never quite reached, at least s1.
+        lr_max_ratio: s2, at least s1; never quite reached.
 
     Returns:
         (L,) multipliers, float64.
@@ -162,13 +162,13 @@ def normalize_multipliers(
     low: float = 0.0,
     high: float = math.inf,
 ) -> Tensor:
-    r"""Multipliers times one common factor, within bounds, so that their weighted mean is 1.
+    r"""Scale multipliers by one common factor, within bounds, so that their weighted mean is 1.
 
     .. math:: m'_l = \min(\max(c \, m_l, low), high), \quad \sum_l w_l m'_l = \sum_l w_l
               \quad \text{or} \quad \sum_l w_l \ln m'_l = 0
 
-    What is left of a difference between layer-wise and common rates is then who gets more, and not how much there is
-    in all. Without bounds that bind, ratios of multipliers stay as they are.
+    Layer-wise and common rates then differ only in how they are distributed over the layers, not in their overall
+    size. Ratios of multipliers stay as they are unless a bound is met.
 
     Args:
         multipliers: (L,), finite and positive.
@@ -181,7 +181,7 @@ def normalize_multipliers(
         (L,) multipliers, float64.
 
     Raises:
-        ValueError: not vectors of one length, no such mean, or bounds that leave no room for a mean of 1.
+        ValueError: not vectors of one length, an unknown mean, or bounds that leave no room for a mean of 1.
 
     Example:
         >>> normalize_multipliers(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
@@ -204,10 +204,10 @@ def normalize_multipliers(
 
 
 def _common_factor(values: Tensor, shares: Tensor, mean: str, low: float, high: float) -> Tensor:
-    r"""Factor c with :math:`\sum_l s_l f(clip(c v_l)) = f(1)`, f the identity or the logarithm.
+    r"""Find the factor c with :math:`\sum_l s_l f(clip(c v_l)) = f(1)`, f being the identity or the logarithm.
 
-    Where no multiplier meets a bound, f of the sum is linear in f(c): the two corners around the solution are found,
-    and between them it is a quotient.
+    Between the corners, where a multiplier meets a bound, the sum is linear in f(c): the two corners around the
+    solution are found, and between them it is a quotient.
     """
 
     def moment(numbers: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def _common_factor(values: Tensor, shares: Tensor, mean: str, low: float, high: 
 
 
 def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_ratio", "lr_max_ratio")) -> None:
-    """Raise an error, which calls them by their names, unless 0 < low <= high < infinity."""
+    """Raise an error that names the two arguments unless 0 < low <= high < infinity."""
     for name, value in zip(names, (low, high), strict=True):
         _check_number(name, value)
     if not (0 < low <= high < math.inf):
@@ -243,7 +243,7 @@ def check_ratios(low: float, high: float, names: tuple[str, str] = ("lr_min_rati
 
 
 def _check_number(name: str, value: object) -> None:
-    """An object in a number's place is, as a rule, one that was to be given by its name."""
+    """Raise a TypeError unless it is a number; another object was, as a rule, meant for an argument given by name."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"Expected argument `{name}` to be a number, but got {value!r}. Give other arguments by their names."

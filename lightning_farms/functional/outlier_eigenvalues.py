@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FEWEST = 5  # eigenvalues of the tail that are left to compare with
+_FEWEST = 5  # least number of eigenvalues left in the tail for comparison
 
 
 def separated_eigenvalues(
     eigenvalues: Tensor, xmin: Tensor, *, threshold: Tensor | float = 0.0, probability: float = 0.01
 ) -> Tensor:
-    r"""How many of the largest eigenvalues a gap separates that no power-law tail would have.
+    r"""Count the largest eigenvalues that are separated by a gap too wide for a power-law tail.
 
     With the n eigenvalues above :math:`x_{min}` in descending order and :math:`y_i = \ln \lambda_i`, the scaled
     spacings :math:`z_i = i \, (y_i - y_{i+1})` (:math:`y_{n+1} = \ln x_{min}`) of a power law are independent and of
@@ -19,15 +19,16 @@ def separated_eigenvalues(
 
     .. math:: r (r + 1) \left(1 + \frac{z_r}{\sum_{j=r+1}^{n} z_j}\right)^{-(n - r)} < p,
 
-    the probability of so large a spacing by the size of those below; the factor, whose inverses add up to 1, is for the
-    r that are tried, those up to n / 2 whose eigenvalues lie above ``threshold``. The largest such r counts.
+    where the power is the probability of so large a spacing, measured by those below it. The factor r (r + 1), whose
+    inverses add up to 1, accounts for the number of r that are tried: those up to n / 2 whose eigenvalues lie above
+    ``threshold``. The largest such r is returned.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight.
         xmin: (...), where the tail starts, in the same units.
-        threshold: (...) or a number, which the separated ones exceed, such as what noise alone would make
-            (:func:`spike_threshold`).
-        probability: p, with which a power law has such a gap anywhere, at most; between 0 and 1.
+        threshold: (...) or a number, which separated eigenvalues exceed, such as the largest that noise alone would
+            make (:func:`spike_threshold`).
+        probability: p, the largest probability with which a power law has such a gap anywhere; between 0 and 1.
 
     Returns:
         (...), int64; 0 where fewer than five eigenvalues would be left in the tail, or xmin is not positive.

@@ -1,7 +1,7 @@
 r"""Power-law fits :math:`p(\lambda) \propto \lambda^{-\alpha}, \lambda \geq x_{min}` to the tail of a spectrum.
 
-Every fit takes many spectra of equal length at once and returns a :class:`PowerLawFit`. Given ``xmin`` the exponent
-is always the maximum-likelihood (Hill) one; the fits differ in how they choose ``xmin``.
+Every fit takes many spectra of equal length at once and returns a :class:`PowerLawFit`. Given ``xmin``, the exponent
+is always the maximum-likelihood (Hill) estimate; the fits differ in how they choose ``xmin``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-_SCAN_ELEMENTS = 2**15  # of one block of the KS scan: 256 KiB of float64; up to here torch keeps to one thread
-_SCAN_POINTS = 16  # of each tail, in the first pass of the KS scan
-_SCAN_GROWTH = 4  # how many times more in each further pass
-_SCAN_ROUNDING = 1e-12  # by which two ways to compute one KS distance may differ
+_SCAN_ELEMENTS = 2**15  # elements of one block of the KS scan: 256 KiB of float64; up to here torch uses one thread
+_SCAN_POINTS = 16  # points of each tail in the first pass of the KS scan
+_SCAN_GROWTH = 4  # factor by which the points increase in each further pass
+_SCAN_ROUNDING = 1e-12  # by which two computations of one KS distance may differ
 _PEAK_BINS = 100
 
 HillForm = Literal["code", "paper"]
@@ -42,7 +42,7 @@ class PowerLawFit(NamedTuple):
         r"""Standard error :math:`(\alpha - 1) / \sqrt{n}` of alpha, n the tail's size; NaN where alpha is not finite.
 
         It holds for a tail of independent samples of the power law. The eigenvalues of one matrix repel each other
-        and windows overlap: for a spectrum it measures the fit's sampling error, not how well the matrix is known.
+        and windows overlap, so for a spectrum it measures the fit's sampling error, not how well the matrix is known.
 
         Reference:
             Clauset, Shalizi, Newman, SIAM Review 51 (2009), Equation 3.2.
@@ -54,7 +54,7 @@ class PowerLawFit(NamedTuple):
 def fit_hill(eigenvalues: Tensor, xmin_position: float = 2.0, *, form: HillForm = "code") -> PowerLawFit:
     r"""Hill estimate PL_Alpha_Hill of the tail above a fixed rank.
 
-    With ascending eigenvalues and :math:`i = \lfloor N / \text{xmin\_position} \rfloor` the two forms in use are
+    With eigenvalues in ascending order and :math:`i = \lfloor N / \text{xmin\_position} \rfloor`, two forms are in use:
 
     - ``"code"`` (the authors' program, WeightWatcher, powerlaw with fixed xmin): :math:`x_{min} = \lambda_{i+1}`,
       :math:`n = N - i`, :math:`\alpha = 1 + n / \sum_{j=i+1}^{N} \ln(\lambda_j / x_{min})`;
@@ -96,10 +96,10 @@ def fit_hill(eigenvalues: Tensor, xmin_position: float = 2.0, *, form: HillForm 
 def fit_ks(eigenvalues: Tensor) -> PowerLawFit:
     r"""Power law whose ``xmin`` minimises the Kolmogorov-Smirnov distance (the authors' ``goodness-of-fit``).
 
-    Every distinct eigenvalue but the largest is tried as ``xmin``, with the n eigenvalues at or above it as the tail;
-    among the fits with a finite exponent above 1 the one of least
-    :math:`D = \max_x |1 - (x / x_{min})^{1-\alpha} - F(x)|` over the distinct values x of the tail is kept, the first
-    of equals; :math:`F(x)` is the share of the tail below x.
+    Every distinct eigenvalue but the largest is tried as ``xmin``, with the n eigenvalues at or above it as the tail.
+    Among the fits with a finite exponent above 1, the one with the least
+    :math:`D = \max_x |1 - (x / x_{min})^{1-\alpha} - F(x)|` over the distinct values x of the tail is kept (of equal
+    ones the first); :math:`F(x)` is the share of the tail below x.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight; N at least 2.
@@ -122,13 +122,13 @@ def fit_ks(eigenvalues: Tensor) -> PowerLawFit:
 
 
 class KSScan(NamedTuple):
-    r"""Every candidate for ``xmin`` of one spectrum, ascending; all tensors are (C,).
+    r"""Fits for all candidates for ``xmin`` of one spectrum, in ascending order; all tensors are (C,).
 
     Attributes:
-        xmin: the candidate, in units of the squared weight.
-        alpha: exponent of the fit with it.
-        ks_distance: Kolmogorov-Smirnov distance D of tail and fit, in [0, 1].
-        tail_size: eigenvalues at or above it.
+        xmin: the candidates, in units of the squared weight.
+        alpha: exponent of the fit with each candidate.
+        ks_distance: Kolmogorov-Smirnov distance D between tail and fit, in [0, 1].
+        tail_size: number of eigenvalues at or above each candidate.
     """
 
     xmin: Tensor
@@ -138,15 +138,15 @@ class KSScan(NamedTuple):
 
 
 def scan_ks(eigenvalues: Tensor, *, candidates: int | None = None) -> KSScan:
-    r"""The distances among which :func:`fit_ks` finds the least: one a candidate for ``xmin``.
+    r"""Compute the KS distances that :func:`fit_ks` minimises, one for each candidate for ``xmin``.
 
     Args:
         eigenvalues: (N,), any order, not negative, in units of the squared weight; N at least 2.
-        candidates: how many at most, evenly spaced in rank, and the best one; ``None`` for all, which takes a time of
-            the order of :math:`N^2`.
+        candidates: largest number of candidates, evenly spaced in rank, to which the best one is added; ``None`` for
+            all, which takes time of the order of :math:`N^2`.
 
     Returns:
-        The candidates with a finite exponent above 1; float64. None where no fit is possible.
+        The candidates with a finite exponent above 1; float64. Empty tensors if no fit is possible.
 
     Raises:
         ValueError: not one spectrum of two or more eigenvalues, or ``candidates`` below 1.
@@ -178,7 +178,7 @@ def scan_ks(eigenvalues: Tensor, *, candidates: int | None = None) -> KSScan:
 def fit_peak(eigenvalues: Tensor, *, lower_bound: PeakLowerBound = "published") -> PowerLawFit:
     r"""Like :func:`fit_ks`, with ``xmin`` near the peak of the logarithmic histogram (the authors' ``xmin_peak``).
 
-    With ``e`` the left edge of the fullest of 100 bins of :math:`\log_{10} \lambda`, the candidates satisfy
+    If ``e`` is the left edge of the fullest of 100 bins of :math:`\log_{10} \lambda`, the candidates satisfy
     :math:`\log_{10}(0.95 \cdot 10^e) \le x_{min} \le 1.5 \cdot 10^e` (``"published"``: the lower bound compares a
     logarithm with an eigenvalue) or :math:`0.95 \cdot 10^e \le x_{min} \le 1.5 \cdot 10^e` (``"corrected"``). Zero
     eigenvalues are left out of the histogram.
@@ -228,7 +228,7 @@ def _fit_tail(tail: Tensor, xmin: Tensor) -> PowerLawFit:
 
 
 class _Tails(NamedTuple):
-    """What the tails that begin at each position (..., N - 1) are scanned by; see `_scan_distances`."""
+    """Quantities of the tails that begin at each position (..., N - 1), which `_scan_distances` explains."""
 
     depths: Tensor
     firsts: Tensor
@@ -237,7 +237,7 @@ class _Tails(NamedTuple):
 
 
 def _tails(ordered: Tensor, candidates: Tensor) -> _Tails:
-    """The tails of the candidate positions; a position of eigenvalue zero, or of a repeated one, is never one."""
+    """Prepare the tails; an eigenvalue of zero, or one that repeats the one before it, is never a valid candidate."""
     count = ordered.shape[-1]
     lower, upper = ordered[..., :-1], ordered[..., 1:]
     positive = lower > 0
@@ -251,7 +251,7 @@ def _tails(ordered: Tensor, candidates: Tensor) -> _Tails:
 
 
 def _scan(ordered: Tensor, candidates: Tensor) -> PowerLawFit:
-    """Best of the candidate positions (..., N - 1) by KS distance."""
+    """Fit with the candidate position (..., N - 1) of least KS distance."""
     count = ordered.shape[-1]
     tails = _tails(ordered, candidates)
     distances = _scan_distances(*(each.reshape(-1, each.shape[-1]) for each in tails)).reshape(tails.alphas.shape)
@@ -271,7 +271,7 @@ def _sums_from(values: Tensor) -> Tensor:
 
 
 def _first_of_equals(ordered: Tensor) -> Tensor:
-    """Of every position (..., N), ascending, that of the first equal value."""
+    """Position of the first equal value for every position of (..., N), ascending."""
     positions = torch.arange(ordered.shape[-1], device=ordered.device).expand(ordered.shape)
     repeated = torch.nn.functional.pad(ordered[..., 1:] == ordered[..., :-1], (1, 0))
     return positions.masked_fill(repeated, 0).cummax(-1).values
@@ -280,8 +280,8 @@ def _first_of_equals(ordered: Tensor) -> Tensor:
 def _scan_distances(depths: Tensor, firsts: Tensor, alphas: Tensor, valid: Tensor) -> Tensor:
     """KS distance of every valid candidate (B, N - 1) that may be the best of its spectrum, infinite for the others.
 
-    The distance seen at a few points of a tail is a lower bound of the whole one. Each pass takes more points, until
-    all are taken, and only of the candidates whose bound so far is not above the distance of the most promising one.
+    The distance at a few points of a tail is a lower bound of the distance over the whole tail. Each pass takes more
+    points, until all are taken, but only of candidates whose bound is not above the distance of the most promising one.
 
     Args:
         depths: (B, N), ln(largest eigenvalue / eigenvalue).
@@ -303,7 +303,7 @@ def _scan_distances(depths: Tensor, firsts: Tensor, alphas: Tensor, valid: Tenso
 
 
 def _distances(depths: Tensor, firsts: Tensor, alphas: Tensor, spectra: Tensor, starts: Tensor, points: int) -> Tensor:
-    """KS distances (C,) of the tails ``spectra``, ``starts`` (C,) at ``points`` evenly spaced positions of each."""
+    """KS distances (C,) of the tails given by ``spectra`` and ``starts`` (C,), at ``points`` evenly spaced places."""
     count = depths.shape[-1]
     steps = torch.arange(points, device=depths.device)
     blocks = []
@@ -314,13 +314,13 @@ def _distances(depths: Tensor, firsts: Tensor, alphas: Tensor, spectra: Tensor, 
         places = offset + (row * count + start).unsqueeze(-1)
         relative = depths[row, start].unsqueeze(-1) - depths.take(places)
         fitted = 1 - (relative * (1 - alphas[row, start]).unsqueeze(-1)).exp()
-        below = firsts.take(places) - start.unsqueeze(-1)  # values of the tail below each of them
+        below = firsts.take(places) - start.unsqueeze(-1)  # number of the tail's values below each point
         blocks.append((fitted - below.to(fitted) / size).abs().amax(-1))
     return torch.cat(blocks)
 
 
 def _histogram_peak(log_eigenvalues: Tensor) -> Tensor:
-    """Left edge of the fullest of 100 equal bins (...), of the finite values."""
+    """Left edge (...) of the fullest of 100 equal bins of the finite values."""
     finite = log_eigenvalues.isfinite()
     low = log_eigenvalues.masked_fill(~finite, torch.inf).amin(-1, keepdim=True)
     high = log_eigenvalues.masked_fill(~finite, -torch.inf).amax(-1, keepdim=True)

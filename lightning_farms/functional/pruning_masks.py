@@ -1,7 +1,7 @@
-"""Which weights of a matrix go: magnitude and Wanda; exact numbers of zeros, and of equal scores the earlier goes.
+"""Pruning masks by magnitude and by Wanda, with exact numbers of zeros; of equal scores the earlier weight is pruned.
 
-A mask is True where the weight stays, as in torch.nn.utils.prune. SparseGPT, which changes weights too, stands in
-:mod:`lightning_farms.functional.sparsegpt`.
+A mask is True where the weight stays, as in torch.nn.utils.prune. SparseGPT, which also changes the remaining weights,
+is in :mod:`lightning_farms.functional.sparsegpt`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def magnitude_mask(weight: Tensor, amount: Amount, *, counts: Counts = "exact") 
         weight: (R, C), outputs by inputs, of any floating type.
         amount: An integer: the number of zeros. A float: the fraction r of zeros, :math:`\lfloor r R C + 1/2 \rfloor`
             of them. A pattern: n of every m consecutive inputs.
-        counts: "official": as many as the authors' program takes, the weights up to the one at position
-            int(r R C) from the least, itself and equal ones included.
+        counts: "exact", or "official" for as many zeros as in the authors' program: all weights up to the one at
+            position int(r R C) from the least, this one and equal ones included.
 
     Returns:
         (R, C), bool, True where the weight stays.
 
     Raises:
-        ValueError: Weights that are no matrix or not finite, or an amount out of range.
+        ValueError: Weights that are not a matrix or not finite, or an amount out of range.
 
     Example:
         >>> magnitude_mask(torch.tensor([[1.0, -2.0, 3.0], [2.0, -0.5, 1.0]]), 3)
@@ -70,21 +70,21 @@ def magnitude_mask(weight: Tensor, amount: Amount, *, counts: Counts = "exact") 
 
 
 def wanda_mask(weight: Tensor, mean_square: Tensor, amount: Amount, *, counts: Counts = "exact") -> Tensor:
-    r"""Prune the weights of least :math:`|W_{ij}| \sqrt{\overline{x_j^2}}`, compared within each output.
+    r"""Prune the weights of least score :math:`|W_{ij}| \sqrt{\overline{x_j^2}}`, compared within each output.
 
     Args:
         weight: (R, C), outputs by inputs, of any floating type.
         mean_square: (C,), mean square of each input over the calibration tokens, in squared units of the input.
         amount: An integer: the number of zeros. A float: the fraction r of zeros, :math:`\lfloor r R C + 1/2 \rfloor`
-            of them. Rows have equally many, or one more where that does not divide: those whose next weight scores
-            least. A pattern: n of every m consecutive inputs.
-        counts: "official": as many as the authors' program takes, int(r C) in each row.
+            of them. All rows have equally many zeros; if the number is not divisible by R, the rows whose next weight
+            scores least have one more. A pattern: n of every m consecutive inputs.
+        counts: "exact", or "official" for as many zeros as in the authors' program: int(r C) in each row.
 
     Returns:
         (R, C), bool, True where the weight stays.
 
     Raises:
-        ValueError: Weights that are no matrix, mean squares of another length, values that are not finite, mean
+        ValueError: Weights that are not a matrix, mean squares of another length, values that are not finite, mean
             squares below 0, or an amount out of range.
 
     Example:
@@ -114,12 +114,12 @@ def wanda_mask(weight: Tensor, mean_square: Tensor, amount: Amount, *, counts: C
 
 
 def number_of_zeros(amount: float, size: int) -> int:
-    """Zeros among so many weights: the integer itself, or the fraction of them, halves up, taken as it is printed."""
+    """Number of zeros among `size` weights: an integer as it is; a fraction as printed, times size, with halves up."""
     return amount if isinstance(amount, int) else int(Fraction(str(float(amount))) * size + Fraction(1, 2))
 
 
 def check_weight(weight: Tensor) -> None:
-    """Raise a ValueError unless it is a floating-point matrix with entries, all of them finite."""
+    """Raise a ValueError unless the weight is a floating-point matrix with entries, all of them finite."""
     if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():
         raise ValueError(
             f"Expected argument `weight` to be a floating-point matrix with entries, but got shape "
@@ -130,7 +130,7 @@ def check_weight(weight: Tensor) -> None:
 
 
 def checked_amount(amount: Amount, weight: Tensor, counts: Counts) -> Amount:
-    """The amount, an integer of NumPy or torch as one of Python; a ValueError unless so much can go, counted so."""
+    """Check that the amount is valid for the weight and `counts`, and turn integers of NumPy or torch into Python's."""
     if counts not in ("exact", "official"):
         raise ValueError(f'Expected argument `counts` to be "exact" or "official", but got {counts!r}.')
     if isinstance(amount, NofM):
@@ -153,7 +153,7 @@ def checked_amount(amount: Amount, weight: Tensor, counts: Counts) -> Amount:
 
 
 def _whole(number: Any) -> Any:  # noqa: ANN401
-    """An integer of any kind as one of Python; what is none as it is."""
+    """Turn an integer of any kind into one of Python; leave anything else as it is."""
     try:
         return number if isinstance(number, bool) else operator.index(number)
     except TypeError:

@@ -1,7 +1,7 @@
-r"""Spectra of matrices of independent entries: Marchenko-Pastur law, spikes beyond it, and a shuffled twin.
+r"""Spectra of random matrices: the Marchenko-Pastur law, spikes beyond it, and shuffled copies of a matrix.
 
-Throughout, the matrices are m x n with independent entries of mean zero and variance :math:`s^2`
-(:math:`E|w|^2` if complex), k = min(m, n), and the eigenvalues are the k of :math:`W^\dagger W` that need not be zero.
+Throughout, the matrices are m x n with independent entries of mean zero and variance :math:`s^2` (:math:`E|w|^2` if
+complex), and the eigenvalues are the k = min(m, n) eigenvalues of :math:`W^\dagger W` that need not be zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BISECTIONS = 60
 
 
 class MarchenkoPasturEdges(NamedTuple):
-    """Where the law begins and ends.
+    """Edges of the Marchenko-Pastur law.
 
     Attributes:
         lower: lower edge, zero for a square matrix.
@@ -33,16 +33,16 @@ class MarchenkoPasturEdges(NamedTuple):
 
 
 class MarchenkoPasturFit(NamedTuple):
-    """Marchenko-Pastur law of the bulk of a spectrum; all tensors have its leading shape, all NaN where none fits.
+    """Marchenko-Pastur law of the bulk of a spectrum; tensors of its leading shape, all NaN where no law fits.
 
     Attributes:
-        variance: variance of the entries that make the bulk.
+        variance: variance of the entries that make up the bulk.
         lower_edge: lower edge of the bulk, in units of the squared weight.
         upper_edge: upper edge of the bulk, in units of the squared weight.
-        spike_threshold: the eigenvalue that the largest one of a matrix without structure exceeds once in 100 times.
+        spike_threshold: value that the largest eigenvalue of a matrix without structure exceeds once in 100 times.
         spikes: number of eigenvalues above the threshold, mean over matrices.
-        soft_rank: upper edge by the largest eigenvalue (mean over matrices); about 1 for a random matrix.
-        ks_distance: Kolmogorov-Smirnov distance of all eigenvalues, pooled over matrices, and the law, in [0, 1].
+        soft_rank: upper edge divided by the largest eigenvalue (mean over matrices); about 1 for a random matrix.
+        ks_distance: Kolmogorov-Smirnov distance between all eigenvalues, pooled over matrices, and the law, in [0, 1].
     """
 
     variance: Tensor
@@ -110,7 +110,7 @@ def marchenko_pastur_density(x: Tensor, rows: int, columns: int, variance: Tenso
 
 
 def marchenko_pastur_density_between(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    r"""Density of the Marchenko-Pastur law by its edges, which determine it.
+    r"""Density of the Marchenko-Pastur law with the given edges, which determine it.
 
     .. math:: \rho(x) = \frac{2 \sqrt{(\lambda_+ - x)(x - \lambda_-)}}
         {\pi (\sqrt{\lambda_+} - \sqrt{\lambda_-})^2 x}, \quad \lambda_- \le x \le \lambda_+
@@ -168,14 +168,14 @@ def marchenko_pastur_cdf(x: Tensor, rows: int, columns: int, variance: Tensor | 
 
 
 def spike_threshold(rows: int, columns: int, variance: Tensor | float, *, complex_entries: bool = False) -> Tensor:
-    r"""Eigenvalue above which the largest one of a random matrix lies with probability 0.01.
+    r"""Threshold that the largest eigenvalue of a random matrix exceeds with probability 0.01.
 
     .. math:: s^2 \left[(a + b)^2 + q \, (a + b) (1/a + 1/b)^{1/3}\right], \quad
         a = \sqrt{m - c}, \; b = \sqrt{n - c}
 
-    For real entries c = 1/2, which makes the Tracy-Widom limit accurate at small sizes and, unlike Johnstone's
-    :math:`\sqrt{m - 1}, \sqrt n`, treats a matrix and its transpose alike, and q = 2.0234 is the 0.99 quantile of
-    the law of index 1; for complex entries c = 0 and q = 0.4776, of index 2.
+    For real entries, c = 1/2, which makes the Tracy-Widom limit accurate at small sizes and, unlike Johnstone's
+    :math:`\sqrt{m - 1}, \sqrt n`, treats a matrix and its transpose alike; q = 2.0234 is the 0.99 quantile of the
+    Tracy-Widom law of index 1. For complex entries, c = 0 and q = 0.4776, the quantile of the law of index 2.
 
     Args:
         rows: m, at least 1.
@@ -208,14 +208,14 @@ def fit_marchenko_pastur(
 ) -> MarchenkoPasturFit:
     r"""Fit one Marchenko-Pastur law to the bulk of the spectra of equally sized matrices.
 
-    The variance starts from the pooled median by the law's median. Then, eight times, eigenvalues above the spike
-    threshold are left out, and
+    The variance starts from the pooled median divided by the law's median. Then, eight times, eigenvalues above the
+    spike threshold are left out, and
 
     .. math:: s^2 = \frac{\sum_p \sum_{\lambda \text{ kept}} \lambda}{\sum_p (m - r_p)(n - r_p)}
 
-    with :math:`r_p` the number left out of matrix p: what remains beside r spikes has the mean square of an
-    (m - r) x (n - r) random matrix. There is no law where half of the eigenvalues are numerically zero (at most 1e-12
-    of the largest one) or one is not finite: all results are NaN. Nothing waits for the device.
+    with :math:`r_p` the number left out of matrix p: without r spikes, the rest has the mean square of an
+    (m - r) x (n - r) random matrix. If half of the eigenvalues are numerically zero (at most 1e-12 of the largest one)
+    or one is not finite, there is no law and all results are NaN. The fit does not wait for the device.
 
     Args:
         eigenvalues: (..., P, k), any order, not negative, of P matrices, k = min(m, n).
@@ -258,14 +258,14 @@ def fit_marchenko_pastur(
 
 
 def shuffle_entries(matrices: Tensor, seed: int) -> Tensor:
-    """Permute the entries of all matrices together at random: the same values without their structure.
+    """Permute the entries of all matrices together at random, which keeps the values but not their structure.
 
     The permutation depends on the seed and the number of entries alone, not on the device or on the state of any
-    other generator. It takes 8 bytes an entry.
+    other generator. It takes 8 bytes per entry.
 
     Args:
         matrices: (..., m, n), of any type; the dimensions before the last two count as one set of matrices.
-        seed: of the permutation.
+        seed: seed of the permutation.
 
     Returns:
         (..., m, n), a copy.
@@ -314,7 +314,7 @@ def _bulk_variance(values: Tensor, pooled: Tensor, rows: int, columns: int, unit
 
 @lru_cache(maxsize=1024)
 def _unit_median(rows: int, columns: int) -> float:
-    """Median of the law of unit variance, by bisection on the CPU."""
+    """Median of the Marchenko-Pastur law of unit variance, by bisection on the CPU."""
     low, high = marchenko_pastur_edges(rows, columns, 1.0)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What steadies a layer-wise control: smoothed and clipped alphas, ramped multipliers, a search for an outlier."""
+"""Means to steady layer-wise control: smoothed and clipped alphas, ramped multipliers, a search for an outlier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_farms.functional.vectors import check_vector
 
-_FEWEST = 6  # of fewer layers, chance alone sets one apart too often
+_FEWEST = 6  # among fewer layers, chance alone sets one apart too often
 
 
 def moving_average(previous: Tensor, current: Tensor, decay: float) -> Tensor:
@@ -15,11 +15,11 @@ def moving_average(previous: Tensor, current: Tensor, decay: float) -> Tensor:
 
     .. math:: \bar a_l \leftarrow \beta \, \bar a_l + (1 - \beta) \, a_l
 
-    A layer whose ``previous`` is not finite starts with its ``current`` value; a ``current`` one that is not finite
-    stays what it is.
+    A layer whose ``previous`` value is not finite starts with its ``current`` value; a ``current`` value that is not
+    finite stays as it is.
 
     Args:
-        previous: (L,), the average so far; not finite: there is none.
+        previous: (L,), the average so far; a value that is not finite means that there is none.
         current: (L,), the new alphas.
         decay: beta, the weight of the past, in [0, 1).
 
@@ -42,13 +42,13 @@ def moving_average(previous: Tensor, current: Tensor, decay: float) -> Tensor:
 
 
 def clip_to_quantiles(alphas: Tensor, quantile: float) -> Tensor:
-    """Alphas, with those beyond the q-th and the (1 - q)-th quantile of the finite ones set to these.
+    """Clip alphas to the q-th and the (1 - q)-th quantile of the finite ones.
 
-    Quantiles are interpolated linearly: of L alphas a ``quantile`` of at least 1 / (L - 1) takes the largest and the
-    smallest wholly to their neighbours.
+    Quantiles are interpolated linearly: for L alphas, a ``quantile`` of at least 1 / (L - 1) moves the largest and the
+    smallest all the way to their neighbours.
 
     Args:
-        alphas: (L,); what is not finite stays as it is, and does not count.
+        alphas: (L,); values that are not finite stay as they are, and do not count.
         quantile: q, in [0, 0.5); 0 changes nothing.
 
     Returns:
@@ -73,18 +73,18 @@ def clip_to_quantiles(alphas: Tensor, quantile: float) -> Tensor:
 
 
 def ramp(start: Tensor, target: Tensor, step: int, steps: int) -> Tensor:
-    r"""Multipliers on their linear way from the old ones to the new ones.
+    r"""Interpolate multipliers linearly from the old ones to the new ones.
 
     .. math:: m = m_0 + (m_1 - m_0) \min\left(1, \frac{i}{N}\right)
 
     Args:
         start: (L,), multipliers that were in force at the analysis.
-        target: (L,), multipliers that it asks for.
+        target: (L,), multipliers that the analysis asks for.
         step: i, number of the optimizer step after the analysis, the first being 1.
         steps: N, length of the ramp; 0 for none.
 
     Returns:
-        (L,) multipliers of the i-th step; ``target`` itself from the N-th on.
+        (L,) multipliers of the i-th step; ``target`` itself from the N-th step on.
 
     Raises:
         ValueError: not vectors of one length, or a negative number of steps.
@@ -105,16 +105,16 @@ def ramp(start: Tensor, target: Tensor, step: int, steps: int) -> Tensor:
 
 
 def squeezing_outlier(multipliers: Tensor, share: float = 0.25) -> int | None:
-    """Index of the one layer that takes nearly the whole range of the multipliers for itself.
+    """Index of the one layer that takes up nearly the whole range of the multipliers.
 
-    That is a layer without which the others' multipliers span at most ``share`` of what all span.
+    Without this layer, the others' multipliers span at most ``share`` of the range of all.
 
     Args:
-        multipliers: (L,), of the layers that are balanced.
-        share: in (0, 1).
+        multipliers: (L,), multipliers of the layers that are balanced.
+        share: share of the range, in (0, 1).
 
     Returns:
-        The index; None where there is no such layer, or fewer than six.
+        The index; None if there is no such layer, or there are fewer than six layers.
 
     Raises:
         ValueError: not a vector, or ``share`` out of range.

@@ -1,4 +1,4 @@
-"""SparseGPT: weights are removed column after column, and those to the right make up for it."""
+"""SparseGPT: weights are removed column by column, and the weights to the right are adapted to make up for it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from lightning_farms.functional._selection import smallest_entries, smallest_of_every
 from lightning_farms.functional.pruning_masks import Amount, Counts, NofM, check_weight, checked_amount, number_of_zeros
 
-_MOST_CONDITION = 1e5  # of a Hessian in float32; beyond it rounding decides which weights go
+_MOST_CONDITION = 1e5  # largest condition of a Hessian in float32; beyond it rounding decides which weights go
 _POWER_STEPS = 8
-_MOST_DAMPING = 10.0  # a Hessian that needs more is no second moment
+_MOST_DAMPING = 10.0  # a Hessian that needs more is not a second moment
 _LEAST_DAMPING = 1e-4  # tried after 0
 
 
 class Reconstruction(NamedTuple):
-    """A pruned matrix and how it was found.
+    """A pruned matrix, and details of how it was computed.
 
     Args:
-        weight: (R, C), zero where it is pruned, changed elsewhere; of the type of the weight that came in.
+        weight: (R, C), zero where it is pruned, changed elsewhere; of the same type as the original weight.
         mask: (R, C), bool, True where the weight stays.
-        damping: What was added to the Hessian's diagonal, as a fraction of its mean; more than asked for where a
+        damping: Amount added to the Hessian's diagonal, as a fraction of its mean; more than asked for if a
             factorisation failed.
         dtype: Precision in which the Hessian was factorised.
         dead: Number of inputs that are always zero.
@@ -48,35 +48,36 @@ def sparsegpt(
 ) -> Reconstruction:
     r"""Prune a matrix so that its outputs on the calibration tokens change little, and adapt the weights that stay.
 
-    With :math:`U^\top U = (H + d\, \overline{H_{jj}}\, I)^{-1}`, U upper triangular, the columns are taken from the
-    left. In each block of columns the weights of least
+    With :math:`U^\top U = (H + d\, \overline{H_{jj}}\, I)^{-1}`, U upper triangular, the columns are processed from
+    left to right. In each block of columns the weights of least
 
     .. math:: W_{ij}^2 / U_{jj}^2
 
-    are chosen (a pattern: of each output's next m), and one column after the other, where :math:`W_{ij}` goes,
+    are chosen (for a pattern, among each output's next m). Then, column by column, where :math:`W_{ij}` is pruned,
 
     .. math:: W_{i,j'} \leftarrow W_{i,j'} - \frac{W_{ij}}{U_{jj}} U_{j,j'}, \quad j' > j.
 
-    An input that is always zero (a zero on the Hessian's diagonal) changes no output: its weights go first, and count.
+    An input that is always zero (a zero on the Hessian's diagonal) changes no output: its weights are pruned first, and
+    count towards the amount.
 
     Args:
         weight: (R, C), outputs by inputs, of any floating type.
         hessian: (C, C), sum or mean of :math:`x x^\top` over the calibration tokens, of any scale; symmetric.
         amount: An integer: the number of zeros. A float: the fraction r of zeros, :math:`\lfloor r R C + 1/2 \rfloor`
-            of them. Blocks of columns have them in proportion to their inputs that are not always zero. A pattern: n
-            of every m consecutive inputs.
-        column_block: Columns whose zeros are chosen together, a multiple of the pattern's m.
-        damping: d, not negative. Where the factorisation fails in float64 it grows by factors of 10, up to 10.
-        counts: "official": as many as the authors' program takes: in each block of columns the weights up to the one
-            at position int(r R columns) from the least, itself and equal ones included, and all weights of inputs that
-            are always zero, beyond the pattern too.
+            of them. They are shared among blocks of columns in proportion to the inputs that are not always zero. A
+            pattern: n of every m consecutive inputs.
+        column_block: Number of columns whose zeros are chosen together, a multiple of the pattern's m.
+        damping: d, not negative. If the factorisation fails in float64, it grows by factors of 10, up to 10.
+        counts: "exact", or "official" for as many zeros as in the authors' program: in each block of columns, the
+            weights up to the one at position int(r R columns) from the least, this one and equal ones included, and
+            all weights of inputs that are always zero, even beyond the pattern.
 
     Returns:
-        The matrix, the mask, the damping and the precision used (float32 where the damped Hessian's condition is below
-        1e5 and it did not come in float64), and the number of inputs that are always zero.
+        The matrix, the mask, the damping and the precision used (float32 if the damped Hessian's condition is below
+        1e5 and it was not given in float64), and the number of inputs that are always zero.
 
     Raises:
-        ValueError: Weights that are no matrix, a Hessian of another shape, values that are not finite, a negative
+        ValueError: Weights that are not a matrix, a Hessian of another shape, values that are not finite, a negative
             diagonal, an amount, block or damping out of range, a Hessian that is not positive semi-definite, or weights
             that overflow their type.
 
@@ -111,9 +112,9 @@ def sparsegpt(
 def _prune_blocks(
     dense: Tensor, root: Tensor, dead: Tensor, amount: Amount, column_block: int, counts: Counts
 ) -> tuple[Tensor, Tensor]:
-    """What is taken from a matrix, and what stays.
+    """The change to subtract from a matrix, and the mask of the weights that stay.
 
-    With M = U^-1 the changes V of the columns so far alter those of a block by -V M U: U itself is never needed whole.
+    With M = U^-1, the changes V of the columns so far alter a block's columns by -V M U: U is never needed as a whole.
     """
     change, mask = torch.zeros_like(dense), torch.ones_like(dense, dtype=torch.bool)
     quotas = None if isinstance(amount, NofM) or counts == "official" else _quotas(amount, dense, dead, column_block)
@@ -135,7 +136,7 @@ def _prune_blocks(
 
 
 def _prune_chosen(block: Tensor, inverse: Tensor, gone: Tensor) -> Tensor:
-    """Remove chosen weights column after column; the columns to the right make up for them."""
+    """Remove the chosen weights column by column, adapting the columns to the right."""
     values, removed = block.T.contiguous(), gone.T.contiguous()  # rows of memory are columns of the weight
     for place in range(len(values)):
         _remove(values, place, inverse, removed[place])
@@ -143,7 +144,7 @@ def _prune_chosen(block: Tensor, inverse: Tensor, gone: Tensor) -> Tensor:
 
 
 def _prune_pattern(block: Tensor, inverse: Tensor, first: Tensor, pattern: NofM) -> tuple[Tensor, Tensor]:
-    """The same, where every m columns are chosen when the columns before them have gone; returns what has gone too."""
+    """Like `_prune_chosen`, but choose in every m columns once those before are pruned; also returns the choice."""
     values, removed = block.T.contiguous(), torch.zeros_like(block.T, dtype=torch.bool)
     n, m = pattern
     for place in range(len(values)):
@@ -156,26 +157,26 @@ def _prune_pattern(block: Tensor, inverse: Tensor, first: Tensor, pattern: NofM)
 
 
 def _remove(values: Tensor, place: int, inverse: Tensor, removed: Tensor) -> None:
-    """Set weights of one column to 0 and let the later ones make up for it, in place."""
+    """Set weights of one column to 0 and adapt the later columns to make up for it, in place."""
     errors = values[place].where(removed, 0.0) / inverse[place, place]
     values[place].masked_fill_(removed, 0.0)
     values[place + 1 :].addr_(inverse[place, place + 1 :], errors, alpha=-1)
 
 
 def _scores(block: Tensor, diagonal: Tensor, first: Tensor) -> Tensor:
-    """What it costs to remove each weight; of the columns that come first less than nothing, by magnitude."""
+    """Cost of removing each weight; negative, and ordered by magnitude, for the columns that are to be pruned first."""
     squares = block.square()
     return torch.where(first, -squares.reciprocal(), squares / diagonal.square())
 
 
 def _up_to(scores: Tensor, ratio: float) -> Tensor:
-    """The authors' choice."""
+    """Mark the weights that the authors' program prunes."""
     position = min(int(scores.numel() * ratio), scores.numel() - 1)
     return scores <= scores.flatten().kthvalue(position + 1).values
 
 
 def _quotas(amount: float, dense: Tensor, dead: Tensor, column_block: int) -> list[int]:
-    """Zeros of each block of columns: first those of dead inputs, then in proportion to the others."""
+    """Numbers of zeros of the blocks of columns: first for dead inputs, then in proportion to the other inputs."""
     rows, total = dense.shape[0], number_of_zeros(amount, dense.numel())
     dying = [int(part.sum()) for part in dead.split(column_block)]
     living = [len(part) - count for part, count in zip(dead.split(column_block), dying, strict=True)]
@@ -186,14 +187,14 @@ def _quotas(amount: float, dense: Tensor, dead: Tensor, column_block: int) -> li
 
 
 def _split(total: int, shares: list[int]) -> list[int]:
-    """Split a whole number in proportion: up to each share, the nearest whole number to what is due so far."""
+    """Split a whole number in proportion to the shares; each running total is the nearest whole number to its due."""
     whole = max(sum(shares), 1)
     ends = [(2 * total * share + whole) // (2 * whole) for share in accumulate(shares)]
     return [end - before for before, end in pairwise([0, *ends])]
 
 
 def _damped_root(hessian: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper triangular M with M M^T = the damped Hessian, hence U = M^-1, and the damping that it took."""
+    """Upper triangular M with M M^T = the damped Hessian, hence U = M^-1, and the damping that was needed."""
     living = hessian.diagonal()[~dead].to(torch.float64)
     mean = float(living.mean()) if living.numel() else 1.0
     if hessian.dtype != torch.float64 and _condition(hessian, mean, damping) < _MOST_CONDITION:
@@ -212,7 +213,7 @@ def _damped_root(hessian: Tensor, dead: Tensor, damping: float) -> tuple[Tensor,
 
 
 def _condition(hessian: Tensor, mean: float, damping: float) -> float:
-    """Bound on the condition of the damped Hessian: its largest eigenvalue, by power iteration, over the damping."""
+    """Bound on the condition of the damped Hessian: its largest eigenvalue, by power iteration, by the damping."""
     matrix = hessian.to(torch.float32)
     vector = matrix.diagonal().clone()
     for _ in range(_POWER_STEPS):
@@ -221,16 +222,16 @@ def _condition(hessian: Tensor, mean: float, damping: float) -> float:
 
 
 def _upper_root(hessian: Tensor, dead: Tensor, mean: float, damping: float, dtype: torch.dtype) -> Tensor | None:
-    """The factor, or None where the damped Hessian is not positive definite in this precision."""
+    """The upper triangular factor, or None if the damped Hessian is not positive definite in this precision."""
     damped = hessian.flip(0, 1).to(dtype)
     damped.diagonal().copy_((hessian.diagonal().to(dtype).where(~dead, mean) + damping * mean).flip(0))
     lower, failed = torch.linalg.cholesky_ex(damped)
-    del damped  # as large as the result
+    del damped  # it is as large as the result
     return None if bool(failed) else lower.flip(0, 1)
 
 
 def _check_hessian(hessian: Tensor, columns: int) -> None:
-    """Raise a ValueError unless it is a finite matrix of the inputs with no negative diagonal."""
+    """Raise a ValueError unless the Hessian is a finite matrix of the inputs without a negative diagonal entry."""
     if hessian.shape != (columns, columns) or not hessian.is_floating_point():
         raise ValueError(
             f"Expected argument `hessian` to be a floating-point matrix of shape ({columns}, {columns}), but got "

@@ -1,6 +1,6 @@
-"""Alphas of a network's layers -> how much of each is pruned, exact in whole weights.
+"""Allocation of sparsity: how much of each layer is pruned given the layers' alphas, exact in whole weights.
 
-The arithmetic is that of fractions: totals beyond 2^53 weights, and sparsities that no float holds, lose nothing.
+The arithmetic uses fractions, so that totals beyond 2^53 weights, and sparsities that no float holds, are exact.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lightning_farms.functional._allotment import fill_budget, give_rest
 from lightning_farms.functional.vectors import check_vector, vector
 
 _EQUAL = 1e-9  # relative; alphas that differ by less would be blown up to the map's full range
-_OFFICIAL_CUT = {0.7: 0.99999}  # what the authors' program makes of ratios above 1, by the target sparsity
+_OFFICIAL_CUT = {0.7: 0.99999}  # value to which the authors' program cuts ratios above 1, by target sparsity
 _OFFICIAL_OTHER_CUT = 0.998
 
 
 class LayerSparsity(NamedTuple):
-    """What each layer loses.
+    """How much of each layer is pruned.
 
     Args:
         ratios: (L,) fractions of the layers' weights before they are rounded to whole weights, float64.
-        zeros: (L,) numbers of weights, int64; their sum is the target, rounded to a whole weight.
+        zeros: (L,) numbers of pruned weights, int64; their sum is the target, rounded to a whole weight.
     """
 
     ratios: Tensor
@@ -35,18 +35,18 @@ class LayerSparsity(NamedTuple):
 
 
 def linear_scores(alphas: Tensor, epsilon: float = 0.3, groups: Sequence[Hashable] | None = None) -> Tensor:
-    r"""AlphaPruning's linear map from alpha to a layer's share in the pruning: the larger alpha, the more is pruned.
+    r"""AlphaPruning's linear map from alpha to a layer's share in the pruning; the larger alpha, the more is pruned.
 
     .. math:: q_l = 1 - \epsilon + 2 \epsilon \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha}
 
-    A layer without a finite alpha gets 1 and moves no other; so do all layers where the alphas are equal (to a
-    relative 1e-9).
+    A layer without a finite alpha gets 1 and does not influence other layers. All layers get 1 if their alphas are
+    equal (to a relative 1e-9).
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer, or any other figure that is large where much can go.
+        alphas: (L,), one PL_Alpha_Hill per layer, or any other figure that is large where much can be pruned.
         epsilon: Half the range of the scores, in [0, 1].
         groups: The block of each layer: the finite alphas of a block are replaced by their mean, so that its layers
-            have one score. None: each layer stands for itself.
+            have the same score. None: each layer is a block of its own.
 
     Returns:
         (L,) scores in [1 - epsilon, 1 + epsilon], float64.
@@ -80,16 +80,16 @@ def linear_scores(alphas: Tensor, epsilon: float = 0.3, groups: Sequence[Hashabl
 def allocate_sparsity(
     scores: Tensor, sizes: Tensor | Sequence[int], sparsity: float, *, floor: float = 0.0, cap: float = 1.0
 ) -> LayerSparsity:
-    r"""Ratios in proportion to the scores, within bounds, that reach the sparsity exactly.
+    r"""Compute ratios in proportion to the scores, within bounds, that reach the sparsity exactly.
 
     .. math:: r_l = \operatorname{clip}(\lambda q_l, \text{floor}, \text{cap}), \quad
               \sum_l p_l r_l = S \sum_l p_l
 
-    The left side is piecewise linear in :math:`\lambda`: its breakpoints are sorted, and it is solved on the piece that
-    holds the target. Then whole weights: in all :math:`\lfloor S \sum p + 1/2 \rfloor`, of each layer
-    :math:`\lfloor r_l p_l \rfloor`, and one more of those with the largest remainders (equal ones: the earlier layer),
-    never above :math:`\lfloor \text{cap} \cdot p_l \rfloor`. S, floor and cap are taken as the decimals they are
-    printed as.
+    The left side is piecewise linear in :math:`\lambda`: its breakpoints are sorted, and the equation is solved on the
+    piece that holds the target. The ratios are then rounded to :math:`\lfloor S \sum p + 1/2 \rfloor` whole weights in
+    all: :math:`\lfloor r_l p_l \rfloor` of each layer, and one more of the layers with the largest remainders (of equal
+    ones the earlier layer), never above :math:`\lfloor \text{cap} \cdot p_l \rfloor`. S, floor and cap are taken as
+    the decimals as which they are printed.
 
     Args:
         scores: (L,) q, finite and not negative. A layer of score 0 is left at the floor.
@@ -135,19 +135,20 @@ def allocate_n_of_m(
     floor: float = 0.0,
     cap: float = 1.0,
 ) -> Tensor:
-    r"""How many of every m inputs each layer loses, for n:m patterns with an n of each layer's own.
+    r"""Compute how many of every m inputs each layer loses, for n:m patterns in which every layer has its own n.
 
-    The ratios of :func:`allocate_sparsity`, times m and rounded up or down, such that the total comes as near to the
-    target as this allows and never above it; of several ways, the one that rounds up the largest remainders.
+    The ratios of :func:`allocate_sparsity` are multiplied by m and rounded up or down, such that the total comes as
+    near to the target as possible, but never above it. Of several solutions, the one that rounds up the largest
+    remainders is taken.
 
     Args:
         scores: (L,) q, finite and not negative. A layer of score 0 is left at the floor.
         sizes: (L,) p, numbers of weights, positive multiples of m.
-        sparsity: S, the fraction of all weights to prune, in [floor, cap]; taken as the decimal it is printed as, or
-            as n / m where it is that.
+        sparsity: S, the fraction of all weights to prune, in [floor, cap]; taken as n / m if it is such a float, and
+            otherwise as the decimal as which it is printed.
         m: Length of the pattern, at least 1.
         floor: Least ratio of a layer before it is rounded.
-        cap: Greatest ratio of a layer, at most 1; of every m inputs at most floor(cap m) go.
+        cap: Greatest ratio of a layer, at most 1; of every m inputs at most floor(cap m) are pruned.
 
     Returns:
         (L,) n in [0, m], int64, on the CPU.
@@ -165,7 +166,7 @@ def allocate_n_of_m(
     if odd := [size for size in counts if size % m]:
         raise ValueError(f"Expected argument `sizes` to be multiples of m = {m}, but got {odd[0]}.")
     target, lowest, highest = _decimals(sparsity, floor, cap)
-    if sparsity == (whole := round(sparsity * m)) / m:  # 1:3, of which the decimal falls short
+    if sparsity == (whole := round(sparsity * m)) / m:  # such as 1:3, of which the decimal falls short
         target = Fraction(whole, m)
     most = int(highest * m)
     if target * m > most:
@@ -188,19 +189,20 @@ def official_sparsity(
     epsilon: float,
     groups: Sequence[Hashable] | None = None,
 ) -> Tensor:
-    r"""The ratios of the authors' program, its cuts and its NaN included; for comparisons only.
+    r"""Compute the ratios of the authors' program, including its cuts and its NaN; for comparisons only.
 
     .. math:: r_l = q_l \frac{S \sum p}{\sum p q}
 
     with q as in :func:`linear_scores`, but NaN everywhere if one alpha is not finite or all are equal. A ratio above 1
-    becomes 0.99999 (S = 0.7) or 0.998, and what is cut is not given to other layers, so that the sparsity is missed.
+    becomes 0.99999 (S = 0.7) or 0.998, and the rest is not given to other layers, so that the sparsity is missed.
 
     Args:
-        alphas: (L,), one PL_Alpha_Hill a layer.
+        alphas: (L,), one PL_Alpha_Hill per layer.
         sizes: (L,) p, numbers of weights, positive.
         sparsity: S, the fraction of all weights to prune.
         epsilon: Half the range of the scores, at least 0; above 1, ratios become negative.
-        groups: The block of each layer: its alphas are replaced by their mean. None: each layer stands for itself.
+        groups: The block of each layer: the alphas of a block are replaced by their mean. None: each layer is a block
+            of its own.
 
     Returns:
         (L,) ratios, float64.
@@ -229,7 +231,7 @@ def official_sparsity(
 
 
 def _block_means(values: Tensor, groups: Sequence[Hashable], chosen: Tensor) -> Tensor:
-    """Replace each value by the mean of the chosen ones of its block, NaN where there is none."""
+    """Replace each value by the mean of the chosen values of its block, NaN where there are none."""
     if len(groups) != values.numel():
         raise ValueError(f"Expected argument `groups` to have {values.numel()} entries, but got {len(groups)}.")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
@@ -239,7 +241,7 @@ def _block_means(values: Tensor, groups: Sequence[Hashable], chosen: Tensor) -> 
 
 
 def _whole_sizes(sizes: Tensor | Sequence[int]) -> list[int]:
-    """Sizes of layers as integers."""
+    """Check the sizes of layers and convert them to integers."""
     listed = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
     for size in listed:
         if isinstance(size, bool) or size != int(size) or size < 1:
@@ -248,7 +250,7 @@ def _whole_sizes(sizes: Tensor | Sequence[int]) -> list[int]:
 
 
 def _decimals(sparsity: float, floor: float, cap: float) -> tuple[Fraction, Fraction, Fraction]:
-    """The sparsity and its bounds, exactly as they are printed."""
+    """Check the sparsity and its bounds, and convert them to fractions exactly as they are printed."""
     if not 0 <= floor <= cap <= 1:
         raise ValueError(
             f"Expected arguments `floor` and `cap` to satisfy 0 <= floor <= cap <= 1, but got {floor} and {cap}."
@@ -259,7 +261,7 @@ def _decimals(sparsity: float, floor: float, cap: float) -> tuple[Fraction, Frac
 
 
 def _exact_scores(scores: Tensor, sizes: list[int]) -> list[Fraction]:
-    """Scores as fractions, checked."""
+    """Check the scores and convert them to fractions."""
     check_vector("scores", scores, len(sizes))
     values: list[float] = scores.to(torch.float64).tolist()
     for value in values:
@@ -271,7 +273,7 @@ def _exact_scores(scores: Tensor, sizes: list[int]) -> list[Fraction]:
 def _exact_ratios(
     scores: list[Fraction], sizes: list[int], target: Fraction, floor: Fraction, cap: Fraction
 ) -> list[Fraction]:
-    """clip(lambda q, floor, cap) for the lambda that reaches the target; layers of one score are taken together."""
+    """clip(lambda q, floor, cap) for the lambda that reaches the target; layers of equal score are taken together."""
     weights: Counter[Fraction] = Counter()
     for score, size in zip(scores, sizes, strict=True):
         weights[score] += size

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUMERICALLY_ZERO = 1e-12  # of the largest eigenvalue
+NUMERICALLY_ZERO = 1e-12  # relative to the largest eigenvalue
 
 
 class SpectralDensity(NamedTuple):
@@ -15,7 +15,7 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
         edges: (..., B + 1), ascending, in units of the squared weight.
-        density: (..., B), share of the eigenvalues by width of the bin.
+        density: (..., B), share of the eigenvalues in the bin divided by its width.
     """
 
     edges: Tensor
@@ -26,8 +26,8 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
     r"""Effective rank :math:`\exp(-\sum_i p_i \ln p_i)` with :math:`p_i = \lambda_i / \sum_j \lambda_j`.
 
     The shares are those of the eigenvalues, i.e. of the squared Frobenius norm, as in WeightWatcher's matrix entropy
-    (which is the logarithm of this by the logarithm of the rank). Roy and Vetterli take shares of the singular values:
-    that is ``effective_rank(eigenvalues.sqrt())``.
+    (which is the logarithm of the effective rank divided by the logarithm of the rank). Roy and Vetterli take shares of
+    the singular values, which corresponds to ``effective_rank(eigenvalues.sqrt())``.
 
     Args:
         eigenvalues: (..., N), not negative, in units of the squared weight.
@@ -70,14 +70,14 @@ def log_norm(eigenvalues: Tensor) -> Tensor:
 
 
 def spectral_density(eigenvalues: Tensor, *, bins: int | None = None) -> SpectralDensity:
-    """Estimate densities by histograms with bins of equal width in the logarithm.
+    """Estimate spectral densities by histograms with bins of equal width in the logarithm.
 
-    The bins run from the smallest to the largest eigenvalue above 1e-12 of the largest one; those below count as
-    zero, in N but in no bin. If all are equal, the bins span a tenth below and above.
+    The bins run from the smallest eigenvalue above 1e-12 of the largest one to the largest one; those below count as
+    zero, in N but in no bin. If all are equal, the bins extend a tenth below and above.
 
     Args:
         eigenvalues: (..., N), any order, finite, not negative.
-        bins: B, at least 1; None: twice the square root of N, but 8 to 64.
+        bins: B, at least 1; None: twice the square root of N, but at least 8 and at most 64.
 
     Returns:
         Edges and densities, float64; the integral is the share of the eigenvalues that are not numerically zero. NaN

@@ -1,4 +1,4 @@
-"""Eigenvalues of many equally sized matrices at once, and what follows from them directly."""
+"""Eigenvalues of many equally sized matrices at once, and quantities that follow from them directly."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from lightning_farms.functional.eigensolvers import (
 )
 
 QUICK_ERROR = 8 * torch.finfo(torch.float32).eps
-"""Error of xmin in the quick way, by the root mean square of the eigenvalues (inferred from alphas: up to 5.5 eps)."""
+"""Error of xmin with ``quick``, relative to the eigenvalues' root mean square (inferred from alphas: up to 5.5 eps)."""
 
 CHECK_TOLERANCE = 16.0
-"""Relative deviation that rounding may cause in a check of a spectrum, see :func:`checked_esd`, by
-eps (sqrt(m) + sqrt(n)): at most 1.5 of it was seen, over sizes, types, scales and kinds of matrices."""
+"""Relative deviation, in units of eps (sqrt(m) + sqrt(n)), that a check of a spectrum allows for rounding, see
+:func:`checked_esd`: at most 1.5 of these units were seen, over sizes, types, scales and kinds of matrices."""
 
-_GRAM_BLOCK = 128  # rows of a product; of fewer, products are slow
+_GRAM_BLOCK = 128  # rows of a product; products of fewer rows are slow
 
 
 class CheckedSpectrum(NamedTuple):
-    r"""Eigenvalues, and how far two sums of them are from what they have to be.
+    r"""Eigenvalues, and how far their sum and the sum of their squares are from the correct values.
 
-    An error is 0 where it is within the tolerance, the relative deviation where it is not, infinite where the
-    eigenvalues are not finite, and NaN where nothing can be told: the matrix is not finite, or its squares overflow.
+    An error is 0 if it is within the tolerance, the relative deviation if it is not, infinite if the eigenvalues are
+    not finite, and NaN if it is unknown: the matrix is not finite, or its squares overflow.
 
     Attributes:
         eigenvalues: (..., k), float64, ascending, in units of the squared weight.
-        sum_error: (...), of the sum, :math:`|\sum_i \lambda_i - \|W\|_F^2| / \|W\|_F^2`.
-        squares_error: (...), of the sum of squares, :math:`|\sum_i \lambda_i^2 - \|G\|_F^2| / \|G\|_F^2`.
+        sum_error: (...), error of the sum, :math:`|\sum_i \lambda_i - \|W\|_F^2| / \|W\|_F^2`.
+        squares_error: (...), error of the sum of squares, :math:`|\sum_i \lambda_i^2 - \|G\|_F^2| / \|G\|_F^2`.
     """
 
     eigenvalues: Tensor
@@ -50,16 +50,16 @@ class CheckedSpectrum(NamedTuple):
 
 
 def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tensor:
-    r"""Eigenvalues of :math:`W^\dagger W`, the squared singular values, of each matrix.
+    r"""ESD of each matrix: the eigenvalues of :math:`W^\dagger W`, which are the squared singular values.
 
     The eigenvalues are those of the smaller Gram matrix (:math:`W W^\dagger` or :math:`W^\dagger W`), formed and
     decomposed in float64: their absolute error is about 1e-16 of the largest one, less than that of a float32
-    singular value decomposition, and this is faster. Rounding below zero is set to zero. A device without float64
-    (MPS) hands the work to the CPU.
+    singular value decomposition, and this is faster. Values that rounding makes negative are set to zero. A device
+    without float64 (MPS) hands the work to the CPU.
 
-    On the CPU the result has the same bits wherever the matrix lies in memory and whichever matrices share the call
-    with it, for one number of intra-op threads. (The libraries' rounding depends on addresses, and that of matrices of
-    odd size within a batch so on their place in it; each matrix that is not aligned is copied to where it is.)
+    On the CPU, for a fixed number of intra-op threads, the result has the same bits wherever the matrix lies in memory
+    and whichever matrices share the call with it. (The libraries' rounding depends on addresses, and for matrices of
+    odd size within a batch therefore on their place in it; a matrix that is not aligned is copied to an aligned place.)
 
     Every spectrum is checked, see :func:`checked_esd`. If one fails, all are computed again from singular values in
     float64 on the CPU, and a warning says so.
@@ -68,9 +68,9 @@ def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tens
         matrices: (..., m, n), real or complex, finite.
         quick: work in float32, in about half the time; the absolute error is up to about 1e-6 of the root mean square
             eigenvalue in the middle of the spectrum, and of the largest one at its end. Without effect on float64
-            input, where float32 products are allowed to be inexact (TF32, bfloat16), and where float32 does not hold
-            the squares of the entries, see :func:`holds_squares`.
-        where: where the Gram matrices of matrices on a device are decomposed: ``"auto"``, by the table
+            input, if float32 products are allowed to be inexact (TF32, bfloat16), and if float32 does not hold the
+            squares of the entries, see :func:`holds_squares`.
+        where: where the Gram matrices of matrices on a device are decomposed: ``"auto"``, as the table decides
             (:data:`lightning_farms.functional.eigensolvers.RULES`); ``"device"``; ``"host"``.
 
     Returns:
@@ -112,21 +112,21 @@ def _fails(found: CheckedSpectrum) -> bool:
 
 
 def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
-    r"""The spectrum of each matrix as by :func:`esd`, whatever it is and whichever way it came, with two checks.
+    r"""Compute the spectrum of each matrix like :func:`esd`, and return it with two checks, whether or not they fail.
 
-    Nothing waits for the device but the decomposition itself, once a call.
+    Only the decomposition itself waits for the device, once per call.
 
     The eigenvalues of the smaller Gram matrix :math:`G` add up to its trace, :math:`\|W\|_F^2`, and their squares to
-    :math:`\|G\|_F^2`, which cost one pass over W and one over G. Rounding makes them deviate: by the norms' own sums,
-    the products' (:math:`\sqrt n`, at random, for n of them) and the decomposition's (:math:`\sqrt m`, as observed).
-    What is allowed is :math:`16 \epsilon (\sqrt m + \sqrt n)`, with :math:`\epsilon` of the type that is worked in:
-    6e-14 for a 64 x 64 matrix in float64, 3e-5 in float32. Two random ones of that size differ by some 3e-2. Squares
-    that underflow are allowed for: each product by the smallest normal number.
+    :math:`\|G\|_F^2`, which cost one pass over W and one over G. Rounding makes them deviate: in the norms' own sums,
+    in the products (:math:`\sqrt n`, at random, for n of them) and in the decomposition (:math:`\sqrt m`, as observed).
+    The tolerance is :math:`16 \epsilon (\sqrt m + \sqrt n)`, with :math:`\epsilon` of the working type: 6e-14 for a
+    64 x 64 matrix in float64, 3e-5 in float32. The sums of two random matrices of that size differ by some 3e-2.
+    Squares that underflow are allowed for: each product by the smallest normal number.
 
     Args:
         matrices: as in :func:`esd`.
         quick: as in :func:`esd`.
-        where: as in :func:`esd`, or the way itself.
+        where: as in :func:`esd`, or the method itself.
 
     Returns:
         The spectra and the errors of their sums.
@@ -148,7 +148,7 @@ def checked_esd(matrices: Tensor, *, quick: bool = False, where: Where | Way = "
 
 
 def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where | Way = "auto") -> CheckedSpectrum:
-    """The spectra of several batches of matrices of one size, joined, as :func:`checked_esd` finds them.
+    """Compute the spectra of several batches of matrices of one size like :func:`checked_esd`, joined into one result.
 
     Args:
         batches: (b, m, n) each, at least one; their types may differ in precision up to single.
@@ -194,7 +194,7 @@ def _one_by_one(batches: Sequence[Tensor], dtype: torch.dtype) -> CheckedSpectru
 
 
 def esd_by_singular_values(matrices: Tensor) -> CheckedSpectrum:
-    """The same by another routine, which shares nothing with the first: singular values in float64 on the CPU.
+    """Compute the spectra by an independent routine: singular values in float64 on the CPU.
 
     Args:
         matrices: as in :func:`esd`.
@@ -230,15 +230,15 @@ def _errors_of_norms(
 ) -> tuple[Tensor, Tensor]:
     """Errors of the sums: 0 within the tolerance, infinite for NaN, NaN where the squares of W overflow.
 
-    With s = ||W||^2 (or what underflow adds up to, if that is more) squares are those of lambda / sqrt(s) and of
-    G / sqrt(s), so that they neither overflow nor underflow where s does not.
+    With s = ||W||^2 (or the total loss by underflow, if that is more), lambda / sqrt(s) and G / sqrt(s) are squared, so
+    that their squares neither overflow nor underflow where s does not.
 
     Args:
         eigenvalues: (..., k).
         norm: ||W||^2.
         gram_norm: ||G||^2 / s.
-        shape: of W.
-        dtype: that was worked in.
+        shape: shape of W.
+        dtype: type of the computation.
     """
     height, width = shape
     limits = torch.finfo(dtype)
@@ -259,18 +259,18 @@ def _errors_of_norms(
 
 
 def _underflow(shape: torch.Size, dtype: torch.dtype) -> float:
-    """What the squares of a matrix's entries can lose in all."""
+    """Most that the squares of a matrix's entries can lose by underflow in all."""
     height, width = shape
     return height * width * torch.finfo(dtype).tiny
 
 
 def _squared_norm(matrices: Tensor) -> Tensor:
-    """Squared Frobenius norms in float64: rows first, in the type the matrices have, so that none is copied."""
+    """Squared Frobenius norms in float64, from row norms in the matrices' own type, so that no matrix is copied."""
     return row_norms(matrices).to(torch.float64).square().sum(-1)
 
 
 def _squared_gram_norm(upper: Tensor, scale: Tensor) -> Tensor:
-    """The same of scaled Gram matrices as :func:`_upper_gram` forms them: what lies beside its blocks counts twice."""
+    """The same for scaled Gram matrices from :func:`_upper_gram`; entries beside its diagonal blocks count twice."""
     scaled = upper * scale.to(upper.real.dtype)[..., None, None]
     stored = _squared_norm(scaled)
     size = upper.shape[-1]
@@ -282,18 +282,18 @@ def _squared_gram_norm(upper: Tensor, scale: Tensor) -> Tensor:
 
 
 def holds_squares(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Whether a type holds the squares that a matrix's spectrum is made of.
+    r"""Whether a type holds the squares of the entries from which a matrix's spectrum is computed.
 
-    With a the largest entry, the eigenvalues lie between :math:`a^2` (the largest is at least that) and
-    :math:`m n a^2`, which may not overflow; what products lose by underflow, at most m n times the smallest normal
-    number, may not be more than rounding, :math:`\epsilon a^2`.
+    If a is the largest entry, the largest eigenvalue lies between :math:`a^2` and :math:`m n a^2`, which must not
+    overflow. The loss of products by underflow, at most m n times the smallest normal number, must not exceed the
+    rounding error, :math:`\epsilon a^2`.
 
     Args:
         matrices: (..., m, n), real or complex.
-        dtype: that they are worked on in.
+        dtype: type of the computation.
 
     Returns:
-        (...), boolean; true of zeros, and of entries that are not finite, of which this says nothing.
+        (...), boolean; also true for zeros, and for entries that are not finite, which are not judged here.
 
     Example:
         >>> holds_squares(torch.tensor([[[1.0]], [[0.0]], [[1e-30]], [[1e30]]]), torch.float32)
@@ -307,13 +307,13 @@ def holds_squares(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _largest(matrices: Tensor) -> Tensor:
-    """The largest absolute value of each matrix's entries, in float64 where they are no real numbers of less."""
+    """The largest absolute value of each matrix's entries, in their real type, but at least in float32."""
     largest: Tensor = torch.linalg.vector_norm(promoted(matrices).detach(), math.inf, dim=(-2, -1))
     return largest
 
 
 def _wide(matrices: Tensor) -> Tensor:
-    """Checked, where float64 is, and with at most as many rows as columns."""
+    """Check matrices, move them to a device with float64, and transpose those with more rows than columns."""
     if matrices.ndim < 2 or 0 in matrices.shape[-2:]:
         raise ValueError(f"Expected argument `matrices` to be (..., m, n), but got shape {tuple(matrices.shape)}.")
     if not (matrices.is_floating_point() or matrices.is_complex()):
@@ -325,8 +325,8 @@ def _wide(matrices: Tensor) -> Tensor:
 def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices (b, m', n') that all start, as their Gram matrices will, on a 64-byte boundary (torch's own).
 
-    The zeros that fill them up to multiples of four (m' n' entries, and m' m', are then of 64 bytes and more) change no
-    product and add eigenvalues of zero, the smallest there are.
+    Zeros pad them to multiples of four (m' n' and m' m' entries are then multiples of 64 bytes). The zeros change no
+    product, and add eigenvalues of zero, which are the smallest.
     """
     height, width = wide.shape[-2:]
     above, right = -height % PADDED_TO, -width % PADDED_TO
@@ -339,7 +339,7 @@ def _aligned(wide: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _upper_gram(wide: Tensor) -> Tensor:
-    """The upper triangle of W W^H, by block rows that leave out most of the lower one; what is below is zero."""
+    """The upper triangle of W W^H, in block rows that leave out, as zeros, most of the lower triangle."""
     size = wide.shape[-2]
     if size < 2 * _GRAM_BLOCK:
         return wide @ wide.mH
@@ -351,14 +351,14 @@ def _upper_gram(wide: Tensor) -> Tensor:
 
 
 def working_type(dtype: torch.dtype, *, quick: bool) -> torch.dtype:
-    """The type in which :func:`esd` works.
+    """Data type in which :func:`esd` computes.
 
     Args:
-        dtype: of the matrices, real or complex.
+        dtype: type of the matrices, real or complex.
         quick: as in :func:`esd`.
 
     Returns:
-        Double precision, or single where ``quick`` is of effect; real or complex.
+        Double precision, or single if ``quick`` has an effect; real or complex.
 
     Example:
         >>> working_type(torch.bfloat16, quick=False), working_type(torch.complex64, quick=True)
@@ -371,7 +371,7 @@ def working_type(dtype: torch.dtype, *, quick: bool) -> torch.dtype:
 
 
 def promoted(matrices: Tensor) -> Tensor:
-    """Half precision and less as float32, so that types can be joined and summed."""
+    """Convert half precision and less to float32, so that types can be joined and summed."""
     return matrices.to(promoted_type(matrices.dtype))
 
 
@@ -385,7 +385,7 @@ def promoted_type(dtype: torch.dtype) -> torch.dtype:
 def _float32_products_are_exact() -> bool:
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # precision was set by backend: not the default in any case
+    except RuntimeError:  # precision was set per backend, so it is not the default in any case
         return False
 
 

@@ -1,4 +1,4 @@
-"""Where the windows of a matrix start (index arithmetic), and the slicing itself."""
+"""Placement of windows on a matrix (index arithmetic), and the slicing itself."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Windows(NamedTuple):
 
 
 def _covered(starts: tuple[int, ...], size: int) -> int:
-    """Positions in the union of windows with ascending starts."""
+    """Number of positions in the union of windows with ascending starts."""
     return size + sum(min(size, after - before) for before, after in pairwise(starts))
 
 
@@ -64,11 +64,11 @@ def window_grid(
 ) -> Windows:
     r"""Place windows of a fixed aspect ratio :math:`Q = n'/m'` on a matrix so that they cover it.
 
-    Without ``window`` the windows are as large as fit into a square of the smaller dimension ``s``:
+    Without ``window``, the windows are the largest that fit into a square of the smaller dimension ``s``:
     ``s x round(s Q)`` for Q <= 1 and ``round(s / Q) x s`` for Q > 1 (at least 1 x 1). A window that is larger than
-    the matrix is shrunk with its ratio kept. Along a dimension of ``size`` entries ``count`` windows start at
-    ``round(i (size - window) / (count - 1))``, so the first and the last window are flush with the edges; without
-    ``steps`` the count is ``ceil(size / window)``, the fewest that cover every row and column.
+    the matrix is shrunk with its ratio kept. Along a dimension of ``size`` entries, ``count`` windows start at
+    ``round(i (size - window) / (count - 1))``, so the first and the last window are flush with the edges. Without
+    ``steps``, the count is ``ceil(size / window)``, the fewest that cover every row and column.
 
     Args:
         rows: number of rows m of the matrix, at least 1.
@@ -131,24 +131,25 @@ def _starts(size: int, window: int, steps: int | None) -> tuple[int, ...]:
 def official_linear_windows(rows: int, columns: int, aspect_ratio: float, window: int, steps: int) -> Windows:
     """Windows of the authors' programs for a linear layer: ``window x int(window Q)``, integer steps.
 
-    A window that does not fit is clamped to ``s x int(s Q)``, s the smaller dimension, as their program for language
-    models does (the one for images would cut other slices than it means; one that fits is the same in both for Q = 1,
-    and here the latter's). Per dimension ``step = max(1, (size - window) // (steps - 1))``, at most ``steps`` windows,
-    start ``min(i step, size - window)``; rows and columns after the last window are not seen.
+    A window that does not fit is clamped to ``s x int(s Q)``, s being the smaller dimension, as in their program for
+    language models (their program for images would cut other slices than intended). A window that fits is the same in
+    both programs for Q = 1; otherwise the one of the program for images is used. Along each dimension, at most
+    ``steps`` windows start at ``min(i step, size - window)`` with ``step = max(1, (size - window) // (steps - 1))``;
+    rows and columns after the last window are not covered.
 
     Args:
         rows: number of rows of the weight as stored (out_features).
         columns: number of columns of the weight as stored (in_features).
-        aspect_ratio: ``Q_ratio`` there.
-        window: ``num_row_samples`` there.
-        steps: ``sampling_ops_per_dim`` there.
+        aspect_ratio: ``Q_ratio`` in their programs.
+        window: ``num_row_samples`` in their programs.
+        steps: ``sampling_ops_per_dim`` in their programs.
 
     Returns:
         The grid of windows.
 
     Raises:
-        ValueError: the clamped window is still wider than the matrix, as it may be for Q > 1 (the authors' slices
-            silently go wrong there), or it has no column.
+        ValueError: the clamped window is still wider than the matrix, as may happen for Q > 1 (the authors' slices
+            are then silently wrong), or it has no column.
 
     Example:
         >>> official_linear_windows(32, 64, 1.0, 48, 3)
@@ -177,13 +178,13 @@ def _official_starts(size: int, window: int, steps: int) -> tuple[int, ...]:
 def official_convolution_windows(rows: int, columns: int, aspect_ratio: float) -> Windows:
     """Windows of the authors' program for one kernel position: floor(rows / columns) blocks, the rest dropped.
 
-    For Q <= 1 a block has ``columns`` rows and ``floor(columns // (1/Q))`` columns, for Q > 1 ``floor(columns // Q)``
-    rows and ``columns`` columns (at least 1).
+    For Q <= 1 a block has ``columns`` rows and ``floor(columns // (1/Q))`` columns; for Q > 1 it has
+    ``floor(columns // Q)`` rows (at least 1) and ``columns`` columns.
 
     Args:
-        rows: the larger dimension of the (transposed, if need be) kernel position.
+        rows: the larger dimension of the kernel position (transposed if necessary).
         columns: the smaller dimension.
-        aspect_ratio: ``Q_ratio`` there.
+        aspect_ratio: ``Q_ratio`` in their program.
 
     Returns:
         The grid of windows, one column of blocks.
@@ -224,10 +225,10 @@ def slice_windows(matrix: Tensor, windows: Windows) -> Tensor:
 def fixed_aspect_ratio_submatrices(
     matrix: Tensor, aspect_ratio: float = 1.0, window: int | None = None, steps: int | None = None
 ) -> Tensor:
-    r"""FARMS: all windows :math:`W_i \in R^{m' \times n'}` of a matrix, with :math:`n'/m' = Q` for every matrix.
+    r"""Cut a matrix into FARMS windows :math:`W_i \in R^{m' \times n'}` of one aspect ratio :math:`Q = n'/m'`.
 
     Args:
-        matrix: (..., m, n); leading dimensions are further matrices of the same size.
+        matrix: (..., m, n); leading dimensions hold further matrices of the same size.
         aspect_ratio: Q = n'/m', positive.
         window: rows m' of a window; ``None`` for the largest that fits the smaller dimension.
         steps: windows per dimension; ``None`` for tiles that cover every row and column.
@@ -251,7 +252,7 @@ def fixed_aspect_ratio_submatrices(
 
 
 def is_interleaved(matrices: Tensor) -> bool:
-    """Whether to read one of several matrices is to read all, as with those of a convolution's kernel positions.
+    """Whether several matrices are interleaved in memory, as those of a convolution's kernel positions are.
 
     Args:
         matrices: (..., m, n).

@@ -1,11 +1,11 @@
-r"""How sure a power-law fit is: bootstrap intervals of its exponent and a goodness-of-fit p-value.
+r"""Uncertainty of a power-law fit: bootstrap intervals of its exponent and a goodness-of-fit p-value.
 
-Both figures are Monte Carlo estimates from an integer seed. The random numbers are drawn on the CPU by a generator of
-their own, and the same ones serve every spectrum of a batch: a result does not depend on the device, on what else is
-in the batch, or on the global random state, and leaves that state alone.
+Both figures are Monte Carlo estimates from an integer seed. The random numbers are drawn on the CPU by a separate
+generator, and the same numbers serve every spectrum of a batch: a result does not depend on the device, on what else
+is in the batch, or on the global random state, and does not change that state.
 
-Both take the eigenvalues for independent samples. Those of one matrix repel each other, and windows of one matrix
-overlap: for the spectrum of a matrix the figures measure the fit's own sampling error, and are no statement of
+Both treat the eigenvalues as independent samples. Those of one matrix repel each other, and windows of one matrix
+overlap: for the spectrum of a matrix the figures measure the fit's own sampling error, and are not a statement of
 confidence about the matrix.
 """
 
@@ -25,7 +25,7 @@ FitFunction = Callable[[Tensor], PowerLawFit]
 
 
 class Interval(NamedTuple):
-    """Ends of an interval of alpha; both have the spectra's leading shape, and are NaN where there is none.
+    """Ends of an interval of alpha; both have the spectra's leading shape, and are NaN where there is no interval.
 
     Attributes:
         low: lower end.
@@ -41,22 +41,22 @@ def bootstrap_interval(
 ) -> Interval:
     r"""Percentile interval of alpha from refits of the resampled spectrum (non-parametric bootstrap).
 
-    Each draw takes N of the N eigenvalues with replacement and fits them anew, ``xmin`` included. Of the alphas in
-    ascending order the interval's ends are those at the shares :math:`(1 \mp \text{level}) / 2`, rounded outwards.
+    Each draw takes N of the N eigenvalues with replacement and fits them anew, including ``xmin``. The interval's ends
+    are the sorted alphas at the shares :math:`(1 \mp \text{level}) / 2`, rounded outwards.
 
-    The coverage is the stated level, about, if the eigenvalues are independent samples. Those of one matrix repel each
-    other and windows overlap, so that for a matrix the interval shows the fit's sampling error and no more.
+    The coverage is about the stated level if the eigenvalues are independent samples. Those of one matrix repel each
+    other and windows overlap, so for a matrix the interval shows the fit's sampling error and no more.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight; N at least 2.
-        fit: from spectra (..., N) to their fits, e.g. :func:`~lightning_farms.functional.fit_hill`.
-        draws: how many refits, at least 1.
+        fit: function from spectra (..., N) to their fits, e.g. :func:`~lightning_farms.functional.fit_hill`.
+        draws: number of refits, at least 1.
         level: share of the refits between the ends, within (0, 1).
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
-        The interval, float64; NaN where the spectrum itself has no finite alpha. Refits without one are left out; an
-        infinite one (equal eigenvalues) counts as the largest.
+        The interval, float64; NaN where the spectrum itself has no finite alpha. Refits whose alpha is NaN are left
+        out; an infinite alpha (equal eigenvalues) counts as the largest.
 
     Raises:
         ValueError: ``draws`` or ``level`` out of range.
@@ -89,22 +89,22 @@ def bootstrap_interval(
 
 
 def goodness_of_fit(eigenvalues: Tensor, fit: FitFunction, *, draws: int = 200, seed: int = 0) -> Tensor:
-    r"""Share of samples of the fitted law whose own fit is no closer to them (semi-parametric p-value).
+    r"""Semi-parametric p-value: share of samples drawn from the fitted law that their own fit matches no better.
 
     Each draw replaces the n eigenvalues of the tail by samples of the fitted law,
-    :math:`x_{min} (1 - u)^{-1/(\alpha - 1)}`, and those below by a resample of themselves, their largest kept, and
-    fits all of it anew: :math:`p = \#\{D_{draw} \geq D\} / \text{draws}`. A small p (the reference proposes 0.1)
-    speaks against a power law; a large one does not prove it. The reference lets the number of samples in the tail
-    vary as well; here it is that of the fit, with which p is exact also for tails of a fixed rank (Hill).
+    :math:`x_{min} (1 - u)^{-1/(\alpha - 1)}`, and those below it by a resample of themselves that keeps the largest,
+    and fits the result anew: :math:`p = \#\{D_{draw} \geq D\} / \text{draws}`. A small p (the reference proposes 0.1)
+    speaks against a power law; a large p does not prove one. The reference lets the number of samples in the tail
+    vary as well; here it is that of the fit, which makes p exact for tails of a fixed rank (Hill) too.
 
-    The eigenvalues are taken for independent samples. Those of one matrix repel each other and windows overlap, so
-    that for a matrix p is no probability: it tells which spectra a power law fits better.
+    The eigenvalues are treated as independent samples. Those of one matrix repel each other and windows overlap, so
+    for a matrix p is not a probability: it tells which spectra a power law fits better.
 
     Args:
         eigenvalues: (..., N), any order, not negative, in units of the squared weight; N at least 2.
-        fit: from spectra (..., N) to their fits, e.g. :func:`~lightning_farms.functional.fit_ks`.
-        draws: how many samples, at least 1; p is a multiple of 1 / draws.
-        seed: of the samples.
+        fit: function from spectra (..., N) to their fits, e.g. :func:`~lightning_farms.functional.fit_ks`.
+        draws: number of samples, at least 1; p is a multiple of 1 / draws.
+        seed: seed of the samples.
 
     Returns:
         (...), the p-value, within [0, 1], float64; NaN where the spectrum itself has no finite alpha. Draws without
@@ -150,7 +150,7 @@ def _require_positive(draws: int) -> None:
 def _refits(
     values: Tensor, fit: FitFunction, resample: Callable[[Tensor], Tensor], *, draws: int, seed: int
 ) -> PowerLawFit:
-    """Fits (draws, ...) of what ``resample`` makes of uniform numbers (draws, N), in blocks that bound the memory."""
+    """Fits (draws, ...) of spectra that ``resample`` makes of uniform numbers, in blocks that bound the memory."""
     generator = torch.Generator("cpu").manual_seed(seed)
     step = max(1, _REFIT_ELEMENTS // max(1, values.numel()))
     fits = []

@@ -1,4 +1,4 @@
-"""Vectors of a number for each layer: made, and checked."""
+"""Making and checking vectors with one number per layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def vector(values: Iterable[float]) -> Tensor:
-    """A float64 vector (L,) on the CPU."""
+    """Make a float64 vector (L,) on the CPU."""
     return torch.tensor(list(values), dtype=torch.float64, device="cpu")
 
 
