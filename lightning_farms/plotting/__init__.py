@@ -1,4 +1,4 @@
-"""Figures of spectra, fields and errors, and cheap images; matplotlib is imported when one is drawn, pyplot never."""
+"""Figures of spectra, fields and errors, and cheap images; matplotlib is imported upon drawing, pyplot never."""
 
 from lightning_farms.plotting.alpha_depth_figure import alpha_depth_figure, comparison_figure
 from lightning_farms.plotting.error_curves_figure import error_curves_figure

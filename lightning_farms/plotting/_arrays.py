@@ -1,4 +1,4 @@
-"""What the plots accept, as NumPy arrays."""
+"""Conversion of the values that the plots accept to NumPy arrays."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ Values: TypeAlias = torch.Tensor | NDArray[Any] | Sequence[Any]
 
 
 def as_array(values: Values, name: str, ndim: int) -> NDArray[np.float64]:
-    """Convert numbers to a float64 array on the host; the input is left alone."""
+    """Convert numbers to a float64 array on the host without changing the input."""
     if isinstance(values, torch.Tensor):
         array = values.detach().to(device="cpu", dtype=torch.float64).numpy()
     else:

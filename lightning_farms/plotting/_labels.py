@@ -1,4 +1,4 @@
-"""Fitting many or long names to an axis."""
+"""Helpers that fit many or long names to an axis."""
 
 import re
 
@@ -6,13 +6,13 @@ _NUMBER = re.compile(r"\d+")
 
 
 def thinned(count: int, room: int) -> list[int]:
-    """Choose evenly spaced positions to label, the first among them."""
+    """Choose evenly spaced positions to label, including the first."""
     step = max(1, -(-count // room))
     return list(range(0, count, step))
 
 
 def shortened(name: str, width: int = 34) -> str:
-    """Cut the middle out of a name that is too long, or its parts to first letters where that would take a number."""
+    """Cut the middle out of a long name, or, if that would remove a number, cut its parts to their first letters."""
     cut = _without_middle(name, width)
     if " " in name or _NUMBER.findall(cut) == _NUMBER.findall(name):
         return cut

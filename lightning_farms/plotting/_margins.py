@@ -1,4 +1,4 @@
-"""Axes with margins that are known beforehand: to find them by measuring takes a third of the time of drawing."""
+"""Axes with margins that are known beforehand, because measuring them would take a third of the drawing time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LABEL_SIZE = 11  # points, of the axes' names
+_LABEL_SIZE = 11  # font size of the axes' names, in points
 _TITLE_SIZE = 12
-_POINTS = 72  # an inch
-_SLACK = 1.04  # on widths: hinting rounds glyphs to whole pixels
-_UNKNOWN = 1.0  # width of a character that the font lacks, by its size
+_POINTS = 72  # points per inch
+_SLACK = 1.04  # factor on widths, since hinting rounds glyphs to whole pixels
+_UNKNOWN = 1.0  # width of a character that the font lacks, relative to the font size
 
 
 class Margins(NamedTuple):
@@ -27,7 +27,7 @@ class Margins(NamedTuple):
 
 
 def add_axes(figure: Figure, margins: Margins) -> Axes:
-    """Put axes into a figure."""
+    """Add axes with the given margins to a figure."""
     width, height = figure.get_size_inches()
     size = (1 - (margins.left + margins.right) / width, 1 - (margins.bottom + margins.top) / height)
     return figure.add_axes((margins.left / width, margins.bottom / height, *size))
@@ -41,7 +41,7 @@ def name_axes(axes: Axes, margins: Margins, *, title: str, horizontal: str, vert
     width, height = figure.get_size_inches()
     name = _LABEL_SIZE / _POINTS
     half = min(widest([title], _TITLE_SIZE), width) / 2
-    middle = min(max((box.x0 + box.x1) / 2 * width, half), width - half)  # of the axes, or as near as the figure allows
+    middle = min(max((box.x0 + box.x1) / 2 * width, half), width - half)  # the axes' middle, or as near as possible
     place = (middle / width - box.x0) / box.width
     axes.set_title(title, fontsize=_TITLE_SIZE, parse_math=False, x=place, y=1.0, pad=7)
     axes.set_xlabel(horizontal, fontsize=_LABEL_SIZE, va="bottom")
@@ -51,13 +51,13 @@ def name_axes(axes: Axes, margins: Margins, *, title: str, horizontal: str, vert
 
 
 def widest(texts: Iterable[str], size: float) -> float:
-    """Width that texts take."""
+    """Width of the widest text, in inches."""
     return max((sum(map(_advance, text)) for text in texts), default=0.0) * size / _POINTS * _SLACK
 
 
 @functools.cache
 def _advance(character: str) -> float:
-    """How far a character of size 1 moves the pen."""
+    """Horizontal advance of a character at font size 1."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))

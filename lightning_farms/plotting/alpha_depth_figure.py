@@ -1,4 +1,4 @@
-"""Alpha of each layer over the depth of a network, once or before and after."""
+"""Alpha of each layer over the depth of a network, for one report or for two to compare."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME_WIDTH = 40  # characters
-_FONT = 9  # points, of the layers' names
+_FONT = 9  # font size of the layers' names, in points
 _LEGEND = 0.3  # inches
-_MOST_ROWS = 45  # beyond it rows are closer than a mark is high
+_MOST_ROWS = 45  # with more rows, they are closer together than a mark is high
 
 
 def alpha_depth_figure(
@@ -28,17 +28,17 @@ def alpha_depth_figure(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     title: str = "Alpha over depth",
 ) -> Figure:
-    """Draw each layer's alpha, the first layer at the top, and where it was before.
+    """Draw each layer's alpha, the first layer at the top, and optionally its earlier alpha.
 
     Args:
         alphas: Alpha of each layer, in the network's order; layers without a finite alpha keep an empty row.
         before: Earlier alphas, drawn as hollow marks joined to the later ones; layers that `alphas` lacks are left out.
-        intervals: Lower and upper end of each layer's interval, drawn as a bar; layers that it lacks, and ends that
-            are not finite, have none.
+        intervals: Lower and upper end of each layer's interval, drawn as a bar; layers that are missing here, or whose
+            ends are not finite, have no bar.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If there is no layer.
@@ -73,17 +73,17 @@ def comparison_figure(
     labels: tuple[str, str] = ("before", "after"),
     title: str = "Alpha over depth",
 ) -> Figure:
-    r"""Draw each layer's alpha in two reports, the first layer at the top, and beside it the difference.
+    r"""Draw each layer's alpha in two reports, the first layer at the top, and the difference beside it.
 
     Args:
         before: Alpha of each layer in one report.
-        after: Alpha of each layer in the other; its order is that of the rows, layers that only `before` has follow.
-            Layers without a finite alpha in both have no difference.
-        labels: What to call the two.
+        after: Alpha of each layer in the other report. It gives the order of the rows; layers that only `before` has
+            follow. Layers without a finite alpha in both have no difference.
+        labels: Names of the two reports.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If there is no layer.
@@ -103,7 +103,7 @@ def comparison_figure(
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)
     earlier, now = _values(before, names), _values(after, names)
-    first, second = (label.replace("$", r"\$") for label in labels)  # no mathematics, unlike the legend's other texts
+    first, second = (label.replace("$", r"\$") for label in labels)  # not parsed as mathematics, unlike other texts
     _draw_earlier(axes, earlier, now, first)
     _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)
@@ -127,7 +127,7 @@ def _values(alphas: Mapping[str, float], names: Sequence[str]) -> NDArray[np.flo
 
 
 def _labelled(names: Sequence[str]) -> dict[int, str]:
-    """Rows that are labelled, and how."""
+    """Rows that get a label, with the label of each."""
     return {row: shortened(names[row], _NAME_WIDTH) for row in thinned(len(names), int(_height(len(names)) / 0.19))}
 
 
@@ -138,7 +138,7 @@ def _label_layers(axes: Axes, rows: Mapping[int, str], layers: int) -> None:
 
 
 def _shrink(rows: int) -> float:
-    """Factor on the size of marks so that those of neighbouring rows stay apart."""
+    """Factor on the size of marks that keeps those of neighbouring rows apart."""
     return min(1.0, _MOST_ROWS / rows)
 
 

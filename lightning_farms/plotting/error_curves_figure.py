@@ -1,4 +1,4 @@
-"""How the error of a prediction grows over its frames."""
+"""The error of a prediction as it grows over the frames."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = (7.6, 4.6)  # inches
-_LEGEND = 0.3  # inches a row
-_LEGEND_COLUMNS = (6, 4)  # where all texts are short, and else
+_LEGEND = 0.3  # inches per row
+_LEGEND_COLUMNS = (6, 4)  # numbers of columns: if all texts are short, and otherwise
 _LEGEND_FONT = 9
-_HANDLE = 0.45  # inches, of a line in the legend
-_REFERENCES = ("--", "-.")  # styles of their lines
-_COLOURS = 10  # of the cycle, after which dashes tell channels apart
+_HANDLE = 0.45  # inches, width of a line in the legend
+_REFERENCES = ("--", "-.")  # line styles of the references
+_COLOURS = 10  # colours of the cycle, after which dashes tell channels apart
 
 
 def error_curves_figure(
@@ -37,22 +37,22 @@ def error_curves_figure(
     references: Mapping[str, Sequence[float]] | None = None,
     title: str = "Relative L2 error over the rollout",
 ) -> Figure:
-    """Draw a line a channel over the frames, and their mean, on a logarithmic axis.
+    """Draw the errors over the frames, one line per channel and their mean, on a logarithmic axis.
 
-    Errors that are not finite, and those that are not positive, are gaps.
+    Errors that are not finite or not positive leave gaps.
 
     Args:
         errors: (frames, channels), at least 0.
         channels: Name of each channel.
         positions: Number or time of each frame.
-        unit: What the positions are.
+        unit: Unit of the positions.
         before: Earlier errors of the same shape, drawn dotted.
-        before_label: What to call them.
-        references: {name: mean errors by frame} of other predictions to judge by, drawn in grey.
+        before_label: Label of the earlier errors.
+        references: {name: mean errors by frame} of other predictions for comparison, drawn in grey.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If there is no error, or names, positions, earlier errors or references do not fit the errors.
@@ -130,7 +130,7 @@ def _check(
 
 
 def _legend_name(channel: str) -> str:
-    """Short, and without mathematics."""
+    """Shorten a name and keep it from being parsed as mathematics."""
     return shortened(channel, 15).replace("$", r"\$")
 
 
@@ -146,7 +146,7 @@ def _draw(axes: Axes, errors: NDArray[np.float64], channels: Sequence[str], posi
 
 
 def _make_logarithmic(axes: Axes) -> None:
-    """With plain numbers, which are short enough to stand beside the axis's name; within a decade all have theirs."""
+    """Make the axis logarithmic with plain numbers, which fit beside its name; within a decade, label all ticks."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""The spectral density of one layer with its fitted tail and the law of a random matrix."""
+"""The spectral density of one layer, with its fitted tail and the Marchenko-Pastur law of a random matrix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _EIGENVALUE = r"eigenvalue $\lambda$ of $W^\top W$"
 _LEGEND = 0.68  # inches; three lines
 _MARGINS = Margins(left=0.82, right=0.12, bottom=1.26, top=0.4)
-_NOT_DRAWN = 0.05  # of the eigenvalues, the smallest
+_NOT_DRAWN = 0.05  # share of the eigenvalues, the smallest ones
 
 
 def esd_figure(
@@ -35,28 +35,28 @@ def esd_figure(
     mp_edges: tuple[float, float] | None = None,
     spike_threshold: float = math.nan,
 ) -> Figure:
-    r"""Draw an empirical spectral density on logarithmic axes, and the power law fitted to its tail.
+    r"""Draw an empirical spectral density on logarithmic axes, with the power law fitted to its tail.
 
     .. math:: \rho(x) = s \, \frac{\alpha - 1}{x_{min}} \left(\frac{x}{x_{min}}\right)^{-\alpha},
         \quad x \ge x_{min}, \quad s = \#\{\lambda \ge x_{min}\} / N
 
-    The tail has the mass that the eigenvalues have there, so that a good fit lies on the density. So has the
-    Marchenko-Pastur law, if its edges are given (they determine it): the share of the eigenvalues up to the spike
-    threshold. Eigenvalues below 1e-12 of the largest, and of the others the smallest 5 %, which would take most of the
-    axis, count in N but are not drawn; those that are not finite are dropped.
+    The tail has the mass of the eigenvalues in its range, so that a good fit lies on the density. Likewise, the
+    Marchenko-Pastur law, drawn if its edges are given (they determine it), has the mass of the eigenvalues up to the
+    spike threshold. Eigenvalues below 1e-12 of the largest, and the smallest 5 % of the others, which would take up
+    most of the axis, count in N but are not drawn; those that are not finite are dropped.
 
     Args:
         eigenvalues: (N,), in units of the squared weight, in any order.
         alpha: Exponent of the tail; the tail is drawn if it is above 1 and `xmin` is positive.
         xmin: Where the tail begins, in units of the squared weight.
-        ks_distance: Kolmogorov-Smirnov distance of tail and eigenvalues, for the legend.
+        ks_distance: Kolmogorov-Smirnov distance between tail and eigenvalues, for the legend.
         title: Title of the figure, e.g. the layer's name.
-        mp_edges: Lower and upper edge of the Marchenko-Pastur law; edges that are not finite draw nothing.
-        spike_threshold: Where eigenvalues count as spikes, to be marked; NaN: no mark, and the law has the share
-            of the eigenvalues up to the upper edge.
+        mp_edges: Lower and upper edge of the Marchenko-Pastur law; if they are not finite, no law is drawn.
+        spike_threshold: Eigenvalue beyond which others count as spikes, marked by a line. NaN: no line is drawn, and
+            the law has the mass of the eigenvalues up to the upper edge.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If no eigenvalue is positive and finite, or the edges are not ascending and positive.
@@ -126,7 +126,7 @@ def _draw_random_matrix(
     threshold: float,
     visible: tuple[float, float],
 ) -> None:
-    """Draw the law and the threshold; `visible` is where the histogram begins and the least density shown."""
+    """Draw the law and the threshold; `visible` holds the histogram's start and the least density shown."""
     if edges is not None and np.isfinite(edges).all():
         share = np.mean(eigenvalues <= (edges[1] if math.isnan(threshold) else threshold))
         x, y = _marchenko_pastur_curve(*edges, visible[0])
@@ -140,7 +140,7 @@ def _draw_random_matrix(
 def _marchenko_pastur_curve(
     lower: float, upper: float, first: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points of the law; that of a square matrix, infinite at zero, begins at the first eigenvalue."""
+    """Points of the law; for a square matrix, whose density is infinite at zero, they begin at `first`."""
     start = lower or min(first, upper / 10)
     x = start * (upper / start) ** (0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 400)))  # dense near the edges
     edges = torch.tensor([lower, upper], dtype=torch.float64)

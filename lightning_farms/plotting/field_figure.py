@@ -1,4 +1,4 @@
-"""A predicted field beside the true one, over frames."""
+"""A predicted field beside the true one, frame by frame."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ _ERROR_MAP = "RdBu_r"
 _PANELS, _LEAST, _MOST = 9.4, 1.2, 2.1  # inches: width of a row of panels, and least and greatest width of one
 _GAP, _ROW_GAP = 0.07, 0.1  # inches between panels and between rows
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 1.05, 0.48, 0.32  # inches around the panels
-_LINE = 0.19  # inches, of the columns' names
+_LINE = 0.19  # inches, height of a line of the columns' names
 _BAR = 0.16  # inches, width of a colour bar
 _FONT = 10
-_LEAST_SPAN = 1e-6  # of the colours, by the values; less is rounding
+_LEAST_SPAN = 1e-6  # least span of the colours, relative to the values; less is rounding
 
 
 class _Grid(NamedTuple):
-    """Sizes in inches: of one panel, and of the figure."""
+    """Sizes of one panel and of the figure, in inches."""
 
     panel: tuple[float, float]
     figure: tuple[float, float]
 
 
 def field_figure(truth: Values, prediction: Values, *, frames: Sequence[str], title: str = "Rollout") -> Figure:
-    r"""Draw a true field, the predicted one and their difference, a column a frame, x to the right and y upwards.
+    r"""Draw a true field, the predicted one and their difference, one column per frame, x rightwards and y upwards.
 
-    Truth and prediction have the colours of the truth's range; a prediction beyond it has the colour of its end, and
-    the colour bar ends in an arrow. The error's colours are symmetric about zero. Below each error stands the relative
+    The colours of truth and prediction span the truth's range; predictions beyond it get the colour of its nearer end,
+    and the colour bar ends in an arrow. The error's colours are symmetric about zero. Below each error is the relative
     error :math:`\|\text{prediction} - \text{truth}\|_2 / \|\text{truth}\|_2` of that frame. Cells that are not finite
     are grey.
 
     Args:
         truth: (X, Y, frames), the true field.
-        prediction: The predicted field, the same shape.
-        frames: What stands above each column.
+        prediction: The predicted field, of the same shape.
+        frames: Text above each column.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
-        ValueError: If the shapes disagree, nothing is to be drawn, or there is not one name a frame.
+        ValueError: If the shapes disagree, there is nothing to draw, or there is not one name per frame.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ def _check(truth: NDArray[np.float64], prediction: NDArray[np.float64], frames: 
 
 
 def _grid(shape: tuple[int, ...], *, lines: int) -> _Grid:
-    """Panels whose cells are squares, unless the field is much longer than wide."""
+    """Sizes of panels whose cells are squares, unless the field is much longer than wide."""
     x, y, columns = shape
     width = float(np.clip(_PANELS / columns, _LEAST, _MOST))
     height = float(np.clip(width * y / x, 0.4, 3.2))
@@ -111,7 +111,7 @@ def _grid(shape: tuple[int, ...], *, lines: int) -> _Grid:
 
 
 def _row_axes(figure: Figure, grid: _Grid, row: int, name: str) -> Axes:
-    """One axes for the panels of a row, in inches: an axes a panel takes five times as long to draw."""
+    """Add one axes, in inches, for all panels of a row: one axes per panel would take five times as long to draw."""
     (_, height), (width, total) = grid
     row_width = width - _LEFT - _RIGHT
     bottom = _BOTTOM + (2 - row) * (height + _ROW_GAP)
@@ -172,7 +172,7 @@ def _relative_errors(truth: NDArray[np.float64], error: NDArray[np.float64]) -> 
 
 
 def _field_colours(truth: NDArray[np.float64]) -> tuple[Normalize, Colormap]:
-    """The truth's range; around a constant, one that the colour bar can label."""
+    """Colours over the truth's range; for a constant, over a range around it that the colour bar can label."""
     from matplotlib.colors import Normalize
 
     finite = truth[np.isfinite(truth)]
@@ -197,7 +197,7 @@ def _colour_map(name: str) -> Colormap:
 
 
 def _extension(prediction: NDArray[np.float64], norm: Normalize) -> _Extend:
-    """Which ends of the colour bar the prediction passes."""
+    """The ends of the colour bar that the prediction goes beyond."""
     assert norm.vmin is not None
     assert norm.vmax is not None
     finite = prediction[np.isfinite(prediction)]
@@ -208,13 +208,13 @@ def _extension(prediction: NDArray[np.float64], norm: Normalize) -> _Extend:
 
 
 def _add_bar(figure: Figure, rows: tuple[Axes, Axes], colours: tuple[Normalize, Colormap], *, extend: _Extend) -> None:
-    """A colour bar beside the rows from the lower to the upper one."""
+    """Add a colour bar beside the rows, from the lower to the upper one."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import MaxNLocator
 
     lower, upper = (axes.get_position() for axes in rows)
     box = (lower.x1 + 0.12 / figure.get_figwidth(), lower.y0, _BAR / figure.get_figwidth(), upper.y1 - lower.y0)
-    ticks = MaxNLocator(6, prune="both")  # those at the ends would touch the other bar's
+    ticks = MaxNLocator(6, prune="both")  # ticks at the ends would touch those of the other bar
     bar = figure.colorbar(ScalarMappable(*colours), cax=figure.add_axes(box), extend=extend, ticks=ticks)
     bar.ax.tick_params(labelsize=9)
     bar.ax.yaxis.get_offset_text().set_fontsize(9)

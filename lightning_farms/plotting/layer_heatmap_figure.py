@@ -1,4 +1,4 @@
-"""Layers by epochs as a labelled figure."""
+"""A heat map of layers by epochs as a labelled figure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-_FONT = 9  # points, of the labels at the ticks
-_GAP, _BAR = 0.12, 0.18  # inches, before the colour bar, and its width
+_FONT = 9  # font size of the tick labels, in points
+_GAP, _BAR = 0.12, 0.18  # inches, gap before the colour bar, and its width
 
 
 def layer_heatmap_figure(
@@ -37,7 +37,7 @@ def layer_heatmap_figure(
 ) -> Figure:
     """Draw layers by epochs as a heat map with labelled axes and a colour bar.
 
-    The figure grows with the number of layers and epochs up to a limit; beyond it, only some are labelled. Cells
+    The figure grows with the number of layers and epochs up to a limit, beyond which only some are labelled. Cells
     without a finite value (or, on a logarithmic scale, a positive one) are grey.
 
     Args:
@@ -45,14 +45,14 @@ def layer_heatmap_figure(
         layers: Name of each layer.
         epochs: Number of each epoch, or of each step.
         title: Title of the figure.
-        label: What the colours show, with its unit.
-        unit: What the columns are.
+        label: Quantity that the colours show, with its unit.
+        unit: Unit of the columns.
         vmin: Value of the first colour; None: the least value.
         vmax: Value of the last colour; None: the greatest value.
         logarithmic: Whether colours follow the logarithm.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If there is no cell, the names do not fit the values, or vmin is not below vmax.
@@ -118,7 +118,7 @@ def _norm(cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *,
 
 
 def _explain_grey(figure: Figure, cells: NDArray[np.float64]) -> None:
-    """Say what is grey: on a logarithmic scale, rates of zero as well, as at the end of a cosine schedule."""
+    """Explain the grey cells; on a logarithmic scale these include rates of zero, as a cosine schedule ends with."""
     from matplotlib.patches import Patch
 
     known = np.isfinite(cells).any()

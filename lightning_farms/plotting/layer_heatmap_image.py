@@ -1,4 +1,4 @@
-"""Layers by epochs as a small colour-mapped image."""
+"""A heat map of layers by epochs as a small image."""
 
 import functools
 
@@ -18,7 +18,7 @@ def layer_heatmap_image(
     """Draw layers by epochs as an image without labels, cheap enough for every epoch.
 
     Colours run over the viridis map from the least to the greatest value; cells without a finite value (or, on a
-    logarithmic scale, a positive one) are grey. Cells are blocks of whole pixels: 2 to 24 high and wide, as many as
+    logarithmic scale, a positive one) are grey. Cells are blocks of 2 to 24 whole pixels in height and width, chosen to
     keep the image near 480 by 360.
 
     Args:
@@ -46,7 +46,7 @@ def layer_heatmap_image(
 
 
 def check_cells(cells: NDArray[np.float64], vmin: float | None, vmax: float | None) -> None:
-    """Refuse a heat map without cells or with an empty range."""
+    """Raise a ValueError for a heat map without cells or with an empty range."""
     if not cells.size:
         raise ValueError(f"Expected argument `values` to have at least one cell, but got shape {cells.shape}.")
     if vmin is not None and vmax is not None and not vmin < vmax:

@@ -1,4 +1,4 @@
-"""Histograms in the form in which TensorBoard stores them."""
+"""Histograms in the format that TensorBoard stores."""
 
 from typing import Literal, NamedTuple
 
@@ -9,16 +9,16 @@ from lightning_farms.plotting._arrays import Values, as_array
 
 
 class HistogramSummary(NamedTuple):
-    """The arguments of ``SummaryWriter.add_histogram_raw``, by its own names.
+    """Arguments for ``SummaryWriter.add_histogram_raw``, under the same names.
 
     Attributes:
         min: The smallest value.
         max: The largest value.
-        num: How many values there are.
-        sum: Their sum.
-        sum_squares: The sum of their squares.
+        num: Number of values.
+        sum: Sum of the values.
+        sum_squares: Sum of their squares.
         bucket_limits: Upper limit of each bucket, ascending; the first bucket begins at `min`, the last ends at `max`.
-        bucket_counts: How many values lie in each bucket.
+        bucket_counts: Number of values in each bucket.
     """
 
     min: float
@@ -33,17 +33,17 @@ class HistogramSummary(NamedTuple):
 def log_histogram(values: Values, bins: int = 64, *, scale: Literal["log10", "linear"] = "log10") -> HistogramSummary:
     """Count values in equal bins of their logarithm, ready for ``SummaryWriter.add_histogram_raw``.
 
-    Some hundred times cheaper than ``add_histogram``, and its bins suit quantities that span decades.
+    This is some hundred times cheaper than ``add_histogram``, and its bins suit quantities that span decades.
     Values that are not finite are dropped. Values that are not positive have no logarithm: they count in the first bin,
-    which then reaches down to the least of them; without two different positive values the bins are linear.
+    which then reaches down to the least of them. Without two different positive values the bins are linear.
 
     Args:
         values: (N,), any real numbers, e.g. eigenvalues or alphas.
-        bins: Number of bins, at least 1. If all values are equal there is one bin.
+        bins: Number of bins, at least 1. If all values are equal, there is one bin.
         scale: "log10" for bins of equal width in log10, "linear" for bins of equal width.
 
     Returns:
-        What ``add_histogram_raw`` takes, by its own names.
+        The arguments for ``add_histogram_raw``, under the same names.
 
     Raises:
         ValueError: If no value is finite, `bins` is not positive, or `scale` is unknown.

@@ -1,4 +1,4 @@
-"""Figures as arrays of pixels."""
+"""Conversion of figures to arrays of pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Draw a figure, without pyplot.
+    """Draw a figure to an array of pixels, without pyplot.
 
     Args:
         figure: The figure.

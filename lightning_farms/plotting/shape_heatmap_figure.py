@@ -1,4 +1,4 @@
-"""Alpha by the shape of the matrices."""
+"""A map of alpha by the shape of the layers' matrices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LEAST_SPAN = 0.3  # of alpha over the colours
-_MOST_SIZES = 12  # on an axis; beyond it sizes are gathered by powers of two
+_LEAST_SPAN = 0.3  # least span of alpha over the colours
+_MOST_SIZES = 12  # sizes on an axis; if there are more, they are grouped by powers of two
 
 
 class _Grid(NamedTuple):
-    """Cells of the map: labels of rows and columns, and (rows, columns) mean alpha and how many layers."""
+    """Cells of the map: labels of rows and columns, and mean alpha and number of layers of each (row, column)."""
 
     rows: list[str]
     columns: list[str]
@@ -35,23 +35,23 @@ def shape_heatmap_figure(
     *,
     title: str = "Alpha by the shape of the matrix",
 ) -> Figure:
-    r"""Draw the mean alpha of the matrices of each size m x n, and how many there are.
+    r"""Draw the mean alpha of the layers whose matrices have the same size m x n, and the number of these layers.
 
-    Colours that follow the distance from the diagonal show the aspect-ratio bias: alpha then tells the shape rather
-    than the training. They span at least 0.3, so that an even network looks even. The line below the map gives the
-    correlation of alpha and :math:`|\log_2 (m / n)|` over layers. An axis of more than 12 sizes gathers them by powers
-    of two. Cells whose layers have no finite alpha are grey.
+    Colours that follow the distance from the diagonal show the aspect-ratio bias: alpha then reflects the shape rather
+    than the training. The colours span at least 0.3, so that an even network looks even. The line below the map gives
+    the correlation of alpha and :math:`|\log_2 (m / n)|` over layers. If an axis has more than 12 sizes, they are
+    grouped by powers of two. Cells whose layers have no finite alpha are grey.
 
     Args:
         shapes: Rows and columns (m, n) of each layer's matrices, at least 1.
-        alphas: Alpha of each layer; layers that it lacks count as without alpha.
+        alphas: Alpha of each layer; layers that are missing here count as having no alpha.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
-        ValueError: If there is no layer, or a shape is not two sizes of at least 1.
+        ValueError: If there is no layer, or a shape does not consist of two sizes of at least 1.
 
     Example:
         >>> figure = shape_heatmap_figure({"a": (64, 32), "b": (64, 32), "c": (32, 32)}, {"a": 3.0, "b": 4.0, "c": 2.0})
@@ -100,7 +100,7 @@ def _gather(sizes: NDArray[np.int64], alphas: NDArray[np.float64]) -> _Grid:
 
 
 def _categories(sizes: NDArray[np.int64]) -> tuple[list[str], NDArray[np.intp]]:
-    """Labels, ascending, and the one that each size belongs to."""
+    """Labels in ascending order, and the position of the label that each size belongs to."""
     distinct, position = np.unique(sizes, return_inverse=True)
     if len(distinct) <= _MOST_SIZES:
         return [str(size) for size in distinct], position
@@ -109,7 +109,7 @@ def _categories(sizes: NDArray[np.int64]) -> tuple[list[str], NDArray[np.intp]]:
 
 
 def _colour_range(mean: NDArray[np.float64]) -> tuple[float, float]:
-    """From the least to the greatest alpha, or wider."""
+    """Range of the colours: from the least to the greatest alpha, widened to the least span if necessary."""
     known = mean[np.isfinite(mean)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     room = max(0.0, _LEAST_SPAN - (high - low)) / 2

@@ -1,4 +1,4 @@
-"""How much of each block is pruned, under one allocation of the sparsity or several."""
+"""The share of each block that is pruned, for one or several allocations of the sparsity."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTHS = (5.0, 11.0)  # inches
-_BLOCK = 0.19  # inches of width a block
+_BLOCK = 0.19  # inches of width per block
 _HEIGHT = 3.6
-_LEGEND = 0.23  # inches a row
+_LEGEND = 0.23  # inches per row
 _LEGEND_FONT = 9
-_HANDLE = 0.5  # inches, of a line in the legend
-_LABEL = 8  # points, of the blocks' names
-_NAME_WIDTH = 24  # characters, of a block's
-_TEXT_WIDTH = 30  # of an allocation's
+_HANDLE = 0.5  # inches, width of a line in the legend
+_LABEL = 8  # font size of the blocks' names, in points
+_NAME_WIDTH = 24  # characters of a block's name
+_TEXT_WIDTH = 30  # characters of an allocation's name
 _DASHES = ("-", "--", ":", "-.")
-_COLOURS = 10  # of the cycle, after which dashes tell allocations apart
+_COLOURS = 10  # colours of the cycle, after which dashes tell allocations apart
 
 
 def sparsity_figure(
     allocations: Mapping[str, Mapping[str, float]], *, sparsity: float | None = None, title: str = "Sparsity by block"
 ) -> Figure:
-    """Draw the ratio of each block's weights that is pruned: bars, or for several allocations steps over each other.
+    """Draw the ratio of each block's weights that is pruned, as bars, or as overlaid steps for several allocations.
 
     Args:
-        allocations: What to call each allocation, and its ratio in [0, 1] of each block (or layer), in the network's
-            order. The first one's order is that of the axis; blocks that only later ones have follow. Blocks without
-            a ratio, or with one that is not finite, are gaps.
+        allocations: Name of each allocation, and its ratio in [0, 1] for each block (or layer), in the network's
+            order. The axis follows the order of the first allocation; blocks that only later ones have come last.
+            Blocks without a finite ratio leave gaps.
         sparsity: The ratio of all weights, drawn as a line.
         title: Title of the figure.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
-        ValueError: There is no allocation or no block, or a ratio outside [0, 1].
+        ValueError: There is no allocation or no block, or a ratio is outside [0, 1].
 
     Example:
         >>> figure = sparsity_figure({"FARMS": {"layers.0": 0.6, "layers.1": 0.8}}, sparsity=0.7)
@@ -96,7 +96,7 @@ def _ratios(ratios: Mapping[str, float], blocks: Sequence[str]) -> NDArray[np.fl
 
 
 def _short_names(blocks: Sequence[str]) -> tuple[list[str], str]:
-    """What tells the blocks apart, and what they have in common."""
+    """Names that tell the blocks apart, and the part that they have in common."""
     parts = [block.split(".") for block in blocks]
     shared = itertools.takewhile(lambda part: len(set(part)) == 1, zip(*(names[:-1] for names in parts), strict=False))
     common = [part[0] for part in shared] if len(blocks) > 1 else []
@@ -108,13 +108,13 @@ def _line_name(sparsity: float) -> str:
 
 
 def _room(width: float, names: Sequence[str]) -> float:
-    """Share of the names for which there is room beside each other."""
+    """Share of the names that fit beside each other."""
     longest = widest(names, _LABEL) + 0.08
     return min(1.0, (width - 0.9) / longest / len(names))
 
 
 def _text(label: str) -> str:
-    """Short, and without mathematics."""
+    """Shorten a label and keep it from being parsed as mathematics."""
     return shortened(label, _TEXT_WIDTH).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Where the tail of a spectrum was taken to begin: the distance of tail and fit over all candidates."""
+"""The choice of the tail's start: the KS distance between tail and fit over all candidates for xmin."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _DISTANCE, _ALPHA, _CHOSEN = "tab:blue", "0.55", "tab:red"
 
 
 def xmin_scan_figure(eigenvalues: Values, *, title: str, xmin: float = math.nan) -> Figure:
-    r"""Draw the Kolmogorov-Smirnov distance, and alpha, over the candidates for the tail's start.
+    r"""Draw the Kolmogorov-Smirnov distance and alpha over the candidates for the tail's start.
 
-    A clear, deep minimum says that the start of the tail, and so alpha, is well determined; a flat or ragged curve
-    that it is not, and alpha then is as uncertain as the grey curve varies over the candidates of about equal distance.
+    A clear, deep minimum means that the start of the tail, and so alpha, is well determined. A flat or ragged curve
+    means that it is not; alpha is then as uncertain as the grey curve varies over the candidates of about equal
+    distance.
 
     Args:
         eigenvalues: (N,), in units of the squared weight, in any order; those that are not finite are dropped.
         title: Title of the figure, e.g. the layer's name.
-        xmin: The one that was chosen, to be marked; NaN: that of the least distance. Where several blocks of a
-            convolution were fitted, the mean of theirs is not the least of all eigenvalues together.
+        xmin: The chosen candidate, which is marked; NaN: the candidate of least distance. If several blocks of a
+            convolution were fitted, their mean xmin is not where the distance of all eigenvalues together is least.
 
     Returns:
-        The figure, unknown to pyplot: nothing has to be closed.
+        The figure; pyplot does not know it, so it need not be closed.
 
     Raises:
         ValueError: If there is no candidate: fewer than two different positive eigenvalues.
@@ -92,5 +93,5 @@ def _scan(eigenvalues: Values) -> KSScan:
 
 
 def _highest(scan: KSScan) -> float:
-    """Of the axis of alpha: most candidates', as the last ones' run away."""
+    """Upper end of the axis of alpha, which fits most candidates, since the alphas of the last ones run away."""
     return 1 + 1.3 * (float(scan.alpha.quantile(0.9)) - 1)
