@@ -1,1 +1,1 @@
-"""What the callbacks write, and where: scalars, pictures and texts for every logger of a Trainer."""
+"""Output of the callbacks: scalars, pictures and texts for every logger of a Trainer."""

@@ -1,4 +1,4 @@
-"""Which pictures an analysis gives: each is drawn once and handed to all loggers that take it."""
+"""The pictures of an analysis: each is drawn once and handed to all loggers that accept it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _LINEAR = ("alpha", "sparsity")  # quantities on a linear scale; multipliers and
 
 
 class Picture(NamedTuple):
-    """Something to draw."""
+    """A picture to draw, with its key and the kind under which a sink takes it."""
 
-    kind: Literal["histogram", "image", "figure"]  # which method of a sink takes it
+    kind: Literal["histogram", "image", "figure"]  # name of the sink's method that takes it
     key: str
     draw: Callable[[], Any]
 
 
 def analysis_pictures(label: str, report: SpectralReport, histories: Sequence[LayerHistory]) -> list[Picture]:
-    """The cheap pictures of every analysis: a histogram of alpha, and of each quantity layers by time, unlabelled."""
+    """List the cheap pictures of every analysis: a histogram of alpha, and unlabelled maps of layers by time."""
     alphas = [alpha for alpha in report.alphas.values() if math.isfinite(alpha)]
     histogram = Picture("histogram", f"{label}/alpha_histogram", partial(log_histogram, alphas, scale="linear"))
     maps = [
@@ -53,7 +53,7 @@ def analysis_pictures(label: str, report: SpectralReport, histories: Sequence[La
 def run_figures(
     label: str, report: SpectralReport, histories: Sequence[LayerHistory], spectra: Iterable[LayerSpectrum]
 ) -> list[Picture]:
-    """The labelled figures: layers by time, alpha over depth, spectra."""
+    """List the labelled figures: maps of layers by time, alpha over depth, and spectra."""
     drawings: dict[str, Callable[[], Figure]] = {
         f"{label}/{quantity}_map_labelled": partial(_map_figure, history, quantity)
         for history in histories
@@ -68,14 +68,14 @@ def run_figures(
 
 
 def ratio_picture(key: str, label: str, ratios: Mapping[str, float], sparsity: float, title: str) -> Picture:
-    """The labelled figure of what each block or layer loses."""
+    """The labelled figure of how much of each block or layer is pruned."""
     return Picture(
         "figure", key, partial(_drawn, partial(sparsity_figure, {label: ratios}, sparsity=sparsity, title=title))
     )
 
 
 def hand_out(pictures: Iterable[Picture], sinks: Sequence[Sink], step: int) -> list[Exception]:
-    """Draw each picture once and give it to every sink; one that fails keeps no other from being given."""
+    """Draw each picture once and give it to every sink; if one fails, the others are still given."""
     errors: list[Exception] = []
     for picture in pictures if sinks else ():
         try:
@@ -100,7 +100,7 @@ def spread_over_depth(report: SpectralReport, number: int) -> list[str]:
 
 
 def _map_image(history: LayerHistory, quantity: str) -> Pixels:
-    """Of a long history every k-th analysis, counted from the last, so that images stay small."""
+    """Draw the map of a quantity, with only every k-th analysis (counted from the last) if the history is long."""
     stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
     rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
     return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity not in _LINEAR), 0, -1)

@@ -1,4 +1,4 @@
-"""What a run is: its options as a text, and how its scalars are arranged in charts."""
+"""Description of a run: its options as a text, and the arrangement of its scalars in charts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lightning_farms.loggers.sinks import Sink
 
 
 class Logged(NamedTuple):
-    """What logs under one label."""
+    """The callbacks that log under one label, and the keys that they log."""
 
     callbacks: Sequence[Callback]
-    by_layer: Sequence[str]  # first parts of the keys of what is logged by the layer: ``farms/alpha``, ``layer_lr/SGD``
+    by_layer: Sequence[str]  # first parts of the keys that are logged per layer: ``farms/alpha``, ``layer_lr/SGD``
     others: Sequence[str] = ()  # last parts of other keys under the label: ``learning_rate_multiplier_mean``
 
 
 def options(callback: Callback) -> dict[str, object]:
-    """Arguments with which a callback was made, as its attributes of the same names have them now.
+    """The arguments of a callback's constructor, with the present values of its attributes of the same names.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
@@ -36,7 +36,7 @@ def options(callback: Callback) -> dict[str, object]:
 
 
 def options_text(callbacks: Iterable[Callback]) -> str:
-    """Options of callbacks and versions of what they run on, as Markdown tables."""
+    """Format the options of callbacks and the versions of the packages that they run on as Markdown tables."""
     tables = [_table(type(callback).__name__, options(callback)) for callback in callbacks]
     versions = {
         "lightning_farms": version("lightning-farms"),
@@ -47,7 +47,7 @@ def options_text(callbacks: Iterable[Callback]) -> str:
 
 
 def chart_layout(analyses: Mapping[str, Logged]) -> dict[str, dict[str, list[str]]]:
-    r"""Arrange the scalars of all analyses of a run in charts: one a quantity, of all layers.
+    r"""Arrange the scalars of all analyses of a run in charts, one for each quantity with all layers.
 
     Example:
         >>> layout = chart_layout({"farms": Logged([], ["farms/alpha", "layer_lr/SGD"], ["multiplier_mean"])})
@@ -70,9 +70,9 @@ def chart_layout(analyses: Mapping[str, Logged]) -> dict[str, dict[str, list[str
 
 
 def describe(sinks: Iterable[Sink], analyses: Mapping[str, Logged], step: int) -> list[Exception]:
-    """Write every analysis's options as a text, and one layout of charts for all of them: a second would replace it.
+    """Write every analysis's options as a text, and one layout of charts for all (a second one would replace it).
 
-    One part that fails keeps no other from being written.
+    If one part fails, the others are still written.
     """
     errors: list[Exception] = []
     for sink in sinks:
@@ -95,7 +95,7 @@ def _write_layout(sink: Sink, analyses: Mapping[str, Logged]) -> None:
 
 
 def _arguments(kind: type) -> list[str]:
-    """Names of a class's arguments, and of those that it hands on to its bases as ``**options``."""
+    """Names of a class's arguments, including those that it passes on to its bases as ``**options``."""
     names: list[str] = []
     for base in kind.__mro__:
         if "__init__" in vars(base):

@@ -1,4 +1,4 @@
-"""Scalars straight to all loggers of a Trainer."""
+"""Logging of scalars directly to all loggers of a Trainer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lightning.pytorch import Trainer
 
 from lightning_farms.common.lightning_packages import kinds
 
-_MOST_SCALARS = 1000  # that MLflow takes at a time
+_MOST_SCALARS = 1000  # largest number that MLflow takes at a time
 
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> list[Exception]:
-    """Give finite scalars to every logger, all at once; one that fails keeps no other from them.
+    """Give finite scalars to every logger, all at once; if one logger fails, the others still get them.
 
-    A CSVLogger writes its file anew where later calls bring new keys.
+    A CSVLogger rewrites its file whenever a later call brings new keys.
     """
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     errors: list[Exception] = []

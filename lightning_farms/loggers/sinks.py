@@ -1,4 +1,4 @@
-"""Where pictures and texts of a run go: one adapter a kind of logger, none of which imports the logger's package."""
+"""Sinks for the pictures and texts of a run: one adapter per kind of logger, created without importing its package."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Layout: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 class Sink:
-    """What a logger takes beside scalars. Here: nothing; each kind of logger overrides what it has a place for."""
+    """Takes all that is logged besides scalars. The base class does nothing; subclasses override what they support."""
 
     def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
         """Take a histogram."""
 
     def image(self, key: str, pixels: Pixels, step: int) -> None:
-        """Take one of the small images that follow every analysis."""
+        """Take one of the small images that are drawn after every analysis."""
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
         """Take a labelled figure, of which there are few."""
@@ -41,7 +41,7 @@ class Sink:
 
 
 class TensorBoardSink(Sink):
-    """Everything, to a TensorBoardLogger."""
+    """Writes everything to a TensorBoardLogger."""
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         self._logger = logger
@@ -52,23 +52,23 @@ class TensorBoardSink(Sink):
         return writer
 
     def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
-        """To the Histograms tab."""
+        """Write to the Histograms tab."""
         self._writer.add_histogram_raw(_prefix(self._logger) + key, **histogram._asdict(), global_step=step)
 
     def image(self, key: str, pixels: Pixels, step: int) -> None:
-        """To the Images tab."""
+        """Write to the Images tab."""
         self._writer.add_image(_prefix(self._logger) + key, pixels, step, dataformats="HWC")
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
-        """To the Images tab."""
+        """Write to the Images tab."""
         self.image(key, pixels, step)
 
     def text(self, key: str, markdown: str, step: int) -> None:
-        """To the Text tab."""
+        """Write to the Text tab."""
         self._writer.add_text(_prefix(self._logger) + key, markdown, step)
 
     def layout(self, layout: Layout) -> None:
-        """To the Custom Scalars tab; it replaces the run's earlier layout."""
+        """Write to the Custom Scalars tab, replacing the run's earlier layout."""
         start = re.escape(_prefix(self._logger))
         self._writer.add_custom_scalars(
             {
@@ -81,25 +81,25 @@ class TensorBoardSink(Sink):
 
 
 class ImageSink(Sink):
-    """Images, to a logger with Lightning's ``log_image(key=, images=, step=)``."""
+    """Writes images to a logger with Lightning's ``log_image(key=, images=, step=)``."""
 
     def __init__(self, logger: Any) -> None:  # noqa: ANN401 - whatever class has that method
         self._logger = logger
 
     def image(self, key: str, pixels: Pixels, step: int) -> None:
-        """To the logger's images."""
+        """Write to the logger's images."""
         self._logger.log_image(key=key, images=[pixels], step=step)
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
-        """To the logger's images."""
+        """Write to the logger's images."""
         self.image(key, pixels, step)
 
 
 class WandbSink(ImageSink):
-    """Images, histograms and texts, to a WandbLogger; their step is the trainer's, as that of its scalars."""
+    """Writes images, histograms and texts to a WandbLogger, with the trainer's step, as for its scalars."""
 
     def histogram(self, key: str, histogram: HistogramSummary, step: int) -> None:
-        """To the run's histograms."""
+        """Write to the run's histograms."""
         import wandb
 
         edges = [histogram.min, *histogram.bucket_limits]
@@ -107,36 +107,36 @@ class WandbSink(ImageSink):
         self._logger.log_metrics({key: drawn}, step=step)
 
     def text(self, key: str, markdown: str, step: int) -> None:
-        """To a table of one cell."""
+        """Write to a table of one cell."""
         self._logger.log_text(key=key, columns=["text"], data=[[markdown]], step=step)
 
 
 class MLflowSink(Sink):
-    """Labelled figures and texts, to an MLFlowLogger; not the images of every analysis: each waits for the server."""
+    """Writes labelled figures and texts to an MLFlowLogger, but no small images, since each waits for the server."""
 
     def __init__(self, logger: MLFlowLogger) -> None:
         self._logger = logger
 
     def figure(self, key: str, pixels: Pixels, step: int) -> None:
-        """To the run's images."""
+        """Write to the run's images."""
         self._logger.experiment.log_image(self._logger.run_id, pixels, key=self._name(key), step=step)
 
     def text(self, key: str, markdown: str, step: int) -> None:
-        """To an artifact."""
+        """Write to an artifact."""
         self._logger.experiment.log_text(self._logger.run_id, markdown, f"{self._name(key)}.md")
 
     def _name(self, key: str) -> str:
-        """The key, without what MLflow allows in no name, and which its logger takes from those of scalars too."""
+        """The key without characters that MLflow does not allow, which its logger removes from scalars' keys too."""
         return re.sub(r"[^\w/. -]+", "", _prefix(self._logger) + key, flags=re.ASCII)
 
 
 def _prefix(logger: TensorBoardLogger | MLFlowLogger) -> str:
-    """What the logger puts before the keys of scalars; those of pictures shall not differ."""
+    """The prefix that the logger puts before the keys of scalars, so that the keys of pictures do not differ."""
     return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
 
 
 def sinks(trainer: Trainer) -> list[Sink]:
-    """Where the pictures of a run go."""
+    """The sinks for a run's pictures and texts; none on ranks other than zero."""
     if not trainer.is_global_zero:
         return []
     found = (_sink(logger) for logger in trainer.loggers)
@@ -154,6 +154,6 @@ def _sink(logger: object) -> Sink | None:
     for kind, sink in _SINKS:
         if isinstance(logger, kinds(kind)):
             return sink(logger)
-    if callable(getattr(type(logger), "log_image", None)):  # of the class: fast_dev_run's logger has every attribute
+    if callable(getattr(type(logger), "log_image", None)):  # asks the class: fast_dev_run's logger has any attribute
         return ImageSink(logger)
     return None
