@@ -1,4 +1,4 @@
-"""Alphas of a network's layers -> sparse networks: how much each layer loses, and which of its weights."""
+"""Pruning of language models: how much of each layer to prune (e.g. by its alphas), and which of its weights."""
 
 from lightning_farms.pruning.allocation import (
     ALLOCATIONS,

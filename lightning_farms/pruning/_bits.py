@@ -1,4 +1,4 @@
-"""Masks as bits, the first entry in the highest bit of the first byte, as numpy.packbits has them."""
+"""Masks packed as bits, with the first entry in the highest bit of the first byte, as in numpy.packbits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def packed(mask: Tensor) -> Tensor:
-    """(N entries, bool) -> (ceil(N / 8),) uint8, on the CPU; the rest of the last byte is 0."""
+    """Pack a mask of N entries into (ceil(N / 8),) uint8 on the CPU; the rest of the last byte is 0."""
     flat = mask.flatten().to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
     shifted: Tensor = flat.unflatten(0, (-1, 8)) << _shifts(mask.device)
@@ -18,7 +18,7 @@ def packed(mask: Tensor) -> Tensor:
 
 
 def unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mask of that shape, on the bits' device."""
+    """Unpack bits to a mask of the given shape, on the bits' device."""
     flat = (bits.unsqueeze(1) >> _shifts(bits.device)).bitwise_and_(1).to(torch.bool).flatten()
     return flat[: math.prod(shape)].reshape(tuple(shape))
 

@@ -1,4 +1,4 @@
-"""What a decoder hands to each of its blocks, so that a block can be run alone."""
+"""Recording of the arguments that a decoder passes to each of its blocks, so that a block can be run alone."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from lightning_farms.pruning._forward import replaced_forward
 
-_Tree: TypeAlias = Any  # tensors and other values in tuples, lists and dictionaries
+_Tree: TypeAlias = Any  # tensors and other values, nested in tuples, lists and dictionaries
 
 
 class Hidden(NamedTuple):
-    """Stands in a block's arguments for the hidden states."""
+    """Placeholder for the hidden states in a block's arguments."""
 
 
 class BlockCall(NamedTuple):
-    """Arguments of a block for one sequence, `Hidden` where the hidden states go."""
+    """Arguments of a block for one sequence, with `Hidden` in the place of the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's new hidden states (1, T, d)."""
+        """Run the block and return the new hidden states (1, T, d)."""
 
         def filled(leaf: object) -> object:
             return hidden if isinstance(leaf, Hidden) else _moved(leaf, hidden.device)
@@ -36,7 +36,7 @@ class BlockCall(NamedTuple):
 
 
 class DecoderCalls(NamedTuple):
-    """What goes into the first block, (1, T, d) a sequence, and the calls of each block, one a sequence."""
+    """Inputs of the first block, (1, T, d) per sequence, and the calls of each block, one per sequence."""
 
     hidden: list[Tensor]
     calls: dict[str, list[BlockCall]]
@@ -48,12 +48,12 @@ class _Stop(Exception):
 
 @torch.no_grad()
 def decoder_calls(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor, device: torch.device) -> DecoderCalls:
-    """Find the arguments of every block for token ids (N, T), with one pass of the whole model, over one sequence.
+    """Find the arguments of every block for token ids (N, T), with a full pass of the model over one sequence only.
 
-    A ValueError names the model and what does not fit where its blocks cannot be run one by one.
+    If the blocks cannot be run one by one, a ValueError names the model and the reason.
     """
     outputs, truly = _outputs(model, blocks, ids[:1].to(device))
-    outputs = _mapped(outputs, _blank)  # who uses what a block returns beside hidden states gives itself away
+    outputs = _mapped(outputs, _blank)  # reveals a model that uses what a block returns besides hidden states
     hidden: list[Tensor] = []
     calls: dict[str, list[BlockCall]] = {name: [] for name in blocks}
     known: list[Tensor] = []
@@ -70,7 +70,7 @@ def decoder_calls(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor
 def _outputs(
     model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor
 ) -> tuple[dict[str, Any], dict[str, BlockCall]]:
-    """What each block returns beside hidden states, and is called with, in a true pass over one sequence."""
+    """Outputs of each block besides hidden states, and its arguments, in a full pass over one sequence."""
     beside: dict[str, Any] = {}
     calls: dict[str, BlockCall] = {}
     latest: list[Tensor] = []
@@ -120,7 +120,7 @@ class _Forward(nn.Module):
 def _arguments(
     model: nn.Module, blocks: Mapping[str, nn.Module], beside: Mapping[str, Any], ids: Tensor
 ) -> tuple[Tensor, dict[str, BlockCall]]:
-    """What the blocks are called with, from a pass in which they do nothing; and what goes into the first."""
+    """The input of the first block, and the arguments of all blocks in a pass in which they do nothing."""
     inputs: list[Tensor] = []
     calls: dict[str, BlockCall] = {}
 
@@ -145,7 +145,7 @@ def _arguments(
 
 @contextmanager
 def experts_one_by_one(model: nn.Module) -> Iterator[None]:
-    """Evaluate, and run experts one by one, so that the products with each are seen; then as before."""
+    """Set the model to evaluation and to running experts one by one, so that each product is seen; restore it after."""
     training = model.training
     experts = getattr(getattr(model, "config", None), "_experts_implementation", None)
     model.eval()
@@ -205,7 +205,7 @@ def _blank(leaf: object) -> object:
 
 
 def _shared(leaf: object, known: list[Tensor]) -> object:
-    """The same tensor where an equal one is known: masks and positions are kept once, not once a block and sequence."""
+    """Replace a tensor by an equal known one, so that masks and positions are kept once for all blocks and inputs."""
     if not isinstance(leaf, Tensor):
         return leaf
     for each in known[-64:]:
@@ -216,7 +216,7 @@ def _shared(leaf: object, known: list[Tensor]) -> object:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal; NaN in the same places counts as such, and is found where it matters."""
+    """Whether two tensors are equal; NaN in the same places counts as equal, and is detected where it matters."""
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 

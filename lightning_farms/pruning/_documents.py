@@ -1,4 +1,4 @@
-"""Texts on disk as documents: a text file is one, each line of a .jsonl file another."""
+"""Documents in text files: a plain text file is one document, a .jsonl file has one in each line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _JSON_LINES = (".jsonl", ".json")
 
 
 class Document(NamedTuple):
-    """A part of a file: its bytes from `begin` to `end`; in JSON, the field `text` of the object that they are."""
+    """A part of a file: its bytes from `begin` to `end`; for JSON, the field `text` of the object in these bytes."""
 
     file: Path
     begin: int
@@ -24,7 +24,7 @@ class Document(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes; a text has at most as many tokens."""
+        """Size in bytes; a text has at most as many tokens."""
         return self.end - self.begin
 
     def text(self) -> str:
@@ -33,7 +33,7 @@ class Document(NamedTuple):
         return _text_of_line(raw, self.file) if self.is_json else _decoded(raw, self.file, self.begin)
 
     def text_after(self, place: int, most: int) -> str:
-        """At most `most` bytes of a plain text from the first word after a place, whole characters only."""
+        """Read at most `most` bytes of a plain text, from the first word after a place on, in whole characters only."""
         begin = self.begin + place
         raw = _read(self.file, begin, min(begin + most, self.end))
         cut = next((i for i, byte in enumerate(raw[:4]) if byte & 0xC0 != 0x80), 0)
@@ -45,7 +45,7 @@ class Document(NamedTuple):
 
 
 def documents(files: Files, *, argument: str = "text") -> list[Document]:
-    """The documents in text files and .jsonl files, in their order."""
+    """List the documents in text files and .jsonl files, in their order."""
     paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
     if not paths:
         raise ValueError(f"Expected argument `{argument}` to name at least one file, but got none.")
@@ -53,7 +53,7 @@ def documents(files: Files, *, argument: str = "text") -> list[Document]:
 
 
 def joined_text(files: Files, *, argument: str = "text") -> str:
-    """All documents in one text, joined by two newlines, as the paper joins WikiText-2."""
+    """Join all documents into one text with two newlines between them, as the paper does for WikiText-2."""
     return "\n\n".join(document.text() for document in documents(files, argument=argument))
 
 
@@ -81,11 +81,11 @@ def _read(file: Path, begin: int, end: int) -> bytes:
 
 
 def _decoded(raw: bytes, file: Path, begin: int, *, whole: bool = True) -> str:
-    """The characters, without a byte order mark, with newlines as Python's text files have them."""
+    """Decode bytes, dropping a byte order mark and turning CRLF into newlines."""
     decoder = codecs.getincrementaldecoder("utf-8" if begin else "utf-8-sig")()
     try:
         text = decoder.decode(raw, final=whole)
-        if (zero := raw.find(0)) >= 0:  # valid, but in UTF-16 and in what is no text
+        if (zero := raw.find(0)) >= 0:  # valid, but a sign of UTF-16 or of a file that is not text
             raise UnicodeDecodeError("utf-8", raw, zero, zero + 1, "a zero byte")
     except UnicodeDecodeError as error:
         raise ValueError(

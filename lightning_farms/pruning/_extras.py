@@ -1,4 +1,4 @@
-"""Packages that only language models need."""
+"""Import of packages that only language models need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def import_extra(package: str, *, extra: str, what: str) -> ModuleType:
-    """Import an optional package, or say which of the project's extras brings what is needed."""
+    """Import an optional package, or raise an error that says which of the project's extras installs it."""
     try:
         return import_module(package)
     except ImportError as error:

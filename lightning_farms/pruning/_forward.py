@@ -1,4 +1,4 @@
-"""A module that computes something else, or a model that keeps less, for a while."""
+"""Temporary changes to modules: a replaced forward method, and a model without a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Model: TypeAlias = Any  # transformers.PreTrainedModel
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have a module answer with another function meanwhile; one of its own, as accelerate's, is put back."""
+    """Replace a module's forward method temporarily; one set on the instance, as by accelerate, is restored."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -26,7 +26,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def without_cache(model: _Model) -> Iterator[None]:
-    """Have a model keep no keys and values of the tokens it was given meanwhile: where nothing is generated."""
+    """Keep a model from caching keys and values temporarily, as nothing is generated."""
     config = model.config.get_text_config()
     kept = getattr(config, "use_cache", None)
     if kept is None:

@@ -1,4 +1,4 @@
-"""What of a parameter lies in this process: all of it, or the local part of a DTensor (FSDP2, tensor parallelism)."""
+"""The part of a parameter in this process: all of it, or the local part of a DTensor (FSDP2, tensor parallelism)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; a collective where it is a DTensor."""
+    """The whole tensor; for a DTensor this is a collective operation."""
     tensor = tensor.detach()
     return cast(Tensor, tensor.full_tensor()) if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is here; what is written to it, the tensor has."""
+    """The part of a tensor in this process, as a view: writing to it changes the tensor."""
     tensor = tensor.detach()
     return cast(Tensor, tensor.to_local()) if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_part(values: Tensor, parameter: Tensor) -> Tensor:
-    """The part of values, the same in all processes, that belongs to what is here of a parameter.
+    """The part of `values` (the same in all processes) that corresponds to this process's part of a parameter.
 
-    (A collective in torch 2.5, which knows no way of cutting without sending.)
+    (A collective operation in torch 2.5, which cannot cut without sending.)
     """
     device = local(parameter).device
     if not _is_distributed(parameter):
@@ -36,9 +36,9 @@ def local_part(values: Tensor, parameter: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of the parameters that FSDP2 has gathered, as it has those of the root module after a validation.
+    """Free the parameters that FSDP2 has gathered, such as those of the root module after a validation.
 
-    What is changed in the parts would otherwise not be seen by the next forward pass.
+    Otherwise the next forward pass would not see changes to the parts.
     """
     for module in model.modules():
         if callable(getattr(module, "reshard", None)) and callable(getattr(module, "unshard", None)):

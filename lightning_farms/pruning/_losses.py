@@ -1,4 +1,4 @@
-"""Next-token losses without the logits of a whole window at once."""
+"""Next-token losses, computed without holding the logits of a whole window at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy
 from lightning_farms.pruning._forward import replaced_forward, without_cache
 
 _MOST_LOGITS = 1 << 25
-"""Numbers in the logits that are held at once: 128 MB in float32, and as much again for their losses."""
+"""Largest number of logits held at once: 128 MB in float32, and as much again for their losses."""
 
 _Model: TypeAlias = Any  # transformers.PreTrainedModel
 
 
 def next_token_losses(model: _Model, ids: Tensor, first: int = 1, most_logits: int = _MOST_LOGITS) -> Tensor:
-    """Losses in float32 of the tokens of (B, T) ids from `first` on, each given those before it: (B, T - first)."""
+    """Losses (B, T - first) in float32 of the tokens of (B, T) ids from `first` on, each given the tokens before it."""
     positions = torch.arange(first - 1, ids.shape[1] - 1, device=ids.device)
     chunks = positions.split(max(1, most_logits // (len(ids) * _vocabulary(model))))
     targets = ids[:, first:].split([len(chunk) for chunk in chunks], dim=1)
@@ -30,7 +30,7 @@ def next_token_losses(model: _Model, ids: Tensor, first: int = 1, most_logits: i
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """In float32, with the vocabulary last: over another dimension PyTorch sums exponentials less exactly."""
+    """Cross entropy in float32, with the vocabulary last, since PyTorch sums less exactly over another dimension."""
     flat = cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(logits.device), reduction="none")
     return flat.view(targets.shape)
 
@@ -40,7 +40,7 @@ def _vocabulary(model: _Model) -> int:
 
 
 def _chunks_of_logits(model: _Model, ids: Tensor, chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """The logits at some positions, then at others: the blocks run once, the head for each chunk."""
+    """The logits, chunk by chunk of positions; the blocks run once, the head once per chunk."""
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         logits = model(ids).logits
         yield from (logits[:, chunk] for chunk in chunks)
@@ -52,7 +52,7 @@ def _chunks_of_logits(model: _Model, ids: Tensor, chunks: tuple[Tensor, ...]) ->
 
 @contextmanager
 def _decoder_runs_once(model: _Model) -> Iterator[None]:
-    """Meanwhile the decoder under the head answers every call with what it answered the first."""
+    """Let the decoder under the head answer every call with its first answer, temporarily."""
     decoder: nn.Module = model.get_decoder()
     if decoder is model:
         yield

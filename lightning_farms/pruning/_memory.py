@@ -1,4 +1,4 @@
-"""One block on the device at a time, also of a model that accelerate has put on disk."""
+"""Keeps one block on the device at a time, including blocks of models that accelerate has put on disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 @contextmanager
 def block_on_device(block: nn.Module, device: torch.device, *, drop: bool = False) -> Iterator[None]:
-    """Have a block's tensors on a device for a while, then where they were.
+    """Move a block's tensors to a device temporarily, and back afterwards.
 
-    Those that accelerate left on disk are read and stay on the CPU, or are let go again with `drop`: then the block
-    has been written elsewhere.
+    Tensors that accelerate left on disk are read, and afterwards stay on the CPU, or are freed with `drop`, for blocks
+    that have been written elsewhere.
     """
     offloaded = _load(block)
     homes = {tensor.device for tensor in _tensors(block)}
@@ -31,12 +31,12 @@ def block_on_device(block: nn.Module, device: torch.device, *, drop: bool = Fals
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is: the device of its first parameter that is not on disk."""
+    """Device of a model's first parameter that is not on disk."""
     return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of a GPU as PyTorch counts them, or else of this process."""
+    """Peak memory in bytes so far: of a GPU as counted by PyTorch, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -47,7 +47,7 @@ def _tensors(block: nn.Module) -> list[torch.Tensor]:
 
 
 def _load(block: nn.Module) -> bool:
-    """Give a block that accelerate dispatched its tensors back, and take its hooks off: whether it had been."""
+    """Load the tensors of a block that accelerate dispatched and remove its hooks; return whether any were on disk."""
     hooked = [module for module in block.modules() if hasattr(module, "_hf_hook")]
     if not hooked:
         return False

@@ -1,4 +1,4 @@
-"""What lies in the folder of a language model: found, and refused with a reason, before anything is read whole."""
+"""Inspection of a language model's folder, which is refused with a reason before any file is read as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 
 class ModelFolder(NamedTuple):
-    """The folder, the GGUF file in it if it is one, its configuration (empty with GGUF)."""
+    """The folder of a model, the name of its GGUF file if it is one, and its configuration (empty for GGUF)."""
 
     path: Path
     gguf: str | None
@@ -24,7 +24,7 @@ class ModelFolder(NamedTuple):
 
 
 def find_model(folder: str | os.PathLike[str]) -> ModelFolder:
-    """Find out what a path holds, by its files alone."""
+    """Find out from its files alone what model a path holds."""
     path = Path(folder)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFolder(path.parent, path.name, {})
@@ -43,7 +43,7 @@ def find_model(folder: str | os.PathLike[str]) -> ModelFolder:
 
 
 def has_tokenizer(folder: ModelFolder) -> bool:
-    """Whether there is a file that a tokenizer can be made of."""
+    """Whether the folder has a file from which a tokenizer can be made."""
     return folder.gguf is not None or any((folder.path / name).is_file() for name in _TOKENIZER_FILES)
 
 
@@ -76,7 +76,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(_adapter(path))
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON or of its characters
+    except ValueError as error:  # invalid JSON or invalid characters
         raise ValueError(
             f"Expected argument `folder` to hold a readable config.json, but that of {str(path)!r} is damaged "
             f"({error})."
@@ -101,7 +101,7 @@ def _check_not_quantised(path: Path, config: dict[str, Any]) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    """Refuse a folder in which a file of the weights is absent or cut off."""
+    """Raise an error if a file of the weights is missing or truncated."""
     index = next((path / name for name in _INDICES if (path / name).is_file()), None)
     single = next((path / name for name in _SINGLE if (path / name).is_file()), None)
     if single is not None and (index is None or single.suffix == ".safetensors"):
@@ -154,5 +154,5 @@ def _check_file(file: Path) -> None:
 
 
 def rows_of_embedding(model: torch.nn.Module) -> int:
-    """How many token ids a model knows."""
+    """Number of token ids that a model knows."""
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Second moments of what goes into a block's weights, gathered while the block runs."""
+"""Second moments of the inputs of a block's weights, gathered while the block runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Value: TypeAlias = Any
 
 @dataclass
 class InputMoments:
-    """Of the inputs x of one matrix: sums over tokens of x^2 (C,), float64, and of x x^T (C, C), float32 or None."""
+    """Moments of a matrix's inputs x: sums over tokens of x^2 (C,), float64, and of x x^T (C, C), float32 or None."""
 
     tokens: int
     squares: Tensor
@@ -30,11 +30,11 @@ class InputMoments:
 
     @property
     def mean_square(self) -> Tensor:
-        """(C,), float64; zero without tokens."""
+        """Mean of x^2, (C,), float64; zero without tokens."""
         return self.squares / max(self.tokens, 1)
 
     def add(self, inputs: Tensor) -> None:
-        """Count inputs (..., C)."""
+        """Add inputs (..., C) to the sums."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.tokens += rows.shape[0]
         self.squares += rows.square().sum(0, dtype=torch.float64)
@@ -44,17 +44,17 @@ class InputMoments:
         self._latest = inputs
 
     def copy(self) -> InputMoments:
-        """The same, to be added to on its own."""
+        """An independent copy."""
         products = None if self.products is None else self.products.clone()
         return InputMoments(self.tokens, self.squares.clone(), products, self.calls)
 
 
 class WatchInputs(TorchFunctionMode):
-    """While it is active, every product with one of the weights adds the other factor to that weight's moments.
+    """Mode in which every product with one of the weights adds the other factor to that weight's moments.
 
-    Weights with the very same input (queries, keys and values; gate and up) share one `InputMoments`. Seen are
-    `linear`, `addmm` and matrix products, whoever calls them, also with single experts of a fused parameter; in a
-    product with all of them at once (Llama 4), rows of zeros are tokens that were not routed to an expert.
+    Weights with the very same input (queries, keys and values; gate and up) share one `InputMoments`. It sees `linear`,
+    `addmm` and matrix products, whoever calls them, including those with single experts of a fused parameter. In a
+    product with all experts at once (Llama 4), rows of zeros are tokens that were not routed to an expert.
     """
 
     def __init__(self, weights: Sequence[PrunableWeight], *, products: bool) -> None:
@@ -62,13 +62,13 @@ class WatchInputs(TorchFunctionMode):
         self._products = products
         self._places: dict[int, tuple[_Key, int]] = {}
         self._moments: dict[_Key, InputMoments] = {}
-        self._followed: dict[_Key, int] = {}  # calls of the one whose moments it shares that were its own, too
+        self._followed: dict[_Key, int] = {}  # for a weight that shares moments: how many of the calls were its own too
         for weight in weights:
             for index, matrix in enumerate(weight.matrices):
                 self._places[matrix.data_ptr()] = ((weight.name, index), matrix.shape[1])
 
     def of(self, weight: PrunableWeight) -> list[InputMoments]:
-        """The moments of each of a weight's matrices; without tokens where nothing came."""
+        """The moments of each of a weight's matrices, with zero tokens if it had no inputs."""
         keys = [(weight.name, index) for index in range(weight.matrices.shape[0])]
         for key in keys:
             if key in self._moments:
@@ -78,7 +78,7 @@ class WatchInputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: _Value = None
     ) -> _Value:
-        """Look at the factors of a product, and make it."""
+        """Record the factors of a product, then compute it."""
         if func is linear:
             self._see(args[1] if len(args) > 1 else kwargs["weight"], args[0] if args else kwargs["input"])
         elif func is torch.addmm:
@@ -119,7 +119,7 @@ class WatchInputs(TorchFunctionMode):
             self._followed[key] += 1
         else:
             self._check_in_step(key)
-            del self._followed[key]  # from here on it has inputs of its own
+            del self._followed[key]  # from now on it has inputs of its own
             self._moments[key] = moments.copy()
             self._moments[key].add(inputs)
 

@@ -1,4 +1,4 @@
-"""Which modules of a language model stay on disk."""
+"""Device map that leaves the blocks of a language model on disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_farms.pruning.prunable import decoder_blocks
 
 
 def blocks_on_disk(model: nn.Module, device: torch.device) -> dict[str, str]:
-    """A device map for accelerate that leaves the decoder blocks on disk, and puts all else on the device."""
+    """Device map for accelerate that leaves the decoder blocks on disk and puts everything else on the device."""
     return _placed(model, "", set(decoder_blocks(model)), str(device))
 
 
 def _placed(module: nn.Module, name: str, blocks: set[str], device: str) -> dict[str, str]:
-    """The places of a module's parts, where a block is among them, else of the whole."""
+    """Places of a module's parts if there is a block among them, otherwise of the whole module."""
     if name in blocks:
         return {name: "disk"}
     prefix = f"{name}." if name else ""

@@ -1,4 +1,4 @@
-"""Rows of an allocation as lines of text."""
+"""Formatting of an allocation as a table of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_farms.pruning.layer_ratio import LayerRatio
 
 
 def ratio_table(layers: Sequence[LayerRatio]) -> list[str]:
-    """The lines of the table, by the block where a block's layers have one score."""
+    """The lines of the table: one per block if all layers of a block have the same score, otherwise one per layer."""
     blocks: dict[str, list[LayerRatio]] = {}
     for layer in layers:
         blocks.setdefault(layer.block, []).append(layer)
@@ -24,7 +24,7 @@ def ratio_table(layers: Sequence[LayerRatio]) -> list[str]:
 
 
 def _cells(layers: Sequence[LayerRatio]) -> list[str]:
-    """Weights, mean figure, score and ratio reached of layers of one score."""
+    """Number of weights, mean figure, score and reached ratio of layers with the same score."""
     size = sum(layer.size for layer in layers)
     figures = [layer.source for layer in layers if math.isfinite(layer.source)]
     mean = f"{sum(figures) / len(figures):.3f}" if figures else ""

@@ -1,4 +1,4 @@
-"""Hidden states on their way through a decoder's blocks, in memory or on disk."""
+"""Hidden states as they pass through a decoder's blocks, kept in memory or on disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_farms.common.atomic import check_room
 from lightning_farms.pruning._calls import BlockCall, decoder_calls, experts_one_by_one
 from lightning_farms.pruning._moments import WatchInputs
 
-_COMPARED = 8  # sequences whose outputs are kept to measure a block's error
+_COMPARED = 8  # number of sequences whose outputs are kept to measure a block's error
 
 
 class HiddenStream:
-    """The hidden states of N calibration sequences in front of the block that is next.
+    """The hidden states of N calibration sequences that go into the next block.
 
-    They wait on the CPU: in memory, or with `on_disk` in a file there that is mapped into memory and has no name, so
-    that nothing of it outlives the process.
+    They are kept on the CPU: in memory, or with `on_disk` in a file in that folder that is mapped into memory and has
+    no name, so that nothing of it outlives the process.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class HiddenStream:
             place.copy_(hidden)
 
     def watch(self, name: str, block: nn.Module, watch: WatchInputs | None) -> list[Tensor]:
-        """Run a block on every sequence, watched; the hidden states stay. Its outputs for the first sequences."""
+        """Run a block on every sequence under `watch`, keeping the hidden states; return outputs of the first few."""
         outputs = []
         for index, output in enumerate(self._outputs(name, block, watch)):
             if index < _COMPARED:
@@ -62,7 +62,7 @@ class HiddenStream:
     def advance(
         self, name: str, block: nn.Module, dense: list[Tensor] | None = None, watch: WatchInputs | None = None
     ) -> float:
-        """Go through a block: its outputs take the hidden states' place. Their relative distance to dense ones."""
+        """Replace the hidden states by a block's outputs, and return their relative distance to the dense outputs."""
         difference = norm = 0.0
         for index, output in enumerate(self._outputs(name, block, watch)):
             if dense is not None and index < len(dense):
@@ -81,6 +81,6 @@ class HiddenStream:
             yield output
 
     def close(self) -> None:
-        """Remove what is on disk, and have the model as it was."""
+        """Remove the hidden states, also from disk, and restore the model's settings."""
         del self._hidden
         self._until_closed.close()

@@ -1,4 +1,4 @@
-"""One process at a time in a folder of unfinished work."""
+"""Lock that lets only one process at a time work in a folder of unfinished work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from weakref import WeakValueDictionary, finalize
 from lightning_farms.common.locks import is_at, lock
 
 LOCK = ".lock"
-"""The file that bears the lock."""
+"""Name of the locked file."""
 
 
 class WorkLock:
-    """The lock of a folder, for as long as the object lives; it goes with the process, also with one that is killed.
+    """The lock of a folder, held for as long as the object lives; it is freed when the process ends or is killed.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class WorkLock:
         return self._close.alive and is_at(self._path, self._descriptor)
 
     def release(self, folder: Path) -> None:
-        """Take the lock off a folder that may have got another name."""
+        """Release the lock of a folder, which may have been renamed since."""
         (folder / LOCK).unlink(missing_ok=True)
         self._close()
 
@@ -48,9 +48,9 @@ _HELD: WeakValueDictionary[Path, WorkLock] = WeakValueDictionary()
 
 
 def work_lock(folder: Path) -> WorkLock | None:
-    """Lock a folder; what this process has locked already is not locked against itself.
+    """Lock a folder; a folder that this process has already locked is not locked against itself.
 
-    None on Windows, where a folder with an open file in it cannot get another name.
+    None on Windows, where a folder with an open file in it cannot be renamed.
 
     Raises:
         BlockingIOError: another process has locked it.

@@ -1,4 +1,4 @@
-"""Pruning a decoder block by block, each calibrated on what the pruned blocks before it put out."""
+"""Pruning of a decoder block by block, each calibrated on the outputs of the pruned blocks before it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from lightning_farms.pruning.report import PrunedBlock, PrunedLayer, PruningRepo
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 MIN_TOKENS = 32
-"""Tokens below which the inputs of an expert say too little, and magnitudes decide."""
+"""Least number of tokens for an expert's inputs to be used; with fewer, it is pruned by magnitude."""
 
 
 class BlockStore(Protocol):
-    """Where finished blocks are kept, so that a pass that was ended goes on."""
+    """Storage for finished blocks, so that an interrupted pass can be resumed."""
 
     def load(self, name: str, block: nn.Module) -> PrunedBlock | None:
-        """Put a finished block's tensors into the model; None: it is not finished."""
+        """Put a finished block's tensors into the model; return None if it is not finished."""
 
     def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
-        """Keep a finished block."""
+        """Store a finished block."""
 
 
 @torch.no_grad()
@@ -55,28 +55,28 @@ def prune(
 ) -> PruningReport:
     r"""Set weights of a decoder's blocks to zero, in place.
 
-    Block by block: the moments of the inputs of its weights are gathered while it runs on the calibration sequences,
-    its weights are pruned, and it runs again; what it puts out then is what the next block is calibrated on. Memory
-    holds one block on the device, the moments of its inputs (once for weights that share an input) and the hidden
-    states of all sequences. Embeddings, head, norms and the routers of experts are not touched.
+    It proceeds block by block: the moments of the inputs of a block's weights are gathered while the block runs on the
+    calibration sequences, its weights are pruned, and it runs again; the next block is calibrated on these outputs.
+    Memory holds one block on the device, the moments of its inputs (once for weights that share an input) and the
+    hidden states of all sequences. Embeddings, head, norms and the routers of experts are not touched.
 
     Args:
         model: a decoder of transformers, or one that is called as ``model(input_ids=..., use_cache=False)``.
-        ratios: how much every weight loses, see :func:`lightning_farms.pruning.allocate`.
+        ratios: how much of each weight to prune, see :func:`lightning_farms.pruning.allocate`.
         method: ``"magnitude"``, ``"wanda"`` (:math:`|W_{ij}| \sqrt{\mathrm{mean}\, x_j^2}` within an output row) or
             ``"sparsegpt"`` (which also changes the weights that stay).
-        calibration: token ids (N, T); None for magnitudes alone.
-        counts: ``"official"`` for the authors' numbers of zeros, which are off by one or floored by row.
-        column_block: columns that SparseGPT prunes at a time.
-        damping: what SparseGPT adds to the Hessian's diagonal, as a share of its mean.
+        calibration: token ids (N, T); may be None for ``"magnitude"``.
+        counts: ``"official"`` for the authors' numbers of zeros, which are off by one or floored per row.
+        column_block: number of columns that SparseGPT prunes at a time.
+        damping: amount that SparseGPT adds to the Hessian's diagonal, as a share of its mean.
         min_tokens: an expert that sees fewer tokens is pruned by magnitude, and the report says so.
         device: where the blocks run; None: where the model is.
-        hidden_folder: a folder for the hidden states, on disk; None: they stay in memory.
-        store: where finished blocks are kept; with it a pass goes on where an earlier one was ended.
+        hidden_folder: a folder for keeping the hidden states on disk; None: they stay in memory.
+        store: storage for finished blocks, with which a pass resumes where an earlier one was interrupted.
         progress: called with the number of blocks that were finished since the last call.
 
     Returns:
-        What was done, by layer and by block.
+        A report by layer and by block.
 
     Raises:
         ValueError: an argument is out of range, a weight has no ratio or is not finite, activations are not finite (the
@@ -97,7 +97,7 @@ def prune(
     by_block: dict[str, list[PrunableWeight]] = defaultdict(list)
     for weight in prunable_weights(model, blocks):
         by_block[weight.block].append(weight)
-        if weight.matrices.device.type != "meta":  # those on disk are looked at when they are read
+        if weight.matrices.device.type != "meta":  # weights on disk are checked when they are read
             _check_weight(weight)
     _check_covered(ratios, [weight.name for weights in by_block.values() for weight in weights])
     where = torch.device(device) if device is not None else device_of(model)
@@ -146,7 +146,7 @@ def _prune_block(
     store: BlockStore | None,
     stream: HiddenStream | None,
 ) -> PrunedBlock:
-    """Prune a block, or take it from the store, and lead the hidden states through it."""
+    """Prune a block, or load it from the store, and pass the hidden states through it."""
     with block_on_device(block, device, drop=store is not None):
         finished = store.load(name, block) if store is not None else None
         if finished is not None:
@@ -169,7 +169,7 @@ def _prune_block(
 
 
 class _OneBlock:
-    """How the weights of one block are pruned."""
+    """Prunes the weights of one block."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class _OneBlock:
 
     @property
     def needs_products(self) -> bool:
-        """Whether second moments are needed whole."""
+        """Whether the full matrices of second moments are needed."""
         return self._method == "sparsegpt"
 
     def prune(
@@ -224,16 +224,16 @@ class _OneBlock:
             tokens=fewest,
             error=math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else math.nan,
             notes=tuple(notes),
-            precision=max(precisions),  # of "", "float32" and "float64"
+            precision=max(precisions),  # the last of "", "float32" and "float64"
         )
 
     def _zeros_before(self, weight: PrunableWeight) -> list[str]:
-        """What there is to say of a layer that had more zeros than it is to have: a model that was pruned before."""
+        """A note if a layer had more zeros than asked for, as in a model that was pruned before."""
         before, asked = int((weight.matrices == 0).sum()), self._ratios[weight.name].zeros
         return [f"{before} weights were zero before, more than the {asked} asked for"] if before > asked else []
 
     def _shares(self, name: str, matrices: Tensor) -> list[Amount]:
-        """What each matrix loses: all the same share, in whole weights that add up."""
+        """Amounts to prune of each matrix: equal shares, in whole weights that add up."""
         count = matrices.shape[0]
         if self._counts == "official" and not isinstance(self._ratios.amount(name), NofM):
             return [self._ratios[name].ratio] * count
@@ -243,7 +243,7 @@ class _OneBlock:
         return [amount * (index + 1) // count - amount * index // count for index in range(count)]
 
     def _prune_matrix(self, matrix: Tensor, amount: Amount, moments: InputMoments | None) -> tuple[str, str]:
-        """Prune one matrix in place; what there is to say of it, and the precision of SparseGPT's factorisation."""
+        """Prune one matrix in place; return a note about it and the precision of SparseGPT's factorisation."""
         few = moments is not None and moments.tokens < self._min_tokens
         if self._method == "magnitude" or moments is None or few:
             matrix.masked_fill_(~magnitude_mask(matrix, amount, counts=self._counts), 0)
@@ -282,7 +282,7 @@ def _check_finite(name: str, moments: InputMoments) -> None:
 
 
 def _relative_error(before: Tensor, after: Tensor, moments: InputMoments) -> float:
-    r""":math:`\|\Delta W X\| / \|W X\|`, from the squares of single inputs alone where products are not known."""
+    r"""Error :math:`\|\Delta W X\| / \|W X\|`, from the squares of single inputs alone if products are not known."""
 
     def norm(weight: Tensor) -> float:
         if moments.products is not None:

@@ -1,4 +1,4 @@
-"""How well a language model does tasks that it was not trained for, by lm-evaluation-harness."""
+"""Evaluation of language models on tasks for which they were not trained, by lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_farms.pruning._forward import without_cache
 from lightning_farms.pruning.text import Tokenizer
 
 _BY_LIKELIHOOD = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
-_SEED = 1234  # the harness's own, of the draw of examples
+_SEED = 1234  # the harness's own seed for drawing examples
 _Harness: TypeAlias = Any  # lm_eval has no types: its TaskManager, its tasks
 _Model: TypeAlias = Any  # transformers.PreTrainedModel
 
@@ -27,12 +27,12 @@ class TaskScore(NamedTuple):
 
     task: str
     metric: str
-    """Such as `acc`, or `acc_norm`: the choice is by log-likelihood for each byte of an answer."""
+    """Name of the metric, such as `acc`, or `acc_norm`, which chooses by log-likelihood per byte of an answer."""
     value: float
     standard_error: float
-    """NaN where the harness has none."""
+    """Standard error of the value; NaN if the harness has none."""
     samples: int
-    """Questions that were asked; 0 for a group of tasks where the harness does not say."""
+    """Number of questions asked; 0 for a group of tasks, for which the harness does not say."""
 
 
 def task_scores(
@@ -47,24 +47,24 @@ def task_scores(
 ) -> list[TaskScore]:
     """Score a language model on tasks of lm-evaluation-harness that are decided by log-likelihoods.
 
-    The published tables have `["winogrande", "arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "rte"]`,
-    with no examples in the question. The harness gets the data of its own tasks from the Hugging Face Hub; a task of
+    The published tables use `["winogrande", "arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "rte"]`,
+    with no examples in the question. The harness gets the data of its own tasks from the Hugging Face Hub; a task with
     local data is a YAML file in `include_path`, and needs no network.
 
     Args:
-        model: a causal language model of transformers, on any device; not moved.
-        tokenizer: the model's, of transformers.
+        model: a causal language model of transformers, on any device; it is not moved.
+        tokenizer: the model's tokenizer, of transformers.
         tasks: names of tasks or groups, or patterns such as `"mmlu_*"`.
-        include_path: a folder of further task files, which are asked first. Functions that they name are run.
-        shots: examples in front of each question; None: as the task says, mostly 0.
-        limit: ask only the first questions of each task; None: all.
-        batch_size: questions at once.
+        include_path: a folder of further task files, which are searched first. Functions that they name are run.
+        shots: number of examples before each question; None: as the task specifies, mostly 0.
+        limit: ask only this many first questions of each task; None: all.
+        batch_size: number of questions at a time.
 
     Returns:
-        The metrics of every task, then those of groups.
+        The metrics of all tasks, followed by those of groups.
 
     Raises:
-        ValueError: if a task does not exist, needs text to be generated, or its data cannot be had.
+        ValueError: if a task does not exist, requires generated text, or its data cannot be obtained.
         ImportError: if lm-evaluation-harness is not installed: extra `eval`.
 
     Example:
@@ -90,7 +90,7 @@ def task_scores(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Only errors in the harness's log meanwhile."""
+    """Limit the harness's log to errors temporarily."""
     log = logging.getLogger("lm_eval")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -101,12 +101,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _loaded(tasks: list[str], include_path: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """The tasks with their data, as the harness holds them."""
+    """Load the tasks with their data, in the harness's form."""
     manager = _manager(tasks, include_path)
     names = [name for task in tasks for name in manager.match_tasks([task])]
     try:
         loaded: dict[str, Any] = manager.load(list(dict.fromkeys(names)))
-    except Exception as error:  # of datasets, of the network, of a task file
+    except Exception as error:  # from datasets, the network, or a task file
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"Expected argument `tasks` to name tasks whose data can be had, but for {', '.join(tasks)} it cannot "
@@ -117,7 +117,7 @@ def _loaded(tasks: list[str], include_path: str | os.PathLike[str] | None) -> di
 
 
 def _manager(tasks: list[str], include_path: str | os.PathLike[str] | None) -> _Harness:
-    """An index of tasks: of the folder alone if it has them all, as the harness's own are 14,000."""
+    """An index of tasks, of the folder alone if it has them all, because the harness has 14,000 of its own."""
     module = import_extra("lm_eval.tasks", extra="eval", what="Evaluating on tasks")
     if not tasks:
         raise ValueError("Expected argument `tasks` to name at least one task, but got none.")
@@ -151,7 +151,7 @@ def _check_and_set(task: _Harness, shots: int | None) -> None:
 
 
 def _scores(results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, Mapping[str, int]]) -> Iterator[TaskScore]:
-    """The metrics, which the harness calls `acc,none` and `acc_stderr,none`, after the filter of answers."""
+    """Collect the metrics, which the harness calls `acc,none` and `acc_stderr,none`, by the filter of answers."""
     for task, found in results.items():
         for name, value in found.items():
             metric, comma, filtered = name.partition(",")

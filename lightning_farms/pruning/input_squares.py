@@ -1,4 +1,4 @@
-"""Mean squares of what goes into the weights of a dense decoder, for allocations by activations."""
+"""Mean squares of the inputs of a dense decoder's weights, for allocations by activations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_farms.pruning.prunable import decoder_blocks, prunable_weights
 def input_mean_squares(
     model: nn.Module, calibration: Tensor, *, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
-    """Mean squares of the inputs of every prunable weight of a dense decoder, for OWL and DLP.
+    """Compute the mean squares of the inputs of every prunable weight of a dense decoder, for OWL and DLP.
 
     Args:
         model: as in :func:`prune`.
@@ -24,7 +24,7 @@ def input_mean_squares(
         device: as in :func:`prune`.
 
     Returns:
-        By the weight's name, (P, inputs), float64; zero for an expert that saw no token.
+        The mean squares by the weight's name, (P, inputs), float64; zero for an expert that saw no token.
 
     Raises:
         ValueError: the model's blocks cannot be run one by one.

@@ -1,4 +1,4 @@
-"""A row of an allocation: how much one weight loses."""
+"""A row of an allocation: how much of one weight is pruned."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lightning_farms.functional import NofM
 
 @dataclass(frozen=True)
 class LayerRatio:
-    """What one weight loses.
+    """How much of one weight is pruned.
 
     Attributes:
-        name: of the weight, unique in the model.
-        block: the block it belongs to.
+        name: name of the weight, unique in the model.
+        block: the block to which it belongs.
         size: its number of weights p.
-        source: the figure that its score is made of (an alpha, an outlier ratio, ...); NaN where there is none.
-        score: q, its share in the pruning: before bounds the fraction pruned is in proportion to it.
-        ratio: the fraction pruned before it is rounded to whole weights; of a pattern, n / m.
+        source: the figure from which its score is computed (an alpha, an outlier ratio, ...); NaN if there is none.
+        score: q, its share in the pruning: the fraction pruned is in proportion to it, before bounds apply.
+        ratio: the fraction pruned before it is rounded to whole weights; n / m for a pattern.
         zeros: the number of weights pruned.
         pattern: n of every m consecutive inputs; None: any ``zeros`` of the weights.
     """

@@ -1,4 +1,4 @@
-"""A language model and its tokenizer from a folder or a GGUF file, never from the network."""
+"""Loading of a language model and its tokenizer from a folder or a GGUF file, never from the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_farms.pruning._extras import import_extra
 from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer, rows_of_embedding
 from lightning_farms.pruning._offload import blocks_on_disk
 
-_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # whose configurations have `is_decoder`, which is not looked at
+_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # kinds whose models ignore `is_decoder` in their configurations
 _Config: TypeAlias = Any  # transformers has no types: PreTrainedConfig
 _Model: TypeAlias = Any  # PreTrainedModel
 _Tokenizer: TypeAlias = Any  # PreTrainedTokenizerBase
@@ -38,26 +38,27 @@ def load_causal_lm(
     offload_folder: str | os.PathLike[str] | None = None,
     tokenizer_required: bool = True,
 ) -> CausalLM:
-    """Load a decoder and its tokenizer from disk, and refuse with a reason what is no whole, unquantised decoder.
+    """Load a decoder and its tokenizer from disk; all but complete, unquantised decoders are refused with a reason.
 
     Only files in the folder are read: nothing is downloaded, and no code in the folder is run. A GGUF file is unpacked
-    into floating point, and the model is afterwards like any other: `save_pretrained` writes it.
+    into floating point, after which the model is like any other: `save_pretrained` writes it.
 
     Args:
         folder: a Hugging Face model's folder (config.json, safetensors or .bin), a .gguf file, or a folder with one.
-        device: where the model goes; `"auto"` is CUDA where there is any.
-        dtype: of the weights, such as `"bfloat16"`; by default as they are stored (float32 for GGUF).
-        offload_folder: leave the decoder blocks on disk, in the model's own files where they are safetensors and in
-            this folder else, and bring each to the device for its turn (by accelerate): for models larger than memory.
+        device: where the model goes; `"auto"` is CUDA if available.
+        dtype: type of the weights, such as `"bfloat16"`; by default as they are stored (float32 for GGUF).
+        offload_folder: leave the decoder blocks on disk and bring each to the device when it is needed (by accelerate),
+            for models larger than memory. Blocks stay in the model's own files if these are safetensors, and are
+            otherwise written to this folder.
         tokenizer_required: whether a folder without a tokenizer is refused.
 
     Returns:
-        The model, in evaluation mode, and its tokenizer; saved, their configurations say what the folder's say.
+        The model, in evaluation mode, and its tokenizer; when saved, their configurations are like the folder's.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        ValueError: if it has no config.json, no weights, not all of them, damaged or quantised ones, no tokenizer, one
-            whose ids go beyond the model's embedding, code of its own, or a model that is no decoder.
+        ValueError: if there is no config.json, weights are missing, damaged or quantised, there is no tokenizer or its
+            ids go beyond the model's embedding, the folder has code of its own, or the model is not a decoder.
         ImportError: if transformers (for GGUF also gguf, to offload accelerate) is not installed: extra `llm`.
 
     Example:
@@ -89,7 +90,7 @@ def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 @contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """No progress bars of transformers meanwhile."""
+    """Hide the progress bars of transformers temporarily."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -107,7 +108,7 @@ def _source(found: ModelFolder) -> dict[str, Any]:
 
 
 def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
-    """The configuration, of a class that transformers has and that predicts the next token."""
+    """The configuration, checked to be of a class in transformers that predicts the next token."""
     kind = found.config.get("model_type")
     if found.gguf is None and kind not in transformers.CONFIG_MAPPING:
         own = " and asks for code in its folder to be run, which is refused" if "auto_map" in found.config else ""
@@ -117,7 +118,7 @@ def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
         )
     try:
         config = transformers.AutoConfig.from_pretrained(**_source(found))
-    except Exception as error:  # transformers raises what it meets, of GGUF files above all
+    except Exception as error:  # transformers raises errors of any kind, above all for GGUF files
         raise _damaged(found, "configuration", error) from error
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     named = set(config.architectures or [])
@@ -133,7 +134,7 @@ def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
 
 
 def _sees_both_ways(config: _Config) -> bool:
-    """Whether it is an encoder such as BERT that is not set up as a decoder."""
+    """Whether the model is an encoder such as BERT that is not configured as a decoder."""
     return getattr(config, "is_decoder", None) is False and config.model_type not in _ALWAYS_DECODERS
 
 
@@ -147,7 +148,7 @@ def _tokenizer(transformers: ModuleType, found: ModelFolder) -> _Tokenizer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_source(found))
     except Exception as error:
         raise _damaged(found, "tokenizer", error) from error
-    for how_it_was_read in ("local_files_only", "is_local"):  # transformers would write these with its configuration
+    for how_it_was_read in ("local_files_only", "is_local"):  # transformers would save these with the configuration
         getattr(tokenizer, "init_kwargs", {}).pop(how_it_was_read, None)
     return tokenizer
 
@@ -203,7 +204,7 @@ def _damaged(found: ModelFolder, part: str, error: Exception) -> ValueError:
 
 
 def _check_fits(tokenizer: _Tokenizer, model: _Model, found: ModelFolder) -> None:
-    """Ids of tokens that were added later (for pictures, for padding) may go beyond: text does not contain them."""
+    """Check that token ids fit the model, except for added tokens (images, padding), which text does not contain."""
     rows = rows_of_embedding(model)
     added = set(tokenizer.added_tokens_encoder)
     last = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
@@ -215,7 +216,7 @@ def _check_fits(tokenizer: _Tokenizer, model: _Model, found: ModelFolder) -> Non
 
 
 def _like_any_other(model: _Model) -> _Model:
-    """In evaluation mode; after GGUF like any model, or save_pretrained refuses it."""
+    """Set evaluation mode, and remove the marks of GGUF, because of which save_pretrained would refuse the model."""
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer = None
         model.is_quantized = False

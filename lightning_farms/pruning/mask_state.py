@@ -1,4 +1,4 @@
-"""Which weights of a model are pruned, kept as bits, and held at zero while an optimizer steps."""
+"""Masks of a model's pruned weights, stored as bits, which hold these weights at zero while an optimizer steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_farms.pruning._local import local, local_part, whole
 
 
 class _Packed(NamedTuple):
-    """A mask at rest."""
+    """A mask packed as bits."""
 
     bits: Tensor
     shape: tuple[int, ...]
@@ -26,18 +26,18 @@ class _Packed(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """A parameter, and which of what is here of it is pruned."""
+    """A parameter, and the mask of the pruned entries of its part in this process."""
 
     parameter: Tensor
     pruned: Tensor
 
 
 class Masks:
-    """One mask a parameter, True where the weight stays, as in ``torch.nn.utils.prune``; in any training loop.
+    """Pruning masks, one per parameter, True where the weight stays (as in ``torch.nn.utils.prune``), for any loop.
 
-    The model is left as it is: its weights are plain parameters that hold exact zeros, so that its state dict has the
-    keys it always has, and a mask that is let go of leaves a pruned model behind. Whatever an optimizer does in a step
-    (momentum, weight decay), :meth:`hold` puts the zeros back before anyone sees the weights.
+    The model is left as it is: its weights are plain parameters that hold exact zeros, so that its state dict keeps its
+    usual keys, and the model stays pruned once the masks are released. Whatever an optimizer does in a step (momentum,
+    weight decay), :meth:`hold` puts the zeros back before the weights are used again.
 
     Masks are whole and the same in all processes; parameters may be DTensors (FSDP2, tensor parallelism), of which each
     process holds its own part at zero. The state is therefore the same for any number of processes.
@@ -46,7 +46,7 @@ class Masks:
         masks: {name of a parameter: bool, of its shape}.
 
     Raises:
-        TypeError: a mask is not of bool.
+        TypeError: a mask is not of type bool.
 
     Example:
         >>> model = nn.Linear(3, 2, bias=False)
@@ -65,7 +65,7 @@ class Masks:
 
     def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
         self._packed: dict[str, _Packed] = {}
-        self._parameters: dict[str, Tensor] = {}  # bound ones
+        self._parameters: dict[str, Tensor] = {}  # parameters that are bound
         self._bound: dict[str, _Bound] = {}
         self._handles: list[RemovableHandle] = []
         for name, mask in (masks or {}).items():
@@ -73,10 +73,10 @@ class Masks:
 
     @classmethod
     def from_zeros(cls, model: nn.Module, selection: Selection = Selection()) -> Masks:
-        """The masks of a model that has been pruned: the weights that are exactly 0 in it.
+        """Make masks from a model that has been pruned, in which the pruned weights are exactly 0.
 
-        Weights of zeros alone (a layer that is initialised so) are left out: held, they could never learn. Of sharded
-        parameters one after the other is gathered: a collective.
+        Weights that are all zero (a layer initialised to zero) are left out, since they could never learn if held at
+        zero. Sharded parameters are gathered one after another, which is a collective operation.
 
         Args:
             model: the model.
@@ -97,7 +97,7 @@ class Masks:
                     masks.take_out(weight, zero)
         return masks
 
-    # ---- what is pruned ----------------------------------------------------------------------------------------------
+    # ---- pruned weights ----------------------------------------------------------------------------------------------
 
     def __setitem__(self, name: str, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
@@ -125,10 +125,10 @@ class Masks:
         return {name: mask.zeros for name, mask in self._packed.items()}
 
     def pruned(self, weight: StoredWeight) -> Tensor:
-        """Which entries of a weight are pruned.
+        """Mark the entries of a weight that are pruned.
 
         Args:
-            weight: of :func:`lightning_farms.analysis.weights.stored.stored_weights`, one that has a parameter.
+            weight: one of :func:`lightning_farms.analysis.weights.stored.stored_weights` that has a parameter.
 
         Returns:
             (number of entries,), bool, in the order in which they are stored.
@@ -138,10 +138,10 @@ class Masks:
         return ~self[weight.key].flatten()[weight.parts[0]]
 
     def take_out(self, weight: StoredWeight, pruned: Tensor) -> None:
-        """Prune entries of a weight, beside what is pruned; :meth:`apply` makes them zero.
+        """Prune further entries of a weight; :meth:`apply` sets them to zero.
 
         Args:
-            weight: of :func:`lightning_farms.analysis.weights.stored.stored_weights`, one that has a parameter.
+            weight: one of :func:`lightning_farms.analysis.weights.stored.stored_weights` that has a parameter.
             pruned: (number of entries,), bool, in the order in which they are stored.
         """
         assert weight.parameter is not None
@@ -155,26 +155,26 @@ class Masks:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """{name of a parameter: {"bits": uint8, as of ``numpy.packbits``, "shape": a list}}."""
+        """State {name of a parameter: {"bits": uint8, as from ``numpy.packbits``, "shape": a list}}."""
         return {name: {"bits": mask.bits, "shape": list(mask.shape)} for name, mask in self._packed.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the masks of a state in the place of those that there are; :meth:`bind` comes after it."""
+        """Replace the masks by those of a state; call :meth:`bind` afterwards."""
         self.release()
         self._packed = {}
         for name, saved in state_dict.items():
             self[name] = unpacked(saved["bits"].cpu(), saved["shape"])
 
-    # ---- in force ----------------------------------------------------------------------------------------------------
+    # ---- enforcement -------------------------------------------------------------------------------------------------
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Let the masks, and those that come later, be those of these parameters; a collective where they are DTensors.
+        """Bind the masks, and those added later, to these parameters; a collective operation if they are DTensors.
 
         Args:
             parameters: {name: parameter}.
 
         Raises:
-            ValueError: a mask has no parameter, or one of another shape.
+            ValueError: a mask has no parameter, or its parameter has another shape.
         """
         for name, mask in self._packed.items():
             if name not in parameters:
@@ -200,7 +200,7 @@ class Masks:
 
     @torch.no_grad()
     def apply_to(self, parameters: Mapping[str, Tensor]) -> None:
-        """Set the same weights of other parameters of these names to zero: averages of the bound ones, say.
+        """Set the same weights of other parameters with these names to zero, such as averages of the bound ones.
 
         Args:
             parameters: {name: parameter}, on any device; those that have no mask are left alone.
@@ -212,14 +212,14 @@ class Masks:
 
     @torch.no_grad()
     def revived(self) -> int:
-        """Number of pruned weights of the bound parameters, here, that are not zero."""
+        """Number of pruned weights of the bound parameters, in this process, that are not zero."""
         return sum(int((local(parameter)[pruned] != 0).sum()) for parameter, pruned in self._bound.values())
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients of pruned weights to zero: they count in no norm then. Call it before the clipping.
+        """Set the gradients of pruned weights to zero so that they count in no norm; call it before clipping.
 
-        Sparse gradients (of some tables of embeddings) stay as they are.
+        Sparse gradients (of some embedding tables) stay as they are.
         """
         for parameter, pruned in self._bound.values():
             if parameter.grad is not None and not parameter.grad.is_sparse:
@@ -227,7 +227,7 @@ class Masks:
 
     @torch.no_grad()
     def clear(self, optimizer: Optimizer) -> None:
-        """Set what an optimizer remembers of pruned weights (momentum, second moments, averages) to zero."""
+        """Set an optimizer's state of pruned weights (momentum, second moments, averages) to zero."""
         for each in stepping_optimizers(optimizer):
             for parameter, pruned in self._bound.values():
                 remembered = each.state[parameter].values() if parameter in each.state else ()
@@ -238,10 +238,11 @@ class Masks:
     def hold(self, optimizers: Iterable[Optimizer]) -> None:
         """Put the zeros back after every step of these optimizers, and of no others, until :meth:`release`.
 
-        Of wrappers (SAM, Lookahead, ...) also after every step of the optimizer inside, which may be the only one.
+        For wrappers (SAM, Lookahead, ...) this includes every step of the optimizer inside, which may be the only one
+        that steps.
 
         Raises:
-            TypeError: an optimizer has no step hooks, nor one inside that has.
+            TypeError: neither an optimizer nor one inside it has step hooks.
         """
         stepping = [each for optimizer in optimizers for each in stepping_optimizers(optimizer)]
         for handle in self._handles:
@@ -249,9 +250,9 @@ class Masks:
         self._handles = [each.register_step_post_hook(self._after_step) for each in stepping]
 
     def release(self) -> None:
-        """Let go of optimizers and parameters. The weights stay as they are: pruned for good, as far as nobody trains.
+        """Release optimizers and parameters. The weights stay as they are, pruned until they are trained again.
 
-        (What :meth:`state_dict` holds stays too.)
+        The masks, as :meth:`state_dict` holds them, stay too.
         """
         self.hold(())
         self._parameters, self._bound = {}, {}
@@ -261,7 +262,7 @@ class Masks:
 
 
 def entries(parameter: Tensor, weight: StoredWeight) -> Tensor:
-    """(1 or 2, number of entries): what a weight's parameter holds of it, real and imaginary parts where it has two."""
+    """A weight's entries in its parameter, (1 or 2, number of entries): real and imaginary parts, where it has two."""
     flat = parameter.flatten()
     return torch.stack([flat[part] for part in weight.parts])
 

@@ -1,4 +1,4 @@
-"""How well a language model predicts a text."""
+"""Perplexity of language models on texts."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ class Perplexity(NamedTuple):
     """How well a language model predicts a text; smaller is better, 1 is best."""
 
     token: float
-    """exp(mean loss): over how many tokens, as it were, the model hesitates at each."""
+    """exp(mean loss): the number of tokens, as it were, among which the model hesitates at each position."""
     word: float
-    """The same for a word between spaces, which can be compared between tokenizers; NaN where only ids were given."""
+    """Perplexity per word between spaces, comparable across tokenizers; NaN if only ids were given."""
     mean_loss: float
     """Mean next-token loss in nats."""
     standard_error: float
-    """Of the mean loss, over windows; NaN with one window. That of the perplexity is `token * standard_error`."""
+    """Standard error of the mean loss, over windows; NaN for one window. For the perplexity multiply it by `token`."""
     tokens: int
-    """Tokens that were scored."""
+    """Number of tokens that were scored."""
     words: int
-    """Words in the text; 0 where only ids were given."""
+    """Number of words in the text; 0 if only ids were given."""
     windows: int
-    """Windows that were scored."""
+    """Number of windows that were scored."""
     window_losses: Tensor
-    """(windows,), float64: the mean loss of each, for paired comparisons of models on one text."""
+    """(windows,), float64: the mean loss of each window, for paired comparisons of models on one text."""
 
 
 class _Span(NamedTuple):
-    """A window on the tokens: from where to where, and the first token in it that is scored."""
+    """A window on the tokens: its begin and end, and the first token in it that is scored."""
 
     begin: int
     end: int
@@ -64,36 +64,38 @@ def perplexity(
 ) -> Perplexity:
     r"""Perplexity of a language model on a text: :math:`\exp(-\frac{1}{n} \sum_i \log p(t_i \mid t_{<i}))`.
 
-    A window is what the model sees at once. Disjoint windows (`stride` left out) give the first tokens of each little
-    context, and never score the very first. With a stride below the window, windows overlap, only the tokens that are
-    new in a window are scored, and each has at least `window - stride` tokens before it: slower, lower, and nearer to
-    what the model can do. Every token but the first is then scored once. The last window may be shorter.
+    The model sees one window at a time. Disjoint windows (`stride` left out) give the first tokens of each window
+    little context, and never score the very first. With a stride below the window length, windows overlap, only the
+    tokens that are new in a window are scored, and each has at least `window - stride` tokens before it: this is
+    slower, and the perplexity is lower and closer to what the model can do. Every token but the first is then scored
+    once. The last window may be shorter.
 
     `setting="paper"` is that of the published tables: disjoint windows of 2048 tokens (or fewer, if the model has fewer
-    positions), the rest that fills no window dropped, :math:`\exp` of the mean over windows of their mean loss.
+    positions), without the remainder that fills no window, and :math:`\exp` of the mean over windows of their mean
+    loss.
 
-    Texts are joined by two newlines, and what the tokenizer puts around a text it puts around all of it. Losses are
+    Texts are joined by two newlines, and the tokenizer's special tokens are put around the joined text. Losses are
     computed in float32 and summed in float64. At most 33 million logits are in memory at once (2^25), however large
-    vocabulary and window are; the model is not moved, and is in evaluation mode meanwhile.
+    vocabulary and window are. The model is not moved, and is set to evaluation mode during the call.
 
     Args:
-        model: a causal language model of transformers, on any device, also with blocks left on disk.
+        model: a causal language model of transformers, on any device, possibly with blocks left on disk.
         text: UTF-8 text files, .jsonl files with a field `text`, or token ids: (tokens,), or N windows (N, T).
-        tokenizer: the model's; not needed for token ids.
-        setting: the paper's, or None.
-        window: tokens of a window; None: 2048, or the model's positions where these are fewer.
-        stride: tokens from window to window; None: `window`.
-        max_windows: score only the first; None: all.
-        batch_size: windows at once.
-        progress: is told after each batch how many windows are done, and how many there are.
+        tokenizer: the model's tokenizer; not needed for token ids.
+        setting: `"paper"` for the paper's setting, or None.
+        window: number of tokens in a window; None: 2048, or the number of the model's positions if smaller.
+        stride: number of tokens from one window's start to the next; None: `window`.
+        max_windows: score only this many first windows; None: all.
+        batch_size: number of windows at a time.
+        progress: called after each batch with the number of windows done and the number of all windows.
 
     Returns:
-        The perplexity with what it was measured on.
+        The perplexity, and the amount of text it was measured on.
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if the text is shorter than one window, the window longer than the model's positions or the stride
-            than the window, the tokenizer is missing or does not fit.
+        ValueError: if the text is shorter than one window, the window longer than the model's positions, the stride
+            longer than the window, or the tokenizer is missing or does not fit.
 
     Example:
         >>> model, tokenizer = load_causal_lm("SmolLM2-135M")  # doctest: +SKIP
@@ -111,7 +113,7 @@ def perplexity(
 
 
 def positions_of(model: _Model) -> int | None:
-    """How many tokens a model can see at once; None if it has no bound (ALiBi, state spaces).
+    """Number of tokens that a model can see at once; None if it has no bound (ALiBi, state spaces).
 
     Args:
         model: a causal language model of transformers.
@@ -124,7 +126,7 @@ def positions_of(model: _Model) -> int | None:
 
 
 def default_window(model: _Model) -> int:
-    """The paper's 2048 tokens, or the model's positions where these are fewer.
+    """Default window length: the paper's 2048 tokens, or the model's positions if these are fewer.
 
     Args:
         model: a causal language model of transformers.
@@ -137,7 +139,7 @@ def default_window(model: _Model) -> int:
 
 
 def _ids_of(model: _Model, text: Files | Tensor, tokenizer: Tokenizer | None) -> tuple[Tensor, int, int]:
-    """The ids; how many tokens a text has without what is put around it; how many words."""
+    """The ids, the number of tokens without special tokens around the text, and the number of words."""
     if isinstance(text, Tensor):
         if text.is_floating_point() or text.dtype == torch.bool or text.ndim not in (1, 2):
             raise ValueError(
@@ -159,7 +161,7 @@ def _ids_of(model: _Model, text: Files | Tensor, tokenizer: Tokenizer | None) ->
 def _checked_window(
     model: _Model, setting: Setting | None, window: int | None, stride: int | None, rows: int | None
 ) -> tuple[int, int]:
-    """The window and the stride that are meant; `rows`: the length of windows that are given as such."""
+    """Check window and stride, and fill in their defaults; `rows` is the length if the text is given as windows."""
     positions = positions_of(model)
     if setting not in (None, "paper"):
         raise ValueError(f"Expected argument `setting` to be 'paper' or None, but got {setting!r}.")
@@ -189,7 +191,7 @@ def _checked_window(
 
 
 def _spans(tokens: int, window: int, stride: int, *, drop_rest: bool) -> list[_Span]:
-    """Windows from one stride to the next, up to the first that reaches the end."""
+    """Windows at a distance of one stride, up to the first that reaches the end."""
     if tokens < window:
         raise ValueError(
             f"Expected argument `text` to hold at least one window of {window} tokens, but it has {tokens}. Give more "
@@ -210,7 +212,7 @@ def _spans(tokens: int, window: int, stride: int, *, drop_rest: bool) -> list[_S
 def _losses(
     model: _Model, ids: Tensor, spans: list[_Span], batch_size: int, progress: Callable[[int, int], None] | None
 ) -> Iterator[Tensor]:
-    """The losses of each window's scored tokens."""
+    """Compute the losses of each window's scored tokens."""
     device = _device_of(model)
     training, done = model.training, 0
     model.eval()
@@ -228,14 +230,14 @@ def _losses(
 
 
 def _batches(spans: list[_Span], batch_size: int) -> Iterator[list[_Span]]:
-    """Windows one after the other that have the same shape."""
+    """Batches of consecutive windows of the same shape."""
     for _, alike in groupby(spans, key=lambda span: (span.end - span.begin, span.first)):
         group = list(alike)
         yield from (group[begin : begin + batch_size] for begin in range(0, len(group), batch_size))
 
 
 def _device_of(model: _Model) -> torch.device:
-    """Where ids go: to the embedding; what is left on disk is brought there by accelerate."""
+    """The device for ids, which is that of the embedding; accelerate brings there what is left on disk."""
     device: torch.device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -244,7 +246,7 @@ def _summary(losses: list[Tensor], *, tokens_a_word: float, words: int) -> Perpl
     counts = torch.tensor([len(loss) for loss in losses], dtype=torch.float64)
     sums = torch.stack([loss.sum() for loss in losses])
     mean = (sums.sum() / counts.sum()).item()
-    deviations = sums - mean * counts  # of a ratio of sums; with windows alike it is the usual standard error
+    deviations = sums - mean * counts  # for a ratio of sums; with equal windows this gives the usual standard error
     windows = len(losses)
     variance = deviations.square().sum() * windows / (windows - 1) if windows > 1 else torch.tensor(math.nan)
     return Perplexity(

@@ -1,4 +1,4 @@
-"""Which weights of a decoder are pruned: found by structure, not by names of families."""
+"""Finding the weights of a decoder that are pruned, by the model's structure, not by names of model families."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 _GATES = {"gate", "shared_expert_gate"}
-"""Names of linear layers that choose experts; one that widens its input is half of a gated unit, and is pruned."""
+"""Names of linear layers that choose experts; a layer so named that widens its input is half of a gated unit, and is
+pruned."""
 
 _MOST_DENSE = 0.05
-"""Share of the matrix entries in all lists of modules that may be in layers of no known kind, unsaid."""
+"""Largest share of the matrix entries in all lists of modules that may be in layers of unknown kind without a note."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class PrunableWeight:
     """A weight of a decoder block that is pruned.
 
     Attributes:
-        name: of the layer in the model; of fused experts also that of the parameter.
-        block: name of the decoder block it belongs to.
-        module: holds the weight.
-        parameter: its name there.
+        name: name of the layer in the model; for fused experts followed by that of the parameter.
+        block: name of the decoder block to which it belongs.
+        module: the module that holds the weight.
+        parameter: name of the parameter in the module.
         transposed: whether the parameter is stored as (..., inputs, outputs).
     """
 
@@ -36,9 +37,9 @@ class PrunableWeight:
 
     @property
     def matrices(self) -> Tensor:
-        """(P, outputs, inputs), P = 1 but for fused experts; a view: what is written to it, the model has.
+        """The matrices (P, outputs, inputs), P = 1 except for fused experts; a view, so that writing changes the model.
 
-        Of a weight that accelerate has left on disk it is a copy, read anew each time.
+        For a weight that accelerate has left on disk it is a copy, read anew at each access.
         """
         stored: Tensor = getattr(self.module, self.parameter).detach()
         held = getattr(getattr(self.module, "_hf_hook", None), "weights_map", None)
@@ -54,18 +55,18 @@ class PrunableWeight:
 
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The repeated blocks of a decoder: the children of the ``ModuleList`` that holds most matrix entries.
+    """Find the repeated blocks of a decoder: the children of the ``ModuleList`` with most matrix entries.
 
-    Lists in a model of pictures or sounds (of transformers, within this one) do not count.
+    Lists in a transformers submodel for images or sounds do not count.
 
     Args:
-        model: a language model, or anything else with a list of blocks; its tensors may be on the meta device.
+        model: a language model, or any other model with a list of blocks; its tensors may be on the meta device.
 
     Returns:
         The blocks by name, in order.
 
     Raises:
-        ValueError: there is no list of modules with weights, or the model has an encoder beside the decoder.
+        ValueError: there is no list of modules with weights, or the model has an encoder besides the decoder.
 
     Example:
         >>> blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
@@ -96,20 +97,20 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = None) -> list[PrunableWeight]:
-    """The weights of a decoder's blocks that are pruned, in the order of the modules.
+    """Find the weights of a decoder's blocks that are pruned, in the order of the modules.
 
     These are the weights of linear layers (``torch.nn.Linear``, transformers' ``Conv1D``) and of experts that are fused
     into parameters of three dimensions. Embeddings, heads, norms, convolutions and the routers of experts stay dense.
 
     Args:
         model: a language model.
-        blocks: as :func:`decoder_blocks` finds them; None: find them.
+        blocks: blocks as returned by :func:`decoder_blocks`; None: they are searched for.
 
     Returns:
-        The weights; one that several layers share is there once, under its first name.
+        The weights; a weight that several layers share is listed once, under its first name.
 
     Raises:
-        ValueError: there are no blocks, or nothing in them that is pruned.
+        ValueError: there are no blocks, or they have no weights that are pruned.
 
     Example:
         >>> blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU()) for _ in range(2))
@@ -133,11 +134,11 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
 
 
 def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
-    """Which matrices in the model's lists of modules are not pruned, if these are much of it; else nothing.
+    """Name the matrices in the model's lists of modules that are not pruned, if they are a large share of it.
 
     Args:
         model: a language model.
-        weights: as :func:`prunable_weights` finds them.
+        weights: weights as returned by :func:`prunable_weights`.
 
     Returns:
         A sentence, or an empty string.
@@ -194,12 +195,12 @@ def _is_router(path: Sequence[str], layer: nn.Linear) -> bool:
 
 
 def _numbers_of_experts(module: nn.Module) -> set[int]:
-    """What the module's attributes say: `num_experts`, or with experts that do nothing `num_routed_experts`, ..."""
+    """Numbers in the module's attributes: `num_experts`, or `num_routed_experts` if some experts do nothing, ..."""
     return {value for name, value in vars(module).items() if "experts" in name and type(value) is int}
 
 
 def _inputs_first(module: nn.Module, parameter: str) -> bool:
-    """Whether fused experts are (P, inputs, outputs): transformers says so, or, in Llama 4, the shapes do."""
+    """Whether fused experts are stored as (P, inputs, outputs): told by transformers, or (Llama 4) by the shapes."""
     said = getattr(module, "is_transposed", None)
     hidden, values = getattr(module, "hidden_size", None), getattr(module, parameter)
     if said is not None or values.shape[1] == values.shape[2]:

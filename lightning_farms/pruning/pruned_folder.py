@@ -1,4 +1,4 @@
-"""The Hugging Face folder of a pruned model: written block by block, there whole or not at all."""
+"""The Hugging Face folder of a pruned model, written block by block, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from lightning_farms.pruning.report import PrunedBlock, PruningReport
 _SETTINGS = "pruning_settings.json"
 _Model: TypeAlias = Any  # transformers.PreTrainedModel
 _Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
-_SPARE = 1.02  # headers, the configuration, the tokenizer
+_SPARE = 1.02  # factor for headers, the configuration and the tokenizer
 
 
 class PrunedFolder:
-    """Keeps finished blocks in ``.NAME.partial`` beside the folder; :meth:`finish` makes the folder of them.
+    """Stores finished blocks in ``.NAME.partial`` beside the folder, of which :meth:`finish` makes the final folder.
 
-    A pass that was ended, by ``kill -9`` too, goes on at the first block that is not there when it is given the same
-    settings; the blocks before it are read, and the hidden states go through them once more.
+    A pass that was interrupted, even by ``kill -9``, resumes with the same settings at the first missing block; the
+    blocks before it are read, and the hidden states pass through them once more.
 
     Args:
-        target: the folder to be; its parent is created if need be.
+        target: the folder to create, with its parent if necessary.
         model: a decoder of transformers.
-        settings: what the result depends on, as JSON can hold it: another run's blocks are not taken.
+        settings: everything that the result depends on, JSON-serialisable; blocks of a run with others are not used.
 
     Raises:
         FileExistsError: the folder exists.
-        BlockingIOError: another process is making it.
+        BlockingIOError: another process is creating it.
         ValueError: there are blocks of a run with other settings.
         OSError: the disk has no room for the model.
     """
@@ -57,15 +57,15 @@ class PrunedFolder:
 
     @property
     def partial(self) -> Path:
-        """Where finished blocks wait."""
+        """The folder of the finished blocks."""
         return self._partial
 
     def finished(self) -> int:
-        """How many blocks are there already."""
+        """Number of blocks that are already finished."""
         return len(list(self._partial.glob("*.block.json")))
 
     def load(self, name: str, block: nn.Module) -> PrunedBlock | None:
-        """Put a finished block's tensors into the model; None: it is not finished."""
+        """Put a finished block's tensors into the model; return None if it is not finished."""
         facts, values = self._partial / f"{name}.block.json", self._partial / f"{name}.safetensors"
         if facts.exists() and not values.exists():
             self._take_back(name, block, values)
@@ -78,7 +78,7 @@ class PrunedFolder:
         return PrunedBlock.from_dict(json.loads(facts.read_text(encoding="utf-8")))
 
     def _take_back(self, name: str, block: nn.Module, values: Path) -> None:
-        """A block's file that was a shard already when the making of the folder was ended."""
+        """Restore a block's file if it had already become a shard when finishing the folder was interrupted."""
         from transformers.core_model_loading import revert_weight_conversion
 
         own = {f"{name}.{key}": value for key, value in block.state_dict().items()}
@@ -95,7 +95,7 @@ class PrunedFolder:
                 shard.unlink()
 
     def save(self, name: str, block: nn.Module, done: PrunedBlock) -> None:
-        """Keep a finished block: its tensors, then a file that says so."""
+        """Store a finished block: its tensors, then a file that marks it as finished."""
         tensors = {f"{name}.{key}": value for key, value in block.state_dict().items()}
         with complete_or_nothing(self._partial / f"{name}.safetensors") as draft:
             _write(draft, tensors)
@@ -103,11 +103,11 @@ class PrunedFolder:
             draft.write_text(json.dumps(asdict(done)), encoding="utf-8")
 
     def finish(self, report: PruningReport, tokenizer: _Tokenizer = None) -> None:
-        """Make the folder: shards of the format that transformers reads, index, configuration, tokenizer, report."""
+        """Make the final folder: shards in transformers' format, index, configuration, tokenizer and report."""
         from transformers.core_model_loading import revert_weight_conversion
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-        self._describe(report, tokenizer)  # first: what fails there costs no block
+        self._describe(report, tokenizer)  # first, so that a failure there costs no block
         blocks = [block.name for block in report.blocks]
         places: dict[str, str] = {}
         size = 0
@@ -119,7 +119,7 @@ class PrunedFolder:
             stored = revert_weight_conversion(self._model, tensors)
             places |= dict.fromkeys(stored, shard.name)
             size += sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-            if kept is not None and stored is tensors:  # the file is already what transformers reads
+            if kept is not None and stored is tensors:  # the file is already in the format that transformers reads
                 os.replace(kept, shard)
                 continue
             with complete_or_nothing(shard) as draft:
@@ -129,7 +129,7 @@ class PrunedFolder:
         index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
         with complete_or_nothing(self._partial / "model.safetensors.index.json") as draft:
             draft.write_text(json.dumps(index_of_shards, indent=2), encoding="utf-8")
-        drafts = self._partial.glob(".*.tmp")  # of processes that were killed
+        drafts = self._partial.glob(".*.tmp")  # left by processes that were killed
         for leftover in (*drafts, *(self._partial / f"{name}.block.json" for name in blocks)):
             leftover.unlink()
         os.replace(self._partial, self._target)
@@ -172,7 +172,7 @@ class PrunedFolder:
                 draft.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     def _check_new(self) -> None:
-        if os.path.lexists(self._target):  # a link to nowhere, too
+        if os.path.lexists(self._target):  # also true for a broken link
             raise FileExistsError(f"Expected OUT to be a new folder, but {str(self._target)!r} exists.")
 
     def _check_room(self) -> None:
@@ -188,7 +188,7 @@ class PrunedFolder:
 
 
 def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of tensors numbered through, in tensors of their shapes."""
+    """Number the entries of all tensors consecutively, in tensors of the same shapes."""
     sizes = [value.numel() for value in tensors.values()]
     numbers = torch.arange(sum(sizes), dtype=torch.int32 if sum(sizes) < 2**31 else torch.int64, device="cpu")
     parts = zip(tensors.items(), numbers.split(sizes), strict=True)
@@ -196,7 +196,7 @@ def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gathered(own: Mapping[str, Tensor], went: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the own form, of those that transformers stores: `went` has the numbers of the entries in these."""
+    """Convert tensors as stored by transformers back to the own form; `went` holds the numbers of their entries."""
     wide = functools.reduce(torch.promote_types, {value.dtype for value in own.values()})
     entries = torch.empty(sum(value.numel() for value in own.values()), dtype=wide, device="cpu")
     for key, numbers in went.items():
@@ -206,14 +206,14 @@ def _gathered(own: Mapping[str, Tensor], went: Mapping[str, Tensor], stored: Map
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; tensors that share memory are copied."""
+    """Write a safetensors file; tensors that share memory are copied."""
     separate = {
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
     package = import_extra("safetensors", extra="llm", what="Writing a model's folder")
     try:
         _safetensors().save_file(separate, path, metadata={"format": "pt"})
-    except package.SafetensorError as error:  # of a full disk, too
+    except package.SafetensorError as error:  # a full disk, for instance
         raise OSError(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""A network that loses weights in steps: how much of each layer, which of its weights, held from then on."""
+"""Stepwise pruning of a network in training: how much of each layer, which of its weights, and holding them at zero."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TrainedLayer:
     """A weight that is pruned while it is trained.
 
     Attributes:
-        weight: where its entries are.
-        block: the repeated block of the network it belongs to; its own name where it belongs to none.
+        weight: the weight, with the places of its entries.
+        block: the repeated block of the network to which it belongs; its own name if it belongs to none.
     """
 
     weight: StoredWeight
@@ -41,31 +41,31 @@ class TrainedLayer:
 
     @property
     def name(self) -> str:
-        """Of the layer, as in a report."""
+        """Name of the layer, as in a report."""
         return self.weight.name
 
     @property
     def size(self) -> int:
-        """Number of weights; a complex one counts once."""
+        """Number of weights; a complex number counts once."""
         return self.weight.size
 
 
 class Pruner:
-    r"""Prunes a model step by step while it is trained, by magnitude within each layer; it knows no Trainer.
+    r"""Prunes a model step by step while it is trained, by magnitude within each layer, independently of a Trainer.
 
-    At each step an allocation says how much of each layer is to go, exactly :math:`\lfloor S \sum p + 1/2 \rfloor`
-    weights in all; within a layer those of least magnitude go. What has gone stays gone: a layer for which an
-    allocation asks less than it has lost stays as it is, and the others share what is left in proportion to their
-    scores. Weights that are not finite go last.
+    At each step an allocation decides how much of each layer to prune, exactly :math:`\lfloor S \sum p + 1/2 \rfloor`
+    weights in all; within a layer, those of least magnitude are pruned. Pruned weights stay pruned: if an allocation
+    asks for less of a layer than is already pruned, the layer stays as it is, and the others share the rest in
+    proportion to their scores. Weights that are not finite are pruned last.
 
     Args:
-        allocation: how much of each layer.
-        warn: takes (kind of warning, message).
+        allocation: decides how much of each layer to prune.
+        warn: function of (kind of warning, message).
 
     Attributes:
-        masks: which weights are pruned.
-        layers: what is pruned, after :meth:`find`.
-        dense: {layer: why}, of layers that are selected and cannot be pruned.
+        masks: masks of the pruned weights.
+        layers: layers that are pruned, after :meth:`find`.
+        dense: {layer: reason}, for layers that are selected but cannot be pruned.
         zeros: {layer: number of its weights that are pruned}.
     """
 
@@ -82,12 +82,12 @@ class Pruner:
     # ---- the model ---------------------------------------------------------------------------------------------------
 
     def find(self, model: nn.Module, selection: Selection) -> None:
-        """Find the layers of a model, and let the masks that there are be its own, also those of other layers.
+        """Find the layers of a model, and bind the existing masks to it, including those of other layers.
 
         Args:
             model: the model.
             selection: the layers that are pruned. A weight that is computed from parameters stays dense, and so does
-                one that is also a table of embeddings, unless these are selected.
+                one that is also an embedding table, unless embeddings are selected.
 
         Raises:
             ValueError: a pattern of ``selection`` matches no layer.
@@ -107,24 +107,24 @@ class Pruner:
         self._count()
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether the model still has the parameters that were found, and no others."""
+        """Whether the model still has exactly the parameters that were found."""
         reshard(model)
         return set(identities(model.parameters())) == self._found
 
     def hold(self, optimizers: Sequence[Optimizer]) -> None:
-        """Keep pruned weights at zero through these optimizers' steps, in place of those held before."""
+        """Keep pruned weights at zero through the steps of these optimizers, which replace those held before."""
         if [id(optimizer) for optimizer in optimizers] == [id(optimizer) for optimizer in self._held]:
             return
         self._held = list(optimizers)
         self.masks.hold(optimizers)
 
     def release(self) -> None:
-        """Leave model and optimizers alone; the weights stay as they are."""
+        """Release model and optimizers; the weights stay as they are."""
         self.masks.release()
         self.layers, self._parameters, self._held = [], {}, []
 
     def keep_zeros(self) -> None:
-        """Prune what is zero in the layers already, for good; a collective where parameters are sharded."""
+        """Prune weights that are already zero for good; a collective operation if parameters are sharded."""
         for layer in self.layers:
             zero = entries(self._values(layer), layer.weight).eq(0).all(0)
             if bool(zero.all()):
@@ -136,27 +136,27 @@ class Pruner:
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def check(self, sparsity: float) -> None:
-        """Raise what is wrong with an allocation that looks at no weight, such as a file: it can be known at once.
+        """Raise errors of an allocation that looks at no weight, such as a file, early.
 
         Args:
-            sparsity: that of the last step.
+            sparsity: sparsity of the last step.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it does not fit the model, or its bounds do not allow the sparsity.
+            ValueError: the allocation does not fit the model, or its bounds do not allow the sparsity.
         """
         if not isinstance(self.allocation, SpectralAllocation):
             self._allocated(None, sparsity)
 
     def plan(self, alphas: Mapping[str, float] | None, sparsity: float) -> LayerRatios:
-        """How much of each layer is to be gone after the next step.
+        """Compute how much of each layer is to be pruned after the next step.
 
         Args:
-            alphas: by the name of the layer; None: there are none.
-            sparsity: of all layers together, in [0, 1).
+            alphas: alphas by the name of the layer; None: there are none.
+            sparsity: sparsity of all layers together, in [0, 1).
 
         Returns:
-            The ratios; uniform ones, with a warning, where the allocation fails.
+            The ratios; if the allocation fails, uniform ones, with a warning.
         """
         try:
             return self._growing(self._allocated(alphas, sparsity), self.allocation)
@@ -165,7 +165,7 @@ class Pruner:
             return self._growing(_without_figures(self.layers, sparsity), _UNIFORM)
 
     def prune(self, ratios: LayerRatios) -> None:
-        """Set the weights to zero that go by a plan; a collective where parameters are sharded."""
+        """Set weights to zero according to a plan; a collective operation if parameters are sharded."""
         for layer in self.layers:
             values = entries(self._values(layer), layer.weight)
             pruned = self.masks.pruned(layer.weight).to(values.device)
@@ -197,7 +197,7 @@ class Pruner:
         return allocate_from_alphas(known, self.layers, sparsity, allocation)
 
     def _growing(self, ratios: LayerRatios, allocation: Allocation) -> LayerRatios:
-        """The same total, with no layer below what it has lost; the others share the rest by their scores."""
+        """Keep the total, but no layer below what is already pruned; the others share the rest by their scores."""
         now = self.zeros
         budget = max(ratios.zeros, sum(now.values()))
         rows = {row.name: row for row in ratios}
@@ -210,15 +210,15 @@ class Pruner:
             rows |= {row.name: row for row in _shared_out(free, left, allocation)}
         return replace(ratios, layers=tuple(rows.values()))
 
-    # ---- what there is to show ---------------------------------------------------------------------------------------
+    # ---- results to show ---------------------------------------------------------------------------------------------
 
     @property
     def sparsity(self) -> float:
-        """Fraction of all layers' weights that is pruned; 0 where there are no layers."""
+        """Fraction of all layers' weights that is pruned; 0 if there are no layers."""
         return sum(self.zeros.values()) / max(1, sum(layer.size for layer in self.layers))
 
     def keys(self) -> dict[Tensor, str]:
-        """The names of parameters without what wrappers put into them."""
+        """The names of the parameters, without parts that wrappers insert."""
         return {parameter: key for key, parameter in self._parameters.items()}
 
     def by_layer(self) -> dict[str, float]:
@@ -227,15 +227,15 @@ class Pruner:
 
 
 def thinned(values: Tensor, pruned: Tensor, zeros: int) -> Tensor:
-    """Which entries are gone once so many are: those that are, and of the others the least in magnitude.
+    """Mark `zeros` entries to prune: those that are pruned already, and of the others the least in magnitude.
 
     Args:
         values: (1 or 2, E): numbers, or their real and imaginary parts.
-        pruned: (E,), bool.
-        zeros: how many entries are to be gone; where more are, these.
+        pruned: (E,), bool, the entries that are pruned already.
+        zeros: number of entries to be pruned; if more are pruned already, these remain.
 
     Returns:
-        (E,), bool. Of equal magnitudes the earlier goes first, and what is not finite last.
+        (E,), bool. Of equal magnitudes the earlier is pruned first; entries that are not finite are pruned last.
     """
     missing = zeros - int(pruned.sum())
     if missing <= 0:
@@ -251,7 +251,7 @@ def thinned(values: Tensor, pruned: Tensor, zeros: int) -> Tensor:
 
 
 def _shared_out(rows: Sequence[LayerRatio], zeros: int, allocation: Allocation) -> Iterable[LayerRatio]:
-    """Rows that lose so many weights together, in proportion to their scores."""
+    """Rows that lose the given number of weights together, in proportion to their scores."""
     if not rows:
         return ()
     sizes = [row.size for row in rows]
@@ -267,7 +267,7 @@ def _without_figures(layers: Sequence[TrainedLayer], sparsity: float) -> LayerRa
 
 
 def _blocks(model: nn.Module) -> dict[int, str]:
-    """{id of a parameter: the block that holds it}, where the model repeats one."""
+    """{id of a parameter: the block that holds it}, if the model has repeated blocks."""
     try:
         blocks = decoder_blocks(model)
     except ValueError:
@@ -278,6 +278,6 @@ def _blocks(model: nn.Module) -> dict[int, str]:
 
 
 def _tables(model: nn.Module) -> set[int]:
-    """Ids of the parameters that embeddings hold: a head that is tied to one is not pruned."""
+    """Ids of the parameters of embeddings, since a head that is tied to one is not pruned."""
     modules = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
     return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}

@@ -1,4 +1,4 @@
-"""How much each layer loses: the rows of an allocation, and the forms in which they are shown and kept."""
+"""The ratios of an allocation: how much of each layer is pruned, with conversion to text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lightning_farms.pruning._ratio_table import ratio_table
 from lightning_farms.pruning.layer_ratio import LayerRatio
 
 COLUMNS = ("name", "block", "size", "source", "score", "ratio", "zeros", "pattern")
-_OF_ALL = ("asked", "allocation")  # in every line of a CSV file
+_OF_ALL = ("asked", "allocation")  # the same in every line of a CSV file
 
 
 @dataclass(frozen=True)
 class LayerRatios:
-    """What each weight of a model loses, in the model's order.
+    """How much of each weight of a model is pruned, in the model's order.
 
     Args:
-        layers: one row a weight; names are unique.
+        layers: one row per weight; names are unique.
         sparsity: S, the fraction of all these weights that was asked for.
-        allocation: by what, e.g. ``"farms"``.
-        notes: what is to be known about it: layers without a figure, a fit that depends on rounding.
+        allocation: name of the allocation, e.g. ``"farms"``.
+        notes: remarks about it, such as layers without a figure, or a fit that depends on rounding.
 
     Raises:
-        ValueError: there is no row, two have one name, or a number of zeros is out of range.
+        ValueError: there is no row, two rows have the same name, or a number of zeros is out of range.
 
     Example:
         >>> rows = (LayerRatio("a", "0", 60, 2.0, 0.8, 0.4, 24), LayerRatio("b", "1", 40, 3.0, 1.2, 0.6, 24))
@@ -83,7 +83,7 @@ class LayerRatios:
         return {layer.name: layer for layer in self.layers}
 
     def __str__(self) -> str:
-        """A table, by the block where a block's layers have one score, and by the layer otherwise."""
+        """A table with a line per block if all layers of a block have the same score, otherwise a line per layer."""
         title = f"{self.allocation}: " if self.allocation else ""
         total = (
             f"{title}{self.sparsity:.6f} of {self.size} weights asked, {self.reached:.6f} reached ({self.zeros} zeros)."
@@ -92,21 +92,21 @@ class LayerRatios:
 
     @property
     def size(self) -> int:
-        """Number of weights in all."""
+        """Total number of weights."""
         return sum(layer.size for layer in self.layers)
 
     @property
     def zeros(self) -> int:
-        """Number of weights pruned in all."""
+        """Total number of pruned weights."""
         return sum(layer.zeros for layer in self.layers)
 
     @property
     def reached(self) -> float:
-        """The fraction of all weights that is pruned, from whole numbers."""
+        """The fraction of all weights that is pruned, computed from whole numbers."""
         return self.zeros / self.size
 
     def by_block(self) -> dict[str, float]:
-        """{block: the fraction of its weights that is pruned}, from whole numbers, in the model's order."""
+        """{block: the fraction of its weights that is pruned}, computed from whole numbers, in the model's order."""
         zeros: dict[str, int] = {}
         sizes: dict[str, int] = {}
         for layer in self.layers:
@@ -115,10 +115,10 @@ class LayerRatios:
         return {block: zeros[block] / size for block, size in sizes.items()}
 
     def amount(self, name: str) -> int | NofM:
-        """How much of a weight goes, as the functions of :mod:`lightning_farms.functional.pruning_masks` take it.
+        """How much of a weight to prune, in the form that :mod:`lightning_farms.functional.pruning_masks` takes.
 
         Args:
-            name: of the weight.
+            name: name of the weight.
 
         Returns:
             The number of zeros in all its matrices, or the pattern.
@@ -130,11 +130,11 @@ class LayerRatios:
         return layer.zeros if layer.pattern is None else layer.pattern
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary a weight, with the keys of :data:`COLUMNS`; a pattern as ``"2:4"``, none as ``""``."""
+        """One dictionary per weight, with the keys of :data:`COLUMNS`; a pattern as ``"2:4"``, none as ``""``."""
         return [{**{name: getattr(row, name) for name in COLUMNS}, "pattern": _pattern_text(row)} for row in self]
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One line a weight, numbers with all their digits (and written to ``path``); the notes are left out."""
+        """CSV text (and written to ``path``), one line per weight, numbers with all their digits, without the notes."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=[*COLUMNS, *_OF_ALL], lineterminator="\n")
         writer.writeheader()
@@ -143,7 +143,7 @@ class LayerRatios:
         return write_if_asked(text.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """An object with ``sparsity``, ``reached``, ``allocation``, ``notes``, ``layers`` (and written to ``path``)."""
+        """JSON text (and written to ``path``) with ``sparsity``, ``reached``, ``allocation``, ``notes``, ``layers``."""
         content = {
             "sparsity": self.sparsity,
             "reached": self.reached,
@@ -155,14 +155,14 @@ class LayerRatios:
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> LayerRatios:
-        """Read what :meth:`to_json` gives.
+        """Read ratios that :meth:`to_json` wrote.
 
         Args:
             source: the text, or the path of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not what :meth:`to_json` gives.
+            ValueError: the text was not written by :meth:`to_json`.
         """
         try:
             content = json.loads(_text(source, "{"))
@@ -173,14 +173,14 @@ class LayerRatios:
 
     @classmethod
     def from_csv(cls, source: str | os.PathLike[str]) -> LayerRatios:
-        """Read what :meth:`to_csv` gives.
+        """Read ratios that :meth:`to_csv` wrote.
 
         Args:
             source: the text, or the path of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not what :meth:`to_csv` gives.
+            ValueError: the text was not written by :meth:`to_csv`.
         """
         rows = list(csv.DictReader(io.StringIO(_text(source, "name,"))))
         try:
@@ -202,7 +202,7 @@ def _layer(row: dict[str, Any]) -> LayerRatio:
 
 
 def _text(source: str | os.PathLike[str], beginning: str) -> str:
-    """A text that begins as it should is itself meant, anything else is the path of a file."""
+    """The source itself if it is a text with the expected beginning, otherwise the text of the file at this path."""
     if isinstance(source, str) and source.lstrip().startswith(beginning):
         return source
     return Path(source).read_text(encoding="utf-8")

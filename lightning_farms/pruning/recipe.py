@@ -1,4 +1,4 @@
-"""The same ratios for engines that exist: a recipe for llm-compressor, masks for torch.nn.utils.prune."""
+"""Use of the ratios in other pruning engines: a recipe for llm-compressor, masks for torch.nn.utils.prune."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.nn.utils import prune
 from lightning_farms.functional import NofM, magnitude_mask
 
 _MODIFIERS = {"sparsegpt": "SparseGPTModifier", "wanda": "WandaPruningModifier"}
-_ABOVE = 1 + 2**-51  # llm-compressor takes int(columns * sparsity): of 0.29 and 100 columns 28
+_ABOVE = 1 + 2**-51  # llm-compressor takes int(columns * sparsity), which is 28 for 0.29 and 100 columns
 _MOST = {"sparsegpt": 1 - 1e-9, "wanda": 1.0}  # llm-compressor's SparseGPT reads beyond the end at 1
 _UNSTRUCTURED = "0:0"
 _ROUTERS = "re:.*([.](gate|shared_expert_gate)([.].*)?|router.*)$"  # they stay dense
 
 
 class Layer(Protocol):
-    """What is asked of a layer's ratio, in whole weights or as a pattern."""
+    """Attributes that a layer's ratio needs, in whole weights or as a pattern."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -36,7 +36,7 @@ class Layer(Protocol):
 
 
 class Ratios(Protocol):
-    """What is asked of an allocation: its layers, in the order of the model's modules."""
+    """Attributes that an allocation needs: its layers, in the order of the model's modules."""
 
     @property
     def layers(self) -> Sequence[Layer]: ...  # noqa: D102
@@ -53,25 +53,25 @@ class _Target(NamedTuple):
 def llm_compressor_recipe(
     ratios: Ratios, method: Literal["sparsegpt", "wanda"] = "sparsegpt", *, damping: float = 0.01
 ) -> str:
-    """Write an allocation as a recipe for llm-compressor (tried with 0.14), for whoever has many GPUs.
+    """Write an allocation as a recipe for llm-compressor (tried with 0.14), for those who have many GPUs.
 
-    Where all layers of every block have one ratio, the blocks are the targets, with a list of their sparsities; else
-    the layers are. Patterns are one modifier for each n of m. Layers that lose nothing are left out.
+    If all layers of every block have the same ratio, the blocks are the targets, with a list of their sparsities;
+    otherwise the layers are. Patterns become one modifier for each n of m. Layers that lose nothing are left out.
 
-    What comes out is not exact: of each row Wanda takes the whole number below the ratio, SparseGPT of each 128 columns
-    at least one weight more. The counts of :func:`lightning_farms.pruning.prune` are.
+    The resulting counts are not exact, unlike those of :func:`lightning_farms.pruning.prune`: Wanda rounds the number
+    of zeros in each row down, and SparseGPT prunes at least one weight more in each 128 columns.
 
     Args:
         ratios: An allocation, its layers in the order of the model's modules (llm-compressor goes by that order, not by
-            names). Experts that are fused into one parameter are no modules; the run then stops and says so.
+            names). Experts that are fused into one parameter are not modules; the run then stops and says so.
         method: "sparsegpt" or "wanda".
-        damping: Of SparseGPT, as a fraction of the mean of the Hessian's diagonal.
+        damping: Damping of SparseGPT, as a fraction of the mean of the Hessian's diagonal.
 
     Returns:
         The recipe, YAML; ``llmcompressor.oneshot(model=model, dataset=..., recipe=text)`` takes it as it is.
 
     Raises:
-        ValueError: A method that is not known, or an allocation that prunes nothing.
+        ValueError: An unknown method, or an allocation that prunes nothing.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -104,10 +104,10 @@ def llm_compressor_recipe(
 
 
 def prune_with_torch(model: nn.Module, ratios: Ratios) -> None:
-    """Hand masks by magnitude, in the allocation's whole numbers of weights, to ``torch.nn.utils.prune``.
+    """Prune by magnitude with ``torch.nn.utils.prune``, in the allocation's whole numbers of weights.
 
-    Afterwards each layer holds ``weight_orig`` and ``weight_mask``, and its weight is their product; what
-    ``torch.nn.utils.prune`` has for such layers works on: ``prune.remove(layer, "weight")`` makes it permanent.
+    Afterwards each layer holds ``weight_orig`` and ``weight_mask``, and its weight is their product. The functions of
+    ``torch.nn.utils.prune`` work as usual: ``prune.remove(layer, "weight")`` makes the pruning permanent.
 
     Args:
         model: A model that has the allocation's layers; it is changed.
@@ -115,7 +115,7 @@ def prune_with_torch(model: nn.Module, ratios: Ratios) -> None:
             compared over all experts).
 
     Raises:
-        ValueError: A layer that the model lacks, or of another size; the model is then left as it was.
+        ValueError: The model lacks a layer, or has it in another size; the model is then left as it was.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -132,7 +132,7 @@ def prune_with_torch(model: nn.Module, ratios: Ratios) -> None:
 
 
 def _targets(layers: Sequence[Layer]) -> list[_Target]:
-    """Blocks where each has one ratio, else layers."""
+    """The blocks if all layers of each block have the same ratio, otherwise the layers."""
     by_block = {layer.block: _target(layer.block, layer) for layer in layers}
     if all(by_block[layer.block] == _target(layer.block, layer) for layer in layers):
         return list(by_block.values())
@@ -157,7 +157,7 @@ def _settings(targets: Sequence[_Target], structure: str, method: str, damping: 
 
 
 def _located(model: nn.Module, layer: Layer) -> tuple[nn.Module, str]:
-    """The module that holds a layer's weight, and the weight's name there."""
+    """The module that holds a layer's weight, and the name of the weight in it."""
     modules = dict(model.named_modules())
     parent, _, last = layer.name.rpartition(".")
     holder, parameter = (modules[layer.name], "weight") if layer.name in modules else (modules.get(parent), last)

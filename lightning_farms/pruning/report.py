@@ -1,4 +1,4 @@
-"""What a pass of pruning did, by layer and by block."""
+"""Report of a pruning pass, by layer and by block."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class PrunedLayer:
     r"""One weight that was pruned.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         block: name of its block.
         size: number of weights.
         asked: ratio that was asked for, in [0, 1].
-        zeros: weights that are exactly zero now.
-        tokens: of calibration that its inputs were measured on, the fewest of an expert; None without calibration.
-        error: :math:`\|(W' - W) X\| / \|W X\|`; with Wanda and magnitudes from the mean squares of single inputs, as if
+        zeros: number of weights that are exactly zero now.
+        tokens: number of calibration tokens on which its inputs were measured (for experts, that of the expert with the
+            fewest); None without calibration.
+        error: :math:`\|(W' - W) X\| / \|W X\|`; for Wanda and magnitudes from the mean squares of single inputs, as if
             they were not correlated; NaN without calibration.
-        notes: what went another way than asked: experts pruned by magnitude, more damping.
-        precision: in which SparseGPT factorised the Hessian, ``"float32"`` or, where its condition asked for it (in one
-            matrix at least), ``"float64"``; empty with other methods.
+        notes: deviations from what was asked for: experts pruned by magnitude, more damping.
+        precision: precision in which SparseGPT factorised the Hessian, ``"float32"`` or, if its condition required it
+            (in at least one matrix), ``"float64"``; empty for other methods.
     """
 
     name: str
@@ -44,7 +45,7 @@ class PrunedLayer:
 
     @property
     def sparsity(self) -> float:
-        """Share of weights that are zero."""
+        """Share of the weights that are zero."""
         return self.zeros / self.size
 
 
@@ -53,11 +54,11 @@ class PrunedBlock:
     """One block that was pruned.
 
     Attributes:
-        name: of the block.
+        name: name of the block.
         layers: its weights.
-        error: relative distance of its outputs to those of the dense block, both with the inputs from the pruned blocks
-            before, over the first 8 sequences; NaN without calibration.
-        seconds: of work.
+        error: relative distance of its outputs to those of the dense block, both for inputs from the pruned blocks
+            before it, over the first 8 sequences; NaN without calibration.
+        seconds: time spent on the block.
     """
 
     name: str
@@ -72,21 +73,21 @@ class PrunedBlock:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PrunedBlock:
-        """The block that `dataclasses.asdict` made a dictionary of."""
+        """Restore a block from the dictionary that `dataclasses.asdict` made of it."""
         layers = tuple(PrunedLayer(**{**layer, "notes": tuple(layer["notes"])}) for layer in values["layers"])
         return cls(values["name"], layers, float(values["error"]), float(values["seconds"]))
 
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What a pass of pruning did.
+    """Report of a pruning pass.
 
     Attributes:
-        blocks: in order.
-        method: how the weights were chosen.
-        ratios: what was asked.
-        seconds: of the pass, wall clock.
-        peak_memory: of the process in bytes, or of the device where that is a GPU; None: not known.
+        blocks: the blocks in order.
+        method: method by which the weights were chosen.
+        ratios: ratios that were asked for.
+        seconds: wall-clock time of the pass.
+        peak_memory: peak memory in bytes of the process, or of the device if it is a GPU; None: not known.
     """
 
     blocks: tuple[PrunedBlock, ...]
@@ -107,16 +108,16 @@ class PruningReport:
 
     @property
     def zeros(self) -> int:
-        """Number of zeros."""
+        """Number of weights that are zero."""
         return sum(layer.zeros for layer in self.layers)
 
     @property
     def notes(self) -> list[str]:
-        """What went another way than asked, by layer."""
+        """Deviations from what was asked for, by layer."""
         return [f"{layer.name}: {note}" for layer in self.layers for note in layer.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A dictionary a layer."""
+        """One dictionary per layer."""
         return [
             {
                 "layer": layer.name,
@@ -135,7 +136,7 @@ class PruningReport:
         ]
 
     def to_csv(self) -> str:
-        """A line a layer, with a head."""
+        """CSV text with one line per layer and a header."""
         rows = self.to_rows()
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
@@ -144,7 +145,7 @@ class PruningReport:
         return text.getvalue()
 
     def to_json(self) -> str:
-        """Everything, with asked and reached sparsity in all; null for an error that is not known."""
+        """JSON text with all results and the overall sparsity asked and reached; null for an unknown error."""
         return json_text(
             {
                 "method": self.method,
@@ -158,13 +159,13 @@ class PruningReport:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a file: ``.csv`` or ``.json``.
+        """Write the report to a ``.csv`` or ``.json`` file.
 
         Args:
-            path: the file.
+            path: path of the file.
 
         Raises:
-            ValueError: another ending.
+            ValueError: the path has another ending.
         """
         target = Path(path)
         if target.suffix not in (".csv", ".json"):

@@ -1,4 +1,4 @@
-"""How sparsity grows over the epochs of a training."""
+"""Schedules by which sparsity grows over the epochs of a training."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from lightning_farms.common.arguments import check_share
 
 
 class PruningSchedule(ABC):
-    """At which epochs a network is pruned, and how far; subclass it for a course of your own."""
+    """Base class of schedules: at which epochs a network is pruned, and how far. Subclass it for your own schedule."""
 
     @property
     @abstractmethod
     def steps(self) -> tuple[int, ...]:
-        """How many epochs are complete at each step, ascending; a step comes before the next epoch's first update."""
+        """Number of complete epochs at each step, ascending; a step comes before the next epoch's first update."""
 
     @abstractmethod
     def sparsity_at(self, epochs: int, sparsity: float) -> float:
-        """Sparsity that is in force after so many complete epochs.
+        """Sparsity after the given number of complete epochs.
 
         Args:
-            epochs: complete ones.
-            sparsity: that of the last step.
+            epochs: number of complete epochs.
+            sparsity: sparsity of the last step.
 
         Returns:
             A fraction in [0, sparsity], which never falls; 0 before the first step.
         """
 
     def last_step(self, epochs: int) -> int | None:
-        """The last step that is due after so many complete epochs; None where none is.
+        """The last step that is due after the given number of complete epochs; None if there is none.
 
         Example:
             >>> [Cubic(0, 10, every_n_epochs=4).last_step(epochs) for epochs in (3, 4, 7, 10, 99)]
@@ -40,14 +40,14 @@ class PruningSchedule(ABC):
 
 @dataclass(frozen=True)
 class OneShot(PruningSchedule):
-    """All at once.
+    """Schedule that prunes everything in one step.
 
     Args:
-        at_epoch: number of complete epochs before; 0: before the first update.
+        at_epoch: number of complete epochs before the step; 0: before the first update.
 
     Raises:
-        TypeError: it is no integer.
-        ValueError: it is negative.
+        TypeError: ``at_epoch`` is not an integer.
+        ValueError: ``at_epoch`` is negative.
 
     Example:
         >>> [OneShot(at_epoch=2).sparsity_at(epochs, 0.7) for epochs in range(4)]
@@ -65,27 +65,27 @@ class OneShot(PruningSchedule):
         return (self.at_epoch,)
 
     def sparsity_at(self, epochs: int, sparsity: float) -> float:
-        """Nothing before the step, everything from then on."""
+        """See the base class; 0 before the step, the full sparsity from then on."""
         return sparsity if epochs >= self.at_epoch else 0.0
 
 
 @dataclass(frozen=True)
 class Cubic(PruningSchedule):
-    r"""Fast while much can go, slower and slower towards the end, so that the network recovers in between.
+    r"""Cubic schedule: fast while much can be pruned, slower towards the end, with steps that let the network recover.
 
     .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3
 
-    with t the complete epochs, from ``start_epoch`` t_0 to ``end_epoch`` t_1 in steps of ``every_n_epochs``; the last
-    step is that at ``end_epoch``, also where the interval does not divide the way.
+    with t the number of complete epochs, from ``start_epoch`` t_0 to ``end_epoch`` t_1 in steps of ``every_n_epochs``;
+    the last step is at ``end_epoch``, even if ``every_n_epochs`` does not divide the distance.
 
     Args:
         start_epoch: t_0, number of complete epochs at the start, where the sparsity is s_i.
         end_epoch: t_1, number of complete epochs at which the final sparsity s_f is reached, above ``start_epoch``.
-        every_n_epochs: epochs between steps.
-        initial_sparsity: s_i, in [0, 1): 0, or what a network has that was pruned before.
+        every_n_epochs: number of epochs between steps.
+        initial_sparsity: s_i, in [0, 1): 0, or the sparsity of a network that was pruned before.
 
     Raises:
-        TypeError: a number of epochs is no integer.
+        TypeError: a number of epochs is not an integer.
         ValueError: an argument is out of range.
 
     Example:
@@ -109,12 +109,12 @@ class Cubic(PruningSchedule):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """From the start, or, where the sparsity there is 0, from the step after it; the last one at the end."""
+        """Steps from ``start_epoch`` on, or from one interval later if the initial sparsity is 0, to ``end_epoch``."""
         first = self.start_epoch + (0 if self.initial_sparsity else self.every_n_epochs)
         return (*range(first, self.end_epoch, self.every_n_epochs), self.end_epoch)
 
     def sparsity_at(self, epochs: int, sparsity: float) -> float:
-        """That of the last step."""
+        """See the base class; the sparsity of the last step that was due."""
         if epochs >= self.end_epoch:
             return sparsity
         step = self.last_step(epochs)

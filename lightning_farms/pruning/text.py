@@ -1,4 +1,4 @@
-"""The text that a pruning method looks at: windows of token ids, drawn at random places."""
+"""Calibration text of pruning methods: windows of token ids, drawn at random places."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning_farms.common.arguments import check_integers
 from lightning_farms.pruning._documents import Document, Files, documents
 
 _READ_WHOLE = 1 << 22
-"""Texts of at most so many bytes are tokenised as a whole, of larger ones only what is drawn."""
+"""Texts of at most this many bytes are tokenised as a whole; of larger texts only the parts that are drawn."""
 _BYTES_A_TOKEN = 8
 _KEPT = 64
-"""Documents whose tokens are kept for further windows."""
+"""Number of documents whose tokens are kept for further windows."""
 _PLACES = 100
-"""How often another place is drawn in a large text when one is too near its end."""
+"""Number of places that are tried in a large text if places are too near its end."""
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Mapping[str, list[int]]:
         """Tokenise a text; the ids are under `input_ids`."""
@@ -31,23 +31,22 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Calibration data: windows at random places of texts, as many and as long as asked, the same for the same seed.
+    """Calibration data: windows of given number and length at random places of texts, reproducible by a seed.
 
-    A window is drawn as the published program draws it from C4: a document at random, again if it is shorter than a
-    window, then a place in it at random. Of a large text only what is drawn is read and tokenised.
+    A window is drawn as in the published program for C4: a document at random, another one if it is shorter than a
+    window, then a random place in it. Of a large text only the parts that are drawn are read and tokenised.
 
     Attributes:
-        text: a text file (UTF-8, read as Python's text files are: every end of a line is one newline), or a .jsonl
-            file, in which every line is a document (an object with a field `text`, as C4 has it), or several files; or
-            token ids: (tokens,), to draw windows from, or (N, T), the windows themselves, whatever `sequences` and
-            `length` say.
-        sequences: windows to draw.
-        length: tokens of a window.
-        seed: of the draw.
+        text: a text file (UTF-8; CRLF is read as one newline), or a .jsonl file, in which every line is a document (an
+            object with a field `text`, as in C4), or several files; or token ids: (tokens,), from which windows are
+            drawn, or (N, T), the windows themselves, in which case `sequences` and `length` have no effect.
+        sequences: number of windows to draw.
+        length: number of tokens in a window.
+        seed: seed of the draw.
 
     Raises:
-        TypeError: if a number is no integer.
-        ValueError: if a number is too small, or the tensor holds no token ids.
+        TypeError: if a number is not an integer.
+        ValueError: if a number is too small, or the tensor does not hold token ids.
 
     Example:
         >>> Calibration(torch.arange(100), sequences=2, length=4).token_ids()
@@ -71,8 +70,8 @@ class Calibration:
         """Draw the windows.
 
         Args:
-            tokenizer: the model's; not needed for token ids.
-            vocabulary: rows of the model's embedding; ids beyond are refused.
+            tokenizer: the model's tokenizer; not needed for token ids.
+            vocabulary: number of rows of the model's embedding; ids beyond it are refused.
 
         Returns:
             (N, T), int64, on the CPU.
@@ -110,7 +109,7 @@ class _Source:
     """Documents to draw windows from."""
 
     def __init__(self, found: list[Document], tokenizer: Tokenizer, length: int) -> None:
-        self.documents = found  # what turns out to be too short is taken away
+        self.documents = found  # documents that turn out to be too short are removed
         self.tokenizer, self.length = tokenizer, length
         self.longest = 0
         self.tokenised: dict[Document, list[int]] = {}
@@ -121,7 +120,7 @@ class _Source:
             document = self.documents[number]
             if self._is_large(document) and (found := self._in_large(document, draw)):
                 return found
-            if document.size >= self.length or document.size > self.longest:  # a token has a byte at least
+            if document.size >= self.length or document.size > self.longest:  # a token has at least one byte
                 tokens = self._tokens(document)
                 if len(tokens) >= self.length:
                     start = draw.randint(0, len(tokens) - self.length)
@@ -135,12 +134,12 @@ class _Source:
         return not document.is_json and document.size > max(_READ_WHOLE, 2 * _BYTES_A_TOKEN * self.length)
 
     def _in_large(self, document: Document, draw: random.Random) -> list[int]:
-        """Tokens from a word at random on; none if there are too few behind every one that was tried."""
+        """Tokens from a random word on; none if too few tokens follow every word that was tried."""
         for _ in range(_PLACES):
             place, most = draw.randrange(document.size), _BYTES_A_TOKEN * self.length
             while True:
                 tokens = tokenise(document.text_after(place, most), self.tokenizer)
-                if len(tokens) > self.length:  # the last may be part of a word
+                if len(tokens) > self.length:  # the last token may be part of a word
                     return tokens[: self.length]
                 if place + most >= document.size:
                     break
@@ -156,12 +155,12 @@ class _Source:
 
 
 def tokenise(text: str, tokenizer: Tokenizer, *, special: bool = False) -> list[int]:
-    """The ids of a text's tokens, with those that the tokenizer puts around a text if asked."""
+    """Token ids of a text, with the tokenizer's special tokens around it if `special`."""
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
-    """Refuse token ids that a model does not have."""
+    """Raise a ValueError for token ids that a model does not have."""
     if ids.numel() and (ids.min() < 0 or (vocabulary is not None and ids.max() >= vocabulary)):
         raise ValueError(
             f"Expected the token ids to be in [0, {'...' if vocabulary is None else vocabulary}), as the model has "

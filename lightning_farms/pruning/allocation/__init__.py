@@ -1,4 +1,4 @@
-"""How much each layer of a network loses: by alphas, by weights and inputs, by depth alone, by a file."""
+"""Allocations of sparsity to a network's layers: by alphas, by weights and inputs, by depth alone, or from a file."""
 
 from lightning_farms.pruning.allocation.activations import DLPAllocation, OWLAllocation
 from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate, allocate_from_alphas
@@ -26,7 +26,7 @@ ALLOCATIONS: dict[str, type[Allocation]] = {
         FileAllocation,
     )
 }
-"""The allocations by their names on the command line."""
+"""The allocations, keyed by their names on the command line."""
 
 __all__ = [
     "ALLOCATIONS",

@@ -1,4 +1,4 @@
-"""Whether the order of the blocks outlives a rounding of the weights."""
+"""Checks whether the order of the blocks is stable under rounding of the weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_farms.pruning.allocation.base import Layer, LinearAllocation
 
-_DIGITS = 8  # of the significand of bfloat16, the leading one counted
+_DIGITS = 8  # digits of the significand of bfloat16, including the leading one
 
 
 def rounded(weights: Tensor) -> Tensor:
-    """Weights rounded to bfloat16; such as are of that precision already moved within what rounds to them."""
+    """Round weights to bfloat16; weights that already have that precision move within the range that rounds to them."""
     coarse = weights.to(torch.bfloat16).to(torch.float32)
     if not torch.equal(coarse, weights.to(torch.float32)):
         return coarse
@@ -29,7 +29,7 @@ def rounded(weights: Tensor) -> Tensor:
 def order_under_rounding(
     allocation: LinearAllocation, layers: Sequence[Layer], before: Sequence[float], after: Sequence[float]
 ) -> list[str]:
-    """A note where the order of the blocks (or layers) moves, else none."""
+    """A note if rounding changes the order of the blocks (or layers), otherwise an empty list."""
     what = allocation.granularity
     names = [layer.block if what == "block" else layer.name for layer in layers]
     first, second = (_of_names(names, allocation.scores(figures, layers, 0.5)) for figures in (before, after))

@@ -1,4 +1,4 @@
-"""Allocations by weights and inputs together: OWL and DLP. Both look at |W| times the norm of the input."""
+"""Allocations by weights and inputs together: OWL and DLP. Both use |W| times the norm of the input."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_farms.pruning.allocation.base import DensityAllocation, Figures, 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationAllocation(DensityAllocation):
-    r"""Allocation by a figure of :math:`|W_{ij}| \sqrt{\overline{x_j^2}}` over all weights of a block or a layer."""
+    r"""Allocation by a statistic of :math:`|W_{ij}| \sqrt{\overline{x_j^2}}` over all weights of a block or a layer."""
 
     needs_calibration: ClassVar[bool] = True
 
     def sources(self, subject: Subject) -> Figures:
-        """See the base class: the figure of a block, or of a layer, for each of its weights."""
+        """See the base class; each weight gets the figure of its block or layer."""
         squares = subject.mean_squares()
         units: dict[str, list[Weight]] = {}
         for weight in subject.weights:
@@ -39,7 +39,7 @@ class ActivationAllocation(DensityAllocation):
 
     @abstractmethod
     def figure(self, metrics: Sequence[Tensor]) -> float:
-        r"""The figure of a unit.
+        r"""Compute the figure of a block or a layer.
 
         Args:
             metrics: :math:`|W| \sqrt{\overline{x^2}}` of its weights, (P, outputs, inputs) each, float32.
@@ -51,18 +51,18 @@ class ActivationAllocation(DensityAllocation):
 
 @dataclass(frozen=True)
 class OWLAllocation(ActivationAllocation):
-    r"""Outlier Weighed Layerwise sparsity: who has many outliers loses little.
+    r"""Outlier Weighed Layerwise sparsity (OWL): blocks with many outliers are pruned less.
 
     The figure is the share of a block's weights with
-    :math:`|W_{ij}| \|x_j\|_2 > M \cdot \operatorname{mean}(|W| \|x\|_2)`, the mean taken over the block too.
+    :math:`|W_{ij}| \|x_j\|_2 > M \cdot \operatorname{mean}(|W| \|x\|_2)`, where the mean is also taken over the block.
 
     Args:
         threshold: M, positive; 5 in the authors' program.
-        spread: lambda, half the range of the ratios; 0.08 there.
+        spread: lambda, half the range of the ratios; 0.08 in the authors' program.
         granularity: ``"block"`` or ``"layer"``.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer.
-        reverse: whether the order is turned round.
+        reverse: whether the order is reversed.
 
     Raises:
         ValueError: an argument is out of range.
@@ -86,7 +86,7 @@ class OWLAllocation(ActivationAllocation):
             raise ValueError(f"Expected argument `threshold` to be a positive number, but got {self.threshold}.")
 
     def figure(self, metrics: Sequence[Tensor]) -> float:
-        """See the base class: the share of outliers."""
+        """See the base class; the figure is the share of outliers."""
         size = sum(metric.numel() for metric in metrics)
         mean = sum(metric.sum(dtype=torch.float64).item() for metric in metrics) / size
         return sum(int((metric > self.threshold * mean).sum()) for metric in metrics) / size
@@ -94,18 +94,19 @@ class OWLAllocation(ActivationAllocation):
 
 @dataclass(frozen=True, kw_only=True)
 class DLPAllocation(ActivationAllocation):
-    r"""Dynamic Layerwise Pruning: the larger the median, the less important, the more is pruned.
+    r"""Dynamic Layerwise Pruning (DLP): the larger a block's median, the less important it is, the more is pruned.
 
-    The figure is the median of :math:`|W_{ij}| \|x_j\|_2` over a block (of an even number of weights the lower of the
-    two in the middle, as torch has it); relative importance is 1 minus its share in the sum over blocks, and the map
-    from least to most makes the two the same. Inputs enter by their root mean square: one factor for all.
+    The figure is the median of :math:`|W_{ij}| \|x_j\|_2` over a block (for an even number of weights, the lower of
+    the two in the middle, as in torch). The authors' relative importance is 1 minus the median's share in the sum over
+    blocks; the map, which runs from the least to the greatest figure, makes the two equivalent. Inputs enter by their
+    root mean square, which differs from the norm by the same factor for all.
 
     Args:
         spread: half the range of the ratios; 0.15 in the authors' program (their alpha).
         granularity: ``"block"`` or ``"layer"``.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer.
-        reverse: whether the order is turned round.
+        reverse: whether the order is reversed.
 
     Raises:
         ValueError: an argument is out of range.
@@ -124,12 +125,12 @@ class DLPAllocation(ActivationAllocation):
     spares_large: ClassVar[bool] = False
 
     def figure(self, metrics: Sequence[Tensor]) -> float:
-        """See the base class: the median."""
+        """See the base class; the figure is the median."""
         return torch.cat([metric.flatten() for metric in metrics]).median().item()
 
 
 def _metric(weight: Weight, squares: Mapping[str, Tensor]) -> Tensor | str:
-    """|W| sqrt(mean x^2), (P, outputs, inputs), without experts that no token came to; or why there is none."""
+    """|W| sqrt(mean x^2), (P, outputs, inputs), without experts that saw no token; or the reason why there is none."""
     if weight.name not in squares:
         return "there are no inputs of it"
     matrices = weight.matrices

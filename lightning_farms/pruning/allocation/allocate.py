@@ -1,4 +1,4 @@
-"""From a model, or from alphas that are there already, to what each weight loses."""
+"""Allocation of sparsity to the weights of a model, from the model itself or from alphas that are already known."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class WeightsSubject:
-    """Weights, and the mean squares of their inputs if they are known.
+    """Weights, with the mean squares of their inputs if these are known.
 
     Args:
-        weights: in the model's order.
-        inputs: mean squares of the dense model's inputs by the name of the weight, (inputs,) or (P, inputs); or what
-            finds them when they are asked for; None: there are none.
+        weights: the weights in the model's order.
+        inputs: mean squares of the dense model's inputs by the name of the weight, (inputs,) or (P, inputs); or a
+            function that computes them when they are needed; None: there are none.
     """
 
     weights: Sequence[Weight]
     inputs: MeanSquares | None = None
 
     def mean_squares(self) -> Mapping[str, Tensor]:
-        """The mean squares.
+        """Return the mean squares of the inputs, computing them if necessary.
 
         Raises:
             ValueError: there are none.
@@ -63,28 +63,28 @@ def allocate(
     pattern_m: int | None = None,
     device: torch.device | str | None = None,
 ) -> LayerRatios:
-    r"""How much of each weight of a decoder's blocks is pruned: nothing is pruned yet.
+    r"""Compute how much of each weight in a decoder's blocks to prune, without pruning anything yet.
 
     The allocation scores the weights; the ratios are in proportion to the scores, within its bounds, and the sparsity
     over all these weights is exact in whole weights (:func:`lightning_farms.functional.allocate_sparsity`). With a
-    pattern, each layer has its own n of every m, the total as near to the target as that allows and never above.
+    pattern, each layer has its own n of every m; the total is as near to the target as possible, but never above it.
 
     Args:
-        model: a language model; or its weights; or these with what is known of their inputs.
-        sparsity: S in [0, 1), the fraction of all these weights to prune; or a pattern ``NofM(n, m)``, which stands
-            for n / m in layers that each have an n of their own.
-        allocation: by what.
-        calibration: for allocations that look at the inputs of the weights (OWL, DLP): token ids (N, T), on which the
-            dense model is run; or the inputs' mean squares by the name of the weight, or a function that finds them.
-        pattern_m: m, where the zeros are to be n of every m consecutive inputs; None: wherever they are.
+        model: a language model; or its weights; or its weights with what is known of their inputs.
+        sparsity: S in [0, 1), the fraction of all these weights to prune; or a pattern ``NofM(n, m)``, which means
+            a fraction n / m, with each layer having its own n of every m.
+        allocation: the allocation that scores the weights.
+        calibration: for allocations that use the inputs of the weights (OWL, DLP): token ids (N, T), on which the
+            dense model is run; or the inputs' mean squares by the name of the weight, or a function that returns them.
+        pattern_m: m, if the zeros are to be n of every m consecutive inputs; None: zeros may be anywhere.
         device: where the model's blocks run on token ids, one at a time; None: where the model is.
 
     Returns:
         The ratios.
 
     Raises:
-        ValueError: a sparsity out of range, bounds that do not allow it, inputs that a pattern does not divide, nothing
-            to prune, or no inputs where they are needed.
+        ValueError: a sparsity out of range, bounds that do not allow it, numbers of inputs that m does not divide,
+            nothing to prune, or no inputs although they are needed.
 
     Example:
         >>> import torch
@@ -115,14 +115,14 @@ def allocate_from_alphas(
     *,
     pattern_m: int | None = None,
 ) -> LayerRatios:
-    """The same from figures that are there already, such as the alphas of a report.
+    """Like :func:`allocate`, but from figures that are already known, such as the alphas of a report.
 
     Args:
-        alphas: by the name of the layer; not finite where there is none.
-        layers: what is pruned, in the model's order.
+        alphas: the figures by the name of the layer; not finite for layers that have none.
+        layers: the layers to prune, in the model's order.
         sparsity: S in [0, 1).
-        allocation: its map, granularity and bounds count; it makes no figures of its own.
-        pattern_m: m, where the zeros are to be n of every m consecutive inputs.
+        allocation: supplies the map, granularity and bounds; it computes no figures of its own.
+        pattern_m: m, if the zeros are to be n of every m consecutive inputs.
 
     Returns:
         The ratios.
@@ -200,7 +200,7 @@ def _ratios(
 
 
 def _left_out(figures: Figures, layers: int) -> list[str]:
-    """A note a reason, with the names of the layers."""
+    """One note per reason for missing figures, with the names of the layers."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in figures.reasons.items():
         by_reason.setdefault(reason, []).append(name)

@@ -1,4 +1,4 @@
-"""What is allocated to, and by what: the shape of every allocation."""
+"""Base classes of allocations, and the protocols of the layers and weights that they work on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Granularity = Literal["block", "layer"]
 
 
 class Layer(Protocol):
-    """What an allocation has to know of a weight."""
+    """Everything that an allocation has to know about a weight."""
 
     @property
     def name(self) -> str:
-        """Unique in the model."""
+        """Name of the weight, unique in the model."""
 
     @property
     def block(self) -> str:
-        """Name of the block it belongs to."""
+        """Name of the block to which the weight belongs."""
 
     @property
     def size(self) -> int:
@@ -38,18 +38,18 @@ class Weight(Layer, Protocol):
 
     @property
     def matrices(self) -> Tensor:
-        """(P, outputs, inputs); it may be read anew each time."""
+        """The matrices (P, outputs, inputs); they may be read anew at each access."""
 
 
 class Subject(Protocol):
-    """What is pruned, and what is known about it."""
+    """The weights to prune, and what is known about their inputs."""
 
     @property
     def weights(self) -> Sequence[Weight]:
         """The weights in the model's order."""
 
     def mean_squares(self) -> Mapping[str, Tensor]:
-        """Means of the squared inputs of the dense model, by the name of the weight: (inputs,) or (P, inputs).
+        """Mean squared inputs of the dense model, by the name of the weight: (inputs,) or (P, inputs).
 
         Raises:
             ValueError: there is no text to run the model on.
@@ -57,12 +57,12 @@ class Subject(Protocol):
 
 
 class Figures(NamedTuple):
-    """The raw figure of each weight.
+    """The raw figure of each weight, from which its score is computed.
 
     Attributes:
-        values: in the order of the weights; NaN where there is none.
-        reasons: why a weight has none, by its name.
-        notes: what else is to be known.
+        values: the figures in the order of the weights; NaN where there is none.
+        reasons: the reason why a weight has no figure, by its name.
+        notes: further remarks for the report.
     """
 
     values: tuple[float, ...]
@@ -72,15 +72,15 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation(ABC):
-    """How the figures of a model's weights become their shares in the pruning.
+    """Base class of allocations, which turn figures of a model's weights into their shares in the pruning.
 
     Attributes:
-        granularity: ``"block"``: the layers of a block have one score; ``"layer"``: each has its own.
+        granularity: ``"block"``: the layers of a block share one score; ``"layer"``: each layer has its own.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer, at most 1.
-        reverse: whether who would lose most loses least, and the other way round: a control.
-        needs_calibration: whether the dense model's inputs are looked at.
-        label: its name in reports and on the command line.
+        reverse: whether layers that would be pruned most are pruned least, and vice versa, as a control.
+        needs_calibration: whether the inputs of the dense model are used.
+        label: name of the allocation in reports and on the command line.
     """
 
     granularity: Granularity = "block"
@@ -104,29 +104,29 @@ class Allocation(ABC):
 
     @property
     def name(self) -> str:
-        """The label, marked if reversed."""
+        """The label, with a suffix if reversed."""
         return f"{self.label}-reversed" if self.reverse else self.label
 
     @abstractmethod
     def sources(self, subject: Subject) -> Figures:
-        """The raw figure of each weight.
+        """Compute the raw figure of each weight.
 
         Args:
             subject: the weights, and the inputs of the dense model.
 
         Returns:
-            One figure a weight.
+            One figure per weight.
 
         Raises:
-            ValueError: something that is needed is not there.
+            ValueError: something that is needed is missing.
         """
 
     @abstractmethod
     def scores(self, figures: Sequence[float], layers: Sequence[Layer], sparsity: float) -> Tensor:
-        """Shares in the pruning.
+        """Compute each layer's score, its share in the pruning.
 
         Args:
-            figures: one a layer, as :meth:`sources` gives them.
+            figures: one figure per layer, as :meth:`sources` returns them.
             layers: the layers, in the same order.
             sparsity: S, the fraction of all weights to prune.
 
@@ -135,17 +135,17 @@ class Allocation(ABC):
         """
 
     def groups(self, layers: Sequence[Layer]) -> Sequence[Hashable] | None:
-        """The block of each layer, or None where each layer stands for itself."""
+        """The block of each layer, or None if each layer has its own score."""
         return [layer.block for layer in layers] if self.granularity == "block" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAllocation(Allocation):
-    r"""AlphaPruning's linear map of a figure: the larger it is, the more is pruned.
+    r"""Base class with AlphaPruning's linear map: the larger the figure, the more is pruned.
 
     .. math:: q_l = 1 - \epsilon + 2 \epsilon \frac{a_l - \min a}{\max a - \min a}
 
-    with :math:`a_l` the figure of the layer or the mean of its block's finite ones. Reversed, it is 2 - q.
+    with :math:`a_l` the figure of the layer, or the mean of the finite figures of its block. Reversed, it is 2 - q.
 
     Attributes:
         epsilon: half the range of the scores, in [0, 1].
@@ -159,19 +159,19 @@ class LinearAllocation(Allocation):
             raise ValueError(f"Expected argument `epsilon` to be in [0, 1], but got {self.epsilon}.")
 
     def scores(self, figures: Sequence[float], layers: Sequence[Layer], sparsity: float) -> Tensor:
-        """See the base class; the sparsity has no say."""
+        """See the base class; the sparsity has no effect."""
         sign = -1 if self.reverse else 1
         return linear_scores(sign * vector(figures), self.epsilon, self.groups(layers))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DensityAllocation(Allocation):
-    r"""OWL's and DLP's map of a figure: ratios spread over a range of fixed width around the target.
+    r"""Base class with OWL's and DLP's map: ratios are spread over a range of fixed width around the target.
 
     .. math:: r_l = S + 2 \lambda \left(t_l - \bar t\right), \quad
               t_l = \frac{a_l - \min a}{\max a - \min a} \text{ or } 1 - t_l, \quad q_l = \max(r_l, 0) / S
 
-    with :math:`\bar t` the mean over all weights (the authors' programs: over blocks, which have one size there).
+    with :math:`\bar t` the mean over all weights (in the authors' programs over blocks, which are of one size there).
 
     Attributes:
         spread: lambda, half the range of the ratios, in [0, 1].
@@ -201,11 +201,11 @@ class DensityAllocation(Allocation):
 
 
 def vector(values: Sequence[float]) -> Tensor:
-    """(L,), float64, on the CPU."""
+    """Make a vector (L,) of float64 on the CPU."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _known(figures: Sequence[float], layers: Sequence[Layer]) -> Tensor:
-    """Which layers belong to a block with a finite figure."""
+    """Mark the layers that belong to a block with a finite figure."""
     blocks = {layer.block for figure, layer in zip(figures, layers, strict=True) if math.isfinite(figure)}
     return torch.tensor([layer.block in blocks for layer in layers], device="cpu")

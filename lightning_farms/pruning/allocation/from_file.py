@@ -1,4 +1,4 @@
-"""An allocation of one's own, read from a file."""
+"""A custom allocation that is read from a file."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from lightning_farms.pruning.allocation.base import Figures, Granularity, Layer,
 
 Column = Literal["ratio", "score", "source"]
 
-_NAMES = ("name", "layer", "block")  # the column of names, the first that is there
+_NAMES = ("name", "layer", "block")  # headers of the column of names; the first that is there is taken
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class FileAllocation(LinearAllocation):
-    r"""Ratios, scores or raw figures by the name of a layer or of a block, from a JSON or CSV file.
+    r"""Allocation by ratios, scores or raw figures from a JSON or CSV file, keyed by the names of layers or blocks.
 
-    JSON: an object of names and numbers, or what :meth:`LayerRatios.to_json` writes. CSV: a line a name, with a header
-    of which one column is ``name``, ``layer`` or ``block`` and another is called as ``column`` says, such as
-    :meth:`LayerRatios.to_csv` writes. A layer's own name wins over its block's; every layer has to have a number, and
-    no name two.
+    JSON: an object of names and numbers, or a file that :meth:`LayerRatios.to_json` wrote. CSV: one line per name, with
+    a header that has a column ``name``, ``layer`` or ``block`` and a column with the name given by ``column``, as in
+    the files that :meth:`LayerRatios.to_csv` writes. A layer's own name takes precedence over its block's; every layer
+    needs a number, and no name may occur twice.
 
     Args:
-        path: of the file, ``.json`` or ``.csv``.
-        column: what the numbers are. ``"ratio"``: fractions to prune in [0, 1], scaled to the asked sparsity;
-            ``"score"``: shares in the pruning, not negative; ``"source"``: raw figures such as alphas, mapped as
-            FARMS' are, the larger the more is pruned.
-        epsilon: half the range of the scores made of raw figures.
+        path: path of the file, ``.json`` or ``.csv``.
+        column: meaning of the numbers. ``"ratio"``: fractions to prune in [0, 1], scaled to the requested sparsity;
+            ``"score"``: shares in the pruning, not negative; ``"source"``: raw figures such as alphas, mapped like
+            those of FARMS: the larger the figure, the more is pruned.
+        epsilon: half the range of the scores computed from raw figures.
         granularity: ``"layer"``, the default here, or ``"block"``, the mean over the block.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer.
-        reverse: for raw figures only: whether the order is turned round.
+        reverse: whether the order is reversed; for raw figures only.
 
     Raises:
         ValueError: an argument is out of range.
@@ -66,11 +66,11 @@ class FileAllocation(LinearAllocation):
             raise ValueError(f'Expected argument `reverse` to be False with column="{self.column}", but got True.')
 
     def sources(self, subject: Subject) -> Figures:
-        """See the base class: the file's numbers.
+        """See the base class; the figures are the file's numbers.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it cannot be read, names what is not there, leaves layers out, or has numbers out of range.
+            ValueError: the file cannot be read, has unknown names, leaves layers out, or has numbers out of range.
         """
         numbers = _read(Path(self.path), self.column)
         self._check(numbers)
@@ -78,7 +78,7 @@ class FileAllocation(LinearAllocation):
         return Figures(tuple(numbers.get(w.name, numbers.get(w.block, math.nan)) for w in subject.weights))
 
     def scores(self, figures: Sequence[float], layers: Sequence[Layer], sparsity: float) -> Tensor:
-        """See the base class: ratios and scores stand for themselves, or for the mean of their block."""
+        """See the base class; ratios and scores are used as they are, or averaged over their block."""
         if self.column == "source":
             return super().scores(figures, layers, sparsity)
         values = vector(figures)
@@ -89,7 +89,7 @@ class FileAllocation(LinearAllocation):
         return values / sparsity if self.column == "ratio" and sparsity > 0 else values
 
     def _check(self, numbers: Mapping[str, float]) -> None:
-        if self.column == "source":  # any number, and none
+        if self.column == "source":  # any number is allowed, and none too
             return
         most, rule = (1.0, "in [0, 1]") if self.column == "ratio" else (math.inf, "finite and not negative")
         for name, number in numbers.items():
@@ -101,7 +101,7 @@ class FileAllocation(LinearAllocation):
 
 
 def _read(path: Path, column: str) -> dict[str, float]:
-    """{name: number}, as they stand in the file; one that is missing there is NaN."""
+    """Read {name: number} from the file; a missing number is NaN."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = _from_csv(text, column) if path.suffix == ".csv" else _from_json(text, column)
@@ -136,7 +136,7 @@ def _number(value: str | float | None) -> float:
 
 
 def _check_names(numbers: Mapping[str, float], layers: Sequence[Layer], path: str) -> None:
-    """Refuse names that are nobody's, with such as are near, and layers without a number."""
+    """Raise an error for unknown names, suggesting similar ones, and for layers without a number."""
     known = dict.fromkeys([layer.block for layer in layers] + [layer.name for layer in layers])
     if unknown := [name for name in numbers if name not in known]:
         near = {name: get_close_matches(name, known, n=1, cutoff=0.5) for name in unknown[:_SHOWN]}

@@ -1,4 +1,4 @@
-"""Allocations by the heavy tails of the weights' spectra: FARMS, and AlphaPruning's whole matrices."""
+"""Allocations by the heavy tails of the weights' spectra: FARMS, and AlphaPruning with whole matrices."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lightning_farms.pruning.allocation._rounding import order_under_rounding, r
 from lightning_farms.pruning.allocation.base import Figures, LinearAllocation, Subject, Weight
 
 DEFAULT_METHOD = FARMS(window=96)
-"""The method of :class:`FARMSAllocation`: of tiles of 48, 96, 192, 384 and as large as fit those that cost least, on
-SmolLM2-135M (2.9 s, the paper's windows 31 s) as on a matrix of 4096 x 4096. There the scores of its blocks correlate
-to 0.97 with those of the paper's windows; ``examples/pruning/windows.py`` makes the table."""
+"""The method of :class:`FARMSAllocation`. Of tiles of 48, 96, 192, 384 and the largest that fit, these cost least, both
+on SmolLM2-135M (2.9 s, the paper's windows 31 s) and on a matrix of 4096 x 4096. On SmolLM2 the scores of the blocks
+correlate to 0.97 with those of the paper's windows; ``examples/pruning/windows.py`` makes the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralAllocation(LinearAllocation):
-    """Allocation by the alphas of an analysis: the larger alpha, the less trained, the more is pruned.
+    """Allocation by the alphas of an analysis: the larger alpha, the less trained is a layer, and the more is pruned.
 
     Attributes:
-        check_rounding: whether the analysis is made a second time, of the weights rounded to bfloat16 (or, where they
-            are of that type already, moved at random within what rounds to them), and the report says where the order
-            of the blocks depends on it. It doubles the time, and is off by default: with the Hill fit nothing was seen
-            to move, and with a fit that scans over xmin the report says in any case that it is not stable.
+        check_rounding: whether the analysis is repeated with the weights rounded to bfloat16 (or, if they already have
+            that type, moved at random within the range that rounds to them), so that the report says if the order of
+            the blocks depends on it. It doubles the time, and is off by default: with the Hill fit no change was seen,
+            and with a fit that scans over xmin the report says in any case that it is not stable.
     """
 
     check_rounding: bool = False
@@ -37,10 +37,10 @@ class SpectralAllocation(LinearAllocation):
     @property
     @abstractmethod
     def spectral_method(self) -> SpectralMethod:
-        """How spectra are made and fitted."""
+        """The method by which spectra are computed and fitted."""
 
     def sources(self, subject: Subject) -> Figures:
-        """See the base class: PL_Alpha_Hill of each weight; the matrices of experts are taken together."""
+        """See the base class; the figure is PL_Alpha_Hill of each weight, with the matrices of experts pooled."""
         method = self.spectral_method
         figures = _alphas(subject.weights, method)
         notes: list[str] = []
@@ -57,18 +57,18 @@ class SpectralAllocation(LinearAllocation):
 
 @dataclass(frozen=True)
 class FARMSAllocation(SpectralAllocation):
-    """Allocation by FARMS: alphas of windows of one aspect ratio.
+    """Allocation by FARMS, i.e. by alphas of windows of one aspect ratio.
 
     Args:
-        method: windows and fit. By default tiles of 96 x 96 and the Hill fit, the cheapest whose ratios stay close to
-            those of the paper's windows (:data:`DEFAULT_METHOD`). The setting of the authors' program:
+        method: windows and fit. The default is tiles of 96 x 96 and the Hill fit, the cheapest whose ratios stay close
+            to those of the paper's windows (:data:`DEFAULT_METHOD`). The setting of the authors' program is
             ``FARMS(1.0, 2000, 10, fit="peak", compat="official")``.
         epsilon: half the range of the scores.
         granularity: ``"block"`` or ``"layer"``.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer.
-        reverse: whether the order is turned round.
-        check_rounding: whether the order of the blocks is tried under rounding of the weights.
+        reverse: whether the order is reversed.
+        check_rounding: whether to check that the order of the blocks is stable under rounding of the weights.
 
     Raises:
         ValueError: an argument is out of range.
@@ -98,7 +98,7 @@ class FARMSAllocation(SpectralAllocation):
 
 @dataclass(frozen=True)
 class WholeMatrixAllocation(SpectralAllocation):
-    """AlphaPruning's allocation: alphas of whole matrices.
+    """AlphaPruning's allocation, by alphas of whole matrices.
 
     Args:
         fit: how xmin is chosen; ``"peak"`` in the authors' program.
@@ -107,8 +107,8 @@ class WholeMatrixAllocation(SpectralAllocation):
         granularity: ``"block"`` or ``"layer"``.
         floor: least ratio of a layer.
         cap: greatest ratio of a layer.
-        reverse: whether the order is turned round.
-        check_rounding: whether the order of the blocks is tried under rounding of the weights.
+        reverse: whether the order is reversed.
+        check_rounding: whether to check that the order of the blocks is stable under rounding of the weights.
 
     Raises:
         ValueError: an argument is out of range.
@@ -128,7 +128,7 @@ class WholeMatrixAllocation(SpectralAllocation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        WholeMatrix(fit=self.fit, compat=self.compat)  # checks them
+        WholeMatrix(fit=self.fit, compat=self.compat)  # checks the arguments
 
     @property
     def spectral_method(self) -> SpectralMethod:
@@ -137,7 +137,7 @@ class WholeMatrixAllocation(SpectralAllocation):
 
 
 def _alphas(weights: Sequence[Weight], method: SpectralMethod, *, round_weights: bool = False) -> Figures:
-    """Alpha of each weight; not more of them in memory than the analysis holds at a time."""
+    """Alpha of each weight, with no more weights in memory than the analysis holds at a time."""
     report = analyze_weights(_layers(weights, round_weights), method)
     reasons = {row.name: row.reason for row in report if not math.isfinite(row.alpha)}
     return Figures(tuple(row.alpha for row in report), reasons)
