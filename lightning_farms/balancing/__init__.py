@@ -1,4 +1,4 @@
-"""From alphas to the hyperparameters of an optimizer, layer by layer, in any training loop."""
+"""Layer-wise hyperparameters of optimizers by the layers' alphas, in any training loop."""
 
 from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
 from lightning_farms.balancing.balancer import Balancer

@@ -1,4 +1,4 @@
-"""The way of the multipliers from analysis to analysis: what is known of each layer, and what follows from it."""
+"""The course of the multipliers from analysis to analysis, as it follows from the signals of the layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_farms.functional.vectors import vector
 
 
 class Course:
-    """Signals of layers in, multipliers out; knows neither weights nor optimizers, and its state is plain types."""
+    """Turns signals of layers into multipliers, without knowing weights or optimizers; its state is plain types."""
 
     def __init__(self, alpha_map: AlphaMap, control: Control) -> None:
         self._map, self._control = alpha_map, control
-        self._averages: dict[str, float] = {}  # the last finite ones
+        self._averages: dict[str, float] = {}  # the last finite averages
         self._first: dict[str, float] = {}  # alphas of the first analysis, for the signal "change"
         self.current: dict[str, float] = {}  # smoothed signals of the last report; NaN: the layer has none
         self._ramp = MultiplierRamp({}, {}, 0, 0)
 
     def observe(self, signals: Mapping[str, float]) -> None:
-        """Take in what a report says of every layer, trained or not."""
+        """Take in a report's signals of all layers, trained or not."""
         if self._control.signal == "change":
             for layer, alpha in signals.items():
                 if math.isfinite(alpha):
@@ -36,24 +36,24 @@ class Course:
         self._averages.update({layer: value for layer, value in self.current.items() if math.isfinite(value)})
 
     def aim(self, sizes: Mapping[str, int], step: int) -> None:
-        """Set out, at this step, for the multipliers of these layers, of so many parameters each.
+        """Aim, from this step on, at the multipliers of these layers; `sizes` holds their numbers of parameters.
 
         Raises:
-            ValueError: the map fails; what was aimed at stays.
+            ValueError: the map fails; the former target stays.
         """
         signals = vector(self.current[layer] for layer in sizes)
         multipliers = self._control.multipliers(signals, self._map, vector(sizes.values()))
         self._go(dict(zip(sizes, multipliers.tolist(), strict=True)), step)
 
     def stay(self, sizes: Mapping[str, int], step: int) -> None:
-        """Keep the multipliers that these layers have."""
+        """Keep the present target multipliers of these layers."""
         self._go({layer: self._ramp.target.get(layer, 1.0) for layer in sizes}, step)
 
     def _go(self, target: dict[str, float], step: int) -> None:
         self._ramp = MultiplierRamp(self._ramp.at(step - 1), target, step, self._control.ramp_steps)
 
     def join(self, sizes: Mapping[str, int], step: int) -> None:
-        """Aim anew where layers have been unfrozen: these have what is aimed at from the next step on."""
+        """Aim anew after layers have been unfrozen, which get their target multipliers at once, without a ramp."""
         known = set(self._ramp.target)
         self.aim({layer: size for layer, size in sizes.items() if layer in self.current}, step)
         news = {layer: value for layer, value in self._ramp.target.items() if layer not in known}
@@ -65,11 +65,11 @@ class Course:
         return self._ramp.target
 
     def at(self, step: int) -> dict[str, float]:
-        """The multipliers of the update that follows so many."""
+        """The multipliers of the update that follows the given number of steps."""
         return self._ramp.at(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """The state in plain types."""
         return {
             "averages": dict(self._averages),
             "first": dict(self._first),
@@ -78,7 +78,7 @@ class Course:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the state over; one of version 1 held ``multipliers`` alone, one of 0.1 neither first nor current."""
+        """Load a state; one of version 1 held only ``multipliers``, one of 0.1 neither ``first`` nor ``current``."""
         if "ramp" not in state_dict:
             self._ramp = MultiplierRamp({}, dict(state_dict.get("multipliers", {})), 0, 0)
             return

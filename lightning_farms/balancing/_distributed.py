@@ -1,4 +1,4 @@
-"""The processes that train together, where no Trainer knows of them."""
+"""The processes that train together, for loops without a Trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_farms.analysis.ranks import Ranks
 
 
 def all_ranks(model: nn.Module) -> Ranks | None:
-    """All processes of the default group; None where there is one."""
+    """All processes of the default group; None if there is only one."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return None
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

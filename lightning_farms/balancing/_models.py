@@ -1,4 +1,4 @@
-"""The module that a wrapper of another package is about, and the optimizers that are given."""
+"""Unwrapping of models, and checks of the models and optimizers that are given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_farms.common.parameters import identities
 
-_INNER = {  # {class: its attribute}; by name, so that nothing is imported
+_INNER = {  # {class: attribute that holds the module}; by name, so that nothing is imported
     "_FabricModule": "module",
     "DistributedDataParallel": "module",
     "DataParallel": "module",
@@ -23,14 +23,14 @@ _REFUSED = {
 
 
 def check_kinds(**arguments: tuple[object, type]) -> None:
-    """Refuse options that are of another kind than they must be (a TypeError)."""
+    """Raise a TypeError for options that are not of the required kind."""
     for name, (value, kind) in arguments.items():
         if not isinstance(value, kind):
             raise TypeError(f"Expected argument `{name}` to be {kind.__name__}(...), but got {value!r}.")
 
 
 def original_module(model: nn.Module) -> nn.Module:
-    """The module whose names and parameters are the user's own.
+    """Unwrap a model to the module whose names and parameters are the user's own.
 
     Raises:
         TypeError: not a module.
@@ -43,7 +43,7 @@ def original_module(model: nn.Module) -> nn.Module:
 
 
 def check_whole(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse a model whose parameters are not whole (a TypeError), or not the optimizers' (a ValueError)."""
+    """Raise a TypeError if a model's parameters are not whole, a ValueError if the optimizers train none of them."""
     for module in model.modules():
         if (name := _known(module, _REFUSED)) is not None:
             raise TypeError(f"Expected argument `model` to have whole parameters, but got {name}, {_REFUSED[name]}.")
@@ -57,7 +57,7 @@ def check_whole(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
-    """One optimizer or several, as a list; wrappers of other packages are no Optimizers, but have groups."""
+    """Return one or several optimizers as a list; wrappers of other packages are not Optimizers, but have groups."""
     several = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
     if not several or not all(hasattr(each, "param_groups") for each in several):
         raise TypeError(f"Expected argument `optimizer` to be an optimizer, or several, but got {optimizer!r}.")
@@ -65,12 +65,12 @@ def all_of(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
 
 
 def held_by(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
-    """What the optimizers hold; the model itself may show gathered weights in its parameters' place (FSDP2)."""
+    """Identities of the optimizers and their parameters; the model may show gathered weights instead (FSDP2)."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = identities(parameter for group in groups for parameter in group["params"])
     return [(id(optimizer), False) for optimizer in optimizers] + parameters
 
 
 def _known(module: nn.Module, names: dict[str, str]) -> str | None:
-    """The first name of a class of the module that is among these."""
+    """The first class name of the module that is among the given names."""
     return next((base.__name__ for base in type(module).__mro__ if base.__name__ in names), None)

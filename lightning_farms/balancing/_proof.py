@@ -1,4 +1,4 @@
-"""Whether the values asked for are those that the updates use."""
+"""Checks that the updates use the values asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEVER_STEPPED = (
 
 
 class Proof:
-    """Watches scalings: what their first steps have shown, and whether weights move without them."""
+    """Watches scalings: whether their first steps revealed a fault, and whether weights change without their steps."""
 
     def __init__(self, scalings: Sequence[LayerwiseScaling], *, fingerprints: bool = True) -> None:
         self._scalings = list(scalings)
@@ -28,7 +28,7 @@ class Proof:
             self._waiting = {each: _Fingerprint(_of_this_one(each, self._scalings)) for each in self._scalings}
 
     def look(self, *, moves: int) -> None:
-        """Disable scalings that have seen no step while their weights have moved in so many looks."""
+        """Disable scalings that have seen no step although their weights have changed in at least `moves` looks."""
         for scaling, fingerprint in list(self._waiting.items()):
             if scaling.steps or scaling.fault is not None:
                 del self._waiting[scaling]
@@ -36,14 +36,14 @@ class Proof:
                 scaling.disable(_NEVER_STEPPED)
 
     def news(self) -> list[LayerwiseScaling]:
-        """Scalings that are at fault, each once."""
+        """Scalings with a fault that was not returned before."""
         news = [scaling for scaling in self._scalings if scaling.fault is not None and scaling not in self._told]
         self._told.update(news)
         return news
 
 
 def _of_this_one(scaling: LayerwiseScaling, scalings: Sequence[LayerwiseScaling]) -> list[Tensor]:
-    """Parameters in the optimizer's order, without those that another one trains too: whose step moves them?"""
+    """Parameters in the optimizer's order, without those of other optimizers, whose steps could have changed them."""
     trained, others = scaling.trained_parameters(), [each for each in scalings if each is not scaling]
     shared = set().union(*(each.trained_parameters() for each in others))
     ordered = (parameter for group in scaling.optimizer.param_groups for parameter in group["params"])
@@ -51,7 +51,7 @@ def _of_this_one(scaling: LayerwiseScaling, scalings: Sequence[LayerwiseScaling]
 
 
 class _Fingerprint:
-    """A few entries of a few parameters, as they were when last looked at."""
+    """A few entries of a few parameters, as they were at the last look."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         whole = [p for p in parameters if not is_lazy(p) and p.numel()]
@@ -60,7 +60,7 @@ class _Fingerprint:
         self._moves = 0
 
     def moves(self) -> int:
-        """In how many looks the entries had changed."""
+        """Look at the entries, and return in how many looks they had changed."""
         before, self._entries = self._entries, self._now()
         self._moves += any(not torch.equal(*pair) for pair in zip(before, self._entries, strict=True))
         return self._moves
@@ -70,6 +70,6 @@ class _Fingerprint:
 
 
 def _some_of(parameter: Tensor) -> Tensor:
-    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of a DTensor, this process's part
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this process's part of a DTensor
     flat = own.flatten()
     return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].clone()

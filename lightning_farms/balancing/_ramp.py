@@ -1,4 +1,4 @@
-"""Multipliers on their way from those of one analysis to those of the next."""
+"""Ramp of the multipliers from those of one analysis to those of the next."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning_farms.functional.vectors import vector
 
 
 class MultiplierRamp(NamedTuple):
-    """Where the multipliers come from, where they go, and from which step on.
+    """Start, target and timing of a linear ramp of multipliers.
 
     Attributes:
-        start: {layer: multiplier} of the last update before the analysis; layers that it lacks had 1.
+        start: {layer: multiplier} of the last update before the analysis; layers that are missing had 1.
         target: {layer: multiplier} that the analysis asks for.
-        step: optimizer steps taken at the analysis.
-        steps: length of the way.
+        step: number of optimizer steps taken at the analysis.
+        steps: length of the ramp in steps.
 
     Example:
         >>> way = MultiplierRamp({}, {"fc": 3.0}, step=10, steps=4)
@@ -29,7 +29,7 @@ class MultiplierRamp(NamedTuple):
     steps: int
 
     def at(self, step: int) -> dict[str, float]:
-        """Multipliers of the update that follows ``step`` ones: :func:`lightning_farms.functional.ramp`."""
+        """Multipliers of the update that follows ``step`` others, by :func:`lightning_farms.functional.ramp`."""
         start = vector(self.start.get(layer, 1.0) for layer in self.target)
         values = ramp(start, vector(self.target.values()), max(0, step + 1 - self.step), self.steps)
         return dict(zip(self.target, values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What the layers of a report are to optimizers: their signals, their trained parameters, the mean over these."""
+"""Signals and trained parameters of the layers in a report, and the mean multiplier over these parameters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class MeanMultiplier(NamedTuple):
     """Means of multipliers, weighted by numbers of trained parameters."""
 
     balanced: float  # over the balanced layers
-    trained: float  # over all that optimizers train
+    trained: float  # over all parameters that optimizers train
 
     def remark(self, factor: str, number: int) -> str:
-        """For a closing table, of so many balanced layers."""
+        """The line for a closing table; `number` is that of the balanced layers."""
         return (
             f"mean {factor}, weighted by parameters: {self.balanced:.3f} over the {number} balanced layers, "
             f"{self.trained:.3f} over all that is trained"
@@ -30,7 +30,7 @@ class MeanMultiplier(NamedTuple):
 
 
 def signals_of(report: SpectralReport, structure: Structure, signal: str) -> dict[str, float]:
-    """{layer: mean of its weights' alphas, or other signal}, NaN where it is not balanced."""
+    """{layer: mean of its weights' alphas (or other signals)}; NaN for layers that are not balanced."""
     members: dict[str, list[float]] = {}
     layers = structure.layers
     for row in report:
@@ -42,7 +42,7 @@ def signals_of(report: SpectralReport, structure: Structure, signal: str) -> dic
 
 
 def trained_sizes(structure: Structure, scalings: Iterable[LayerwiseScaling], known: Iterable[str]) -> dict[str, int]:
-    """{layer, of those known, that has a weight in training: number of its parameters in training}."""
+    """{layer: number of its trained parameters}, for the known layers of which a weight is trained."""
     trained: set[Tensor] = set().union(*(scaling.trained_parameters() for scaling in scalings))
     holders = structure.holders
     layers = {layer for name, layer in structure.layers.items() if not trained.isdisjoint(holders[name])}
@@ -59,7 +59,7 @@ def mean_multiplier(
     multipliers: Mapping[str, float],
     balanced: Collection[str],
 ) -> MeanMultiplier:
-    """Over the balanced layers, and over everything that is trained; NaN without parameters."""
+    """Mean multipliers over the balanced layers and over everything that is trained; NaN without parameters."""
     counts, sums = {True: 0, False: 0}, {True: 0.0, False: 0.0}
     for scaling in scalings:
         for parameter in scaling.trained_parameters():

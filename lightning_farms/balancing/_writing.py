@@ -1,4 +1,4 @@
-"""What a balancer gives to a writer of TensorBoard's kind."""
+"""Output of a balancer to a writer such as TensorBoard's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_farms.functional.vectors import vector
 def finite_scalars(
     label: str, report: SpectralReport, means: Mapping[str, float], values: Mapping[str, float]
 ) -> dict[str, float]:
-    """All numbers under their keys."""
+    """Collect all finite numbers under their log keys."""
     alphas = {f"{label}/alpha/{row.name}": row.alpha for row in report}
     moments = {f"{label}/alpha_mean": report.mean_alpha, f"{label}/alpha_std": report.std_alpha}
     named = {f"{label}/{name}": value for name, value in means.items()}
@@ -21,14 +21,14 @@ def finite_scalars(
 
 
 def write(
-    writer: Any,  # noqa: ANN401 - a SummaryWriter, or what has its methods
+    writer: Any,  # noqa: ANN401 - a SummaryWriter, or an object with its methods
     label: str,
     scalars: Mapping[str, float],
     report: SpectralReport | None,
     fault: str | None,
     step: int,
 ) -> None:
-    """Scalars, a histogram of alpha, and why values are not in force, if so."""
+    """Write scalars, a histogram of alpha, and the reason if values are not in force."""
     for key, value in scalars.items():
         writer.add_scalar(key, value, step)
     finite = vector(value for value in (report.alphas.values() if report else ()) if math.isfinite(value))

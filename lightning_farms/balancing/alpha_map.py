@@ -1,4 +1,4 @@
-"""How alphas become multipliers: the maps of `lightning_farms.functional`, with their settings."""
+"""Maps from alphas to multipliers: those of `lightning_farms.functional`, with their settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_farms.functional.layerwise import (
 
 
 class AlphaMap(ABC):
-    """A map from the alphas of the balanced layers to multipliers; subclass it for one of your own.
+    """Base class of maps from the alphas of the balanced layers to multipliers; subclass it for a map of your own.
 
     Example:
         >>> import torch
@@ -32,12 +32,12 @@ class AlphaMap(ABC):
 
     @abstractmethod
     def __call__(self, alphas: Tensor) -> Tensor:
-        """Multipliers (L,), finite and positive, of alphas (L,), which are all finite."""
+        """Return multipliers (L,), finite and positive, for alphas (L,), which are all finite."""
 
 
 @dataclass(frozen=True)
 class LinearMap(AlphaMap):
-    """From ``min_ratio``, at the smallest alpha, to ``max_ratio``, at the largest: TempBalance, AlphaDecay.
+    """Linear map from ``min_ratio`` at the smallest alpha to ``max_ratio`` at the largest (TempBalance, AlphaDecay).
 
     Args:
         min_ratio: s1, positive.
@@ -59,13 +59,13 @@ class LinearMap(AlphaMap):
         check_ratios(self.min_ratio, self.max_ratio, ("min_ratio", "max_ratio"))
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_linear_map`."""
+        """See :func:`lightning_farms.functional.tb_linear_map`."""
         return tb_linear_map(alphas, self.min_ratio, self.max_ratio)
 
 
 @dataclass(frozen=True)
 class SigmoidMap(AlphaMap):
-    """A power of ten that saturates away from the mean alpha: TB_Sigmoid.
+    """TB_Sigmoid: a power of ten that saturates away from the mean alpha.
 
     Args:
         s_low: strength below the mean, not negative.
@@ -89,13 +89,13 @@ class SigmoidMap(AlphaMap):
         check_sigmoid(self.s_low, self.s_high, self.tau)
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_sigmoid`."""
+        """See :func:`lightning_farms.functional.tb_sigmoid`."""
         return tb_sigmoid(alphas, self.s_low, self.s_high, self.tau)
 
 
 @dataclass(frozen=True)
 class SqrtMap(AlphaMap):
-    """Proportional to the root of alpha, of mean 1.
+    """Map to multipliers of mean 1 that are proportional to the root of alpha.
 
     Example:
         >>> import torch
@@ -104,13 +104,13 @@ class SqrtMap(AlphaMap):
     """
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_sqrt`."""
+        """See :func:`lightning_farms.functional.tb_sqrt`."""
         return tb_sqrt(alphas)
 
 
 @dataclass(frozen=True)
 class Log2Map(AlphaMap):
-    """Proportional to the logarithm of alpha, of mean 1.
+    """Map to multipliers of mean 1 that are proportional to the logarithm of alpha.
 
     Example:
         >>> import torch
@@ -119,17 +119,17 @@ class Log2Map(AlphaMap):
     """
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_log2`."""
+        """See :func:`lightning_farms.functional.tb_log2`."""
         return tb_log2(alphas)
 
 
 @dataclass(frozen=True)
 class StepMap(AlphaMap):
-    """By the rank of alpha alone, in equal steps up from ``min_ratio``; no outlier can squeeze the others.
+    """Map by the rank of alpha alone, in equal steps up from ``min_ratio``, so that no outlier squeezes the others.
 
     Args:
         min_ratio: s1, positive.
-        max_ratio: s2, never quite reached, at least s1.
+        max_ratio: s2, at least s1; never quite reached.
 
     Raises:
         ValueError: a ratio is out of range.
@@ -147,5 +147,5 @@ class StepMap(AlphaMap):
         check_ratios(self.min_ratio, self.max_ratio, ("min_ratio", "max_ratio"))
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """:func:`lightning_farms.functional.tb_step`."""
+        """See :func:`lightning_farms.functional.tb_step`."""
         return tb_step(alphas, self.min_ratio, self.max_ratio)

@@ -45,42 +45,42 @@ _PRODUCT = "low-rank product"
 class Balancer:
     r"""Gives every layer l of a model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`, in any training loop.
 
-    :math:`h(t)` is what the optimizer's group has, from whatever scheduler; it stays there, and the multiplier is
-    applied while the optimizer steps only (:class:`lightning_farms.optim.LayerwiseScaling`). Bias and norm parameters
-    follow the layer they belong to, unless ``control`` says otherwise. Multipliers are computed over the layers whose
-    weight an optimizer trains; a layer that is unfrozen takes its multiplier from its last known alpha at once. Weights
-    that lie in one parameter have one multiplier, by the mean of their alphas. A layer whose alpha is not finite has
-    the multiplier 1 and moves no other layer's.
+    :math:`h(t)` is the value in the optimizer's group, set by any scheduler; it stays there, and the multiplier is
+    applied only while the optimizer steps (:class:`lightning_farms.optim.LayerwiseScaling`). Bias and norm parameters
+    follow the layer to which they belong, unless ``control`` says otherwise. Multipliers are computed over the layers
+    whose weight an optimizer trains; a layer that is unfrozen gets its multiplier from its last known alpha at once.
+    Weights stored in one parameter share one multiplier, by the mean of their alphas. A layer whose alpha is not finite
+    has the multiplier 1 and does not influence those of other layers.
 
     Wrapped models and optimizers (Fabric, Accelerate, DDP, ``torch.compile``; Lookahead and the like) are unwrapped.
-    Where several processes train, every one makes the same calls: :meth:`update` shares the work out among them.
-    The first updates are watched: where they do not use what was asked for, that is said once, ``fault`` says why, and
-    the optimizer goes on with its base values. An analysis that fails is said once and skipped.
+    If several processes train, each has to make the same calls: :meth:`update` shares the work among them.
+    The first updates are watched: if they do not use the values asked for, a warning is given once, ``fault`` says why,
+    and the optimizer goes on with its base values. If an analysis fails, it is skipped, with one warning.
 
     Args:
         model: the model.
         optimizer: the optimizer that trains it, or several.
-        alpha_map: from alphas to multipliers: ``LinearMap(...)`` (TempBalance), ``SigmoidMap(...)`` (TB_Sigmoid),
+        alpha_map: map from alphas to multipliers: ``LinearMap(...)`` (TempBalance), ``SigmoidMap(...)`` (TB_Sigmoid),
             ``SqrtMap()``, ``Log2Map()``, ``StepMap(...)`` or your own.
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
-        control: what steadies and bounds the multipliers, and which layers have one.
-        selection: which weights to analyse.
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)``.
+        control: smoothing and bounds of the multipliers, and the choice of layers that have one.
+        selection: the weights to analyse.
         diagnostics: error bars, goodness of fit and random baselines.
-        key: what is adjusted: ``"lr"`` or ``"weight_decay"``.
+        key: the hyperparameter to adjust: ``"lr"`` or ``"weight_decay"``.
         workspace: bytes for the analysis, at least 1.
         where: where weights on a device are decomposed, as in :func:`lightning_farms.analyze`.
-        warn: takes (kind of warning, message) in the place of ``warnings.warn``, which says each kind once.
+        warn: called with (kind of warning, message) instead of ``warnings.warn``, which is called once per kind.
 
     Attributes:
         multipliers: {layer: multiplier} that the next update uses; empty before the first analysis.
         report: the last :class:`~lightning_farms.analysis.SpectralReport`; None before the first.
-        history: alphas and values at all analyses of :meth:`update`.
+        history: alphas and values at all analyses by :meth:`update`.
 
     Raises:
-        TypeError: an argument is of the wrong kind; when hooked: an optimizer takes no layer-wise values, or layers
+        TypeError: an argument is of the wrong kind; when hooked: an optimizer cannot take layer-wise values, or layers
             cannot be told apart in flat parameters (FSDP1 with ``use_orig_params=False``, DeepSpeed).
         ValueError: ``key``, ``workspace`` or ``where`` is out of range; when hooked: the groups lack the
-            hyperparameter, or a pattern fits no layer.
+            hyperparameter, or a pattern matches no layer.
 
     Example:
         >>> import torch
@@ -130,7 +130,7 @@ class Balancer:
         check_where(where)
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
-        self.model, self._wrapped = original_module(model), model  # FSDP1 is found in what it wraps it in
+        self.model, self._wrapped = original_module(model), model  # FSDP1 is found in the wrapped model
         self.optimizers = all_of(optimizer)
         self.alpha_map, self.analysis, self.control, self.selection = alpha_map, analysis, control, selection
         self.diagnostics = control.completed(diagnostics)
@@ -144,13 +144,13 @@ class Balancer:
         self._warned_of: set[str] = set()
         self._course = Course(alpha_map, control)
         self._structure = Structure({}, {}, set(), {})
-        self._layers: dict[str, str] = {}  # layer that each of the report's weights belongs to
-        self._hooked: list[tuple[int, bool]] = []  # what the hooks were made for: optimizers and parameters
-        self._own_values: list[dict[str, Any]] = []  # of scalings, until there are any
+        self._layers: dict[str, str] = {}  # layer to which each of the report's weights belongs
+        self._hooked: list[tuple[int, bool]] = []  # the optimizers and parameters for which the hooks were made
+        self._own_values: list[dict[str, Any]] = []  # states of scalings, until these exist
         self._proof = Proof(())
-        self._steps_before = self._ahead = 0  # steps of earlier hooks; by how much an adapter counts more than `steps`
+        self._steps_before = self._ahead = 0  # steps of earlier hooks; how far an adapter's count is ahead of `steps`
         self._known = KnownLayers()
-        self._handles: list[RemovableHandle] = []  # that follow the steps of a plain loop
+        self._handles: list[RemovableHandle] = []  # handles of hooks that follow the steps of a plain loop
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_handles": bool(self._handles)}
@@ -158,7 +158,7 @@ class Balancer:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state, _handles=[])
         if state["_handles"]:
-            self.attach()  # a copy: those of its optimizers have no hooks
+            self.attach()  # this is a copy, and the copies of its optimizers have no hooks
 
     def __repr__(self) -> str:
         names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
@@ -167,10 +167,10 @@ class Balancer:
     # ---- in a plain loop ---------------------------------------------------------------------------------------------
 
     def update(self) -> SpectralReport | None:
-        """Analyse the weights now, and set the multipliers of the next updates; hooks the optimizers if need be.
+        """Analyse the weights now and set the multipliers of the next updates; hooks the optimizers if necessary.
 
         Returns:
-            The report; where the analysis failed, which is warned of, the last one, and multipliers stay.
+            The report; if the analysis fails, a warning is given, multipliers stay, and the last report is returned.
 
         Raises:
             TypeError: as in :meth:`attach`.
@@ -196,7 +196,7 @@ class Balancer:
         self.prove(self.steps, moves=1)
 
     def _analysed(self, ranks: Ranks | None) -> SpectralReport | None:
-        """The report, on every process or on none."""
+        """The report, on all processes or on none."""
         said = contained_fault(self._warn, "analysis", "The analysis failed and was skipped")
         with said, suppress(FailedOnRankError):
             return together(partial(self._analyse, ranks), ranks)
@@ -216,13 +216,13 @@ class Balancer:
             )
 
     def attach(self) -> None:
-        """Hook the optimizers; multipliers that were loaded or computed before are in force again.
+        """Hook the optimizers; multipliers that were loaded or computed before take effect again.
 
         Raises:
-            TypeError: an optimizer takes no layer-wise values.
-            ValueError: its groups lack the hyperparameter, it trains none of the model's parameters, or a pattern fits
-                no layer.
-            RuntimeError: another balancer adjusts the same of an optimizer.
+            TypeError: an optimizer cannot take layer-wise values.
+            ValueError: its groups lack the hyperparameter, it trains none of the model's parameters, or a pattern
+                matches no layer.
+            RuntimeError: another balancer adjusts the same hyperparameter of an optimizer.
         """
         check_whole(self.model, self.optimizers)
         with whole_shapes_of_shards(self._wrapped) as original, ExitStack() as undo:
@@ -233,7 +233,7 @@ class Balancer:
             undo.pop_all()
 
     def detach(self) -> None:
-        """Leave the optimizers as they were; multipliers, report and history stay."""
+        """Remove the hooks and leave the optimizers as they were; multipliers, report and history stay."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -253,13 +253,13 @@ class Balancer:
 
     @property
     def steps(self) -> int:
-        """Updates of all optimizers so far."""
+        """Number of updates of all optimizers so far."""
         return self._steps_before + sum(scaling.steps for scaling in self._rates())
 
     def _after_step(self, *_: object) -> None:
         with contained_fault(
             self._warn, "step", "the multipliers stay as they were"
-        ):  # no fault of ours ends a user's step
+        ):  # an error in this package must not end a user's step
             self.prove(self.steps)
             if self.on_its_way():
                 self.apply(self.steps)
@@ -272,12 +272,12 @@ class Balancer:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, in plain types and tensors: loads with ``weights_only=True``."""
+        """Everything that a resumed run needs, in plain types and tensors, which load with ``weights_only=True``."""
         own = [scaling.state_dict() for scaling in self.scalings] if self.scalings else self._own_values
         return {**self._course.state_dict(), "own": own, "steps": self.steps, "history": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take a state over; it is in force from the next :meth:`attach`, :meth:`update` or :meth:`apply` on."""
+        """Load a state; it takes effect with the next :meth:`attach`, :meth:`update` or :meth:`apply`."""
         self._course.load_state_dict(state_dict)
         self._own_values = list(state_dict.get("own", []))
         self._load_own_values()
@@ -295,15 +295,15 @@ class Balancer:
     # ---- hooks on the optimizers -------------------------------------------------------------------------------------
 
     def hook(self, optimizers: Sequence[Optimizer], original: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Hook optimizers, in place of those hooked before; for adapters, which call :meth:`apply` themselves.
+        """Hook optimizers, replacing those hooked before; for adapters, which call :meth:`apply` themselves.
 
         Args:
-            optimizers: all of them.
-            original: {tensor that stands in the model: parameter that an optimizer holds}, where they differ (FSDP1).
+            optimizers: all optimizers.
+            original: {tensor in the model: parameter that an optimizer holds}, if they differ (FSDP1).
 
         Raises:
-            TypeError: an optimizer takes no layer-wise values.
-            ValueError: its groups lack the hyperparameter, or a pattern fits no layer.
+            TypeError: an optimizer cannot take layer-wise values.
+            ValueError: its groups lack the hyperparameter, or a pattern matches no layer.
         """
         found = structure(self.model, self.selection, self.control, original)
         former = {(scaling.optimizer, scaling.key): scaling for scaling in self.scalings}
@@ -323,7 +323,7 @@ class Balancer:
         self._proof = Proof(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Tell whether the hooks are those of these optimizers and of the parameters that they hold now."""
+        """Whether the hooks were made for these optimizers and the parameters that they hold now."""
         return self._hooked == held_by(optimizers)
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
@@ -335,24 +335,24 @@ class Balancer:
         return [LayerwiseScaling(inner, self._structure.layer_of, key=key) for key in keys]
 
     def _rates(self) -> list[LayerwiseScaling]:
-        """The scalings of what is adjusted, without those that compensate: one an optimizer."""
+        """The scalings of the adjusted hyperparameter, one per optimizer, without those that compensate."""
         return [scaling for scaling in self.scalings if scaling.key == self.adjusts.key]
 
     # ---- proof -------------------------------------------------------------------------------------------------------
 
     @property
     def fault(self) -> str | None:
-        """Why an optimizer's updates do not use what is asked for; None where nothing of that kind was found."""
+        """Why an optimizer's updates do not use the values asked for; None if no such fault was found."""
         faults = [f"{type(rate.optimizer).__name__}: {rate.fault}" for rate in self._rates() if rate.fault]
         return "; ".join(faults) or None
 
     def prove(self, step: int, *, moves: int | None = None) -> None:
-        """Say once what the updates so far have shown, and take it into account; costs next to nothing.
+        """Warn once of faults that the updates so far have revealed, and take them into account; nearly free of cost.
 
         Args:
-            step: optimizer steps taken so far.
-            moves: look for weights that move though no step was seen: in so many looks, for the first may be the user's
-                own doing; None: do not look.
+            step: number of optimizer steps taken so far.
+            moves: number of looks in which weights must have changed without a step having been seen to count as a
+                fault, since the first change may be the user's doing; None: do not look.
         """
         if moves is not None:
             self._proof.look(moves=moves)
@@ -371,23 +371,23 @@ class Balancer:
     # ---- from a report to multipliers --------------------------------------------------------------------------------
 
     def receive(self, report: SpectralReport, step: int) -> dict[str, dict[str, float]]:
-        """Set out for the multipliers that a report asks for; where several processes train, all do or none.
+        """Aim at the multipliers that a report asks for; if several processes train, all do so or none.
 
         Args:
-            report: of the model's weights.
-            step: optimizer steps taken so far.
+            report: report on the model's weights.
+            step: number of optimizer steps taken so far.
 
         Returns:
             {quantity: {layer: value that the next update uses}}, for a history.
 
         Raises:
-            ValueError: the map fails, and there are no multipliers of before.
+            ValueError: the map fails, and there are no earlier multipliers.
         """
         self.report = report
         before = self._course.state_dict()
         try:
             together(partial(self._go, report, step, self._course.aim), all_ranks(self.model))
-        except Exception as error:  # of a map of the user's, perhaps
+        except Exception as error:  # perhaps from a user's own map
             self._course.load_state_dict(before)
             if not self._course.target:
                 self.apply(step)
@@ -407,18 +407,18 @@ class Balancer:
         self.apply(step)
 
     def apply(self, step: int) -> None:
-        """Put the multipliers of the update that follows ``step`` ones in force."""
+        """Put the multipliers of the update that follows ``step`` others in force."""
         self.multipliers, self._ahead = self._course.at(step), step - self.steps
         for scaling in self.scalings:
             known, compensates = scaling.multipliers, scaling.key != self.adjusts.key
             scaling.multipliers = {k: 1 / m if compensates else m for k, m in self.multipliers.items() if k in known}
 
     def on_its_way(self) -> bool:
-        """Tell whether the multipliers in force are not yet those of the last report."""
+        """Whether the multipliers in force are not yet those of the last report."""
         return self.multipliers != self._course.target
 
     def _join(self) -> None:
-        """Before a step: layers that are trained now and were not have the multiplier of their last known signal."""
+        """Before a step, give newly trained layers the multiplier of their last known signal."""
         with contained_fault(self._warn, "map", "the multipliers stay as they were"):
             sizes = self._sizes()
             if self._course.target and not sizes.keys() <= self._course.target.keys():
@@ -427,20 +427,20 @@ class Balancer:
                 self.apply(step)
 
     def _sizes(self) -> dict[str, int]:
-        """{layer with a known signal that an optimizer trains with layer-wise values: its trained parameters}."""
+        """{layer: number of its trained parameters}, for layers with a known signal and layer-wise values in force."""
         in_force = [rate for rate in self._rates() if rate.fault is None]
         return trained_sizes(self._structure, in_force, self._course.current)
 
     def _has_begun(self, report: SpectralReport, step: int) -> bool:
-        """Whether equal multipliers say something: at first LoRA's products are zero, and nothing has changed."""
+        """Whether equal multipliers are worth a warning: at first LoRA's products are zero, and nothing has changed."""
         products = (row for row in report if row.name in self._layers and row.kind == _PRODUCT)
         at_start = any(row.spectral_norm == 0 for row in products) or self.control.signal == "change"
         return step > 0 or not at_start
 
-    # ---- what there is to show ---------------------------------------------------------------------------------------
+    # ---- results to show ---------------------------------------------------------------------------------------------
 
     def values(self) -> dict[str, dict[str, float]]:
-        """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight; ``-1`` for a second one, ..."""
+        """{"layer_lr/<Optimizer>": {layer: rate}} for layers with an analysed weight; ``-1`` at a second optimizer."""
         names: Counter[str] = Counter()
         values: dict[str, dict[str, float]] = {}
         for rate in self._rates():
@@ -454,13 +454,13 @@ class Balancer:
         return dict(ChainMap(*reversed(self.values().values())))
 
     def factors(self) -> dict[str, float]:
-        """{weight of the report: its layer's multiplier}; NaN where an optimizer does not use it."""
+        """{weight of the report: its layer's multiplier}; NaN if an optimizer does not use it."""
         if self.fault is None:
             return {name: self.multipliers[layer] for name, layer in self._layers.items() if layer in self.multipliers}
         return {name: self.multipliers.get(layer, math.nan) for name, layer in self._layers.items()}
 
     def balanced(self) -> set[str]:
-        """Weights of the report whose layers' signals move the multipliers."""
+        """Weights of the report whose layers' signals determine the multipliers."""
         current = self._course.current
         finite = {layer for layer in self._course.target if math.isfinite(current.get(layer, math.nan))}
         return {n for n, layer in self._layers.items() if layer in finite and n not in self._structure.unbalanced}
@@ -474,7 +474,7 @@ class Balancer:
         return {f"{self.adjusts.quantity}_multiplier_mean": self._mean().balanced} if self.multipliers else {}
 
     def remarks(self) -> list[str]:
-        """What a closing table says below: the mean multiplier, and whether all is in force."""
+        """Lines below a closing table: the mean multiplier, and any values that are not in force."""
         lines = [] if self.fault is None else [f"{self.adjusts.name}s not in force: {self.fault}"]
         if self.multipliers:
             number = len({self._layers[name] for name in self.balanced()})
@@ -482,16 +482,16 @@ class Balancer:
         return lines
 
     def scalars(self) -> dict[str, float]:
-        """All numbers that the callbacks log, under their keys, e.g. for ``fabric.log_dict``; finite ones only."""
+        """All finite numbers that the callbacks log, under their keys, e.g. for ``fabric.log_dict``."""
         values = {f"{prefix}/{layer}": v for prefix, of in self.values().items() for layer, v in of.items()}
         return finite_scalars(self.analysis.label, self.report or SpectralReport([]), self.means(), values)
 
-    def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or what has its methods
-        """Write :meth:`scalars`, a histogram of alpha, and why values are not in force, if so; a failure is warned of.
+    def log(self, writer: Any, step: int) -> None:  # noqa: ANN401 - a SummaryWriter, or an object with its methods
+        """Write :meth:`scalars`, a histogram of alpha, and any reason why values are not in force; failures only warn.
 
         Args:
             writer: a TensorBoard ``SummaryWriter``, or anything with ``add_scalar`` (``add_histogram``, ``add_text``).
-            step: on the time axis.
+            step: position on the time axis.
         """
         with contained_fault(self._warn, "log", "what was found could not be written"):
             write(writer, self.analysis.label, self.scalars(), self.report, self.fault, step)

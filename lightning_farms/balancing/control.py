@@ -1,4 +1,4 @@
-"""How a layer-wise hyperparameter follows the alphas: which layers, how smoothly, how far."""
+"""Settings of how a layer-wise hyperparameter follows the alphas: which layers, how smoothly, how far."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ Signal = Literal["alpha", "relative_alpha", "change"]
 
 @dataclass(frozen=True)
 class Control:
-    """Between the alphas and the optimizer: what steadies and bounds the multipliers, and which layers have one.
+    """Settings between the alphas and the optimizer: smoothing and bounds of multipliers, and which layers have one.
 
-    Layers that are left out here are analysed and logged; they keep the base value, and move no other layer.
+    Layers that are left out here are analysed and logged, but keep the base value and do not influence other layers.
 
     Args:
         ema_decay: weight of the past in an exponential moving average of each layer's alpha (or other signal) over
             analyses, in [0, 1); 0 for none.
-        clip_quantile: alphas beyond this quantile and its opposite are taken to these before the map, in [0, 0.5); 0
-            for none. At least 1 / (L - 1) takes one outlier of L layers wholly to its neighbour.
-        min_multiplier: no multiplier is smaller, in [0, 1].
-        max_multiplier: no multiplier is larger, at least 1.
+        clip_quantile: alphas beyond this quantile and its opposite are set to these before the map, in [0, 0.5); 0
+            for none. A value of at least 1 / (L - 1) moves one outlier of L layers all the way to its neighbour.
+        min_multiplier: lower bound of the multipliers, in [0, 1].
+        max_multiplier: upper bound of the multipliers, at least 1.
         ramp_steps: number of optimizer steps (of all optimizers) over which the multipliers go linearly from those in
             force at an analysis to the new ones; 0 for at once.
-        layers: which weights have a say, and their layers a multiplier: ``include``, ``exclude`` (patterns), ``kinds``,
-            ``min_size`` (number of eigenvalues of a matrix), ``max_size``. Whether embeddings and low-rank products are
-            analysed at all is a matter of ``selection``.
+        layers: which weights take part, so that their layers have a multiplier: ``include``, ``exclude`` (patterns),
+            ``kinds``, ``min_size`` (number of eigenvalues of a matrix), ``max_size``. Whether embeddings and low-rank
+            products are analysed at all is decided by ``selection``.
         first_layer: whether the first layer of the model, of those that the analysis selects, is balanced.
         last_layer: whether the last layer of the model, of those that the analysis selects, is balanced.
-        norms: whether norms (modules without a matrix) follow the layer they belong to.
-        biases: whether biases follow the layer they belong to.
+        norms: whether norms (modules without a matrix) follow the layer to which they belong.
+        biases: whether biases follow the layer to which they belong.
         compensate_weight_decay: decoupled weight decay shrinks a weight by rate times decay at each step, and so grows
             and falls with a layer's rate. With this, the decay of the layer is divided by the multiplier of its rate,
             and the weights shrink as with one rate for all layers. For callbacks that adjust learning rates.
-        signal: what the map is given of each layer: ``"alpha"``, as published; ``"relative_alpha"``, its alpha by
-            that of the same entries shuffled, which takes out what the distribution of the entries and small windows
-            do to alpha (the twin is analysed for it, as with ``Diagnostics(twin=True)``); ``"change"``, its alpha by
-            that of its first analysis, so that all multipliers are 1 until alphas have moved. The last two are near 1,
-            and so are their differences small against the ``tau`` of a sigmoid.
+        signal: quantity of each layer that is passed to the map: ``"alpha"``, as published; ``"relative_alpha"``, its
+            alpha divided by that of the same entries shuffled, which removes the influence of the entries' distribution
+            and of small windows (the twin is analysed as with ``Diagnostics(twin=True)``); ``"change"``, its alpha
+            divided by that of its first analysis, so that all multipliers are 1 until alphas have moved. The last two
+            are near 1, so that their differences are small against the ``tau`` of a sigmoid.
         normalize: after the map, one factor for all balanced layers makes the mean of their multipliers 1, weighted by
             their numbers of trained parameters: ``"mean"`` the arithmetic, ``"geometric"`` the geometric mean
-            (:func:`lightning_farms.functional.normalize_multipliers`). It separates who gets more from how much there
-            is in all: TB_Sigmoid's multipliers often have a mean of 1.5 and more. None, as published: no factor.
+            (:func:`lightning_farms.functional.normalize_multipliers`). It separates the distribution over layers from
+            the overall size: TB_Sigmoid's multipliers often have a mean of 1.5 and more. None, as published: no factor.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: an argument is out of range; when the fit starts: a pattern of ``layers`` fits no layer.
+        ValueError: an argument is out of range; when the fit starts: a pattern of ``layers`` matches no layer.
 
     Example:
         >>> control = Control(ema_decay=0.5, ramp_steps=100, max_multiplier=2.0, first_layer=False, last_layer=False)
@@ -100,14 +100,14 @@ class Control:
             raise TypeError(f"Expected argument `{name}` to be {description}, but got {getattr(self, name)!r}.")
 
     def completed(self, diagnostics: Diagnostics) -> Diagnostics:
-        """The diagnostics, with the twin that ``signal="relative_alpha"`` is made of."""
+        """The diagnostics, with the twin if ``signal="relative_alpha"`` needs it."""
         return replace(diagnostics, twin=True) if self.signal == "relative_alpha" else diagnostics
 
     def multipliers(self, alphas: Tensor, alpha_map: AlphaMap, weights: Tensor | None = None) -> Tensor:
-        """Clip the finite alphas, map them, normalise and clamp what comes of it; 1 for the others.
+        """Clip the finite alphas, map them, and normalise and clamp the result; other layers get 1.
 
         Args:
-            alphas: (L,), or another signal; not finite where a layer is left alone.
+            alphas: (L,), alphas or another signal; not finite for layers that are left alone.
             alpha_map: the map.
             weights: (L,), numbers of parameters, for the mean of ``normalize``; None: all equal.
 

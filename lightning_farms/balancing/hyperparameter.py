@@ -1,4 +1,4 @@
-"""What can be adjusted layer by layer, and what it is called."""
+"""The hyperparameters that can be adjusted layer by layer, and their names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 class Hyperparameter(NamedTuple):
     """A hyperparameter of an optimizer's groups."""
 
-    key: str  # in the groups
-    name: str  # in messages
-    log_prefix: str  # of its log keys; no beginning of another's key: LearningRateMonitor writes lr-SGD
+    key: str  # key in the groups
+    name: str  # name in messages
+    log_prefix: str  # prefix of its log keys, which begins no other key: LearningRateMonitor writes lr-SGD
     factor: str  # title of its multipliers' column in the closing table
 
     @property
     def quantity(self) -> str:
-        """Name in the history and of the heat maps."""
+        """Name in the history and in heat maps."""
         return self.name.replace(" ", "_")
 
 
@@ -25,5 +25,5 @@ HYPERPARAMETERS = {each.key: each for each in (LEARNING_RATE, WEIGHT_DECAY)}
 
 
 def touched(adjusts: Hyperparameter, *, compensated: bool) -> set[Hyperparameter]:
-    """All hyperparameters that change with one: where it is compensated for, the weight decay as well."""
+    """All hyperparameters that change with the adjusted one: if it is compensated for, also the weight decay."""
     return {adjusts, WEIGHT_DECAY} if compensated else {adjusts}

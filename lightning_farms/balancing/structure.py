@@ -1,4 +1,4 @@
-"""Which of a model's parameters hold which weight, and belong to which layer."""
+"""The parameters of a model by the weights that they hold and the layers to which they belong."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from lightning_farms.balancing.control import Control
 class Structure(NamedTuple):
     """The parameters that optimizers hold, by layer and by weight."""
 
-    layer_of: dict[Tensor, str]  # as of parameter_layers
-    holders: dict[str, tuple[Tensor, ...]]  # of each weight, in the report's order
+    layer_of: dict[Tensor, str]  # as from parameter_layers
+    holders: dict[str, tuple[Tensor, ...]]  # parameters that hold each weight, in the report's order
     unbalanced: set[str]  # weights whose layer the control leaves out
     sizes: dict[Tensor, int]  # number of entries of each parameter of layer_of
 
     @property
     def layers(self) -> dict[str, str]:
-        """{weight: layer that it belongs to}."""
+        """{weight: layer to which it belongs}."""
         return {name: self.layer_of[holders[0]] for name, holders in self.holders.items() if holders}
 
 
 def structure(
     model: nn.Module, selection: Selection, control: Control, original: Mapping[Tensor, Tensor] | None = None
 ) -> Structure:
-    """The structure of a model; nothing is computed or communicated.
+    """Find the structure of a model, without computing or communicating anything.
 
-    ``original``: {tensor that stands in the model: parameter that the optimizer holds}, where they differ (FSDP1).
+    ``original``: {tensor in the model: parameter that the optimizer holds}, if they differ (FSDP1).
     """
     original = original or {}
     layer_of = parameter_layers(model, selection, norms=control.norms, biases=control.biases)
-    sizes = {original.get(p, p): 0 if is_lazy(p) else p.numel() for p in layer_of}  # a part's own size is another
+    sizes = {original.get(p, p): 0 if is_lazy(p) else p.numel() for p in layer_of}  # not the size of a part
     layer_of = {original.get(p, p): layer for p, layer in layer_of.items()}
     holders, selected = {}, []
     for weight in layer_weights(model, selection, values=False):

@@ -1,4 +1,4 @@
-"""What a user should know: of alphas that a layer-wise control can do little with, and of faults."""
+"""Warnings of alphas with which a layer-wise control can do little, and of errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_farms.functional.vectors import vector
 def warnings_of_control(
     alphas: Mapping[str, float], multipliers: Mapping[str, float], hyperparameter: str, signal: str = "alpha"
 ) -> dict[str, str]:
-    """What there is to warn of: all layers have one multiplier, or one layer's alpha leaves the others nearly one.
+    """Warnings {kind: message} if all layers have the same multiplier, or an outlier makes all others nearly equal.
 
     Example:
         >>> alphas = {"a": 2.0, "b": 2.1, "c": 2.2, "d": 2.1, "e": 2.2, "f": 9.0}
@@ -60,7 +60,7 @@ def _of_outlier(alphas: Mapping[str, float], layer: str, hyperparameter: str, si
 def contained_fault(
     warn: Callable[[str, str], None], kind: str, what: str, passing: tuple[type[Exception], ...] = ()
 ) -> AbstractContextManager[None]:
-    """Warn of what goes wrong within, and go on behind it; warnings that are to be errors, and ``passing``, pass.
+    """Context that turns errors into a warning and goes on; warnings raised as errors, and ``passing``, pass through.
 
     Example:
         >>> with contained_fault(lambda kind, message: print(message), "log", "it was not written"):
