@@ -1,4 +1,4 @@
-"""The only code that touches ``optimizer.param_groups``: layer-wise hyperparameters for any optimizer and scheduler."""
+"""Layer-wise hyperparameters for any optimizer and scheduler; the only code that touches ``optimizer.param_groups``."""
 
 from lightning_farms.optim.param_groups import layerwise_param_groups
 from lightning_farms.optim.scaling import LayerwiseScaling

@@ -1,4 +1,4 @@
-"""What an optimizer knows of its groups beside their values: which comes first, or which is where."""
+"""Detection of optimizers that depend on the order, position or identity of their groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,9 +30,9 @@ def by_position(optimizer: Optimizer) -> str | None:
 
 
 def by_parameters_order(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> str | None:
-    """Name a list of its with a tensor for each parameter, which it pairs with them by order; None if there is none.
+    """Name an attribute that is a list with a tensor per parameter, paired with them by order; None if there is none.
 
-    It does no harm where the parameters of each layer follow one another.
+    Such a list does no harm if the parameters of each layer follow one another.
     """
     layers = [[layer_of.get(p) for p in group["params"]] for group in optimizer.param_groups]
     number = sum(map(len, layers))
@@ -58,7 +58,7 @@ def by_identity(optimizer: Optimizer) -> str | None:
 
 
 def one_step_size(optimizer: Optimizer, key: str) -> bool:
-    """Tell whether the update takes the hyperparameter, or a step size that it learns, of the first group for all."""
+    """Whether the update uses the first group's hyperparameter, or a step size that it learns, for all groups."""
     if any("d" in group and ("d0" in group or "growth_rate" in group) for group in optimizer.param_groups):
         return True
     codes = methods_code(optimizer).items()

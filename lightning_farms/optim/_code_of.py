@@ -1,4 +1,4 @@
-"""What the methods of an object's class mention, as byte code and source tell."""
+"""Names that the methods of an object's class mention, found in byte code and source."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ _SET_UP = ("__init__", "__getstate__", "__setstate__", "__repr__", "__str__", "g
 
 
 def methods_code(instance: object) -> dict[str, CodeType]:
-    """Return the code of all methods but for set-up and state, down to (but without) torch's own `Optimizer`."""
+    """Return the code of all methods except those for set-up and state, and except torch's own `Optimizer`."""
     found: dict[str, CodeType] = {}
     for kind in type(instance).__mro__:
         if kind in (Optimizer, object):
@@ -26,28 +26,28 @@ def methods_code(instance: object) -> dict[str, CodeType]:
 
 
 def mentions(code: CodeType, name: str) -> bool:
-    """Tell whether the code, or a function made in it, uses an attribute or global of this name."""
+    """Whether the code, or a function defined in it, uses an attribute or global of this name."""
     return any(name in part.co_names for part in _with_inner(code))
 
 
 def holds_text(code: CodeType, text: str) -> bool:
-    """Tell whether the code, or a function made in it, holds this string as a constant."""
+    """Whether the code, or a function defined in it, holds this string as a constant."""
     return any(isinstance(c, str) and c == text for part in _with_inner(code) for c in part.co_consts)
 
 
 def read_of_first_group(code: CodeType) -> set[str]:
-    """Name the values that the code takes of ``param_groups[0]``, at once or through a variable."""
+    """Name the values that the code reads from ``param_groups[0]``, directly or through a variable."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, SyntaxError):
-        return set()  # its source is not there to be read
+        return set()  # its source is not available
     reader = _FirstGroup()
     reader.visit(tree)
     return reader.names
 
 
 class _FirstGroup(ast.NodeVisitor):
-    """Follows, in the order of the source, which variables are the first group."""
+    """Tracks, in the order of the source, which variables hold the first group."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()

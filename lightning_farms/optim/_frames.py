@@ -1,11 +1,11 @@
-"""Whether a call is still running."""
+"""Check of whether a call is still running."""
 
 import sys
 from types import FrameType
 
 
 def is_running(frame: FrameType) -> bool:
-    """Tell whether the frame is that of a caller."""
+    """Whether the frame is that of a (direct or indirect) caller."""
     caller: FrameType | None = sys._getframe(1)
     while caller is not None:
         if caller is frame:

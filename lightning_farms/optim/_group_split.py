@@ -1,4 +1,4 @@
-"""One parameter group, divided by multiplier while the optimizer updates."""
+"""Division of one parameter group into scaled groups while the optimizer updates."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -29,20 +29,21 @@ class GroupSplit:
 
     .. math:: v_l = v \cdot m_l
 
-    Scaled groups take the group's place in the update: one a layer (parameters without one are the last), or one a
-    distinct multiplier if layers may be `merged`, which is faster, but only of an optimizer that updates each parameter
-    by itself the same. A group whose multipliers are all 1 needs none, and is itself never changed for it. Scaled
-    groups are kept from step to step, also when the multipliers change but not the division.
+    Scaled groups take the group's place in the update: one per layer (with parameters without a layer last), or one per
+    distinct multiplier if layers may be `merged`. The latter is faster, but gives the same result only if the optimizer
+    updates each parameter by itself. A group whose multipliers are all 1 needs no scaled groups, and is never changed.
+    Scaled groups are kept from step to step, even if the multipliers change, as long as the division stays the same.
 
-    What the update wrote into them is carried over by `write_back`: a value on which all agree goes to the group; where
-    they disagree each keeps its own for the next `open`, and the group shows the first one's, until someone else
-    changes the group's. If the update changed the scaled hyperparameter itself, the group's becomes the (first) changed
-    value divided by its multiplier, so that the change is kept to rounding; where that multiplier is 0 it is lost.
+    `write_back` carries over what the update wrote into the scaled groups. A value on which all agree goes to the
+    group; if they disagree, each keeps its own for the next `open`, and the group shows that of the first, until the
+    group's is changed by others. If the update changed the scaled hyperparameter itself, the group's becomes the
+    (first) changed value divided by its multiplier, so that the change is kept up to rounding; if the multiplier is 0,
+    it is lost.
 
-    Tensors and containers (but for `common` ones) that hold something for single parameters are divided with them and
-    put together again. Of all others the first scaled group has the group's own and each other one a copy of its own,
-    from step to step; whether these are equal is asked only when all multipliers become 1, since that waits for a
-    device.
+    Tensors and containers (except `common` ones) with entries for single parameters are divided along with them, and
+    put together again. For all others, the first scaled group has the group's own value, and each other one keeps a
+    copy from step to step; whether these are equal is checked only when all multipliers become 1, since that waits for
+    a device.
     """
 
     def __init__(
@@ -58,43 +59,43 @@ class GroupSplit:
         self.group = group
         self._key = key
         self._merged, self._plain = merged, plain
-        self._common = common  # never divided with the parameters
+        self._common = common  # values that are never divided with the parameters
         self._members = positions(group["params"])
         self._params: list[torch.Tensor] = list(group["params"])
         self._layers = [layer_of.get(parameter) for parameter in self._params]
         self._distinct: list[str | None] = sorted(dict.fromkeys(self._layers), key=lambda layer: layer is None)
         self._multipliers: Mapping[str, float] | None = None  # those for which the scaled groups were made
         self.scaled_groups: list[ScaledGroup] = []
-        self._kept: Group = {}  # where the scaled groups disagree: what the group shows
-        self._seals: dict[str, Seal] = {}  # values that can change in place and were handed out: as they were left
+        self._kept: Group = {}  # values on which the scaled groups disagree, as the group shows them
+        self._seals: dict[str, Seal] = {}  # seals of values that can change in place and were handed out
         self._base: Any = None  # the scaled hyperparameter at `open`
-        self._carried: set[str] = set()  # what has been written back since `open`
+        self._carried: set[str] = set()  # names of values that have been written back since `open`
         self._source: Group = {}  # the group as it was when the scaled groups were filled
-        self._as_filled: list[Any] = []  # the values of all scaled groups
-        self._in_force: list[Group] = [group]  # a new list whenever these are others
-        self._is_filled = False  # nothing but the group itself has changed since then
+        self._as_filled: list[Any] = []  # the values of all scaled groups, as filled
+        self._in_force: list[Group] = [group]  # a new list whenever the groups in force are others
+        self._is_filled = False  # whether nothing but the group itself has changed since filling
 
     def divides(self, group: Group) -> bool:
-        """Tell whether this is the division of `group` as it is now."""
+        """Whether this is the division of `group` as it is now."""
         params = group["params"]
         return group is self.group and len(params) == len(self._params) and all(map(is_, params, self._params))
 
     def must_stay(self, multipliers: Mapping[str, float]) -> bool:
-        """Tell whether the scaled groups hold values of their own, and so are needed also if all multipliers are 1."""
+        """Whether the scaled groups hold values of their own, so that they are needed even if all multipliers are 1."""
         self._forget_changed()
         if multipliers is self._multipliers:
             return bool(self._kept or self._seals)
         return bool(self._kept or self._own_names())
 
     def open(self, multipliers: Mapping[str, float]) -> list[Group]:
-        """Return the groups that take this one's place in the update: itself, or its scaled groups, filled."""
+        """Return the groups that take this one's place in the update: itself, or its filled scaled groups."""
         if self._kept:
             self._forget_changed()
         if multipliers is not self._multipliers:
             self._is_filled = False
             self._divide([1.0 if layer is None else multipliers[layer] for layer in self._distinct])
             self._in_force = [scaled.group for scaled in self.scaled_groups] or [self.group]
-            self._multipliers = multipliers  # last: an interruption before leaves it to be done again
+            self._multipliers = multipliers  # last, so that all is done again after an interruption
         self._base = self.group[self._key]
         if self._carried:
             self._carried = set()
@@ -103,9 +104,9 @@ class GroupSplit:
         return self._in_force
 
     def _fill(self) -> None:
-        """Fill the scaled groups, or change what differs from the last time: nothing, or a number to be scaled."""
+        """Fill the scaled groups, or only rescale the scaled number if nothing else differs from the last time."""
         base, former = self._base, self._source.get(self._key)
-        filled, self._is_filled = self._is_filled, False  # until written back, if an interruption allows it
+        filled, self._is_filled = self._is_filled, False  # False until written back, in case of an interruption
         self._source[self._key] = base
         if filled and self._is_plain() and type(former) in (float, int) and _are_same(self.group, self._source):
             if base is former:
@@ -125,26 +126,26 @@ class GroupSplit:
         return chain.from_iterable(dict.values(scaled.group) for scaled in self.scaled_groups)
 
     def _touched(self) -> list[ScaledGroup]:
-        """Return the scaled groups in which anything is otherwise than it was put there."""
+        """Return the scaled groups in which anything differs from what was filled in."""
         several = len(self.scaled_groups) > 1
         if several and self._is_plain() and not self._is_written() and all(map(is_, self._values(), self._as_filled)):
             return []
         return [scaled for scaled in self.scaled_groups if scaled.touched()]
 
     def _is_written(self) -> bool:
-        """Tell what the scaled groups say themselves."""
+        """Whether a scaled group reports that something was written into it."""
         return any(scaled.is_written() for scaled in self.scaled_groups)
 
     def _is_plain(self) -> bool:
-        """Tell whether the scaled hyperparameter is a number that cannot change in place."""
+        """Whether the scaled hyperparameter is a number, which cannot change in place."""
         return type(self._base) in (float, int)
 
     def write_back(self, *, before_update: bool = False) -> None:
         """Carry over to the group what the update wrote into the scaled groups since `open`.
 
-        It may be done in the middle of the update, and more than once: what the update takes back is taken back here.
-        `before_update` is before a closure, where a step has hardly begun: what tells that it wrote nothing then costs
-        next to nothing, and what that does not see (``dict.update(group, ...)``) is carried over when it is over.
+        It may be called in the middle of the update, and repeatedly: if the update reverts a value, so does this.
+        `before_update` means before a closure, where a step has hardly begun: a nearly free check then tells that
+        nothing was written, and writes that it misses (``dict.update(group, ...)``) are carried over after the step.
         """
         if not self.scaled_groups:
             return
@@ -169,7 +170,7 @@ class GroupSplit:
             self._seal()
 
     def pass_on_what_was_read(self, *, keep: bool) -> None:
-        """Let a group that is itself a scaled one have been read where its own scaled groups were."""
+        """If the group is itself a scaled one, mark as read in it what was read in its own scaled groups."""
         if isinstance(self.group, StandIn):
             for scaled in self.scaled_groups:
                 self.group.read |= scaled.read()
@@ -184,7 +185,7 @@ class GroupSplit:
         return [(s.layers, {name: s.group[name] for name in names if name in s.group}) for s in self.scaled_groups]
 
     def take_over(self, own_values: Sequence[tuple[Sequence[str | None], Group]]) -> None:
-        """Let layers start with values of their own, as far as both are still there and the group shows the first's."""
+        """Give layers own values to start with, as far as both still exist and the group shows the first layer's."""
         known = {layer: values for layers, values in own_values for layer in layers}
         first = known.get(self._distinct[0], {})
         names = [name for name in first if name in self.group and equal(self._as_shown(name, first), self.group[name])]
@@ -198,13 +199,13 @@ class GroupSplit:
         self._seals = {name: Seal(self.group[name]) for name in names if name not in self._kept}
 
     def _as_shown(self, name: str, values: Group) -> Any:  # noqa: ANN401
-        """Return a copy of one of the values, on the device of the group's."""
+        """Return a copy of one of the values, on the device of the group's value."""
         shown, value = self.group[name], copied(values.get(name, self.group[name]), self._members)
         both = isinstance(shown, torch.Tensor) and isinstance(value, torch.Tensor)
         return value.to(shown.device) if both else value
 
     def _agreed(self, names: Iterable[str]) -> tuple[Group, Group]:
-        """Return what the group is to show, and those of these values on which the scaled groups disagree."""
+        """Return the values that the group is to show, and those among them on which the scaled groups disagree."""
         shown: Group = {}
         kept: Group = {}
         for name in names:
@@ -230,7 +231,7 @@ class GroupSplit:
         return name not in self._common and divisible(value, scaled.members)
 
     def _forget_changed(self) -> None:
-        """Let the group's values count where someone else has changed them."""
+        """Drop own values of the scaled groups where someone else has changed the group's value."""
         if self._kept:
             self._keep({name: shown for name, shown in self._kept.items() if self.group.get(name) is shown})
 
@@ -245,7 +246,7 @@ class GroupSplit:
             scaled.keep({*kept, *own} - {self._key})
 
     def _seal(self) -> None:
-        """Note how values are left; those that the first scaled group is still to get its part of are handed out."""
+        """Seal the values as they are now, except those of which the first scaled group is still to get its part."""
         first = self.scaled_groups[0]
         seals = {}
         for name, value in self.group.items():
@@ -256,7 +257,7 @@ class GroupSplit:
         self._seals = seals
 
     def _hand_out(self) -> None:
-        """Give each scaled group its own of what is new in the group, or was changed by someone else."""
+        """Give each scaled group its part or copy of values that are new in the group or were changed by others."""
         for name, value in self.group.items():
             if not can_change_in_place(value) or name in MEMBERSHIP or name == self._key:
                 continue
@@ -276,7 +277,7 @@ class GroupSplit:
             del self._seals[name]
 
     def _own_names(self) -> list[str]:
-        """Name the values that can change in place on which the scaled groups disagree; waits for their device."""
+        """Name the in-place changeable values on which the scaled groups disagree (waits for their device)."""
         if len(self.scaled_groups) < 2:
             return []
         return [name for name, seal in self._seals.items() if seal.holds(self.group.get(name)) and self._differ(name)]
@@ -292,7 +293,7 @@ class GroupSplit:
         return not all(equal(value, for_all[0]) for value in for_all[1:])
 
     def _divide(self, factors: Sequence[float]) -> None:
-        """Make a scaled group for each layer, or for layers of equal multiplier, unless there is nothing to scale."""
+        """Make a scaled group for each layer, or for all layers of one multiplier, unless there is nothing to scale."""
         parts: dict[object, list[str | None]] = {}
         for layer, factor in zip(self._distinct, factors, strict=True):
             parts.setdefault(factor if self._merged else layer, []).append(layer)

@@ -1,4 +1,4 @@
-"""What is done where the update of an optimizer raises: its step hooks do not see exceptions."""
+"""Callbacks for exceptions raised by an optimizer's update, which its step hooks do not see."""
 
 import functools
 import types
@@ -15,7 +15,7 @@ _Listener = Callable[[BaseException], None]
 
 
 class GuardedStep:
-    """Stands on an optimizer before its `step` while anyone listens; schedulers do it in the same way."""
+    """Wraps `step` on an optimizer instance while anyone listens, in the same way as schedulers do."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -36,7 +36,7 @@ class GuardedStep:
         self._mine = vars(optimizer)["step"] = types.MethodType(guarded, optimizer)
 
     def leave(self, listener: _Listener) -> None:
-        """Let the optimizer's own step be the only one once no one listens, unless someone else stands before it."""
+        """Restore the optimizer's own step once no one listens, unless someone else has wrapped it meanwhile."""
         self.listeners.remove(listener)
         if not self.listeners and vars(self._optimizer).get("step") is self._mine:
             del vars(self._optimizer)["step"]
@@ -45,7 +45,7 @@ class GuardedStep:
 
 
 def guard(optimizer: Optimizer, listener: _Listener) -> GuardedStep:
-    """Have a listener called with what an optimizer's step raises; of schedulers that stand before one it is known."""
+    """Call a listener with the exceptions of an optimizer's step; a guard beneath a scheduler's wrapper is reused."""
     known: GuardedStep = getattr(optimizer.step, "farms_guard", None) or GuardedStep(optimizer)
     known.listeners.append(listener)
     return known

@@ -1,4 +1,4 @@
-"""Values of a parameter group that can change in place: divided with the parameters, copied, put together, compared."""
+"""Dividing, copying, joining and comparing the values of a parameter group that can change in place."""
 
 import copy
 from collections import deque
@@ -14,24 +14,24 @@ _CONTAINERS = (list, dict, set, deque)
 
 
 def positions(params: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
-    """Number the parameters of a group."""
+    """Map each parameter of a group to its position."""
     return {parameter: position for position, parameter in enumerate(params)}
 
 
 def can_change_in_place(value: object) -> bool:
-    """Tell whether the value is a tensor (but no parameter) or a container."""
+    """Whether the value is a tensor (but not a parameter) or a container."""
     return isinstance(value, _CONTAINERS) or (
         isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
     )
 
 
 def is_container(value: object) -> bool:
-    """Tell whether the value is a list, dict, set or deque."""
+    """Whether the value is a list, dict, set or deque."""
     return isinstance(value, _CONTAINERS)
 
 
 def divisible(value: object, params: Members) -> bool:
-    """Tell whether the value has entries for single parameters: one for each in a list, or by keys of a dict."""
+    """Whether the value has entries for single parameters: a list with one for each, or a dict keyed by them."""
     if isinstance(value, list):
         return _by_position(value, params) or _of_parameters(value, params)
     if isinstance(value, dict):
@@ -40,7 +40,7 @@ def divisible(value: object, params: Members) -> bool:
 
 
 def part(value: Any, params: Members, mine: Members, *, copies: bool) -> Any:  # noqa: ANN401
-    """Return what the value holds for `mine` of the `params`, and copies (if asked) of what it holds for all alike."""
+    """Return the entries of the value for `mine` of the `params`, and (copies of, if asked) what is common to all."""
     if isinstance(value, list) and _by_position(value, params):
         return _rebuilt(value, [value[params[parameter]] for parameter in mine])
     if isinstance(value, list) and _of_parameters(value, params):
@@ -53,7 +53,7 @@ def part(value: Any, params: Members, mine: Members, *, copies: bool) -> Any:  #
 
 
 def whole(parts: Sequence[tuple[Any, Members]], params: Members) -> Any:  # noqa: ANN401
-    """Put together what `part` has divided, in the order of `params`; of what is there for all alike the first's."""
+    """Join the parts that `part` made, in the order of `params`; what is common to all is taken from the first part."""
     filled = [(value, mine) for value, mine in parts if not is_container(value) or len(value)] or parts
     first = filled[0][0]
     if all(isinstance(value, list) and _by_position(value, mine) for value, mine in filled):
@@ -72,7 +72,7 @@ def whole(parts: Sequence[tuple[Any, Members]], params: Members) -> Any:  # noqa
 
 
 def assigned(target: Any, value: Any) -> Any:  # noqa: ANN401
-    """Return `target` with the contents of `value` if both are lists, or both dicts; else `value`."""
+    """Return `target` with the contents of `value` if both are lists, or both dicts; otherwise `value`."""
     if target is value:
         return value
     if isinstance(target, list) and isinstance(value, list):
@@ -101,7 +101,7 @@ def copied(value: Any, params: Members) -> Any:  # noqa: ANN401
 
 
 def same(one: Any, other: Any) -> bool:  # noqa: ANN401
-    """Tell whether two values of a hyperparameter are one object, or equal plain values (or tuples of them)."""
+    """Whether two values of a hyperparameter are the same object, or equal plain values (or tuples of them)."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -112,7 +112,7 @@ def same(one: Any, other: Any) -> bool:  # noqa: ANN401
 
 
 def equal(one: Any, other: Any) -> bool:  # noqa: ANN401
-    """Tell whether two values are equal all the way down (comparing tensors waits for their device)."""
+    """Whether two values are equal all the way down (comparing tensors waits for their device)."""
     if same(one, other):
         return True
     if type(one) is not type(other):
@@ -128,7 +128,7 @@ def equal(one: Any, other: Any) -> bool:  # noqa: ANN401
 
 
 class Seal:
-    """How a value was left: tells whether it, or anything in it, has been changed since."""
+    """Record of a value's state, which tells whether it, or anything in it, has been changed since."""
 
     __slots__ = ("_objects", "_versions")
 
@@ -136,7 +136,7 @@ class Seal:
         self._objects, self._versions = _traces(value)
 
     def holds(self, value: object) -> bool:
-        """Tell whether the value is the same object, with the same contents."""
+        """Whether the value is the same object, with the same contents."""
         objects, versions = _traces(value)
         return (
             versions == self._versions and len(objects) == len(self._objects) and all(map(is_, objects, self._objects))

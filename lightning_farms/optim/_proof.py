@@ -1,4 +1,4 @@
-"""Evidence, from the first steps in force, that an update used the values that it was given."""
+"""Proof from the first scaled steps that an update uses the values that it was given."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
@@ -10,10 +10,10 @@ from torch.nn.parameter import is_lazy
 from lightning_farms.optim._own_values import Seal, is_container, version
 from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
 
-_SEVERAL = 3  # steps after which a value that was not read is taken for one that is never read
-_MANY = 8  # the same where nothing tells that these steps updated anything
+_SEVERAL = 3  # steps after which a value that was not read counts as never read
+_MANY = 8  # the same if there is no sign that these steps updated anything
 RARELY = 50
-"""Steps at least between a proof and the next one."""
+"""Least number of steps between a proof and the next one."""
 
 _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
 
@@ -23,23 +23,23 @@ class Proof:
 
     def __init__(self, key: str, *, copied: bool = False) -> None:
         self.proved = False
-        self._copied = copied  # what the groups hold is copied to an inner optimizer's, which has the parameters
+        self._copied = copied  # whether values are copied to the groups of an inner optimizer, which updates
         self.running = False  # whether the present step is watched
         self._key = key
         self._usual: int | None = None  # by how much a step without scaled groups advances a parameter's own counter
-        self._tries = 0  # steps in which that was looked for
+        self._tries = 0  # steps in which this was looked for
         self._watched: list[ScaledGroup] = []
-        self._read: dict[int, set[str]] = {}  # what was read of which of these, in all steps
+        self._read: dict[int, set[str]] = {}  # names that were read in each of these groups, in all steps
         self._steps = self._updates = 0  # steps that read parameters; those that are known to have changed some
         self._begin: dict[torch.Tensor, tuple[int | None, int | None]] = {}  # {parameter: its version, its counter}
-        self._sums: dict[torch.Tensor, torch.Tensor] = {}  # of those parameters
+        self._sums: dict[torch.Tensor, torch.Tensor] = {}  # sums of the entries of these parameters
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
-        self._wide: dict[object, tuple[Seal, int | None]] = {}  # what the optimizer's state holds for all parameters
-        self._groups = (0, 0)  # how many are in force, how many there are at rest
+        self._wide: dict[object, tuple[Seal, int | None]] = {}  # entries of the optimizer's state for all parameters
+        self._groups = (0, 0)  # numbers of groups in force and at rest
         self._unread = _Unread()
-        self._age = 0  # steps in force since it was proved
+        self._age = 0  # scaled steps since the proof
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
         """Begin to watch, at the beginning of an update or after its closure."""
@@ -50,7 +50,7 @@ class Proof:
             self._read = {number: set() for number in range(len(scaled))}
             self._steps = self._updates = 0
             self._unread = _Unread()
-            self._watched = scaled  # last: an interruption before leaves all of it to be done again
+            self._watched = scaled  # last, so that all is done again after an interruption
         self._age += 1
         if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
             return
@@ -68,7 +68,7 @@ class Proof:
         self._others = [(p, value) for p, value in others if p is not None and p.grad is not None]
 
     def verdict(self, state: Any) -> str | None:  # noqa: ANN401
-        """Judge a step that is over: return what is wrong, if anything."""
+        """Judge a finished step: return what is wrong, if anything."""
         if not self.running:
             return None
         self.running = False
@@ -95,12 +95,12 @@ class Proof:
         return self._standing_still(now) or self._twice(advance) or self._leaking(state) or self._one_value()
 
     def again(self) -> None:
-        """Watch once more, as other values are asked for: an optimizer may have kept those of its first steps."""
+        """Watch again because the values have changed: an optimizer may have kept those of its first steps."""
         if self.proved and self._age >= RARELY:
-            self._watched = []  # as if there had been none
+            self._watched = []  # as if none had been watched
 
     def _moved(self, parameter: torch.Tensor) -> bool:
-        """Tell whether the parameter was changed in the step, also if by its ``data``, which has no version."""
+        """Whether the parameter was changed in the step, even through its ``data``, which has no version."""
         if version(parameter) != self._begin[parameter][0]:
             return True
         return parameter in self._sums and bool(parameter.detach().sum() != self._sums[parameter])
@@ -126,7 +126,7 @@ class Proof:
         if advance is None or advance <= (self._usual or 1):
             return None
         if self._usual is None and (advance != in_force or in_force == own):
-            return None  # it may well be the optimizer's own way
+            return None  # this may well be how the optimizer works
         return (
             f"parameters were stepped {advance} times in one step, not {self._usual or 1}: the update goes over all of"
             f" them once a group. {_REMEDY}"
@@ -170,14 +170,14 @@ class Proof:
 
 
 class _Unread:
-    """Steps that read the parameters of none of the groups in force: who updates them, if anyone does?"""
+    """Finds out who updates the parameters, if anyone does, in steps that read those of none of the groups in force."""
 
     def __init__(self) -> None:
-        self._inside = self._outside = 0  # how often weights had moved in such a step; after it, before the next one
-        self._left: dict[torch.Tensor, tuple[int | None, float]] = {}  # as the last one left them
+        self._inside = self._outside = 0  # how often weights changed within such a step; between two of them
+        self._left: dict[torch.Tensor, tuple[int | None, float]] = {}  # traces of parameters after the last such step
 
     def begin(self) -> None:
-        """Look what has happened since the last step."""
+        """Check whether parameters have changed since the last step."""
         self._outside += any(_trace(p) != left for p, left in self._left.items())
 
     def verdict(self, moved: bool, sample: Iterable[torch.Tensor]) -> str | None:
@@ -194,19 +194,19 @@ class _Unread:
 
 
 def _trace(parameter: torch.Tensor) -> tuple[int | None, float]:
-    """What changes when the parameter does (waits for its device)."""
+    """Values that change when the parameter does (waits for its device)."""
     return version(parameter), float(parameter.detach().double().sum())
 
 
 def _sample(group: Group) -> torch.Tensor | None:
-    """Return the group's first parameter with a gradient, or else its first that requires one."""
+    """Return the group's first parameter with a gradient, or otherwise the first that requires one."""
     params: list[torch.Tensor] = group["params"]
     trained = [parameter for parameter in params if parameter.requires_grad and not is_lazy(parameter)]
     return next((p for p in trained if p.grad is not None), trained[0] if trained else None)
 
 
 def _is_pulled(parameter: torch.Tensor) -> bool:
-    """Tell whether its gradient is not all zero, as behind a gate that is closed at first (waits for its device)."""
+    """Whether the gradient is not all zero, as it is behind a gate that is closed at first (waits for its device)."""
     return parameter.grad is None or bool(
         parameter.grad.to_dense().any() if parameter.grad.is_sparse else parameter.grad.any()
     )
@@ -229,7 +229,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def _of_all_parameters(state: Any) -> dict[object, tuple[Seal, int | None]]:  # noqa: ANN401
-    """Return what the state holds for no parameter, and the number where it is a counter."""
+    """Return the state's entries that belong to no parameter, with their number if they are counters."""
     entries = state.items() if isinstance(state, Mapping) else ()
     return {key: (Seal(value), _whole_number(value)) for key, value in entries if not isinstance(key, torch.Tensor)}
 

@@ -12,11 +12,12 @@ MEMBERSHIP = ("params", "param_names")
 
 
 class ScaledGroup:
-    """Some of a parameter group's parameters, with the group's hyperparameters and one of them scaled.
+    """Some of a parameter group's parameters, with the group's hyperparameters, one of which is scaled.
 
-    The same dictionary is filled anew before every update; the group itself is only read. `own` are the "params" (and
-    "param_names") of `layers`, None for parameters that belong to none, and values that are not the group's.
-    A `plain` one is just a dict, which tells nothing of itself (``torch.compile`` of a step takes no other).
+    The same dictionary is filled anew before every update; the group itself is only read. `layers` has None for
+    parameters that belong to no layer. `own` holds the "params" (and "param_names") of `layers`, and values that differ
+    from the group's. If `plain`, the scaled group is just a dict, which does not report what is read or written
+    (``torch.compile`` of a step takes no other).
     """
 
     __slots__ = ("_key", "_version", "factor", "group", "layers", "members", "own", "put")
@@ -26,13 +27,13 @@ class ScaledGroup:
         self.factor = factor
         self.members = positions(own["params"])
         self.group: Group = dict(own) if plain else StandIn(own)
-        self.own = own  # what the group's values do not replace
-        self.put: Group = {}  # what `fill` put there
+        self.own = own  # values that are not replaced by the group's
+        self.put: Group = {}  # values that `fill` put in
         self._key = key
-        self._version: int | None = None  # of the scaled value, if it is a tensor: tells a change in place
+        self._version: int | None = None  # version of the scaled value if it is a tensor, to detect in-place changes
 
     def keep(self, names: Collection[str]) -> None:
-        """Let the present values of these hyperparameters stay when the group's are copied, and no others."""
+        """Keep the present values of these hyperparameters, and of no others, when the group's are copied."""
         self.own = {name: value for name, value in self.group.items() if name in MEMBERSHIP or name in names}
 
     def fill(self, source: Group) -> None:
@@ -52,31 +53,31 @@ class ScaledGroup:
         self.put = dict(mine)
 
     def rescale(self, base: float) -> None:
-        """Scale a plain number anew, where everything else is as `fill` put it there."""
+        """Scale a plain number anew if everything else is as `fill` left it."""
         self.put[self._key] = base if self.factor == 1.0 else base * self.factor
         dict.__setitem__(self.group, self._key, self.put[self._key])
 
     def read(self) -> set[str]:
-        """Name what was read of the group: of a plain one, what is known to be."""
+        """Names of the values read from the group; for a plain one, those that are known to be read."""
         return self.group.read if isinstance(self.group, StandIn) else {"params", self._key}
 
     def forget_read(self) -> None:
-        """Start anew to note what is read."""
+        """Forget what was read so far."""
         if isinstance(self.group, StandIn):
             self.group.read.clear()
 
     def is_written(self) -> bool:
-        """Tell whether the group says that something was put into it; a plain one does not say."""
+        """Whether the group reports that something was written into it; a plain one does not report."""
         return isinstance(self.group, StandIn) and self.group.written
 
     def touched(self) -> bool:
-        """Tell whether anything is otherwise than it was put there, but for what changed in place."""
+        """Whether anything differs from what `fill` put in; in-place changes are seen in the scaled value only."""
         mine, put = self.group, self.put
         same_names = len(mine) == len(put) and all(map(is_, mine, put))
         return not (same_names and all(map(is_, mine.values(), put.values()))) or self._changed_in_place()
 
     def scaled_value_changed(self) -> bool:
-        """Tell whether the scaled hyperparameter is otherwise than `fill` put it there."""
+        """Whether the scaled hyperparameter differs from what `fill` put in."""
         return not same(self.group[self._key], self.put[self._key]) or self._changed_in_place()
 
     def unscaled(self) -> Any:  # noqa: ANN401
@@ -85,7 +86,7 @@ class ScaledGroup:
         return value if self.factor == 1.0 else value / self.factor
 
     def written(self) -> set[str]:
-        """Name the other hyperparameters that are new or otherwise than `fill` put them there."""
+        """Names of the other hyperparameters that are new or differ from what `fill` put in."""
         put = self.put
         changed = {name for name, value in self.group.items() if name not in put or put[name] is not value}
         return changed.difference(MEMBERSHIP, (self._key,))
@@ -95,10 +96,10 @@ class ScaledGroup:
 
 
 def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
-    """Tell whether two lists have the same objects."""
+    """Whether two lists hold the same objects."""
     return len(some) == len(others) and all(map(is_, some, others))
 
 
 def have_same_members(one: Group, other: Group) -> bool:
-    """Tell whether two groups have the same parameters."""
+    """Whether two groups have the same parameters."""
     return are_same(one.get("params", ()), other.get("params", ()))

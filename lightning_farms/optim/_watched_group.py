@@ -1,4 +1,4 @@
-"""Groups that note whether anything was put into them, and which of their values are read."""
+"""Groups that record whether anything was written into them, and which of their values are read."""
 
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -15,14 +15,14 @@ def _writing(method: Callable[..., Any]) -> Any:  # noqa: ANN401
 
 
 class StandIn(dict[str, Any]):
-    """A group of our own; behaves as a plain dict."""
+    """A group that stands in for one of the user's; it behaves like a plain dict."""
 
     __slots__ = ("read", "written")
 
     def __init__(self, values: dict[str, Any]) -> None:
         super().__init__(values)
         self.read: set[str] = set()
-        self.written = False  # by its own methods: those of dict itself, called with it, are not seen
+        self.written = False  # set by its own methods; calls like ``dict.update(group, ...)`` are not seen
 
     __setitem__ = _writing(dict.__setitem__)
     __delitem__ = _writing(dict.__delitem__)
@@ -34,7 +34,7 @@ class StandIn(dict[str, Any]):
     clear = _writing(dict.clear)
 
     def watch(self, watched: bool) -> None:
-        """Begin or end to note what is read."""
+        """Start or stop recording what is read."""
         self.__class__ = _Watched if watched else StandIn
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""One parameter group a layer, for `configure_optimizers`."""
+"""Layer-wise parameter groups for `configure_optimizers`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,15 +9,15 @@ import torch
 def layerwise_param_groups(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]], layer_of: Mapping[torch.Tensor, str]
 ) -> list[dict[str, Any]]:
-    """Sort parameters into one uniquely named group a layer, to be handed to an optimizer.
+    """Sort parameters into one uniquely named group per layer, to be passed to an optimizer.
 
     `LayerwiseScaling` then never has to divide a group: one scaled group takes its place. Optimizers that
     keep state per group, copy hyperparameters group by group (`ZeroRedundancyOptimizer`), or know their groups by
     position need such groups.
 
     Args:
-        named_parameters: Names and parameters, as from ``model.named_parameters()``; a parameter met twice counts once.
-        layer_of: Layer of each parameter; the parameters that it lacks share the last group, named "base".
+        named_parameters: Names and parameters, as from ``model.named_parameters()``; repeated parameters count once.
+        layer_of: Layer of each parameter; parameters that are missing share the last group, named "base".
 
     Returns:
         Groups with the keys "params" and "name", in the order in which the layers are met. A group is named

@@ -1,4 +1,4 @@
-"""Layer-wise multipliers on an optimizer's hyperparameter, in force only while the optimizer updates."""
+"""Layer-wise multipliers of an optimizer's hyperparameter that are in force only while the optimizer updates."""
 
 import functools
 import math
@@ -29,22 +29,22 @@ class LayerwiseScaling:
 
     .. math:: \eta_l(t) = \eta(t) \cdot m_l
 
-    At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never meet a
-    multiplier. Between the optimizer's step pre-hook and post-hook scaled groups, one a layer (of PyTorch's own
-    optimizers one a distinct multiplier, after a closure), replace the user's groups, which are never changed. One
-    assignment to ``optimizer.param_groups[:]`` puts them in force and one takes them out, so that a signal handler
+    At rest ``group[key]`` is always the base value :math:`\eta(t)`, so that schedulers and checkpoints never see a
+    multiplier. Between the optimizer's step pre-hook and post-hook, scaled groups replace the user's groups, which are
+    never changed: one per layer (for PyTorch's own optimizers one per distinct multiplier, after a closure). A single
+    assignment to ``optimizer.param_groups[:]`` puts them in force and another takes them out, so that a signal handler
     finds either the one or the other. A closure given to ``step`` (Lightning runs forward and backward in it) sees the
-    base values and the user's own groups, and if it raises, they stay. ``state_dict`` holds them as well, wherever it
-    is called, also in a signal handler, and leaves everything as it was. What the update writes into groups is kept.
+    base values and the user's own groups, which stay if it raises. ``state_dict`` holds these too, wherever it is
+    called, even in a signal handler, and leaves everything as it was. What the update writes into groups is kept.
 
-    If the update itself raises, the user's groups are back before the exception arrives. Where an interrupt keeps them
-    from it, the next ``step``, ``state_dict``, ``load_state_dict``, `restore` or `detach` puts them back.
+    If the update itself raises, the user's groups are restored before the exception arrives. If an interrupt prevents
+    this, the next ``step``, ``state_dict``, ``load_state_dict``, `restore` or `detach` restores them.
     Step hooks that others register on the same optimizer after `attach`, and global ones, may run inside the window.
     Scalings of different hyperparameters can be attached to one optimizer.
 
     Args:
         optimizer: A torch optimizer (see `check_supported`), or a wrapper of one (see `updating_optimizer`).
-        layer_of: Layer of each parameter, by the parameter's identity. Parameters that it lacks keep the base value;
+        layer_of: Layer of each parameter, by the parameter's identity. Parameters missing in it keep the base value;
             parameters that the optimizer lacks are ignored.
         key: The hyperparameter to scale, e.g. "lr" or "weight_decay"; every group must have it.
 
@@ -53,12 +53,12 @@ class LayerwiseScaling:
         ValueError: If a group lacks `key`, or its value is neither a number nor a tensor.
 
     Note:
-        Values that an optimizer keeps in its groups are each layer's own; where layers disagree, a checkpoint of the
-        optimizer holds the first's, and `state_dict` of this object all of them. The first steps are watched: see
-        `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
+        Each layer has its own copy of values that an optimizer keeps in its groups; if layers disagree, a checkpoint of
+        the optimizer holds the first layer's, and `state_dict` of this object all of them. The first steps are watched:
+        see `proved` and `fault`. Optimizers that know their groups by position need `layerwise_param_groups`.
         A copy is not attached. Only ``state_dict`` is safe at any moment: copying the optimizer inside an update, or
-        reading ``param_groups`` there, meets the scaled groups, and another thread that calls ``state_dict`` ends the
-        scaling of the update that is under way.
+        reading ``param_groups`` there, meets the scaled groups, and if another thread calls ``state_dict``, the scaling
+        of the current update ends.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
@@ -83,7 +83,7 @@ class LayerwiseScaling:
         check_supported(optimizer, layer_of, key=key)
         check_has_number(optimizer, key)
         self._optimizer = optimizer
-        self._holders = [optimizer]  # whose `state_dict` would meet the scaled groups
+        self._holders = [optimizer]  # optimizers whose `state_dict` would see the scaled groups
         if outer is not optimizer and "_optimizer_state_dict_pre_hooks" in vars(outer):
             self._holders.append(outer)
         self._layer_of = dict(layer_of)
@@ -93,38 +93,38 @@ class LayerwiseScaling:
         self._all_ones = True
         self._handles: list[RemovableHandle] = []
         self._splits: list[GroupSplit] = []
-        self._parts: list[list[Group]] = []  # what the last `_open` put there in the place of each group
-        self._in_force: list[Group] = []  # all of these
+        self._parts: list[list[Group]] = []  # groups that the last `_open` put in the place of each group
+        self._in_force: list[Group] = []  # all of these in one list
         self._scaled: list[ScaledGroup] = []  # those of them that are scaled
         self._in_window = False  # whether they were put in force
-        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: a scaled group (so that it stays its own), its group}
+        self._origin: dict[int, tuple[Group, Group]] = {}  # {id: (scaled group, so that the id stays its own; group)}
         self._pending: dict[
             int, list[tuple[list[str | None], Group]]
         ] = {}  # own values, by group, for the next `_open`
-        self._last_params: list[torch.Tensor] = []  # those of the last step
-        self._last_trained: list[bool] = []  # whether they required a gradient
+        self._last_params: list[torch.Tensor] = []  # parameters at the last step
+        self._last_trained: list[bool] = []  # whether these required a gradient
         self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
-        self._plain = self._is_pytorchs and not isinstance(optimizer, torch.optim.Rprop)  # which reads a rate only once
+        self._plain = self._is_pytorchs and not isinstance(optimizer, torch.optim.Rprop)  # Rprop reads a rate only once
         self._guard: GuardedStep | None = None
-        self._has_run = False  # with scaled groups
+        self._has_run = False  # whether a step with scaled groups has been completed
         self._steps = 0
         self._fault: str | None = None
         self._proof = Proof(key, copied=shards_by_group(optimizer))
-        self._peers: list[LayerwiseScaling] = []  # those attached to the optimizer
-        self._looked_at: list[StandIn] = []  # groups that note what is read of them
+        self._peers: list[LayerwiseScaling] = []  # all scalings attached to the optimizer
+        self._looked_at: list[StandIn] = []  # groups that record what is read from them
         self.on_trained_change: Callable[[], None] | None = None
         self._interrupted: list[tuple[list[Group], bool, bool] | None] = []  # what running state_dicts found, if open
-        self._depth = 0  # a subclass's step that calls super().step() fires the hooks once more
-        self._frame: FrameType | None = None  # the outermost step's frame: on the stack as long as it runs
+        self._depth = 0  # depth of nested steps: super().step() in a subclass's step fires the hooks once more
+        self._frame: FrameType | None = None  # the outermost step's frame, on the stack as long as it runs
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer whose groups are scaled: of a wrapper the inner one that updates (see `updating_optimizer`)."""
+        """The optimizer whose groups are scaled, of a wrapper the inner one that updates (see `updating_optimizer`)."""
         return self._optimizer
 
     @property
     def key(self) -> str:
-        """The scaled hyperparameter's name."""
+        """Name of the scaled hyperparameter."""
         return self._key
 
     @property
@@ -134,25 +134,25 @@ class LayerwiseScaling:
 
     @property
     def steps(self) -> int:
-        """How many updates have gone through the hooks since `attach`: an exception ends one that does not count."""
+        """Number of updates that have gone through the hooks since `attach`; one that raises does not count."""
         return self._steps
 
     @property
     def fault(self) -> str | None:
-        """Why the values asked for are not those that the update used, and what to do; None if nothing was found."""
+        """Why the update did not use the values asked for, and what to do; None if nothing was found."""
         return self._fault
 
     @property
     def proved(self) -> bool:
-        """Whether a step has used the values asked for since it was last changed which layers have equal ones."""
+        """Whether a step has used the values asked for since the division into layers of equal value last changed."""
         return self._proof.proved and self._fault is None
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Each layer's multiplier, 1 at first; assign a mapping (layers that it lacks get 1) to change them.
+        """Each layer's multiplier, 1 at first; assign a mapping (layers missing in it get 1) to change them.
 
         Raises:
-            ValueError: If a layer is unknown, or a multiplier is not finite and positive. Of "weight_decay" it may be
+            ValueError: If a layer is unknown, or a multiplier is not finite and positive. For "weight_decay" it may be
                 0.
         """
         return dict(self._multipliers)
@@ -178,9 +178,9 @@ class LayerwiseScaling:
             self._proof.again()
 
     def effective(self) -> dict[str, float]:
-        """Return what the next update would use, per layer: the current base value times the multiplier.
+        """Return the value that the next update would use for each layer: the base value times the multiplier.
 
-        A layer whose parameters lie in groups with different base values is represented by the first of them in
+        A layer whose parameters are in groups with different base values is represented by the first of them in
         `layer_of`'s order (put a layer's weight first). Layers without a parameter in the optimizer are left out.
         """
         base: dict[torch.Tensor, float] = {}
@@ -197,9 +197,9 @@ class LayerwiseScaling:
         self._fault = reason
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values on which the scaled groups disagree, to resume from: {} if there are none.
+        """Return the values on which the scaled groups disagree, to resume from; {} if there are none.
 
-        They are keyed by the group's position and by layers; the optimizer's own ``state_dict`` holds only the first's.
+        They are keyed by group position and layers; the optimizer's own ``state_dict`` holds only the first layer's.
         """
         known = {id(split.group): split for split in self._splits}
         own = dict(self._pending)
@@ -214,9 +214,9 @@ class LayerwiseScaling:
         return {"own_values": parts} if parts else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put the values of a `state_dict` in force at the next step, as far as their groups and layers are there.
+        """Put the values of a `state_dict` in force at the next step, as far as their groups and layers exist.
 
-        The optimizer's own state is to be loaded as well; in which order makes no difference.
+        The optimizer's own state has to be loaded as well, in any order.
         """
         self._pending = {}
         for entry in state_dict.get("own_values", []):
@@ -225,20 +225,20 @@ class LayerwiseScaling:
     def trained_parameters(self) -> set[torch.Tensor]:
         """Return the optimizer's parameters that required a gradient at its last step.
 
-        (Or that do so now, if they had no step: between its steps the other player of a game may have frozen them.)
+        (Or that do now, if they had no step: between steps they may be frozen, e.g. in turn with an adversary's.)
         """
         then = dict(zip(self._last_params, self._last_trained, strict=True))
         return {p for group in self._own_groups() for p in group["params"] if then.get(p, p.requires_grad)}
 
     def remember(self, other: "LayerwiseScaling") -> None:
-        """Take over what another scaling of the optimizer has seen of it: its last step, its fault, its own values."""
+        """Take over what another scaling knows of the same optimizer: its last step, its fault, its own values."""
         self._last_params, self._last_trained = other._last_params, other._last_trained
         self._fault = self._fault or other._fault
         if other._key == self._key:
             self.load_state_dict(other.state_dict())
 
     def attach(self) -> None:
-        """Put the hooks in place; nothing happens if they are.
+        """Put the hooks in place; nothing happens if they already are.
 
         Raises:
             ScaledTwiceError: If another scaling of the same hyperparameter is attached to the optimizer.
@@ -254,7 +254,7 @@ class LayerwiseScaling:
         post = self._optimizer.register_step_post_hook(self._after_step)
         hooks = post.hooks_dict_ref()
         assert hooks is not None
-        hooks.move_to_end(post.id, last=False)  # the last window opened is the first one closed
+        hooks.move_to_end(post.id, last=False)  # so that the window opened last is closed first
         self._handles = [self._optimizer.register_step_pre_hook(self._before_step), post]
         self._introduce()
         for holder in self._holders:
@@ -266,7 +266,7 @@ class LayerwiseScaling:
         self._guard = guard(self._optimizer, self._after_exception)
 
     def detach(self) -> None:
-        """Put the base values back and take the hooks away; nothing happens if there are none."""
+        """Restore the base values and remove the hooks; nothing happens if there are none."""
         self.restore()
         self.load_state_dict(self.state_dict())
         for handle in self._handles:
@@ -279,7 +279,7 @@ class LayerwiseScaling:
         self._forget_splits()
 
     def restore(self) -> None:
-        """Put the base values and the user's own groups back at once, e.g. after an exception inside the update."""
+        """Restore the base values and the user's own groups at once, e.g. after an exception inside the update."""
         for scaling in reversed(self._with_those_opened_later()):
             scaling._close()
             scaling._proof.running = False
@@ -299,13 +299,13 @@ class LayerwiseScaling:
         self.detach()
 
     def _stack(self) -> "list[LayerwiseScaling]":
-        """List the scalings attached to the optimizer, the first attached (first opened, last closed) first."""
+        """List the scalings attached to the optimizer in the order of attachment (first opened, last closed)."""
         hooks = getattr(self._optimizer, "_optimizer_step_pre_hooks", {})
         owners = (getattr(hook, "__self__", None) for hook in hooks.values())
         return [owner for owner in owners if isinstance(owner, LayerwiseScaling)]
 
     def _introduce(self) -> None:
-        """Let all scalings of the optimizer know each other."""
+        """Make all scalings of the optimizer known to each other."""
         stack = self._stack()
         for scaling in {*stack, *self._peers, self}:
             scaling._peers = stack if scaling in stack else []
@@ -326,7 +326,7 @@ class LayerwiseScaling:
             return None
         self._note_trained(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not (callable(closure) and self._is_pytorchs):  # PyTorch's own call a closure first of all
+        if not (callable(closure) and self._is_pytorchs):  # PyTorch's own optimizers call a closure first of all
             self._open()
         if not callable(closure):
             return None
@@ -343,19 +343,19 @@ class LayerwiseScaling:
         self._depth = max(0, self._depth - 1)
 
     def _after_exception(self, error: BaseException) -> None:
-        """Put everything back, so that whoever goes on (schedulers, too) finds the user's own groups."""
+        """Restore everything, so that code that goes on (also schedulers) finds the user's own groups."""
         if self._is_open() and isinstance(error, Exception) and not (self._has_run or self._is_pytorchs):
             error.add_note(NOTE)
         self.restore()
 
     def _note_trained(self, optimizer: Optimizer) -> None:
-        """Note which parameters require a gradient; tell if these are others than at the last step."""
+        """Record which parameters require a gradient, and notify if these have changed since the last step."""
         params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         trained = [parameter.requires_grad for parameter in params]
         former, self._last_params = self._last_params, params
         changed = self._last_trained != trained or not all(map(is_, former, params))
         self._last_trained = trained
-        if changed and self.on_trained_change is not None:  # at the first step too: a resumed run has no former one
+        if changed and self.on_trained_change is not None:  # also at the first step, as a resumed run has no former one
             self.on_trained_change()
 
     def _outside_window(self, closure: Callable[..., Any]) -> Callable[..., Any]:
@@ -365,7 +365,7 @@ class LayerwiseScaling:
             try:
                 result = closure(*args, **kwargs)
             except BaseException:
-                self.restore()  # also lets go of the step's frame, and with it of the caller's variables
+                self.restore()  # also releases the step's frame, and with it the caller's variables
                 raise
             if self._depth:
                 self._open()
@@ -420,7 +420,7 @@ class LayerwiseScaling:
             }
             self._scaled = [scaled for split in self._splits for scaled in split.scaled_groups]
             self._in_force = [group for part in parts for group in part]
-            self._parts = parts  # last: an interruption before leaves it to be done again
+            self._parts = parts  # last, so that all is done again after an interruption
         if self._origin:
             self._proof.watch(self._scaled, self._in_force, own, self._optimizer.state)
             self._optimizer.param_groups[:] = self._in_force
@@ -431,13 +431,13 @@ class LayerwiseScaling:
         self._take_back()
         if self._is_open():
             self._look(False)
-            for split in self._splits:  # first, so that no `state_dict` finds the groups without it
+            for split in self._splits:  # before closing, so that no `state_dict` finds groups without these values
                 split.write_back(before_update=before_update)
                 split.pass_on_what_was_read(keep=self._proof.running)
             self._optimizer.param_groups[:] = self._without_scaled_groups(self._optimizer.param_groups)
 
     def _take_back(self) -> None:
-        """Deal with an update that has put other groups in the place of ours: copies, or something else."""
+        """Handle an update that has replaced the scaled groups, by copies or by something else."""
         groups: list[Group] = self._optimizer.param_groups
         own = [split.group for split in self._splits]
         was_in_window, self._in_window = self._in_window, False
@@ -457,7 +457,7 @@ class LayerwiseScaling:
         self._splits, self._parts, self._in_force, self._scaled, self._origin = [], [], [], [], {}
 
     def _look(self, on: bool) -> None:
-        """Note what the update reads of the groups in force if a proof needs it, but nothing that we read ourselves."""
+        """Start or stop recording what the update reads from the groups in force, if a proof needs it."""
         for scaling in self._peers:
             for group in scaling._looked_at:
                 group.watch(False)
@@ -468,21 +468,21 @@ class LayerwiseScaling:
                 group.watch(True)
 
     def _without_scaled_groups(self, groups: list[Group]) -> list[Group]:
-        """List the user's group once for the scaled groups that are there for it, and any other group as it is."""
+        """List the groups with scaled groups replaced by their user's group, once each; others stay as they are."""
         if self._splits and are_same(groups, self._in_force):
             return [split.group for split in self._splits]
         own = (self._origin.get(id(group), (group, group))[1] for group in groups)
         return list({id(group): group for group in own}.values())
 
     def _own_groups(self) -> list[Group]:
-        """List the groups that are in force while this window is closed, whether it is or not."""
+        """List the groups as they are in force while this window is closed, whether or not it is closed now."""
         groups: list[Group] = self._optimizer.param_groups
         for scaling in reversed(self._with_those_opened_later()):
             groups = scaling._without_scaled_groups(groups)
         return groups
 
     def _current_splits(self) -> list[GroupSplit]:
-        """Return the division of each of the optimizer's groups, made anew only where the group has changed."""
+        """Return the division of each of the optimizer's groups, made anew only if the group has changed."""
         groups: list[Group] = self._optimizer.param_groups
         if len(groups) == len(self._splits) and all(map(GroupSplit.divides, self._splits, groups)):
             return self._splits

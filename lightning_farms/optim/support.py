@@ -1,4 +1,4 @@
-"""Which optimizers can take a multiplier per layer, and whose weight decay shrinks a weight by rate times decay."""
+"""Checks of which optimizers can take a multiplier per layer, and have decoupled weight decay."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_farms.optim._bookkeeping import by_identity, by_parameters_order, by_position, one_step_size
 from lightning_farms.optim.unwrap import refuse_deepspeed
 
-_OVER_A_GROUP = {  # what they take over all parameters of a group; what tells others like them apart is not known
+_OVER_A_GROUP = {  # what these compute over all parameters of a group; how to recognise others like them is not known
     "AvaGrad": "the scale of its step",
     "EmoFact": "an average of the loss (moved on once a group)",
     "EmoLynx": "an average of the loss (moved on once a group)",
@@ -28,26 +28,26 @@ _NORMALISED = (
 
 
 class ScaledTwiceError(ValueError, RuntimeError):
-    """One hyperparameter of an optimizer is to be scaled by two: the user's to see, as what is wrong with arguments."""
+    """Raised if two scalings are to scale the same hyperparameter of an optimizer, like an error in the arguments."""
 
 
 def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None = None, *, key: str = "lr") -> None:  # noqa: ANN401
-    """Refuse an optimizer whose update cannot be scaled layer by layer.
+    """Raise an error for an optimizer whose update cannot be scaled layer by layer.
 
     Args:
-        optimizer: What ``configure_optimizers`` returned (the torch optimizer, not Lightning's wrapper).
-        layer_of: Layer of each parameter. Given, the groups of a `ZeroRedundancyOptimizer` are checked as well: it
-            copies hyperparameters to its inner optimizer group by group, so that none of its groups may mix layers; and
-            so are those of optimizers that pair their groups with a list or dict of their own by position (AdaBound),
-            or compute something over a group (AvaGrad).
+        optimizer: The optimizer that ``configure_optimizers`` returned (the torch optimizer, not Lightning's wrapper).
+        layer_of: Layer of each parameter. If given, some optimizers are also checked for groups that mix layers:
+            `ZeroRedundancyOptimizer`, which copies hyperparameters to its inner optimizer group by group, optimizers
+            that pair their groups with a list or dict of their own by position (AdaBound), and those that compute
+            something over a group (AvaGrad).
         key: The hyperparameter that is to differ from layer to layer.
 
     Raises:
-        TypeError: If the optimizer is LBFGS, a wrapper (DeepSpeed, Lightning, ...) without torch's step hooks, one that
-            needs a group for each layer and has one that mixes layers, one that takes one value or one step size of its
-            own for all groups (Prodigy, D-Adaptation), or one that keeps its groups elsewhere than in the list
-            ``param_groups`` too (an attribute that is a group, a list of them, or another optimizer with a list of its
-            own), so that groups put into that list would not reach its update.
+        TypeError: If the optimizer is LBFGS; is a wrapper (DeepSpeed, Lightning, ...) without torch's step hooks; needs
+            a group for each layer and has one that mixes layers; uses one value or one step size of its own for all
+            groups (Prodigy, D-Adaptation); or keeps groups also outside the list ``param_groups`` (in an attribute that
+            is a group, a list of groups, or another optimizer with its own list), so that groups put into
+            ``param_groups`` would not reach its update.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -82,18 +82,18 @@ def check_supported(optimizer: Any, layer_of: Mapping[torch.Tensor, str] | None 
 
 
 def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that adds its weight decay to a gradient which it then normalises.
+    """Raise an error for an optimizer that adds its weight decay to a gradient which it then normalises.
 
-    Of AdamW and other optimizers with decoupled decay, and of SGD, a step shrinks a weight by the rate times the decay
-    (under momentum: in the long run), so that dividing the decay by what multiplies the rate keeps the shrinking. Of
-    Adam and its kin without ``decoupled_weight_decay`` it does not. Optimizers that are not PyTorch's own are taken for
-    decoupled ones.
+    With AdamW and other optimizers with decoupled decay, and with SGD, a step shrinks a weight by the rate times the
+    decay (with momentum: in the long run), so that dividing the decay by the rate's multiplier keeps the shrinking.
+    With Adam and related optimizers without ``decoupled_weight_decay`` it does not. Optimizers that are not PyTorch's
+    own are assumed to be decoupled.
 
     Args:
         optimizer: a torch optimizer.
 
     Raises:
-        TypeError: one of PyTorch's own whose decay is part of the normalised gradient.
+        TypeError: it is one of PyTorch's own, and its decay is part of the normalised gradient.
 
     Example:
         >>> import torch
@@ -117,14 +117,14 @@ def check_decoupled_weight_decay(optimizer: Optimizer) -> None:
 
 
 def check_has_number(optimizer: Optimizer, key: str) -> None:
-    """Refuse an optimizer with a group that has nothing to multiply.
+    """Raise an error for an optimizer with a group that has nothing to multiply.
 
     Args:
         optimizer: a torch optimizer.
         key: the hyperparameter to multiply.
 
     Raises:
-        ValueError: a group lacks it, or has neither a number nor a tensor.
+        ValueError: a group lacks the hyperparameter, or its value is neither a number nor a tensor.
 
     Example:
         >>> check_has_number(torch.optim.SGD([torch.zeros(2)], lr=0.1), "lr")
@@ -135,7 +135,7 @@ def check_has_number(optimizer: Optimizer, key: str) -> None:
 
 
 def _no_number(optimizer: Optimizer, index: int, group: dict[str, Any], key: str) -> str:
-    """Why a group has nothing to multiply, and what to do."""
+    """The error message that says why a group has nothing to multiply, and what to do."""
     found = (
         f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
         "relative_step=False)"
@@ -197,7 +197,7 @@ def _holds_a_group(value: Any, groups: list[dict[str, Any]]) -> bool:  # noqa: A
 
 
 def shards_by_group(optimizer: Optimizer) -> bool:
-    """Tell whether the values of its groups are copied to those of another optimizer, which updates.
+    """Whether the optimizer copies the values of its groups to those of another optimizer, which updates.
 
     Args:
         optimizer: Any optimizer.

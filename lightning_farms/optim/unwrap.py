@@ -1,4 +1,4 @@
-"""The optimizer inside a wrapper that updates the parameters."""
+"""Finding the optimizer inside a wrapper that updates the parameters."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from lightning_farms.optim._code_of import holds_text, mentions, methods_code
 
-_DELEGATING = {  # wrappers of trainers: what they step is the optimizer in this attribute
+_DELEGATING = {  # wrappers of trainers, and the attribute with the optimizer that they step
     "LightningOptimizer": "_optimizer",
     "_FabricOptimizer": "_optimizer",
     "AcceleratedOptimizer": "optimizer",
@@ -15,21 +15,21 @@ _TRAINERS = ("lightning", "pytorch_lightning", "lightning_fabric", "accelerate")
 
 
 def updating_optimizer(optimizer: Any) -> Optimizer:  # noqa: ANN401
-    """Return the optimizer whose own `step`, with its hooks, updates the parameters: of a wrapper the inner one.
+    """Return the optimizer whose own `step`, with its hooks, updates the parameters; for a wrapper the inner one.
 
-    The wrappers of Lightning, Fabric and Accelerate hand `step` on. Others (Lookahead, OrthoGrad, SAM, Opacus's
-    DPOptimizer, ...) do something before or after it; through the inner one if they share its list of groups, call its
-    `step`, and do not use the learning rate themselves. The wrapper stays what the training loop steps.
+    The wrappers of Lightning, Fabric and Accelerate pass `step` on. Others (Lookahead, OrthoGrad, SAM, Opacus's
+    DPOptimizer, ...) do something before or after it; they update through the inner optimizer if they share its list of
+    groups, call its `step`, and do not use the learning rate themselves. The training loop still steps the wrapper.
 
     Args:
-        optimizer: a torch optimizer, or what wraps one.
+        optimizer: a torch optimizer, or a wrapper of one.
 
     Returns:
-        The inner optimizer, or `optimizer` itself if it wraps none, or is an optimizer in its own right besides. It
-        need not be one that layer-wise values are possible for (`check_supported`).
+        The inner optimizer, or `optimizer` itself if it wraps none, or is also an optimizer in its own right. It need
+        not be one that supports layer-wise values (`check_supported`).
 
     Raises:
-        TypeError: If it is no optimizer, or a wrapper whose update does not go through one inner optimizer alone.
+        TypeError: If it is not an optimizer, or a wrapper whose update does not go through one inner optimizer alone.
 
     Example:
         >>> import torch
@@ -51,13 +51,13 @@ def updating_optimizer(optimizer: Any) -> Optimizer:  # noqa: ANN401
 
 
 def stepping_optimizers(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
-    """Return those whose step hooks run when the training loop steps a wrapper: itself, and the one inside.
+    """Return the optimizers whose step hooks run when the training loop steps a wrapper: itself, and the one inside.
 
     Args:
-        optimizer: a torch optimizer, or what wraps one.
+        optimizer: a torch optimizer, or a wrapper of one.
 
     Returns:
-        The outer one first, where it has hooks; one where nothing is wrapped, or what is inside is not known.
+        The outer optimizer, if it has hooks, then the inner one; just one if nothing is wrapped, or nothing known.
 
     Raises:
         TypeError: none of them has hooks.
@@ -88,7 +88,7 @@ def _with_hooks(optimizer: Any) -> Optimizer:  # noqa: ANN401
 
 
 def _is_complete(optimizer: Any) -> bool:  # noqa: ANN401
-    """Tell whether Optimizer.__init__ was called."""
+    """Whether Optimizer.__init__ was called."""
     return "_optimizer_step_post_hooks" in vars(optimizer) and "_optimizer_state_dict_pre_hooks" in vars(optimizer)
 
 
@@ -141,7 +141,7 @@ def _inner_of_wrapper(optimizer: Any, attribute: str, inner: Any) -> Any:  # noq
     if groups is not inner.param_groups:
         raise TypeError(_other_list(name, attribute, inner, groups))
     if getattr(getattr(optimizer, "step", None), "__self__", None) is inner:
-        return inner  # it hands `step` on as an attribute, or whatever it has not itself
+        return inner  # it passes on `step` as an attribute, or any attribute that it lacks
     code = methods_code(optimizer).values()
     steps_it = any(mentions(part, attribute) and mentions(part, "step") for part in code)
     uses_rate = any(holds_text(part, "lr") for part in code)
@@ -175,7 +175,7 @@ def _other_list(name: str, attribute: str, inner: Any, groups: Any) -> str:  # n
 
 
 def _held(optimizer: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the optimizers that are attributes, or in lists, of another one; each once."""
+    """Return the optimizers that another one holds as attributes, or in lists or dicts; each once."""
     found: dict[int, tuple[str, Any]] = {}
     for attribute, value in getattr(optimizer, "__dict__", {}).items():
         entries = value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
