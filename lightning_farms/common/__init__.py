@@ -1,1 +1,1 @@
-"""What several rooms need: files written whole and read safely, seeded draws, noise, repeated items."""
+"""Helpers for several rooms: files written atomically and read safely, seeded draws, noise, repeated items."""

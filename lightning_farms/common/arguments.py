@@ -1,4 +1,4 @@
-"""Range checks of arguments, given by name: the first that does not fit is refused."""
+"""Range checks of arguments, which are given by name; an error is raised for the first that fails."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 
 
 def check_at_least(least: float, **arguments: float) -> None:
-    """Refuse numbers smaller than ``least``."""
+    """Raise an error for numbers smaller than ``least``."""
     for name, value in arguments.items():
         if value < least:
             raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
 
 
 def check_integers(least: int, **arguments: object) -> None:
-    """Refuse what is no integer (a bool is none), and smaller ones than ``least``."""
+    """Raise an error for values that are not integers (bools included), or are smaller than ``least``."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
@@ -22,14 +22,14 @@ def check_integers(least: int, **arguments: object) -> None:
 
 
 def check_share(**arguments: float) -> None:
-    """Refuse numbers that are not in [0, 1)."""
+    """Raise an error for numbers that are not in [0, 1)."""
     for name, value in arguments.items():
         if not 0 <= value < 1:
             raise ValueError(f"Expected argument `{name}` to be in [0, 1), but got {value}.")
 
 
 def check_not_negative(**arguments: float) -> None:
-    """Refuse numbers that are negative or not finite."""
+    """Raise an error for numbers that are negative or not finite."""
     for name, value in arguments.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"Expected argument `{name}` to be at least 0 and finite, but got {value}.")

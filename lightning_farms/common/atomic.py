@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Writing of files that appear complete or not at all."""
 
 import os
 import re
@@ -12,28 +12,28 @@ from errno import EDQUOT, EFBIG, EISDIR, ENOSPC, EROFS
 from pathlib import Path
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-_LONGEST = 200  # bytes of a name that go into that of its draft
-_ABANDONED = 24 * 3600  # seconds since the last write to a draft, after which nobody is thought to write it
+_LONGEST = 200  # bytes of a file's name that are used in the name of its draft
+_ABANDONED = 24 * 3600  # seconds since the last write to a draft after which it counts as abandoned
 
 
 @contextmanager
 def complete_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; put the file in its place when the block ends without an error.
+    """Yield a temporary path in the same folder, and move the file into place if the block ends without an error.
 
-    The file is on disk before it gets its name; an existing one is replaced (where a link leads to it, the link stays).
-    After an error there is no new file, and an earlier one is as it was. What is no regular file (a pipe, a device such
-    as ``/dev/stdout``) is written to directly.
+    The file is on disk before it gets its name; an existing one is replaced (if a link leads to it, the link stays).
+    After an error there is no new file, and an earlier one is as it was. If the path is not a regular file (but a pipe,
+    or a device such as ``/dev/stdout``), it is written to directly.
     A process that is killed leaves its draft behind, `.NAME.<32 hexadecimal digits>.tmp`; drafts in the folder that
     nobody has written to for a day are removed.
 
     Args:
-        path: the file's name; its folder is created if need be.
+        path: the file's name; its folder is created if necessary.
 
     Yields:
         The path to write to.
 
     Raises:
-        UnwrittenFileError: it cannot be written: a full disk, a quota, no right to, a folder of that name.
+        UnwrittenFileError: the file cannot be written: a full disk, a quota, no permission, a folder of that name.
 
     Example:
         >>> import tempfile
@@ -66,11 +66,11 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
 
 
 class UnwrittenFileError(OSError):
-    """A file could not be written; an earlier one of its name is as it was.
+    """Raised if a file could not be written; an earlier one of its name is as it was.
 
     Args:
-        path: of the file.
-        error: what was raised on the way.
+        path: path of the file.
+        error: the original error.
     """
 
     def __init__(self, path: str | os.PathLike[str], error: OSError) -> None:
@@ -81,12 +81,12 @@ class UnwrittenFileError(OSError):
     def __str__(self) -> str:
         reason = self.error.strerror or str(self.error)
         system = os.strerror(self.errno) if self.errno else reason
-        reason = system if system in reason else reason  # h5py's has much around it
+        reason = system if system in reason else reason  # h5py's messages have much around the reason
         return f"Expected {self.path!r} to be a file that can be written, but: {reason}. Nothing was changed there."
 
 
 def shortened(name: str, most: int) -> str:
-    """The beginning of a file's name that takes so many bytes, of which a file system allows 255.
+    """Shorten a file's name to at most ``most`` bytes (a file system allows 255), in whole characters.
 
     Example:
         >>> shortened("größer", 4)
@@ -96,13 +96,13 @@ def shortened(name: str, most: int) -> str:
 
 
 def check_room(path: Path, size: int, what: str, remedy: str) -> None:
-    """Raise OSError (no space left) where a file of so many bytes has no room in its folder, which exists.
+    """Raise OSError (no space left) if there is no room for a file of this size in its folder, which has to exist.
 
     Args:
-        path: of the file.
-        size: in bytes.
-        what: takes so many, as the message has it.
-        remedy: besides making room.
+        path: path of the file.
+        size: size in bytes.
+        what: description of the content for the message.
+        remedy: remedy for the message, besides making room.
     """
     free = shutil.disk_usage(path.parent).free
     if free < size:
@@ -111,7 +111,7 @@ def check_room(path: Path, size: int, what: str, remedy: str) -> None:
 
 
 def _is_of(error: OSError, target: Path, temporary: Path) -> bool:
-    """Whether an error is one of writing, not of reading another file meanwhile."""
+    """Whether an error comes from writing this file, not from reading another one meanwhile."""
     named = {str(temporary), str(target), *map(str, target.parents)}
     of_room = error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS)
     return of_room or error.filename is None or os.fspath(error.filename) in named

@@ -1,10 +1,10 @@
-"""How channels of fields are called in log keys, files and pictures."""
+"""Names of the channels of fields in log keys, files and pictures."""
 
 from __future__ import annotations
 
 
 def channel_names(datamodule: object, number: int) -> list[str]:
-    """The data module's `channels`, where it has as many; else "channel 0", "channel 1", ...
+    """The data module's `channels` if there are `number` of them, otherwise "channel 0", "channel 1", ...
 
     Example:
         >>> channel_names(None, 2)

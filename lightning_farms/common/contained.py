@@ -1,4 +1,4 @@
-"""Faults that end nothing."""
+"""Containment of errors that must not end the program."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def contained(say: Callable[[Exception], object], passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Say what goes wrong within, and go on behind it.
+    """Report an error inside the block, and continue after the block.
 
     Args:
-        say: is called with the error.
-        passing: types of errors that pass. So do warnings that are to be errors: whoever turns them into errors asks
-            for that.
+        say: called with the error.
+        passing: types of errors that pass through. Warnings that were turned into errors pass through too, as the user
+            asked for that.
 
     Example:
         >>> with contained(lambda error: print(f"not written: {error!r}")):

@@ -1,4 +1,4 @@
-"""Which device is meant."""
+"""Choice of the device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def chosen_device(device: str | torch.device) -> torch.device:
-    """Find the device that is meant.
+    """Return the chosen device, checked to be usable.
 
     Args:
-        device: a device, its name, such as ``"cuda:1"``, or ``"auto"`` for CUDA where there is any, and the CPU else.
+        device: a device, its name, such as ``"cuda:1"``, or ``"auto"`` for CUDA if available and otherwise the CPU.
 
     Raises:
         ValueError: PyTorch does not find it, or nothing can be computed on it ("meta").
@@ -24,7 +24,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         if chosen.type != "cpu":
             torch.empty(0, device=chosen).tolist()
-    except (RuntimeError, AssertionError) as error:  # unknown, not there, or without numbers
+    except (RuntimeError, AssertionError) as error:  # unknown, not available, or without values
         raise ValueError(
             f"Expected argument `device` to be one that PyTorch finds, but got {str(device)!r}. Use 'auto' or 'cpu'."
         ) from error

@@ -1,4 +1,4 @@
-"""Which items of an evaluation repeat others, so that a distributed sampler's shares are of one size."""
+"""Detection of the items of an evaluation that a distributed sampler repeats to make all shares equal in size."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -6,14 +6,14 @@ from torch.utils.data import DistributedSampler
 
 
 def evaluation_loaders(trainer: Trainer) -> list[object]:
-    """The data loaders of the validation or test that runs."""
+    """The data loaders of the running validation or test."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     flat: list[object] = CombinedLoader(loaders).flattened
     return flat
 
 
 def own_items(loader: object, seen: int, batch: int) -> int:
-    """How many of a process's next items are no repetitions that fill up the shares of a distributed sampler.
+    """Number of a process's next items that are not repetitions by which a distributed sampler fills up its shares.
 
     Example:
         >>> from torch.utils.data import DataLoader

@@ -1,7 +1,7 @@
-"""Lightning under its two names: the one place that knows both.
+"""Lightning under its two package names; the only place that knows both.
 
-``lightning.pytorch`` and ``pytorch_lightning`` are the same program as two packages: a class of the one is none of the
-other. What a Trainer, its loggers and its strategy are is asked here; none of the two is imported for the question.
+``lightning.pytorch`` and ``pytorch_lightning`` are the same program in two packages, but a class of one is not a class
+of the other. The kinds of a Trainer, its loggers and its strategy are checked here, without importing either package.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Kind: TypeAlias = Literal[
 
 
 def kinds(name: Kind) -> tuple[type, ...]:
-    """The class of this name in each of the two packages that has been imported: there are no instances of others.
+    """The class of this name in each of the two packages that has been imported (others have no instances).
 
     Args:
-        name: module and class as they stand in both packages.
+        name: module and class, as named in both packages.
 
     Returns:
-        The classes, for ``isinstance``; none where no package has been imported, or an old one has no such class.
+        The classes, for ``isinstance``; none if no package has been imported, or an old one has no such class.
 
     Example:
         >>> from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
@@ -48,13 +48,13 @@ def kinds(name: Kind) -> tuple[type, ...]:
 
 
 def misconfiguration(message: str) -> MisconfigurationException:
-    """What to raise on an unsuitable Trainer: code written for either package catches it as its own.
+    """Make the exception for an unsuitable Trainer, which code written for either package catches as its own.
 
     Args:
         message: what is wrong, and the remedy.
 
     Returns:
-        A MisconfigurationException of ``lightning``, and of ``pytorch_lightning`` too where that has been imported.
+        A MisconfigurationException of ``lightning``, and also of ``pytorch_lightning`` if that has been imported.
 
     Example:
         >>> isinstance(misconfiguration("no"), MisconfigurationException)
@@ -64,7 +64,7 @@ def misconfiguration(message: str) -> MisconfigurationException:
 
 
 def versions() -> dict[str, str]:
-    """Version of each of the two packages that has been imported, by the package's name.
+    """Versions of those of the two packages that have been imported, by package name.
 
     Example:
         >>> "lightning" in versions()
@@ -81,5 +81,5 @@ def _of_all(classes: tuple[type, ...]) -> type[MisconfigurationException]:
 
 
 def _made_again(error: MisconfigurationException) -> tuple[Any, ...]:
-    """For pickle, which finds no class made here by its name."""
+    """Let pickle rebuild the error, since it cannot find a class made here by its name."""
     return misconfiguration, error.args

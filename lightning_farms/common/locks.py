@@ -1,4 +1,4 @@
-"""Files that one process at a time works on."""
+"""Locks on files, for work by one process at a time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import IO, Any
 
 
 def lock(file: IO[Any] | int, *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed, or until the process ends, also one that is killed.
+    """Lock an open file until it is closed, or until the process ends or is killed.
 
     Args:
-        file: open for writing: the file, or its descriptor.
-        wait: until no other has it.
+        file: a file opened for writing, or its descriptor.
+        wait: whether to wait until no one else holds the lock.
 
     Returns:
-        False where another has it: another process, or another opening of the file in this one. True also where there
-        are no locks: on Windows, and on some file systems.
+        False if the lock is held by another process, or by another open handle on the file in this one. True also where
+        there are no locks: on Windows, and on some file systems.
 
     Example:
         >>> import tempfile
@@ -39,10 +39,10 @@ def lock(file: IO[Any] | int, *, wait: bool = False) -> bool:
 
 
 def is_at(path: Path, file: IO[Any] | int) -> bool:
-    """Tell whether an open file still has its name: another process may have removed or replaced it.
+    """Whether an open file is still at its path: another process may have removed or replaced it.
 
     Args:
-        path: the name.
+        path: the path.
         file: the file, or its descriptor.
     """
     try:

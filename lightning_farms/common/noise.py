@@ -1,4 +1,4 @@
-"""Noise on the fields that a network is given in training."""
+"""Noise on the input fields of a network in training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def add_noise(fields: Tensor, amplitude: float, generator: torch.Generator) -> T
     Args:
         fields: (..., X, Y, frames, channels), one sample or several.
         amplitude: :math:`a`, at least 0.
-        generator: source of the noise, on the device of ``fields``; not touched where ``amplitude`` is 0.
+        generator: source of the noise, on the device of ``fields``; not used if ``amplitude`` is 0.
 
     Returns:
-        The noisy fields, of the same shape and type; ``fields`` itself where ``amplitude`` is 0.
+        The noisy fields, of the same shape and type; ``fields`` itself if ``amplitude`` is 0.
 
     Example:
         >>> noisy = add_noise(torch.full((64, 64, 10, 1), 2.0), 0.1, torch.Generator().manual_seed(0))

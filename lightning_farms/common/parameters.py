@@ -1,4 +1,4 @@
-"""Parameters as objects."""
+"""Identities of parameters as objects."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn.parameter import is_lazy
 
 
 def identities(parameters: Iterable[Tensor]) -> list[tuple[int, bool]]:
-    """What tells parameters from others while they live, and from themselves before they were initialised.
+    """Values that distinguish living parameters from each other, and from themselves before initialisation.
 
     Args:
-        parameters: of a model, or of an optimizer's groups.
+        parameters: parameters of a model, or of an optimizer's groups.
 
     Returns:
-        For each its id, which a lazy one keeps, and whether it is lazy and not initialised yet.
+        The id of each parameter, which a lazy one keeps, and whether it is lazy and not initialised yet.
     """
     return [(id(parameter), is_lazy(parameter)) for parameter in parameters]

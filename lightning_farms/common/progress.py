@@ -1,4 +1,4 @@
-"""The one progress bar, on stderr."""
+"""Progress bars on stderr, one at a time."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rich.text import Text
 
 Unit = Literal["steps", "bytes", "percent"]
 Advance = Callable[[int], None]
-"""Is told how much more is done."""
+"""Called with the amount of work that was done since the last call."""
 StartBar = Callable[[str, int | None, int], Advance]
-"""Puts up a bar in place of the last: what is being done, how much in all if known, how much is done already."""
+"""Replaces the last bar by a new one; called with a title, the total amount if known, and the amount already done."""
 
 
 def progress_is_shown() -> bool:
-    """Whether there is somebody to look at a progress bar: stderr is a terminal."""
+    """Whether progress bars are shown, which is the case if stderr is a terminal."""
     return sys.stderr.isatty()
 
 
 @contextmanager
 def progress_bars(*, unit: Unit = "steps", show: bool, stays: bool = False) -> Iterator[StartBar]:
-    """Show one bar after the other while something lasts; unless the last one `stays`, they are gone afterwards."""
+    """Show one bar after another within the block; they disappear afterwards, unless the last one `stays`."""
     console = Console(stderr=True)
     with Progress(*_columns(unit), console=console, transient=not stays, disable=not show) as progress:
 
@@ -58,7 +58,7 @@ def progress_bars(*, unit: Unit = "steps", show: bool, stays: bool = False) -> I
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
-    """Show a bar of steps while something lasts, on a terminal; it is gone afterwards."""
+    """Show a bar of steps within the block if stderr is a terminal; it disappears afterwards."""
     with progress_bars(show=progress_is_shown()) as start:
         yield start(title, total, 0)
 
@@ -73,7 +73,7 @@ def _columns(unit: Unit) -> tuple[ProgressColumn, ...]:
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """What the rest takes at the speed of all that is done, counted down between two signs of progress."""
+    """Time left at the average speed so far, counted down between two updates."""
 
     max_refresh = 0.5
 
@@ -83,7 +83,7 @@ class _TimeLeftColumn(ProgressColumn):
 
 
 def seconds_left(done: float, total: float | None, at: float, now: float) -> float | None:
-    """Seconds until all is done, of which `done` was there `at` a time, if it goes on like that; None: who knows.
+    """Seconds left at the average speed, if `done` had been reached after `at` seconds; None if unknown.
 
     Example:
         >>> seconds_left(30, 90, at=10.0, now=12.0)

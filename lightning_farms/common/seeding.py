@@ -1,4 +1,4 @@
-"""Random draws that depend on nothing but their seeds: generators for every place in a run, and orders."""
+"""Random draws that depend only on their seeds: generators for every place in a run, and shuffled orders."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def seeded_generator(place: Sequence[int], device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for every place, such as (seed, epoch), so that a resumed run draws as a straight one.
+    """Make a generator for a place such as (seed, epoch), so that a resumed run draws like an uninterrupted one.
 
     Args:
         place: numbers of at least 0, hashed together; zeros at the end make no difference.
-        device: where is drawn; devices of different kinds draw different numbers.
+        device: device of the draws; devices of different kinds draw different numbers.
 
     Returns:
         The generator.
@@ -27,14 +27,14 @@ def seeded_generator(place: Sequence[int], device: torch.device | str = "cpu") -
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """The numbers from 0 to count - 1 in an order that depends on the two alone.
+    """Shuffle the numbers from 0 to count - 1 in an order that depends only on ``count`` and ``seed``.
 
     Args:
-        count: how many.
-        seed: in [0, 2^32).
+        count: how many numbers.
+        seed: seed of the order, in [0, 2^32).
 
     Returns:
-        The order, the same with every version of numpy: it promises that for RandomState, not for newer generators.
+        The order, the same with every version of numpy, which promises this for RandomState, not for newer generators.
 
     Example:
         >>> shuffled(5, seed=0)

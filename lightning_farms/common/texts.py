@@ -1,4 +1,4 @@
-"""Results as text: JSON as the standard has it (no NaN, no infinity), lists of names, and files."""
+"""Results as text: standard JSON (without NaN and infinity), lists of names, and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_farms.common.atomic import complete_or_nothing
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    r"""Indented JSON, numbers that are not finite as ``null``.
+    r"""Format indented JSON, with ``null`` for numbers that are not finite.
 
     Example:
         >>> json_text({"alpha": float("nan")})
@@ -24,7 +24,7 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
-    """Write a text to a file, whole or not at all, if there is a path."""
+    """Write a text to a file, completely or not at all, if a path is given; return the text."""
     if path is not None:
         with complete_or_nothing(Path(path)) as draft:
             draft.write_text(text, encoding="utf-8", newline="")
@@ -32,7 +32,7 @@ def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
 
 
 def number_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts data_10 after data_9.
+    """Sorting key that puts data_10 after data_9.
 
     Example:
         >>> sorted(["data_10", "data_9", "index"], key=number_order)
@@ -54,7 +54,7 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """``64x3x3x3``."""
+    """Format a shape, such as ``64x3x3x3``."""
     return "x".join(map(str, shape))
 
 

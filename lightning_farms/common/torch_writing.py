@@ -1,4 +1,4 @@
-"""Files of torch.save, and what the disk says where they cannot be written."""
+"""Writing of files with torch.save, with the system's error if that fails."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 def save_to(content: object, path: Path) -> None:
-    """Write a file as ``torch.save`` does, which tells nothing of a full disk but that positions are unexpected.
+    """Write a file with ``torch.save``, whose own error on a full disk mentions only unexpected positions.
 
     Args:
-        content: what ``torch.save`` takes.
-        path: of the file.
+        content: an object that ``torch.save`` accepts.
+        path: path of the file.
 
     Raises:
-        OSError: it cannot be written, by what the system says.
+        OSError: the file cannot be written; this is the system's own error.
 
     Example:
         >>> import tempfile
@@ -36,7 +36,7 @@ def save_to(content: object, path: Path) -> None:
 
 
 class _Noting:
-    """A file that notes the first error of writing to it."""
+    """A file that records the first error of writing to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -46,7 +46,7 @@ class _Noting:
         left = memoryview(content).cast("B")
         size = len(left)
         try:
-            while left:  # a disk that fills up takes a part
+            while left:  # a disk that fills up accepts only a part
                 left = left[self._file.write(left) :]
         except OSError as error:
             self.error = self.error or error

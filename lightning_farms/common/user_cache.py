@@ -1,4 +1,4 @@
-"""Where downloaded and simulated sets are kept."""
+"""Folder in which downloaded and simulated data sets are kept."""
 
 from __future__ import annotations
 

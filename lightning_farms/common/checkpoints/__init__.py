@@ -1,4 +1,4 @@
-"""The one reader of checkpoint files of any kind: safely, and tensor by tensor."""
+"""Reader of checkpoint files of any kind, which works safely and tensor by tensor."""
 
 from lightning_farms.common.checkpoints.files import (
     STATE_DICT_KEYS,

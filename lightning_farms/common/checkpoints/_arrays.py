@@ -1,4 +1,4 @@
-"""Arrays of other programs' files, as PyTorch has such weights."""
+"""Arrays from files of other programs, converted to PyTorch's conventions."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, 
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
 GRU_FROM_ZRN = (1, 0, 2)
-"""Gates z, r, n as other programs store them, in PyTorch's order r, z, n."""
+"""Order that turns the gates z, r, n, as other programs store them, into PyTorch's r, z, n."""
 
 
 class StoredArray(NamedTuple):
     """An array of a file.
 
     Attributes:
-        shape: as PyTorch has it.
-        dtype: as stored.
-        read: the numbers.
-        layout: what its dimensions mean; empty where the file does not tell.
+        shape: shape in PyTorch's convention.
+        dtype: stored type.
+        read: function that reads the numbers.
+        layout: meaning of its dimensions; empty if the file does not tell.
         quantised: the format of packed numbers.
-        unpacked: their format, where ``read`` unpacks them.
-        reason: why it is no weight.
+        unpacked: the format of packed numbers if ``read`` unpacks them.
+        reason: why it is not a weight.
     """
 
     shape: tuple[int, ...]
@@ -58,14 +58,14 @@ class ArrayTensors(StoredTensors):
             return _or_unreadable(array.read)
 
     def without_values(self, name: str) -> Tensor:
-        """On the meta device."""
+        """The tensor on the meta device."""
         array = self._arrays[name]
         with naming(name, self._path):
             return _or_unreadable(lambda: torch.empty(array.shape, dtype=array.dtype, device="meta"))
 
 
 def _or_unreadable(read: Callable[[], Tensor]) -> Tensor:
-    """The numbers; of a damaged file reading can fail in any way."""
+    """Read the numbers, turning the errors of a damaged file, which can be of any kind, into UnreadableTensor."""
     try:
         return read()
     except (ImportError, MemoryError, UnreadableTensor):
@@ -75,13 +75,13 @@ def _or_unreadable(read: Callable[[], Tensor]) -> Tensor:
 
 
 def in_blocks(matrix: Tensor, order: Sequence[int]) -> Tensor:
-    """Blocks of rows in another order."""
+    """Reorder the blocks of rows of a matrix."""
     blocks = matrix.chunk(len(order))
     return torch.cat([blocks[index] for index in order]) if len(blocks) == len(order) > 1 else matrix
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor of an array, also of NumPy's extension types for bfloat16, floats of 8 bits, and integers of fewer."""
+    """Convert an array to a tensor, including NumPy's extension types (bfloat16, 8-bit floats, smaller integers)."""
     name = array.dtype.name
     if name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)

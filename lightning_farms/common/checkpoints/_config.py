@@ -1,4 +1,4 @@
-"""What stands in JSON files beside a checkpoint."""
+"""Configurations in JSON files beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def config_beside(path: Path) -> Mapping[str, Any]:
-    """What a `config.json` in the same folder says, and that of an adapter under `"adapter"`; empty without them."""
+    """Read `config.json` in the same folder, and an adapter's configuration under `"adapter"`; empty without them."""
     folder = path if path.is_dir() else path.parent
     config = dict(read_json(folder / "config.json")) if path.name != "config.json" else {}
     adapter = read_json(folder / _ADAPTER)
@@ -20,7 +20,7 @@ def config_beside(path: Path) -> Mapping[str, Any]:
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """A dictionary in a JSON file; empty where there is none, or none that can be read."""
+    """Read a dictionary from a JSON file; empty if there is none, or it cannot be read."""
     try:
         content = read_json_file(file) if file.is_file() else {}
     except (JSONError, OSError):

@@ -1,4 +1,4 @@
-"""Folders of DeepSpeed ZeRO: states that are whole, and parameters put together from the partitions of stage 3."""
+"""Folders of DeepSpeed ZeRO: whole states, or parameters assembled from the partitions of stage 3."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _TENSOR_PARALLEL = re.compile(r".*mp_rank_(?!00_)\d+_.*")
 
 @dataclass(frozen=True)
 class PartitionedTensor(PickledTensor):
-    """A parameter whose flattened numbers every process has a part of: (that part's tensors, start), one a process."""
+    """A parameter split over processes as flattened numbers; each process's part is given as (tensors, start)."""
 
     parts_of_ranks: tuple[tuple[tuple[PickledTensor, ...], int], ...] = ()
 
     @property
     def identity(self) -> object:
-        """No two are the same numbers of the files."""
+        """Unique, as no two of these tensors are the same numbers of the files."""
         return id(self)
 
     def read(self) -> Tensor:
-        """The parameter in one piece.
+        """Read the parameter in one piece.
 
         Raises:
             UnreadableTensor: a partition is damaged or too short.
@@ -44,7 +44,7 @@ class PartitionedTensor(PickledTensor):
 
 
 def _narrow(tensors: Sequence[PickledTensor], start: int, count: int) -> Tensor:
-    """Numbers [start, start + count) of vectors that follow each other."""
+    """Read the numbers [start, start + count) of consecutive vectors."""
     found = []
     for tensor in tensors:
         size = math.prod(tensor.shape)
@@ -58,12 +58,12 @@ def _narrow(tensors: Sequence[PickledTensor], start: int, count: int) -> Tensor:
 
 
 def read_zero(files: ZeroFiles, *, check: bool = True) -> TorchFile:
-    """What a checkpoint holds, its model's state under `module`.
+    """Read the content of a checkpoint, with the model's state under `module`.
 
     Raises:
         PickleError: a file is damaged.
-        FileNotFoundError: a process's file is missing.
-        ValueError: the model is split over processes in another way too.
+        FileNotFoundError: the file of a process is missing.
+        ValueError: the model is also split over processes in another way.
     """
     split = [
         file.name for file in (*files.whole, *files.model, *files.optimizer) if _TENSOR_PARALLEL.fullmatch(file.name)
@@ -105,7 +105,7 @@ def _partitioned(files: ZeroFiles, check: bool) -> TorchFile:
 
 
 def _ranks(optimizer: Sequence[TorchFile], files: ZeroFiles) -> int:
-    """How many processes there were, each of which has its file."""
+    """Number of processes, each of which must have its file."""
     if not optimizer:
         raise _refusal(files, "no *_optim_states.pt, where ZeRO-3 keeps the numbers")
     state = _mapping(_mapping(optimizer[0].content).get("optimizer_state_dict"))
@@ -137,7 +137,7 @@ def _flat_groups(state: Mapping[Any, Any]) -> tuple[PickledTensor, ...]:
 
 
 def _shapes(stored: object) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all groups, in order."""
+    """Shapes {name: shape} of all groups, in order."""
     groups = stored if isinstance(stored, (list, tuple)) else [stored]
     items = (item for group in groups if isinstance(group, dict) for item in group.items())
     return {str(name): shape for name, shape in items if _is_shape(shape)}
@@ -148,7 +148,7 @@ def _is_shape(shape: object) -> bool:
 
 
 def _frozen(first: Mapping[Any, Any], models: Sequence[Mapping[Any, Any]]) -> dict[str, PickledTensor]:
-    """Parameters that are not trained, of which each process's model state holds a fragment."""
+    """Parameters that are not trained; the model state of each process holds a fragment of them."""
     found: dict[str, PickledTensor] = {}
     for name, shape in _shapes(first.get("frozen_param_shapes")).items():
         fragments = [_mapping(each.get("frozen_param_fragments")).get(name) for each in models]
@@ -162,7 +162,7 @@ def _frozen(first: Mapping[Any, Any], models: Sequence[Mapping[Any, Any]]) -> di
 
 
 def _pairs(stored: object) -> list[tuple[str, str]]:
-    """(name, name of what it is tied to)."""
+    """Pairs (name, name of the parameter to which it is tied)."""
     if isinstance(stored, dict):
         return [(str(name), str(source)) for name, source in stored.items()]
     listed = stored if isinstance(stored, (list, tuple)) else []
@@ -170,7 +170,7 @@ def _pairs(stored: object) -> list[tuple[str, str]]:
 
 
 def _in_order(tensors: Mapping[str, object], module: Mapping[Any, Any]) -> list[str]:
-    """As in the model, whose state has a name for each, or else as they come."""
+    """Names in the order of the model, whose state names them; others follow in their own order."""
     known = [str(name) for name in module if name in tensors]
     return [*known, *(name for name in tensors if name not in module)]
 

@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint: tensors in chunks, put together when they are asked for."""
+"""Folders of torch.distributed.checkpoint, whose tensors are assembled from chunks when they are asked for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Box = tuple[tuple[int, int], ...]
 
 
 class _Chunk(NamedTuple):
-    """Where a part of a tensor goes, and where its archive lies."""
+    """Position of a part in its tensor, and the place of its archive in a file."""
 
     offsets: tuple[int, ...]
     file: Path
@@ -37,21 +37,21 @@ class _Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkedTensor(PickledTensor):
-    """A tensor whose parts, each an archive of its own, lie in several files."""
+    """A tensor whose parts are separate archives in one or several files."""
 
     chunks: tuple[_Chunk, ...] = ()
     check: bool = True
 
     @property
     def identity(self) -> object:
-        """No two are the same numbers of the files, as far as the folder tells."""
+        """Unique, as no two of these tensors are the same numbers of the files, as far as the folder tells."""
         return id(self)
 
     def read(self) -> Tensor:
-        """The tensor, put together from its parts.
+        """Read the tensor and assemble it from its parts.
 
         Raises:
-            UnreadableTensor: a part is damaged, or they do not cover it.
+            UnreadableTensor: a part is damaged, or the parts do not cover the tensor.
         """
         self._check_shape()
         if math.prod(self.shape) * self.dtype.itemsize > _stored_bytes(self.chunks):
@@ -73,7 +73,7 @@ class ChunkedTensor(PickledTensor):
 
 
 def _stored_bytes(chunks: Sequence[_Chunk]) -> int:
-    """Bytes of all parts, no more of a file than it has."""
+    """Number of bytes of all parts, counting no more of a file than it has."""
     claimed: Counter[Path] = Counter()
     for chunk in chunks:
         claimed[chunk.file] += chunk.length
@@ -81,7 +81,7 @@ def _stored_bytes(chunks: Sequence[_Chunk]) -> int:
 
 
 def _check_cover(boxes: Sequence[_Box], numbers: int) -> None:
-    """Parts must cover the tensor, each of its numbers once."""
+    """Raise an error unless the parts cover the tensor, each of its numbers once."""
     filled = sum(math.prod(end - start for start, end in box) for box in boxes)
     if filled < numbers:
         raise UnreadableTensor(_NOT_COVERED)
@@ -111,12 +111,12 @@ def _read_chunk(chunk: _Chunk, check: bool) -> Tensor:
 
 
 def read_distributed(folder: Path, *, check: bool = True) -> dict[str, Any]:
-    """What a folder holds, nested as it was saved; its values are tensors to be read, other values are left out.
+    """Read the structure of a folder, nested as it was saved; tensors are read later, other values are left out.
 
     Raises:
         PickleError: its `.metadata` is damaged.
-        FileNotFoundError: a file that it names is missing.
-        ValueError: it names a file elsewhere.
+        FileNotFoundError: a file named there is missing.
+        ValueError: a file named there is outside the folder.
     """
     metadata = _state(_read_metadata(folder / METADATA))
     described = metadata.get("state_dict_metadata")
@@ -144,7 +144,7 @@ def _state(value: object) -> Mapping[str, Any]:
 
 
 def _path(name: str, paths: object) -> tuple[str, ...]:
-    """The keys that lead to a tensor; without a record of them, up to the key of a state dict."""
+    """The keys that lead to a tensor; if they were not recorded, the name split at the key of a state dict only."""
     path = paths.get(name) if isinstance(paths, dict) else None
     if isinstance(path, (tuple, list)) and path:
         return tuple(map(str, path))

@@ -1,4 +1,4 @@
-"""Which files a folder stands for."""
+"""Resolution of a path to the files of the checkpoint that it stands for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PREFERRED = (
 _SUFFIXES = (INDEX_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".nemo")
 _OTHER_SUFFIXES = (".gguf", ".onnx", ".keras", ".h5", ".hdf5")
 WEIGHTS = (*_SUFFIXES, *_OTHER_SUFFIXES)
-"""Endings of files that hold weights, or say where they are."""
+"""Suffixes of files that hold weights, or say where they are."""
 
 _DEEPEST = 4
 _MOST_FOLDERS = 500
@@ -41,7 +41,7 @@ _SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>(\.\w+)?\.(safetensors|bin|pt|gguf))"
 )
 _SLICE = re.compile(r"(consolidated\.|(mp|tp)_rank_)(?P<rank>\d+)(\.pth|[\w.]*)")
-"""Folders and files of one process each of tensor parallelism; those of pipelines have one such number."""
+"""Folders and files of single processes in tensor parallelism; those of pipelines have one such number."""
 
 _BESIDE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler.*|random_states.*|rng_state.*|optim.*)\.(bin|pt|pth)"
@@ -49,10 +49,10 @@ _BESIDE = re.compile(
 
 
 class Meant(NamedTuple):
-    """What a path stands for.
+    """The checkpoint that a path stands for.
 
     Attributes:
-        kind: one file, shards without an index, parts with a prefix each, or a folder of another program.
+        kind: one file, shards without an index, parts with a prefix each, or a distributed or ZeRO folder.
         path: the file or folder.
         files: the shards, or {prefix: path} of parts.
         zero: the files of a ZeRO checkpoint.
@@ -65,11 +65,11 @@ class Meant(NamedTuple):
 
 
 def what_is_meant(path: Path) -> Meant:
-    """The file itself, or what a folder holds.
+    """Find the checkpoint that a path stands for: the file itself, or the one in a folder.
 
     Raises:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
-        ValueError: it is no regular file, the folder holds several checkpoints, or a link leads out of it.
+        ValueError: it is not a regular file, the folder holds several checkpoints, or a link leads out of it.
     """
     for place in (path, path.parent):
         if _SLICE.fullmatch(place.name) and place.exists():
@@ -103,7 +103,7 @@ def _not_there(path: Path) -> str:
 
 
 def _file_meant(path: Path) -> Meant:
-    """A file; for a file of a distributed or ZeRO checkpoint, the folder that it is a part of."""
+    """The file, or for a file of a distributed or ZeRO checkpoint the folder to which it belongs."""
     if path.name == METADATA or (path.suffix == ".distcp" and (path.parent / METADATA).is_file()):
         return Meant("distributed", path.parent)
     zero = zero_files(path.parent) if path.name.startswith("zero_pp_rank_") else None
@@ -151,7 +151,7 @@ def _by_suffix(folder: Path) -> Meant:
 
 
 def _check_whole(folder: Path, names: Iterable[str]) -> None:
-    """Refuse slices of matrices, whose spectra are not those of the whole."""
+    """Raise an error for slices of matrices, whose spectra are not those of the whole matrices."""
     slices = {name: match["rank"] for name in names if (match := _SLICE.fullmatch(name))}
     if len(set(slices.values())) > 1:
         raise ValueError(
@@ -163,7 +163,7 @@ def _check_whole(folder: Path, names: Iterable[str]) -> None:
 
 
 def _shards(folder: Path, files: Sequence[Path]) -> Meant | None:
-    """All the shards of one checkpoint, of which there is no index; safetensors where there are several."""
+    """All shards of one checkpoint without an index; if there are several series, the safetensors are taken."""
     found: dict[tuple[str, str, int], dict[int, Path]] = {}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
@@ -191,7 +191,7 @@ def _is_shard(file: Path) -> bool:
 
 
 def _below(folder: Path) -> Meant:
-    """What the only subfolder with weights holds; of several, which there are."""
+    """The checkpoint in the only subfolder with weights; if there are several, the error lists them."""
     found = [place for place in _subfolders(folder) if _holds_weights(place)]
     main = [place for place in found if not place.name.startswith("optim")]
     if len(main) == 1:
@@ -209,7 +209,7 @@ def _below(folder: Path) -> Meant:
 
 
 def _hint(folder: Path) -> str:
-    """Links that lead nowhere, or folders further down that hold weights."""
+    """A hint for the error message: links that lead nowhere, or folders further down that hold weights."""
     broken = sorted(file.name for file in folder.iterdir() if file.is_symlink() and not file.exists())
     broken = [name for name in broken if name.endswith(WEIGHTS)]
     if broken:
@@ -224,7 +224,7 @@ def _hint(folder: Path) -> str:
 
 
 def _deeper(folder: Path) -> Iterator[Path]:
-    """Folders below one, a few levels down."""
+    """Folders below a folder, a few levels down."""
     waiting = deque((place, 1) for place in _subfolders(folder))
     for _ in range(_MOST_FOLDERS):
         if not waiting:
@@ -251,7 +251,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _pipeline(folder: Path) -> Meant:
-    """The parts of a pipeline of diffusers that hold weights, each by its name."""
+    """The parts of a diffusers pipeline that hold weights, by their names."""
     content = read_json(folder / "model_index.json")
     names = [name for name, value in content.items() if isinstance(value, list) and _is_plain(name)]
     parts = {f"{name}.": folder / name for name in names if (folder / name).is_dir()}
@@ -269,7 +269,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _snapshot(folder: Path) -> Path:
-    """Of a model's folder in the cache of Hugging Face, the snapshot that `refs/main` names, or the only one."""
+    """For a model's folder in the Hugging Face cache, the snapshot that `refs/main` names, or the only one."""
     snapshots = folder / "snapshots"
     if not snapshots.is_dir() or not ((folder / "refs").is_dir() or CACHE.fullmatch(folder.name)):
         return folder

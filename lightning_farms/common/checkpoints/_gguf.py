@@ -1,4 +1,4 @@
-"""GGUF files; their blocks of packed numbers are unpacked by the package gguf."""
+"""GGUF files, whose blocks of packed numbers are unpacked by the package gguf."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN = {
 
 
 class GGUFTensors(StoredTensors):
-    """Tensors of a GGUF file in natural order; quantised ones are dequantised, if asked for, or have no values."""
+    """Tensors of a GGUF file in natural order; quantised ones are dequantised if asked for, or else have no values."""
 
     def __init__(self, path: Path, *, dequantize: bool) -> None:
         try:
@@ -65,7 +65,7 @@ class GGUFTensors(StoredTensors):
             return self._dequantised(tensor) if self._dequantize else self.without_values(name)
 
     def without_values(self, name: str) -> Tensor:
-        """On the meta device."""
+        """The tensor on the meta device."""
         tensor = self._tensors[name]
         packed = torch.float32 if self._dequantize else torch.uint8
         with naming(name, self._path):
@@ -79,10 +79,10 @@ class GGUFTensors(StoredTensors):
             return f"type {tensor.type}"
 
     def _find_overlapping(self) -> set[str]:
-        """Names of the tensors that have bytes in common with others.
+        """Names of the tensors that share bytes with others.
 
         Raises:
-            PickleError: more bytes follow the last tensor than fill it up, so that they may all lie elsewhere.
+            PickleError: more bytes follow the last tensor than its padding, so that all tensors may lie elsewhere.
         """
         tensors = sorted(self._header.tensors, key=lambda tensor: tensor.start)
         ends = [self._end(tensor) for tensor in tensors]
@@ -98,7 +98,7 @@ class GGUFTensors(StoredTensors):
         return {name for pair in names for name in pair}
 
     def _end(self, tensor: GGUFTensor) -> int | None:
-        """Where a tensor's bytes end; None where its type is not known."""
+        """End of a tensor's bytes; None if its type is not known."""
         try:
             block, size = self._known.GGML_QUANT_SIZES[self._known.GGMLQuantizationType(tensor.type)]
         except (KeyError, ValueError):
@@ -112,7 +112,7 @@ class GGUFTensors(StoredTensors):
             raise UnreadableTensor("damaged: its shape is none that a tensor can have")
 
     def _bytes(self, tensor: GGUFTensor, size: int) -> bytearray:
-        """A copy of the tensor's bytes, which are in the file."""
+        """A copy of the tensor's bytes, which must lie within the file."""
         end = tensor.start + size
         if end > len(self._header.content):
             raise UnreadableTensor("damaged: it reaches beyond the end of the file")

@@ -1,6 +1,6 @@
-"""Where the tensors of a GGUF file lie: its header, in which no number is believed beyond what the file holds.
+"""Header of a GGUF file, which tells where its tensors lie; no number in it is trusted beyond the file's size.
 
-The package's own reader makes an object of every entry of every list, and believes their numbers.
+The package's own reader makes an object for every entry of every list, and trusts the numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lightning_farms.common.checkpoints._inert_pickle import PickleError
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of numbers, by type
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a number, by type
 _TEXT, _LIST, _UINT32 = 8, 9, 4
 _MOST_STEPS = 2**24  # texts and entries of all lists: the largest vocabularies have some hundred thousand
 _MOST_DIMENSIONS = 4
@@ -24,7 +24,7 @@ _VERSIONS = (2, 3)
 
 
 class GGUFTensor(NamedTuple):
-    """A tensor: its name, its shape as PyTorch has it, the number of its type, and where its bytes start."""
+    """A tensor: its name, its shape in PyTorch's order, the number of its type, and the start of its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,9 +33,9 @@ class GGUFTensor(NamedTuple):
 
 
 class GGUFHeader(NamedTuple):
-    """A file, mapped into memory, and what it holds, in the order of the header; ``swapped`` in the other byte order.
+    """A file mapped into memory, and its tensors in the order of the header; ``swapped`` means the other byte order.
 
-    Each tensor begins at a multiple of ``alignment`` bytes, and is filled up to one.
+    Each tensor begins at a multiple of ``alignment`` bytes, and is padded to such a multiple.
     """
 
     content: mmap.mmap
@@ -48,7 +48,7 @@ def read_header(path: Path) -> GGUFHeader:
     """Read the header.
 
     Raises:
-        PickleError: it is damaged, cut short, or of a version that is not known.
+        PickleError: it is damaged, cut short, or of an unknown version.
     """
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -63,7 +63,7 @@ def read_header(path: Path) -> GGUFHeader:
 
 
 class _Scan:
-    """A position in the header that moves on."""
+    """Reads the header from a position that moves on."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
@@ -80,7 +80,7 @@ class _Scan:
         self.swapped = self._order == ">"
 
     def tensors(self) -> Iterator[GGUFTensor]:
-        """The tensors, behind the pairs of names and values, of which the alignment alone is read."""
+        """The tensors, which follow the pairs of names and values; of these only the alignment is read."""
         count, pairs = self._number("Q"), self._number("Q")
         alignment = self.alignment
         for _ in range(pairs):

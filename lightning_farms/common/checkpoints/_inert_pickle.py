@@ -1,4 +1,4 @@
-"""Pickles read as data: no name in them is looked up, nothing that they ask for is called."""
+"""Reader of pickles as mere data: no name in them is looked up, and nothing that they ask for is called."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 MOST_BYTES = 2**27
-"""Longest pickle that is read; a checkpoint's holds names and shapes, its numbers are beside it."""
+"""Longest pickle that is read; that of a checkpoint holds names and shapes, while its numbers are stored separately."""
 
 MOST_OPCODES = 3 * 2**20
-"""Most steps of a pickle: each makes 64 bytes or so, and a tensor takes about 30."""
+"""Largest number of steps in a pickle: each makes 64 bytes or so, and a tensor takes about 30 steps."""
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, too large, or of no known kind."""
+    """Raised for a pickle that is damaged, too large, or of unknown kind."""
 
 
 class Name(NamedTuple):
-    """A function or class that a pickle names; it is not looked up."""
+    """Name of a function or class in a pickle, which is not looked up."""
 
     module: str
     name: str
@@ -30,15 +30,15 @@ class Name(NamedTuple):
 
 
 def shown(value: object) -> str:
-    """A value in a few words; one container may hold another over and over, so that its own text has no end."""
+    """Describe a value in a few words; the full text of nested containers could be endless."""
     known = isinstance(value, (str, Name)) or (isinstance(value, int) and abs(value) < _LARGE)
     return str(value)[:_SHOWN] if known else f"a {type(value).__name__}"
 
 
 def plain_key(key: object) -> object:
-    """What can be a key of a dictionary: a plain value, a text in the place of a tuple, a stand-in for all else.
+    """Convert a key to a safe dictionary key: a plain value stays, a tuple becomes a text, all else a stand-in.
 
-    Tuples in each other take forever to hash, and large integers can all have one hash.
+    Nested tuples can take forever to hash, and large integers can all have the same hash.
     """
     if isinstance(key, tuple) and not isinstance(key, Name):
         return f"({', '.join(map(shown, key))})" if len(key) <= _LONGEST_TUPLE else StandIn("a key that is no text")
@@ -48,7 +48,7 @@ def plain_key(key: object) -> object:
 
 
 class StandIn:
-    """What stands in the place of an object of any class: its name, and what the pickle gave it."""
+    """Stands for an object of any class, with the name and the arguments, state and entries from the pickle."""
 
     __slots__ = ("arguments", "entries", "name", "state")
 
@@ -63,13 +63,13 @@ class StandIn:
 
 
 Build = Callable[[Name, tuple[Any, ...]], object]
-"""What is made of a call that a pickle asks for; a StandIn for all that is not known."""
+"""Makes the result of a call that a pickle asks for; a StandIn for everything unknown."""
 
-_LARGE = 2**60  # integers below have hashes of their own
+_LARGE = 2**60  # integers below have distinct hashes
 _SHOWN = 80  # characters
 _LONGEST_TUPLE = 16
 _TEXT_OF_A_STEP = 64  # bytes
-_STEPS_OF_A_SET = 3  # it takes 216
+_STEPS_OF_A_SET = 3  # a set takes 216 bytes
 _MARK = object()
 _VALUES = frozenset(
     [
@@ -112,11 +112,11 @@ def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[ob
 
     Args:
         source: the pickle, or a file at whose position it starts.
-        build: makes an object of a name and arguments; it alone decides what exists.
-        persistent: what an identifier stands for that the writer put in the place of an object.
+        build: makes an object from a name and arguments; it alone decides what exists.
+        persistent: returns the object for an identifier that the writer put in its place.
 
     Raises:
-        PickleError: it is damaged or too large.
+        PickleError: the pickle is damaged or too large.
     """
     stream = _Bounded(io.BytesIO(source) if isinstance(source, bytes) else source)
     machine = _Machine(build, persistent)
@@ -133,7 +133,7 @@ def read_pickle(source: bytes | BinaryIO, build: Build, persistent: Callable[[ob
 
 
 class _Bounded:
-    """A file of which no more than the longest pickle is read."""
+    """A file from which no more bytes are read than the longest pickle has."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -156,7 +156,7 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack and the memo."""
+    """Executes the steps of a pickle, with its stack and memo."""
 
     def __init__(self, build: Build, persistent: Callable[[object], object]) -> None:
         self.stack: list[Any] = []
@@ -176,7 +176,7 @@ class _Machine:
             _STEPS[name](self, argument)
 
     def charge(self, steps: int) -> None:
-        """Count what is copied, which costs as many steps as it is long."""
+        """Count copied entries, each of which costs one step."""
         self._steps += steps
         if self._steps > MOST_OPCODES:
             raise PickleError(f"its pickle copies more than {MOST_OPCODES} entries")

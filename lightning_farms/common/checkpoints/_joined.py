@@ -1,4 +1,4 @@
-"""Tensors of several files as one mapping."""
+"""Tensors of several files joined into one mapping."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _KNOWN = ("layouts", "quantised", "unpacked", "refused")
 
 
 class JoinedTensors(StoredTensors):
-    """Tensors of several files, each with a prefix to its names.
+    """Tensors of several files, with a prefix to the names of each file.
 
     Raises:
-        ValueError: two files hold tensors of one name, which are slices of one then.
+        ValueError: two files hold a tensor of the same name, as if they were slices of one tensor.
     """
 
     def __init__(self, parts: Sequence[tuple[str, StoredTensors]]) -> None:

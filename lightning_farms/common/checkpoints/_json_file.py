@@ -1,4 +1,4 @@
-"""JSON beside tensors: the index of shards, a configuration, the header of a safetensors file."""
+"""JSON that belongs to tensors: the index of shards, a configuration, the header of a safetensors file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON = 2**25
-"""Longest text that is read, in bytes; one of them becomes up to 20 in memory."""
+"""Longest text that is read, in bytes; each byte becomes up to 20 in memory."""
 
 
 class JSONError(ValueError):
-    """A text that is no JSON, too long, or names a key twice."""
+    """Raised for a text that is not JSON, is too long, or has a key twice."""
 
 
 def read_json_file(path: Path) -> object:
-    """What a file holds.
+    """Read a JSON file.
 
     Raises:
-        JSONError: it holds no JSON, or names a key twice: readers differ in which of the two they take.
+        JSONError: the file is not JSON, or has a key twice, in which case readers differ in which one they take.
     """
     if path.stat().st_size > MOST_JSON:
         raise JSONError(f"it is longer than {MOST_JSON} bytes")
@@ -27,12 +27,12 @@ def read_json_file(path: Path) -> object:
 
 
 def parse_json(text: bytes) -> object:
-    """As :func:`read_json_file`, of what is read already."""
+    """Like :func:`read_json_file`, for content that has already been read."""
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except JSONError:
         raise
-    except (ValueError, RecursionError) as error:  # also of its characters, and of integers of thousands of digits
+    except (ValueError, RecursionError) as error:  # also for invalid characters, and integers of thousands of digits
         raise JSONError(f"it is no JSON ({type(error).__name__})") from error
 
 

@@ -1,4 +1,4 @@
-"""Keras models and weights (.keras, .weights.h5, .h5) through h5py, as PyTorch has such weights."""
+"""Keras models and weights (.keras, .weights.h5, .h5), read through h5py into PyTorch's conventions."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _NO_MODEL = re.compile(
 _VARIABLE = re.compile(r"(?P<name>.+?)(:\d+)?")
 _CLASS = re.compile(r"(?P<name>.*?)(_\d+)?")
 _PROJECTION = re.compile(r"attention|einsum_dense|(^|\.)(query|key|value)[^.]*(\.[^.]*)?$")
-_MOST_PACKED = 1032  # times that deflate packs at most
-_MOST_LARGE = 4  # times that a weight is packed which is larger than the workspace
+_MOST_PACKED = 1032  # largest compression factor of deflate
+_MOST_LARGE = 4  # largest compression factor allowed for a weight that is larger than the workspace
 _SMALL = 2**20
 
 
 class _Variable(NamedTuple):
-    """A dataset, the layer that holds it, what it is called there, and the layer's class in snake case."""
+    """A dataset with the layer that holds it, its name in the layer, and the layer's class in snake case."""
 
     layer: str
     name: str
@@ -50,26 +50,26 @@ class _Variable(NamedTuple):
 
 
 def is_keras_archive(path: Path) -> bool:
-    """Whether a file is a zip archive with weights of Keras 3 in it."""
+    """Whether a file is a zip archive with weights of Keras 3."""
     return _WEIGHTS_IN_ZIP in record_names(path)
 
 
 def read_keras(path: Path, *, check: bool = True) -> ArrayTensors:
-    """The weights of a model.
+    """Read the weights of a model.
 
     Args:
         path: the file.
-        check: whether the CRC-32 of an archive is compared, in a pass of its own: HDF5 is not read in order.
+        check: whether the CRC-32 of an archive is compared, in a separate pass, because HDF5 is not read in order.
 
     Raises:
-        ValueError: the file is damaged, or an HDF5 file of something else.
+        ValueError: the file is damaged, or it is an HDF5 file with other content.
     """
     try:
         file, classes = _opened(path, check)
         variables = list(_variables(file, classes))
     except (PermissionError, MemoryError):
         raise
-    except Exception as error:  # of a damaged file
+    except Exception as error:  # a damaged file can fail in any way
         raise damaged(path, error) from error
     if not variables:
         raise ValueError(
@@ -87,7 +87,7 @@ def read_keras(path: Path, *, check: bool = True) -> ArrayTensors:
 
 
 def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
-    """The HDF5 file, and classes of layers where a configuration beside it names them."""
+    """The HDF5 file, and the classes of layers if a configuration with it names them."""
     import h5py
 
     if not is_keras_archive(path):
@@ -101,7 +101,7 @@ def _opened(path: Path, check: bool) -> tuple[h5py.File, dict[str, str]]:
 
 
 class _Record(io.RawIOBase):
-    """A record of an archive as a file, mapped into memory where it is not compressed."""
+    """A record of an archive as a file, mapped into memory if it is not compressed."""
 
     def __init__(self, content: mmap.mmap, entry: Entry, check: bool) -> None:
         if entry.fault:
@@ -139,7 +139,7 @@ def _json(text: object) -> object:
 
 
 def _classes(config: object) -> dict[str, str]:
-    """{name of a layer: its class in snake case}."""
+    """Classes {name of a layer: its class in snake case}."""
     found: dict[str, str] = {}
     waiting = [config]
     while waiting:
@@ -155,19 +155,19 @@ def _classes(config: object) -> dict[str, str]:
 
 
 def _snake_case(name: str) -> str:
-    """``Conv2DTranspose`` is called ``conv2d_transpose``, as by Keras."""
+    """Convert a class name like Keras does: ``Conv2DTranspose`` becomes ``conv2d_transpose``."""
     name = re.sub(r"\W+", "", name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _variables(file: h5py.File, classes: Mapping[str, str]) -> Iterator[_Variable]:
-    """The datasets that are a layer's, in natural order."""
+    """The datasets that belong to layers, in natural order."""
     import h5py
 
     data: dict[str, h5py.Dataset] = {}
     file.visititems(lambda name, item: data.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    data = {name: item for name, item in data.items() if item.shape is not None}  # which the empty ones lack
+    data = {name: item for name, item in data.items() if item.shape is not None}  # empty datasets have no shape
     keras = any(_is_of_keras(name) for name in data) or "layer_names" in file.attrs or "model_weights" in file
     for name in sorted(data, key=natural) if keras else ():
         parts = name.split("/")
@@ -190,7 +190,7 @@ def _variable(parts: list[str], data: h5py.Dataset, classes: Mapping[str, str]) 
 
 
 def _of_layer(variables: list[_Variable]) -> Iterator[tuple[str, StoredArray]]:
-    """A layer's weights under the names that PyTorch has for them."""
+    """The weights of a layer under PyTorch's names."""
     named = _by_names(variables)
     recurrent = _recurrent(named)
     for name, variable in named.items():
@@ -203,7 +203,7 @@ def _of_layer(variables: list[_Variable]) -> Iterator[tuple[str, StoredArray]]:
 
 
 def _by_names(variables: list[_Variable]) -> dict[str, _Variable]:
-    """Variables by what they are; those of Keras 3, which are numbered, by class and place."""
+    """Variables by their roles; those of Keras 3, which are only numbered, are named by class and place."""
     if not all(variable.name.isdecimal() for variable in variables):
         return {variable.name: variable for variable in variables}
     kind, dimensions = variables[0].kind, [len(variable.data.shape) for variable in variables]
@@ -221,7 +221,7 @@ def _by_names(variables: list[_Variable]) -> dict[str, _Variable]:
 
 
 def _gates(kernel: _Variable, recurrent: _Variable) -> int:
-    """How many gates a recurrent layer has; 0 where the two are none."""
+    """Number of gates of a recurrent layer; 0 if the two variables are not those of one."""
     (_, columns), (units, same) = kernel.data.shape, recurrent.data.shape
     gates, rest = divmod(columns, units) if units else (0, 1)
     return gates if columns == same and not rest and gates in (1, 3, 4) else 0
@@ -269,7 +269,7 @@ def _weight(name: str, variable: _Variable) -> tuple[str, StoredArray]:
 
 
 def _projection(variable: _Variable) -> StoredArray:
-    """Of attention: (inputs, heads, size), or (heads, size, outputs) of the projection at its end."""
+    """Projection of attention: (inputs, heads, size), or (heads, size, outputs) for the output projection."""
     shape = variable.data.shape
     from_heads = re.search(r"output", variable.layer.split(".")[-1]) is not None and len(shape) == 3
     inputs = math.prod(shape[:-1]) if from_heads else shape[0]

@@ -1,4 +1,4 @@
-"""Names in natural order."""
+"""Natural order of names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import re
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key that takes runs of digits as numbers, of any length: ``layer.2`` before ``layer.10``."""
+    """Sorting key that treats runs of digits, of any length, as numbers: ``layer.2`` before ``layer.10``."""
     parts = re.split(r"([0-9]+)", name)
     return [(len(digits := part.lstrip("0")), digits) if n % 2 else (-1, part) for n, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""ONNX models through the package onnx: what initialisers mean follows from the nodes that use them."""
+"""ONNX models, read through the package onnx; the meaning of initialisers follows from the nodes that use them."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ _PRODUCTS = (
     *_PACKED_OPS,
 )
 _LONGEST_WAY = 8
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of fields: of a model, a graph, a tensor
-_LARGE = 2**16  # bytes of an initialiser that is left in the file until it is asked for
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in a model, a graph and a tensor
+_LARGE = 2**16  # bytes above which an initialiser is left in the file until it is asked for
 _AS_VARINT, _BY_LENGTH = 0, 2  # types of the wire format
 _LSTM_FROM_IOFC = (0, 2, 3, 1)
 _GATES = {"LSTM": _LSTM_FROM_IOFC, "GRU": GRU_FROM_ZRN, "RNN": (0,)}
 
 
 class _Use(NamedTuple):
-    """A node that uses an initialiser, perhaps through others, the ones that lie between, and as which input."""
+    """A node that uses an initialiser, the position of that input, and the nodes that lie in between."""
 
     node: Any
     position: int
@@ -64,13 +64,13 @@ class _Use(NamedTuple):
 
 @dataclass
 class _Graph:
-    """Constants of a graph, and which nodes use each name."""
+    """Constants of a graph, and the nodes that use each name."""
 
     constants: dict[str, Any] = field(default_factory=dict)
     users: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
 
     def uses(self, name: str) -> Iterator[_Use]:
-        """The uses of a name, or of what nodes pass it on as; each of these names is followed once."""
+        """The uses of a name, also under other names as which nodes pass it on; each name is followed once."""
         seen, waiting = {name}, deque[tuple[str, tuple[Any, ...]]]([(name, ())])
         while waiting:
             passed, through = waiting.popleft()
@@ -83,7 +83,7 @@ class _Graph:
 
 
 def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
-    """The weights of a model, as PyTorch has them.
+    """Read the weights of a model in PyTorch's conventions.
 
     Raises:
         ImportError: the package onnx is not installed.
@@ -97,12 +97,12 @@ def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
         return ArrayTensors(_found(_graph(_model(path).graph), path, dequantize), path)
     except (PermissionError, MemoryError):
         raise
-    except Exception as error:  # of a damaged file
+    except Exception as error:  # a damaged file can fail in any way
         raise damaged(path, error) from error
 
 
 def _model(path: Path) -> Any:  # noqa: ANN401
-    """The model, in which large initialisers say where in the file their numbers are: the package would copy all."""
+    """The model, whose large initialisers refer to their place in the file, as the package would copy all numbers."""
     from onnx import ModelProto
 
     model = ModelProto()
@@ -146,7 +146,7 @@ def _initializer(content: mmap.mmap, place: slice) -> Any:  # noqa: ANN401
 
 
 def _fields(content: mmap.mmap, place: slice) -> Iterator[tuple[int, slice, slice]]:
-    """Number of each field of a message, where the field is, and its bytes in it."""
+    """Number of each field of a message, the place of the field, and the place of its content."""
     position = place.start
     while position < place.stop:
         first = position
@@ -164,7 +164,7 @@ def _fields(content: mmap.mmap, place: slice) -> Iterator[tuple[int, slice, slic
 
 
 def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
-    """A number of the wire format, seven bits a byte, and where it ends."""
+    """A number in the wire format (seven bits per byte), and the position where it ends."""
     value = 0
     for place in range(10):
         byte = content[position + place]
@@ -216,12 +216,12 @@ def _arrays(name: str, graph: _Graph, path: Path, dequantize: bool) -> Iterator[
 
 
 def _rank(use: _Use) -> int:
-    """Products come before tables: a table that is a head's weight too is the head's."""
+    """Rank of a use: products come before tables, so that a table that is also a head's weight counts as the head's."""
     return int(use.node.op_type.startswith("Gather"))
 
 
 def _name(name: str, node: Any) -> str:  # noqa: ANN401
-    """The initialiser's, or where an exporter has lost it that of the node: ``/body/fc/MatMul`` is ``body.fc``."""
+    """The initialiser's name, or, if an exporter lost it, the node's: ``body.fc.weight`` for ``/body/fc/MatMul``."""
     if not _NO_NAME.fullmatch(name) or not node.name:
         return name
     module = [part for part in node.name.split("/") if part][:-1]
@@ -243,7 +243,7 @@ def _of_product(array: StoredArray, use: _Use, graph: _Graph, path: Path, dequan
 
 
 def _laid_out(array: StoredArray, use: _Use) -> StoredArray:
-    """The weight as PyTorch's modules have it, (outputs, inputs, ...), with its layout."""
+    """The weight in the order of PyTorch's modules, (outputs, inputs, ...), with its layout."""
     operation, dimensions = use.node.op_type, len(array.shape)
     if operation.startswith("Gather"):
         return array._replace(layout="embedding" if dimensions == 2 else "")
@@ -273,7 +273,7 @@ def _recurrent(
     dtype: torch.dtype,
     read: Any,  # noqa: ANN401
 ) -> Iterator[tuple[str, StoredArray]]:
-    """W (directions, gates x hidden, inputs) and R, by directions, the gates in PyTorch's order."""
+    """Split W (directions, gates x hidden, inputs), or R, by directions, with the gates in PyTorch's order."""
     if use.position not in (1, 2) or len(shape) != 3:
         return
     order = _GATES[use.node.op_type]
@@ -285,7 +285,7 @@ def _recurrent(
 
 
 def _recurrent_module(node: Any) -> str:  # noqa: ANN401
-    """One for W and R, whose gates are counted together: the node's name, or else that of its W."""
+    """A common name for W and R, whose gates are counted together: the node's name, or otherwise that of its W."""
     return _name("0", node).removesuffix(".weight") if node.name else re.sub(r"(?<=.)[._/]?W$", "", node.input[1])
 
 
@@ -294,7 +294,7 @@ def _direction(read: Any, direction: int, order: tuple[int, ...]) -> Tensor:  # 
 
 
 def _dequantised(read: Any, node: Any, graph: _Graph, path: Path) -> Tensor:  # noqa: ANN401
-    """(x - zero) times the scale, along an axis, or in blocks along it."""
+    """Dequantise as (x - zero) times the scale, along an axis, or in blocks along it."""
     values = read().to(torch.float32)
     more = [graph.constants.get(name) for name in node.input[1:]]
     if not more or any(each is None for each in more):
@@ -332,7 +332,7 @@ def _dtype(tensor: Any) -> torch.dtype:  # noqa: ANN401
 
 
 def _values(tensor: Any, path: Path) -> Tensor:  # noqa: ANN401
-    """The numbers of an initialiser, from the file or from the one beside it that it names."""
+    """The numbers of an initialiser, from the model's file or from a file beside it that it names."""
     from onnx import TensorProto, numpy_helper
 
     try:
@@ -346,7 +346,7 @@ def _values(tensor: Any, path: Path) -> Tensor:  # noqa: ANN401
 
 
 def _beside(tensor: Any, path: Path) -> Tensor:  # noqa: ANN401
-    """The numbers of an initialiser elsewhere in the file, or in another file of the folder."""
+    """The numbers of an initialiser that are elsewhere in the file, or in another file of the folder."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     named = Path(where.get("location", ""))
     file = path.parent / named if named.parts else path

@@ -1,4 +1,4 @@
-"""Folders that are no checkpoints read here, but of a known other format."""
+"""Recognition of folders in known formats that are not read here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 AS_STATE_DICT = "Load it with the library that wrote it, and save {name: torch.from_numpy(array)} with torch.save"
-"""What to do with arrays of other programs."""
+"""Remedy for arrays of other programs."""
 
 MADE_FROM = "Analyse the model that it was made from"
-"""What to do with programs for devices."""
+"""Remedy for programs compiled for devices."""
 
 
 class OtherFolder(NamedTuple):
-    """A format by a file that its folders hold, or a pattern of it."""
+    """A format that is recognised by a file in its folders, or a pattern for it."""
 
     name: str
     remedy: str
@@ -33,5 +33,5 @@ _FOLDERS = (
 
 
 def other_folder(folder: Path) -> OtherFolder | None:
-    """The known format of a folder without weights that are read; None where none is recognised."""
+    """The known format of a folder whose weights cannot be read here; None if it is not recognised."""
     return next((known for known in _FOLDERS if any(folder.glob(known.holds))), None)

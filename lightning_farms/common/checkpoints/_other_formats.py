@@ -1,4 +1,4 @@
-"""Files that are no checkpoints read here, but of a known other format."""
+"""Recognition of files in known formats that are not read here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_farms.common.checkpoints._other_folders import AS_STATE_DICT, MAD
 from lightning_farms.common.checkpoints._zip_archive import record_names
 
 _START = 1024
-_MOST_MEMBERS = 1000  # of a tar archive
-_WHATEVER_THE_NAME = 3  # of the formats below, the first
+_MOST_MEMBERS = 1000  # members of a tar archive that are looked at
+_WHATEVER_THE_NAME = 3  # number of the first formats below that count whatever a file's name is
 
 
 class OtherFormat(NamedTuple):
-    """A format by how its files begin, or end in name, and what to do with one."""
+    """A format that is recognised by the start of its files or by their names, and the remedy for them."""
 
     name: str
     remedy: str
@@ -128,14 +128,14 @@ _FORMATS = (
 
 
 def is_no_checkpoint(path: Path) -> bool:
-    """Whether a file is a pointer, a page or an answer of a server, whatever its name says."""
+    """Whether a file is a Git LFS pointer, a web page or a server's answer, whatever its name says."""
     with path.open("rb") as file:
         start = file.read(_START)
     return any(known.knows(start, path) for known in _FORMATS[:_WHATEVER_THE_NAME])
 
 
 def holds_several(path: Path) -> bool:
-    """Whether a file is a tar archive with several zips, of which a reader would take the last for all."""
+    """Whether a file is a tar archive with several zips, the last of which a reader would take for the whole."""
     with path.open("rb") as file:
         if not _is_tar(file.read(_START)):
             return False
@@ -154,7 +154,7 @@ def _is_zip(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
 
 
 def other_format(path: Path) -> OtherFormat | None:
-    """The known format of a file that could not be read; None where none is recognised."""
+    """The known format of a file that could not be read; None if it is not recognised."""
     with path.open("rb") as file:
         start = file.read(_START)
     return next((known for known in _FORMATS if known.knows(start, path)), None)

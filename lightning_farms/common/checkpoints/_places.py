@@ -1,4 +1,4 @@
-"""Which files belong to a folder."""
+"""Check of which files belong to a folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 METADATA = ".metadata"
-"""Of a folder of torch.distributed.checkpoint."""
+"""Name of the metadata file in a folder of torch.distributed.checkpoint."""
 
 CACHE = re.compile(r"models--.+")
-"""Names of models' folders in the cache of Hugging Face."""
+"""Names of models' folders in the Hugging Face cache."""
 
 
 def within(folder: Path, file: Path) -> Path:
-    """The file, if it is a regular one that no link takes out of the folder, or out of the cache that it is in.
+    """Return the file unless a link leads out of the folder, or out of the cache that the folder is in.
 
     Raises:
-        ValueError: it is elsewhere, or no file.
+        ValueError: the file is elsewhere.
     """
     roots = [folder.resolve(), *_caches(folder)]
     target = Path(os.path.realpath(file))  # not resolve(), which raises for a link to itself
@@ -31,7 +31,7 @@ def within(folder: Path, file: Path) -> Path:
 
 
 def _caches(folder: Path) -> Iterator[Path]:
-    """The model's folder in the cache of Hugging Face that a folder is part of."""
+    """The model's folder in the Hugging Face cache to which a folder belongs, if any."""
     place = folder.resolve()
     for parent in (place, *place.parents):
         if CACHE.fullmatch(parent.name) and (parent / "blobs").is_dir():

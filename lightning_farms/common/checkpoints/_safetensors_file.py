@@ -16,7 +16,7 @@ from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
 _UNKNOWN = {"F6_E2M3", "F6_E3M2"}
-_UNSLICED = {"F4"}  # two numbers a byte
+_UNSLICED = {"F4"}  # two numbers per byte
 _LONGEST_KERNEL = 31
 
 
@@ -43,7 +43,7 @@ class SafetensorsFile(StoredTensors):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
+        """The metadata in the file's header."""
         return self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -66,7 +66,7 @@ class SafetensorsFile(StoredTensors):
 
 
 def _layout_of_mlx(shape: Sequence[int]) -> str:
-    """Kernels are (outputs, *kernel, inputs) there; of three dimensions, the long ones are a batch."""
+    """Layout of MLX kernels, (outputs, *kernel, inputs); with three dimensions, long ones are taken for a batch."""
     kernel = len(shape) - 2
     is_kernel = kernel in (2, 3) or (kernel == 1 and shape[1] <= _LONGEST_KERNEL)
     return f"o{'k' * kernel}i" if is_kernel else ""
@@ -80,7 +80,7 @@ def looks_like_safetensors(path: Path) -> bool:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a header that has a tensor twice, of which the package takes the last; it checks all else."""
+    """Raise an error if the header names a tensor twice; the package would take the last, but checks all else."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length <= MOST_JSON:
@@ -93,7 +93,7 @@ def _check_type(name: str) -> None:
 
 
 def _or_unreadable(read: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """A tensor of the package, which raises anything about sizes beyond 64 bits."""
+    """Read a tensor by the package, which can raise any error for sizes beyond 64 bits."""
     try:
         return read(*arguments)
     except (MemoryError, ImportError):

@@ -1,4 +1,4 @@
-"""Which of the state dicts in a file is meant."""
+"""Choice among the state dicts in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_farms.common.checkpoints._inert_pickle import PickleError, StandI
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
-"""Where training programs put the state dict among other things (optimizer, epoch, ...), the first that is there."""
+"""Keys under which training programs put the state dict beside optimizer, epoch, ...; the first one found is taken."""
 
 _DEEPEST = 32
 _MOST_CONTAINERS = 100_000
@@ -22,7 +22,7 @@ _NO_WEIGHTS = re.compile(
 )
 _NO_WEIGHTS_INSIDE = re.compile(
     r"(optim(izers?)?|(lr_)?schedulers?|(grad_)?scaler|rng)(_states?)?(_dicts?)?|loops|callbacks|_extra_state|_metadata"
-)  # of what bears a usual name for a state dict: parts of the model may be called as they like
+)  # inside a state dict with a usual name, where parts of the model may have any name
 _SHOWN = 12
 _LONGEST_NAME = 1000  # characters of a key, and of a path that is shown
 _MOST_TEXT = 2**26  # characters of all names; a path is part of every name below it
@@ -30,14 +30,14 @@ Tensors = dict[str, PickledTensor]
 
 
 class StateDicts(NamedTuple):
-    """The tensors that are taken, and what else there is.
+    """The chosen tensors, and the other state dicts in the file.
 
     Attributes:
-        tensors: by name.
-        taken: path of the state dict in the file, its keys joined by dots; empty where it is the file itself.
-        others: how many tensors, and numbers, the other state dicts hold, by their paths.
+        tensors: the tensors by name.
+        taken: path of the state dict in the file, its keys joined by dots; empty if it is the file itself.
+        others: numbers of tensors, and of their entries, in the other state dicts, by their paths.
         buffers: names of tensors that are known to be buffers.
-        objects: those in which the tensors, and the other state dicts', were found.
+        objects: the objects in which the tensors, and those of the other state dicts, were found.
     """
 
     tensors: Tensors
@@ -48,12 +48,12 @@ class StateDicts(NamedTuple):
 
 
 class AmbiguousStateDict(ValueError):
-    """A file holds several state dicts, none of which has a usual name, or not the one that was asked for.
+    """Raised if a file holds several state dicts without a usual name, or lacks the one that was asked for.
 
     Args:
-        path: of the file.
-        key: what was asked for; None where nothing was.
-        found: how many tensors, and numbers, there are under each path.
+        path: path of the file.
+        key: the key that was asked for; None if there was none.
+        found: numbers of tensors, and of their entries, under each path.
     """
 
     def __init__(self, path: str, key: str | None, found: Mapping[str, tuple[int, int]]) -> None:
@@ -71,7 +71,7 @@ class AmbiguousStateDict(ValueError):
 
 
 def listed_state_dicts(found: Mapping[str, tuple[int, int]]) -> str:
-    """Paths with their sizes, in words."""
+    """List paths with their sizes in words."""
     texts = [
         f"{path[:_LONGEST_NAME] or '(top level)'} ({tensors} tensors, {numbers:,} numbers)"
         for path, (tensors, numbers) in list(found.items())[:_SHOWN]
@@ -80,10 +80,10 @@ def listed_state_dicts(found: Mapping[str, tuple[int, int]]) -> str:
 
 
 def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts:
-    """The state dict that is asked for, or else the one that a file is about.
+    """Choose the state dict that is asked for, or otherwise the main one of a file.
 
-    That is the first of STATE_DICT_KEYS with tensors; or else the only one. What optimizers, schedulers and random
-    number generators keep is none.
+    The main one is the first of STATE_DICT_KEYS with tensors, or otherwise the only state dict. The states of
+    optimizers, schedulers and random number generators do not count.
 
     Raises:
         AmbiguousStateDict: there are several without a usual name, or none under ``key``.
@@ -104,7 +104,7 @@ def choose_state_dict(content: object, key: str | None, path: str) -> StateDicts
 
 
 def _is_of_training(path: Sequence[str]) -> bool:
-    """Whether it is not the model's, but what the training program keeps beside it."""
+    """Whether a path leads not to the model but to other states of the training program."""
     inside = next((place for place, key in enumerate(path) if key in STATE_DICT_KEYS), len(path)) + 1
     return any(map(_NO_WEIGHTS.fullmatch, path[:inside])) or any(map(_NO_WEIGHTS_INSIDE.fullmatch, path[inside:]))
 
@@ -128,7 +128,7 @@ def _size(tensors: Tensors) -> tuple[int, int]:
 
 
 def _root(found: Mapping[str, _Held]) -> str | None:
-    """The path of the state dict that is meant; empty also where there is none, None where it is not clear."""
+    """Path of the main state dict; empty if it is the file itself or there is none, None if it is not clear."""
     for key in STATE_DICT_KEYS:
         if any(path == key or path.startswith(f"{key}.") for path in found):
             return key
@@ -146,7 +146,7 @@ def _has_matrices(held: _Held) -> bool:
 
 
 def _below(found: Mapping[str, _Held], root: str) -> _Held:
-    """The tensors of a path, or else those of all paths below it, which become part of their names."""
+    """The tensors at a path, or otherwise those of all paths below it, with these paths as part of their names."""
     if root in found:
         return found[root]
     start = f"{root}." if root else ""
@@ -165,7 +165,7 @@ def _below(found: Mapping[str, _Held], root: str) -> _Held:
 
 
 def _held(content: object) -> Iterator[tuple[str, _Held]]:
-    """Paths of all that holds tensors itself, and these."""
+    """Paths of all containers, with the tensors that each holds directly."""
     waiting: deque[tuple[tuple[str, ...], frozenset[StandIn], object]] = deque([((), frozenset(), content)])
     text = _Text()
     for _ in range(_MOST_CONTAINERS):  # a pickle may hold one list in another many times over
@@ -189,7 +189,7 @@ def _held(content: object) -> Iterator[tuple[str, _Held]]:
 
 
 class _Text:
-    """Counts the characters of names: a file of bytes can ask for any number of long ones."""
+    """Limits the number of characters in names, as a small file can ask for any number of long names."""
 
     def __init__(self) -> None:
         self._left = _MOST_TEXT
@@ -201,7 +201,7 @@ class _Text:
 
 
 def _name(key: object) -> str:
-    """A key as text that can be printed."""
+    """Convert a key to printable text."""
     text = str(key)
     if len(text) > _LONGEST_NAME:
         raise PickleError(f"it has a name of {len(text)} characters")
@@ -213,19 +213,19 @@ def _may_hold(value: object) -> bool:
 
 
 def is_optimizer(entries: Mapping[Any, Any]) -> bool:
-    """Whether a dictionary is the state of an optimizer: its tensors are no weights."""
+    """Whether a dictionary is the state of an optimizer, whose tensors are not weights."""
     return "param_groups" in entries and isinstance(entries.get("state"), dict)
 
 
 def _tensor_in(name: str, entry: object) -> PickledTensor | None:
-    """The entry, or what a quantised module of PyTorch packs with its bias."""
+    """The entry if it is a tensor, or the weight that a quantised PyTorch module packs together with its bias."""
     if name.rpartition(".")[2] == "_packed_params" and isinstance(entry, tuple) and entry:
         entry = entry[0]
     return entry if isinstance(entry, PickledTensor) else None
 
 
 def entries_of(value: object) -> Mapping[Any, Any]:
-    """What a container holds: a dictionary, a list, or an object of an unknown class."""
+    """The entries of a container: a dictionary, a list, or an object of an unknown class."""
     if isinstance(value, dict):
         return value
     if isinstance(value, (list, tuple)):
@@ -236,19 +236,19 @@ def entries_of(value: object) -> Mapping[Any, Any]:
 
 
 def _listed(value: object) -> Mapping[Any, Any]:
-    """The tensors of a list, as torch_ema keeps its averages, by their places."""
+    """The tensors of a list by their positions, as torch_ema stores its averages."""
     tensors = isinstance(value, list) and any(isinstance(item, PickledTensor) for item in value)
     return dict(enumerate(value)) if tensors and isinstance(value, list) else {}
 
 
 def is_module(value: object) -> TypeGuard[StandIn]:
-    """Whether a value is what a pickle keeps of an ``nn.Module``."""
+    """Whether a value is a pickled ``nn.Module``."""
     state = value.state if isinstance(value, StandIn) else None
     return isinstance(state, dict) and isinstance(state.get("_parameters"), dict) and "_modules" in state
 
 
 def _of_module(module: object) -> _Held:
-    """The state dict of a module that was pickled whole."""
+    """The state dict of a module that was pickled as a whole."""
     tensors: Tensors = {}
     buffers: set[str] = set()
     waiting: deque[tuple[str, object]] = deque([("", module)])

@@ -1,4 +1,4 @@
-"""Files of torch.save, zip archives and what came before them, and plain pickles: read, never run."""
+"""Files of torch.save (zip archives and the older format) and plain pickles, which are read but never run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _STORAGES = {
 
 
 class TorchFile(NamedTuple):
-    """What a file holds: containers, plain values, tensors that are read when asked for, and stand-ins."""
+    """The content of a file: containers, plain values, tensors that are read when asked for, and stand-ins."""
 
     content: object
     stand_ins: Sequence[StandIn] = ()
@@ -66,10 +66,10 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
 
     Args:
         path: the file.
-        check: whether CRC-32s of a zip archive's tensors are compared, each when it is first read.
+        check: whether the CRC-32s of a zip archive's tensors are compared, each when its tensor is first read.
 
     Raises:
-        PickleError: it is damaged, or no such file.
+        PickleError: the file is damaged, or of another kind.
     """
     with path.open("rb") as file:
         if not path.stat().st_size:
@@ -83,7 +83,7 @@ def read_torch_file(path: Path, *, check: bool = True) -> TorchFile:
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
-    """A file in memory that is read when it is looked at; it may be longer than the memory, as nothing is set aside."""
+    """Map a file into memory, where it is read on access; it may be larger than the memory, as none is reserved."""
     try:
         if hasattr(mmap, "MAP_NORESERVE"):
             return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | mmap.MAP_NORESERVE)
@@ -93,7 +93,7 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 
 
 def read_torch_bytes(content: bytearray, *, check: bool = True) -> TorchFile:
-    """As :func:`read_torch_file`, of a zip archive that is a part of a file."""
+    """Like :func:`read_torch_file`, for a zip archive that is a part of a file."""
     builder = Builder()
     return TorchFile(_zipped(ZipArchive(content), content, builder, check), builder.stand_ins)
 
@@ -111,7 +111,7 @@ def _zipped(archive: ZipArchive, content: mmap.mmap | bytearray, builder: Builde
 
 
 def _sequence(file: BinaryIO, storages: StorageFile, builder: Builder) -> object:
-    """Pickles one after the other, then the storages (torch before 1.6); or one plain pickle."""
+    """Read consecutive pickles followed by the storages (torch before 1.6), or one plain pickle."""
     persistent = _Persistent(storages)
     first = read_pickle(file, builder.build, persistent)
     if first != _MAGIC:
@@ -129,7 +129,7 @@ def _sequence(file: BinaryIO, storages: StorageFile, builder: Builder) -> object
 def _consecutive(
     keys: object, sizes: Mapping[str, tuple[int, int]], offset: int, content: mmap.mmap | bytearray
 ) -> dict[str, Entry]:
-    """Storages one after the other, each behind the number of its entries, which the pickle says too."""
+    """Consecutive storages, each preceded by the number of its entries, which must match the pickle's."""
     entries: dict[str, Entry] = {}
     for key in map(shown, keys if isinstance(keys, list) else []):
         itemsize, count = sizes.get(key, (0, -1))
@@ -143,7 +143,7 @@ def _consecutive(
 
 
 class _Persistent:
-    """Storages by what pickles call them, ("storage", type, key, device, entries, view)."""
+    """Makes storages from their identifiers in pickles, ("storage", type, key, device, entries, view)."""
 
     def __init__(self, storages: StorageFile) -> None:
         self._file = storages
@@ -162,7 +162,7 @@ class _Persistent:
 
 
 class Builder:
-    """What a pickle's calls make: tensors, containers, plain values; a stand-in for all else, which is kept."""
+    """Makes the results of a pickle's calls: tensors, containers, plain values, or stand-ins, which it keeps."""
 
     def __init__(self) -> None:
         self.stand_ins: list[StandIn] = []
@@ -181,7 +181,7 @@ class Builder:
         return self.stand_ins[-1]
 
     def _subclass(self, function: object, kind: object, arguments: tuple[Any, ...], state: object) -> object:
-        """A tensor of a subclass: its numbers where they are plain, the part that this file holds where it is whole."""
+        """A tensor of a subclass, by its plain numbers, or by its local part if that is the whole tensor."""
         made = self.build(function, arguments) if isinstance(function, Name) else None
         if isinstance(made, PickledTensor) and made.reason:
             local = state.get("_local_tensor") if isinstance(state, dict) else None
@@ -206,7 +206,7 @@ def _shape(sizes: object) -> tuple[int, ...]:
 
 
 def _are_integers(sizes: object) -> bool:
-    """Whether they are numbers of 64 bits, and not more than a tensor has."""
+    """Whether these are 64-bit integers, and no more of them than a tensor can have."""
     few = isinstance(sizes, (tuple, list)) and len(sizes) <= MOST_DIMENSIONS
     return few and all(type(size) is int and abs(size) < 2**63 for size in cast("Sequence[object]", sizes))
 

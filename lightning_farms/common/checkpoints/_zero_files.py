@@ -14,7 +14,7 @@ _OPTIMIZER = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
 
 
 class ZeroFiles(NamedTuple):
-    """The files of a checkpoint: the model's state where it is whole, or else partitions of it and of the optimizer."""
+    """The files of a checkpoint: the whole state of the model, or partitions of its state and of the optimizer's."""
 
     folder: Path
     whole: tuple[Path, ...]
@@ -23,7 +23,7 @@ class ZeroFiles(NamedTuple):
 
 
 def zero_files(folder: Path) -> ZeroFiles | None:
-    """The files of a ZeRO checkpoint in a folder, or in the one that its file `latest` names; None where it is none."""
+    """The files of a ZeRO checkpoint in a folder, or in the subfolder that its file `latest` names, if there is one."""
     latest = folder / "latest"
     tag = first_words(latest) if latest.is_file() else ""
     below = [folder / tag] if tag and "/" not in tag and tag not in (".", "..") and "\0" not in tag else []
@@ -36,7 +36,7 @@ def zero_files(folder: Path) -> ZeroFiles | None:
 
 
 def first_words(file: Path) -> str:
-    """What a small file says; of a long one the start."""
+    """The text of a small file, or the start of a long one."""
     with file.open(encoding="utf-8", errors="replace") as text:
         return text.read(256).strip()
 

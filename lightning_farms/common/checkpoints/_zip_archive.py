@@ -1,4 +1,4 @@
-"""Records of a zip archive, where each lies and what it holds; no size that it claims is believed."""
+"""Places and contents of the records of a zip archive; no size that it claims is trusted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MOST_DIRECTORY = 2**25
 """Longest directory that is read, in bytes: some 400,000 records."""
 
 MOST_UNPACKED = 2**29
-"""Bytes up to which a compressed record is unpacked; torch.save compresses none."""
+"""Largest size in bytes up to which a compressed record is unpacked; torch.save compresses none."""
 
 _PIECE = 2**20
-_DEFLATE_PACKS = 1032  # times, at most
+_DEFLATE_PACKS = 1032  # largest compression factor of deflate
 _LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 _SIGNATURE = b"PK\x03\x04"
-_LATER = 0x8  # flag: sizes and CRC-32 stand behind the data
+_LATER = 0x8  # flag: sizes and CRC-32 follow the data
 _UTF8 = 0x800
 _IN_ZIP64 = 0xFFFFFFFF
 _Content = mmap.mmap | bytearray
@@ -33,7 +33,7 @@ class ZipArchive:
     """The records of an archive in memory, or mapped into it.
 
     Raises:
-        PickleError: its directory is damaged, or names a record twice.
+        PickleError: the directory is damaged, or names a record twice.
     """
 
     def __init__(self, content: _Content) -> None:
@@ -48,17 +48,17 @@ class ZipArchive:
         self.records: Mapping[str, zipfile.ZipInfo] = {info.filename: info for info in infos}
         if len(self.records) < len(infos):
             raise PickleError("its zip directory names a record twice")
-        self._has_crcs = any(info.CRC for info in infos)  # not with torch.serialization.set_crc32_options(False)
+        self._has_crcs = any(info.CRC for info in infos)  # False after torch.serialization.set_crc32_options(False)
 
     def read(self, name: str, most: int) -> bytes:
-        """A record, unpacked, with its CRC-32 where the archive has them."""
+        """Read and unpack a record, comparing its CRC-32 if the archive has these."""
         info = self.records[name]
         if fault := self._fault(info):
             raise PickleError(f"its {name!r} is damaged: {fault}")
         return bytes(self._unpacked(info, most))
 
     def entry(self, name: str) -> Entry:
-        """Where the numbers of a storage lie, or why they cannot be read."""
+        """The place of a storage's numbers, or why they cannot be read."""
         info = self.records[name]
         crc = info.CRC if self._has_crcs else None
         if fault := self._fault(info):
@@ -77,7 +77,7 @@ class ZipArchive:
         return bytes(self._content[start : start + _LOCAL_HEADER.size])
 
     def _fault(self, info: zipfile.ZipInfo) -> str:
-        """What is wrong with the header before a record, which says the same as the directory in a sound archive."""
+        """The fault in the header before a record, which agrees with the directory in a sound archive."""
         header = self._header(info)
         if info.header_offset < 0 or len(header) < _LOCAL_HEADER.size:
             return "it lies beyond the end of the file"
@@ -109,7 +109,7 @@ class ZipArchive:
                     content += piece
         except zipfile.BadZipFile as error:
             raise PickleError(f"its {name!r} is damaged: {error}") from error
-        except Exception as error:  # of a compressed stream
+        except Exception as error:  # a damaged compressed stream
             raise PickleError(f"its {name!r} cannot be unpacked") from error
         if len(content) != info.file_size:
             raise PickleError(f"its {name!r} is cut short")
@@ -117,7 +117,7 @@ class ZipArchive:
 
 
 def record_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of an archive's records; none where a file is no archive, or none that can be read."""
+    """The names of an archive's records; empty if the file is not an archive, or not a readable one."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return ()
@@ -129,15 +129,15 @@ def record_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def is_zip(content: _Content) -> bool:
-    """Whether there is the end of an archive."""
+    """Whether the content has the end record of a zip archive."""
     try:
         return zipfile.is_zipfile(_View(content))
-    except zipfile.BadZipFile:  # of several disks
+    except zipfile.BadZipFile:  # an archive on several disks
         return True
 
 
 class _View:
-    """Content as a file: one read is no longer than `most`, as a directory may claim to be terabytes of a file's."""
+    """Content as a file whose single reads are limited to `most` bytes, as a directory may claim to have terabytes."""
 
     def __init__(self, content: _Content) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""Checkpoint files as mappings of names to tensors, read when asked for; nothing is ever unpickled freely."""
+"""Checkpoint files as mappings from names to tensors that are read when asked for; nothing is unpickled unsafely."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ _SHOWN = 5
 
 
 class StoredCheckpoint(NamedTuple):
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        tensors: the state dict, on the CPU; they may be mapped from the file, or read when asked for.
-        beside: what stands in the file of ``torch.save`` beside the state dict, such as hyperparameters.
-        metadata: what a safetensors file says of itself.
-        taken: where in the file the state dict is, its keys joined by dots; empty where it is the file itself.
-        others: how many tensors, and numbers, other state dicts in the file hold, by their paths.
-        left_out: how many objects of each class or function were not read, as that could run code.
+        tensors: the state dict, on the CPU; tensors may be mapped from the file, or read when asked for.
+        beside: other entries of a ``torch.save`` file besides the state dict, such as hyperparameters.
+        metadata: the metadata of a safetensors file.
+        taken: path of the state dict in the file, its keys joined by dots; empty if it is the file itself.
+        others: numbers of tensors, and of their entries, in other state dicts of the file, by their paths.
+        left_out: number of objects of each class or function that were not read, as that could run code.
         sparse: names of tensors that are stored sparse; they are made dense when they are read.
     """
 
@@ -83,33 +83,33 @@ def open_checkpoint(
             - a ``.safetensors`` file (needs the package safetensors);
             - the index of a sharded checkpoint, ``*.safetensors.index.json`` or ``*.bin.index.json``;
             - a folder that holds one of these, or shards without an index (all of them);
-            - the folder of a model in the cache of Hugging Face, or of a pipeline of diffusers, whose parts' names get
-              ``unet.``, ``vae.``, ... before them;
+            - the folder of a model in the Hugging Face cache, or of a diffusers pipeline, the names of whose parts get
+              the prefixes ``unet.``, ``vae.``, ...;
             - a folder of ``torch.distributed.checkpoint`` (FSDP, FSDP2, Lightning's sharded checkpoints), whose tensors
-              are put together from their parts when they are asked for;
+              are assembled from their parts when they are asked for;
             - a folder of DeepSpeed ZeRO: the model's state, or the parameters in float32 from stage 3's partitions;
             - a GGUF file (needs gguf), an ONNX model (needs onnx), or a ``.keras`` or ``.h5`` file of Keras, whose
               weights get PyTorch's names and layouts: kernels are transposed to (outputs, inputs, ...).
 
-            Objects of a file of ``torch.save`` that are no tensors, containers or plain values are left out: nothing
+            Objects in a ``torch.save`` file that are not tensors, containers or plain values are left out: nothing
             that a file asks for is looked up or called.
-        key: which of several state dicts in the file is meant, its keys joined by dots, such as ``"ema"``; None for
-            the first of :data:`STATE_DICT_KEYS`, or the only one.
+        key: path of the state dict to take if the file has several, its keys joined by dots, such as ``"ema"``; None
+            for the first of :data:`STATE_DICT_KEYS`, or the only one.
         check: whether the CRC-32 that a zip archive has for each tensor is compared when the tensor is first read;
-            one that does not fit is an error of that tensor. (Safetensors has no such number: flipped bits in it
-            cannot be known.)
-        dequantize: whether packed weights are unpacked when they are read, where that can be done: GGUF's blocks,
-            ONNX's integers with scales; :func:`checkpoint_weights` does so with fp8 and integers with scales and
-            bitsandbytes' formats. Without, GGUF's and ONNX's have no values.
+            a mismatch is an error of that tensor. (Safetensors has no such number, so that flipped bits in it cannot
+            be detected.)
+        dequantize: whether packed weights are unpacked when they are read, if possible: GGUF's blocks, ONNX's integers
+            with scales; :func:`checkpoint_weights` also does so for fp8 and integers with scales, and bitsandbytes'
+            formats. Otherwise, those of GGUF and ONNX have no values.
 
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
-        as these formats do not keep the model's.
+        as these formats do not keep the model's order.
 
     Raises:
         FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
         ValueError: the file is damaged, of another format, or holds no tensor, or several state dicts.
-        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
+        ImportError: the package for a safetensors, GGUF or ONNX file is not installed.
 
     Example:
         >>> import tempfile, torch
@@ -138,22 +138,22 @@ def read_stored(
     dequantize: bool = False,
     may_be_empty: bool = True,
 ) -> StoredCheckpoint:
-    """Open a checkpoint as :func:`open_checkpoint` does, also one without tensors, with what is stored beside them.
+    """Open a checkpoint like :func:`open_checkpoint`, with all that is stored besides tensors, and even without any.
 
     Args:
-        path: as there.
-        key: as there.
-        check: as there.
-        dequantize: as there.
-        may_be_empty: whether a file without tensors is no error.
+        path: as in :func:`open_checkpoint`.
+        key: as in :func:`open_checkpoint`.
+        check: as in :func:`open_checkpoint`.
+        dequantize: as in :func:`open_checkpoint`.
+        may_be_empty: whether a file without tensors is allowed.
 
     Returns:
         The tensors and the rest.
 
     Raises:
-        FileNotFoundError: as there, and so the other two.
-        ValueError: the file is damaged, of another format, or it is not clear which state dict is meant.
-        ImportError: a safetensors, GGUF or ONNX file, and its package is not installed.
+        FileNotFoundError: there is no such file or folder, the folder holds no weights, or a shard is missing.
+        ValueError: the file is damaged, of another format, or it is not clear which state dict to take.
+        ImportError: the package for a safetensors, GGUF or ONNX file is not installed.
     """
     meant = what_is_meant(Path(path))
     stored = _read_meant(meant, _How(may_be_empty, key, check, dequantize))
@@ -167,7 +167,7 @@ def read_stored(
 
 
 def _read_meant(meant: Meant, how: _How) -> StoredCheckpoint:
-    """A file, or a folder's files as one."""
+    """Read a file, or the files of a folder as one."""
     if meant.kind == "file":
         return _read(meant.path, how)
     if meant.kind in ("shards", "parts"):
@@ -220,7 +220,7 @@ def _read(path: Path, how: _How) -> StoredCheckpoint:
 
 
 def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
-    """The weights in a file that another program wrote; None where it is none of these."""
+    """The weights in a file of another program; None if it is not such a file."""
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"GGUF"):
@@ -231,7 +231,7 @@ def _of_other_program(path: Path, how: _How) -> StoredTensors | None:
 
 
 def _of_torch(stored: TorchFile, path: Path, how: _How) -> StoredCheckpoint:
-    """The state dict that is meant of what a file of torch.save holds."""
+    """Choose the state dict from the content of a torch.save file, and collect the rest."""
     chosen = choose_state_dict(stored.content, how.key, str(path))
     if not how.may_be_empty or not isinstance(stored.content, dict):
         _check_not_empty(stored, chosen, path)
@@ -251,7 +251,7 @@ def _names(listed: object) -> list[str]:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Say of a file that is none of torch.save what it is instead, or that it is damaged."""
+    """Raise an error that says what a file is if not one of torch.save, or that it is damaged."""
     if is_torchscript(path):
         raise ValueError(
             f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
@@ -267,7 +267,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _refuse_other(path: Path, error: Exception | None = None) -> None:
-    """Name the format of a file that is of a known other one."""
+    """Raise an error that names the format of a file if that is known."""
     known = other_format(path) if path.is_file() else None
     if known is not None:
         raise ValueError(
@@ -277,7 +277,7 @@ def _refuse_other(path: Path, error: Exception | None = None) -> None:
 
 
 def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
-    """Tell what a file without tensors, or with empty ones only, holds."""
+    """Raise an error that says what a file holds if it has no tensors, or only empty ones."""
     content = stored.content
     if chosen.tensors:
         if all(0 in tensor.shape for tensor in chosen.tensors.values()):
@@ -317,7 +317,7 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
 
 
 def _entries(content: object) -> Iterator[object]:
-    """What a dictionary, and the lists in it, hold."""
+    """The values of a dictionary, and of the lists in it."""
     for held in content.values() if isinstance(content, dict) else ():
         yield from held if isinstance(held, list) else (held,)
 
@@ -407,7 +407,7 @@ class _Shards(JoinedTensors):
 
 
 def _is_within(shard: str) -> bool:
-    """Whether the name of a shard leads nowhere else; of links see `within`."""
+    """Whether the name of a shard stays within the folder; for links see `within`."""
     parts = PurePath(shard).parts
     named = bool(parts) and "\0" not in shard and len(shard) <= _LONGEST
     return named and not PurePath(shard).is_absolute() and ".." not in parts
@@ -418,7 +418,7 @@ def _is_special(shard: Path) -> bool:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """{tensor: shard}."""
+    """Read the map {tensor: shard} from an index."""
     try:
         content = read_json_file(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -433,7 +433,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_text(shards: Mapping[str, object]) -> None:
-    """Raise UnicodeEncodeError where a name is none that can be written."""
+    """Raise UnicodeEncodeError if a name cannot be written as text."""
     "".join([*shards, *(shard for shard in shards.values() if isinstance(shard, str))]).encode()
 
 

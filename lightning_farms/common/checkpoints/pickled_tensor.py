@@ -1,4 +1,4 @@
-"""A tensor of a file of torch.save: where it lies, and how it is read when it is asked for."""
+"""A tensor in a torch.save file: its place, and reading it when it is asked for."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from torch import Tensor
 from lightning_farms.common.checkpoints._inert_pickle import PickleError
 
 LARGEST_DENSE = 2**30
-"""Bytes up to which a sparse or repeated tensor is made dense: the default workspace of an analysis."""
+"""Size in bytes up to which a sparse or repeated tensor is made dense: the default workspace of an analysis."""
 
 _MOST_ZEROS = 2**10
-"""Zeros a stored number up to which a sparse tensor is made dense: else a file of bytes would fill the memory."""
+"""Zeros per stored number up to which a sparse tensor is made dense; otherwise a tiny file could fill the memory."""
 
 _SHOWN = 80
 MOST_DIMENSIONS = 64
-_SMALL = 2**20  # entries that a view may have beyond those that are stored, as an expanded tensor has
+_SMALL = 2**20  # entries that a view may have even if fewer are stored, as in an expanded tensor
 
 
 class UnreadableTensor(ValueError):
-    """A tensor that is damaged, has no values, or cannot be held; the others of its file can be read.
+    """Raised for a tensor that is damaged, has no values, or is too large; others in its file can still be read.
 
     Args:
         reason: what is wrong with it.
-        where: its name and file, as the message has them first; empty where they are not known.
+        where: its name and file, with which the message begins; empty if they are not known.
     """
 
     def __init__(self, reason: str, where: str = "") -> None:
@@ -47,7 +47,7 @@ class UnreadableTensor(ValueError):
 
 @contextmanager
 def naming(name: str, path: Path) -> Iterator[None]:
-    """Let the error of a tensor that cannot be read say which it is, and of what file."""
+    """Add the tensor's name and file to the error of a tensor that cannot be read."""
     try:
         yield
     except UnreadableTensor as error:
@@ -55,7 +55,7 @@ def naming(name: str, path: Path) -> Iterator[None]:
 
 
 class Entry(NamedTuple):
-    """Where the numbers of one storage lie, or why they cannot be read; ``crc`` is None where the file has none."""
+    """Place of the numbers of a storage, or why they cannot be read; ``crc`` is None if the file has none."""
 
     offset: int
     size: int
@@ -70,7 +70,7 @@ class StorageFile:
 
     Attributes:
         content: the whole file.
-        entries: by key.
+        entries: the storages' entries by key.
         swapped: whether numbers are stored in the other byte order.
         check: whether a storage's CRC-32 is compared when it is first read.
     """
@@ -104,7 +104,7 @@ class StorageFile:
 
     def _compare(self, key: str, entry: Entry, content: mmap.mmap | bytearray, offset: int) -> None:
         if not self.check or entry.crc is None or entry.unpack is not None or key in self._checked:
-            return  # what is unpacked was compared then
+            return  # unpacked records were compared when they were unpacked
         with memoryview(content) as everything, everything[offset : offset + entry.size] as part:
             if zlib.crc32(part) != entry.crc:
                 raise UnreadableTensor("damaged: its bytes do not have the CRC-32 that the file names")
@@ -135,12 +135,12 @@ class PickledTensor:
         shape: its shape.
         dtype: its type.
         storage: its numbers; None where the file holds none.
-        offset: of its first number in the storage.
-        stride: in numbers.
-        parts: of a sparse tensor, its layout and the tensors that make it.
+        offset: offset of its first number in the storage.
+        stride: its strides in numbers.
+        parts: for a sparse tensor, its layout and the tensors of which it consists.
         reason: why it cannot be read.
-        parameter: whether the pickle says that it is one.
-        flags: ``conj`` and ``neg``, where it is a lazy conjugate or negative.
+        parameter: whether the pickle says that it is a parameter.
+        flags: ``conj`` and ``neg`` if it is a lazy conjugate or negative.
     """
 
     shape: tuple[int, ...]
@@ -161,7 +161,7 @@ class PickledTensor:
         return id(self.storage.file), self.storage.key, self.dtype, self.offset, self.shape, self.stride
 
     def as_parameter(self) -> PickledTensor:
-        """The same, known to be a parameter."""
+        """The same tensor, marked as a parameter."""
         return replace(self, parameter=True)
 
     def outline(self) -> Tensor:
@@ -170,10 +170,10 @@ class PickledTensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
-        """The tensor, mapped from the file where that is possible.
+        """Read the tensor, mapped from the file if possible.
 
         Raises:
-            UnreadableTensor: it is damaged, has no values, or would be larger than what is stored.
+            UnreadableTensor: it is damaged, has no values, or would be much larger than the stored numbers.
         """
         if self.reason:
             raise UnreadableTensor(self.reason)
@@ -232,4 +232,4 @@ def _made_dense(layout: str, tensors: list[Tensor], shape: tuple[int, ...]) -> T
 
 
 OTHER_BYTE_ORDER = {"little": "big", "big": "little"}[sys.byteorder]
-"""How byte orders are called."""
+"""Name of the byte order that is not this machine's."""

@@ -1,4 +1,4 @@
-"""Reading files of torch.save without running anything that they ask for."""
+"""Reading torch.save files without running any code that they ask for."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _PICKLE = b"\x80"  # the first byte since protocol 2
 
 
 def load_safely(path: Path) -> object:
-    """Read a file of ``torch.save`` into memory-mapped tensors; nothing in it is run.
+    """Read a ``torch.save`` file into memory-mapped tensors without running anything in it.
 
     Args:
         path: the file.
 
     Returns:
-        What it holds.
+        The content of the file.
 
     Raises:
-        ValueError: it is damaged, or holds objects other than tensors and plain values; its cause is what torch raised.
-        PermissionError: it may not be read.
+        ValueError: it is damaged, or holds objects other than tensors and plain values; the cause is torch's error.
+        PermissionError: there is no permission to read it.
     """
     try:
         with warnings.catch_warnings():
@@ -56,12 +56,12 @@ def _refusal(path: Path, error: Exception) -> ValueError:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with the constants of a program, by which torch tells one, too."""
+    """Whether a file is an archive with the constants of a TorchScript program, which is torch's criterion too."""
     return any(name.endswith("/constants.pkl") for name in record_names(path))
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, or an archive that holds one: what is unknown in it is a newer protocol's then."""
+    """Whether a file is a pickle or an archive with one, so that unknown operands come from a newer protocol."""
     with path.open("rb") as file:
         return file.read(1) == _PICKLE or zipfile.is_zipfile(path)
 
@@ -74,7 +74,7 @@ def _first_reason(text: str) -> str:
 
 
 def damaged(path: str | os.PathLike[str], error: Exception | str) -> ValueError:
-    """The error to raise about a file that is no readable checkpoint, from what its reader raised, or says of it."""
+    """Make the error for a file that is not a readable checkpoint, from its reader's error or a reason."""
     reason = str(error) if isinstance(error, (PickleError, JSONError, str)) else type(error).__name__
     return ValueError(
         f"Expected argument `path` to be a checkpoint (torch.save, safetensors, or the index of a sharded one), but "

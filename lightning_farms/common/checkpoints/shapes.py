@@ -13,17 +13,17 @@ from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a file that tells their names, shapes and types without their values.
+    """Base class of mappings of a file's tensors, which know names, shapes and types without reading values.
 
     Attributes:
-        config: what a ``config.json`` beside the file says; empty where there is none.
+        config: content of a ``config.json`` beside the file; empty if there is none.
         buffers: names of tensors that are known to be buffers, not parameters.
         parameters: names of tensors that are known to be parameters.
-        layouts: what the dimensions of tensors mean whose format tells, as in ``Selection(layouts=...)``.
+        layouts: meaning of the dimensions of tensors, if the format tells, as in ``Selection(layouts=...)``.
         quantised: the format of tensors that the file's own format packs.
-        unpacked: the format of those that are unpacked when they are read.
-        refused: why tensors are known to be no weights.
-        dequantize: whether packed weights are to be unpacked, where that can be done.
+        unpacked: the format of packed tensors that are unpacked when they are read.
+        refused: reasons why tensors are known not to be weights.
+        dequantize: whether packed weights are to be unpacked, if possible.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
@@ -34,10 +34,10 @@ class StoredTensors(Mapping[str, Tensor]):
     unpacked: Mapping[str, str] = MappingProxyType({})
     refused: Mapping[str, str] = MappingProxyType({})
     dequantize: bool = False
-    _names: Collection[str]  # of all tensors, in order; set by the subclasses
+    _names: Collection[str]  # names of all tensors, in order; set by the subclasses
 
     def identity(self, name: str) -> object:
-        """Equal for two tensors that are the same numbers of the file, which are tied."""
+        """A value that is equal for tied tensors, which are the same numbers of the file."""
         return name
 
     @abstractmethod
@@ -58,8 +58,8 @@ class SomeTensors(StoredTensors):
     """Some of a file's tensors.
 
     Args:
-        tensors: of the file.
-        names: those that are kept, in order, by the names that they get.
+        tensors: the tensors of the file.
+        names: {new name: name in the file} of the tensors that are kept, in order.
     """
 
     def __init__(self, tensors: StoredTensors, names: Mapping[str, str]) -> None:
@@ -73,22 +73,22 @@ class SomeTensors(StoredTensors):
         return self._tensors[self._own[name]]
 
     def without_values(self, name: str) -> Tensor:
-        """As of the file."""
+        """See the base class; the tensor is that of the file."""
         return self._tensors.without_values(self._own[name])
 
     def identity(self, name: str) -> object:
-        """As of the file."""
+        """See the base class; the identity is that of the file's tensor."""
         return self._tensors.identity(self._own[name])
 
 
 class MetaTensors(Mapping[str, Tensor]):
-    """Tensors by name on the meta device, where products and norms have shapes and types, and cost nothing.
+    """Tensors by name on the meta device, where products and norms have shapes and types but cost nothing.
 
-    No value is read of a file's tensors (:func:`open_checkpoint`) nor of those that are in memory or mapped into it;
-    ``stored`` are these tensors.
+    No values are read, neither of a file's tensors (:func:`open_checkpoint`) nor of tensors in memory or mapped into
+    it; ``stored`` holds the original tensors.
 
     Args:
-        tensors: by name.
+        tensors: the tensors by name.
 
     Example:
         >>> import torch
