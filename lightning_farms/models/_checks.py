@@ -1,4 +1,4 @@
-"""What the modules refuse: settings out of range, and fields that do not fit the network."""
+"""Checks of the modules' arguments: settings out of range, and fields that do not fit the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AXES = ("samples", "points along X", "points along Y", "frames", "channels")
 
 
 def check_network(network: object) -> None:
-    """Refuse what is no module."""
+    """Refuse a network that is not a module."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
 
@@ -38,14 +38,14 @@ def check_regime(scheduler: str, warmup_fraction: float, noise: float, noise_see
 
 
 def check_input(network: nn.Module, x: Tensor) -> None:
-    """Refuse given frames that do not fit the network."""
+    """Refuse input frames that do not fit the network."""
     if x.ndim != 5:
         raise ValueError(
             f"Expected argument `x` to be of shape (batch, X, Y, frames, channels), but got {tuple(x.shape)}."
         )
     for attribute, axis in _SIZES:
         expected = getattr(network, attribute, None)
-        if isinstance(expected, tuple):  # both sides
+        if isinstance(expected, tuple):  # the sides along X and Y
             expected = expected[axis - 1]
         if isinstance(expected, int) and x.shape[axis] != expected:
             raise ValueError(
@@ -89,13 +89,13 @@ def _all_but_frames(fields: Tensor) -> tuple[int, ...]:
 
 
 def check_rules(*rules: tuple[str, object, str, bool]) -> None:
-    """Refuse the first argument, of (name, value, rule, whether it holds), that breaks its rule."""
+    """Refuse the first argument that breaks its rule; each is given as (name, value, rule, whether it holds)."""
     for name, value, rule, holds in rules:
         if not holds:
             raise ValueError(f"Expected argument `{name}` to be {rule}, but got {value!r}.")
 
 
 def advanced(window: Tensor, prediction: Tensor) -> Tensor:
-    """The network's next input: as many frames as before, the predicted ones last."""
+    """Return the network's next input: the predicted frames are appended, and as many of the oldest dropped."""
     check_can_be_fed_back(window, prediction)
     return torch.cat((window, prediction.to(window.dtype)), dim=3)[:, :, :, -window.shape[3] :]

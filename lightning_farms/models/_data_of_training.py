@@ -1,4 +1,4 @@
-"""What a checkpoint says of the fields that its weights were trained on, and whether others are evaluated."""
+"""The fields that a checkpoint's weights were trained on, compared with those that they are evaluated on."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-_KEPT = {"channels", "normalize", "statistics"}  # of a data module's state
+_KEPT = {"channels", "normalize", "statistics"}  # keys of a data module's state
 
 
 class DataOfTraining:
-    """The channels of a training and their scaling; None where it is not known."""
+    """The channels that the weights were trained on, and their scaling, if a checkpoint tells them."""
 
     def __init__(self) -> None:
         self._state: Mapping[str, Any] | None = None
 
     def remember(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take it from a checkpoint."""
+        """Take channels and scaling from a checkpoint."""
         states = (value for value in checkpoint.values() if isinstance(value, Mapping))
         self._state = next((state for state in states if state.keys() >= _KEPT), None)
 
     def forget(self) -> None:
-        """Other data are trained on."""
+        """Forget them, since a training on other data starts."""
         self._state = None
 
     def compare(self, trainer: Trainer | None) -> None:
-        """Warn, once, where what is evaluated has other channels, or is scaled otherwise."""
+        """Warn, once, if the data evaluated have other channels or are scaled differently."""
         if self._state is None or trainer is None or trainer.state.fn == TrainerFn.FITTING:
             return
         state, self._state = self._state, None

@@ -1,4 +1,4 @@
-"""Stopping a training that no longer yields finite numbers, and what to say about it."""
+"""Stopping a training that no longer yields finite numbers, with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MOST_SKIPPED = 10
 class DivergenceWatch:
     """Stops a training whose loss or weights are not finite, in all processes at once, so that none waits in vain.
 
-    Under a gradient scaler, which leaves out a step whose gradients are not finite, only the tenth loss in a row that
-    is not finite stops the training.
+    A gradient scaler skips steps whose gradients are not finite; with one, a training stops only at the tenth loss in
+    a row that is not finite.
     """
 
     def __init__(self, lr: float) -> None:
@@ -26,7 +26,7 @@ class DivergenceWatch:
         self._skipped_in_a_row = 0
 
     def check_loss(self, module: LightningModule, loss: Tensor, batch: Iterable[Tensor], batch_idx: int) -> None:
-        """Look at the loss of a training step; every process has to ask."""
+        """Raise an error if the loss of a training step is not finite; every process has to call this."""
         batch = tuple(batch)
         finite = all_finite([loss.detach()])
         if _everywhere(module, finite):
@@ -47,13 +47,13 @@ class DivergenceWatch:
             )
 
     def check_weights(self, module: LightningModule) -> None:
-        """Look at the weights; every process has to ask."""
+        """Raise an error if the weights are not finite; every process has to call this."""
         if not _everywhere(module, _has_finite_weights(module)):
             self._forbid_rescue(module)
             raise FloatingPointError(f"The weights are no longer finite ({_step(module)}). {self._advice(module)}")
 
     def check_checkpoint(self, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Look at a Lightning checkpoint before it is written; every process has to ask."""
+        """Raise an error if a checkpoint about to be written is not finite; every process has to call this."""
         buffers = {name for name, _ in module.named_buffers()}
         if not _everywhere(module, all_finite(_saved_tensors(checkpoint, buffers))):
             raise FloatingPointError(
@@ -62,10 +62,10 @@ class DivergenceWatch:
             )
 
     def _forbid_rescue(self, module: LightningModule) -> None:
-        """Keep checkpoint callbacks from saving broken weights because of the exception that is to come.
+        """Keep checkpoint callbacks from saving broken weights in response to the exception about to be raised.
 
-        `check_checkpoint` would refuse that too, but an error in the midst of the first one's handling would take the
-        place of its message, and the loggers would not be closed.
+        `check_checkpoint` would refuse that too, but an error raised while the first is being handled would replace
+        its message, and the loggers would not be closed.
         """
         if module._trainer is not None and not _has_finite_weights(module):
             for callback in module.trainer.checkpoint_callbacks:
@@ -77,12 +77,12 @@ class DivergenceWatch:
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or NaN; of a sharded tensor, this process's part is looked at."""
+    """Whether no value is infinite or NaN; only this process's part of a sharded tensor is checked."""
     return all(bool(torch.isfinite(_local(value)).all()) for value in values if not is_lazy(value))
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:
-    """The last checkpoint that was written completely: by a checkpoint callback, or the one the run started from."""
+    """The path of the newest complete checkpoint: a checkpoint callback's, or the one that the run started from."""
     paths = [
         str(getattr(callback, name, "") or "")
         for callback in trainer.checkpoint_callbacks
@@ -126,9 +126,9 @@ def _steps_are_skipped(module: LightningModule) -> bool:
 
 
 def _saved_tensors(checkpoint: Mapping[str, Any], buffers: Container[str]) -> Iterator[Tensor]:
-    """Weights (with weight averaging, the averaged and the current ones) and the optimizers' states.
+    """Yield a checkpoint's weights (with weight averaging, averaged and current ones) and its optimizers' states.
 
-    Buffers are left out: a mask, say, may hold infinities.
+    Buffers are left out, since a mask, for example, may hold infinities.
     """
     for key in ("state_dict", "current_model_state"):
         yield from (value for name, value in checkpoint.get(key, {}).items() if name not in buffers)

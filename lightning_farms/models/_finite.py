@@ -1,4 +1,4 @@
-"""Weights that are not finite."""
+"""Refusing checkpoints whose weights or optimizer averages are not finite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_finite_weights(tensors: Mapping[str, object], source: object, what: st
 
 
 def check_finite_averages(module: LightningModule) -> None:
-    """Refuse to go on with an optimizer's averages that are not finite, naming their parameters."""
+    """Refuse to continue with optimizer averages that are not finite, naming their parameters."""
     names: dict[object, str] = {parameter: name for name, parameter in module.named_parameters()}
     averages = {
         f"{key} of {names.get(parameter, 'a parameter')}": value

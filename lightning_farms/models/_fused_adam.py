@@ -1,4 +1,4 @@
-"""Adam in one call for all parameters, where PyTorch has that."""
+"""Adam that updates all parameters in one call, where PyTorch supports it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW
 
 
 def make_adam(kind: type[Adam] | type[AdamW], params: Iterable[Parameter], *, fused: bool, **options: Any) -> Adam:  # noqa: ANN401
-    """The optimizer, fused if asked for and if PyTorch has that for the parameters' devices and types."""
+    """Build the optimizer, fused if asked for and if PyTorch supports it for the parameters' devices and dtypes."""
     params = list(params)
     if fused and _works(kind, {(p.device, p.dtype) for p in params}):
         options["fused"] = True
@@ -20,7 +20,7 @@ def make_adam(kind: type[Adam] | type[AdamW], params: Iterable[Parameter], *, fu
 
 
 def _works(kind: type[Adam] | type[AdamW], places: Iterable[tuple[torch.device, torch.dtype]]) -> bool:
-    """Try it on one number of each kind: PyTorch refuses at the first step only, and by the first parameter."""
+    """Try a step for each device and dtype, as PyTorch refuses only then, and only because of the first parameter."""
     for device, dtype in places:
         try:
             number = Parameter(torch.zeros(1, device=device, dtype=dtype))
@@ -32,7 +32,7 @@ def _works(kind: type[Adam] | type[AdamW], places: Iterable[tuple[torch.device, 
 
 
 def may_fuse(trainer: Trainer | None) -> bool:
-    """Whether a fused optimizer does for this Trainer: Lightning's mixed precision refuses to clip its gradients."""
+    """Whether this Trainer allows a fused optimizer: Lightning's mixed precision refuses to clip its gradients."""
     if trainer is None or not str(trainer.precision).endswith("-mixed"):
         return True
     return trainer.precision != "16-mixed" and not trainer.gradient_clip_val  # a gradient scaler: modules clip by hand

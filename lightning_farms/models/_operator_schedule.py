@@ -20,7 +20,7 @@ def make_schedule(
     warmup_fraction: float,
     cycle_momentum: bool,
 ) -> LRScheduler:
-    r"""A schedule over a known number of optimizer steps.
+    r"""Build a schedule over a known number of optimizer steps.
 
     "onecycle" rises by half a cosine from :math:`\eta / 10^4` to :math:`\eta` and falls by another to
     :math:`\eta / 10^8`; "cosine" falls from :math:`\eta` to 0.
@@ -39,12 +39,12 @@ def make_schedule(
 
 
 def steps_of(schedule: object) -> float:
-    """Optimizer steps that a schedule was made for."""
+    """The number of optimizer steps that a schedule was made for; infinite for other kinds of schedule."""
     if isinstance(schedule, OneCycleLR):
         return schedule.total_steps
     return schedule.T_max if isinstance(schedule, CosineAnnealingLR) else math.inf
 
 
 def _safe_warmup(fraction: float, steps: int) -> float:
-    """Warm-up share for OneCycleLR, moved off the one value (a single step) at which it divides zero by zero."""
+    """The warm-up share for OneCycleLR, moved off the value (a single step) at which that divides zero by zero."""
     return fraction * 1.001 if math.isclose(fraction * steps, 1.0) else fraction

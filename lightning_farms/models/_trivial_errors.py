@@ -1,4 +1,4 @@
-"""What persistence and the drift-free predictor score on the flows that a network is evaluated on."""
+"""Errors of persistence and the drift-free predictor on the flows that a network is evaluated on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREDICTORS = ("persistence", "drift_free")
 
 
 class TrivialErrors(nn.Module):
-    """L2RE and VRMSE of the trivial predictors; which there are depends on the channels' names alone."""
+    """L2RE and VRMSE of the trivial predictors; the channels' names decide which predictors there are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TrivialErrors(nn.Module):
             self._errors(name).update(prediction, target)
 
     def compute(self, channels: Sequence[str]) -> dict[str, Tensor]:
-        """Errors over all processes, such as "l2re_persistence"; a collective."""
+        """Errors over all processes, under names such as "l2re_persistence"; every process has to call this."""
         names = _PREDICTORS if has_velocities(channels) else _PREDICTORS[:1]
         return {f"{error}_{name}": value for name in names for error, value in self._errors(name).compute().items()}
 

@@ -19,23 +19,23 @@ from lightning_farms.models._divergence import DivergenceWatch
 
 
 class ImageClassifier(LightningModule):
-    r"""Trains a network that maps images to logits: cross entropy, SGD with momentum, cosine over epochs.
+    r"""Trains a network that maps images to logits with cross entropy, SGD with momentum and a cosine schedule.
 
     A batch is a pair (images, labels) of shapes (batch, channels, height, width) and (batch,).
 
-    Logs (all per epoch): ``train/loss``, ``train/accuracy`` (of the augmented images, as they are trained on),
+    Logs (all per epoch): ``train/loss``, ``train/accuracy`` (on the augmented images that are trained on),
     ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``.
 
-    It is a LightningModule of ``lightning.pytorch``. The Trainer of the package ``pytorch_lightning``, the same program
-    under its older name, takes modules of its own only ("`model` must be a `LightningModule`"): import ``Trainer`` from
+    It is a LightningModule of ``lightning.pytorch``. The Trainer of ``pytorch_lightning``, the same package under its
+    older name, only takes its own modules ("`model` must be a `LightningModule`"): import ``Trainer`` from
     ``lightning.pytorch``, or train the network in a module of your own.
 
     Args:
         network: Maps (batch, channels, height, width) to logits (batch, classes).
-        lr: Learning rate :math:`\eta` of the first epoch. Positive. The paper's: 0.1 for ResNets, 0.05 for VGGs.
-        momentum: In [0, 1).
-        weight_decay: An L2 penalty's gradient, of all parameters; at least 0.
-        scheduler: "cosine": :math:`\eta (1 + \cos(\pi t / T)) / 2` in epoch t of T; "none": constant.
+        lr: Learning rate :math:`\eta` of the first epoch. Positive. The paper uses 0.1 for ResNets and 0.05 for VGGs.
+        momentum: SGD's momentum, in [0, 1).
+        weight_decay: Weight decay, the gradient of an L2 penalty on all parameters; at least 0.
+        scheduler: "cosine" for :math:`\eta (1 + \cos(\pi t / T)) / 2` in epoch t of T, or "none" for a constant rate.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -65,7 +65,7 @@ class ImageClassifier(LightningModule):
         check_network(network)
         _check_settings(lr, momentum, weight_decay, scheduler)
         self.save_hyperparameters(ignore=["network"])
-        if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then plain settings, not an object
+        if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then saved as plain settings
             self.save_hyperparameters()
         self.network = network
         self.lr = lr
@@ -90,7 +90,7 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of a batch.
+        """Return the cross entropy of a batch.
 
         Args:
             batch: Images and labels.
@@ -107,7 +107,7 @@ class ImageClassifier(LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save what is not finite, so that the last good checkpoint stays.
+        """Refuse to save weights that are not finite, so that the last good checkpoint stays.
 
         Args:
             checkpoint: The Lightning checkpoint; not changed.
@@ -136,7 +136,7 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch, "test", self.test_accuracy)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Most probable class of each image.
+        """Return the most probable class of each image.
 
         Args:
             batch: Images and labels; the latter are not used.
@@ -148,10 +148,10 @@ class ImageClassifier(LightningModule):
         return self(batch[0]).argmax(1)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD and its schedule, which ends with the training.
+        """Build SGD and its schedule, which ends with the training.
 
         Returns:
-            The optimizer, and the schedule to be advanced after every epoch.
+            The optimizer, and the schedule, which advances after every epoch.
 
         Raises:
             MisconfigurationException: If the schedule needs the number of epochs and that is unlimited.

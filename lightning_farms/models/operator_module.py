@@ -1,4 +1,4 @@
-"""Training of a neural operator on its own predictions, and its evaluation by rollouts to the end."""
+"""Training of a neural operator on its own predictions, and its evaluation by whole rollouts."""
 
 from __future__ import annotations
 
@@ -48,60 +48,60 @@ from lightning_farms.models._operator_schedule import make_schedule, steps_of
 from lightning_farms.models._trivial_errors import TrivialErrors
 
 _SHOWN = 3
-_BLOWN_UP = 1e15  # a relative error that large is no prediction, and no target of zeros either
+_BLOWN_UP = 1e15  # a relative error this large means a rollout that blew up, not a target of zeros
 _BANDS = ("low", "mid", "high")
 
 
 class OperatorModule(LightningModule):
     r"""Trains a network that maps the last frames of a field to its next ones.
 
-    A batch is a pair (x, y): x of shape (batch, X, Y, T_in, channels), y of shape (batch, X, Y, T, channels) and
-    following x in time. With T_out the frames that the network predicts at once, a training batch spans k = T / T_out
-    predictions (CFDDataModule's `autoregressive_steps`); each is appended to the input, from which the oldest frames
-    drop out. The loss is the mean of the k predictions' relative L2 errors (per channel over space and frames, averaged
-    over channels and samples), with the gradient through the whole rollout. Validation and test roll the network out
-    until y's last frame is reached.
+    A batch is a pair (x, y): x has shape (batch, X, Y, T_in, channels), y has shape (batch, X, Y, T, channels) and
+    follows x in time. If the network predicts T_out frames at once, a training batch spans k = T / T_out predictions
+    (CFDDataModule's `autoregressive_steps`); each is appended to the input, from which the oldest frames are dropped.
+    The loss is the mean of the k predictions' relative L2 errors (per channel over space and frames, averaged over
+    channels and samples), with the gradient through the whole rollout. Validation and test roll the network out until
+    y's last frame is reached.
 
-    The loss is in the network's units. Metrics, and what `validation_step`, `test_step` and `predict_step` return, are
-    in physical units: through the data module's `denormalize`, where it has one.
+    The loss is in the network's units. Metrics and the results of `validation_step`, `test_step` and `predict_step` are
+    in physical units, obtained from the data module's `denormalize` if it has one.
 
     Logs (all per epoch): ``train/loss``, ``val/l2re``, ``val/nrmse``, ``val/vrmse``; ``test/l2re``, ``test/nrmse``,
     ``test/l2re_channel/<channel>``, ``test/rmse``, ``test/vrmse``, ``test/conserved_rmse``, ``test/max_error``,
     ``test/boundary_rmse``, and, from 26 x 26 points, ``test/fourier_low``, ``test/fourier_mid``, ``test/fourier_high``.
-    What trivial predictors score on the same flows: ``val/l2re_persistence``, ``val/vrmse_persistence``, and, where
-    channels are called "Vx" or "Vy", ``val/l2re_drift_free``, ``val/vrmse_drift_free``; likewise ``test/``.
+    Errors of trivial predictors on the same flows are logged as ``val/l2re_persistence``, ``val/vrmse_persistence``,
+    and, if channels are called "Vx" or "Vy", ``val/l2re_drift_free``, ``val/vrmse_drift_free``; likewise ``test/``.
 
     A training whose loss or weights are no longer finite stops with a FloatingPointError that names the last good
-    checkpoint; none is written of weights that are not finite. Under a gradient scaler (precision 16-mixed) a loss that
+    checkpoint; weights that are not finite are never saved. Under a gradient scaler (precision 16-mixed) a loss that
     is not finite only makes the scaler skip the step; ten in a row stop the training. A rollout that blows up in
     validation does not stop it: the metric is then huge or NaN, which no checkpoint callback takes for the best.
 
-    Averaged weights (an exponential moving average): give the Trainer Lightning's `EMAWeightAveraging`. Validation then
-    sees the averaged weights and checkpoints hold them (as does a DPOT loaded from one); the analysis callbacks see,
-    and their learning rates act on, the current ones.
+    For averaged weights (an exponential moving average), give the Trainer Lightning's `EMAWeightAveraging`. Validation
+    then sees the averaged weights, and checkpoints hold them (as does a DPOT loaded from one); the analysis callbacks
+    see the current weights, and their learning rates act on those.
 
-    It is a LightningModule of ``lightning.pytorch``. The Trainer of the package ``pytorch_lightning``, the same program
-    under its older name, takes modules of its own only ("`model` must be a `LightningModule`"): import ``Trainer`` from
+    It is a LightningModule of ``lightning.pytorch``. The Trainer of ``pytorch_lightning``, the same package under its
+    older name, only takes its own modules ("`model` must be a `LightningModule`"): import ``Trainer`` from
     ``lightning.pytorch``, or train the network in a module of your own.
 
-    Differences from DPOT's program: its loss is the sum over samples and predictions, ours the mean, to which Adam's
-    step does not respond, but clipping does (its threshold of 10^4 is 10^4 / (k batch) here); its noise is in units of
+    Differences from DPOT's program: its loss is the sum over samples and predictions, ours the mean. Adam's step does
+    not depend on that, but clipping does (its threshold of 10^4 is 10^4 / (k batch) here). Its noise is in units of
     the norm, not of the root mean square (0.0005 there is 0.0005 sqrt(X Y T_in) here, 0.2 for 128 x 128 x 10).
 
     Args:
         network: Maps (batch, X, Y, T_in, channels) to (batch, X, Y, T_out, channels), as a tensor or as a named tuple
-            with a field ``prediction``. Where it has the attributes ``img_size``, ``in_timesteps`` or ``in_channels``,
-            batches are checked against them. A submodule ``cls_head`` is frozen: the loss does not reach it (and
-            distributed training would wait for its gradients).
-        lr: Learning rate; the largest one of the schedule. Positive.
+            with a field ``prediction``. If it has the attributes ``img_size``, ``in_timesteps`` or ``in_channels``,
+            batches are checked against them. A submodule ``cls_head`` is frozen, since the loss does not depend on it
+            (and distributed training would wait for its gradients).
+        lr: Learning rate; the schedule's largest one. Positive.
         betas: Decay rates of Adam's two running means, each in [0, 1).
-        weight_decay: Weight decay, at least 0: an L2 penalty's gradient for "adam", decoupled for "adamw".
-        optimizer: "adam", as DPOT's program since its release with the paper, or "adamw", as its first version.
-        fused: Update all parameters in one call where PyTorch can (not complex ones; not where mixed precision clips),
-            which makes layer-wise rates cheap; last bits differ. A resumed run goes on in the way that it was begun in.
-        scheduler: "onecycle": cosine warm-up from lr / 10^4, then cosine to lr / 10^8 (DPOT's); "cosine": from lr to
-            0, without a warm-up; "none": constant. Schedules advance with every optimizer step and end with the
-            training.
+        weight_decay: Weight decay, at least 0: the gradient of an L2 penalty for "adam", decoupled for "adamw".
+        optimizer: "adam", as in DPOT's program since its release with the paper, or "adamw", as in its first version.
+        fused: Update all parameters in one call where PyTorch can (not if they are complex or mixed precision clips),
+            which makes layer-wise rates cheap; the last bits differ. A resumed run goes on as it began.
+        scheduler: "onecycle" (DPOT's) for a cosine warm-up from lr / 10^4, then a cosine to lr / 10^8; "cosine" for a
+            cosine from lr to 0 without warm-up; "none" for a constant rate. Schedules advance with every optimizer
+            step and end with the training.
         warmup_fraction: Share of the steps that "onecycle" warms up for, in [0, 1).
         cycle_momentum: Let "onecycle" also swing Adam's first beta from 0.95 to 0.85 and back, as DPOT's released
             training does (by PyTorch's default). False keeps ``betas``.
@@ -110,8 +110,8 @@ class OperatorModule(LightningModule):
             frames that remain in the input for the next prediction.
         noise_seed: Seed of the noise, at least 0. Noise depends on it, the epoch, the batch and the process alone, so
             that a resumed training draws what an uninterrupted one draws.
-        pushforward: Train for stability at the cost of two predictions: the loss is the mean of the first prediction's
-            error and the last one's, and predictions are fed back without their gradient. Needs batches of at least
+        pushforward: Train for stability at the cost of two predictions: the loss is the mean of the first and the last
+            prediction's errors, and predictions are fed back without their gradient. Needs batches that span at least
             two predictions.
         compile_network: Compile the network with torch.compile when a run is set up. Names in checkpoints stay.
 
@@ -156,7 +156,7 @@ class OperatorModule(LightningModule):
         check_optimization(lr, betas, weight_decay, optimizer)
         check_regime(scheduler, warmup_fraction, noise, noise_seed)
         self.save_hyperparameters(ignore=["network"])
-        if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then plain settings, not an object
+        if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then saved as plain settings
             self.save_hyperparameters()
         self.network = network
         class_head = getattr(network, "cls_head", None)
@@ -188,12 +188,12 @@ class OperatorModule(LightningModule):
         self._blew_up = False
 
     def setup(self, stage: str) -> None:
-        """Compile the network, if asked for; `stage` is the run's."""
+        """Compile the network if asked for, at any `stage` of the run."""
         if self.compile_network:
             self.network.compile()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict the frames that follow.
+        """Predict the next frames.
 
         Args:
             x: Given frames, (batch, X, Y, T_in, channels).
@@ -219,10 +219,10 @@ class OperatorModule(LightningModule):
 
         Args:
             x: Given frames, (batch, X, Y, T_in, channels).
-            frames: Frames to predict, at least 1. A last prediction that reaches further is cut.
+            frames: Frames to predict, at least 1. If the last prediction reaches further, it is cut off.
 
         Returns:
-            (batch, X, Y, frames, channels), in the type of ``x``.
+            The predicted frames, (batch, X, Y, frames, channels), in the dtype of ``x``.
 
         Raises:
             ValueError: If ``frames`` is below 1, if ``x`` does not fit the network, or if the prediction does not have
@@ -239,10 +239,10 @@ class OperatorModule(LightningModule):
         return torch.cat(predictions, dim=3)[:, :, :, :frames]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the network's configuration, which shapes alone do not tell, for `DPOT.from_checkpoint`.
+        """Save the network's configuration too, since `DPOT.from_checkpoint` cannot tell all of it from shapes.
 
         Args:
-            checkpoint: The Lightning checkpoint; gets the key "args" where the network has a mapping `config`.
+            checkpoint: The Lightning checkpoint; gets the key "args" if the network has a mapping `config`.
 
         Raises:
             FloatingPointError: If weights or the optimizer's averages are not finite; no file is then written.
@@ -253,13 +253,13 @@ class OperatorModule(LightningModule):
             checkpoint["args"] = dict(config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose tensors have other shapes, or values that are not finite.
+        """Refuse a checkpoint whose tensors have other shapes than the module's, or values that are not finite.
 
         Args:
             checkpoint: The Lightning checkpoint; not changed.
 
         Raises:
-            ValueError: Naming the first tensors that differ, with both shapes, or that are not finite.
+            ValueError: If tensors differ in shape (it names the first, with both shapes) or are not finite.
         """
         self._data_of_training.remember(checkpoint)
         saved = checkpoint.get("state_dict", {})
@@ -278,7 +278,7 @@ class OperatorModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Refuse to go on with a schedule that ends before the training does, or with averages that are not finite.
+        """Refuse to resume a schedule that ends before the training does, or averages that are not finite.
 
         Raises:
             MisconfigurationException: If a resumed schedule is shorter than the training.
@@ -297,7 +297,7 @@ class OperatorModule(LightningModule):
                 )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean relative L2 error of the next predictions.
+        """Return the mean relative L2 error of the next predictions.
 
         Args:
             batch: Given frames (batch, X, Y, T_in, channels) and the next ones (batch, X, Y, k * T_out, channels).
@@ -317,7 +317,7 @@ class OperatorModule(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Stop if the weights are no longer finite, before a checkpoint callback comes."""
+        """Stop if the weights are no longer finite, before a checkpoint callback runs."""
         self._watch.check_weights(self)
 
     def on_validation_start(self) -> None:
@@ -348,12 +348,12 @@ class OperatorModule(LightningModule):
         return fields
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what a validation that was broken off has left, and the trivial predictors' errors of a test."""
+        """Reset the metrics, which an interrupted validation, or a test, may have left filled."""
         for metric in (self.val_l2re, self.val_nrmse, self.val_vrmse, self.trivial_errors):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log what trivial predictors score; warn, once, of rollouts that blow up."""
+        """Log the trivial predictors' errors, and warn, once, about rollouts that blow up."""
         self._log_trivial("val")
         error = float(self.val_l2re.compute())
         if not self._blew_up and not error < _BLOWN_UP:
@@ -364,12 +364,12 @@ class OperatorModule(LightningModule):
             )
 
     def on_test_epoch_start(self) -> None:
-        """Forget what a test that was broken off has left."""
+        """Reset the metrics, which an interrupted test, or a validation, may have left filled."""
         for metric in (self.test_l2re, self.test_errors, self.test_fourier, self.trivial_errors):
             metric.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Roll out to the last frame of y and take its errors.
+        """Roll out to the last frame of y and add the errors to the test metrics.
 
         Args:
             batch: Given frames (batch, X, Y, T_in, channels) and all that follow (batch, X, Y, T, channels).
@@ -396,7 +396,7 @@ class OperatorModule(LightningModule):
         return fields
 
     def _without_repetitions(self, fields: dict[str, Tensor], batch_idx: int) -> list[Tensor]:
-        """Given, prediction, target, less the items by which a distributed sampler gives all processes equally many."""
+        """Given, predicted and target fields, without the items that a distributed sampler repeats to fill up."""
         parts = [fields[name] for name in ("given", "prediction", "target")]
         if self._trainer is None:
             return parts
@@ -414,7 +414,7 @@ class OperatorModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the errors of the whole test set."""
-        per_channel = self.test_l2re.compute().reshape(-1)  # of one channel, torchmetrics gives a scalar
+        per_channel = self.test_l2re.compute().reshape(-1)  # torchmetrics gives a scalar for one channel
         names = channel_names(self._datamodule(), len(per_channel))
         errors = {"l2re": per_channel.mean(), **self.test_errors.compute()}
         errors |= {f"l2re_channel/{name}": error for name, error in zip(names, per_channel, strict=True)}
@@ -438,10 +438,10 @@ class OperatorModule(LightningModule):
         return self._physical(self.rollout(x, y.shape[3]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam and its schedule, which ends with the training.
+        """Build Adam and its schedule, which ends with the training.
 
         Returns:
-            The optimizer, and the schedule to be advanced at every step.
+            The optimizer, and the schedule, which advances at every step.
 
         Raises:
             MisconfigurationException: If the schedule needs the training's length and that is unlimited.
@@ -469,7 +469,7 @@ class OperatorModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _prediction_errors(self, x: Tensor, y: Tensor, batch_idx: int) -> list[Tensor]:
-        """Relative L2 errors of the predictions that count, one after the other."""
+        """Relative L2 errors of the predictions that count towards the loss, in order."""
         generator = seeded_generator((self.noise_seed, self.current_epoch, batch_idx, self.global_rank), x.device)
         window = add_noise(x, self.noise, generator)
         prediction = self(window)

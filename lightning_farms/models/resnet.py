@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 for small images: a 3 x 3 stem without pooling, basic blocks."""
+"""ResNet-18 and ResNet-34 for small images: a 3 x 3 stem without pooling, then basic blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_farms.common.arguments import check_integers
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation, and the input added before the last activation.
 
-    The input passes a 1 x 1 convolution with batch normalisation where its shape differs from the output's.
+    If the input's shape differs from the output's, it first passes a 1 x 1 convolution with batch normalisation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -46,8 +46,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     r"""Residual network of basic blocks for images of about 32 x 32 pixels.
 
-    Four stages of ``width``, 2, 4 and 8 times ``width`` channels; the image is halved before each but the first.
-    Weights of convolutions and of the head are drawn from :math:`N(0, 2 / n)`, n the number of inputs of a neuron.
+    Four stages have ``width``, 2, 4 and 8 times ``width`` channels; each but the first halves the image.
+    Weights of convolutions and of the head are drawn from :math:`N(0, 2 / n)`, n being a neuron's number of inputs.
     Parameters have torchvision's names.
 
     Args:
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
 
 
 def initialise_(model: nn.Module) -> None:
-    r"""Draw the weights of all Conv2d and Linear layers from :math:`N(0, 2 / n)`, n a neuron's inputs; biases zero.
+    r"""Draw the weights of all Conv2d and Linear layers from :math:`N(0, 2 / n)`, n: inputs of a neuron; zero biases.
 
     Reference:
         Hu et al., ICML 2025, Appendix A.1.

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from lightning_farms.common.arguments import check_integers
 from lightning_farms.models.resnet import initialise_
 
-_WIDTHS = (1, 2, 4, 8, 8)  # channels of the stages in units of the first one's
+_WIDTHS = (1, 2, 4, 8, 8)  # channels of each stage, in multiples of the first stage's
 _SMALLEST_IMAGE = 2 ** len(_WIDTHS)
 
 
 class VGG(nn.Module):
     r"""Plain network of 3 x 3 convolutions, each with batch normalisation, for images of about 32 x 32 pixels.
 
-    Five stages of ``width``, 2, 4, 8 and 8 times ``width`` channels; max-pooling halves the image after each. What is
-    left of it is averaged, and one linear layer classifies it. Weights are drawn from :math:`N(0, 2 / n)`, n the
-    number of inputs of a neuron. The convolutions have torchvision's names and, as there, a bias.
+    Five stages have ``width``, 2, 4, 8 and 8 times ``width`` channels; max-pooling halves the image after each. The
+    remaining pixels are averaged, and one linear layer classifies the result. Weights are drawn from
+    :math:`N(0, 2 / n)`, n being a neuron's number of inputs. The convolutions have torchvision's names and, as there,
+    a bias.
 
     Args:
         convolutions: number of convolutions of each of the five stages.

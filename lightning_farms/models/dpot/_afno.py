@@ -1,4 +1,4 @@
-"""Adaptive Fourier neural operator: a two-layer complex network shared by all frequencies."""
+"""The adaptive Fourier neural operator (AFNO): a two-layer complex network shared by all frequencies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "r
 
 
 def build_activation(name: Activation) -> nn.Module:
-    """Build a fresh activation module from its name; "gelu" is the exact one (error function)."""
+    """Build a fresh activation module from its name; "gelu" is the exact one, with the error function."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected argument `act` to be one of {sorted(_ACTIVATIONS)}, but got {name!r}.")
     return _ACTIVATIONS[name]()
@@ -33,8 +33,8 @@ class AFNO2d(nn.Module):
     where :math:`W_1, W_2, b_1, b_2` are complex, one set for each group, the activation :math:`\sigma` acts on
     real and imaginary part separately, and all other frequencies of :math:`\hat z` are zero. The complex
     weights are stored as real pairs: index 0 of the leading dimension is the real part, index 1 the imaginary.
-    The transform and the products run in float32 (float64 for float64 input), under autocast too; on a GPU that
-    `torch.set_float32_matmul_precision` allows to round float32 products to TF32, they are rounded like all others.
+    The transform and the products run in float32 (float64 for float64 input), under autocast too. If
+    `torch.set_float32_matmul_precision` allows a GPU to round float32 products to TF32, these are rounded as well.
 
     Reference:
         Guibas et al., Adaptive Fourier Neural Operators, ICLR 2022, section 4; Hao et al., DPOT, ICML 2024,
@@ -58,7 +58,7 @@ class AFNO2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias uniformly from [0, 1 / width²), width being a group's channels."""
+        """Draw every weight and bias uniformly from [0, 1 / width²), width being the number of channels in a group."""
         scale = (self.n_blocks / self.channels) ** 2
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, 0.0, scale)
@@ -94,10 +94,10 @@ class AFNO2d(nn.Module):
 
 
 def _complex_linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Multiply [real, imaginary] rows, shape (blocks, tokens, 2 * width), by a complex weight, as one real product.
+    """Multiply rows [real, imaginary], shape (blocks, tokens, 2 * width), by a complex weight in one real product.
 
-    [Re z, Im z] @ [[Re W, Im W], [-Im W, Re W]] = [Re zW, Im zW]: faster than complex products, which have no
-    tuned kernels on many devices, and the activation then acts on both parts at once.
+    [Re z, Im z] @ [[Re W, Im W], [-Im W, Re W]] = [Re zW, Im zW] is faster than a complex product, which has no
+    tuned kernel on many devices, and lets the activation act on both parts at once.
     """
     real, imaginary = weight.to(tokens.dtype)
     stacked = torch.cat((torch.cat((real, imaginary), dim=-1), torch.cat((-imaginary, real), dim=-1)), dim=-2)

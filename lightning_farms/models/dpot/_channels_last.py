@@ -13,10 +13,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Return whether calling a module does what its class says and nothing else.
+    """Return whether calling a module does only what its class does, so that its weights may be used without a call.
 
-    Only then may its weights be used without calling it. It is not so for subclasses (LoRA, quantised, sharded or
-    parametrised layers), for modules with hooks (weight normalisation, pruning, probes), nor with a replaced forward.
+    That does not hold for subclasses (LoRA, quantised, sharded or parametrised layers), for modules with hooks (weight
+    normalisation, pruning, probes), or if `forward` was replaced.
     """
     attached = "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
     return type(module) in kinds and not attached
@@ -40,7 +40,7 @@ def is_patchwise(module: nn.Module, kind: type[nn.Conv2d] | type[nn.ConvTranspos
 
 
 def pointwise(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
-    """Apply layers, of which `is_pointwise` says so, to features (..., channels)."""
+    """Apply layers that are all pointwise (see `is_pointwise`) to features (..., channels)."""
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             features = F.linear(features, layer.weight.flatten(1), layer.bias)

@@ -1,4 +1,4 @@
-"""Two-dimensional Fourier transforms of few frequencies as real matrix products, channels last."""
+"""Two-dimensional Fourier transforms for few frequencies, as real matrix products with channels last."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def analyse(field: Tensor, modes: int) -> Tensor:
 
     .. math:: z_{kl} = \frac{1}{\sqrt{HW}} \sum_{hw} x_{hw}\, e^{-2\pi i (kh/H + lw/W)}
 
-    Two real matrix products, over the columns and then over the rows: for the grids of a neural operator (16 x 16)
-    faster than a fast transform, the discarded frequencies are never computed, and channels stay last: from (batch,
+    It takes two real matrix products, over the columns and then over the rows. On a neural operator's grids (16 x 16)
+    that is faster than a fast transform: discarded frequencies are never computed, and channels stay last. Maps (batch,
     height, width, channels) to (batch, real or imaginary, rows, columns, channels), at most `modes` rows and columns.
     """
     batch, height, width, channels = field.shape
@@ -25,13 +25,13 @@ def analyse(field: Tensor, modes: int) -> Tensor:
 
 
 def synthesise(spectrum: Tensor, height: int, width: int) -> Tensor:
-    """Return the field that has the given first coefficients and zeros elsewhere: the inverse of `analyse`.
+    """Return the field with the given first coefficients, all others being zero: the inverse of `analyse`.
 
-    Like every real inverse transform, it takes the frequencies of the other half plane to be conjugates of these.
+    Like every real inverse transform, it takes the frequencies of the other half plane to be the conjugates.
     """
     batch, _, rows, columns, channels = spectrum.shape
     along_rows, along_columns = _row_matrix(height, rows, spectrum), _column_matrix(width, columns, spectrum)
-    # transposes invert orthonormal transforms; a column that stands for its conjugate in the other half counts twice
+    # a transpose inverts an orthonormal transform; a column that also stands for its conjugate counts twice
     column = torch.arange(columns, device=spectrum.device).repeat(2)
     count = torch.where((column == 0) | (2 * column == width), 1, 2)
     half = torch.matmul(along_rows.t(), spectrum.reshape(batch, 2 * rows, -1))
@@ -39,13 +39,13 @@ def synthesise(spectrum: Tensor, height: int, width: int) -> Tensor:
 
 
 def _column_matrix(width: int, modes: int, like: Tensor) -> Tensor:
-    """Return the matrix (2 * kept, width) from real values to all real parts, then all imaginary parts."""
+    """Return the matrix (2 * kept, width) that maps real values to all real parts, then all imaginary parts."""
     cosine, sine = _waves(width, min(modes, width // 2 + 1), like)
     return torch.cat((cosine, -sine))
 
 
 def _row_matrix(height: int, modes: int, like: Tensor) -> Tensor:
-    """Return the matrix (2 * kept, 2 * height) from (row, part) to (part, kept row), part: real or imaginary."""
+    """Return the matrix (2 * kept, 2 * height) that maps (row, real or imaginary) to (real or imaginary, kept row)."""
     cosine, sine = _waves(height, min(modes, height), like)
     return torch.cat((torch.stack((cosine, sine), dim=-1), torch.stack((-sine, cosine), dim=-1))).flatten(1)
 

@@ -11,11 +11,11 @@ from lightning_farms.models.dpot._channels_last import is_patchwise, is_pointwis
 
 
 def paint(features: Tensor, layers: nn.Sequential) -> Tensor:
-    """Apply a transposed convolution that turns patches into pixels, and 1x1 convolutions and activations to these.
+    """Apply a transposed convolution, which turns patches into pixels, then 1x1 convolutions and activations.
 
     The pixels stay grouped by patch, with channels last, until only the output's few channels have to be moved. If
-    something is attached to one of the modules (see `is_untouched`), they are called the ordinary way.
-    From (batch, rows, columns, features) to (batch, x, y, channels).
+    something is attached to one of the modules (see `is_untouched`), they are called as usual.
+    Maps (batch, rows, columns, features) to (batch, x, y, channels).
     """
     if not _tiles(layers):
         return cast(Tensor, layers(features.movedim(-1, 1))).movedim(1, -1)

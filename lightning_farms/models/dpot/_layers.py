@@ -1,4 +1,4 @@
-"""The layers of DPOT: patch embedding, time aggregation and the block of Fourier filter and MLP."""
+"""The layers of DPOT: patch embedding, time aggregation, and the block with its Fourier filter and MLP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_farms.models.dpot.config import NORM_GROUPS, Activation, TimeAggr
 
 
 class PatchEmbedding(nn.Module):
-    """Turn every frame into one feature vector for each patch: a strided convolution, an activation, a 1x1 one."""
+    """Turn every frame into one feature vector per patch: strided convolution, activation, 1x1 convolution."""
 
     def __init__(
         self, in_channels: int, *, hidden_channels: int, embed_dim: int, patch_size: int, act: Activation
@@ -59,13 +59,13 @@ class TimeAggregation(nn.Module):
                 self.gamma.copy_(2.0 ** torch.linspace(-10, 10, embed_dim, device=self.gamma.device))
 
     def spectral_weights(self) -> Iterator[tuple[str, Tensor, tuple[Tensor, ...]]]:
-        """Yield the matrices (timesteps, in, out), one a frame; gamma belongs to them."""
+        """Yield the matrices (timesteps, in, out), one for each frame, with their parameters (w, and gamma if any)."""
         yield "w", self.w, tuple(self.parameters(recurse=False))
 
     def waves(self) -> Tensor:
-        """Return the cosines, shape (T, embed_dim in), which are ones for kind "mlp".
+        """Return the cosines, shape (T, embed_dim in); for kind "mlp" they are ones.
 
-        They are taken in float32 at least: gamma reaches 1024, which leaves nothing of a bfloat16 phase.
+        They are computed in float32 at least: gamma reaches 1024, at which a phase in bfloat16 is meaningless.
         """
         if self.gamma is None:
             return self.w.new_ones(self.w.shape[:2])

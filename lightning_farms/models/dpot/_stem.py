@@ -1,4 +1,4 @@
-"""The stem of DPOT: frames to one feature vector for each patch, with everything linear multiplied together first."""
+"""The stem of DPOT: frames to one feature vector per patch, with its linear maps multiplied together first."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def embed(x: Tensor, embedding: PatchEmbedding, positions: Tensor, aggregation: 
 
     .. math:: \sum_t K_t^T (W h_t + b + p) = \sum_t (W^T K_t)^T h_t + \Big(\sum_t K_t\Big)^T (b + p),
 
-    computed as on the right: the full width is reached once instead of once for each frame. The coordinates are the
-    same for all samples; what they add to the hidden features is computed once and broadcast. If something is
-    attached to one of the modules (see `is_untouched`), they are called one by one, as on the left.
-    From (batch, x, y, time, channels) to (batch, rows, columns, features); `positions` are p, `aggregation` has the K.
+    computed as on the right, so that the full width is reached once instead of once for each frame. The coordinates
+    are the same for all samples, so their contribution to the hidden features is computed once and broadcast. If
+    something is attached to one of the modules (see `is_untouched`), they are called one by one, as on the left.
+    Maps (batch, x, y, time, channels) to (batch, rows, columns, features); `positions` are p, `aggregation` has the K.
     """
     if _is_foldable(embedding, aggregation, x.shape[-1]):
         return _embed_folded(x, embedding, positions, aggregation)
@@ -64,7 +64,7 @@ def _embed_folded(x: Tensor, embedding: PatchEmbedding, positions: Tensor, aggre
 
 
 def _coordinate_field(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the convolution's bias and what the coordinates add to it, shape (rows, columns, time, hidden)."""
+    """Return the convolution's bias plus the coordinates' contribution, shape (rows, columns, time, hidden)."""
     weight, bias = _at_least_float32(convolution.weight[:, -COORDINATES:]), convolution.bias
     height, width = convolution.kernel_size
     along_x, along_y, along_t = _axes(x, weight.dtype)
@@ -77,13 +77,13 @@ def _coordinate_field(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fold(widening: nn.Conv2d, positions: Tensor, aggregation: TimeAggregation) -> tuple[Tensor, Tensor]:
-    """Return the matrix (time * hidden, features) and the summand (rows, columns, features) behind the activation."""
+    """Return what follows the activation: a matrix (time * hidden, features), a summand (rows, columns, features)."""
     matrices, waves = _at_least_float32(aggregation.w), _at_least_float32(aggregation.waves())
     weight = _at_least_float32(widening.weight).flatten(1).t()
     offset = _at_least_float32(positions)[0].movedim(0, -1)
     if widening.bias is not None:
         offset = offset + widening.bias
-    # the waves multiply the small factor where they can: the matrices are the largest tensor of the network
+    # the waves multiply the smaller factor if they can, as the matrices are the largest tensor of the network
     product = torch.matmul(weight * waves[:, None], matrices).flatten(0, 1)
     return product, offset @ torch.einsum("tij,ti->ij", matrices, waves)
 

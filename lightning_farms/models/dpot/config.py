@@ -1,4 +1,4 @@
-"""The settings of a DPOT, and which of them are refused."""
+"""The settings of a DPOT, and the checks of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Activation = Literal["gelu", "silu", "relu", "tanh"]
 TimeAggregationKind = Literal["exp_mlp", "mlp"]
 
 NORM_GROUPS = 8
-NOT_IN_SHAPES = ("modes", "act")  # what the tensors of a checkpoint do not tell
+NOT_IN_SHAPES = ("modes", "act")  # settings that the tensors of a checkpoint do not reveal
 
 
 class DPOTConfig(TypedDict, total=False):
-    """Keyword arguments of DPOT, which documents them."""
+    """The keyword arguments of DPOT; see there for their meaning."""
 
     img_size: ImageSize
     patch_size: int
@@ -37,7 +37,7 @@ class DPOTConfig(TypedDict, total=False):
 
 
 def plain_size(img_size: ImageSize) -> ImageSize:
-    """The side of a square, or both sides of another field, as YAML and JSON may give them (a list)."""
+    """The image size as one number if it is square, else as a tuple; YAML and JSON may give a list."""
     if not isinstance(img_size, (tuple, list)):
         return img_size
     if len(img_size) != 2:
@@ -47,12 +47,12 @@ def plain_size(img_size: ImageSize) -> ImageSize:
 
 
 def sides(img_size: ImageSize) -> tuple[int, int]:
-    """Pixels along x and y."""
+    """The numbers of pixels along x and y."""
     return img_size if isinstance(img_size, tuple) else (img_size, img_size)
 
 
 def patches(config: DPOTConfig) -> tuple[int, int]:
-    """Patches along x and y."""
+    """The numbers of patches along x and y."""
     along_x, along_y = sides(config["img_size"])
     return along_x // config["patch_size"], along_y // config["patch_size"]
 

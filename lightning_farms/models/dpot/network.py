@@ -31,11 +31,11 @@ from lightning_farms.models.dpot.weights.report import Component, LoadReport
 
 
 class DPOTOutput(NamedTuple):
-    """What DPOT returns.
+    """The output of DPOT.
 
     Attributes:
         prediction: the next frames, shape (batch, x, y, out_timesteps, out_channels).
-        logits: scores of the data sets that the trajectory may come from, shape (batch, n_cls).
+        logits: a score for each data set that the trajectory may come from, shape (batch, n_cls).
     """
 
     prediction: Tensor
@@ -46,8 +46,8 @@ class DPOT(nn.Module):
     """Neural operator that predicts a field's next frames from its last ones; the defaults are DPOT-Tiny's.
 
     Every frame, with its coordinates x, y, t in [0, 1] as further channels, is cut into patches and embedded; the
-    frames are summed over time by one matrix each; `depth` AFNO blocks mix the patches; a transposed convolution
-    makes frames of them again. A class head on the mean feature tells which data set the trajectory is from.
+    frames are multiplied by one matrix each and summed over time; `depth` AFNO blocks mix the patches; a transposed
+    convolution turns them into frames again. A class head on the mean feature predicts the trajectory's data set.
     Tensor names and shapes are those of the released networks.
 
     Args:
@@ -60,14 +60,14 @@ class DPOT(nn.Module):
         embed_dim: features of a patch, a multiple of 8 (group normalisation) and of `n_blocks`.
         depth: number of blocks.
         n_blocks: channel groups that the Fourier layers mix separately.
-        modes: rows and columns of frequencies kept by the Fourier layers; more than there are means all.
+        modes: rows and columns of frequencies that the Fourier layers keep; all of them if this exceeds their number.
         mlp_ratio: hidden features of a block's MLP divided by `embed_dim`, greater than 0.
         out_layer_dim: channels of the output layers.
         n_cls: number of data sets that the class head tells apart.
-        normalize: whether each sample is standardised per channel first; its mean and standard deviation then
-            modulate the features and are undone at the output. Needs `out_channels` equal to `in_channels`.
-        time_agg: how frames are summed: "exp_mlp" with a cosine in time, "mlp" without.
-        act: activation everywhere.
+        normalize: whether each sample is first standardised per channel; its mean and standard deviation then
+            modulate the features, and the output is scaled back by them. Needs `out_channels` equal to `in_channels`.
+        time_agg: how frames are summed: "exp_mlp" multiplies by a cosine in time, "mlp" does not.
+        act: the activation of all layers.
 
     Raises:
         TypeError: if an argument is not of its type.
@@ -87,7 +87,7 @@ class DPOT(nn.Module):
     """
 
     load_report: LoadReport | None = None
-    """What was loaded when the network was built from a checkpoint."""
+    """The report of what was loaded, if the network was built from a checkpoint."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class DPOT(nn.Module):
             patch_size=patch_size,
             act=act,
         )
-        # the small term makes up for rounding: 56 * (61 / 56) must be 61, which plain int() misses
+        # the small term makes up for rounding: 56 * (61 / 56) must give 61, but int() alone gives 60
         hidden_dim = int(embed_dim * config["mlp_ratio"] + 1e-6)
         self.blocks = nn.ModuleList(
             DPOTBlock(embed_dim, n_blocks=config["n_blocks"], modes=config["modes"], hidden_dim=hidden_dim, act=act)
@@ -177,15 +177,15 @@ class DPOT(nn.Module):
 
     @property
     def config(self) -> DPOTConfig:
-        """All keyword arguments that built the network, as a fresh dictionary: DPOT(**model.config) is its twin."""
+        """The keyword arguments that the network was built with, as a new dictionary, for DPOT(**model.config)."""
         return self._config.copy()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **overrides: Unpack[DPOTConfig]) -> DPOT:
-        """Build the network that a checkpoint holds, and load all its weights as they are.
+        """Build the network that a checkpoint holds, and load all its weights unchanged.
 
-        Sizes follow from the tensors' shapes; `modes` and `act`, which leave no trace there, come from the saved
-        settings; keywords win over both. The file is read without running code from it (weights_only). The
+        Sizes follow from the tensors' shapes; `modes` and `act`, which do not show there, come from the saved
+        settings; keywords override both. The file is read without running code from it (weights_only). The
         random number generators are not touched.
 
         Args:
@@ -217,18 +217,18 @@ class DPOT(nn.Module):
         local_files_only: bool = False,
         **overrides: Unpack[DPOTConfig],
     ) -> DPOT:
-        """Build a released network, or that of a checkpoint file, also with other sizes, and load its weights.
+        """Build a released network or that of a checkpoint file, optionally in other sizes, and load its weights.
 
-        Another image size, and other numbers of channels, frames or classes, make the weights be adapted
-        (:func:`lightning_farms.models.dpot.weights.adapting.adapt_tensors` has the rules); `load_report` of the
-        network says what was done: ``print(model.load_report)``.
+        For another image size or other numbers of channels, frames or classes, the weights are adapted
+        (:func:`lightning_farms.models.dpot.weights.adapting.adapt_tensors` has the rules);
+        ``print(model.load_report)`` shows what was done.
 
         Args:
             path: "tiny", "small", "medium", "large" or "huge" (or "Ti", "S", "M", "L", "H"), which is downloaded from
                 the Hugging Face Hub once; or a file, as for :meth:`from_checkpoint`.
-            components: what to load; the rest gets initial values. Everything when left out.
-            cache_dir: folder for downloaded files; huggingface_hub's own when left out.
-            revision: branch, tag or commit of the repository on the Hub; its newest state when left out.
+            components: parts to load; the others get initial values. All by default.
+            cache_dir: folder for downloaded files; huggingface_hub's own by default.
+            revision: branch, tag or commit of the repository on the Hub; its newest state by default.
             local_files_only: do not download.
             overrides: keyword arguments of DPOT that replace what the file says.
 
@@ -254,7 +254,7 @@ class DPOT(nn.Module):
         """Predict the next frames.
 
         Args:
-            x: given frames, shape (batch, X, Y, in_timesteps, in_channels), X and Y as `img_size` has them.
+            x: given frames, shape (batch, X, Y, in_timesteps, in_channels), with X and Y as in `img_size`.
 
         Returns:
             Prediction, shape (batch, X, Y, out_timesteps, out_channels), and class logits, shape (batch, n_cls).

@@ -26,9 +26,9 @@ def build_from_checkpoint(
     components: Collection[Component] | None = None,
     adapt: bool = False,
 ) -> Network:
-    """Build the network that a checkpoint holds, with other settings where they are given, and load it.
+    """Build the network that a checkpoint holds, with overrides of its settings, and load its weights.
 
-    Initial values are drawn only if some are needed. The report of the loading is the network's `load_report`.
+    Initial values are drawn only if some are needed. The network's `load_report` says what was loaded.
     """
     checkpoint = read_checkpoint(path)
     config = infer_sizes(checkpoint, path) | overrides

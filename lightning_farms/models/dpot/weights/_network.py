@@ -1,4 +1,4 @@
-"""What a network has to offer so that checkpoints are loaded into it and written of it; DPOT does."""
+"""The interface of a network that checkpoints are loaded into and written from; DPOT has it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ConfiguredNetwork(Protocol):
 
     @property
     def config(self) -> DPOTConfig:
-        """The keyword arguments."""
+        """The keyword arguments that the module was built with."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every module, and so the other two."""
+        """Return the state dict; this method and the next two are those of every module."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> object: ...
 

@@ -1,4 +1,4 @@
-"""What of a checkpoint file is a DPOT: its tensors, without any prefix, and its settings."""
+"""Reading a DPOT from a checkpoint file: its tensors, without any prefix, and its settings."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.models.dpot.config import DPOTConfig, plain_size
 
 SAFETENSORS_SETTINGS = "config"
-"""Where the metadata of our safetensors files hold DPOT's settings, as JSON."""
+"""The metadata key under which our safetensors files hold DPOT's settings, as JSON."""
 
-_ANCHOR = "pos_embed"  # a tensor that every DPOT has at its top level: what stands before it is the prefix
+_ANCHOR = "pos_embed"  # a tensor that every DPOT has at its top level; what precedes its name is the prefix
 
 
 _DEEPEST, _MOST_SETTINGS = 64, 100_000
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds of a DPOT."""
+    """A DPOT's tensors and settings, as a checkpoint file holds them."""
 
     tensors: dict[str, Tensor]  # without any prefix, on the CPU; they may be mapped from the file
-    settings: dict[str, Any]  # as they are named there; empty if there are none
+    settings: dict[str, Any]  # named as in the file; empty if there are none
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a DPOT's tensors and settings from a file, without ever running code from it.
 
-    Tensors are mapped into memory where the format allows it, so that what is not used, such as an optimizer's state,
-    is not read, and large files are not held twice.
+    Tensors are mapped into memory if the format allows it, so that unused ones, such as an optimizer's state, are not
+    read, and large files are not held twice.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Expected argument `path` to be an existing checkpoint file, but got {str(path)!r}.")
@@ -44,9 +44,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTConfig:
-    """Work out DPOT's settings from the shapes of its tensors, and from the saved settings what shapes cannot tell.
+    """Infer DPOT's settings from the shapes of its tensors, and take the others from the saved settings.
 
-    Only `modes` and `act` leave no trace in the shapes; they are in the result only if the file says them.
+    Only `modes` and `act` do not show in the shapes; they are in the result only if the file has them.
     """
     tensors = checkpoint.tensors
     try:
@@ -95,7 +95,7 @@ def _strip_prefix(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
 
 
 def _settings(stored: StoredCheckpoint, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The saved settings of DPOT: a Namespace or dictionary, possibly nested as LightningCLI writes them, or JSON."""
+    """The saved settings of DPOT: JSON, or a Namespace or dictionary, possibly nested as LightningCLI writes it."""
     try:
         of_safetensors = json.loads(stored.metadata.get(SAFETENSORS_SETTINGS, "{}"))
     except ValueError as error:
@@ -108,7 +108,7 @@ def _settings(stored: StoredCheckpoint, path: str | os.PathLike[str]) -> dict[st
 
 
 def _find_settings(settings: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The first dictionary with DPOT's settings, depth first; a file can nest them, or one in itself, without end."""
+    """The first dictionary with DPOT's settings, depth first; limited, as a file may nest them without end."""
     waiting: list[tuple[object, int]] = [(settings, 0)]
     for _ in range(_MOST_SETTINGS):
         if not waiting:

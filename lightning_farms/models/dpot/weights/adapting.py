@@ -1,6 +1,6 @@
-"""Pretrained DPOT tensors for a network of another image size, or of other numbers of channels, frames or classes.
+"""Adapting pretrained DPOT tensors to another image size, or to other numbers of channels, frames or classes.
 
-Every rule keeps as much of the pretrained function as there is in the new sizes, and draws no random numbers.
+Every rule keeps as much of the pretrained function as the new sizes allow, and draws no random numbers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from lightning_farms.models.dpot.config import DPOTConfig, patches
 
 _STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
 _TIME, _GAMMA = "time_agg_layer.w", "time_agg_layer.gamma"
-_LEAST_COSINE = 0.1  # below, a cosine is not divided by
+_LEAST_COSINE = 0.1  # cosines of smaller magnitude are raised to it before weights are divided by them
 
 
 class Adapted(NamedTuple):
-    """Tensors that were made to fit."""
+    """Tensors that were made to fit a network."""
 
-    tensors: dict[str, Tensor]  # all, those that needed no change as they were
-    changes: dict[str, str]  # what was done, by the names of the tensors that were changed
-    left_out: dict[str, str]  # why tensors of the file or the network have no counterpart, by name
+    tensors: dict[str, Tensor]  # all of them, also those that needed no change
+    changes: dict[str, str]  # what was done to each changed tensor, by name
+    left_out: dict[str, str]  # why a tensor of the file or the network has no counterpart, by name
 
 
 class _Change(NamedTuple):
@@ -36,18 +36,18 @@ def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
     """Make a DPOT's tensors fit a DPOT of other sizes.
 
     - Another image size: the position embedding is resized bicubically (corners not aligned).
-    - Frames given: the newest frames act as before. Matrices and time coordinate are shifted, so that the newest frame
-      keeps its own; more frames than before have no weight at first; of fewer ones the oldest acts for those that
-      are missing too. The cosines of the time aggregation are divided out where they are 0.1 or larger.
-    - Channels given, matched by position: new ones have no weight at first; missing ones act as if they were all one,
-      which is what the original fills them with.
-    - Channels predicted, matched by position: new ones are zero at first. The stem's hidden width depends on their
-      number: new hidden units are copies without weight in what follows; of too many the strongest are kept.
-    - Frames predicted: the first ones; further ones repeat the last.
+    - Given frames: the newest frames act as before. Matrices and time coordinates are shifted so that the newest frame
+      keeps its own. Additional frames have no weight at first; if there are fewer frames, the oldest also acts for the
+      missing ones. The cosines of the time aggregation are divided out, magnitudes below 0.1 counting as 0.1.
+    - Given channels, matched by position: new ones have no weight at first; missing ones act as if filled with ones,
+      as the original program fills them.
+    - Predicted channels, matched by position: new ones are zero at first. The stem's hidden width depends on their
+      number: new hidden units are copies that have no weight in the next layer; of too many, the strongest are kept.
+    - Predicted frames: the first ones are kept; additional ones repeat the last.
     - Another number of classes: the last layer of the class head has no counterpart.
-    - Normalisation in one of both only: its layers have no counterpart.
+    - Normalisation in only one of the two: its layers have no counterpart.
 
-    Other sizes are no concern of this function: their tensors stay as they are.
+    Tensors that depend on other sizes are not adapted.
     """
     left_out = _without_counterpart(saved, wanted)
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
@@ -103,14 +103,14 @@ def _given_frames(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
 
 
 def _cosines(frames: int, gamma: Tensor | None) -> Tensor:
-    """What the time aggregation multiplies its matrices by, shape (frames, embed_dim, 1); ones without gamma."""
+    """The factors of the time aggregation's matrices, shape (frames, embed_dim, 1); ones without gamma."""
     if gamma is None:
         return torch.ones(frames, 1, 1)
     return torch.cos(torch.linspace(0, 1, frames)[:, None] * gamma.float()).unsqueeze(-1)
 
 
 def _time_coordinate(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
-    """Give the newest frames the time coordinates of old, slope * new time + offset, through the first layer."""
+    """Give the newest frames their old time coordinates, slope * new time + offset, by changing the first layer."""
     old, new = saved["in_timesteps"], wanted["in_timesteps"]
     if old == new or not {_STEM, _STEM_BIAS} <= tensors.keys():
         return _Change({}, "")
@@ -142,7 +142,7 @@ def _channels_note(old: int, new: int) -> str:
 
 
 def _statistics(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
-    """The layers that take every channel's mean, then every channel's standard deviation (zero if it is constant)."""
+    """Adapt the layers whose inputs are all channels' means, then all standard deviations (zero if constant)."""
     old, new = saved["in_channels"], wanted["in_channels"]
     if old == new:
         return _Change({}, "")
@@ -176,7 +176,7 @@ def _hidden_units(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
 
 
 def _predicted(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOTConfig) -> _Change:
-    """The head's last layer, whose rows are channels within frames."""
+    """Adapt the head's last layer, whose rows are the channels of each frame in turn."""
     old, new = ((config["out_timesteps"], config["out_channels"]) for config in (saved, wanted))
     if old == new:
         return _Change({}, "")
@@ -201,7 +201,7 @@ def _predicted_notes(old: tuple[int, int], new: tuple[int, int]) -> list[str]:
 
 
 def _resize(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Cut a dimension off at a size, or fill it up with zeros."""
+    """Cut a dimension down to a size, or fill it up with zeros."""
     kept = tensor.narrow(dim, 0, min(size, tensor.shape[dim]))
     missing = list(kept.shape)
     missing[dim] = size - kept.shape[dim]

@@ -1,4 +1,4 @@
-"""Writing the DPOT of a checkpoint in another format."""
+"""Converting a checkpoint of a DPOT to another format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_farms.models.dpot.weights.saving import write_checkpoint
 
 
 class Converted(NamedTuple):
-    """What was written.
+    """A summary of what was written.
 
     Attributes:
-        tensors: how many.
-        parameters: how many numbers they hold.
+        tensors: number of tensors.
+        parameters: number of values in them.
         config: the settings that were written with them.
     """
 
@@ -35,19 +35,18 @@ def convert_checkpoint(
     modes: int | None = None,
     act: Activation | None = None,
 ) -> Converted:
-    """Write the DPOT that a checkpoint holds in another format.
+    """Convert the DPOT in a checkpoint to safetensors if the target's suffix says so, or else to the released format.
 
-    That is safetensors if the target's suffix says so, or else the released format. Tensors keep
-    their values and precision; an optimizer's state and other things in the file are left out.
+    Tensors keep their values and precision; an optimizer's state and anything else in the file are left out.
 
     Args:
         path: the checkpoint.
-        target: where to write; an existing file is replaced, missing folders are made.
-        modes: the network's number of modes, if the file does not say it or is wrong.
+        target: file to write; an existing one is replaced, missing folders are created.
+        modes: the network's number of modes, if it is missing from the file or wrong there.
         act: the network's activation, likewise.
 
     Returns:
-        What was written.
+        A summary of what was written.
 
     Raises:
         FileNotFoundError: if there is no such file.

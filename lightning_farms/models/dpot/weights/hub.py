@@ -17,7 +17,7 @@ def find_checkpoint(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Find a checkpoint file: a path as it is, or a released size by name (so that a file called tiny is ./tiny)."""
+    """Find a checkpoint file by its path, or a released size by its name (write ./tiny for a file called tiny)."""
     size = find_released(path)
     if size is not None:
         return download_released(size.name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
@@ -36,23 +36,23 @@ def download_released(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Download a released DPOT checkpoint from the Hugging Face Hub, unless it is in the cache.
+    """Download a released DPOT checkpoint from the Hugging Face Hub unless it is already in the cache.
 
     The files hold the optimizer's state too: 0.09 GB (tiny), 0.37, 1.5, 6.1 and 12.4 GB (huge).
 
     Args:
-        name: of the size, as in :func:`lightning_farms.models.released_size`.
-        cache_dir: folder of the cache; huggingface_hub's own (environment variable HF_HOME) when left out.
-        revision: branch, tag or commit of the repository; its newest state when left out.
-        local_files_only: look only into the cache.
+        name: the size's name, as in :func:`lightning_farms.models.released_size`.
+        cache_dir: folder of the cache; huggingface_hub's own (environment variable HF_HOME) by default.
+        revision: branch, tag or commit of the repository; its newest state by default.
+        local_files_only: look only in the cache.
 
     Returns:
-        The file in the cache; not to be changed.
+        The path of the file in the cache, which must not be changed.
 
     Raises:
         ValueError: if there is no released size of that name.
         ImportError: if the package huggingface_hub is not installed.
-        FileNotFoundError: if the repository has no such file or revision, or with `local_files_only` the cache.
+        FileNotFoundError: if the repository (with `local_files_only`, the cache) has no such file or revision.
         PermissionError: if the Hub refuses access.
         ConnectionError: if the Hub cannot be reached, or the transfer breaks off.
     """
@@ -77,7 +77,7 @@ def download_released(
 
 @contextmanager
 def _explained(file: str, *, revision: str | None, local_files_only: bool) -> Iterator[None]:
-    """Say of what goes wrong on the Hub what can be done about it."""
+    """Turn errors of the Hub into ones whose messages say what can be done."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -105,14 +105,14 @@ def _explained(file: str, *, revision: str | None, local_files_only: bool) -> It
             f"Expected {wanted} to be on the Hugging Face Hub, but there is no such file or revision. Check argument "
             f"`revision`. {remedy}"
         ) from error
-    except RepositoryNotFoundError as error:  # also of gated ones
+    except RepositoryNotFoundError as error:  # raised for gated repositories too
         raise PermissionError(
             f"Expected access to {wanted}, but the Hugging Face Hub refuses it ({_cause(error)}): the repository is "
             f"not there, or not for everyone. Accept its terms on its page and log in with `hf auth login`. {remedy}"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError):
-            raise  # of the file system: it says itself what is wrong
+            raise  # an error of the file system, whose message is clear
         raise ConnectionError(
             f"Expected the download of {wanted} to succeed, but it failed ({_cause(error)}). Try again later. {remedy}"
         ) from error
@@ -123,7 +123,7 @@ def _elsewhere(file: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what began it."""
+    """The type and the first message line of the error that caused it all."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

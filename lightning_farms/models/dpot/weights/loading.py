@@ -25,7 +25,7 @@ _SHOWN = 5
 
 
 class LoadPlan(NamedTuple):
-    """What is to be loaded."""
+    """The tensors to load, and the report about them."""
 
     tensors: dict[str, Tensor]  # to be loaded with strict=False
     report: LoadReport
@@ -40,15 +40,15 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint's weights into an existing DPOT.
 
-    As it stands, every tensor must be there and have the model's shape. `components` loads parts only; `adapt` makes
-    those of another image size or other numbers of channels, frames or classes fit
+    By default, every tensor must be present and have the model's shape. With `components`, only parts are loaded; with
+    `adapt`, tensors of another image size or other numbers of channels, frames or classes are made to fit
     (:func:`lightning_farms.models.dpot.weights.adapting.adapt_tensors` has the rules).
 
     Args:
         model: the network, changed in place. Nothing is changed if an error is raised.
         path: file in the released format, a plain state dict, a Lightning checkpoint or safetensors; or the name of
             a released size, such as "tiny", which is downloaded into the cache of huggingface_hub once.
-        components: what to load, the rest is left as it is; everything when left out.
+        components: parts to load; the others are left as they are. All by default.
         adapt: whether to make tensors of other sizes fit, rather than refuse them.
 
     Returns:
@@ -57,7 +57,7 @@ def load_weights(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read safely, its tensors are not those of the model (the message names the
-            first of them with both shapes), or there is no component of a name.
+            first of them with both shapes), or a component does not exist.
         ImportError: if a package is missing for a released size or for safetensors.
         OSError: if a released size cannot be downloaded.
 
@@ -91,7 +91,7 @@ def plan_loading(
     components: Collection[Component] | None = None,
     adapt: bool = False,
 ) -> LoadPlan:
-    """Decide what of a checkpoint goes into a network; nothing is changed."""
+    """Decide which of a checkpoint's tensors go into a network, without changing the network."""
     asked = _check_components(components)
     offered = {name: tensor for name, tensor in checkpoint.tensors.items() if component_of(name) in asked}
     adapted = Adapted(offered, {}, {})
@@ -128,7 +128,7 @@ def _check_components(components: Collection[Component] | None) -> set[str]:
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Refuse what is no weight by itself: codes of packed weights, and complex numbers."""
+    """Refuse tensors that are not weights by themselves: codes of packed weights, and complex numbers."""
     others = [
         f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
         for name, tensor in tensors.items()
@@ -143,7 +143,7 @@ def _check_numbers(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) 
 
 
 def _in_range_of(own: Tensor | None, tensor: Tensor) -> Tensor:
-    """The weight as the model will hold it, where that may be infinite."""
+    """The tensor in the model's dtype, if values may become infinite there; otherwise as it is."""
     if own is None or not own.is_floating_point() or torch.finfo(tensor.dtype).max <= torch.finfo(own.dtype).max:
         return tensor
     return tensor.to(own.dtype)
@@ -177,7 +177,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: s
 
 
 def _warn_of_another_function(model: ConfiguredNetwork, settings: Mapping[str, object], path: Path) -> None:
-    """Compare what shapes do not show; numbers of modes beyond those that there are mean the same."""
+    """Warn if activation or modes differ; numbers of modes beyond those that the grid has mean the same."""
     config = model.config
     grid = max(patches(config))
     modes = settings.get("modes")

@@ -1,4 +1,4 @@
-"""The released sizes of DPOT by name."""
+"""The released sizes of DPOT, by name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NamedTuple
 from lightning_farms.models.dpot.config import DPOTConfig
 
 REPOSITORY = "hzk17/DPOT"
-"""Where the Hugging Face Hub keeps the released checkpoints."""
+"""The repository of the released checkpoints on the Hugging Face Hub."""
 
 
 class ReleasedSize(NamedTuple):
     """One of the released networks.
 
     Attributes:
-        name: what it is called here.
+        name: its name in this package.
         file: its checkpoint in the repository; three times as large as the weights, as it holds Adam's state too.
-        config: keyword arguments for DPOT. The number of modes and the activation are those of the loading example of
-            the original's README: its training program took 32 modes whatever its options said.
-        parameters: how many numbers the network has.
+        config: keyword arguments for DPOT. The number of modes and the activation are those of the loading example in
+            the original's README: its training program used 32 modes whatever its options said.
+        parameters: number of the network's parameters.
     """
 
     name: str
@@ -35,10 +35,10 @@ def released_size(name: str) -> ReleasedSize:
             or lower case.
 
     Returns:
-        The size.
+        The released size.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is no size of that name.
 
     Example:
         >>> released_size("Ti").file, released_size("tiny").parameters
@@ -54,13 +54,13 @@ def released_size(name: str) -> ReleasedSize:
 
 
 def find_released(name: object) -> ReleasedSize | None:
-    """Look up a released size, or return None where there is none of that name."""
+    """Look up a released size, or return None if there is none of that name."""
     asked = name.lower() if isinstance(name, str) else None
     return next((size for size in RELEASED_SIZES if asked in (size.name, _letters(size.file))), None)
 
 
 def settings_beyond_shapes(name: object) -> DPOTConfig:
-    """Return what the tensors of a released network do not show."""
+    """Return those settings of a released network that its tensors' shapes do not show; none for a file."""
     size = find_released(name)
     return {} if size is None else {"modes": size.config["modes"], "act": size.config["act"]}
 
@@ -97,7 +97,7 @@ RELEASED_SIZES = (
     ReleasedSize("large", "model_L.pth", _config(1536, 24, 16, 4, 128), 509_018_739),
     ReleasedSize("huge", "model_H.pth", _config(2048, 27, 8, 4, 128), 1_031_082_099),
 )
-"""From the smallest to the largest."""
+"""The released sizes, from the smallest to the largest."""
 
 RELEASED_NAMES = ", ".join(repr(size.name) for size in RELEASED_SIZES)
-"""For messages."""
+"""The names of the released sizes, for messages."""

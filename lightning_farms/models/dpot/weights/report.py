@@ -1,4 +1,4 @@
-"""What became of a checkpoint's tensors when it was loaded."""
+"""A report of what became of a checkpoint's tensors when it was loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Component = Literal["patch_embed", "pos_embed", "blocks", "time_agg", "scale_feats", "cls_head", "out"]
-"""Parts of a DPOT that can be loaded by themselves; scale_feats is there with `normalize` only."""
+"""Parts of a DPOT that can be loaded by themselves; scale_feats only exists with `normalize`."""
 
 _COMPONENT_OF = {
     "time_agg_layer": "time_agg",
@@ -20,11 +20,11 @@ NOT_ASKED_FOR = "not among the components asked for"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's tensors; `str()` tells it in a few lines.
+    """A report of what became of a checkpoint's tensors; `str()` gives it in a few lines.
 
     Attributes:
         source: the file.
-        loaded: names of the tensors that were taken over as they are.
+        loaded: names of the tensors that were loaded unchanged.
         adapted: what was done to tensors of other sizes, by name.
         skipped: why tensors of the network were left at their initial values, by name.
         unused: why tensors of the file were not used, by name.
@@ -44,7 +44,7 @@ class LoadReport:
     unused: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Return the counts, and a line for every outcome and reason."""
+        """Return the counts, then a line for every outcome and reason."""
         counts = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} left"
         lines = [f"{self.source}: {counts} at their initial values"]
         if self.loaded:
@@ -63,7 +63,7 @@ class LoadReport:
 
 
 def left_without_being_asked(report: LoadReport) -> dict[str, str]:
-    """Which tensors of the network keep their initial values although their component was to be loaded."""
+    """Why tensors of the network keep their initial values although their component was to be loaded, by name."""
     return {name: why for name, why in report.skipped.items() if why != NOT_ASKED_FOR}
 
 
@@ -74,7 +74,7 @@ def component_of(name: str) -> str:
 
 
 def _by_reason(outcome: Mapping[str, str]) -> dict[str, str]:
-    """The names that go with every reason; where it is that nobody asked for them, those of their components."""
+    """The names that share each reason; component names instead, if the reason is that nobody asked for them."""
     names: dict[str, dict[str, None]] = {}
     for name, why in outcome.items():
         names.setdefault(why, {})[component_of(name) if why == NOT_ASKED_FOR else name] = None

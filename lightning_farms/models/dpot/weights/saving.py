@@ -30,13 +30,13 @@ _RELEASED_NAMES = {
 def save_weights(model: ConfiguredNetwork, path: str | os.PathLike[str]) -> None:
     """Write a DPOT's weights and settings: as safetensors if the suffix says so, or else in the released format.
 
-    The released format is a pickle of {'model': tensors, 'args': Namespace}, with the names that the original program
-    has for tensors and options; it loads the file as it loads its own. Safetensors have the settings as JSON in their
-    metadata. The file appears complete or not at all: it is written under another name beside its place, then renamed.
+    The released format is a pickle of {'model': tensors, 'args': Namespace}, with the original program's names for
+    tensors and options, so that it can load the file like one of its own. Safetensors files hold the settings as JSON
+    in their metadata. The file appears complete or not at all: it is written under another name, then renamed.
 
     Args:
         model: the network; it is not changed.
-        path: where to write; an existing file is replaced, missing folders are made.
+        path: file to write; an existing one is replaced, missing folders are created.
 
     Raises:
         ImportError: for safetensors, if the package safetensors is not installed.
@@ -77,7 +77,7 @@ def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], pat
         ) from error
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     path.touch()
-    readers = path.stat().st_mode  # save_file makes files that only their owner can read
+    readers = path.stat().st_mode  # save_file creates files that only their owner can read
     try:
         save_file(contiguous, path, metadata={"format": "pt", SAFETENSORS_SETTINGS: json.dumps(settings)})
     except SafetensorError as error:
@@ -86,7 +86,7 @@ def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], pat
 
 
 def _released_args(settings: dict[str, Any]) -> argparse.Namespace:
-    """The settings as the original program's command line calls and types them, and those it does not have."""
+    """The settings with the names and types of the original program's options, and those that it does not have."""
     renamed = {_RELEASED_NAMES.get(name, name): value for name, value in settings.items()}
     ratio = settings["mlp_ratio"]
     as_there = {
