@@ -1,4 +1,4 @@
-"""Errors of predicted fields, as torchmetrics classes and functions, and the predictions to compare them with."""
+"""Errors of predicted fields, as torchmetrics classes and functions, and trivial predictors to compare them with."""
 
 from lightning_farms.metrics.boundary_rmse import BoundaryRMSE, boundary_rmse
 from lightning_farms.metrics.conserved_rmse import ConservedRMSE, conserved_rmse

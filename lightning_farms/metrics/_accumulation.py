@@ -1,4 +1,4 @@
-"""The state of every error of this room: sums or maxima per frame and channel, exact under any batching."""
+"""The base class of all field errors: sums or maxima per frame and channel, exact under any batching."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_farms.metrics._fields import Per, accumulation_dtype, average, ch
 
 
 class FieldMetric(Metric):
-    """An error of fields from a statistic of each sample, which is summed (or its maximum taken) over all samples.
+    """An error of fields that follows from the sum or the maximum, over all samples, of a statistic of each sample.
 
-    Batches, processes and `forward` only add up that statistic, per frame and channel; roots and means over channels
-    and frames come last. So the result is the function's on all samples at once, however they were divided. A process
-    that saw no sample takes part with zeros. Sums are kept in float64, or in float32 on devices that lack it (MPS).
+    Batches, processes and `forward` only accumulate that statistic, per frame and channel; roots and means over
+    channels and frames come last. The result is thus the function's on all samples at once, however they were divided.
+    A process that saw no sample takes part with zeros. Sums are float64, or float32 on devices that lack it (MPS).
     """
 
     is_differentiable = True
@@ -36,35 +36,35 @@ class FieldMetric(Metric):
         super().__init__(dist_sync_fn=_gather)
         check_per(per)
         self.per = per
-        # collections compare states by name and value: equal values of two errors by chance must not make them one
-        # (settings: whatever else the statistic depends on)
+        # collections compare states by name and value: two errors whose values are equal by chance must not share one
+        # state, so its name holds the class and whatever settings the statistic depends on
         self._total = re.sub(r"\W", "_", f"{self.reduction}_{type(self).__name__}_{settings}")
         self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx=self.reduction)
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def total(self) -> Tensor:
-        """Sum or maximum so far, (..., frames, channels); a scalar zero before the first batch."""
+        """The sum or maximum so far, (..., frames, channels); a scalar zero before the first batch."""
         total: Tensor = getattr(self, self._total)
         return total
 
     @abstractmethod
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Statistic of each sample, (batch, ..., frames, channels)."""
+        """Return the statistic of each sample, (batch, ..., frames, channels)."""
 
     def _error(self, statistic: Tensor) -> Tensor:
-        """Error of each frame and channel from the statistic's mean (or maximum) over the samples."""
+        """Return the error of each frame and channel, given the statistic's mean (or maximum) over the samples."""
         return statistic
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch.
+        """Add a batch of fields.
 
         Args:
             prediction: Predicted fields, (batch, X, Y, frames, channels).
             target: True fields, the same shape.
 
         Raises:
-            ValueError: If the shapes differ, or numbers of frames or channels are not those of earlier batches.
+            ValueError: If the shapes differ, or if the numbers of frames or channels are not those of earlier batches.
             TypeError: If an argument is not a real floating-point tensor.
         """
         check_fields(prediction, target)
@@ -78,10 +78,10 @@ class FieldMetric(Metric):
         self.count = self.count + len(target)
 
     def compute(self) -> Tensor:
-        """Error over all samples added since the last reset.
+        """Return the error over all samples added since the last reset.
 
         Returns:
-            The error in float32, of the shape that ``per`` asks for; torchmetrics makes a scalar of a single number.
+            The error in float32, of the shape that ``per`` asks for; torchmetrics turns a single number into a scalar.
 
         Raises:
             ValueError: If no batch was added.
@@ -92,7 +92,7 @@ class FieldMetric(Metric):
         return average(self._error(statistic), self.per).float()
 
     def _reduce_states(self, incoming_state: Mapping[str, Any]) -> None:
-        """Join two states, which torch would broadcast."""
+        """Merge two states, after a check that their shapes match, as torch would broadcast them."""
         _check_same_shape(incoming_state[self._total].shape, self.total.shape)
         super()._reduce_states(dict(incoming_state))
 
@@ -106,7 +106,7 @@ def _check_same_shape(earlier: torch.Size, later: torch.Size) -> None:
 
 
 def _gather(state: Tensor, group: Any) -> list[Tensor]:  # noqa: ANN401
-    """The state of every process, of one shape and type also where a process has seen no sample."""
+    """Gather the states of all processes in one shape and dtype, even if a process has seen no sample."""
     shapes: list[tuple[int, ...]] = [()] * dist.get_world_size(group)
     dist.all_gather_object(shapes, tuple(state.shape), group=group)
     shape = max(shapes, key=len)

@@ -20,20 +20,21 @@ def boundary_rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None)
             + \sum_x e_{b, x, 1, t, c}^2 + \sum_x e_{b, x, n_y, t, c}^2}{2 n_x + 2 n_y}},
         \qquad e = \hat u - u
 
-    Each corner lies on two edges and counts twice, as in PDEBench. Its given first frames are left out: pass only the
-    predicted ones. Half-precision input is computed in float32.
+    Each corner lies on two edges and counts twice, as in PDEBench. As PDEBench leaves the given first frames out, pass
+    only the predicted ones. Half-precision input is computed in float32.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
         target: True fields, the same shape, in the same units.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error in units of the fields, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks.
+        The error in units of the fields, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per``
+        asks.
 
     Raises:
-        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is none of the
-            words it may be.
+        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is not one of
+            its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -55,14 +56,15 @@ def boundary_rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None)
 class BoundaryRMSE(FieldMetric):
     """PDEBench's BD: root-mean-square error on the four edges, per sample, frame and channel, then averaged.
 
-    The formula is told at `boundary_rmse`. Pass only the predicted frames, not the given ones. Exact for batches of
+    See `boundary_rmse` for the formula. Pass only the predicted frames, not the given ones. Exact for batches of
     any size: each sample weighs the same.
 
     Args:
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``per`` is none of the words it may be.
+        ValueError: If ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -81,11 +83,11 @@ class BoundaryRMSE(FieldMetric):
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """(batch, frames, channels)."""
+    """Return the error of each sample, frame and channel, shape (batch, frames, channels)."""
     prediction, target = at_least_float32(_edges(prediction), _edges(target))
     return (norm(prediction - target, (1,)) / math.sqrt(target.shape[1])).to(target.dtype)
 
 
 def _edges(fields: Tensor) -> Tensor:
-    """The four edges one after the other, (batch, 2 X + 2 Y, frames, channels)."""
+    """Concatenate the four edges to (batch, 2 X + 2 Y, frames, channels)."""
     return torch.cat((fields[:, 0], fields[:, -1], fields[:, :, 0], fields[:, :, -1]), dim=1)

@@ -23,21 +23,22 @@ def conserved_rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None
         \frac{1}{T C} \sum_{t, c} \frac{1}{n_x n_y}
         \sqrt{\frac{1}{B} \sum_b \Bigl(\sum_{x, y} \hat u_{b, x, y, t, c} - \sum_{x, y} u_{b, x, y, t, c}\Bigr)^2}
 
-    The root is taken after the mean over samples, so a mean of batches' values is another number: `ConservedRMSE`
-    adds batches up rightly. PDEBench leaves the given first frames out: pass only the predicted ones. The sums over
-    space run in float64.
+    The root is taken after the mean over samples, so averaging the values of batches gives another number;
+    `ConservedRMSE` accumulates batches correctly. As PDEBench leaves the given first frames out, pass only the
+    predicted ones. The sums over space run in float64.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
         target: True fields, the same shape, in the same units.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error in units of the fields, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks.
+        The error in units of the fields, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per``
+        asks.
 
     Raises:
-        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is none of the
-            words it may be.
+        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is not one of
+            its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -60,14 +61,15 @@ def conserved_rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None
 class ConservedRMSE(FieldMetric):
     """PDEBench's CSV: root-mean-square over all samples of the error of each field's total over space.
 
-    The formula is told at `conserved_rmse`. Pass only the predicted frames, not the given ones. Exact for batches of
+    See `conserved_rmse` for the formula. Pass only the predicted frames, not the given ones. Exact for batches of
     any size.
 
     Args:
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``per`` is none of the words it may be.
+        ValueError: If ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -90,6 +92,6 @@ class ConservedRMSE(FieldMetric):
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the mean over space, (batch, frames, channels)."""
+    """Return the squared error of the mean over space, (batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
     return (prediction - target).mean((1, 2), dtype=accumulation_dtype(target.device)) ** 2

@@ -28,24 +28,24 @@ def fourier_rmse(prediction: Tensor, target: Tensor, *, low: int = 4, high: int 
         \qquad 0 \le i < n_x / 2, \; 0 \le j < n_y / 2, \; k < \min(n_x, n_y) / 2
 
     and the result is the mean of :math:`E_k` over k < low, over low <= k < high, and over k >= high. As in PDEBench,
-    i and j count waves per side of the domain, and only the quadrant where both are not negative is looked at. The
-    root is taken after the mean over samples, so a mean of batches' values is another number: `FourierRMSE` adds
-    batches up rightly. PDEBench leaves the given first frames out: pass only the predicted ones.
+    i and j count waves per side of the domain, and only the quadrant in which neither is negative is used. The root is
+    taken after the mean over samples, so averaging the values of batches gives another number; `FourierRMSE`
+    accumulates batches correctly. As PDEBench leaves the given first frames out, pass only the predicted ones.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
         target: True fields, the same shape, in the same units; X and Y may differ.
         low: First bin of the middle band, at least 1.
         high: First bin of the high band, more than ``low`` and less than half of the shorter side.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The errors of the three bands in units of the fields, (3,); (3, channels), (3, frames) or (3, frames,
+        The errors of the three bands in units of the fields, of shape (3,), (3, channels), (3, frames) or (3, frames,
         channels) as ``per`` asks.
 
     Raises:
         ValueError: If the shapes differ, are not 5-dimensional or hold no elements, if a band would be empty, or if
-            ``per`` is none of the words it may be.
+            ``per`` is not one of its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -69,17 +69,18 @@ def fourier_rmse(prediction: Tensor, target: Tensor, *, low: int = 4, high: int 
 class FourierRMSE(FieldMetric):
     """PDEBench's F: error of low, middle and high spatial frequencies over all samples.
 
-    The formula is told at `fourier_rmse`. Pass only the predicted frames, not the given ones. Exact for batches of any
-    size. To log the bands by name, wrap it: ``ClasswiseWrapper(FourierRMSE(), labels=["low", "mid", "high"])`` of
-    torchmetrics.
+    See `fourier_rmse` for the formula. Pass only the predicted frames, not the given ones. Exact for batches of any
+    size. To log the bands by name, wrap it in torchmetrics' wrapper:
+    ``ClasswiseWrapper(FourierRMSE(), labels=["low", "mid", "high"])``.
 
     Args:
         low: First bin of the middle band, at least 1.
         high: First bin of the high band, more than ``low`` and less than half of the fields' shorter side.
-        per: What to tell it for; the result has the shape (3,), (3, channels), (3, frames) or (3, frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (3,), (3, channels), (3, frames) or
+            (3, frames, channels).
 
     Raises:
-        ValueError: If the bands are not in order, or ``per`` is none of the words it may be.
+        ValueError: If the bands are not in order, or ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -112,7 +113,7 @@ def _check_bands(low: int, high: int) -> None:
 
 
 def _per_sample(prediction: Tensor, target: Tensor, high: int) -> Tensor:
-    """Squared error of each bin, (batch, bins, frames, channels)."""
+    """Return the squared error of each bin, (batch, bins, frames, channels)."""
     rows, columns = target.shape[1] // 2, target.shape[2] // 2
     bins = min(rows, columns)
     if bins <= high:
@@ -129,7 +130,7 @@ def _per_sample(prediction: Tensor, target: Tensor, high: int) -> Tensor:
 
 
 def _bin_of_modes(rows: int, columns: int, bins: int, like: Tensor) -> Tensor:
-    """The bin of each mode, (rows * columns,); modes beyond the last bin are in one more."""
+    """Return the bin of each mode, (rows * columns,); modes beyond the last bin share one extra bin."""
     i = torch.arange(rows, device=like.device, dtype=like.dtype)
     j = torch.arange(columns, device=like.device, dtype=like.dtype)
     squares = i[:, None] ** 2 + j**2
@@ -137,6 +138,6 @@ def _bin_of_modes(rows: int, columns: int, bins: int, like: Tensor) -> Tensor:
 
 
 def _bands(energy: Tensor, low: int, high: int) -> Tensor:
-    """Errors of the three bands, (3, frames, channels), from the bins' mean energy, (bins, frames, channels)."""
+    """Return the three bands' errors (3, frames, channels), given the bins' mean energy (bins, frames, channels)."""
     errors = root(energy)
     return torch.stack((errors[:low].mean(0), errors[low:high].mean(0), errors[high:].mean(0)))

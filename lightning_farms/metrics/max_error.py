@@ -1,4 +1,4 @@
-"""Largest error of any point (PDEBench's Max)."""
+"""Largest error at any point (PDEBench's Max)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from lightning_farms.metrics._fields import Per, at_least_float32, average, chec
 
 
 def max_error(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tensor:
-    r"""Largest absolute error of any point of any sample, for each frame and channel, then averaged (PDEBench).
+    r"""Largest absolute error at any point of any sample, for each frame and channel, then averaged (PDEBench).
 
     .. math:: \frac{1}{T C} \sum_{t, c} \max_{b, x, y} \lvert \hat u_{b, x, y, t, c} - u_{b, x, y, t, c} \rvert
 
-    The maximum runs over all samples, so it grows with their number, and a mean of batches' values is another number:
-    `MaxError` joins batches rightly. PDEBench leaves the given first frames out: pass only the predicted ones.
+    The maximum runs over all samples, so it grows with their number, and averaging the values of batches gives another
+    number; `MaxError` accumulates batches correctly. As PDEBench leaves the given first frames out, pass only the
+    predicted ones.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
         target: True fields, the same shape, in the same units.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error in units of the fields, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks.
+        The error in units of the fields, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per``
+        asks.
 
     Raises:
-        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is none of the
-            words it may be.
+        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is not one of
+            its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -47,16 +49,17 @@ def max_error(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> 
 
 
 class MaxError(FieldMetric):
-    """PDEBench's Max: largest absolute error of any point of any sample, per frame and channel, then averaged.
+    """PDEBench's Max: largest absolute error at any point of any sample, per frame and channel, then averaged.
 
-    The formula is told at `max_error`. Pass only the predicted frames, not the given ones. Exact for batches of any
+    See `max_error` for the formula. Pass only the predicted frames, not the given ones. Exact for batches of any
     size.
 
     Args:
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``per`` is none of the words it may be.
+        ValueError: If ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -78,6 +81,6 @@ class MaxError(FieldMetric):
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """(batch, frames, channels)."""
+    """Return the error of each sample, frame and channel, shape (batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
     return (prediction - target).abs().amax((1, 2))

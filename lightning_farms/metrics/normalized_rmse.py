@@ -17,7 +17,7 @@ def normalized_rmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, pe
         \frac{\sqrt{\langle (\hat u_{b, \cdot, \cdot, t, c} - u_{b, \cdot, \cdot, t, c})^2 \rangle}}
              {\max(\sqrt{\langle u_{b, \cdot, \cdot, t, c}^2 \rangle}, \varepsilon)}
 
-    PDEBench leaves the given first frames out: pass only the predicted ones. Half-precision input is computed in
+    As PDEBench leaves the given first frames out, pass only the predicted ones. Half-precision input is computed in
     float32.
 
     Args:
@@ -25,15 +25,15 @@ def normalized_rmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, pe
         target: True fields, the same shape, in the same units.
         eps: Floor of the denominator, in units of the fields. A frame whose target is zero everywhere contributes its
             absolute error divided by ``eps``: large and conspicuous, but finite (PDEBench's program gives inf or NaN).
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1 is as good
-        as predicting zero.
+        The error, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1
+        is as good as predicting zero.
 
     Raises:
         ValueError: If the shapes differ, are not 5-dimensional or hold no elements, if ``eps`` is not positive, or if
-            ``per`` is none of the words it may be.
+            ``per`` is not one of its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -55,15 +55,16 @@ def normalized_rmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, pe
 class NormalizedRMSE(FieldMetric):
     """PDEBench's nRMSE: root-mean-square error over space relative to the target's, per frame and channel.
 
-    The formula, and what happens where a target is zero, is told at `normalized_rmse`. Pass only the predicted frames,
+    See `normalized_rmse` for the formula and for targets that are zero everywhere. Pass only the predicted frames,
     not the given ones. Exact for batches of any size: each sample weighs the same.
 
     Args:
         eps: Floor of the denominator, positive.
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``eps`` is not positive, or ``per`` none of the words it may be.
+        ValueError: If ``eps`` is not positive, or ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -84,6 +85,6 @@ class NormalizedRMSE(FieldMetric):
 
 
 def _per_sample(prediction: Tensor, target: Tensor, eps: float) -> Tensor:
-    """(batch, frames, channels)."""
+    """Return the error of each sample, frame and channel, shape (batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
     return (root_mean_square(prediction - target) / root_mean_square(target).clamp(min=eps)).to(target.dtype)

@@ -29,8 +29,8 @@ def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, 
              {\max(\lVert u_{b, \cdot, \cdot, \cdot, c} \rVert_2, \varepsilon)}
 
     Differentiable in ``prediction`` (the subgradient at a perfect prediction is zero), so it also serves as the loss.
-    Half-precision input is computed in float32. Squares are summed in the fields' type, as a loss's are; where those of
-    the target overflow it (float32 from about 1e16 on), the result is NaN. `RelativeL2Error` sums in float64.
+    Half-precision input is computed in float32. Squares are summed in the fields' dtype, as usual for a loss; if those
+    of the target overflow it (in float32 from about 1e16 on), the result is NaN. `RelativeL2Error` sums in float64.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
@@ -38,16 +38,16 @@ def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, 
         eps: Floor of the denominator, in units of the fields times the square root of the number of points. A channel
             whose target is zero everywhere has no relative error; with the floor it contributes its absolute error
             divided by ``eps``: large and conspicuous, but finite, and exactly zero if it was predicted exactly.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame. For frames the norms run
-            over space alone, so their mean is not the error over all frames together.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
+            For frames the norms run over space only, so their mean is not the error over all frames together.
 
     Returns:
-        The error, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1 is as good
-        as predicting zero.
+        The error, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1
+        is as good as predicting zero.
 
     Raises:
         ValueError: If the shapes differ, are not 5-dimensional or hold no elements, if ``eps`` is not positive, or if
-            ``per`` is none of the words it may be.
+            ``per`` is not one of its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -72,16 +72,17 @@ def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, 
 class RelativeL2Error(FieldMetric):
     """Relative L2 error per channel over space and frames, averaged over channels and samples (DPOT's L2RE).
 
-    The formula, and what happens where a target is zero, is told at `relative_l2_error`. Exact for batches of any
-    size: each sample weighs the same. The number of frames may differ between batches unless ``per`` tells frames
+    See `relative_l2_error` for the formula and for targets that are zero everywhere. Exact for batches of any
+    size: each sample weighs the same. The number of frames may differ between batches unless ``per`` keeps frames
     apart.
 
     Args:
         eps: Floor of the denominator, positive.
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``eps`` is not positive, or ``per`` none of the words it may be.
+        ValueError: If ``eps`` is not positive, or ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -103,17 +104,17 @@ class RelativeL2Error(FieldMetric):
 
 
 def _over_frames(per: Per | None) -> bool:
-    """Whether norms run over the frames too."""
+    """Whether the norms run over frames as well as over space."""
     return per in (None, "channel")
 
 
 def _per_sample(
     prediction: Tensor, target: Tensor, eps: float, *, over_frames: bool, norm_of: Callable[..., Tensor] = vector_norm
 ) -> Tensor:
-    """(batch, frames, channels), with one frame in place of all where norms run over them."""
+    """Return the relative errors (batch, frames, channels), with a single frame if norms run over frames."""
     prediction, target = at_least_float32(prediction, target)
     dims = (1, 2, 3) if over_frames else (1, 2)
     error = norm_of(prediction - target, dim=dims, keepdim=over_frames)
     scale = norm_of(target, dim=dims, keepdim=over_frames).clamp(min=eps)
-    ratio: Tensor = error / scale.masked_fill(scale.isinf(), torch.nan)  # or what overflows would be no error
+    ratio: Tensor = error / scale.masked_fill(scale.isinf(), torch.nan)  # else an overflow would give an error of zero
     return ratio[:, 0, 0] if over_frames else ratio

@@ -17,20 +17,21 @@ def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tenso
         \frac{1}{B T C} \sum_{b, t, c}
         \sqrt{\langle (\hat u_{b, \cdot, \cdot, t, c} - u_{b, \cdot, \cdot, t, c})^2 \rangle}
 
-    PDEBench leaves the given first frames out: pass only the predicted ones. Half-precision input is computed in
+    As PDEBench leaves the given first frames out, pass only the predicted ones. Half-precision input is computed in
     float32.
 
     Args:
         prediction: Predicted fields, (batch, X, Y, frames, channels).
         target: True fields, the same shape, in the same units.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error in units of the fields, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks.
+        The error in units of the fields, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per``
+        asks.
 
     Raises:
-        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is none of the
-            words it may be.
+        ValueError: If the shapes differ, are not 5-dimensional or hold no elements, or if ``per`` is not one of
+            its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -51,14 +52,15 @@ def rmse(prediction: Tensor, target: Tensor, *, per: Per | None = None) -> Tenso
 class RMSE(FieldMetric):
     """PDEBench's RMSE: root-mean-square error over space, per sample, frame and channel, then averaged.
 
-    The formula is told at `rmse`. Pass only the predicted frames, not the given ones. Exact for batches of any size:
+    See `rmse` for the formula. Pass only the predicted frames, not the given ones. Exact for batches of any size:
     each sample weighs the same.
 
     Args:
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``per`` is none of the words it may be.
+        ValueError: If ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -77,11 +79,11 @@ class RMSE(FieldMetric):
 
 
 def root_mean_square(fields: Tensor) -> Tensor:
-    """Root of the squares' mean over space, in the type for sums."""
+    """Return the root mean square over space, in the dtype for sums."""
     return norm(fields, (1, 2)) / math.sqrt(fields.shape[1] * fields.shape[2])
 
 
 def _per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """(batch, frames, channels)."""
+    """Return the error of each sample, frame and channel, shape (batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
     return root_mean_square(prediction - target).to(target.dtype)

@@ -1,4 +1,4 @@
-"""Predictions that need no network, by which every error is to be judged."""
+"""Predictions that need no network, against which every error should be judged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LAYOUT = "(batch, X, Y, frames, channels)"
 
 
 def persistence(given: Tensor, frames: int) -> Tensor:
-    r"""Predict that nothing changes: the last given frame, again and again.
+    r"""Predict that nothing changes, by repeating the last given frame.
 
     .. math::
         \hat u_{b, x, y, t, c} = u_{b, x, y, T, c}, \qquad t > T
@@ -22,7 +22,7 @@ def persistence(given: Tensor, frames: int) -> Tensor:
         frames: Frames to predict, at least 1.
 
     Returns:
-        (batch, X, Y, frames, channels), in units and type of ``given``; a view, not to be written to.
+        The prediction, (batch, X, Y, frames, channels), in units and dtype of ``given``; a view, not to be written to.
 
     Raises:
         ValueError: If ``given`` is not 5-dimensional or has no frame, or ``frames`` is below 1.
@@ -43,7 +43,7 @@ def persistence(given: Tensor, frames: int) -> Tensor:
 
 
 def drift_free(given: Tensor, frames: int, channels: Sequence[str]) -> Tensor:
-    r"""Predict a gas whose motion has died down to its drift: the last frame's mean velocity, everything else frozen.
+    r"""Predict a gas that only drifts: the last frame's mean velocity everywhere, all other channels frozen.
 
     .. math::
         \hat u_{b, x, y, t, c} = \begin{cases}
@@ -51,20 +51,20 @@ def drift_free(given: Tensor, frames: int, channels: Sequence[str]) -> Tensor:
             u_{b, x, y, T, c} & \text{else}
         \end{cases}, \qquad t > T
 
-    Free of every structure in the velocity, it is hard to beat where the frames to predict no longer resemble the
-    given ones: there an error of its size says that nothing was learnt but the drift.
+    As it has no structure in the velocity, it is hard to beat if the frames to predict no longer resemble the given
+    ones: an error as large as its then means that nothing was learnt but the drift.
 
     Args:
         given: Given frames, (batch, X, Y, T, channels), at least one of them.
         frames: Frames to predict, at least 1.
-        channels: Name of each channel; those called "Vx" and "Vy", in large letters or small ones, are velocities.
+        channels: Name of each channel; those called "Vx" and "Vy", in upper or lower case, are velocities.
 
     Returns:
-        (batch, X, Y, frames, channels), in units and type of ``given``.
+        The prediction, (batch, X, Y, frames, channels), in units and dtype of ``given``.
 
     Raises:
         ValueError: If ``given`` is not 5-dimensional or has no frame, if ``frames`` is below 1, if there is not one
-            name a channel, or if none of them is a velocity's.
+            name for each channel, or if no channel is a velocity.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ def drift_free(given: Tensor, frames: int, channels: Sequence[str]) -> Tensor:
 
 
 def trivial_predictions(given: Tensor, frames: int, channels: Sequence[str]) -> dict[str, Tensor]:
-    """Give every trivial prediction that the channels allow, by its name.
+    """Return all trivial predictions that the channels allow, by name.
 
     Args:
         given: Given frames, (batch, X, Y, T, channels), at least one of them.
@@ -91,10 +91,10 @@ def trivial_predictions(given: Tensor, frames: int, channels: Sequence[str]) -> 
         channels: Name of each channel.
 
     Returns:
-        "persistence", and, where a channel is a velocity, "drift_free"; each (batch, X, Y, frames, channels).
+        "persistence" and, if a channel is a velocity, "drift_free"; each (batch, X, Y, frames, channels).
 
     Raises:
-        ValueError: As `persistence` and `drift_free` do, but for velocities.
+        ValueError: As for `persistence` and `drift_free`, except that velocities may be missing.
 
     Example:
         >>> import torch
@@ -110,13 +110,13 @@ def trivial_predictions(given: Tensor, frames: int, channels: Sequence[str]) -> 
 
 
 def has_velocities(channels: Sequence[str]) -> bool:
-    """Tell whether a channel is a velocity, so that there is a drift.
+    """Return whether a channel is a velocity, so that `drift_free` applies.
 
     Args:
         channels: Name of each channel.
 
     Returns:
-        Whether one is called "Vx" or "Vy", in large letters or small ones.
+        Whether one is called "Vx" or "Vy", in upper or lower case.
 
     Example:
         >>> has_velocities(["Vx", "Vy", "density"]), has_velocities(["height"])

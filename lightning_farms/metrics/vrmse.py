@@ -26,7 +26,7 @@ def vrmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-7, per: Per | N
                    {\langle (u_{b, \cdot, \cdot, t, c} - \langle u_{b, \cdot, \cdot, t, c} \rangle)^2 \rangle
                     + \varepsilon}}
 
-    Unlike `normalized_rmse` it does not flatter fields of a large mean and small fluctuations, such as pressure and
+    Unlike `normalized_rmse`, it does not flatter fields with a large mean and small fluctuations, such as pressure and
     density. Half-precision input is computed in float32.
 
     Args:
@@ -34,15 +34,15 @@ def vrmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-7, per: Per | N
         target: True fields, the same shape, in the same units.
         eps: Added to the variance, in squared units of the fields. A frame whose target is constant contributes its
             absolute error divided by the root of ``eps``.
-        per: Whether to tell it for each channel, each frame, or each channel of each frame.
+        per: Give the error for each "channel", each "frame" or each "frame_and_channel"; a single number by default.
 
     Returns:
-        The error, a scalar; (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1 is as good
-        as predicting the mean over space.
+        The error, a scalar, or of shape (channels,), (frames,) or (frames, channels) as ``per`` asks. 0 is perfect, 1
+        is as good as predicting the mean over space.
 
     Raises:
         ValueError: If the shapes differ, are not 5-dimensional or hold no elements, if ``eps`` is not positive, or if
-            ``per`` is none of the words it may be.
+            ``per`` is not one of its allowed values.
         TypeError: If an argument is not a real floating-point tensor.
 
     Example:
@@ -65,15 +65,16 @@ def vrmse(prediction: Tensor, target: Tensor, *, eps: float = 1e-7, per: Per | N
 class VRMSE(FieldMetric):
     """The Well's VRMSE: root-mean-square error over space in standard deviations of the target, per frame and channel.
 
-    The formula, and what happens where a target is constant, is told at `vrmse`. Exact for batches of any size: each
+    See `vrmse` for the formula and for targets that are constant. Exact for batches of any size: each
     sample weighs the same.
 
     Args:
         eps: Added to the variance, positive.
-        per: What to tell it for; the result has the shape (), (channels,), (frames,) or (frames, channels).
+        per: None, "channel", "frame" or "frame_and_channel", for a result of shape (), (channels,), (frames,) or
+            (frames, channels).
 
     Raises:
-        ValueError: If ``eps`` is not positive, or ``per`` none of the words it may be.
+        ValueError: If ``eps`` is not positive, or ``per`` is not one of its allowed values.
 
     Example:
         >>> import torch
@@ -94,9 +95,9 @@ class VRMSE(FieldMetric):
 
 
 def _per_sample(prediction: Tensor, target: Tensor, eps: float) -> Tensor:
-    """(batch, frames, channels)."""
+    """Return the error of each sample, frame and channel, shape (batch, frames, channels)."""
     prediction, target = at_least_float32(prediction, target)
-    shifted = target - target[:, :1, :1]  # or a large mean would take the variance's digits
+    shifted = target - target[:, :1, :1]  # else a large mean would cost the variance its digits
     mean = shifted.mean((1, 2), dtype=accumulation_dtype(target.device))
     variance = root_mean_square(shifted).square() - mean.square()
     return (root_mean_square(prediction - target) / (variance.clamp(min=0) + eps).sqrt()).to(target.dtype)
