@@ -1,4 +1,4 @@
-"""What the subcommands on language models share: their options, their JSON."""
+"""Options and JSON output that the subcommands for language models share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USER_MISTAKES = (ValueError, TypeError, OSError, ImportError)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model, where it goes, and where results are written."""
+    """The options that the subcommands for language models share."""
 
     model: str
     device: str
@@ -27,12 +27,12 @@ class ModelOptions:
     json: str | None
 
     def load(self) -> CausalLM:
-        """The model and its tokenizer."""
+        """Load the model and its tokenizer."""
         return load_causal_lm(self.model, device=self.device, dtype=self.dtype, offload_folder=self.offload_folder)
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Add the model, where it goes, and where results are written."""
+    """Add the options for the model, its placement and the result file to a parser."""
     parser.add_argument(
         "model", metavar="DIR", type=str, help="folder of a Hugging Face model with its tokenizer, or a .gguf file"
     )
@@ -57,6 +57,6 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def write_json(result: Mapping[str, object], target: str) -> None:
-    """Write a result to a file, whole or not at all; what is not finite becomes null."""
+    """Write a result to a file, completely or not at all; values that are not finite become null."""
     with complete_or_nothing(Path(target)) as draft:
         draft.write_text(json_text(result), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a subcommand says of itself, and when it fails through the user's input."""
+"""Helpers of all subcommands: the version, and the messages and exit statuses of failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-BROKEN_PIPE = 141  # 128 and the number of the signal, as shells have it
+BROKEN_PIPE = 141  # 128 plus the number of the signal, as in shells
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
 _ARGUMENTS = re.compile(r"\barguments? (`\w+`(?:(?: and |, )`\w+`)*)")
 
 
 def package_version() -> str:
-    """The installed version, or a word that there is none."""
+    """The installed version, or a note that the package is not installed."""
     try:
         return version("lightning-farms")
     except PackageNotFoundError:
@@ -29,7 +29,7 @@ def traceback_wanted() -> bool:
 
 
 def fail(error: BaseException, message: str | None = None) -> NoReturn:
-    """End with a message on stderr, the error's own when left out, and exit status 1."""
+    """End with exit status 1 and a message on stderr, by default the error's own."""
     in_vain = _flush_or_drop()
     text = message_of(error) if message is None else message
     text = _of_stdout(in_vain) if in_vain is not None and isinstance(error, OSError) else text
@@ -41,15 +41,15 @@ def fail(error: BaseException, message: str | None = None) -> NoReturn:
 
 
 def _printable(text: str) -> str:
-    """A message without what a terminal would obey, such as the name of a tensor may hold."""
+    """Escape control characters, which a tensor's name may hold and a terminal would obey."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
 def writing_to_stdout() -> Iterator[None]:
-    """End with status 141 where the reader of stdout has gone, with a message and 1 where stdout cannot be written to.
+    """End with status 141 if the reader of stdout is gone, or with a message and 1 if stdout cannot be written to.
 
-    What is left in its buffer is written at the end, or dropped: Python would complain about it when it closes stdout.
+    What is left in the buffer is written at the end or dropped, as Python would complain about it when closing stdout.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def writing_to_stdout() -> Iterator[None]:
         fail(error, _of_stdout(error))
     except SystemExit as ended:
         _flush_or_drop()
-        if isinstance(ended.__context__, BrokenPipeError):  # rich ends with 1
+        if isinstance(ended.__context__, BrokenPipeError):  # rich would end with status 1
             raise SystemExit(BROKEN_PIPE) from None
         raise
 
@@ -89,9 +89,9 @@ def _drop_stdout() -> None:
 
 @contextmanager
 def failing_on(*mistakes: type[Exception], **positional: str) -> Iterator[None]:
-    """End with status 1 and a message in place of errors that come of the user's input, unless tracebacks are wanted.
+    """Turn errors caused by the user's input into a message and exit status 1, unless tracebacks are wanted.
 
-    `positional`: what the command line calls arguments that are no options there, see `with_options`.
+    `positional` has the command line's names of arguments that are not options there, see `with_options`.
     """
     try:
         yield
@@ -104,7 +104,7 @@ def failing_on(*mistakes: type[Exception], **positional: str) -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str:
-    """An error's message, without the traceback that a data loader's worker puts before it."""
+    """Return an error's message, without the traceback that a data loader's worker puts before it."""
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror and error.filename:
         return (
             f"Expected {str(error.filename)!r} to be a place that can be read and written to, but: {error.strerror}. "
@@ -116,7 +116,7 @@ def message_of(error: BaseException) -> str:
 
 
 def with_options(text: str, /, **positional: str) -> str:
-    """A message of the package for somebody who gave options rather than arguments, which have the same names.
+    """Rewrite a message about arguments for a user of the command line, where they are options of the same names.
 
     Example:
         >>> with_options("Expected argument `window` to be positive, but got 0.")

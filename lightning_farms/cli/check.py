@@ -1,4 +1,4 @@
-"""`lightning-farms check FILE...`: what is in files of flows, and what of it would spoil a training."""
+"""`lightning-farms check FILE...`: report what files of flows hold, and which faults would spoil a training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(args: list[str]) -> None:
 
 
 def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, ...], str], *, several: bool) -> bool:
-    """Report on a file (one of several), or a set of files with one trajectory each; whether nothing is wrong."""
+    """Report on a file, or a set of files with one trajectory each, and return whether nothing is wrong."""
     name = common_folder(paths) if len(paths) > 1 else paths[0]
     try:
         (file,) = open_flows(paths, **layout)

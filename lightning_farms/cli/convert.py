@@ -1,4 +1,4 @@
-"""`lightning-farms convert IN OUT`: a DPOT checkpoint in another format."""
+"""`lightning-farms convert IN OUT`: convert a DPOT checkpoint to another format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ interrupted."""
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `lightning-farms convert` was asked to do."""
+    """The options of `lightning-farms convert`."""
 
     source: str
     target: Path

@@ -1,4 +1,4 @@
-"""`lightning-farms evaluate DIR --tasks NAME,...`: a language model on tasks of lm-evaluation-harness."""
+"""`lightning-farms evaluate DIR --tasks NAME,...`: score a language model on lm-evaluation-harness tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ interrupted."""
 
 @dataclass(frozen=True)
 class EvaluateOptions(ModelOptions):
-    """What `lightning-farms evaluate` was asked to do."""
+    """The options of `lightning-farms evaluate`."""
 
     tasks: str
     include_path: str | None

@@ -1,4 +1,4 @@
-"""The entry point: which subcommand is meant. A subcommand's own imports are made when it runs."""
+"""The entry point, which calls a subcommand. A subcommand's own modules are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_farms.cli._shell import package_version, writing_to_stdout
 
 _DESCRIPTION = """Spectral analysis of every weight matrix of a network (FARMS): of a checkpoint, or during training,
 with learning rates per layer that follow from it."""
-_INTERRUPTED = 130  # 128 and the number of the signal, as shells have it
+_INTERRUPTED = 130  # 128 plus the number of the signal, as in shells
 _SUBCOMMANDS = {
     "analyze": "Analyse the weights in a checkpoint file; no model class is needed.",
     "fit": "Train a neural operator on 2D compressible flow, or a model of another class.",
@@ -25,24 +25,24 @@ _SUBCOMMANDS = {
     "perplexity": "Measure how well a language model predicts a text.",
     "evaluate": "Score a language model on tasks of lm-evaluation-harness.",
 }
-# each a module with a function `run`; the rest is LightningCLI's
+# each is a module with a function `run`; the others are LightningCLI's
 _OWN = ("analyze", "download", "check", "simulate", "convert", "prune", "perplexity", "evaluate")
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
-    What goes wrong through the user's input ends with one message and exit status 1 (2 for unknown or malformed
-    arguments, 130 when interrupted, unless in training, 141 where the reader of stdout has gone); set the environment
-    variable LIGHTNING_FARMS_TRACEBACK to 1 to see where it was raised.
+    Errors caused by the user's input end with one message and exit status 1 (2 for unknown or malformed arguments, 130
+    when interrupted, except in training, 141 if the reader of stdout is gone). Set the environment variable
+    LIGHTNING_FARMS_TRACEBACK to 1 to see where an error was raised.
 
     Args:
-        args: Arguments; those of the process when left out.
+        args: Arguments; by default those of the process.
 
     Raises:
         SystemExit: With a status other than 0 after an error.
     """
-    if sys.stdout is None:  # or the next file that is opened takes its place, and what is printed goes there
+    if sys.stdout is None:  # else the next file that is opened takes its place and gets what is printed
         sys.stderr.write(
             "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
         )
@@ -61,12 +61,12 @@ def main(args: list[str] | None = None) -> None:
             import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
     except KeyboardInterrupt:
         sys.stderr.write("\nlightning-farms: interrupted\n")
-        eval("0")  # or `python -m` ends as if nobody had caught it, where a string was being executed (as imports do)
+        eval("0")  # else `python -m` ends as if it was uncaught, if a string was being executed (as imports do)
         raise SystemExit(_INTERRUPTED) from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A parser of the subcommand's name alone."""
+    """Build a parser that only knows the subcommands' names."""
     parser = argparse.ArgumentParser(
         prog="lightning-farms",
         description=_DESCRIPTION,

@@ -1,4 +1,4 @@
-"""`lightning-farms perplexity DIR --text FILE`: how well a language model predicts a text."""
+"""`lightning-farms perplexity DIR --text FILE`: measure how well a language model predicts a text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ everything else to stderr. Exit status: 0 done; 1 it cannot be computed; 2 wrong
 
 @dataclass(frozen=True)
 class PerplexityOptions(ModelOptions):
-    """What `lightning-farms perplexity` was asked to do."""
+    """The options of `lightning-farms perplexity`."""
 
     text: list[str]
     setting: Literal["paper"] | None

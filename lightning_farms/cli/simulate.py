@@ -1,4 +1,4 @@
-"""`lightning-farms simulate OUT`: a simulated set in a file of PDEBench's format."""
+"""`lightning-farms simulate OUT`: simulate flows into a file of PDEBench's format."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ arguments; 130 interrupted."""
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """What `lightning-farms simulate` was asked to do.
+    """The options of `lightning-farms simulate`.
 
     Attributes:
         target: file to write.
-        config: the set's settings.
-        batch_size: trajectories at once.
+        config: settings of the simulated set.
+        batch_size: number of trajectories simulated at once.
         device: where to compute.
         overwrite: whether an existing file may be replaced.
     """

@@ -1,4 +1,4 @@
-"""`lightning-farms analyze`."""
+"""The subcommand `lightning-farms analyze`."""
 
 from lightning_farms.cli.analyze.command import run
 

@@ -1,4 +1,4 @@
-"""The configuration of the model beside its checkpoint."""
+"""Reading a model's configuration beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LITGPT = "model_config.yaml"
 
 
 def model_config_beside(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """What `config.json`, and of litgpt `model_config.yaml`, in the checkpoint's folder say."""
+    """Return the settings in the checkpoint's folder, of `config.json` and of litgpt's `model_config.yaml`."""
     config = getattr(tensors, "config", {})
     file = (path if path.is_dir() else path.parent) / _LITGPT
     try:

@@ -1,4 +1,4 @@
-"""Figures of a result, written into a folder."""
+"""Figures of an analysis, written into a folder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MOST_BYTES = 200
 
 
 class Picture(NamedTuple):
-    """A figure to be drawn: its path within the folder, and what draws it."""
+    """A figure to draw: its path within the folder, and the function that draws it."""
 
     path: str
     draw: Callable[[], Figure]
 
 
 def report_pictures(report: SpectralReport, *, name: str, fit: str) -> list[Picture]:
-    """Alpha over depth with intervals, alpha by shape, and of each layer the spectrum, and the scan that found xmin."""
+    """List the figures: alpha over depth with intervals, alpha by shape, each layer's spectrum and scan of xmin."""
     rows = [row for row in report if row.status is Status.OK]
     if not rows:
         return []
@@ -50,7 +50,7 @@ def report_pictures(report: SpectralReport, *, name: str, fit: str) -> list[Pict
 
 
 def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> list[Picture]:
-    """Alpha of each layer in both, and the difference."""
+    """List the figure of each layer's alpha in both checkpoints, and the difference."""
     if not comparison.layers:
         return []
     after = {layer.name: layer.alpha for layer in comparison.layers}
@@ -60,11 +60,11 @@ def comparison_pictures(comparison: Comparison, *, names: tuple[str, str]) -> li
 
 
 def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
-    """Draw and write pictures one by one."""
+    """Draw and write the pictures one by one, yielding their paths."""
     for picture in pictures:
         path = folder / picture.path
         with complete_or_nothing(path) as draft, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is shown as a box
             picture.draw().savefig(draft, format=path.suffix[1:])
         yield path
 

@@ -1,4 +1,4 @@
-"""Opening of the checkpoint, with a word to stderr on what was taken and what was left out."""
+"""Opening a checkpoint, with messages on stderr about what was taken and what was left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
 def open_aloud(path: Path, key: str | None, *, check: bool, dequantize: bool = False) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint."""
+    """Read a checkpoint's tensors, and tell the user what was taken and left out."""
     stored = read_stored(path, key=key, check=check, dequantize=dequantize, may_be_empty=False)
     shard = _SHARD.search(path.name)
     if shard and path.is_file():
@@ -34,7 +34,7 @@ def open_aloud(path: Path, key: str | None, *, check: bool, dequantize: bool = F
 
 
 def say_unreadable(weights: Sequence[LayerWeight]) -> None:
-    """Name the layers that could not be read."""
+    """Tell the user which layers could not be read."""
     if weights:
         listed = _listed([f"{weight.name} ({weight.reason})" for weight in weights])
         _say(f"Could not be read ({len(weights)}): {listed}.")

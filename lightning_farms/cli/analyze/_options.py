@@ -1,4 +1,4 @@
-"""The options of `lightning-farms analyze`, checked."""
+"""The options of `lightning-farms analyze`, and their checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """What `lightning-farms analyze` was asked to do."""
+    """The options of `lightning-farms analyze`, parsed and checked."""
 
     file: Path
     key: str | None

@@ -1,4 +1,4 @@
-"""The progress bar of an analysis, which goes by what layers cost."""
+"""The progress bar of an analysis, which advances by the cost of layers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_farms.common.progress import Advance, progress_bars, progress_is_
 def analysis_bar(
     title: str, outlines: Callable[[], Iterable[LayerWeight]], method: SpectralMethod
 ) -> Iterator[Callable[[int], object] | None]:
-    """Show a bar on a terminal, and hand out what is to be told how many more layers are done.
+    """Show a bar on a terminal, and yield a function to call with the number of layers newly done, else None.
 
-    `outlines`: the weights that will be analysed, in their order, without values.
+    `outlines` yields the weights that will be analysed, in order, without values.
     """
     if not progress_is_shown():
         yield None
@@ -29,6 +29,6 @@ def analysis_bar(
 
 
 def by_cost(costs: Sequence[int], advance: Advance) -> Callable[[int], None]:
-    """What is told how many more layers are done, and tells `advance` what these cost."""
+    """Return a function of the number of layers newly done, which calls `advance` with their cost."""
     ahead = iter(costs)
     return lambda layers: advance(sum(islice(ahead, layers)))

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Printing of results as tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STYLES = {"high": "bold red", "low": "bold cyan"}
 
 _Side = Literal["high", "low"] | None
 
-# on a narrow terminal these give way, one after the other; those that were asked for are the last
+# on a narrow terminal these columns are dropped, one after the other; optional ones that were asked for go last
 _GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "windows", "kind", "error", "shape")
 _GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outliers")
 
@@ -40,7 +40,7 @@ _GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outl
 def print_report(
     console: Console, report: SpectralReport, *, title: str, fit: str, reading: str = "", of_change: bool = False
 ) -> None:
-    """Print one line a layer, what was skipped and why, how to read alpha, the summary, and which layers stand out."""
+    """Print a line per layer, how to read alpha, what was skipped and why, the summary, and layers that stand out."""
     analysed = [row for row in report if row.status is Status.OK]
     marked = standing_out(report, fit=fit)
     if analysed:
@@ -64,7 +64,7 @@ def print_report(
 def _print_what_fits(
     console: Console, cells: Mapping[str, Sequence[str | Text]], title: str, give_way: Iterable[str]
 ) -> None:
-    """Print columns of cells as a table, without those that give way where all do not fit."""
+    """Print columns of cells as a table, dropping those in `give_way` as far as needed to fit."""
     shown = dict(cells)
     table = _table(title, shown)
     for name in give_way:
@@ -80,12 +80,12 @@ def _print_what_fits(
 
 
 def _width(console: Console, table: Table) -> int:
-    """Columns of a terminal that a table would take if it could have any number."""
+    """Number of terminal columns that a table would take if there were no limit."""
     return Measurement.get(console, console.options.update(width=10_000), table).maximum
 
 
 def print_comparison(console: Console, comparison: Comparison, *, names: tuple[str, str]) -> None:
-    """Print alpha in both, its change, what has no partner, and the summary."""
+    """Print alpha in both checkpoints, its change, layers without a partner, and the summary."""
     if comparison.layers:
         marked = outliers({layer.name: layer.delta for layer in comparison.layers}, fit="")
         cells = _compared(comparison.layers, marked)

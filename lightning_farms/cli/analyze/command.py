@@ -1,4 +1,4 @@
-"""`lightning-farms analyze FILE`: the spectra of a checkpoint's weights."""
+"""`lightning-farms analyze FILE`: analyse the spectra of a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
-_WIDE = 1000  # columns of a table that is not printed on a terminal: it takes as many as it needs
+_WIDE = 1000  # columns of a table that is not printed on a terminal, more than it needs
 
 
 def run(args: list[str]) -> None:
     """Run `lightning-farms analyze`.
 
     Args:
-        args: what follows `analyze` on the command line.
+        args: the arguments that follow `analyze` on the command line.
 
     Raises:
-        SystemExit: with status 1 where the file cannot be analysed or no layer in it, 2 for wrong arguments, 141
-            where the reader of stdout has gone.
+        SystemExit: with status 1 if the file, or every layer in it, cannot be analysed, 2 for wrong arguments, 141 if
+            the reader of stdout is gone.
     """
     options = parse_options(args)
     with failing_on(*_USER_MISTAKES):
@@ -56,7 +56,7 @@ def run(args: list[str]) -> None:
 
 
 def _analyze(options: AnalyzeOptions) -> None:
-    """Open the files and make the folders first, so that what is wrong with them comes before the long work."""
+    """Run an analysis, opening files and making folders first so that faults show before the long work."""
     tensors = open_aloud(options.file, options.key, check=options.check, dequantize=options.dequantize)
     other = (
         None
@@ -86,7 +86,7 @@ def _analyze(options: AnalyzeOptions) -> None:
 
 
 def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection, name: str) -> None:
-    """Of two files, tell in which one a pattern matches no layer."""
+    """Raise an error that names the file if a pattern matches no layer in it."""
     try:
         checkpoint_weights(tensors, selection, values=False)
     except PatternError as error:
@@ -109,7 +109,7 @@ def _make_folders(options: AnalyzeOptions) -> None:
 
 
 def _check_no_input(out: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse to write over what is read."""
+    """Refuse to overwrite an input file."""
     for path in inputs:
         within = path is not None and path.is_dir() and out.resolve().parent == path.resolve()
         same = path is not None and out.exists() and path.exists() and out.samefile(path)
@@ -203,7 +203,7 @@ def _print(console: Console, report: SpectralReport, comparison: Comparison | No
 
 
 def _reading(report: SpectralReport, options: AnalyzeOptions) -> str:
-    """How to read alpha, where that is known."""
+    """Return a sentence on how to read alpha, for FARMS with default settings; else nothing."""
     if options.base is not None or options.method != FARMS():
         return ""
     are_products = {row.kind == "low-rank product" for row in report if row.status == Status.OK}
@@ -232,14 +232,14 @@ def _draw(report: SpectralReport, comparison: Comparison | None, options: Analyz
 
 
 def _names(file: Path, other: Path) -> tuple[str, str]:
-    """Names of two files that differ: with their folders where the names alone are equal."""
+    """Return distinct names for two files: their paths if the names alone are equal."""
     names = _name(file), _name(other)
     return names if names[0] != names[1] else (str(file), str(other))
 
 
 def _name(path: Path) -> str:
-    """The last part of a path, also of ``.``."""
-    return Path(os.path.abspath(path)).name  # not resolve(): links may lead to files that are called by their hashes
+    """Return the last part of a path, even for ``.``."""
+    return Path(os.path.abspath(path)).name  # not resolve(), as links may lead to files that are named by their hashes
 
 
 def _check_any_analysed(report: SpectralReport, comparison: Comparison | None) -> None:

@@ -1,4 +1,4 @@
-"""`lightning-farms prune`: its options, and what it does."""
+"""The subcommand `lightning-farms prune`: its options and its work."""
 
 from lightning_farms.cli.prune.command import run
 

@@ -1,4 +1,4 @@
-"""The options of `lightning-farms prune`, checked."""
+"""The options of `lightning-farms prune`, and their checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ whole or not at all; an interrupted run goes on at its next block when it is sta
 else to stderr. Exit status: 0 done; 1 the model cannot be pruned; 2 wrong arguments; 130 interrupted."""
 _NAMES = tuple(name for name in ALLOCATIONS if name != FileAllocation.label)
 _SPECTRAL = ("window", "steps", "fit", "compat")
-_ONLY_OF = {  # options that the other allocations have no use for
+_ONLY_OF = {  # options that only these allocations use
     FARMSAllocation: _SPECTRAL,
     WholeMatrixAllocation: ("fit", "compat"),
     LinearAllocation: ("epsilon",),
@@ -41,13 +41,13 @@ CALLED = {
     "pattern_m": "--pattern",
     "spread": "--epsilon",
 }
-"""What arguments of the package are called here where they are not options of the same name."""
+"""The names on the command line of package arguments that are not options of the same name."""
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What `lightning-farms prune` was asked to do."""
+    """The options of `lightning-farms prune`, parsed and checked."""
 
     model: str
     out: Path | None
@@ -73,7 +73,7 @@ class PruneOptions:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether a text has to be given."""
+        """Whether a calibration text has to be given."""
         return self.allocation.needs_calibration or (self.method != "magnitude" and not self.dry_run)
 
 

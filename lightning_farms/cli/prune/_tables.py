@@ -18,7 +18,7 @@ _BAR = 30  # characters for a ratio of 1
 
 
 def print_ratios(ratios: LayerRatios, console: Console) -> None:
-    """A line a block: the mean of what its ratio comes from, the ratio as a number and as a bar."""
+    """Print one line per block: the mean of what its ratio is derived from, and the ratio as a number and a bar."""
     table = Table(
         title=f"Sparsity {ratios.reached:.6g}: {ratios.zeros:,} of {ratios.size:,} weights", title_justify="left"
     )
@@ -35,7 +35,7 @@ def print_ratios(ratios: LayerRatios, console: Console) -> None:
 
 
 def print_result(report: PruningReport, out: Path | None, console: Console) -> None:
-    """What was done, in a few lines."""
+    """Print what was done, in a few lines."""
     errors = [block.error for block in report.blocks if math.isfinite(block.error)]
     console.print(
         f"Written to {out}: {report.zeros:,} zeros, sparsity {report.reached:.6g} (asked {report.ratios.sparsity:g}), "

@@ -1,4 +1,4 @@
-"""`lightning-farms prune MODEL --out OUT`: a language model of fewer weights."""
+"""`lightning-farms prune MODEL --out OUT`: prune a language model's weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def run(args: list[str]) -> None:
     """Run `lightning-farms prune`.
 
     Args:
-        args: what follows `prune` on the command line.
+        args: the arguments that follow `prune` on the command line.
 
     Raises:
-        SystemExit: with status 1 where the model cannot be pruned, 2 for wrong arguments.
+        SystemExit: with status 1 if the model cannot be pruned, 2 for wrong arguments.
     """
     options = parse_options(args)
     with failing_on(*USER_MISTAKES, **CALLED):
@@ -43,7 +43,7 @@ def run(args: list[str]) -> None:
 
 
 def _prune(options: PruneOptions) -> None:
-    """What is wrong with files is found before the long work."""
+    """Prune a model, after checks of all files so that their faults are found before the long work."""
     if options.out is not None and options.out.exists() and not options.dry_run:
         raise FileExistsError(f"Expected OUT to be a new folder, but {str(options.out)!r} exists.")
     if options.calibration is not None and not Path(options.calibration).is_file():
@@ -98,7 +98,7 @@ def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
 
 
 def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: PrunedFolder | None) -> LayerRatios:  # noqa: ANN401
-    """Those of the run that is gone on with, or new ones, from the dense model."""
+    """Return the ratios of the run that is resumed, or else new ones from the dense model."""
     kept = None if store is None else store.partial / "ratios.json"
     if kept is not None and kept.exists():
         return LayerRatios.from_json(kept.read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: Pruned
 
 
 def _settings(options: PruneOptions, ids: Tensor | None) -> dict[str, Any]:
-    """What the pruned weights depend on."""
+    """Return everything that the pruned weights depend on, to recognise the same run."""
     source, allocation = Path(options.model), options.allocation
     files = sorted(source.glob("*")) if source.is_dir() else [source]
     weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
@@ -147,7 +147,7 @@ def _write(options: PruneOptions, ratios: LayerRatios, store: PrunedFolder | Non
 
 
 def _for_now(path: Path, out: Path | None, store: PrunedFolder | None) -> Path:
-    """Where a file is written; one in OUT comes there with the folder."""
+    """Return where to write a file for now; one inside OUT gets there when the whole folder does."""
     if out is None or store is None or not path.absolute().is_relative_to(out.absolute()):
         return path
     return store.partial / path.absolute().relative_to(out.absolute())

@@ -1,4 +1,4 @@
-"""`lightning-farms fit`, `validate`, `test` and `predict`."""
+"""The subcommands `lightning-farms fit`, `validate`, `test` and `predict`."""
 
 from lightning_farms.cli.train.command import train
 

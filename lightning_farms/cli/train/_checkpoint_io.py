@@ -1,4 +1,4 @@
-"""How a training's checkpoints are written: whole or not at all, with one message where that cannot be."""
+"""Writing a training's checkpoints completely or not at all, with one message if that fails."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_farms.common.torch_writing import save_to
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's way, but that a draft lies beside the file: Lightning's comes from another disk, perhaps in part."""
+    """Lightning's CheckpointIO, but with the draft beside the file, not on another disk with an incomplete copy."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write a file; an address of another kind (s3://...) is left to Lightning."""
+        """Write a checkpoint to a file; other addresses (s3://...) are left to Lightning."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -31,6 +31,6 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def write_whole(trainer: Trainer) -> None:
-    """Let a trainer write so, unless it was given another way."""
+    """Make a trainer write its checkpoints in this way, unless it was given another CheckpointIO."""
     if getattr(trainer.strategy, "_checkpoint_io", trainer) is None:
         trainer.strategy.checkpoint_io = WholeCheckpoints()

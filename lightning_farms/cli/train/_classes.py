@@ -1,4 +1,4 @@
-"""Which model and data the subcommands train: the neural operator's, or those named by their classes."""
+"""The classes of model and data that the subcommands train: the neural operator's, or others given by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def classes_are_named(args: list[str] | None) -> bool:
     try:
         options, _ = parser.parse_known_args(sys.argv[1:] if args is None else args)
     except argparse.ArgumentError:
-        return False  # an option without its value: the parser of all options says so
+        return False  # an option without its value, which the full parser reports
     parts = [getattr(options, name) for name in _NAMES]
     configs = [config for config in map(_read, options.config) if isinstance(config, Mapping)]
     parts += [config.get(name) for config in configs for name in _NAMES]
@@ -35,7 +35,7 @@ def classes_are_named(args: list[str] | None) -> bool:
 
 
 def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> dict[str, int | tuple[int, int]]:
-    """Those arguments of a network, of the wanted ones, that the data decide."""
+    """Return the network's arguments that follow from the data; `img_size` only if it is wanted."""
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
@@ -52,21 +52,21 @@ def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> di
 
 
 def class_of(path: str) -> type:
-    """The class with an import path."""
+    """Import a class by its path."""
     module, _, name = path.rpartition(".")
     found: type = getattr(import_module(module), name)
     return found
 
 
 def _names_a_class(part: object) -> bool:
-    """Whether what is given for the model or the data names a class, itself or in the file that it names."""
+    """Whether a value given for the model or the data names a class, directly or in a file that it names."""
     if isinstance(part, str) and Path(part).is_file():
         part = _read(part)
     return isinstance(part, str) or (isinstance(part, Mapping) and "class_path" in part)
 
 
 def _read(path: str) -> object:
-    """What a YAML file holds; None for what cannot be read, of which the parser of all options says what is wrong."""
+    """Return a YAML file's content; None if it cannot be read, which the full parser reports."""
     try:
         content: object = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

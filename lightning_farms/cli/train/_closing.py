@@ -1,4 +1,4 @@
-"""The line that ends a training: what the network scores beside the trivial predictors, on flows it has not seen."""
+"""The line that ends a training: errors of the network and the trivial predictors on flows it was not trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREDICTORS = {"persistence": "persistence", "drift_free": "drift-free"}
 
 
 def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, separate_test: bool) -> None:
-    """Say the errors of the best checkpoint on the test flows; where these chose it, those of the last validation."""
+    """Report the best checkpoint's errors on the test flows, or the last validation's if there is no separate test."""
     if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
         return
     if separate_test:
@@ -27,24 +27,24 @@ def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, sepa
 
 
 def _say(name: str, trainer: Trainer, flows: int, limit: int) -> None:
-    """The line, unless nothing was logged: the trainer was told not to, or to go through none."""
+    """Report the errors, unless the trainer was told to log none or to go through no batches."""
     if f"{_STAGES[name]}/l2re" in trainer.callback_metrics:
         rank_zero_info(closing_line(name, trainer.callback_metrics, min(flows, limit)))
 
 
 def _limit(batches: Sequence[int | float], trainer: Trainer, data: CFDDataModule) -> int:
-    """Flows in the batches that are gone through, which `limit_test_batches` and the like may make fewer."""
+    """Number of flows in the batches that are evaluated, which `limit_test_batches` and the like may reduce."""
     return int(sum(batches)) * data.batch_size * trainer.world_size
 
 
 def check_before(data: CFDDataModule) -> None:
-    """What is wrong with the flows of the closing test comes before the training, not after it."""
+    """Check the flows of the closing test, so that their faults are reported before the training, not after it."""
     data.setup("test")
     data.check("test")
 
 
 def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
-    """Errors on one line.
+    """Format the errors as one line.
 
     Example:
         >>> import torch

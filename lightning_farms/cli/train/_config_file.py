@@ -1,4 +1,4 @@
-"""The configuration that a run leaves beside its results."""
+"""Saving a run's configuration beside its results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning_farms.common.atomic import complete_or_nothing
 
 
 class WholeConfig(SaveConfigCallback):
-    """Lightning's, which writes whole files or none: an earlier run's configuration is not lost on a full disk."""
+    """SaveConfigCallback that writes whole files or none: a full disk does not cost an earlier run's file."""
 
     _folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder in every process, as they tell it each other, and save in the first."""
+        """Find the folder in every process, since that communicates between them, and save in the first."""
         self._folder = trainer.log_dir
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write what Lightning would write."""
+        """Write the content that Lightning would write."""
         if self._folder is not None:
             with complete_or_nothing(Path(self._folder) / self.config_filename) as draft:
                 draft.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Parameters that are not trained, by patterns of their names."""
+"""Freezing of parameters by patterns of their names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SHOWN = 8
 
 
 class Frozen(Callback):
-    """Keeps in checkpoints what was frozen, and tells where a training goes on with other parameters frozen."""
+    """Saves the patterns of frozen parameters in checkpoints, and warns if a training is resumed with others."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self.patterns = list(patterns)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing where nothing is frozen."""
+        """Return the patterns, or nothing if nothing is frozen."""
         return {"patterns": self.patterns} if self.patterns else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with a checkpoint."""
+        """Warn if a checkpoint's patterns differ."""
         if sorted(state_dict["patterns"]) != sorted(self.patterns):
             rank_zero_warn(
                 f"The checkpoint was trained with `--freeze {state_dict['patterns']}`, and this training goes on with "
@@ -33,7 +33,7 @@ class Frozen(Callback):
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze the parameters that any of the patterns matches; each must match some, and some must be left."""
+    """Freeze all parameters that match a pattern; each pattern must match some, and some must remain to train."""
     parameters = dict(model.named_parameters())
     frozen: set[str] = set()
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""The classes of this package that can be named where the parser does not know a name."""
+"""The names of this package's classes, for messages about a name that the parser does not know."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _ROOMS = ("callbacks", "data", "models")
 
 
 def import_rooms() -> None:
-    """Have the parser know the classes by their short names: it finds those that have been imported."""
+    """Import this package's classes, since the parser knows only imported ones by their short names."""
     for room in _ROOMS:
         import_module(f"lightning_farms.{room}")
 
 
 def known_names(message: str) -> str:
-    """What can be named instead of a class that the parser does not know."""
+    """Return a sentence on what can be given instead of a class that the parser does not know."""
     if "Expected a dot import path" not in message:
         return ""
     if 'key "trainer.callbacks' in message:
         return f"Callbacks{_classes('callbacks', Callback)} Lightning's own go by their class names too."
     by_path = "Others are named by their import path"
-    if 'network":' in message:  # stands within a message on the model
+    if 'network":' in message:  # part of a message about the model
         networks = _classes("models", Module, but=LightningModule)
         return f"Networks{networks} {by_path}, such as lightning_farms.models.resnet18."
     if 'key "model":' in message:

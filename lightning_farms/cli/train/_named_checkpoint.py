@@ -1,4 +1,4 @@
-"""What `--ckpt_path last` and `best` mean to a command, which knows no earlier training but by its files."""
+"""The meaning of `--ckpt_path last` and `best` to a command, which knows earlier trainings only by their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REMEDY = "give its file, such as `--ckpt_path runs/.../{}.ckpt`."
 
 
 def check_named(trainer: Trainer, name: str | None, subcommand: str) -> str | None:
-    """The name; None for "last" at a first `fit`, which then starts anew; others need a checkpoint of that name."""
+    """Return the name, or None for a `fit` that finds no "last"; refuse "best", and a missing "last" elsewhere."""
     if name == "best":
         raise ValueError(
             f"Expected argument `ckpt_path` to be a file, or 'last', but got 'best': `{subcommand}` does not know "
@@ -37,7 +37,7 @@ def check_named(trainer: Trainer, name: str | None, subcommand: str) -> str | No
 
 
 def _has_last(trainer: Trainer) -> bool:
-    """Whether Lightning finds one."""
+    """Whether Lightning finds a last checkpoint."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return any(
         (isinstance(each, ModelCheckpoint) and bool(each._find_last_checkpoints(trainer)))

@@ -1,4 +1,4 @@
-"""What starting weights in a Lightning checkpoint say of the data that they were trained on."""
+"""Checks of a run's data against those that the starting weights in a Lightning checkpoint were trained on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_farms.data.cfd_data_module import CFDDataModule
 
 
 def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
-    """Refuse to evaluate with other channels or another scaling than in the training, and take over its scaling.
+    """For an evaluation, take over the training's scaling, and refuse other channels or another `normalize`.
 
-    A training may differ: it may go on from other channels, but not from the same in another order.
+    A training may start from weights for other channels, but not for the same channels in another order.
     """
     state = _data_state(Path(checkpoint), type(data).__qualname__)
     if state is None:
@@ -39,10 +39,10 @@ def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
 
 
 def _data_state(path: Path, name: str) -> Mapping[str, Any] | None:
-    """A data module's state in a checkpoint; None where there is none."""
+    """Return a data module's state in a checkpoint, or None if there is none."""
     try:
         content = load_safely(path) if path.is_file() else None
-    except ValueError:  # of another format, which has none
+    except ValueError:  # another format, which has no such state
         return None
     state = content.get(name) if isinstance(content, Mapping) else None
     return state if isinstance(state, Mapping) else None

@@ -37,7 +37,7 @@ and learning rates per layer that follow from it."""
 
 
 class FarmsParser(LightningArgumentParser):
-    """Parser that tells the names of this package's classes where one is unknown."""
+    """Parser that lists this package's classes if a class is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
@@ -45,15 +45,15 @@ class FarmsParser(LightningArgumentParser):
 
 
 class FarmsCLI(LightningCLI):
-    """LightningCLI whose network takes its sizes from the data, and which loads or makes the starting weights.
+    """LightningCLI that takes the network's sizes from the data, and loads or pre-trains the starting weights.
 
     Under a strategy whose processes Lightning starts itself (DDP on one node), the first process pre-trains before it
     starts the others, which then find the weights in the cache. Under an external launcher (torchrun, SLURM) all
-    processes start at once: there, pre-train in a run with one process first, or give a checkpoint.
+    processes start at once; in that case, first pre-train in a run with one process, or give a checkpoint.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group `pretrain`, and what is not to be trained."""
+        """Add the group `pretrain`, and the option `freeze`."""
         parser.add_class_arguments(Pretraining, "pretrain")
         parser.add_argument(
             "--freeze",
@@ -63,13 +63,13 @@ class FarmsCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
-        """Make a trainer that writes whole checkpoints or none."""
+        """Build a trainer that writes checkpoints completely or not at all."""
         trainer = super().instantiate_trainer(**kwargs)
         write_whole(trainer)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse what is no Lightning checkpoint before Lightning takes the model's settings from it."""
+        """Refuse files that are not Lightning checkpoints before Lightning takes the model's settings from them."""
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if path is not None and Path(path).is_file():
@@ -81,13 +81,13 @@ class FarmsCLI(LightningCLI):
             _tell_overridden(given, taken, _model_settings(self._parser(subcommand).get_defaults()))
 
     def before_instantiate_classes(self) -> None:
-        """Set the network's sizes (or its number of classes), where it has such arguments, to the data's.
+        """Set the network's sizes (or its number of classes) to the data's, if it has such arguments.
 
-        They are set in the configuration, not linked, so that the saved one and the checkpoint's hyperparameters hold
-        them, and a network without them is left alone.
+        They are set in the configuration, not linked, so that the saved configuration and the checkpoint's
+        hyperparameters hold them, and a network without them is left alone.
         """
         if self.subcommand == "predict":
-            self.config.predict.return_predictions = False  # nobody is there to take them
+            self.config.predict.return_predictions = False  # nobody would use them
         network = self._arguments("model").get("network")
         arguments = {} if network is None else network.get("init_args", {})
         data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
@@ -96,7 +96,7 @@ class FarmsCLI(LightningCLI):
                 arguments[name] = size
 
     def before_fit(self) -> None:
-        """Load the starting weights, or pre-train and keep them; do neither when a training is resumed."""
+        """Load the starting weights, or pre-train and keep them, unless a training is resumed."""
         self._find_checkpoint()
         patterns = self._get(self.config_init, "freeze")
         freeze(self.model, patterns)
@@ -111,7 +111,7 @@ class FarmsCLI(LightningCLI):
             self._load(network, pretraining.checkpoint)
             return
         if self.datamodule.path is not None:
-            self.datamodule.setup("fit")  # what is wrong with the user's own file comes before minutes of pre-training
+            self.datamodule.setup("fit")  # report faults of the user's own file before minutes of pre-training
         path = pretrained_path(pretraining, network, self.datamodule)
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             rank_zero_info("Leaving out the pre-training under fast_dev_run")
@@ -123,12 +123,12 @@ class FarmsCLI(LightningCLI):
         load_weights(network, path)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, where test flows are none that chose it, and say its errors."""
+        """Report the best checkpoint's errors: on the test flows, unless those chose it."""
         if isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule):
             close(self.trainer, self.model, self.datamodule, separate_test=self._closes_with_a_test())
 
     def _closes_with_a_test(self) -> bool:
-        """Whether `fit` ends with a test, of flows that choose no checkpoint."""
+        """Whether `fit` ends with a test, which needs test flows that do not choose the checkpoint."""
         ours = isinstance(self.model, OperatorModule) and isinstance(self.datamodule, CFDDataModule)
         data: Mapping[str, object] = self._arguments("data").as_dict() if ours else {}
         dry = self._get(self.config_init, "trainer")["fast_dev_run"]
@@ -143,7 +143,7 @@ class FarmsCLI(LightningCLI):
         self._load_for_evaluation()
 
     def before_predict(self) -> None:
-        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given; write flows to a file."""
+        """Load the weights of `pretrain.checkpoint`, unless a Lightning checkpoint is given; add a writer of flows."""
         self._load_for_evaluation()
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         writers = any(isinstance(callback, PredictionWriter) for callback in callbacks)
@@ -151,7 +151,7 @@ class FarmsCLI(LightningCLI):
             callbacks.append(PredictionWriter())
 
     def _find_checkpoint(self) -> None:
-        """Refuse `last` and `best` where there is none, but for a first training."""
+        """Refuse `best`, and, except in `fit`, `last` if there is none."""
         settings = self.config_init[str(self.subcommand)]
         settings.ckpt_path = check_named(self.trainer, settings.ckpt_path, str(self.subcommand))
 
@@ -175,12 +175,12 @@ class FarmsCLI(LightningCLI):
         rank_zero_info(f"Starting from pre-trained weights. {report}")
 
     def _arguments(self, key: str) -> Namespace:
-        """The arguments in the configuration of the model or the data, whether their class is named or not."""
+        """The configured arguments of the model or the data, whether or not their class is named."""
         part: Namespace = self._get(self.config, key)
         return part.get("init_args", Namespace()) if "class_path" in part else part  # type: ignore[no-untyped-call]
 
     def _resumes(self) -> bool:
-        """Whether the weights are those of `--ckpt_path`; says so where others are given as well."""
+        """Whether the weights come from `--ckpt_path`, which is reported if others are given too."""
         path, other = self._get(self.config_init, "ckpt_path"), self._get(self.config_init, "pretrain").checkpoint
         if path is not None and other is not None:
             rank_zero_info(f"The weights are those of `--ckpt_path`, {path}; `--pretrain.checkpoint` is not used.")
@@ -248,14 +248,14 @@ def train(args: list[str] | None = None) -> None:
 
 
 def _model_settings(config: Namespace | None) -> dict[str, Any]:
-    """The plain settings of a model whose class is not named."""
+    """The plain settings of the model, if its class is not named; else none."""
     part = None if config is None else config.get("model")
     settings = vars(part) if isinstance(part, Namespace) and "class_path" not in part else {}
     return {name: value for name, value in settings.items() if not isinstance(value, Namespace)}
 
 
 def _tell_overridden(given: dict[str, Any], taken: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Warn of settings that Lightning replaces by a checkpoint's."""
+    """Warn about settings that Lightning replaces by a checkpoint's."""
     for name, value in given.items():
         if value not in (taken.get(name, value), defaults.get(name)):
             rank_zero_warn(
@@ -268,7 +268,7 @@ def _tell_overridden(given: dict[str, Any], taken: dict[str, Any], defaults: dic
 def _check_lightning_checkpoint(path: Path) -> None:
     remedy = "A network's weights alone, such as a released DPOT's, are given as `--pretrain.checkpoint`."
     try:
-        content = load_safely(path)  # as Lightning reads it
+        content = load_safely(path)  # in the same way as Lightning
     except ValueError as error:
         raise ValueError(
             f"Expected argument `ckpt_path` to be a Lightning checkpoint, but {path} cannot be read as one "

@@ -1,4 +1,4 @@
-"""Starting weights of a network: a checkpoint, or a brief pre-training on another flow, kept for the next run."""
+"""A network's starting weights: from a checkpoint, or from a brief pre-training on another flow, kept for reuse."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _PRETRAINING_VERSION = 1
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Where the starting weights come from: a file, a brief pre-training on another flow regime, or neither.
+    """Source of the starting weights: a file, a brief pre-training on another flow regime, or neither.
 
     Args:
         checkpoint: File with the starting weights of a DPOT (the released format, a plain state dict, safetensors, or a
             Lightning checkpoint), or the name of a released one, such as "tiny", which is downloaded once. Weights for
-            another image size, other channels or frames are adapted, and a report says how. Wins over `epochs`.
-        components: The parts of the checkpoint to load, as a list; all when left out.
+            another image size, other channels or frames are adapted, and a report says how. Overrides `epochs`.
+        components: The parts of the checkpoint to load, as a list; all by default.
         epochs: Epochs of pre-training if there is no checkpoint; 0 starts from random weights. The resulting weights
-            are kept and used again by the next run with the same settings.
+            are kept and reused by later runs with the same settings.
         lr: Learning rate of the pre-training, the same for all layers. Positive.
         batch_size: Training items per batch of the pre-training, at least 1.
         windows_per_trajectory: Training items per trajectory and epoch of the pre-training, at least 1.
-        seed: Of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
-        cache_dir: Folder of pre-trained weights; that of the simulated sets when left out.
-        path: PDEBench file, or one with the data's `fields`, to pre-train on, thinned out to the data's resolution; a
-            set is simulated when left out.
+        seed: Seed of the initial weights and the order of the data, at least 0; independent of `seed_everything`.
+        cache_dir: Folder for pre-trained weights; by default that of the simulated sets.
+        path: PDEBench file, or one with the data's `fields`, to pre-train on, thinned out to the data's resolution. By
+            default, a set is simulated.
         simulation: The simulated pre-training set. Its `resolution` follows the data's and need not be given.
     """
 
@@ -72,7 +72,7 @@ class Pretraining:
 
 
 def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule) -> Path:
-    """File in the cache for the weights that these settings lead to.
+    """Return the cache file for the weights that result from these settings.
 
     Args:
         pretraining: Settings of the pre-training.
@@ -96,7 +96,7 @@ def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule
 
 
 def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, trainer: Trainer, path: Path) -> None:
-    """Train a twin of a network, from its own seed, on the pre-training set and write its weights.
+    """Pre-train a copy of a network, initialised by its own seed, and write its weights.
 
     The random number generators are left as they were found, and the file appears complete or not at all.
 
@@ -118,7 +118,7 @@ def pretrain(pretraining: Pretraining, network: DPOT, data: CFDDataModule, train
 
 
 def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
-    """The data to pre-train on, laid out and scaled as those of the main run."""
+    """Build the data to pre-train on, laid out and scaled like those of the main run."""
     cells = data.grid_size
     simulation = replace(pretraining.simulation, resolution=cells[0])
     trajectories, stride = simulation.trajectories, 1
@@ -158,7 +158,7 @@ def _regime(pretraining: Pretraining, data: CFDDataModule) -> CFDDataModule:
 
 
 def _set_name(regime: CFDDataModule) -> str:
-    """A name that changes with the set: with a simulation's settings and version, or a file's size and time."""
+    """Return a name that changes with the set: a simulation's settings and version, or a file's size and time."""
     name = regime.data_path.name
     if regime.path is not None:
         state = regime.data_path.stat()
