@@ -1,1 +1,1 @@
-"""Layer-wise hyperparameters in other trainers' loops; each module needs its own package."""
+"""Layer-wise hyperparameters in the training loops of other packages; each module needs its own package."""

@@ -1,4 +1,4 @@
-"""Layer-wise hyperparameters in the Trainer of transformers."""
+"""A callback for layer-wise hyperparameters in the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
-_TINY = 1e-6  # of an epoch
+_TINY = 1e-6  # a fraction of an epoch
 
 
 def _guarded(*passing: type[Exception]) -> Callable[[_Hook], _Hook]:
-    """A hook of which faults are said, but for those that are the user's to see."""
+    """Decorate a hook so that its faults become warnings, except the types `passing`, which the user has to see."""
 
     def decorate(hook: _Hook) -> _Hook:
         @wraps(hook)
@@ -50,25 +50,25 @@ def _guarded(*passing: type[Exception]) -> Callable[[_Hook], _Hook]:
 class SpectralBalanceCallback(TrainerCallback, ExportableState):
     r"""Gives every layer l of a transformers Trainer's model a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`.
 
-    A :class:`~lightning_farms.Balancer` in ``Trainer(callbacks=[...])``: it analyses before the first step and after
-    every n epochs or steps, also where Accelerate has wrapped model and optimizer. Its state lies in the checkpoints'
-    ``trainer_state.json``, so that ``train(resume_from_checkpoint=...)`` goes on with it; the training argument
-    ``restore_callback_states_from_checkpoint`` is not needed, and refused. Faults of this package are said once and
-    leave the training going: with the multipliers in force, or with base values.
+    It runs a :class:`~lightning_farms.Balancer` in ``Trainer(callbacks=[...])``, which analyses before the first step
+    and after every n epochs or steps, even if Accelerate has wrapped model and optimizer. Its state is saved in the
+    checkpoints' ``trainer_state.json``, so that ``train(resume_from_checkpoint=...)`` continues with it; the training
+    argument ``restore_callback_states_from_checkpoint`` is not needed, and refused. After a fault of this package, the
+    training goes on, with the multipliers in force or with base values; each fault is reported once.
 
     Args:
-        alpha_map: from alphas to multipliers, as in :class:`~lightning_farms.Balancer`.
+        alpha_map: the map from alphas to multipliers, as in :class:`~lightning_farms.Balancer`.
         every_n_epochs: analyse after every n-th epoch.
         every_n_steps: analyse after every n-th optimizer step instead.
         writer: a TensorBoard ``SummaryWriter`` to which every analysis is logged.
-        **options: those of :class:`~lightning_farms.Balancer`: ``analysis``, ``control``, ``selection``, ``key``, ...
+        **options: options of :class:`~lightning_farms.Balancer`: ``analysis``, ``control``, ``selection``, ``key``, ...
 
     Attributes:
         balancer: the :class:`~lightning_farms.Balancer`; None before the first training.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: an interval is below 1, or the callback is to be made from a checkpoint.
+        ValueError: an interval is below 1, or the Trainer tries to build the callback from a checkpoint.
 
     Example:
         >>> from lightning_farms import SigmoidMap
@@ -105,12 +105,12 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """{layer: multiplier} that the next update uses; empty before the first analysis."""
+        """The multiplier of each layer that the next update uses; empty before the first analysis."""
         return {} if self.balancer is None else self.balancer.multipliers
 
     @property
     def report(self) -> SpectralReport | None:
-        """The last report; None before the first analysis."""
+        """The report of the last analysis; None before the first."""
         return None if self.balancer is None else self.balancer.report
 
     @_guarded(TypeError, ValueError)
@@ -121,14 +121,14 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Hook the optimizer, take over the state of a checkpoint, and analyse unless that has an analysis of now."""
+        """Hook the optimizer, load a checkpoint's state, and analyse unless that state has an up-to-date analysis."""
         if self.balancer is not None:
-            self.balancer.detach()  # from a training that was broken off, for a smaller batch perhaps
+            self.balancer.detach()  # left from an interrupted training, for example one restarted with a smaller batch
             self.balancer = None
         try:
             self._begin(state, kwargs)
         finally:
-            # where the checkpoint knew nothing of this callback, the Trainer would miss its entry when it saves
+            # if the checkpoint was written without this callback, the Trainer would miss its entry when saving
             _entries(state).setdefault(type(self).__name__, self.state())
 
     @_guarded()
@@ -139,7 +139,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Analyse after every n-th step, where that is asked for."""
+        """Analyse after every n-th step, if asked for."""
         if self.every_n_steps is not None and state.global_step % self.every_n_steps == 0:
             self._update(state, kwargs)
 
@@ -151,7 +151,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Analyse after every n-th epoch; the checkpoint of the epoch is written later."""
+        """Analyse after every n-th epoch, before the epoch's checkpoint is written."""
         if self._is_due(state):
             self._update(state, kwargs)
 
@@ -163,7 +163,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Keep the last state of each callback only: the Trainer appends those of several to all that it has saved."""
+        """Keep only the last state of each callback: with several, the Trainer appends states to all earlier ones."""
         entries = _entries(state)
         saved = entries.get(type(self).__name__)
         if isinstance(saved, list):
@@ -177,7 +177,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Leave the optimizer as it was."""
+        """Remove the hooks from the optimizer."""
         for _ in range(2):
             with contained_fault(self._say, "", "its hooks came off the optimizer at a second try only"):
                 if self.balancer is not None:
@@ -185,7 +185,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
                 break
 
     def state(self) -> dict[str, Any]:
-        """What goes into ``trainer_state.json``: everything in one string, exact to the bit."""
+        """Return the entry for ``trainer_state.json``: the whole state in one string, exact to the bit."""
         saved = ""
         with contained_fault(self._say, "", "its state is left out of the checkpoint; training goes on"):
             saved = "" if self.balancer is None else _text(self.balancer.state_dict())
@@ -196,13 +196,13 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         return str(self.options.get("key", "lr"))
 
     def _saved(self, state: TrainerState) -> dict[str, Any] | None:
-        """The last state in the checkpoint of a callback that adjusts the same."""
+        """Return the checkpoint's last state of a callback that adjusts the same hyperparameter."""
         entries = _entries(state).get(type(self).__name__, [])
         for entry in reversed(entries if isinstance(entries, list) else [entries]):
             attributes = entry.get("attributes", {})
             if attributes.get("key") == self._key and attributes["saved"]:
                 loaded = torch.load(io.BytesIO(base64.b64decode(attributes["saved"])), weights_only=True)
-                return loaded or None  # an empty one of an earlier version is none
+                return loaded or None  # earlier versions saved an empty one if they had none
         return None
 
     def _begin(self, state: TrainerState, given: dict[str, Any]) -> None:
@@ -212,18 +212,18 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
             balancer.load_state_dict(saved)
         balancer.attach()
         self.balancer = balancer
-        # a checkpoint that a step of an epoch's end has written is older than the analysis of that end
+        # a checkpoint written at an epoch's last step is older than the analysis at the epoch's end
         at_end = abs((state.epoch or 0.0) - round(state.epoch or 0.0)) < _TINY and self._is_due(state)
         if saved is None or (at_end and balancer.history.steps[-1:] != [balancer.steps]):
             self._analyse(state)
 
     def _is_due(self, state: TrainerState) -> bool:
-        """Whether an epoch that ends now has an analysis; one without a known length ends at some fraction."""
+        """Whether an analysis is due if an epoch ends now; one of unknown length may end at a fraction."""
         return self.every_n_steps is None and math.ceil((state.epoch or 0.0) - _TINY) % self.every_n_epochs == 0
 
     def _update(self, state: TrainerState, given: dict[str, Any]) -> None:
         if self.balancer is None or given["optimizer"] not in self.balancer.optimizers:
-            self._begin(state, given)  # a fault has kept it from this training, or it took part in another meanwhile
+            self._begin(state, given)  # a fault kept it from this training, or another training has used it since
         else:
             self._analyse(state)
 
@@ -240,7 +240,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
 
 
 def _entries(state: TrainerState) -> dict[str, Any]:
-    """{class: its callbacks' states, a list where there are several}; the Trainer has made a dictionary of the list."""
+    """The states of callbacks by class, in a list if a class has several; the Trainer has turned its list into this."""
     return cast("dict[str, Any]", state.stateful_callbacks)
 
 
