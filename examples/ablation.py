@@ -3,10 +3,10 @@
     python examples/ablation.py --study all                        # digits, anywhere
     python examples/ablation.py --data cifar100 --network vgg16 --study ratio --path FOLDER
 
-Every finished run is one row of OUT/runs.csv. Started again, finished runs are not repeated, and an interrupted one
-goes on from its last epoch's checkpoint. After all runs OUT/tables.md has the tables, means and standard deviations
-over seeds. Runs of several calls with one OUT are kept apart by their settings; those at the same time need an
-OUT each.
+Every finished run is one row of OUT/runs.csv. If the command is started again, finished runs are not repeated, and an
+interrupted one continues from its last epoch's checkpoint. After all runs, OUT/tables.md has the tables: means and
+standard deviations over seeds. Several calls can share one OUT, since runs are told apart by their settings, but not at
+the same time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SEEDS = [43, 37, 13]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of a table have in common."""
+    """The settings that all runs of a table share."""
 
     data: Data
     network: Network
@@ -55,7 +55,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Treatment:
-    """How learning rates follow the spectra; all but the method is meaningless for a uniform rate."""
+    """How learning rates follow the spectra; for a uniform rate, only the method has a meaning."""
 
     method: Literal["uniform", "TB", "FARMS"] = "uniform"
     aspect_ratio: float | None = None
@@ -65,7 +65,7 @@ class Treatment:
     layer_selection: bool = False
 
     def callback(self, min_size: int) -> TempBalance | None:
-        """The callback that does it; none for a uniform rate."""
+        """Build the callback that sets the rates; None for a uniform rate."""
         if self.method == "uniform":
             return None
         assert self.s1 is not None
@@ -82,7 +82,7 @@ class Treatment:
 
 
 class Cell(NamedTuple):
-    """A place in a table."""
+    """A cell of a table, and the treatment that it shows."""
 
     row: str
     column: str
@@ -98,25 +98,25 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> dict[str, str]:
-        """Everything that tells this run from others, as it stands in the file."""
+        """Everything that tells this run from others, as text for the file of runs."""
         values = {**asdict(self.setting), **asdict(self.treatment), "seed": self.seed}
         return {name: "" if value is None else str(value) for name, value in values.items()}
 
     @property
     def label(self) -> str:
-        """What tells it from the other runs of a call."""
+        """A name that tells this run from the others of a call."""
         given = [f"{name} {value}" for name, value in asdict(self.treatment).items() if value and name != "method"]
         listed = ", ".join([*given, f"seed {self.seed}"]).replace("layer_selection True", "LS")
         return f"{self.treatment.method} ({listed})"
 
     @property
     def epochs(self) -> int:
-        """How many it takes."""
+        """Number of epochs of the run."""
         return self.setting.epochs
 
 
 class Result(NamedTuple):
-    """Accuracy in percent after the last epoch and the highest of all epochs, and the time it took."""
+    """Accuracy in percent after the last epoch, the highest of all epochs, and the training time."""
 
     accuracy: float
     best_accuracy: float
@@ -127,7 +127,7 @@ KEY = (*(field.name for kind in (Setting, Treatment) for field in fields(kind)),
 
 
 def studies(base: Treatment) -> dict[str, list[Cell]]:
-    """The tables: the paper's, and in each a uniform rate to compare with."""
+    """Return the cells of the paper's tables, with a uniform rate for comparison in all but the scaling ratios'."""
     uniform, whole = Treatment(), replace(base, method="TB", aspect_ratio=None, blocks=None)
     none = Cell("uniform rate", "accuracy", uniform)
     return {
@@ -166,7 +166,7 @@ TITLES = {
 
 
 def images(setting: Setting, path: Path | None) -> ImageDataModule:
-    """The data module; its order, crops and flips follow `seed_everything`."""
+    """Build the data module, whose order, crops and flips follow `seed_everything`."""
     if setting.data == "digits":
         size = 32 if setting.network.startswith("vgg") else 16
         return DigitsDataModule(size=size, test_fraction=0.5, batch_size=setting.batch_size)
@@ -174,16 +174,16 @@ def images(setting: Setting, path: Path | None) -> ImageDataModule:
 
 
 def train(run: Run, folder: Path, path: Path | None, on_epoch: OnEpoch) -> Result:
-    """Train once, from the checkpoint of a run that was interrupted if there is one.
+    """Train once, continuing from the checkpoint of an interrupted run if there is one.
 
     Args:
         run: what to train.
-        folder: for the run's checkpoint.
-        path: of the CIFAR archive.
+        folder: folder for the run's checkpoint.
+        path: path of the CIFAR archive.
         on_epoch: called with the number of epochs done.
 
     Returns:
-        What came out.
+        Accuracies and training time.
     """
     setting = run.setting
     seed_everything(run.seed, verbose=False)
@@ -207,7 +207,7 @@ def _summary(result: Mapping[str, float]) -> str:
 
 
 def tables(chosen: dict[str, list[Cell]], setting: Setting, seeds: Sequence[int], table: RunTable) -> str:
-    """The studies as markdown tables of accuracy in percent: mean ± standard deviation over seeds."""
+    """Return the studies as Markdown tables of accuracy in percent: mean ± standard deviation over seeds."""
     texts = []
     for study, cells in chosen.items():
         columns = list(dict.fromkeys(cell.column for cell in cells))
@@ -245,20 +245,20 @@ def main(
 
     Args:
         data: digits (1,797 images of scikit-learn, half of them for testing), cifar10 or cifar100.
-        network: which network; with it come Table 13's learning rate and scaling ratios.
+        network: which network; it determines the default learning rate and the scaling ratios, as in Table 13.
         study: aspect ratios, blocks, scaling ratios, layer selection, or all of them.
         out: folder of runs.csv, tables.md and checkpoints of unfinished runs.
-        path: CIFAR archive or folder; downloaded to the user's cache folder when left out.
-        epochs: epochs of a run; 200 for CIFAR, 12 for digits.
-        width: channels of the first stage; 64 for CIFAR, 8 for digits.
-        lr: base learning rate; Table 13's (0.1 for ResNets, 0.05 for VGGs).
-        batch_size: images in a batch; 128 for CIFAR, 32 for digits.
-        min_size: with layer selection, smallest dimension that is tuned; 50 for CIFAR, 12 for digits.
+        path: CIFAR archive or folder; by default, it is downloaded to the user's cache folder.
+        epochs: epochs of a run; by default 200 for CIFAR, 12 for digits.
+        width: channels of the first stage; by default 64 for CIFAR, 8 for digits.
+        lr: base learning rate; by default Table 13's (0.1 for ResNets, 0.05 for VGGs).
+        batch_size: images in a batch; by default 128 for CIFAR, 32 for digits.
+        min_size: with layer selection, the smallest dimension that is tuned; by default 50 for CIFAR, 12 for digits.
         layer_selection: whether the other studies select layers too (the paper's Tables 5 and 7 do for ResNet-18).
-        seeds: of initialisation, order, crops and flips.
+        seeds: seeds of initialisation, order, crops and flips.
 
     Returns:
-        How many runs failed.
+        The number of runs that failed.
     """
     small = data == "digits"
     setting = Setting(

@@ -1,4 +1,4 @@
-"""What the runners of these examples share: a file with one row a finished run, runs that resume, and table cells."""
+"""Helpers that the runners of these examples share: a file with one row per run, runs that resume, and tables."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHECKPOINT = "last.ckpt"
-_LARGE = 1000  # from here on a mean is that of a training that went wrong, and its decimals say nothing
+_LARGE = 1000  # a mean from here on comes from a training that went wrong, so its decimals mean nothing
 
 
 class Run(Protocol):
-    """One training."""
+    """One training or other run of a study."""
 
     @property
     def key(self) -> Mapping[str, str]:
-        """Everything that tells this run from others, as it stands in the file."""
+        """Everything that tells this run from others, as text for the file of runs."""
 
     @property
     def label(self) -> str:
-        """A short name for people."""
+        """A short name to show."""
 
     @property
     def epochs(self) -> int:
-        """How many it takes."""
+        """Number of epochs of the run."""
 
 
 def key_texts(values: Mapping[str, object]) -> dict[str, str]:
-    """What tells a run from others, as it stands in the file."""
+    """Format the values that tell a run from others as text for the file of runs."""
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
@@ -59,12 +59,12 @@ OnEpoch = Callable[[int], None]
 
 
 class Curve(NamedTuple):
-    """What was measured of a run.
+    """The measurements of a run.
 
     Attributes:
-        values: the monitored metric, of every epoch at which it was evaluated.
-        seconds: that the training took, over all parts of an interrupted one.
-        test: the test's metrics, where one was asked for.
+        values: the monitored metric at every epoch with an evaluation.
+        seconds: duration of the training, over all parts of an interrupted one.
+        test: the test's metrics, if one was asked for.
     """
 
     values: tuple[float, ...]
@@ -73,14 +73,14 @@ class Curve(NamedTuple):
 
 
 class OutOfTimeError(Exception):
-    """The time of this call is over; what it was at goes on from where it is with the next one."""
+    """The time of this call is over; the next call continues its work."""
 
 
 class Clock:
-    """When to stop, so that calls that may only last so long do a long piece of work together.
+    """Tells when to stop, so that several calls of limited duration can do a long piece of work together.
 
     Args:
-        minutes: from now; None for no end.
+        minutes: time from now; None for no end.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -94,22 +94,22 @@ class Clock:
         """Stop here if the time is over.
 
         Raises:
-            OutOfTimeError: it is.
+            OutOfTimeError: the time is over.
         """
         if self.over():
             raise OutOfTimeError
 
 
 class RunTable:
-    """The file of runs: one row for each run that ended, the last one counts; written through to the disk.
+    """The file of runs, written through to the disk: a row for each run that ended; a run's last row counts.
 
     Args:
-        path: the file, made with the first row.
+        path: the file, created with the first row.
         key: names of the columns that tell runs apart.
         results: names of the columns of results.
 
     Raises:
-        ValueError: the file is there and has other columns.
+        ValueError: the file exists and has other columns.
     """
 
     def __init__(self, path: Path, key: Sequence[str], results: Sequence[str]) -> None:
@@ -119,19 +119,19 @@ class RunTable:
             raise ValueError(f"Expected {path} to have the columns {', '.join(self.columns)}, but it has {header!r}.")
 
     def rows(self) -> list[dict[str, str]]:
-        """All whole rows; one that a killed process left unfinished is passed over."""
+        """Return all complete rows; one that a killed process left unfinished is skipped."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
         return [row for row in csv.DictReader(io.StringIO(text)) if None not in row and None not in row.values()]
 
     def finished(self, run: Run) -> dict[str, str] | None:
-        """The row of a run that finished, None where it has not."""
+        """Return the row of a run, or None if it has not finished."""
         same = [row for row in self.rows() if all(row.get(name) == value for name, value in run.key.items())]
         return same[-1] if same and same[-1]["status"] == "finished" else None
 
     def append(self, run: Run, result: Mapping[str, float | str] | None, error: str = "") -> None:
-        """Add the row of a run that ended, without a result if it failed; the header too where the file is new."""
+        """Add the row of a run that ended, without a result if it failed, and the header if the file is new."""
         figures = {name: v if isinstance(v, str) else f"{v:.6g}" for name, v in (result or {}).items()}
         row = {**run.key, "status": "failed" if result is None else "finished", **figures, "error": error}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class RunTable:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Let another process that adds a row in the same folder wait, where the system can do that."""
+    """Make other processes that add a row in the same folder wait, if the system supports it."""
     try:
         import fcntl
     except ImportError:
@@ -157,7 +157,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of file systems without locks
+        with suppress(OSError):  # raised by file systems without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -165,19 +165,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; after an error an earlier one is as it was."""
+    """Write a file completely or not at all; an error leaves an earlier one unchanged."""
     with complete_or_nothing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def save_figure(figure: Figure, path: Path, dpi: float | None = None) -> None:
-    """Write a picture whole or not at all."""
+    """Write a picture completely or not at all."""
     with complete_or_nothing(path) as draft:
         figure.savefig(draft, format=path.suffix[1:], dpi=dpi or figure.dpi)
 
 
 class Record(Callback):
-    """A metric of every evaluation and the time so far; kept in checkpoints, so that a resumed run has them too."""
+    """Records a metric at every evaluation and the time so far, also in checkpoints, so that a resumed run has them."""
 
     def __init__(self, monitor: str, on_epoch: OnEpoch) -> None:
         self.values: list[float] = []
@@ -190,7 +190,7 @@ class Record(Callback):
         self._on_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the epoch's value, where there was a validation."""
+        """Record the epoch's value if there was a validation."""
         every = trainer.check_val_every_n_epoch or 1
         if (trainer.current_epoch + 1) % every == 0:
             self.values.append(float(trainer.callback_metrics[self._monitor]))
@@ -199,18 +199,18 @@ class Record(Callback):
         self._on_epoch(trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Values and time."""
+        """Return the values and the time."""
         return {"values": list(self.values), "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from saved values and time."""
         self.values, self.seconds = list(state_dict["values"]), state_dict["seconds"]
 
 
 class Pause(Checkpoint):
     """Writes a checkpoint and stops the training when the time is over, within an epoch or after it.
 
-    Not after an epoch's last step: what comes at the epoch's end would be left out when it goes on from there.
+    It does not stop between an epoch's last step and its end, since resuming would leave out the work of the end.
     """
 
     def __init__(self, clock: Clock, path: Path) -> None:
@@ -248,26 +248,26 @@ def fit(
     test: bool = False,
     **trainer_options: Any,  # noqa: ANN401 (the Trainer's)
 ) -> Curve:
-    """Train, from the checkpoint of a run that was interrupted if there is one; it is removed at the end.
+    """Train, continuing from the checkpoint of an interrupted run if there is one; it is removed at the end.
 
     Args:
-        module: what to train.
-        data: on what.
-        folder: for the run's checkpoint.
+        module: the module to train.
+        data: the data to train on.
+        folder: folder for the run's checkpoint.
         monitor: the logged metric to record.
         on_epoch: called with the number of epochs done.
-        epochs: how many.
+        epochs: number of epochs.
         evaluate_every: epochs from one validation to the next.
-        callbacks: of the run.
-        clock: when to stop and leave the rest to the next call.
-        test: whether the network that comes out is tested.
+        callbacks: callbacks of the run.
+        clock: tells when to stop and leave the rest to the next call.
+        test: whether to test the trained network.
         trainer_options: other arguments of the Trainer.
 
     Returns:
-        What was measured.
+        The measurements.
 
     Raises:
-        OutOfTimeError: the time is over; the checkpoint stays, and the same call goes on from it, bit for bit.
+        OutOfTimeError: the time is over; the checkpoint stays, and the same call continues from it, bit for bit.
         RuntimeError: the training ended early.
     """
     record = Record(monitor, on_epoch)
@@ -299,10 +299,10 @@ def fit(
 
 
 def _whole(path: Path) -> Path | None:
-    """The file, unless it is missing or was cut short when its run was killed."""
+    """Return the file, unless it is missing or was cut short when its run was killed."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged file can fail in any way inside the reader
+    except Exception:  # reading a damaged file can fail in any way
         return None
     return path
 
@@ -314,20 +314,20 @@ def run_all(
     summary: Callable[[Mapping[str, Any]], str],
     clock: Clock | None = None,
 ) -> int:
-    """Do all runs that have not finished yet; one that fails is noted, and the others go on.
+    """Do all runs that have not finished yet; a failed run is recorded, and the others continue.
 
     Args:
-        runs: what to do.
-        table: where results go.
-        train: does a run, in a folder of its own, and gives its results by column.
-        summary: a result in a few words.
-        clock: when to begin no further run; that in hand stops if `train` sees to it.
+        runs: the runs to do.
+        table: the file for their results.
+        train: does a run, in a folder of its own, and returns its results by column.
+        summary: describes a result in a few words.
+        clock: tells when to begin no further run; the current one stops only if `train` checks for it.
 
     Returns:
-        How many failed.
+        The number of runs that failed.
 
     Raises:
-        OutOfTimeError: the time is over, and not all is done.
+        OutOfTimeError: the time is over before all runs are done.
     """
     failed, clock = 0, clock or Clock()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -341,7 +341,7 @@ def run_all(
                 failed += not _attempt(run, table, lambda run, on_epoch, folder=folder: train(run, folder, on_epoch),
                                        summary, progress)  # fmt: skip
             progress.advance(total)
-    with suppress(OSError):  # there is none, or it is not empty
+    with suppress(OSError):  # the folder is missing or not empty
         checkpoints.rmdir()
     return failed
 
@@ -353,13 +353,13 @@ def _attempt(
     summary: Callable[[Mapping[str, Any]], str],
     progress: Progress,
 ) -> bool:
-    """Do a run and note what came of it; whether it finished."""
+    """Do a run, record its outcome, and return whether it finished."""
     epochs = progress.add_task(run.label, total=run.epochs)
     try:
         result = train(run, lambda done: progress.update(epochs, completed=done))
     except OutOfTimeError:
         raise
-    except Exception as error:  # the other runs go on, whatever it is
+    except Exception as error:  # the other runs continue, whatever it is
         table.append(run, None, " ".join(f"{type(error).__name__}: {error}".split()))
         progress.print(f"{run.label}: failed: {error}", markup=False)
         return False
@@ -371,7 +371,7 @@ def _attempt(
 
 
 def spread(values: Sequence[float], wanted: int, digits: int) -> str:
-    """Mean ± standard deviation, and how many there are where that is not as many as wanted."""
+    """Format mean ± standard deviation, with the number of values if it is not the wanted one."""
     if not values:
         return "-"
     deviation = f" ± {_number(statistics.stdev(values), digits)}" if len(values) > 1 else ""
@@ -384,7 +384,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     rule = "|" + "---|" * len(header)
     return "\n".join([_line(header), rule, *map(_line, lines)]) + "\n"
 
@@ -394,11 +394,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description."""
+    """Help formatter that keeps the lines of the description."""
 
 
 def quiet() -> None:
-    """Leave out what Lightning says about every single run."""
+    """Silence Lightning's messages about every single run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")

@@ -3,12 +3,15 @@
     python examples/table_4.py                                          # reduced, about an hour of CPU time
     python examples/table_4.py --config examples/table_4/full.yaml --slice_minutes 9   # DPOT-Tiny, needs a GPU
 
-Each method has its own rate, the one of the lowest validation error with a seed of its own; test errors are of other
-seeds, with paired differences to Adam at its best rate. Every finished run is one row of OUT/runs.csv, from which
-alone rates are chosen and OUT/table.md and OUT/table.png are made. Started again, finished runs are not repeated and
-an interrupted one goes on from its checkpoint. With --slice_minutes the call ends by then, with status 75 where there
-is more to do, 1 where runs failed: `while python examples/table_4.py ...; test $? = 75; do :; done` goes through. Runs
-of several calls with one OUT are kept apart by their settings; those at the same time need an OUT each.
+Each method has its own rate, the one with the lowest validation error at a seed used for nothing else; test errors come
+from other seeds, with paired differences to Adam at its best rate. Every finished run is one row of OUT/runs.csv; rates
+are chosen, and OUT/table.md and OUT/table.png made, from these rows only. If the command is started again, finished
+runs are not repeated, and an interrupted one continues from its checkpoint. With --slice_minutes the call ends by then
+with status 75 if there is more to do, or 1 if runs failed; this does it all:
+
+    while python examples/table_4.py ...; test $? = 75; do :; done
+
+Several calls can share one OUT, since runs are told apart by their settings, but not at the same time.
 """
 
 from __future__ import annotations
@@ -34,20 +37,20 @@ MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def cells_of(study: Study, names: Mapping[str, object]) -> list[Cell]:
-    """The comparisons of a study, by the names of its regimes."""
+    """Return the comparisons of a study: every regime, given by name, with every share of the flows."""
     return [Cell(name, fraction) for name in names for fraction in study.fractions]
 
 
 def stages(study: Study, cells: list[Cell], rows: Callable[[], Rows]) -> Iterator[list[Run]]:
-    """What to run, in an order in which what is there at any time is balanced: rates, then seed after seed.
+    """Yield the runs stage by stage, so that results stay balanced at any time: rates first, then seed after seed.
 
     Args:
         study: the settings.
-        cells: what is compared.
-        rows: gives what is finished; asked anew at each stage.
+        cells: the comparisons.
+        rows: returns the finished runs; called anew at each stage.
 
     Yields:
-        The runs of a stage; those of the next depend on their results.
+        The runs of a stage; the next stage depends on their results.
     """
     setting = setting_of(study)
 
@@ -57,14 +60,14 @@ def stages(study: Study, cells: list[Cell], rows: Callable[[], Rows]) -> Iterato
     names = dict.fromkeys(cell.data for cell in cells)
     yield [Run(setting, name, 1.0, method, 0.0, 0, 0) for name in names for method in TRIVIAL]
     before: list[Run] = []
-    while missing := [  # grids, then what lies beyond their ends
+    while missing := [  # the grids, then rates beyond their ends
         run(cell, method, rate, CHOICE_SEED)
         for cell in cells
         for method in study.methods
         for rate in rates_to_try(rows().errors(cell, method, CHOICE_SEED), study.rates, study.extensions)
     ]:
         if missing == before:
-            return  # they failed, not by divergence: nothing can be chosen
+            return  # they failed, but not by divergence, so no rate can be chosen
         yield missing
         before = missing
     found = rows()
@@ -88,23 +91,23 @@ def main(
     device: str = "auto",
     workers: int = 0,
 ) -> int:
-    """Run a study, or go on with it, and write its tables.
+    """Run a study, or continue it, and write its tables.
 
     Args:
-        study: its settings.
+        study: the settings.
         out: folder of runs.csv, table.md, table.png, the flows and checkpoints.
-        slice_minutes: from the start of the work to its end in this call; the next one goes on bit for bit.
-        device: where flows are simulated; the Trainer takes an accelerator where there is one.
-        workers: processes that read data.
+        slice_minutes: minutes after which this call stops; the next one continues bit for bit.
+        device: where flows are simulated; the Trainer uses an accelerator if there is one.
+        workers: number of processes that read data.
 
     Returns:
-        0 where all is done, 1 where runs failed, 75 where there is more to do.
+        0 if all is done, 1 if runs failed, 75 if there is more to do.
     """
     return go_on(Laboratory(study, out, Clock(slice_minutes), device, workers))
 
 
 def go_on(laboratory: Laboratory) -> int:
-    """Do what is left of a study until its clock says that the time is over; as `main`, of a laboratory."""
+    """Do the rest of a laboratory's study until its clock says that the time is over; returns as `main` does."""
     study, out = laboratory.study, laboratory.folder
     cells = cells_of(study, laboratory.regimes)
     table = RunTable(out / "runs.csv", Run._fields, Result._fields)

@@ -1,10 +1,10 @@
-"""Figure 14 of the paper: is alpha small where training went well? Single-index teacher, two-layer student.
+"""Figure 14 of the paper: is alpha small if training went well? A two-layer student learns a single-index teacher.
 
 The teacher is y = s(<b, x>) + noise with a unit vector b and Gaussian x in 500 dimensions. The student of width N is
 f(x) = a s(W x) / sqrt(N), a ~ N(0, 1 / N) and fixed, W ~ N(0, 1 / 500), and only W is trained, by full-batch gradient
 descent on half the mean squared error with steps of eta sqrt(N) (the scaling of Ba et al., 2022). "Training quality"
-is the alignment |<v, b>| of W's first right singular vector v with b; W is analysed where that is highest.
-The paper does not give the activation, sample size, rate or widths: those here are ours.
+is the alignment |<v, b>| of W's first right singular vector v with b; W is analysed at the step with the highest
+alignment. The paper does not give the activation, sample size, rate or widths: those here are ours.
 
     python examples/figures/figure_14.py [--out DIR] [--activation tanh|relu] [--rate 1.0] [--seeds 3]
 """
@@ -32,14 +32,14 @@ ALIGN_EVERY = 10
 METHODS: dict[str, SpectralMethod] = {
     "whole matrix": WholeMatrix(),
     "FARMS": FARMS(),
-    "FARMS, 100 x 100": FARMS(window=100),  # windows of one size for all widths, not only of one ratio
+    "FARMS, 100 x 100": FARMS(window=100),  # the same window size for all widths, not only the same aspect ratio
 }
 COLOURS = {"whole matrix": "tab:orange", "FARMS": "tab:blue"}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class Task(NamedTuple):
-    """A teacher's direction (d,), inputs (n, d) and answers (n,)."""
+    """A teacher's direction (d,), the inputs (n, d) and the teacher's answers (n,)."""
 
     direction: Tensor
     inputs: Tensor
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A student of one width where it is best aligned, and its alphas there and at initialisation, by method."""
+    """The best alignment of a student and its step, and the alphas then and at initialisation, by method."""
 
     width: int
     alignment: float
@@ -69,7 +69,7 @@ class Student(nn.Module):
         self.register_buffer("second", torch.randn(width, generator=generator) / math.sqrt(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answers (n,) to inputs (n, d)."""
+        """Return the answers (n,) to inputs (n, d)."""
         return self.activation(self.first(x)) @ self.second / math.sqrt(len(self.second))
 
 
@@ -83,18 +83,18 @@ def make_task(inputs: int, samples: int, activation: str, generator: torch.Gener
 
 
 def alignment(weight: Tensor, direction: Tensor) -> float:
-    """|<v, b>|, v the right singular vector of the largest singular value."""
+    """Return |<v, b>|, where v is the right singular vector of the largest singular value."""
     _, vectors = torch.linalg.eigh(weight.T @ weight)
     return abs(float(vectors[:, -1] @ direction))
 
 
 def alphas(student: Student) -> dict[str, float]:
-    """Alpha of the first layer, by method."""
+    """Return the first layer's alpha by each method."""
     return {label: analyze(student, method)["first"].alpha for label, method in METHODS.items()}
 
 
 def train_student(student: Student, task: Task, rate: float, steps: int) -> Outcome:
-    """Train the first layer, keep its best aligned state, analyse that."""
+    """Train the first layer, and analyse its best aligned state."""
     weight = student.first.weight
     initial_alphas = alphas(student)
     best, best_step, best_weight = -1.0, 0, weight.detach().clone()
@@ -113,7 +113,7 @@ def train_student(student: Student, task: Task, rate: float, steps: int) -> Outc
 
 
 def correlation(outcomes: list[Outcome], label: str) -> float:
-    """Pearson correlation of alignment and alpha over widths; NaN for fewer than two."""
+    """Return the Pearson correlation of alignment and alpha over widths; NaN for fewer than two."""
     if len(outcomes) < 2:
         return math.nan
     pairs = torch.tensor([[outcome.alignment, outcome.alphas[label]] for outcome in outcomes], dtype=torch.float64)
@@ -121,7 +121,7 @@ def correlation(outcomes: list[Outcome], label: str) -> float:
 
 
 def average(runs: list[list[Outcome]]) -> list[Outcome]:
-    """Mean over seeds, width by width."""
+    """Average the outcomes over seeds, width by width."""
     means = []
     for group in zip(*runs, strict=True):
         trained, initial = (
@@ -134,7 +134,7 @@ def average(runs: list[list[Outcome]]) -> list[Outcome]:
 
 
 def print_correlations(label: str, outcomes: list[Outcome], runs: list[list[Outcome]]) -> None:
-    """Correlation over all widths, of the means and of each seed, and over narrow and wide students apart."""
+    """Print the correlation over all widths (for means and each seed), and over narrow and wide students separately."""
     narrow = [one for one in outcomes if one.width <= INPUTS]
     wide = [one for one in outcomes if one.width >= INPUTS]
     each = ", ".join(f"{correlation(run, label):+.2f}" for run in runs)
@@ -145,7 +145,7 @@ def print_correlations(label: str, outcomes: list[Outcome], runs: list[list[Outc
 
 
 def draw(outcomes: list[Outcome]) -> Figure:
-    """Alignment and alpha over widths, a panel for each method."""
+    """Draw alignment and alpha over widths, with a panel for each method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
@@ -189,12 +189,12 @@ def main(
 
     Args:
         out: folder for figure_14.png.
-        activation: of teacher and student.
+        activation: activation of teacher and student.
         rate: eta; a step is eta times the square root of the width.
         steps: steps of gradient descent.
         samples: size of the training set.
         seeds: number of teachers and training sets.
-        widths: of the students.
+        widths: widths of the students.
     """
     runs = []
     for seed in range(seeds):

@@ -1,7 +1,7 @@
 """Figures 2 and 8 of the paper: the spectrum of a random matrix depends on its aspect ratio, and so does its alpha.
 
-Gaussian matrices of independent entries, so all of them "equally untrained". The Marchenko-Pastur law and what the
-Hill estimator makes of it are computed, not fitted.
+The matrices are Gaussian with independent entries, so all of them are "equally untrained". The Marchenko-Pastur law and
+the Hill estimator's result for it are computed, not fitted.
 
     python examples/figures/figure_2_8.py [--out DIR] [--seed 0]
 """
@@ -32,7 +32,7 @@ WHOLE, WINDOWS = "tab:orange", "tab:blue"
 
 
 class Spectrum(NamedTuple):
-    """One matrix: its shape, eigenvalues (divided by the number of rows), and alpha both ways."""
+    """One matrix: its shape, its eigenvalues, and alpha of the whole matrix and by windows."""
 
     rows: int
     columns: int
@@ -42,7 +42,7 @@ class Spectrum(NamedTuple):
 
 
 class AlphaCurve(NamedTuple):
-    """Alpha against aspect ratio: mean over draws, whole and by FARMS windows, and Hill's limit by the law."""
+    """Alpha against aspect ratio: means over draws, whole and by FARMS windows, and the Hill estimator's limit."""
 
     ratios: list[float]
     whole: list[float]
@@ -51,12 +51,12 @@ class AlphaCurve(NamedTuple):
 
 
 def gaussian(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Independent entries of variance 1 / rows."""
+    """Draw a Gaussian matrix with independent entries of variance 1 / rows."""
     return torch.randn(rows, columns, generator=generator) / math.sqrt(rows)
 
 
 def hill_limit(rows: int, columns: int) -> float:
-    r"""Alpha of an infinite matrix of this shape: :math:`1 + \frac{1/2}{\int_M^\infty \rho(x) \ln(x / M) dx}`.
+    r"""Return alpha of an infinite matrix of this shape: :math:`1 + \frac{1/2}{\int_M^\infty \rho(x) \ln(x / M) dx}`.
 
     M is the median of the Marchenko-Pastur law. The integral is taken by parts over the distribution function F:
     :math:`\int_M^{\lambda_+} (1 - F(x)) / x \, dx`.
@@ -69,7 +69,7 @@ def hill_limit(rows: int, columns: int) -> float:
 
 
 def spectrum(rows: int, columns: int, generator: torch.Generator) -> Spectrum:
-    """Draw one matrix; fit its whole spectrum, and that of its square windows pooled."""
+    """Draw one matrix, and fit its whole spectrum and the pooled spectrum of its square windows."""
     matrix = gaussian(rows, columns, generator)
     eigenvalues = esd(matrix)
     pooled = esd(fixed_aspect_ratio_submatrices(matrix)).flatten()
@@ -77,7 +77,7 @@ def spectrum(rows: int, columns: int, generator: torch.Generator) -> Spectrum:
 
 
 def alpha_curve(ratios: list[float], columns: int, draws: int, generator: torch.Generator) -> AlphaCurve:
-    """Mean alphas of ``draws`` matrices of each ratio rows / columns."""
+    """Return the mean alphas of ``draws`` matrices for each ratio rows / columns."""
     curve = AlphaCurve(ratios, [], [], [])
     for ratio in ratios:
         spectra = [spectrum(round(ratio * columns), columns, generator) for _ in range(draws)]
@@ -88,14 +88,14 @@ def alpha_curve(ratios: list[float], columns: int, draws: int, generator: torch.
 
 
 def distance_to_law(rows: int, columns: int, generator: torch.Generator) -> float:
-    """Kolmogorov-Smirnov distance between one matrix's spectrum and the law."""
+    """Return the Kolmogorov-Smirnov distance between one matrix's spectrum and the law."""
     share = marchenko_pastur_cdf(esd(gaussian(rows, columns, generator)), rows, columns, 1 / rows)
     steps = torch.arange(columns + 1, dtype=torch.float64) / columns
     return torch.maximum((share - steps[:-1]).abs(), (steps[1:] - share).abs()).max().item()
 
 
 def draw(spectra: list[Spectrum], curve: AlphaCurve, sizes: list[int], distances: dict[int, list[float]]) -> Figure:
-    """Histograms with the law above; alpha against ratio, and distance to the law against size, below."""
+    """Draw histograms with the law above, and below them alpha against ratio and distance to the law against size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
@@ -149,7 +149,7 @@ def main(out: Path = Path(__file__).parent, seed: int = 0) -> None:
 
     Args:
         out: folder for figure_2_8.png.
-        seed: of the matrices.
+        seed: seed of the matrices.
     """
     generator = torch.Generator().manual_seed(seed)
     spectra = [spectrum(ratio * 500, 500, generator) for ratio in (1, 2, 4, 8)]

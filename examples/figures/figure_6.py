@@ -1,7 +1,7 @@
 """Figure 6 of the paper: at random initialisation all layers are equally untrained, so their alphas should agree.
 
-ResNet-34 and VGG-19 for 32 x 32 images and 100 classes, weights drawn from N(0, 2 / inputs) as in Appendix A.1, at
-several widths. Nothing is trained.
+The networks are ResNet-34 and VGG-19 for 32 x 32 images and 100 classes at several widths, with weights drawn from
+N(0, 2 / inputs) as in Appendix A.1. Nothing is trained.
 
     python examples/figures/figure_6.py [--out DIR] [--seed 0]
 """
@@ -38,7 +38,7 @@ Reports = dict[str, SpectralReport]
 
 
 def analyze_untrained(build: Callable[..., nn.Module], width: int, seed: int) -> Reports:
-    """Draw one network, analyse it in every way."""
+    """Draw one network, and analyse it with every method."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(100, width=width)
@@ -46,7 +46,7 @@ def analyze_untrained(build: Callable[..., nn.Module], width: int, seed: int) ->
 
 
 def print_reports(model: str, width: int, reports: Reports) -> None:
-    """Mean, standard deviation over layers and range of alpha, one line a method."""
+    """Print mean, standard deviation over layers and range of alpha, with one line per method."""
     for label, report in reports.items():
         alphas = report.alphas.values()
         print(
@@ -56,7 +56,7 @@ def print_reports(model: str, width: int, reports: Reports) -> None:
 
 
 def draw(results: dict[str, dict[int, Reports]]) -> Figure:
-    """A row for each network: alpha of every layer at the published width, mean and std of alpha over widths."""
+    """Draw a row per network: each layer's alpha at the published width, and mean and std of alpha over widths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3 * len(results)), dpi=100, layout="constrained")
@@ -92,7 +92,7 @@ def main(out: Path = Path(__file__).parent, seed: int = 0, widths: tuple[int, ..
 
     Args:
         out: folder for figure_6.png.
-        seed: of the weights.
+        seed: seed of the weights.
         widths: channels of the first stage; 64, the published width, must be among them.
     """
     results: dict[str, dict[int, Reports]] = {}

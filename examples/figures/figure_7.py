@@ -1,8 +1,9 @@
 """Figure 7 of the paper: the spectrum of a trained 100 x 512 final layer, fitted whole and by FARMS windows.
 
-The paper takes the final layers of ResNet-34 and VGG-16 trained on CIFAR-100 for 200 epochs. Here a small convolutional
-network stands in, trained for 12 epochs with the paper's optimizer settings on synthetic images: 100 classes in 20
-groups of 5, every class a smooth random pattern near its group's, images shifted, faded and noisy copies.
+The paper uses the final layers of ResNet-34 and VGG-16 trained on CIFAR-100 for 200 epochs. Here a small convolutional
+network stands in, trained for 12 epochs with the paper's optimizer settings on synthetic images. They have 100 classes
+in 20 groups of 5; every class is a smooth random pattern near its group's, and images are shifted, faded and noisy
+copies of it.
 
     python examples/figures/figure_7.py [--out DIR] [--seed 0] [--epochs 12]
 """
@@ -56,25 +57,25 @@ class SmallNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of images (batch, 3, height, width)."""
+        """Return the logits of images (batch, 3, height, width)."""
         logits: Tensor = self.final(self.features(pixels).mean(dim=(-2, -1)))
         return logits
 
 
 def smooth_patterns(number: int, cells: int, generator: torch.Generator) -> Tensor:
-    """Random colours on a grid of ``cells`` x ``cells``, interpolated to images."""
+    """Draw random colours on a grid of ``cells`` x ``cells``, interpolated to images."""
     coarse = torch.randn(number, 3, cells, cells, generator=generator)
     return F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
 
 
 def class_patterns(generator: torch.Generator) -> Tensor:
-    """One pattern a class: its group's, and 0.6 of a finer one of its own."""
+    """Draw a pattern for each class: its group's plus 0.6 times a finer one of its own."""
     groups = smooth_patterns(GROUPS, 4, generator).repeat_interleave(CLASSES // GROUPS, 0)
     return groups + 0.6 * smooth_patterns(CLASSES, 6, generator)
 
 
 def draw_images(patterns: Tensor, per_class: int, generator: torch.Generator) -> Images:
-    """Noisy copies: contrast 1 ± 0.5, a smooth background, white noise, shifts of up to two pixels."""
+    """Draw noisy copies: contrast 1 ± 0.5, a smooth background, white noise, and shifts of up to two pixels."""
     classes = torch.arange(CLASSES).repeat(per_class)
     number = len(classes)
     contrast = 1 + 0.5 * torch.randn(number, 1, 1, 1, generator=generator)
@@ -87,7 +88,7 @@ def draw_images(patterns: Tensor, per_class: int, generator: torch.Generator) ->
 
 
 def train(model: nn.Module, images: Images, epochs: int, generator: torch.Generator) -> None:
-    """SGD with the paper's settings for ResNets: rate 0.1, cosine, momentum 0.9, weight decay 5e-4, batches of 128."""
+    """Train by SGD with the paper's ResNet settings: rate 0.1, cosine, momentum 0.9, decay 5e-4, batches of 128."""
     steps = len(images.classes) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
@@ -103,13 +104,13 @@ def train(model: nn.Module, images: Images, epochs: int, generator: torch.Genera
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Share of images whose class is predicted."""
+    """Return the share of images whose class is predicted correctly."""
     model.eval()
     return float((model(images.pixels).argmax(1) == images.classes).float().mean())
 
 
 def draw(before: dict[str, LayerSpectrum], after: dict[str, LayerSpectrum]) -> Figure:
-    """Spectrum and fitted tail of the trained final layer, whole and by windows."""
+    """Draw spectrum and fitted tail of the trained final layer, whole and by windows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
@@ -143,7 +144,7 @@ def _draw_tail(axes: Axes, row: LayerSpectrum, colour: str) -> None:
 
 
 def print_layers(when: str, model: nn.Module) -> dict[str, LayerSpectrum]:
-    """Print alpha of every layer both ways; return the final layer's rows."""
+    """Print every layer's alpha by both methods, and return the final layer's rows."""
     final = {}
     for label, method in METHODS.items():
         report = analyze(model, method, keep_eigenvalues=True)
@@ -161,7 +162,7 @@ def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 12) -> 
 
     Args:
         out: folder for figure_7.png.
-        seed: of images, weights and batches.
+        seed: seed of images, weights and batches.
         epochs: number of passes over 6,000 images.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From rows to conclusions, without a computation in between: the choice of rates, paired differences."""
+"""Statistics of a study: the choice of rates, paired differences and intervals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-_STEPS = 2000  # of Simpson's rule
+_STEPS = 2000  # intervals of Simpson's rule
 
 
 class Interval(NamedTuple):
-    """A mean and what is as likely as 95 %, by Student's t.
+    """A mean and its confidence interval by Student's t.
 
     Attributes:
-        mean: of the values.
+        mean: mean of the values.
         half: half the interval's width; NaN for fewer than two values.
-        count: how many values.
+        count: number of values.
     """
 
     mean: float
@@ -29,7 +29,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
     Args:
         probability: p, in [1/2, 1).
-        degrees: of freedom, at least 1.
+        degrees: degrees of freedom, at least 1.
 
     Returns:
         t, to 6 digits.
@@ -55,11 +55,11 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    r"""Mean :math:`\pm\ t\, s / \sqrt n`, the t-interval of a mean.
+    r"""Return the t-interval of a mean, :math:`\bar x \pm t\, s / \sqrt n`.
 
     Args:
         values: a sample, not empty.
-        level: in (0, 1).
+        level: confidence level, in (0, 1).
 
     Returns:
         The interval.
@@ -75,7 +75,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """Differences to a baseline, of the seeds that both have.
+    """Return the differences to a baseline for the seeds that both have.
 
     Example:
         >>> paired({1: 3.0, 2: 5.0}, {2: 4.0, 3: 1.0})
@@ -85,14 +85,15 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[f
 
 
 def rates_to_try(errors: Mapping[float, float], grid: Sequence[float], extensions: int) -> list[float]:
-    """The rates of which the validation error is needed before one can be chosen.
+    """Return the rates whose validation errors are still needed before one can be chosen.
 
-    Those of the grid; and, while the lowest error is at an end, the next one beyond, in the grid's last (first) step.
+    These are those of the grid and, while the lowest error is at an end, the next rate beyond it, by the ratio of the
+    grid's last (or first) two rates.
 
     Args:
         errors: {rate: validation error} so far; a rate that failed has an infinite one.
-        grid: ascending.
-        extensions: most rates beyond each end.
+        grid: the rates to try first, ascending.
+        extensions: number of rates beyond each end, at most.
 
     Returns:
         Rates without an error yet; none if one can be chosen.
@@ -121,7 +122,7 @@ def rates_to_try(errors: Mapping[float, float], grid: Sequence[float], extension
 
 
 def chosen_rate(errors: Mapping[float, float]) -> float:
-    """The rate of the lowest validation error; the smaller one of equals.
+    """Return the rate with the lowest validation error, and the smaller rate if errors are equal.
 
     Args:
         errors: {rate: validation error}, not empty.
@@ -141,5 +142,5 @@ def _comparable(error: float) -> float:
 
 
 def _rounded(rate: float) -> float:
-    """To the digits that a file keeps."""
+    """Round a rate to the digits that the file of runs keeps."""
     return float(f"{rate:g}")

@@ -1,4 +1,4 @@
-"""The flows of a study: simulated once into files that a later call finds, split by file, and shares of them."""
+"""The flows of a study: simulated once into files that later calls reuse, and shares of the training flows."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from lightning_farms.data import CFDDataModule, PDEBenchFile, SimulationConfig, 
 from lightning_farms.data.fields.indexing import split_trajectories
 from lightning_farms.data.simulation.flows import SIMULATOR_VERSION
 
-_FIRST_SEED = {"train": 0, "val": 9_000_000, "test": 9_100_000, "pretrain": 9_200_000}  # of a purpose's files
-_OWN_SPLIT = {"val_fraction": 0.1}  # of a file that is given
+_FIRST_SEED = {"train": 0, "val": 9_000_000, "test": 9_100_000, "pretrain": 9_200_000}  # of each purpose's files
+_OWN_SPLIT = {"val_fraction": 0.1}  # how a file given by the user is split
 
 
 def simulated(
     study: Study, regime: Regime, purpose: str, count: int, folder: Path, clock: Clock, device: str
 ) -> list[Path]:
-    """The files of a regime and purpose; those that are not there yet are simulated, one after the other.
+    """Return the files of a regime and purpose; missing ones are simulated, one after the other.
 
     Args:
-        study: for the resolution and the size of files.
-        regime: which flows.
-        purpose: `train`, `val`, `test` or `pretrain`: no two share an initial state.
+        study: the study, for the resolution and the size of files.
+        regime: the kind of flow.
+        purpose: `train`, `val`, `test` or `pretrain`; no two share an initial state.
         count: number of flows.
-        folder: of the files.
-        clock: when to stop between two files.
+        folder: folder of the files.
+        clock: tells when to stop between two files.
         device: where to compute.
 
     Returns:
         The files, in order.
 
     Raises:
-        OutOfTimeError: the time is over before all are there.
+        OutOfTimeError: the time is over before all files exist.
     """
     paths = []
     for number, start in enumerate(range(0, count, study.flows_a_file)):
@@ -52,7 +52,7 @@ def simulated(
 
 
 def files(study: Study, regime: Regime | None, folder: Path, clock: Clock, device: str) -> dict[str, Any]:
-    """The files of a regime, or of the study's own one, as arguments of CFDDataModule."""
+    """Return the files of a regime (None: the study's own file) as arguments of CFDDataModule."""
     if regime is None:
         return {"path": study.path, **_OWN_SPLIT}
     purposes = zip(("train", "val", "test"), ("path", "val_path", "test_path"), study.flows, strict=True)
@@ -63,7 +63,7 @@ def files(study: Study, regime: Regime | None, folder: Path, clock: Clock, devic
 
 
 def all_but_every_kth(count: int, fraction: float) -> list[int]:
-    """Places that are left out of `count` for a share of them: all but 0, k, 2 k, ..., k = 1 / fraction rounded.
+    """Return the places out of `count` to leave out for a share: all but 0, k, 2 k, ..., with k = 1 / fraction rounded.
 
     Example:
         >>> all_but_every_kth(10, 0.25)
@@ -74,7 +74,7 @@ def all_but_every_kth(count: int, fraction: float) -> list[int]:
 
 
 def _skipped(paths: Sequence[Path], fraction: float, *, separate: bool) -> dict[str, list[int]]:
-    """{file: numbers of its training flows that are not every k-th one}."""
+    """Return {file: numbers of its training flows to leave out, all but every k-th}."""
     left_out = {}
     for path in paths:
         count = PDEBenchFile(path).shape.trajectories
@@ -86,7 +86,7 @@ def _skipped(paths: Sequence[Path], fraction: float, *, separate: bool) -> dict[
 def data_module(
     study: Study, given: Mapping[str, Any], *, fraction: float = 1.0, seed: int = 0, workers: int = 0
 ) -> CFDDataModule:
-    """The data of a training: its seed chooses the windows and their order, and a random subset."""
+    """Build the data of a training, whose seed chooses the windows and their order, and a random subset."""
     share: dict[str, Any] = {}
     if fraction < 1 and study.subset == "random":
         share = {"train_fraction": fraction, "subset_seed": seed}

@@ -1,4 +1,4 @@
-"""The methods of a study: how the rates of the layers follow their spectra."""
+"""The methods of a study, that is, how layers' learning rates follow from their spectra."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ TITLES: dict[str, str] = {
     "persistence": "persistence",
     "drift_free": "drift-free",
 }
-_WINDOW = 2**31  # larger than any matrix: clamped to its smaller dimension
+_WINDOW = 2**31  # larger than any matrix, so that it is clamped to the smaller dimension
 
 
 @dataclass(frozen=True)
 class Deviations:
-    """What the authors' programs do otherwise than this package does by default.
+    """Options for details in which the authors' programs differ from this package's defaults.
 
     Args:
-        norms_follow: whether norms follow the layer they belong to; there they keep the base rate.
-        least_eigenvalue: eigenvalues below it are dropped before the fit; 1e-5 there, 0 for none.
-        compat: `official` for the windows and scales of their programs, which know Linear and Conv2d weights only.
+        norms_follow: whether norms follow the layer they belong to; in the authors' programs they keep the base rate.
+        least_eigenvalue: eigenvalues below it are dropped before the fit; 1e-5 in their programs, 0 for none.
+        compat: `official` for the windows and scales of their programs, which only know Linear and Conv2d weights.
     """
 
     norms_follow: bool = True
@@ -51,7 +51,7 @@ class Deviations:
 
     @property
     def text(self) -> str:
-        """Those that are asked for, in words."""
+        """A description of the deviations that are asked for."""
         parts = [
             "" if self.norms_follow else "norms keep the base rate",
             f"eigenvalues from {self.least_eigenvalue:g}" if self.least_eigenvalue else "",
@@ -65,10 +65,10 @@ AS_HERE = Deviations()
 
 @dataclass(frozen=True)
 class Reversed(AlphaMap):
-    """The multipliers of another map at the alphas mirrored at their mean: what lies above it gets less.
+    """Another map's multipliers at the alphas mirrored at their mean, so that larger alphas get smaller ones.
 
     Args:
-        of: the map.
+        of: the other map.
 
     Example:
         >>> Reversed(SigmoidMap())(torch.tensor([2.0, 3.0, 4.0])).tolist() == [
@@ -80,20 +80,20 @@ class Reversed(AlphaMap):
     of: AlphaMap
 
     def __call__(self, alphas: Tensor) -> Tensor:
-        """The map of 2 mean(alpha) - alpha."""
+        """Return the other map's multipliers at 2 mean(alpha) - alpha."""
         return self.of(2 * alphas.mean() - alphas)
 
 
 def fit_above(method: SpectralMethod, eigenvalues: Tensor, least: float) -> PowerLawFit:
-    """A method's fits of the eigenvalues that are not below `least`; NaN where fewer than two are left.
+    """Fit the eigenvalues that are not below `least`; the result is NaN if fewer than two are left.
 
     Args:
-        method: whose own fit it is.
-        eigenvalues: (..., N).
-        least: in units of the squared weight.
+        method: the method whose fit is used.
+        eigenvalues: eigenvalues, (..., N).
+        least: smallest eigenvalue to keep, in units of the squared weight.
 
     Returns:
-        Tensors of the leading shape.
+        The fits, as tensors of the leading shape.
     """
     spectra = eigenvalues.reshape(-1, eigenvalues.shape[-1])
     fits = []
@@ -132,7 +132,7 @@ class FARMSAbove(FARMS):
 
 
 def analysis(method: str, deviations: Deviations = AS_HERE) -> SpectralMethod:
-    """How a method looks at the weights; `adam`, which only logs, as FARMS."""
+    """Return the analysis that a method uses; for `adam`, which only logs, it is FARMS."""
     least, compat = deviations.least_eigenvalue, deviations.compat
     if method.startswith("whole"):
         return WholeAbove(compat=compat, least=least) if least else WholeMatrix(compat=compat)
@@ -142,12 +142,12 @@ def analysis(method: str, deviations: Deviations = AS_HERE) -> SpectralMethod:
 
 
 def callbacks(method: str, deviations: Deviations = AS_HERE) -> list[LayerwiseLearningRate]:
-    """What sets the learning rates of a method: Table 14's scaling (1, 1); nothing for one rate.
+    """Build the callback that sets a method's learning rates, with Table 14's scaling (1, 1); none for one rate.
 
     Args:
-        method: one of :data:`METHODS`; the paper's names of three are known, too: FT, TB_Sigmoid (with
-            ModelBalancing's layer selection, as there) and FARMS.
-        deviations: what is done otherwise.
+        method: one of :data:`METHODS`, or one of the paper's names FT, TB_Sigmoid (with ModelBalancing's layer
+            selection, as there) and FARMS.
+        deviations: details in which to follow the authors' programs.
 
     Returns:
         At most one callback.

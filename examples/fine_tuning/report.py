@@ -1,4 +1,4 @@
-"""Tables and a plot of a study, from the rows of its file alone."""
+"""Tables and a plot of a study, made only from the rows of its file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fine_tuning.choice import chosen_rate, interval, paired
 from fine_tuning.methods import TITLES
 from fine_tuning.study import BASELINE, CHOICE_SEED, TRIVIAL, Run, Study
 
-DIVERGED = FloatingPointError.__name__  # what a training whose loss is not finite ends with
+DIVERGED = FloatingPointError.__name__  # the error that a training ends with if its loss is not finite
 
 
 class Cell(NamedTuple):
-    """What a table compares methods in: a regime, a share of its flows."""
+    """The regime, and the share of its flows, in which a table compares methods."""
 
     data: str
     fraction: float
 
 
 class Rows:
-    """The finished rows of one setting and length.
+    """The last row of each run of one setting and length.
 
     Args:
-        table: the file.
-        setting: as in the rows.
-        epochs: as in the rows.
+        table: the file of runs.
+        setting: the setting, as in the rows.
+        epochs: number of epochs, as in the rows.
     """
 
     def __init__(self, table: RunTable, setting: str, epochs: int) -> None:
@@ -38,7 +38,7 @@ class Rows:
         self._rows = [row for row in latest.values() if row["setting"] == setting]
 
     def errors(self, cell: Cell, method: str, seed: int) -> dict[float, float]:
-        """{rate: validation error} of a seed; infinite where the training diverged, none where it failed otherwise."""
+        """Return {rate: validation error} of a seed: infinite if training diverged, absent if it failed otherwise."""
         return {
             float(row["lr"]): float(row["val_l2re"]) if row["status"] == "finished" else math.inf
             for row in self._of(cell, method)
@@ -46,18 +46,18 @@ class Rows:
         }
 
     def chosen(self, cell: Cell, method: str) -> float | None:
-        """The rate of the lowest validation error at the seed of the choice; None before there is any."""
+        """Return the rate with the lowest validation error at the seed of the choice; None if there is none yet."""
         errors = self.errors(cell, method, CHOICE_SEED)
         return chosen_rate(errors) if errors else None
 
     def matched_rate(self, cell: Cell, method: str) -> float | None:
-        """The chosen rate times the mean multiplier of the reported seeds, to two digits; None before there are any."""
+        """Return the chosen rate times the reported seeds' mean multiplier, to two digits; None if not there yet."""
         rate = self.chosen(cell, method)
         multipliers = {} if rate is None else self.values(cell, method, rate, "mean_multiplier")
         return None if rate is None or not multipliers else float(f"{rate * statistics.mean(multipliers.values()):.2g}")
 
     def values(self, cell: Cell, method: str, rate: float, column: str) -> dict[int, float]:
-        """{seed: figure} of the seeds that are reported."""
+        """Return {seed: value of a column} for the seeds that are reported."""
         return {
             int(row["seed"]): float(row[column])
             for row in self._of(cell, method)
@@ -65,11 +65,11 @@ class Rows:
         }
 
     def trivial(self, cell: Cell, method: str) -> dict[str, str] | None:
-        """The row of a trivial predictor."""
+        """Return the row of a trivial predictor, or None."""
         return next((row for row in self._of(Cell(cell.data, 1.0), method, 0)), None)
 
     def layers(self, cell: Cell, method: str, rate: float) -> dict[str, list[tuple[float, ...]]]:
-        """{layer: (mean multiplier, alpha at the start, at the end, relative change) of each reported seed}."""
+        """Return {layer: (mean multiplier, alpha at the start, at the end, relative change) of each reported seed}."""
         found: dict[str, list[tuple[float, ...]]] = {}
         for row in self._of(cell, method):
             if float(row["lr"]) == rate and int(row["seed"]) != CHOICE_SEED and row["layers"]:
@@ -85,7 +85,7 @@ class Rows:
 
 
 def tables(rows: Rows, cells: Sequence[Cell], study: Study) -> str:
-    """All tables of a study as Markdown."""
+    """Format all tables of a study as Markdown."""
     methods, seeds = study.methods, len(study.seeds)
     texts = [f"Setting: {rows.setting}; {rows.epochs} epochs.\n"]
     for cell in cells:
@@ -106,7 +106,7 @@ def tables(rows: Rows, cells: Sequence[Cell], study: Study) -> str:
 
 
 def _comparison(rows: Rows, cell: Cell, rates: Mapping[str, float | None], seeds: int) -> str:
-    """Errors over seeds, and paired differences to Adam, at some rates."""
+    """Format errors over seeds and paired differences to Adam, at given rates."""
     base_rate = rates[BASELINE]
     lines = []
     for method, rate in rates.items():
@@ -135,7 +135,7 @@ def _comparison(rows: Rows, cell: Cell, rates: Mapping[str, float | None], seeds
 
 
 def _matched(rows: Rows, cell: Cell, methods: Sequence[str], seeds: int) -> str:
-    """A method less Adam at its mean rate."""
+    """Format the differences of methods to Adam at the methods' mean rates."""
     lines = []
     for method in methods:
         rate, matched = rows.chosen(cell, method), rows.matched_rate(cell, method)
@@ -170,7 +170,7 @@ def _by_rate(rows: Rows, cell: Cell, methods: Sequence[str]) -> str:
 
 
 def _by_layer(rows: Rows, cell: Cell, methods: Sequence[str]) -> str:
-    """Means over seeds, at each method's own rate."""
+    """Format means over seeds for every layer, at each method's own rate."""
     found: dict[str, dict[str, str]] = {}
     shown = []
     for method in methods:
@@ -188,7 +188,7 @@ def _by_layer(rows: Rows, cell: Cell, methods: Sequence[str]) -> str:
 
 
 def plot(rows: Rows, cells: Sequence[Cell], methods: Sequence[str], path: Path) -> None:
-    """Paired differences to Adam, each at its own rate: every seed, mean and interval; a panel for each cell."""
+    """Plot paired differences to Adam, each at its own rate: seeds, mean and interval, with a panel for each cell."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

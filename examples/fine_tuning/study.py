@@ -1,4 +1,4 @@
-"""What a study consists of: its settings, its runs, and the columns of its file."""
+"""The parts of a study: its settings, its runs, and the columns of its file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ REDUCED_NETWORK = {
 }  # fmt: skip
 BASELINE: Method = "adam"
 TRIVIAL = ("persistence", "drift_free")
-"""Predictions without a network, as methods of a study; of one run each."""
+"""Predictions without a network, which a study treats as methods with one run each."""
 CHOICE_SEED = 0
-"""Of the trainings that rates are chosen by; never one of those that are reported."""
+"""Seed of the trainings by which rates are chosen; never one of the reported seeds."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of flow; the bulk viscosity is the shear viscosity.
+    """A kind of flow; the bulk viscosity equals the shear viscosity.
 
     Args:
         mach: mean initial speed in units of the speed of sound.
-        eta: kinematic viscosities.
+        eta: kinematic viscosity, both shear and bulk.
     """
 
     mach: float = 0.1
@@ -37,38 +37,38 @@ class Regime:
 
     @property
     def name(self) -> str:
-        """As it stands in the file."""
+        """The regime's name in the file of runs."""
         return f"M{self.mach:g} eta{self.eta:g}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of a study; the defaults are the reduced one, full.yaml has the paper's size.
+    """Settings of a study; the defaults are those of the reduced study, full.yaml has the paper's size.
 
     Args:
-        methods: see fine_tuning/methods.py; `adam`, one rate for all layers, is what the others are compared with.
-        rates: ascending; each method takes that of the lowest validation error, seed 0.
-        extensions: rates beyond each end of `rates`, in its own steps, that are tried where the best is at an end.
-        matched: methods at whose mean rates (chosen rate times mean multiplier) Adam is trained, too.
-        seeds: of the windows and their order (and of a random subset) of the trainings that are reported, not 0.
+        methods: see fine_tuning/methods.py; the others are compared with `adam`, one rate for all layers.
+        rates: rates to try, ascending; each method uses the one with the lowest validation error at seed 0.
+        extensions: number of rates to try beyond an end of `rates`, in its own steps, if the best is at that end.
+        matched: methods at whose mean rates (chosen rate times mean multiplier) Adam is also trained.
+        seeds: seeds of the reported trainings, for windows, their order and a random subset; without 0.
         fractions: shares of the training flows.
-        regimes: flows that are fine-tuned on.
-        subset: how a share is taken: `random` by the seed, `every` k-th flow as in ModelBalancing's program.
+        regimes: flows to fine-tune on.
+        subset: how a share is taken: `random` by the seed, or `every` k-th flow as in ModelBalancing's program.
         network: arguments of DPOT.
         resolution: cells along each side of simulated flows.
         flows: training, validation and test flows of each regime.
-        flows_a_file: most flows in a file that is simulated at once; no slice can be shorter than that takes.
-        epochs: of a fine-tuning.
+        flows_a_file: most flows in a file that is simulated at once; a slice has to be long enough for one file.
+        epochs: epochs of a fine-tuning.
         batch_size: items of a batch.
         windows: training items per flow and epoch.
         evaluations: validations during a training, evenly spaced; the last one counts.
-        pretrain_regimes: flows that are pre-trained on.
-        pretrain_flows: of each of these.
-        pretrain_epochs: of the pre-training.
-        pretrain_lr: its rate.
-        path: PDEBench file to fine-tune on in place of `regimes`; a tenth of its training flows is for validation.
-        start: weights in place of the pre-training: a checkpoint, or the name of a released one (extra `hub`).
-        deviations: what the authors' programs do otherwise.
+        pretrain_regimes: flows to pre-train on.
+        pretrain_flows: number of flows of each of these regimes.
+        pretrain_epochs: epochs of the pre-training.
+        pretrain_lr: learning rate of the pre-training.
+        path: PDEBench file to fine-tune on instead of `regimes`; a tenth of its training flows is for validation.
+        start: weights instead of the pre-training: a checkpoint, or the name of a released one (extra `hub`).
+        deviations: details in which the authors' programs differ.
     """
 
     methods: Sequence[Method] = ("adam", "whole_ls", "whole", "farms", "whole_mean", "farms_mean", "farms_relative")
@@ -107,7 +107,7 @@ class Study:
 
     @property
     def started_from(self) -> str:
-        """The starting weights in words."""
+        """A description of the starting weights."""
         if self.start is not None:
             return self.start
         names = ", ".join(regime.name for regime in self.pretrain_regimes)
@@ -115,14 +115,14 @@ class Study:
 
     @property
     def start_digest(self) -> str:
-        """A short name of all that pre-trained weights depend on."""
+        """A short hash of everything that pre-trained weights depend on."""
         items = (self.batch_size, self.windows, self.resolution, self.flows_a_file)
         text = repr((sorted(self.network.items()), self.started_from, items, SIMULATOR_VERSION))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class Run(NamedTuple):
-    """One training: the first columns of its row."""
+    """One training, given by the first columns of its row."""
 
     setting: str
     data: str
@@ -134,17 +134,17 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> dict[str, str]:
-        """Everything that tells this run from others, as it stands in the file."""
+        """Everything that tells this run from others, as text for the file of runs."""
         return key_texts(self._asdict())
 
     @property
     def label(self) -> str:
-        """What tells it from the other runs of a call."""
+        """A name that tells this run from the others of a call."""
         return f"{self.data} {100 * self.fraction:g} % {self.method} {self.lr:g} (seed {self.seed})"
 
 
 def setting_of(study: Study) -> str:
-    """What all runs of a call have in common, in one text without commas, for the file."""
+    """Return the settings that all runs of a call share, as one text without commas, for the file of runs."""
     network = " ".join(f"{name}={value}" for name, value in sorted(study.network.items())) or "DPOT-Tiny"
     flows = "/".join(map(str, study.flows)) + f" in files of {study.flows_a_file}"
     flows = flows if study.path is None else "of the file"
@@ -156,15 +156,15 @@ def setting_of(study: Study) -> str:
 
 
 class Result(NamedTuple):
-    """What came out of a run.
+    """The results of a run.
 
     Attributes:
         val_l2re: L2RE of rollouts over the validation flows after the last epoch.
         best_val_l2re: the lowest of the evaluations.
-        test_l2re: over the test flows.
-        test_vrmse: RMSE by the fields' standard deviation, over the test flows.
-        mean_multiplier: of the rate, over all that is trained, weighted by parameters, and over the epochs.
-        seconds: of the training.
+        test_l2re: L2RE over the test flows.
+        test_vrmse: RMSE divided by the fields' standard deviation, over the test flows.
+        mean_multiplier: mean multiplier of the rate, over all trained parameters and over the epochs.
+        seconds: duration of the training.
         layers: name:mean multiplier:alpha at the start:alpha at the end:relative change of the weight, joined by ";".
     """
 

