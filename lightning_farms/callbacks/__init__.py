@@ -1,4 +1,4 @@
-"""Lightning callbacks: when to analyse, what to log, which hyperparameters to set by the layer. No arithmetic here."""
+"""Lightning callbacks: when to analyse, what to log, and which hyperparameters to set per layer, without arithmetic."""
 
 from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
 from lightning_farms.balancing.control import Control

@@ -1,4 +1,4 @@
-"""Faults of our own code: said once, and the training goes on."""
+"""Handling of faults in this package's own code: each is reported once, and the training goes on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_farms.common.contained import contained
 
-USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers: they stop at the start
+USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers stop a run at its start
 
 LEFT_OUT = "its state is left out of the checkpoint; training goes on"
 
 
 class Faults:
-    """The faults that one callback, or one analysis, has met.
+    """The faults that one callback, or one analysis, has met, each of which is reported once.
 
-    A warning that is to be an error passes, and ends the training: whoever turns warnings into errors asks for that.
-    So do interrupts. Lightning then calls ``on_exception``, which leaves the optimizers as they were.
+    Interrupts pass through and end the training, and so do warnings that were turned into errors, as the user asked for
+    that. Lightning then calls ``on_exception``, which leaves the optimizers as they were.
     """
 
     def __init__(self, who: str) -> None:
@@ -29,11 +29,11 @@ class Faults:
         self._said: set[str] = set()
 
     def contained(self, what: str, passing: tuple[type[Exception], ...] = ()) -> AbstractContextManager[None]:
-        """Say what goes wrong within, and go on behind it."""
+        """Report an error inside the block, and continue after the block."""
         return contained(partial(self.say, what), passing)
 
     def say(self, what: str, *errors: Exception) -> None:
-        """Warn of errors, of each cause once: equal types with one text, or from one line of code, are one cause."""
+        """Warn once per cause; errors of one type that have one text, or come from one line of code, share a cause."""
         for error in errors:
             causes = {f"{type(error).__name__}: {error}", _line_of(error)}
             if self._said.isdisjoint(causes):
@@ -53,10 +53,10 @@ class _Guarded(Protocol):
     _faults: Faults
 
     def _release(self) -> None:
-        """Take off what was put on the optimizers."""
+        """Remove what was put on the optimizers."""
 
     def _is_needed_elsewhere(self, trainer: Any) -> bool:  # noqa: ANN401
-        """Tell whether another Trainer's fit goes on."""
+        """Whether the callback takes part in another Trainer's fit, which is still running."""
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
@@ -64,12 +64,12 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def guarded(hook: _Hook) -> _Hook:
-    """A hook that never ends the training by a fault of its own; what a subclass does after it is done."""
+    """Decorate a hook so that its own faults never end the training; a subclass's code after the call still runs."""
     return _guarded(hook, ())
 
 
 def guarded_at_start(hook: _Hook) -> _Hook:
-    """The same, of a hook before the training: what is the user's to see stops there."""
+    """Decorate a hook before the training like :func:`guarded`, but let USER_ERRORS stop the run."""
     return _guarded(hook, USER_ERRORS)
 
 
@@ -83,9 +83,9 @@ def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
 
 
 def guarded_at_end(hook: _Hook) -> _Hook:
-    """The same, of a hook after the training, behind which nothing is left on the optimizers, whatever happened.
+    """Decorate a hook after the training like :func:`guarded`, and leave nothing on the optimizers, whatever happens.
 
-    A Trainer that evaluates while another one fits ends nothing of that.
+    Nothing is done if another Trainer's fit is still running: a Trainer that evaluates meanwhile must not end it.
     """
 
     @wraps(hook)
@@ -106,7 +106,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
 
 
 def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Method], _Method]:
-    """A method that has another result where a fault keeps it from its own; `what`: how that is said."""
+    """Decorate a method so that it warns with `what`, and returns the result of `instead`, if a fault occurs."""
 
     def decorate(method: _Method) -> _Method:
         @wraps(method)

@@ -1,4 +1,4 @@
-"""What a user reads of a callback, back from the child process that trained: of spawned and notebook strategies."""
+"""Transfer of a callback's results from a child process that trained (spawned, notebook strategies) to its parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_farms.common.torch_writing import save_to
 
 
 class Handover:
-    """One file between the process that made a callback and a child of it, which trains a copy; else there is none."""
+    """One file by which a child process that trains a copy of a callback gives results to the process that made it."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -30,12 +30,12 @@ class Handover:
         return Handover()  # a copy of a callback has a file of its own
 
     def give(self, results: dict[str, Any]) -> None:
-        """Leave plain types and tensors for the process that made the callback; nothing where it is this one."""
+        """Write results, in plain types and tensors, for the process that made the callback, if this is its child."""
         parent = multiprocessing.parent_process()
         if parent is None or parent.pid != self._process:
             return
         target = _path(self._name)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}", dir=target.parent)  # readable for its owner only
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}", dir=target.parent)  # readable by its owner only
         os.close(descriptor)
         draft = Path(name)
         try:
@@ -45,7 +45,7 @@ class Handover:
             draft.unlink(missing_ok=True)
 
     def take(self) -> dict[str, Any] | None:
-        """What a child has left since the last call, None where that is nothing."""
+        """Return what a child has written since the last call; None if it has written nothing."""
         if os.getpid() != self._process or not _path(self._name).exists():
             return None
         try:
@@ -65,12 +65,12 @@ def _remove(process: int, name: str) -> None:
 
 
 def rows_of(report: SpectralReport | None) -> list[dict[str, Any]] | None:
-    """A report in plain types and tensors."""
+    """Return a report as plain types and tensors."""
     return None if report is None else [_row(row) for row in report]
 
 
 def report_of(rows: list[dict[str, Any]] | None) -> SpectralReport | None:
-    """The report that :func:`rows_of` described."""
+    """Rebuild the report that :func:`rows_of` described."""
     return None if rows is None else SpectralReport([_spectrum(row) for row in rows])
 
 

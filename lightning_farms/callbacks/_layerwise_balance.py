@@ -1,4 +1,4 @@
-"""What all callbacks that adjust a hyperparameter of the optimizer layer by layer have in common."""
+"""Base class of callbacks that adjust a hyperparameter of the optimizer layer by layer."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from lightning_farms.loggers.sinks import sinks
 class LayerwiseBalance(SpectralMonitor, ABC):
     r"""A :class:`SpectralMonitor` that also gives every layer l a hyperparameter :math:`h_l(t) = h(t) \, m(\alpha_l)`.
 
-    :math:`h(t)` is what the optimizer's group has, from whatever scheduler; it stays in the group, and the multiplier
-    is applied while the optimizer steps only. Bias and norm parameters follow the layer they belong to
-    (:func:`lightning_farms.analysis.parameter_layers`), unless ``control`` says otherwise; what belongs to no analysed
-    layer, and a layer that was skipped or is not balanced, keeps the base value. Multipliers are computed over the
-    layers whose weight an optimizer trains. Weights that lie in one parameter (queries, keys and values; the gates of a
-    recurrent layer) have one multiplier, by the mean of their alphas, and are one layer (``attn.in_proj_weight``) here.
-    Where optimizers are replaced during training, that is noticed before the next batch; where parameters are replaced
-    or added, at the next epoch or analysis. Options that change between a run and its resumption act from the next
-    analysis on.
+    :math:`h(t)` is the value in the optimizer's group, set by any scheduler; it stays there, and the multiplier is
+    applied only while the optimizer steps. Bias and norm parameters follow the layer to which they belong
+    (:func:`lightning_farms.analysis.parameter_layers`), unless ``control`` says otherwise. Parameters that belong to no
+    analysed layer keep the base value, and so do layers that were skipped or are not balanced. Multipliers are computed
+    over the layers whose weight an optimizer trains. Weights stored in one parameter (queries, keys and values; the
+    gates of a recurrent layer) count as one layer (``attn.in_proj_weight``) with one multiplier, by the mean of their
+    alphas. Optimizers that are replaced during training are noticed before the next batch, and parameters that are
+    replaced or added at the next epoch or analysis. Options that change between a run and its resumption take effect
+    with the next analysis.
 
     Args:
-        alpha_map: from alphas to multipliers.
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
+        alpha_map: the map from alphas to multipliers.
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)``.
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        control: what steadies and bounds the multipliers, and which layers have one.
-        **options: those of :class:`SpectralMonitor`.
+        control: smoothing and bounds of the multipliers, and the choice of layers that have one.
+        **options: options of :class:`SpectralMonitor`.
 
     Attributes:
         multipliers: {layer: multiplier} that the next update uses; empty before the first analysis.
 
     Raises:
-        TypeError: ``alpha_map`` or ``control`` is no such thing.
-        MisconfigurationException: a second callback adjusts the same hyperparameter, or the optimizer takes no
+        TypeError: ``alpha_map`` or ``control`` is of the wrong kind.
+        MisconfigurationException: a second callback adjusts the same hyperparameter, or the optimizer cannot take
             layer-wise values (LBFGS, DeepSpeed's).
     """
 
@@ -78,10 +78,10 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def _reset(self) -> None:
         super()._reset()
-        self._balancer: Balancer | None = None  # while a fit runs
-        self._state: dict[str, Any] = {}  # of the balancer, while there is none
+        self._balancer: Balancer | None = None  # exists while a fit runs
+        self._state: dict[str, Any] = {}  # the balancer's state, while there is no balancer
         self._multipliers: dict[str, float] = {}
-        self._looked_at = 0  # the step after which it was looked last whether weights move
+        self._looked_at = 0  # the step after which it was last checked whether weights move
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -92,13 +92,13 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def _saved(self) -> dict[str, Any]:
-        """The monitor's state, the averages of alpha, and the multipliers with the way they are on."""
+        """The monitor's state, the averages of alpha, and the multipliers with their ramp."""
         return {**(self._state if self._balancer is None else self._balancer.state_dict()), **super()._saved()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
-        self._state = {name: value for name, value in state.items() if name != "history"}  # the monitor has it
-        if self._balancer is not None:  # FSDP and FSDP2 restore it later than on_fit_start
+        self._state = {name: value for name, value in state.items() if name != "history"}  # which the monitor keeps
+        if self._balancer is not None:  # FSDP and FSDP2 restore the state after on_fit_start
             self._balancer.load_state_dict(self._state)
 
     def _results(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second callback that adjusts the same, whose multipliers would compound with this one's."""
+        """Refuse a second callback that adjusts the same hyperparameter, as the multipliers would compound."""
         super().setup(trainer, pl_module, stage)
         for other in trainer.callbacks if stage == "fit" else ():  # type: ignore[attr-defined]
             both = self._touched() & other._touched() if isinstance(other, LayerwiseBalance) else set()
@@ -125,7 +125,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook the optimizers: they exist now."""
+        """Hook the optimizers, which exist from now on."""
         super().on_fit_start(trainer, pl_module)
         check_optimizers(trainer.optimizers, type(self).__name__, self._adjusts.name)
         self._hook(trainer, pl_module)
@@ -140,14 +140,14 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     @guarded
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take notice of new optimizers and parameters, and make up for a skipped analysis."""
+        """Hook new optimizers and parameters, and make up for a skipped analysis."""
         with self._faults.contained("changes of the model could not be followed; training goes on"):
             self._hook_anew(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
 
     @guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Take notice of other optimizers, of which the next update may be."""
+        """Hook optimizers that have been replaced, since the next update may be theirs."""
         if self._balancer is not None and self._balancer.optimizers != trainer.optimizers:
             self._hook_anew(trainer, pl_module)
 
@@ -155,7 +155,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Take the multipliers a step further on their way, or analyse if that is due; look whether they are used."""
+        """Check that the multipliers are used, move them one step along their ramp, and analyse if that is due."""
         with self._faults.contained("the multipliers stay as they were; training goes on"):
             if self._balancer is not None:
                 self._prove(self._balancer, trainer)
@@ -166,7 +166,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
-        """{"layer_lr/<Optimizer>": {layer: rate}} of layers with an analysed weight."""
+        """{"layer_lr/<Optimizer>": {layer: rate}} for layers with an analysed weight."""
         return {} if self._balancer is None else self._balancer.values()
 
     def scalars(self) -> dict[str, float]:
@@ -175,15 +175,15 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         return unknown | ({} if self._balancer is None else self._balancer.means())
 
     def factors(self) -> dict[str, dict[str, float]]:
-        """The factor of each of the report's weights, also where several have one; NaN where it is not in force."""
+        """The multiplier of each of the report's weights, also of those that share one; NaN if it is not in force."""
         return {self._adjusts.factor: {} if self._balancer is None else self._balancer.factors()}
 
     def balanced_layers(self) -> set[str]:
-        """Weights of the report over whose alphas the multipliers are computed."""
+        """Weights of the report whose alphas determine the multipliers."""
         return set() if self._balancer is None else self._balancer.balanced()
 
     def remarks(self) -> list[str]:
-        """The mean multiplier, and what is not in force."""
+        """The mean multiplier, and any values that are not in force."""
         return [*super().remarks(), *([] if self._balancer is None else self._balancer.remarks())]
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             raise misconfiguration(f"{type(self).__name__}: {error}") from error
 
     def _prove(self, balancer: Balancer, trainer: Trainer) -> None:
-        """Look whether the updates use the multipliers; where they do not, loggers that take texts have it, too."""
+        """Check that the updates use the multipliers; if they do not, loggers that accept texts are told, too."""
         known, automatic = balancer.fault, trainer.lightning_module.automatic_optimization
         due = not automatic or trainer.global_step != self._looked_at  # between steps the module may move its weights
         self._looked_at = trainer.global_step
@@ -231,12 +231,12 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     @guarded
     def _follow(self, change: Callable[[], None] | None) -> None:
-        """What the balancer does within an optimizer's step, which a fault must not end."""
+        """Run the balancer's callback within an optimizer's step, which a fault must not end."""
         if change is not None:
             change()
 
     def _hook_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook again where optimizers or parameters have been replaced, added, or made of lazy ones."""
+        """Hook again if optimizers or parameters have been replaced or added, or lazy parameters initialised."""
         if self._balancer is not None and self._balancer.fits(trainer.optimizers):
             return
         try:
@@ -246,11 +246,11 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             if self._balancer is not None:
                 self._balancer.detach()
-            self._warned_of.add("use")  # which would be said again, of no layer at all
+            self._warned_of.add("use")  # that warning would come once more, about no layer at all
             self._warn_once("hooks", f"{error} All layers have the base {self._adjusts.name} from now on.")
 
     def _release(self) -> None:
-        """Take the hooks off the optimizers, and keep what a later fit and the user need."""
+        """Remove the hooks from the optimizers, and keep what a later fit and the user need."""
         if self._balancer is not None:
             self._state, self._multipliers = self._balancer.state_dict(), self._balancer.multipliers
             self._balancer.detach()

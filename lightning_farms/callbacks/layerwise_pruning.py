@@ -1,4 +1,4 @@
-"""Magnitude pruning in training, with a ratio for each layer from its alpha."""
+"""Magnitude pruning during training, with a ratio for each layer from its alpha."""
 
 from __future__ import annotations
 
@@ -34,63 +34,64 @@ _UNLOGGED = "a step of pruning could not be logged or drawn; training goes on"
 
 
 class LayerwisePruning(SpectralMonitor):
-    r"""Prunes weights by magnitude while a model is trained; layers of larger alpha (less trained) lose more.
+    r"""Prunes weights by magnitude during training; layers with a larger alpha (less trained) lose more.
 
-    At each step of the schedule the allocation turns the alphas of the layers, as they are then, into a ratio for each,
-    such that :math:`\lfloor S \sum p + 1/2 \rfloor` weights of all layers are pruned in all, exactly. Within a layer
-    those of least magnitude go (a complex one counts once). What is pruned stays pruned: a layer for which a later step
-    asks less than it has lost stays as it is, and the others share the rest by their scores. A step comes before the
-    first batch of an epoch, so that the checkpoints and metrics of the epoch before are of the weights that it had.
+    At each step of the schedule, the allocation turns the layers' current alphas into a ratio for each layer, such that
+    exactly :math:`\lfloor S \sum p + 1/2 \rfloor` weights of all layers together are pruned. Within a layer, the
+    weights of least magnitude are pruned (a complex weight counts once). Pruned weights stay pruned: if a later step
+    asks for less of a layer than is pruned already, the layer stays as it is, and the others share the rest in
+    proportion to their scores. A step is taken before the first batch of an epoch, so that the checkpoints and metrics
+    of the previous epoch belong to the weights that it had.
 
-    Pruned weights are plain zeros in plain parameters, whose names do not change, and pruning is permanent by that: a
-    checkpoint is that of an ordinary model. After every step of any optimizer they are put back to zero, whatever
-    momentum and weight decay did; what optimizers remember of them is cleared, and their gradients are left out of
-    gradient clipping. The averages that callbacks keep (``EMAWeightAveraging`` and the like) are zero where the weights
-    are. The callback's state holds the masks as bits, and a run resumes bit for bit. Under DDP, FSDP2 and tensor
-    parallelism all processes have the same masks, the state is that of one process, and each holds its own part of a
-    parameter.
+    Pruned weights are plain zeros in plain parameters, whose names do not change. This makes pruning permanent, and a
+    checkpoint is that of an ordinary model. After every step of any optimizer the weights are set back to zero,
+    whatever momentum and weight decay did; the optimizers' state for them is cleared, and their gradients are left out
+    of gradient clipping. The averages that callbacks keep (``EMAWeightAveraging`` and the like) are zero where the
+    weights are. The callback's state holds the masks as bits, and a run resumes bit for bit. Under DDP, FSDP2 and
+    tensor parallelism all processes have the same masks, the state is that of one process, and each process holds its
+    own part of a parameter.
 
-    Callbacks that ask for the same analysis share it, so that with ``TBSigmoid(analysis=FARMS())`` and the default here
-    there is one. All of them see the masked weights, once there are masks: the closing table says so. Where the
-    analysis fails, all layers lose the same share at that step, with a warning; one without an alpha has the score 1.
-    Faults of this package in analysing, logging and drawing are said and stop nothing, as with every callback here; one
-    in masking does stop the training, whose weights would be other than asked for.
+    Callbacks that ask for the same analysis share it: ``TBSigmoid(analysis=FARMS())`` and this one with its defaults
+    make one analysis. Once there are masks, all of them see masked weights, and the closing table says so. If the
+    analysis fails, all layers lose the same share at that step, with a warning; a layer without an alpha has the score
+    1. As with every callback here, faults of this package in analysing, logging and drawing are reported and stop
+    nothing. A fault in masking does stop the training, as the weights would not be those asked for.
 
-    Beside the keys of :class:`SpectralMonitor` there are:
+    Besides the keys of :class:`SpectralMonitor`, these are logged:
 
     ===========================  ======================================================================================
     ``pruning/sparsity``         fraction of all layers' weights that is pruned, which other callbacks can monitor
-    ``sparsity/<layer>``         the same of a layer, at each step and after every epoch and analysis, to every logger
+    ``sparsity/<layer>``         that of a layer, at each step and after every epoch and analysis, to every logger
     ``pruning/ratios``           figure of the layers' (blocks') ratios, at each step
     ``farms/sparsity_map``       heat map, layers by epochs, of what was pruned when the alphas beside it were measured;
                                  ``..._labelled`` as a figure
     ===========================  ======================================================================================
 
     Args:
-        sparsity: S, fraction of all layers' weights that is pruned at the end of the schedule, in [0, 1); None: prune
-            what is exactly 0 already when training starts, and no more: for a model that was pruned before. (A layer
-            of zeros alone is not held: it could never learn.)
-        allocation: from alphas to ratios: ``FARMSAllocation(...)``, ``WholeMatrixAllocation(...)``, whose method is
-            that of the analysis, or one that looks at no inputs (uniform, ramp, file). Blocks are those of a
-            ``ModuleList`` (a transformer's), where the model has one; layers elsewhere stand for themselves. None:
-            ``FARMSAllocation(FARMS(), cap=(1 + sparsity) / 2)``, which leaves every layer something: small layers of
-            large alpha would else lose all.
-        schedule: when, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
+        sparsity: S, the fraction of all layers' weights that is pruned at the end of the schedule, in [0, 1). None, for
+            a model that was pruned before: weights that are exactly 0 when training starts are kept at 0, and no others
+            are pruned. (A layer that is all zeros is trained, as it could never learn otherwise.)
+        allocation: how alphas become ratios: ``FARMSAllocation(...)`` or ``WholeMatrixAllocation(...)``, whose method
+            is then that of the analysis, or an allocation that looks at no inputs (uniform, ramp, file). Blocks are
+            those of a ``ModuleList`` (a transformer's) if the model has one; each layer outside it is a block of its
+            own. None: ``FARMSAllocation(FARMS(), cap=(1 + sparsity) / 2)``, which leaves every layer some weights, as
+            small layers of large alpha could lose all of them otherwise.
+        schedule: when to prune, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
         layers: which weights are pruned; the others stay dense, and do not count. Weights that are computed from
             parameters (weight norm), and heads that are tied to embeddings, stay dense in any case. Routers of experts
             and the state matrices of state-space models count as layers here: to keep them dense, exclude them, e.g.
             by ``Selection(exclude=["*.A_log"])``.
         every_n_epochs: analyse (and log) after every n-th epoch, and at the steps of the schedule.
-        **options: those of :class:`SpectralMonitor`.
+        **options: options of :class:`SpectralMonitor`.
 
     Attributes:
-        ratios: what the last step asked of each layer, a :class:`~lightning_farms.pruning.LayerRatios`; None before it.
-        masks: which weights are pruned, :class:`~lightning_farms.pruning.Masks`.
+        ratios: ratios that the last step asked for, a :class:`~lightning_farms.pruning.LayerRatios`; None before it.
+        masks: masks of the pruned weights, :class:`~lightning_farms.pruning.Masks`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: an argument is out of range; an allocation that needs the model's inputs; when the fit starts: a
-            pattern of ``layers`` fits no layer, or a file of ratios not the layers.
+        ValueError: an argument is out of range; the allocation needs the model's inputs; when the fit starts: a pattern
+            of ``layers`` matches no layer, or a file of ratios does not fit the layers.
         MisconfigurationException: another callback prunes too, or the strategy is FSDP1 or DeepSpeed's (at setup).
 
     Example:
@@ -134,32 +135,32 @@ class LayerwisePruning(SpectralMonitor):
         super()._reset()
         self._ratios: LayerRatios | None = None
         self._pruner = Pruner(self.allocation, self._warn)
-        self._plan: LayerRatios | None = None  # of the step that comes next
-        self._planned: int | None = None  # that step
-        self._pruned: int | None = None  # the last step that was made
+        self._plan: LayerRatios | None = None  # the plan of the next step
+        self._planned: int | None = None  # the step that is planned
+        self._pruned: int | None = None  # the last step that was taken
         self._seen = 0.0  # sparsity of the weights that were analysed last
 
     @property
     def ratios(self) -> LayerRatios | None:
-        """What the last step asked of each layer; None before it."""
+        """The ratios that the last step asked for; None before it."""
         self._take_over()
         return self._ratios
 
     @property
     def masks(self) -> Masks:
-        """Which weights are pruned."""
+        """The masks of the pruned weights."""
         self._take_over()
         return self._pruner.masks
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Store the values, which take effect when the training starts; a fault stops it: masks are part of it."""
+        """Store the values, which take effect when the training starts; a fault stops it, as the masks are needed."""
         if state_dict:
             self._restore(state_dict)
 
     def _saved(self) -> dict[str, Any]:
-        """The monitor's state, the masks, what the last step was, and what the next one does if that is known."""
+        """The monitor's state, the masks, the last step with its ratios, and the plan of the next step if any."""
         plans = {name: None if plan is None else plan.to_json() for name, plan in self._plans().items()}
         steps = {"pruned": self._pruned, "planned": self._planned}
         return {**super()._saved(), **plans, **steps, "masks": self._pruner.masks.state_dict()}
@@ -191,12 +192,12 @@ class LayerwisePruning(SpectralMonitor):
                 raise misconfiguration(f"{type(self).__name__} and {type(other).__name__} would both prune. Keep one.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a pattern of ``layers`` that fits no layer."""
+        """Refuse a pattern of ``layers`` that matches no layer."""
         super().on_fit_start(trainer, pl_module)
         next(layer_weights(pl_module, self.layers, values=False), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put restored masks, or those of zeros that are there, in force; then analyse if that is due."""
+        """Apply restored masks, or masks of the zeros that are there already; then analyse if that is due."""
         self._pruner.find(pl_module, self.layers)
         if not self._pruner.layers:
             lazy = any(is_lazy(parameter) for parameter in pl_module.parameters())
@@ -207,18 +208,18 @@ class LayerwisePruning(SpectralMonitor):
         elif self._pruned is None:
             self._keep_zeros()
         if self._plan is not None and not self._is_of_these_layers(self._plan):
-            self._plan = self._planned = None  # of other layers: options have changed
+            self._plan = self._planned = None  # it is for other layers, as options have changed
         self._hold(trainer, pl_module)
         self._warn_of_steps_that_come_too_late(trainer, trainer.max_epochs)
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take notice of new optimizers and parameters, and make up for a skipped analysis."""
+        """Find new optimizers and parameters, and make up for a skipped analysis."""
         self._take_notice(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Prune if a step is due: all callbacks have made their analyses of this moment."""
+        """Prune if a step is due; by now, all callbacks have made their analyses."""
         if batch_idx == 0:  # the module's own hooks come after those of callbacks
             self._take_notice(trainer, pl_module)
         step = self._due_step(trainer.current_epoch)
@@ -226,11 +227,11 @@ class LayerwisePruning(SpectralMonitor):
             self._prune(trainer, pl_module, step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Leave gradients of pruned weights out of what follows, which is clipping."""
+        """Set the gradients of pruned weights to zero, so that clipping, which follows, leaves them out."""
         self._pruner.masks.mask_gradients()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Analyse and log, and make sure that what is pruned is zero before a checkpoint is written."""
+        """Analyse and log, and make sure that pruned weights are zero before a checkpoint is written."""
         self._find_again(pl_module)
         if self._pruner.masks.revived():
             self._apply(trainer, pl_module)
@@ -243,7 +244,7 @@ class LayerwisePruning(SpectralMonitor):
         pl_module.log(_SPARSITY, self._pruner.sparsity, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the training was over before the schedule, then draw the labelled figures of the whole run."""
+        """Warn if the training ended before the schedule did, then draw the labelled figures of the whole run."""
         self._warn_of_steps_that_come_too_late(trainer, trainer.current_epoch)
         super().on_train_end(trainer, pl_module)
 
@@ -254,12 +255,12 @@ class LayerwisePruning(SpectralMonitor):
         return {"sparsity": self._pruner.by_layer()}
 
     def factors(self) -> dict[str, dict[str, float]]:
-        """What is pruned of each of the report's weights."""
+        """The fraction that is pruned of each of the report's weights."""
         pruned = self._pruner.by_layer()
         return {"pruned": {row.name: pruned.get(row.name, 0.0) for row in self._report or ()}}
 
     def remarks(self) -> list[str]:
-        """What was asked for and reached, what the alphas are of, and which layers stayed dense against the options."""
+        """Sparsity reached and asked for, sparsity when alphas were measured, and selected layers that stay dense."""
         size = sum(layer.size for layer in self._pruner.layers)
         asked = "" if self._ratios is None else f", {self._ratios.sparsity:.2%} asked for at the last step"
         lines = [
@@ -271,7 +272,7 @@ class LayerwisePruning(SpectralMonitor):
     # ---- stages ------------------------------------------------------------------------------------------------------
 
     def _due_step(self, epochs: int) -> int | None:
-        """The last step that is due after so many complete epochs, None where it was made or there is none."""
+        """The last step that is due after so many complete epochs; None if it has been taken or there is none."""
         step = None if self.sparsity is None else self.schedule.last_step(epochs)
         return step if step is not None and (self._pruned is None or self._pruned < step) else None
 
@@ -280,7 +281,7 @@ class LayerwisePruning(SpectralMonitor):
         return super()._is_due(now) or (step is not None and self._planned != step)
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
-        """Plan the step that is due after the analysis; the history keeps what was pruned when it was made."""
+        """Plan the step that is due after the analysis; the history keeps the sparsities during the analysis."""
         assert self._analysed is not None
         self._seen = self._pruner.sparsity
         step = self._due_step(self._analysed.epochs)
@@ -298,7 +299,7 @@ class LayerwisePruning(SpectralMonitor):
         if plan is None or not self._is_of_these_layers(plan):
             alphas = None if plan is None or self._report is None else self._report.alphas
             plan = self._pruner.plan(alphas, self.schedule.sparsity_at(step, self.sparsity))
-        self._pruner.fits(pl_module)  # and shards what FSDP2 has gathered
+        self._pruner.fits(pl_module)  # this also reshards what FSDP2 has gathered
         self._pruner.prune(plan)
         self._apply(trainer, pl_module)
         self._ratios, self._pruned, self._plan, self._planned = plan, step, None, None
@@ -310,7 +311,7 @@ class LayerwisePruning(SpectralMonitor):
         return {row.name for row in plan} == set(self._pruner.zeros)
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what is pruned to zero, also in the averages that other callbacks keep."""
+        """Set pruned weights to zero, also in the averages that other callbacks keep."""
         self._pruner.masks.apply()
         for average in averages(trainer, pl_module, self._pruner.keys()):
             self._pruner.masks.apply_to(average)
@@ -334,7 +335,7 @@ class LayerwisePruning(SpectralMonitor):
             self._warn("none", "no weight is zero, so that none is held at zero: was the pruned model loaded?")
 
     def _log_step(self, trainer: Trainer, plan: LayerRatios) -> None:
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # of the first batch with these masks
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # step of the first batch with these masks
         by_layer = {f"sparsity/{layer}": value for layer, value in self._pruner.by_layer().items()}
         self._faults.say(_UNLOGGED, *log_scalars(trainer, {_SPARSITY: self._pruner.sparsity, **by_layer}, step))
         blocks = self.allocation.granularity == "block"

@@ -1,4 +1,4 @@
-"""Write predicted flows to an HDF5 file in PDEBench's layout."""
+"""A callback that writes predicted flows to an HDF5 file in PDEBench's layout."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from lightning_farms.data.fields.prediction_parts import digest_of, done_items, 
 from lightning_farms.data.fields.windows import EvaluationTrajectories
 
 _NAME = "predictions.hdf5"
-_ROOM = 256  # trajectories of a part, where it is not known how many there are
+_ROOM = 256  # trajectories per part, if their number is not known
 _LAYOUT = "(batch, X, Y, frames, channels)"
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A data module whose predictions can be gone on with, as CFDDataModule."""
+    """A data module with which an interrupted prediction can be resumed, such as CFDDataModule."""
 
     left_out: Callable[[], Collection[int]] | None
-    """Tells which items are there already; asked when the loader of the others is built."""
+    """Returns the items that are predicted already; called when the loader of the others is built."""
 
     def prediction_settings(self) -> dict[str, Any]:
-        """Tell what predictions depend on, but for the network.
+        """Return everything that the predictions depend on, except the network.
 
         Returns:
             Plain values, equal for equal items.
@@ -50,48 +50,48 @@ class Resumable(Protocol):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what ``trainer.predict`` yields to one HDF5 file in PDEBench's layout.
+    """Writes the predictions of ``trainer.predict`` to one HDF5 file in PDEBench's layout.
 
-    The file holds the given frames followed by the predicted ones, in physical units, so that it lines up with the
-    file predicted from, and is itself one that :class:`~lightning_farms.data.CFDDataModule` reads:
+    The file holds the given frames followed by the predicted ones, in physical units, so that it lines up with the file
+    that was predicted from, and can itself be read by :class:`~lightning_farms.data.CFDDataModule`:
 
     =================================  ================================================================================
     density, pressure, Vx, Vy          (trajectories, frames, X, Y), float32; named by the data module's ``channels``
-    state                              (trajectories,): 1 where all values are finite, 2 where some are not
-    x-, y-, t-coordinate               of the cells and frames, t with one entry more; their numbers, where the data
+    state                              (trajectories,): 1 if all values are finite, 2 if some are not
+    x-, y-, t-coordinate               coordinates of cells and frames, t with one entry more; their numbers if the data
                                        module has no ``coordinates``
     trajectory, source-file            number of each trajectory in its file, and that file
     ``eta``, ``zeta``, ``M``           attributes, from the data module's ``physics``
     ``given_frames``, ``channels``     attributes: number of frames that were given, and the channels in their order
-    ``checkpoint``                     attribute, the checkpoint predicted with, if any
+    ``checkpoint``                     attribute: the checkpoint that the predictions were made with, if any
     ``settings``                       attribute, as JSON: flows by the identity of their files, weights, precision
     =================================  ================================================================================
 
-    Batches must be pairs whose first part is the given frames, and predictions tensors, both of shape
+    Batches must be pairs whose first part is the given frames, and predictions must be tensors, both of shape
     (batch, X, Y, frames, channels), as with :class:`~lightning_farms.models.OperatorModule`; given frames pass through
-    the data module's ``denormalize``, where it has one. Trajectories are in the order of the data set. Every batch is
-    written as it comes, and the file appears under its name when it is complete, or not at all. Until then it is
-    ``<name>.0.part``, as large as it is going to be (a file for each process under a distributed strategy; all must see
-    the folder). With ``trainer.predict(..., return_predictions=False)`` the predictions are not kept in memory besides.
-    Under ``fast_dev_run`` no file is left. What goes wrong in writing ends the prediction.
+    the data module's ``denormalize`` if it has one. Trajectories are in the order of the data set. Every batch is
+    written when it has been predicted, and the file appears under its name when it is complete, or not at all. Until
+    then it is ``<name>.0.part``, which has its final size (under a distributed strategy there is one for each process,
+    and all processes must see the folder). With ``trainer.predict(..., return_predictions=False)`` the predictions are
+    not also kept in memory. Under ``fast_dev_run`` no file is left. Errors in writing end the prediction.
 
-    A prediction with a :class:`~lightning_farms.data.CFDDataModule` that is interrupted, in whatever way, leaves its
-    part, and the same prediction goes on with the trajectories that are not in it; a part of other flows, weights or
-    settings is refused. Others begin anew and leave nothing.
+    If a prediction with a :class:`~lightning_farms.data.CFDDataModule` is interrupted, in whatever way, its part is
+    kept, and the same prediction resumes with the trajectories that are missing; a part of other flows, weights or
+    settings is refused. Other predictions are written to hidden temporary files, start anew and leave nothing behind.
 
     Args:
-        path: file to write; ``predictions.hdf5`` in the logger's folder (or the Trainer's ``default_root_dir``) when
-            left out.
+        path: file to write; by default ``predictions.hdf5`` in the logger's folder (or the Trainer's
+            ``default_root_dir``).
         overwrite: whether to replace an existing file, and parts of other settings; otherwise they are refused before
             anything is predicted.
 
     Attributes:
-        written: the file of the last prediction, None before.
+        written: the file of the last prediction; None before.
 
     Raises:
-        FileExistsError: ``path`` exists, or is read from, when the prediction is set up; or a part of other settings,
-            when it starts.
-        MisconfigurationException: there are several data loaders, when the prediction starts.
+        FileExistsError: ``path`` exists, or is one of the files that are predicted from (when the prediction is set
+            up); or there is a part of other settings (when the prediction starts).
+        MisconfigurationException: there are several data loaders (when the prediction starts).
         TypeError: a batch or a prediction is of another kind.
 
     Example:
@@ -105,14 +105,14 @@ class PredictionWriter(BasePredictionWriter):
         self._written: Path | None = None
         self._handover = Handover()
         self._target: Path | None = None
-        self._stem = ""  # of the names of parts that are not gone on with
+        self._stem = ""  # part of the names of temporary files that cannot be resumed
         self._settings: dict[str, Any] | None = None
         self._parts: list[PredictionPart] = []
         self._rows = 0
 
     @property
     def written(self) -> Path | None:
-        """The file of the last prediction, None before; also where child processes have written it (``ddp_spawn``)."""
+        """The file of the last prediction; None before. It may have been written by child processes (``ddp_spawn``)."""
         results = self._handover.take()
         if results is not None:
             self._written = None if results["written"] is None else Path(results["written"])
@@ -121,11 +121,11 @@ class PredictionWriter(BasePredictionWriter):
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find where to write; refuse a file that exists; go on with what an interrupted prediction has left."""
+        """Find where to write, refuse a file that exists, and prepare to resume an interrupted prediction."""
         if stage != "predict":
             return
         super().setup(trainer, pl_module, stage)
-        folder = trainer.log_dir or trainer.default_root_dir  # on all processes: one tells the others
+        folder = trainer.log_dir or trainer.default_root_dir  # a collective: one process tells the others
         self._target = Path(folder) / _NAME if self.path is None else self.path
         if self._target.is_dir() or (self._target.exists() and not self.overwrite):
             raise FileExistsError(
@@ -144,7 +144,7 @@ class PredictionWriter(BasePredictionWriter):
             data.left_out = partial(self._done, trainer, pl_module, data) if whole else None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several data loaders; agree on names for the parts."""
+        """Refuse several data loaders, and agree on names for the parts."""
         loaders = len(trainer.num_predict_batches)
         if loaders > 1:
             raise misconfiguration(
@@ -177,7 +177,7 @@ class PredictionWriter(BasePredictionWriter):
         self._rows += len(items)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make one file of the parts."""
+        """Join the parts into one file."""
         self._close()
         count = torch.tensor(len(self._parts), device=pl_module.device, dtype=torch.float32)
         expected = int(trainer.strategy.reduce(count, reduce_op="sum"))
@@ -191,7 +191,7 @@ class PredictionWriter(BasePredictionWriter):
             self._handover.give({"written": None if self._written is None else str(self._written)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what can be gone on with, and say so; leave nothing else behind."""
+        """Keep what can be resumed, and report it; leave nothing else behind."""
         if self._settings is not None and self._parts:
             done = sum(len(part.done) for part in self._parts)
             kept = ", ".join(str(part.path) for part in self._parts)
@@ -204,7 +204,7 @@ class PredictionWriter(BasePredictionWriter):
     # ---- stages ------------------------------------------------------------------------------------------------------
 
     def _done(self, trainer: Trainer, pl_module: LightningModule, data: Resumable) -> Sequence[int]:
-        """Places of the trajectories that an interrupted prediction has left; process zero tells the others."""
+        """Places of the trajectories that an interrupted prediction has written; process zero tells the others."""
         assert self._target is not None
         found: tuple[dict[str, Any], list[int]] | Exception = ({}, [])
         if trainer.is_global_zero:
@@ -226,7 +226,7 @@ class PredictionWriter(BasePredictionWriter):
         return done
 
     def _part_for(self, trainer: Trainer, item: int, fields: Tensor, given_frames: int) -> PredictionPart:
-        """The part with a place for an item, made or opened where there is none yet."""
+        """Return the part that has a place for an item; create or open it if necessary."""
         for part in self._parts:
             if item in part.items:
                 return part
@@ -271,7 +271,7 @@ class PredictionWriter(BasePredictionWriter):
             part.close()
 
     def _discard(self, trainer: Trainer) -> None:
-        """Close this process's parts, and delete those that are still there."""
+        """Close this process's parts, and delete those that still exist."""
         self._close()
         for part in self._parts:
             part.path.unlink(missing_ok=True)
@@ -292,7 +292,7 @@ def _predicted(prediction: object) -> Tensor:
 
 
 def _given(trainer: Trainer, batch: object, predicted: Tensor) -> Tensor:
-    """The frames before the predicted ones, in physical units."""
+    """Return the frames before the predicted ones, in physical units."""
     fields = batch[0] if isinstance(batch, Sequence) and batch else batch
     if not isinstance(fields, Tensor) or fields.ndim != 5:
         raise TypeError(
@@ -313,14 +313,14 @@ def _loader(trainer: Trainer) -> object:
 
 
 def _places(trainer: Trainer, batch_idx: int) -> Sequence[int] | None:
-    """A batch's places as its sampler notes them: the package `pytorch_lightning` tells only its own writers."""
+    """A batch's places as its sampler records them: the package `pytorch_lightning` passes them only to its writers."""
     sampler = getattr(_loader(trainer), "batch_sampler", None)
     seen = getattr(sampler, "seen_batch_indices", ())
     return seen[batch_idx] if batch_idx < len(seen) else None
 
 
 def _items(trainer: Trainer, batch_indices: Sequence[int] | None, before: int, count: int) -> list[int]:
-    """Places in the data set; running numbers where one process reads what has no places."""
+    """A batch's places in the data set; running numbers if one process reads a data set without places."""
     if batch_indices and not isinstance(getattr(_loader(trainer), "dataset", None), IterableDataset):
         return list(batch_indices)
     if trainer.world_size > 1:
@@ -332,7 +332,7 @@ def _items(trainer: Trainer, batch_indices: Sequence[int] | None, before: int, c
 
 
 def _origins(trainer: Trainer) -> list[Origin] | None:
-    """File and number of each place's trajectory, as far as the data set tells them; None without places."""
+    """File and number of each place's trajectory, as far as the data set knows them; None if it has no places."""
     dataset = getattr(_loader(trainer), "dataset", None)
     if isinstance(dataset, EvaluationTrajectories):
         parts = dataset.trajectories.parts
@@ -343,7 +343,7 @@ def _origins(trainer: Trainer) -> list[Origin] | None:
 
 
 def _numbers(path: Path) -> tuple[int, ...]:
-    """Process and number of a part, of its name."""
+    """Process and number of a part, read from its name."""
     return tuple(map(int, path.name.rsplit(".", 3)[1].split("-")))
 
 

@@ -1,4 +1,4 @@
-"""Draw what a neural operator predicts beside what is true, and how its error grows over the frames."""
+"""A callback that draws a neural operator's predictions beside the truth, and its error over the frames."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _UNEVEN = (
 class RolloutMonitor(KeptCallback):
     """Draws predicted fields beside the true ones, and the error over the frames, from validation and test rollouts.
 
-    It uses what ``validation_step`` and ``test_step`` return: a mapping with the tensors "prediction" and "target" of
-    shape (batch, X, Y, frames, channels), and "given", the frames before them, from which frames are numbered (as
-    :class:`~lightning_farms.models.OperatorModule` does). Names of channels and times of frames come from the data
-    module's ``channels`` and ``coordinates``, where it has them. Nothing of the training is changed, and only what is
-    drawn is kept in memory. Its own faults, in drawing, logging or summing up errors, are said and stop nothing; what
-    the module's steps raise is not touched.
+    It uses what ``validation_step`` and ``test_step`` return: a mapping (such as that of
+    :class:`~lightning_farms.models.OperatorModule`) with the tensors "prediction" and "target" of shape
+    (batch, X, Y, frames, channels), and "given", the frames before them, after which frames are numbered. Names of
+    channels and times of frames come from the data module's ``channels`` and ``coordinates`` if it has them. The
+    training is not changed, and only what is drawn is kept in memory. The callback's own faults, in drawing, logging or
+    summing up errors, are reported and stop nothing; errors raised by the module's steps are not touched.
 
     Log keys (``val``; for a test run ``test``, where they are written once; pictures go to TensorBoard, and, as far as
     they have a place for it, to Weights & Biases, MLflow and any logger with a ``log_image`` of Lightning's form):
@@ -56,27 +56,27 @@ class RolloutMonitor(KeptCallback):
     ================================  =================================================================================
     ``val/fields/<channel>``          truth, prediction and error of the first trajectory over a few frames, as a
                                       figure, every ``every_n_epochs`` and at the end; ``<channel>/2``: the second, ...
-    ``val/error_over_time``           relative L2 error over the frames, a line a channel, that of the first validation
-                                      and those of persistence and the drift-free prediction, as a figure, as often
+    ``val/error_over_time``           relative L2 error over the frames, one line per channel, with that of the first
+                                      validation, of persistence and of the drift-free prediction, as a figure, as often
     ``val/l2re_frame/<number>``       relative L2 error of the first, the middle and the last frame, mean over channels,
                                       each validation; other callbacks can monitor them
     ``test/l2re_over_time/<channel>`` scalars whose step is the frame's number, so that TensorBoard draws the curve;
                                       ``<channel>`` is also ``mean``, ``persistence``, ``drift_free``
     ================================  =================================================================================
 
-    With several data loaders, ``/dataloader_idx_<i>`` is added. Errors are per frame and channel over space, then
-    averaged over all trajectories of all processes; under a distributed sampler its repetitions are left out, and
-    the trajectories drawn are the first of process zero.
+    With several data loaders, ``/dataloader_idx_<i>`` is appended. Errors are computed over space for each frame and
+    channel, then averaged over all trajectories of all processes. Trajectories that a distributed sampler repeats are
+    left out, and the first trajectories of process zero are drawn.
 
     Args:
         every_n_epochs: draw at the first validation after every n-th epoch, and at the end of training; 0: at the end
             only.
         samples: number of trajectories whose fields are drawn, at least 0.
-        frames: number of frames drawn of each, spread from the first to the last predicted one, at least 1.
+        frames: number of frames drawn of each trajectory, spread from the first to the last predicted one, at least 1.
 
     Attributes:
-        errors: relative L2 error in the last evaluation of the (first) data loader, a list of frames of channels;
-            None before.
+        errors: relative L2 error in the last evaluation of the (first) data loader, a list over frames of lists over
+            channels; None before.
 
     Raises:
         ValueError: a number is out of range.
@@ -98,21 +98,21 @@ class RolloutMonitor(KeptCallback):
 
     def _reset(self) -> None:
         self._errors: Errors | None = None
-        self._first: dict[str, Earlier] = {}  # of each data loader
-        self._drawn_after = 0  # epochs
+        self._first: dict[str, Earlier] = {}  # by the suffix of the data loader
+        self._drawn_after = 0  # complete epochs at the last drawing
         self._records: dict[int, RolloutRecord] = {}
         self._undrawn: list[Evaluation] = []
 
     @property
     def errors(self) -> Errors | None:
-        """Relative L2 error in the last evaluation of the (first) data loader, frames of channels; None before."""
+        """Relative L2 error in the last evaluation of the (first) data loader, by frame and channel; None before."""
         self._take_over()
         return self._errors
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def _saved(self) -> dict[str, Any]:
-        """Epochs at the last drawing and errors of the first validation."""
+        """The number of epochs at the last drawing, and the errors of the first validation."""
         first = {suffix: earlier._asdict() for suffix, earlier in self._first.items()}
         return {"version": _STATE_VERSION, "drawn_after": self._drawn_after, "first": first}
 
@@ -137,7 +137,7 @@ class RolloutMonitor(KeptCallback):
 
     @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run; say where nothing can be written."""
+        """Forget an earlier run, and warn if there is no logger."""
         if stage == "fit" and trainer.global_step == 0 and trainer.current_epoch == 0:
             self._reset()
         if stage != "predict" and not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ class RolloutMonitor(KeptCallback):
 
     @guarded
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Forget the records of the last evaluation."""
         self._records = {}
 
     @guarded
@@ -162,12 +162,12 @@ class RolloutMonitor(KeptCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Sum up errors, keep the first trajectories."""
+        """Add the batch's errors, and keep the first trajectories."""
         self._add(trainer, "validation_step", outputs, dataloader_idx)
 
     @guarded
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log errors; draw, if that is due; not of the sanity check."""
+        """Log errors, and draw if that is due; the sanity check is ignored."""
         if trainer.sanity_checking:
             return
         self._undrawn = self._evaluations(trainer, pl_module, "val")
@@ -188,7 +188,7 @@ class RolloutMonitor(KeptCallback):
 
     @guarded
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Forget the records of the last evaluation."""
         self._records = {}
 
     @guarded
@@ -201,12 +201,12 @@ class RolloutMonitor(KeptCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Sum up errors, keep the first trajectories."""
+        """Add the batch's errors, and keep the first trajectories."""
         self._add(trainer, "test_step", outputs, dataloader_idx)
 
     @guarded
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log errors, also as curves over the frames; draw."""
+        """Log errors, also as curves over the frames, and draw."""
         self._undrawn = self._evaluations(trainer, pl_module, "test")
         for evaluation in self._undrawn:
             with self._faults.contained(_UNLOGGED):
@@ -215,7 +215,7 @@ class RolloutMonitor(KeptCallback):
 
     @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the errors to the process that made the callback, where this is a child of it."""
+        """Give the errors to the process that made the callback, if this is its child."""
         self._hand_over(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class RolloutMonitor(KeptCallback):
             self._warn_once("frames", _UNEVEN)
 
     def _evaluations(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[Evaluation]:
-        """Errors over all processes, logged through the module; and all that is drawn."""
+        """Compute the errors over all processes, log them through the module, and return what is to be drawn."""
         found: list[Evaluation] = []
         several = len(evaluation_loaders(trainer)) > 1
         records, self._records = sorted(self._records.items()), {}
@@ -249,7 +249,7 @@ class RolloutMonitor(KeptCallback):
         return found
 
     def _evaluation(self, trainer: Trainer, record: RolloutRecord, stage: str, suffix: str) -> list[Evaluation]:
-        """One evaluation, none where the rollouts differ in shape; a collective."""
+        """Return a list with one evaluation, or none if the rollouts differ in shape; a collective."""
         try:
             errors, trivial = record.errors(), record.trivial_errors()
         except ValueError:  # on all processes
@@ -260,7 +260,7 @@ class RolloutMonitor(KeptCallback):
         return [Evaluation(stage, suffix, when, step, names, errors, trivial, record.kept, record.drawn)]
 
     def _draw(self, trainer: Trainer) -> None:
-        """Draw the last evaluation, unless that has been done."""
+        """Draw the last evaluation, unless it has been drawn."""
         undrawn, self._undrawn = self._undrawn, []
         for evaluation in undrawn:
             earlier = self._first.get(evaluation.suffix) if evaluation.stage == "val" else None
@@ -274,7 +274,7 @@ class RolloutMonitor(KeptCallback):
 
 
 def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
-    """From the data module, where it has names, and as many as are needed."""
+    """Names of channels and times of frames from the data module, if it has as many as are needed."""
     numbers = list(range(given, given + len(errors)))
     data = getattr(trainer, "datamodule", None)
     t = getattr(getattr(data, "coordinates", None), "t", None)
@@ -283,14 +283,14 @@ def _names(trainer: Trainer, given: int, errors: Errors) -> Names:
 
 
 def _scalars(evaluation: Evaluation) -> dict[str, float]:
-    """Errors of a few frames, under their log keys."""
+    """The errors of a few frames, by their log keys."""
     start, frames, errors = f"{evaluation.stage}/l2re_frame", evaluation.names.frames, evaluation.errors
     shown = spread(len(errors), _LOGGED_FRAMES)
     return {f"{start}/{frames[i]}{evaluation.suffix}": _mean(errors[i]) for i in shown}
 
 
 def _log_curves(trainer: Trainer, evaluation: Evaluation) -> list[Exception]:
-    """A scalar a frame and channel, at the frame's number as its step; what loggers raised."""
+    """Log one scalar per frame and channel, with the frame's number as its step; returns the loggers' errors."""
     errors: list[Exception] = []
     key = f"{evaluation.stage}/l2re_over_time"
     for index, (frame, row) in enumerate(zip(evaluation.names.frames, evaluation.errors, strict=True)):
@@ -306,12 +306,12 @@ def _mean(row: Sequence[float]) -> float:
 
 
 def _epochs(trainer: Trainer) -> int:
-    """Complete epochs; one whose last step is done counts."""
+    """Number of complete epochs, including one whose last step is done."""
     return trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 def _when(trainer: Trainer) -> str:
-    """How long the network has been trained, as far as this Trainer knows."""
+    """How long the network has been trained, in words; "" if this Trainer does not know."""
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
     at_epoch_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

@@ -1,4 +1,4 @@
-"""Analyse every weight matrix during training, and log what was found."""
+"""A callback that analyses the spectrum of every weight matrix during training and logs the results."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ _STATE_VERSION = 2
 class SpectralMonitor(KeptCallback):
     """Measures the spectrum of every weight matrix before the first step and every n epochs or steps, and logs it.
 
-    Nothing of the training is changed. Several callbacks of this package that ask for the same analysis, selection and
-    diagnostics share one analysis, which is made, logged and drawn once: within the least of their workspaces, with the
-    most frequent of their figures and the most of their spectra. Under DDP, FSDP, FSDP2 and tensor parallelism
-    (``ModelParallelStrategy``) the layers are shared out over the ranks, and all ranks receive the same report, equal
-    bit for bit to that of one process. Strategies that train in child processes (``ddp_spawn``, ``ddp_notebook``) hand
-    report, history and multipliers back to the process that made the callback.
-    An analysis that fails is reported once and skipped. So is every other fault of this package in analysing, acting on
-    alphas, drawing, logging or printing: it never stops the training, and the next analysis is made. What stops it, at
-    the start, are wrong options and an unsuitable Trainer. (Where warnings are errors, the warning of a fault is one.)
+    The training is not changed. Several callbacks of this package that ask for the same analysis, selection and
+    diagnostics share one analysis, which is made, logged and drawn once, with the smallest of their workspaces, the
+    most frequent of their figures and the largest of their ``esd_layers``. Under DDP, FSDP, FSDP2 and tensor
+    parallelism (``ModelParallelStrategy``) the layers are divided among the ranks, and all ranks receive the same
+    report, equal bit for bit to that of one process. Strategies that train in child processes (``ddp_spawn``,
+    ``ddp_notebook``) hand report, history and multipliers back to the process that made the callback.
+    If an analysis fails, this is reported once, and the analysis is skipped. The same holds for every other fault of
+    this package in analysing, acting on alphas, drawing, logging or printing: it never stops the training, and the next
+    analysis is made. Wrong options and an unsuitable Trainer do stop the training, at its start. (If warnings are
+    turned into errors, so is the warning of a fault.)
 
     Log keys (``farms`` stands for the analysis's label: ``farms`` or ``whole``, with ``-2``, ... for a second analysis
     of that label in one Trainer; scalars go to every logger, the rest to TensorBoard, and, as far as they have a place
@@ -65,11 +66,11 @@ class SpectralMonitor(KeptCallback):
     ===================================  ==============================================================================
     ``farms/alpha/<layer>``              PL_Alpha_Hill of a layer
     ``farms/alpha_mean``, ``alpha_std``  mean and standard deviation over the analysed layers
-    ``farms/relative_alpha/<layer>``     alpha by that of the shuffled weight, if ``diagnostics.twin``
+    ``farms/relative_alpha/<layer>``     alpha divided by that of the shuffled weight, if ``diagnostics.twin``
     ``farms/mp_spikes/<layer>``          eigenvalues beyond the random bulk, if ``diagnostics.marchenko_pastur``
     ``farms/p_value/<layer>``            goodness of the power-law fit, if ``diagnostics.p_value``
     ``farms/time/analysis_seconds``      wall-clock time that the training waits for the analysis
-    ``farms/time/logging_seconds``       wall-clock time of the pictures that follow it
+    ``farms/time/logging_seconds``       wall-clock time of drawing and writing its pictures
     ``farms/time/epoch_share``           share of an epoch's time that analyses, pictures and logging took
     ``farms/alpha_histogram``            histogram of alpha over layers, each analysis
     ``farms/alpha_map``                  heat map, layers by epochs, each analysis (colours only)
@@ -81,33 +82,34 @@ class SpectralMonitor(KeptCallback):
     ===================================  ==============================================================================
 
     Args:
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)``.
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)``.
         every_n_epochs: analyse after every n-th epoch (and before the first step).
         every_n_steps: analyse after every n-th optimizer step instead (and before the first); the steps of all
             optimizers count.
-        start_epoch: number of epochs before the first analysis, from which ``every_n_epochs`` is counted; what is
-            adjusted keeps its base values until then.
-        selection: which weights to analyse; the others keep the base values of what is adjusted.
+        start_epoch: number of epochs before the first analysis, from which ``every_n_epochs`` is counted; an adjusted
+            hyperparameter keeps its base values until then.
+        selection: the weights to analyse; other layers keep the base value of an adjusted hyperparameter.
         diagnostics: error bars, goodness of fit and random baselines.
         workspace: bytes for the analysis, at least 1.
-        where: where the Gram matrices of weights on a GPU are decomposed: ``"auto"``: on the device or on the host, as
-            the table in :mod:`lightning_farms.functional.eigensolvers` has it; ``"device"``; ``"host"``.
-        overlap: analyse a copy of the weights, as they are when the epoch's last validation starts, in a thread of its
-            own while that validation runs; of effect in one process, and where validation follows the epoch's last
-            step. Report and multipliers are the same. It saves time where the validation leaves a core idle.
+        where: where the Gram matrices of weights on a GPU are decomposed: ``"device"``, ``"host"``, or ``"auto"``, by
+            which the table in :mod:`lightning_farms.functional.eigensolvers` decides.
+        overlap: whether to analyse a copy of the weights in a thread while the epoch's last validation runs. The copy
+            is made when that validation starts. This takes effect with one process, if the validation follows the
+            epoch's last step. Report and multipliers are the same, and time is saved if the validation leaves a core
+            idle.
         figures_every_n_epochs: write labelled figures at the first analysis after every n-th epoch, and at the end of
             training; 0: at the end only.
         esd_layers: number of layers, evenly spread over depth, whose ESD is drawn.
         summary: whether to print a table of all layers at the end of training.
 
     Attributes:
-        report: the last :class:`~lightning_farms.analysis.SpectralReport`, None before the first analysis.
+        report: the last :class:`~lightning_farms.analysis.SpectralReport`; None before the first analysis.
         history: alphas of all analyses, a :class:`~lightning_farms.analysis.history.LayerHistory`.
 
     Raises:
-        TypeError: ``analysis``, ``selection`` or ``diagnostics`` is no such thing.
-        ValueError: an interval or a number is out of range, or a pattern of ``selection`` fits no layer (when the fit
-            starts).
+        TypeError: ``analysis``, ``selection`` or ``diagnostics`` is of the wrong kind.
+        ValueError: an interval or a number is out of range, or a pattern of ``selection`` matches no layer (when the
+            fit starts).
         MisconfigurationException: the strategy is DeepSpeed's, or FSDP with ``use_orig_params=False`` (at setup).
 
     Example:
@@ -154,27 +156,27 @@ class SpectralMonitor(KeptCallback):
         self.figures_every_n_epochs = figures_every_n_epochs
         self.esd_layers = esd_layers
         self.summary = summary
-        self._module: int | None = None  # the module of the last fit
+        self._module: int | None = None  # id of the module of the last fit
         self._handover = Handover()
         self._reset()
 
     def _reset(self) -> None:
         self._report: SpectralReport | None = None
         self._history = LayerHistory()
-        self._analysed: Moment | None = None  # the last analysis
-        self._shared: SharedAnalysis | None = None  # with callbacks that ask for the same, while a fit runs
+        self._analysed: Moment | None = None  # moment of the last analysis
+        self._shared: SharedAnalysis | None = None  # exists while a fit runs
         self._warned_of: set[str] = set()
         self._faults = Faults(type(self).__name__)
 
     @property
     def report(self) -> SpectralReport | None:
-        """The last report, None before the first analysis."""
+        """The last report; None before the first analysis."""
         self._take_over()
         return self._report
 
     @property
     def history(self) -> LayerHistory:
-        """Alphas of all analyses, and what was adjusted."""
+        """Alphas of all analyses, and the values that were adjusted."""
         self._take_over()
         return self._history
 
@@ -183,7 +185,7 @@ class SpectralMonitor(KeptCallback):
     @property
     @guarded_value("its state had a shorter key for once", lambda self: type(self).__qualname__)
     def state_key(self) -> str:
-        """Unique for the class and what it analyses; other options may change between a run and its resumption."""
+        """Key unique to the class and what it analyses; other options may change between a run and its resumption."""
         return self._key(self.selection)
 
     def _key(self, selection: Selection) -> str:
@@ -191,14 +193,14 @@ class SpectralMonitor(KeptCallback):
 
     @guarded
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the state that a run had when factors of LoRA pairs, not products, were the default."""
+        """Accept the state of a run from when factors of LoRA pairs, not their products, were analysed by default."""
         states, earlier = checkpoint.get("callbacks", {}), self._key(replace(self.selection, low_rank_products=False))
         taken = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
         if self.state_key not in states and earlier in states and earlier not in taken:
             states[self.state_key] = states[earlier]
 
     def _saved(self) -> dict[str, Any]:
-        """Moment of the last analysis and history."""
+        """The moment of the last analysis, and the history."""
         analysed = None if self._analysed is None else self._analysed._asdict()
         return {"version": _STATE_VERSION, "analysed": analysed, "history": self._history.state_dict()}
 
@@ -218,7 +220,7 @@ class SpectralMonitor(KeptCallback):
 
     @guarded_at_start
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a Trainer whose weights this callback cannot see whole; forget an earlier run."""
+        """Refuse a Trainer whose weights this callback cannot see as a whole, and forget an earlier run."""
         if stage != "fit":
             return
         check_strategy(trainer.strategy, type(self).__name__)
@@ -234,14 +236,14 @@ class SpectralMonitor(KeptCallback):
 
     @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find those that ask for the same; refuse a pattern that fits no layer."""
+        """Join the callbacks that ask for the same analysis, and refuse a pattern that matches no layer."""
         self._subscribe(trainer)
         with whole_shapes(trainer):
             next(layer_weights(pl_module, self.selection, values=False), None)
 
     @guarded_at_start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """First analysis, before the first step; on resumption only if the checkpoint's is behind."""
+        """Make the first analysis, before the first step; after a resumption only if one has become due since."""
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"{type(self).__name__} has no logger to write to: its report and history are still available. "
@@ -258,7 +260,7 @@ class SpectralMonitor(KeptCallback):
 
     @guarded
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock, and make up for an analysis that a checkpoint in the epoch's last step skipped."""
+        """Start the epoch's clock, and make up for an analysis missed by resuming from an epoch's last step."""
         self._catch_up(trainer, pl_module)
         self._subscribe(trainer).start_epoch()
 
@@ -266,7 +268,7 @@ class SpectralMonitor(KeptCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Analyse after every n-th step, where that is asked for."""
+        """Analyse after every n-th step, if asked for."""
         analysed = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
         monitored = analysed | self._write(trainer, pl_module)
         if monitored:
@@ -285,10 +287,10 @@ class SpectralMonitor(KeptCallback):
 
     @guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Analyse and log; mean and spread go through the module, so that other callbacks can monitor them."""
+        """Analyse and log; mean and spread are logged by the module, so that other callbacks can monitor them."""
         monitored = self._analyse_if_due(trainer, pl_module, Moment.epoch_end(trainer))
         monitored |= self._write(trainer, pl_module, epoch_end=True)
-        if trainer.world_size > 1:  # all ranks log the same keys, or wait for each other in vain
+        if trainer.world_size > 1:  # ranks that log different keys would wait for each other in vain
             monitored = {key: monitored.get(key, math.nan) for key in trainer.strategy.broadcast(list(monitored))}
         pl_module.log_dict(monitored, logger=False, batch_size=1, sync_dist=trainer.world_size > 1)
 
@@ -299,7 +301,7 @@ class SpectralMonitor(KeptCallback):
 
     @guarded_at_end
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no thread behind: Lightning calls no teardown after an exception or an interrupt."""
+        """Leave no thread behind, as Lightning calls no teardown after an exception or an interrupt."""
         shared, self._shared = self._shared, None
         try:
             if shared is not None:
@@ -309,7 +311,7 @@ class SpectralMonitor(KeptCallback):
 
     @guarded_at_end
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the closing table, of all callbacks of equal analysis."""
+        """Print the closing table, one for all callbacks that share the analysis."""
         if stage == "fit" and self._shared is not None:
             shared, self._shared = self._shared, None
             try:
@@ -320,11 +322,11 @@ class SpectralMonitor(KeptCallback):
     # ---- for the shared analysis -------------------------------------------------------------------------------------
 
     def analysed_at(self) -> Moment | None:
-        """When the last analysis was made."""
+        """The moment of the last analysis."""
         return self._analysed
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
-        """{first part of the log keys: {layer: value}} of what is adjusted, logged after every epoch and analysis."""
+        """{first part of the log keys: {layer: adjusted value}}, logged after every epoch and analysis."""
         return {}
 
     def factors(self) -> dict[str, dict[str, float]]:
@@ -332,11 +334,11 @@ class SpectralMonitor(KeptCallback):
         return {}
 
     def balanced_layers(self) -> set[str]:
-        """Weights of the report whose layers are balanced; empty where none is."""
+        """Weights of the report whose layers are balanced; empty if none is."""
         return set()
 
     def scalars(self) -> dict[str, float]:
-        """{last part of the log key: value} of what is logged beside the values by the layer; all keys at any time."""
+        """{last part of the log key: value} for scalars that are not per layer; always has all of its keys."""
         return {}
 
     def remarks(self) -> list[str]:
@@ -359,21 +361,21 @@ class SpectralMonitor(KeptCallback):
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
     def _is_due(self, now: Moment) -> bool:
-        """Tell whether an analysis has become due since the last one."""
+        """Whether an analysis has become due since the last one."""
         return self._schedule.is_due(now, self._analysed)
 
     def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take notice of what has changed since the last one."""
+        """Follow changes of the model since the last analysis."""
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
-        """Act on a new report; returns what the history keeps beside alpha, {quantity: {layer: value}}."""
+        """Act on a new report; returns what the history keeps besides alpha, {quantity: {layer: value}}."""
         return {}
 
     def _release(self) -> None:
-        """Leave the optimizers as they were: called last in teardown, after an exception and an interrupt."""
+        """Leave the optimizers as they were; called last at teardown, and after an exception or an interrupt."""
 
     def _is_needed_elsewhere(self, trainer: Trainer) -> bool:
-        """Tell whether another Trainer's fit goes on."""
+        """Whether the callback takes part in another Trainer's fit, which is still running."""
         return runs_elsewhere(trainer, self)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ class SpectralMonitor(KeptCallback):
         return Schedule(self.every_n_epochs, self.every_n_steps, self.start_epoch)
 
     def _subscribe(self, trainer: Trainer) -> SharedAnalysis:
-        """The analysis of all that ask for the same: joined when the fit starts, or later where that failed."""
+        """Return the shared analysis; it is joined when the fit starts, or later if that failed."""
         if self._shared is None:
             options = AnalysisOptions(self.analysis, self.selection, self.diagnostics)
             self._shared = shared_analysis(trainer, options, self)
@@ -392,7 +394,7 @@ class SpectralMonitor(KeptCallback):
     def _catch_up(
         self, trainer: Trainer, pl_module: LightningModule, passing: tuple[type[Exception], ...] = ()
     ) -> None:
-        """Analyse if that is due between two epochs: before the first, or after a resumption."""
+        """Analyse between two epochs if that is due, i.e. before the first epoch or after a resumption."""
         monitored = self._analyse_if_due(trainer, pl_module, Moment.now(trainer), passing)
         monitored |= self._write(trainer, pl_module)
         trainer.callback_metrics.update({key: torch.tensor(value, device="cpu") for key, value in monitored.items()})
@@ -400,7 +402,7 @@ class SpectralMonitor(KeptCallback):
     def _analyse_if_due(
         self, trainer: Trainer, pl_module: LightningModule, now: Moment, passing: tuple[type[Exception], ...] = ()
     ) -> dict[str, float]:
-        """Act on the analysis of this moment if it is due; returns what other callbacks can monitor of it."""
+        """Make the analysis of this moment and act on it, if it is due; returns what other callbacks can monitor."""
         with self._faults.contained("an analysis was skipped; training goes on", passing):
             if not self._is_due(now):
                 return {}
@@ -419,7 +421,7 @@ class SpectralMonitor(KeptCallback):
         return {}
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, *, epoch_end: bool = False) -> dict[str, float]:
-        """Write what was found, once all that share it have acted on it; returns what can be monitored besides."""
+        """Write the results once all callbacks that share them have acted; returns more that can be monitored."""
         with self._faults.contained("what was found could not be logged; training goes on"):
             return self._subscribe(trainer).write(trainer, pl_module, self, epoch_end=epoch_end)
         return {}

@@ -10,7 +10,7 @@ from lightning_farms.callbacks.layerwise_learning_rate import LayerwiseLearningR
 
 
 class TBSigmoid(LayerwiseLearningRate):
-    r"""Gives layers of larger alpha (less trained) a larger learning rate, at most a fixed power of ten away.
+    r"""Gives layers with a larger alpha (less trained) a larger learning rate, at most a fixed power of ten away.
 
     .. math:: \eta_l(t) = \eta(t) \, 10^{\varphi_l}, \quad \varphi_l = s \left( \frac{1}{1 + e^{-\tau (\alpha_l -
               \bar\alpha)}} - \frac12 \right), \quad s = s_{high} \text{ where } \alpha_l > \bar\alpha
@@ -23,9 +23,9 @@ class TBSigmoid(LayerwiseLearningRate):
         s_low: strength below the mean, not negative: multipliers stay above 10^(-s_low / 2).
         s_high: strength above the mean, not negative: multipliers stay below 10^(s_high / 2).
         tau: steepness per unit of alpha, positive.
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TB_Sigmoid).
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TB_Sigmoid).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        **options: ``control`` and those of :class:`SpectralMonitor`.
+        **options: ``control`` and the options of :class:`SpectralMonitor`.
 
     Raises:
         ValueError: an argument is out of range.

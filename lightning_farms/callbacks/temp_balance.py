@@ -11,7 +11,7 @@ from lightning_farms.functional.layerwise import check_ratios
 
 
 class TempBalance(LayerwiseLearningRate):
-    r"""Gives layers of larger alpha (less trained) a larger learning rate, linearly between two ratios.
+    r"""Gives layers with a larger alpha (less trained) a larger learning rate, linearly between two ratios.
 
     .. math:: \eta_l(t) = \eta(t) \left[ \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha} (s_2 - s_1) + s_1
               \right]
@@ -20,11 +20,11 @@ class TempBalance(LayerwiseLearningRate):
     :class:`LayerwiseLearningRate` and :class:`SpectralMonitor` log is logged (see there for the keys).
 
     Args:
-        lr_min_ratio: s1, the multiplier of the smallest alpha, positive.
-        lr_max_ratio: s2, the multiplier of the largest alpha, at least s1.
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TempBalance).
+        lr_min_ratio: s1, the multiplier at the smallest alpha, positive.
+        lr_max_ratio: s2, the multiplier at the largest alpha, at least s1.
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original TempBalance).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        **options: ``control`` and those of :class:`SpectralMonitor`.
+        **options: ``control`` and the options of :class:`SpectralMonitor`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -52,10 +52,10 @@ class TempBalance(LayerwiseLearningRate):
 
     @property
     def lr_min_ratio(self) -> float:
-        """Multiplier of the smallest alpha."""
+        """Multiplier at the smallest alpha."""
         return self.alpha_map.min_ratio
 
     @property
     def lr_max_ratio(self) -> float:
-        """Multiplier of the largest alpha."""
+        """Multiplier at the largest alpha."""
         return self.alpha_map.max_ratio

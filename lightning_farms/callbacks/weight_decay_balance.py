@@ -14,15 +14,15 @@ from lightning_farms.callbacks._layerwise_balance import LayerwiseBalance
 
 
 class WeightDecayBalance(LayerwiseBalance):
-    r"""Gives layers of larger alpha (less trained) a larger weight decay: AlphaDecay.
+    r"""Gives layers with a larger alpha (less trained) a larger weight decay: AlphaDecay.
 
     .. math:: \lambda_l(t) = \lambda(t) \left[ \frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha} (s_2 - s_1) +
               s_1 \right]
 
     The multipliers are computed before the first step and after every ``every_n_epochs``-th epoch. For how they are
-    applied see :class:`~lightning_farms.callbacks._layerwise_balance.LayerwiseBalance`: groups without weight decay
-    stay without. It goes together with one callback that adjusts learning rates. Beside the keys of
-    :class:`SpectralMonitor` there are:
+    applied see :class:`~lightning_farms.callbacks._layerwise_balance.LayerwiseBalance`. Groups without weight decay
+    stay without it. One callback that adjusts learning rates may be used beside this one. Besides the keys of
+    :class:`SpectralMonitor`, these are logged:
 
     ================================  =================================================================================
     ``layer_wd/<Optimizer>/<layer>``  weight decay that the next update uses for the layer, after every epoch and
@@ -31,10 +31,10 @@ class WeightDecayBalance(LayerwiseBalance):
     ================================  =================================================================================
 
     Args:
-        alpha_map: from alphas to multipliers; ``None`` for the published one, ``LinearMap(2 / 3, 3)``.
-        analysis: how to analyse: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original AlphaDecay).
+        alpha_map: the map from alphas to multipliers; ``None`` for the published one, ``LinearMap(2 / 3, 3)``.
+        analysis: method of analysis: ``FARMS(...)`` or ``WholeMatrix(...)`` (the original AlphaDecay).
         every_n_epochs: analyse after every n-th epoch (and before the first step).
-        **options: ``control`` and those of :class:`SpectralMonitor` (published: ``every_n_steps=500``).
+        **options: ``control`` and the options of :class:`SpectralMonitor` (published: ``every_n_steps=500``).
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -68,7 +68,7 @@ class WeightDecayBalance(LayerwiseBalance):
 
     @guarded_at_start
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook the optimizers; warn where they have no weight decay to balance."""
+        """Hook the optimizers; warn if they have no weight decay to balance."""
         super().on_fit_start(trainer, pl_module)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if not any(float(group["weight_decay"]) for group in groups):

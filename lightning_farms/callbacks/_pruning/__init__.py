@@ -1,1 +1,1 @@
-"""What the callback that prunes has besides its hooks."""
+"""Helper of the callback that prunes."""

@@ -1,4 +1,4 @@
-"""Averages of the weights that other callbacks keep: what is pruned is zero in them too."""
+"""Averages of the weights that other callbacks keep, in which pruned weights have to be zero, too."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averages(trainer: Trainer, pl_module: LightningModule, keys: Mapping[Tensor, str]) -> Iterator[dict[str, Tensor]]:
-    """The parameters of every copy of the module that a callback of the Trainer holds, by the names of the originals.
+    """Yield, for each copy of the module that a callback of the Trainer holds, its parameters by the given names.
 
-    Such are the averages of Lightning's WeightAveraging, EMAWeightAveraging and StochasticWeightAveraging, and whatever
-    another callback keeps in an attribute, as a module or an AveragedModel with parameters of the same names.
+    Such copies are the averages of Lightning's WeightAveraging, EMAWeightAveraging and StochasticWeightAveraging, and
+    any module or AveragedModel with parameters of the same names that another callback keeps in an attribute.
     """
     names = {name: keys[parameter] for name, parameter in pl_module.named_parameters() if parameter in keys}
     for copy in _modules_of_callbacks(trainer):

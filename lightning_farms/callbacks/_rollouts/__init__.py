@@ -1,1 +1,1 @@
-"""What the callbacks that draw rollouts share."""
+"""Helpers of the callback that draws rollouts: records and pictures of an evaluation."""

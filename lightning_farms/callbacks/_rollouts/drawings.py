@@ -1,4 +1,4 @@
-"""Which pictures the rollouts of an evaluation give."""
+"""Pictures of the rollouts of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_farms.plotting.pixels import pixels
 
 
 class Names(NamedTuple):
-    """How channels and frames are called.
+    """Names of channels, and numbers and times of frames.
 
     Attributes:
-        channels: a name each.
+        channels: name of each channel.
         frames: number of each predicted frame in its trajectory.
-        times: time of each predicted frame; None where unknown.
+        times: time of each predicted frame; None if unknown.
     """
 
     channels: Sequence[str]
@@ -30,18 +30,18 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is drawn of one evaluation on one data loader.
+    """What there is to draw of one evaluation on one data loader.
 
     Args:
-        stage: "val" or "test", first part of the keys.
+        stage: "val" or "test", the first part of the keys.
         suffix: last part of the keys.
-        when: how long the network has been trained, "" where unknown.
-        step: the step that it is logged under.
-        names: of channels and frames.
-        errors: relative L2 error over all trajectories, a row a frame, a column a channel.
-        trivial: {name: mean error by frame} of what needs no network.
+        when: how long the network has been trained; "" if unknown.
+        step: the step under which it is logged.
+        names: names of channels and frames.
+        errors: relative L2 error over all trajectories, one row per frame, one column per channel.
+        trivial: {name of a trivial predictor: mean error by frame}.
         kept: the first trajectories.
-        drawn: index of each of their frames.
+        drawn: indices of the frames that were kept of each.
     """
 
     stage: str
@@ -59,8 +59,8 @@ class Earlier(NamedTuple):
     """The errors of an earlier evaluation.
 
     Attributes:
-        when: as in an evaluation.
-        errors: a row a frame, a column a channel.
+        when: as in :class:`Evaluation`.
+        errors: one row per frame, one column per channel.
     """
 
     when: str
@@ -68,7 +68,7 @@ class Earlier(NamedTuple):
 
 
 def rollout_pictures(evaluation: Evaluation, earlier: Earlier | None) -> list[Picture]:
-    """Fields of each kept trajectory and channel, and the error over the frames beside `earlier` of the same shape."""
+    """List the pictures: fields of each kept trajectory and channel, and errors by frame, with `earlier` if it fits."""
     stage, suffix = evaluation.stage, evaluation.suffix
     found = [
         Picture("figure", f"{stage}/fields/{name}{_number(sample)}{suffix}", partial(_fields, evaluation, sample, i))
@@ -79,7 +79,7 @@ def rollout_pictures(evaluation: Evaluation, earlier: Earlier | None) -> list[Pi
 
 
 def _number(sample: int) -> str:
-    """Part of the key; the first needs none."""
+    """Part of the key that numbers the trajectory; empty for the first."""
     return f"/{sample + 1}" if sample else ""
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a module's rollouts over one evaluation: errors, and a few frames of the first ones."""
+"""Record of a module's rollouts over one evaluation: errors, and a few frames of the first trajectories."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _AXES = "(batch, X, Y, frames, channels)"
 
 
 class Rollouts(NamedTuple):
-    """What a validation or test step returns.
+    """The rollouts that a validation or test step returns.
 
     Attributes:
-        prediction: (batch, X, Y, frames, channels).
-        target: the same shape.
-        given: number of frames that precede them.
-        last: the last of those, (batch, X, Y, 1, channels); None where there is none.
+        prediction: predicted frames, (batch, X, Y, frames, channels).
+        target: true frames, of the same shape.
+        given: number of given frames, which precede them.
+        last: the last given frame, (batch, X, Y, 1, channels); None if there is none that fits the target.
     """
 
     prediction: Tensor
@@ -35,19 +35,19 @@ class KeptRollout(NamedTuple):
     """A few frames of a trajectory, on the host.
 
     Attributes:
-        prediction: (X, Y, frames, channels), float32.
-        target: the same shape.
+        prediction: predicted frames, (X, Y, frames, channels), float32.
+        target: true frames, of the same shape.
     """
 
     prediction: Tensor
     target: Tensor
 
 
-Errors: TypeAlias = list[list[float]]  # a row a frame, a column a channel
+Errors: TypeAlias = list[list[float]]  # one row per frame, one column per channel
 
 
 def rollouts_of(outputs: object) -> Rollouts | str:
-    """Read what a step returned; in words what it was, if it was no mapping with "prediction" and "target".
+    """Read a step's output; if it is no mapping with a suitable "prediction" and "target", say in words what it is.
 
     Example:
         >>> fields = torch.ones(2, 8, 8, 3, 4)
@@ -72,7 +72,7 @@ def rollouts_of(outputs: object) -> Rollouts | str:
 
 
 def expected_outputs(step: str, got: str) -> str:
-    """The message on what is wrong with what a step returned."""
+    """Return the message that a step's output is not as expected."""
     return (
         f"RolloutMonitor expected `{step}` to return a mapping with the tensors 'prediction' and 'target' of shape "
         f"{_AXES}, but got {got}. Nothing is drawn. Return them, as OperatorModule does, or leave the callback out."
@@ -80,11 +80,11 @@ def expected_outputs(step: str, got: str) -> str:
 
 
 class RolloutRecord:
-    """Of one evaluation on one data loader.
+    """Errors and the first trajectories of one evaluation on one data loader.
 
     Attributes:
         kept: the first trajectories.
-        drawn: index of each of their frames.
+        drawn: indices of the frames that are kept of each.
         given: number of frames that precede the predicted ones.
     """
 
@@ -95,13 +95,13 @@ class RolloutRecord:
         self._metric = metric
         self._trivial: dict[str, Metric] = {}
         self._fresh = metric.clone()
-        self._names = names  # of so many channels
+        self._names = names  # function of the number of channels
         self._samples, self._columns = samples, columns
         self._seen = 0
         self._shape: torch.Size | None = None
 
     def add(self, rollouts: Rollouts, loader: object) -> bool:
-        """Add a batch; False, and nothing added, if it has other frames or channels than the first."""
+        """Add a batch; if its number of frames or channels is not that of the first, add nothing and return False."""
         prediction, target, given, _ = rollouts
         own = own_items(loader, self._seen, len(target))
         self._seen += len(target)
@@ -124,22 +124,22 @@ class RolloutRecord:
             return
         predictions = trivial_predictions(rollouts.last, target.shape[3], self._names(target.shape[4]))
         for name, prediction in predictions.items():
-            metric = self._trivial.setdefault(name, self._fresh.clone())  # on every process, also where none is its own
+            metric = self._trivial.setdefault(name, self._fresh.clone())  # on every process, even one without items
             if own:
                 metric.update(prediction[:own], target[:own])
 
     def errors(self) -> Errors:
-        """Errors over the trajectories of all processes; each must call it, and gets a ValueError if shapes differ."""
+        """Return the errors over all processes' trajectories; a collective; raises a ValueError if shapes differ."""
         errors: Errors = self._metric.compute().tolist()
         return errors
 
     def trivial_errors(self) -> dict[str, list[float]]:
-        """Errors of what needs no network, mean over channels, by frame; each process must call it."""
+        """Return the errors of trivial predictors by frame, mean over channels; a collective."""
         return {name: metric.compute().mean(-1).tolist() for name, metric in self._trivial.items()}
 
 
 def spread(length: int, number: int) -> list[int]:
-    """Indices evenly spread from the first to the last.
+    """Return up to `number` indices, evenly spread from the first to the last.
 
     Example:
         >>> spread(11, 5), spread(3, 5), spread(4, 1)

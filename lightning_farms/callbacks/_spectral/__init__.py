@@ -1,1 +1,1 @@
-"""What the callbacks that analyse share: the analysis of a Trainer, and when it is due."""
+"""Helpers of the callbacks that analyse: the analysis that they share in a Trainer, and its schedule."""

@@ -1,4 +1,4 @@
-"""Analyses of the weights as a Trainer holds them: shared out over its processes, or of a copy in the background."""
+"""Analyses of a Trainer's weights: divided among its processes, or of a copy in the background."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def analyze_in_trainer(
     where: Where,
     known: KnownLayers,
 ) -> SpectralReport | str:
-    """The report, the same on every rank, or what went wrong; a collective."""
+    """Return the report, the same on every rank, or else the reason of the failure; a collective."""
 
     def made() -> SpectralReport:
         with whole_shapes(trainer):
@@ -59,7 +59,7 @@ def spectra_in_trainer(
     where: Where,
     names: Sequence[str],
 ) -> SpectralReport | str:
-    """The report on the named layers, with their eigenvalues (on rank zero) and the random bulk; a collective."""
+    """Return the report on the named layers, with eigenvalues (on rank zero) and the random bulk; a collective."""
 
     def made() -> SpectralReport:
         with whole_shapes(trainer):
@@ -80,10 +80,10 @@ def spectra_in_trainer(
 
 
 class BackgroundAnalysis:
-    """One analysis of weights that nobody else changes, on one core; the result is that of a synchronous one.
+    """An analysis in a thread, on one core, of weights that nothing else changes; the result is the synchronous one's.
 
-    The thread has PyTorch's number of intra-op threads as its creator has it, whatever another analysis has set it to
-    meanwhile, and works on the streams that are current where it is made, after what is under way there.
+    The thread has its creator's number of PyTorch intra-op threads, whatever another analysis sets it to meanwhile. It
+    works on the CUDA streams that are current when it is created, after the work that is queued there.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class BackgroundAnalysis:
         )
 
     def report(self) -> SpectralReport:
-        """Wait for the analysis; raises what it raised."""
+        """Wait for the analysis and return its report, or raise its error."""
         try:
             return self._future.result()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Wait until the thread has ended, whatever came of it."""
+        """Wait until the thread has ended, whatever its outcome."""
         self._pool.shutdown(wait=True)
 
 
@@ -129,7 +129,7 @@ def _settle(threads: int, streams: Sequence[torch.cuda.Stream]) -> None:
 def analyze_in_background(
     options: AnalysisOptions, pl_module: LightningModule, workspace: int, where: Where, known: KnownLayers
 ) -> BackgroundAnalysis | None:
-    """The analysis of a copy of the weights, under way; None where they cannot be copied."""
+    """Start an analysis of a copy of the weights; None if they cannot be copied."""
     try:
         copies = [w._replace(matrices=w.matrices.clone()) for w in layer_weights(pl_module, options.selection)]
     except Exception:
@@ -138,7 +138,7 @@ def analyze_in_background(
 
 
 def attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:
-    """The report, or what went wrong; never raises."""
+    """Return the report, or the error in words; never raises."""
     try:
         return analysis()
     except Exception as error:
@@ -146,21 +146,21 @@ def attempt(analysis: Callable[[], SpectralReport]) -> SpectralReport | str:
 
 
 def _ranks(trainer: Trainer, pl_module: LightningModule) -> Ranks | None:
-    """The Trainer's processes, None where there is one."""
+    """The Trainer's processes; None if there is only one."""
     if trainer.world_size == 1:
         return None
     return Ranks(trainer.global_rank, trainer.world_size, partial(_total, trainer, pl_module))
 
 
 def _total(trainer: Trainer, pl_module: LightningModule, table: Tensor) -> Tensor:
-    """The sum over all ranks of a table on the CPU, there; a collective."""
+    """Sum a table on the CPU over all ranks, and return it on the CPU; a collective."""
     summed = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
     assert isinstance(summed, Tensor)
     return summed.cpu()
 
 
 def _on_all_ranks(analysis: Callable[[], SpectralReport], ranks: Ranks | None) -> SpectralReport | str | None:
-    """The report on all ranks; else what went wrong on this one, None where it is another; a collective."""
+    """Return the report on all ranks, or else this rank's error in words, None if another failed; a collective."""
     try:
         return together(analysis, ranks)
     except FailedOnRankError:
@@ -170,9 +170,9 @@ def _on_all_ranks(analysis: Callable[[], SpectralReport], ranks: Ranks | None) -
 
 
 def _reason(error: str | None, trainer: Trainer, pl_module: LightningModule) -> str:
-    """What went wrong on the first rank where anything did; a collective.
+    """Return the error of the first rank that failed, in words; a collective.
 
-    One alone has no report where it has to warn of a failed decomposition and warnings are errors.
+    One rank alone can fail, e.g. if it has to warn of a failed decomposition and warnings are turned into errors.
     """
     if trainer.world_size == 1:
         return str(error)

@@ -1,4 +1,4 @@
-"""What an analysis is asked for; callbacks that ask for the same share it."""
+"""Options of an analysis; callbacks with equal options share one analysis."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_farms.analysis.selection import Selection
 
 
 class AnalysisOptions(NamedTuple):
-    """How to analyse, which weights, and what to find out besides."""
+    """The method of an analysis, the weights to analyse, and additional diagnostics."""
 
     analysis: SpectralMethod
     selection: Selection
     diagnostics: Diagnostics
 
     def columns(self) -> list[str]:
-        """Columns of the report that are logged by the layer."""
+        """Columns of the report that are logged for each layer."""
         wanted = {
             "alpha": True,
             "relative_alpha": self.diagnostics.twin,

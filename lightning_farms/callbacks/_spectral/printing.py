@@ -1,4 +1,4 @@
-"""Printing that never ends the program: the reader of the standard output may have gone, or its disk be full."""
+"""Printing that never ends the program, even if the reader of the standard output is gone or its disk is full."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.table import Table
 
 
 class _Console(Console):
-    """Rich's own would point the user's standard output elsewhere and raise SystemExit."""
+    """A rich Console that raises a plain error; rich's own would redirect the standard output and raise SystemExit."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError("nobody reads the standard output")
 
 
 def print_table(table: Table) -> None:
-    """Print it, or raise an OSError.
+    """Print a table, or raise an OSError.
 
-    What cannot be written is left in no buffer, where it would turn into an error at the interpreter's exit: it goes to
-    the file itself, behind what the user's program has printed so far.
+    The table is written directly to the file descriptor, after what the user's program has printed so far. Left in a
+    buffer, text that cannot be written would cause an error at the interpreter's exit.
     """
     console = _Console()
     file = _descriptor()
@@ -40,7 +40,7 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def output_errors() -> Iterator[None]:
-    """Have rich's way out of the program where a pipe is broken, SystemExit, be an error like others."""
+    """Turn the SystemExit that rich raises for a broken pipe into a BrokenPipeError."""
     try:
         yield
     except SystemExit as error:
@@ -48,7 +48,7 @@ def output_errors() -> Iterator[None]:
 
 
 def _descriptor() -> int | None:
-    """Of the standard output; None where it is no plain file (a notebook's, one that copies elsewhere, none at all)."""
+    """Descriptor of the standard output; None if it is no plain file (a notebook's, one that copies elsewhere)."""
     if type(sys.stdout) is not TextIOWrapper:
         return None
     try:

@@ -1,4 +1,4 @@
-"""When an analysis is due."""
+"""Schedule of analyses."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lightning.pytorch import Trainer
 class Moment(NamedTuple):
     """A point between two updates."""
 
-    epochs: int  # complete ones
+    epochs: int  # complete epochs
     step: int  # optimizer steps taken
 
     @classmethod
     def now(cls, trainer: Trainer) -> Moment:
-        """Now, a running epoch not counted."""
+        """The present moment; a running epoch does not count."""
         return cls(trainer.current_epoch, trainer.global_step)
 
     @classmethod
     def epoch_end(cls, trainer: Trainer) -> Moment:
-        """Now, at the end of the running epoch, which counts."""
+        """The present moment, at the end of the running epoch, which counts."""
         return cls(trainer.current_epoch + 1, trainer.global_step)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """First after ``start_epoch`` epochs, then after every n-th epoch from there, or after every n-th step.
+    """Schedule: first after ``start_epoch`` epochs, then after every n-th epoch from there, or after every n-th step.
 
     Example:
         >>> schedule = Schedule(every_n_epochs=5, start_epoch=2)
@@ -53,7 +53,7 @@ class Schedule:
                 raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
 
     def is_due(self, now: Moment, last: Moment | None) -> bool:
-        """Tell whether an analysis has become due since the last one, None where there was none."""
+        """Whether an analysis has become due since the last one; ``last`` is None if there was none."""
         if now.epochs < self.start_epoch:
             return False
         if last is None or last.epochs < self.start_epoch:

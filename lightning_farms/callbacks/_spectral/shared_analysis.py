@@ -1,4 +1,4 @@
-"""One analysis for all callbacks of a Trainer that ask for the same: made, logged, drawn and printed once."""
+"""Analysis shared by all callbacks of a Trainer that ask for the same one; it is made, logged and drawn only once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _UNDESCRIBED = "the options could not be written to a logger; training goes on"
 
 
 class Subscriber(Protocol):
-    """What a shared analysis asks of a callback that shares it."""
+    """Interface of a callback to the analysis that it shares."""
 
     workspace: int
     where: Where
@@ -56,33 +56,33 @@ class Subscriber(Protocol):
 
     @property
     def report(self) -> SpectralReport | None:
-        """Its last one."""
+        """The callback's last report."""
 
     @property
     def history(self) -> LayerHistory:
-        """Of what it has seen and adjusted."""
+        """Alphas that it has seen, and the values that it adjusted."""
 
     def analysed_at(self) -> Moment | None:
-        """When its report is from."""
+        """The moment of its last analysis."""
 
     def adjusted_values(self) -> dict[str, dict[str, float]]:
-        """{first part of the log keys: {layer: value}} of what it adjusts."""
+        """{first part of the log keys: {layer: adjusted value}}."""
 
     def factors(self) -> dict[str, dict[str, float]]:
         """{title: {weight: multiplier}} for the closing table."""
 
     def balanced_layers(self) -> Collection[str]:
-        """Weights of the report whose layers it balances; empty where it balances none."""
+        """Weights of the report whose layers it balances; empty if it balances none."""
 
     def scalars(self) -> dict[str, float]:
-        """{last part of the log key: value} beside those by the layer; with all keys from the fit's start on."""
+        """{last part of the log key: value} for scalars that are not per layer; all keys are there from the start."""
 
     def remarks(self) -> list[str]:
         """Lines below the closing table."""
 
 
 class _UnderWay(NamedTuple):
-    """An analysis in a thread: of the weights at which moment, and how long it took to start it."""
+    """An analysis in a thread: the moment of its weights, the analysis, and the seconds it took to start it."""
 
     moment: Moment
     analysis: BackgroundAnalysis
@@ -90,34 +90,34 @@ class _UnderWay(NamedTuple):
 
 
 class SharedAnalysis:
-    """The analyses of one fit that answer one question, and all that is written about them.
+    """All analyses of one fit with the same options, and everything that is written about them.
 
-    Subscribers differ in when they want an analysis, and in what they do with it. Where their other options differ, the
-    least workspace, the most frequent figures and the most spectra hold.
+    Subscribers differ in when they want an analysis, and in what they do with it. If their other options differ, the
+    smallest workspace, the most frequent figures and the largest number of spectra apply.
     """
 
     def __init__(self, options: AnalysisOptions, label: str) -> None:
         self.options = options
         self.label = label  # first part of the log keys
         self.subscribers: list[Subscriber] = []
-        self.history = LayerHistory()  # alphas of all analyses, whoever wanted them
+        self.history = LayerHistory()  # alphas of all analyses, whichever subscriber wanted them
         self._known = KnownLayers()
-        self._report: SpectralReport | None = None  # of the last analysis that did not fail
+        self._report: SpectralReport | None = None  # report of the last analysis that did not fail
         self._reported: Moment | None = None
-        self._outcome: SpectralReport | None = None  # of the last analysis
+        self._outcome: SpectralReport | None = None  # report of the last analysis; None if it failed
         self._moment: Moment | None = None
         self._under_way: _UnderWay | None = None
-        self._analysis_seconds: float | None = None  # of an analysis that is not logged yet
+        self._analysis_seconds: float | None = None  # time of an analysis that is not logged yet
         self._epoch_start: float | None = None
-        self._spent = 0.0  # seconds in this epoch
+        self._spent = 0.0  # seconds spent in this epoch
         self._figures_at: Moment | None = None
         self._esd_names: list[str] = []
         self._faults = Faults(f"analysis {label!r}")
-        self._failed = False  # an analysis, which has been said
+        self._failed = False  # whether a failed analysis has been reported
         self._closed = False
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Take a callback in, with what it remembers of earlier fits."""
+        """Add a callback, with what it remembers of earlier fits."""
         if subscriber in self.subscribers:
             return
         self.subscribers.append(subscriber)
@@ -134,18 +134,18 @@ class SharedAnalysis:
 
     @property
     def _where(self) -> Where:
-        """What the first subscriber that asks for anything asks for."""
+        """The choice of the first subscriber that does not leave it at "auto"."""
         return next((s.where for s in self.subscribers if s.where != "auto"), "auto")
 
     @property
     def _figures_every_n_epochs(self) -> int:
-        """0: at the end only."""
+        """The smallest interval that a subscriber has; 0: at the end only."""
         return min((s.figures_every_n_epochs for s in self.subscribers if s.figures_every_n_epochs), default=0)
 
     # ---- analysing ---------------------------------------------------------------------------------------------------
 
     def take(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> SpectralReport | None:
-        """The report of this moment, made unless it has been, None where that failed; a collective."""
+        """Return the report of this moment, analysing if that has not been done; None if it failed; a collective."""
         if self._moment != now:
             self._moment, self._outcome = now, None
             with self._faults.contained(_FAILED):
@@ -155,7 +155,7 @@ class SharedAnalysis:
     def overlap(self, pl_module: LightningModule, now: Moment) -> None:
         """Start the analysis of this moment's weights in a thread, if a subscriber wants that; :meth:`take` waits.
 
-        Where the weights cannot be copied nothing is started, and :meth:`take` says what is wrong.
+        If the weights cannot be copied, nothing is started, and :meth:`take` reports the error.
         """
         wanted = any(subscriber.overlap for subscriber in self.subscribers)
         if not wanted or (self._under_way is not None and self._under_way.moment == now):
@@ -174,7 +174,7 @@ class SharedAnalysis:
 
     def _analyse(self, trainer: Trainer, pl_module: LightningModule, now: Moment) -> SpectralReport | str:
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # so that the time is the analysis's own
+            torch.cuda.synchronize(pl_module.device)  # so that only the analysis is timed
         started = time.perf_counter()
         if self._under_way is not None and self._under_way.moment == now:
             outcome = attempt(self._under_way.analysis.report)
@@ -200,7 +200,7 @@ class SharedAnalysis:
     # ---- logging -----------------------------------------------------------------------------------------------------
 
     def alpha_moments(self) -> dict[str, float]:
-        """Mean and spread of the last analysis, where they are finite, under their log keys."""
+        """Mean and standard deviation of the last alphas by their log keys, if they are finite."""
         if self._report is None:
             return {}
         moments = {"alpha_mean": self._report.mean_alpha, "alpha_std": self._report.std_alpha}
@@ -209,12 +209,12 @@ class SharedAnalysis:
     def write(
         self, trainer: Trainer, pl_module: LightningModule, last: Subscriber, *, epoch_end: bool = False
     ) -> dict[str, float]:
-        """Log and draw the analysis that its subscribers have acted on, once the last of them has.
+        """Log and draw the analysis, once the last of its subscribers has acted on it; a collective.
 
-        At the end of an epoch what they adjust is logged in any case. A collective.
+        At the end of an epoch, the values that they adjust are logged in any case.
 
         Returns:
-            The times, under their log keys, for other callbacks to monitor; nothing where there is nothing to write.
+            The times by their log keys, for other callbacks to monitor; empty if there is nothing to write.
         """
         if last is not self.subscribers[-1] or not (epoch_end or self._analysis_seconds is not None):
             return {}
@@ -234,7 +234,7 @@ class SharedAnalysis:
         for subscriber in self.subscribers:
             scalars |= self._part(partial(self._values_of, subscriber))
         with self._faults.contained(_UNLOGGED):
-            # Straight to the loggers, in one call: the module's own log takes half a millisecond a key.
+            # directly to the loggers, in one call, as the module's own log takes half a millisecond per key
             self._faults.say(_UNLOGGED, *log_scalars(trainer, scalars | keyed, logged_step(trainer)))
         self._spent += time.perf_counter() - started
         return keyed
@@ -248,26 +248,26 @@ class SharedAnalysis:
         return {f"{self.label}/{name}/{row.name}": getattr(row, name) for name in columns for row in self._report or ()}
 
     def _values_of(self, subscriber: Subscriber) -> dict[str, float]:
-        """What a subscriber adjusts, and its other scalars."""
+        """The values that a subscriber adjusts, and its other scalars, by their log keys."""
         adjusted = subscriber.adjusted_values().items()
         by_layer = {f"{prefix}/{layer}": value for prefix, of in adjusted for layer, value in of.items()}
         return by_layer | {f"{self.label}/{name}": value for name, value in subscriber.scalars().items()}
 
     def _part(self, scalars: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """One part of the scalars; a fault in it keeps no other part from the loggers."""
+        """Compute one part of the scalars; a fault in it does not keep the other parts from the loggers."""
         with self._faults.contained(_UNLOGGED):
             return scalars()
         return {}
 
     def logged(self) -> Logged:
-        """Who logs under the label, and what: by the layer, and in one number."""
+        """The subscribers that log under the label, their quantities per layer, and their other scalars."""
         columns = [f"{self.label}/{quantity}" for quantity in self.options.columns()]
         adjusted = sorted({prefix for subscriber in self.subscribers for prefix in subscriber.adjusted_values()})
         others = sorted({name for subscriber in self.subscribers for name in subscriber.scalars()})
         return Logged(self.subscribers, columns + adjusted, others)  # type: ignore[arg-type]
 
     def describe(self, trainer: Trainer, analyses: Sequence[SharedAnalysis]) -> None:
-        """Write options and the arrangement of charts of all analyses."""
+        """Write the options and the arrangement of charts of all analyses."""
         with self._faults.contained(_UNDESCRIBED):
             logged = {analysis.label: analysis.logged() for analysis in analyses}
             self._faults.say(_UNDESCRIBED, *describe(sinks(trainer), logged, logged_step(trainer)))
@@ -275,7 +275,7 @@ class SharedAnalysis:
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The small pictures of an analysis, and the labelled figures if they are due."""
+        """Draw the small pictures of an analysis, and the labelled figures if they are due."""
         assert self._report is not None
         assert self._reported is not None
         with self._faults.contained(_UNDRAWN):
@@ -288,13 +288,13 @@ class SharedAnalysis:
                 self.draw_figures(trainer, pl_module)
 
     def draw_figures(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The labelled figures of the run, unless they show the last analysis already; a collective."""
+        """Draw the labelled figures of the run, unless they show the last analysis already; a collective."""
         if self._report is None or self._figures_at == self._reported:
             return
         self._figures_at = self._reported
         names = trainer.strategy.broadcast(self._names_to_draw(trainer))
         if names is None:
-            return  # on all ranks, or on none: other ranks than zero may have no loggers, and are needed
+            return  # on all ranks or on none: ranks other than zero may have no loggers, but are needed
         spectra: list[LayerSpectrum] = []
         with self._faults.contained(_UNDRAWN):
             spectra = self._spectra(trainer, pl_module, names) if names else []
@@ -302,7 +302,7 @@ class SharedAnalysis:
             self._hand_out(trainer, run_figures(self.label, self._report, self._histories(), spectra))
 
     def _names_to_draw(self, trainer: Trainer) -> list[str] | None:
-        """Layers whose spectra are drawn, the same all the time; None where no picture has a place to go."""
+        """Names of the layers whose spectra are drawn, always the same; None if no logger accepts pictures."""
         with self._faults.contained(_UNDRAWN):
             if not sinks(trainer):
                 return None
@@ -312,11 +312,11 @@ class SharedAnalysis:
         return self._esd_names
 
     def _histories(self) -> list[LayerHistory]:
-        """What is drawn over time: alpha of all analyses, and what each subscriber adjusted at its own."""
+        """The histories to draw: alphas of all analyses, and the values that each subscriber adjusted."""
         return [self.history, *(subscriber.history.without("alpha") for subscriber in self.subscribers)]
 
     def _spectra(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> list[LayerSpectrum]:
-        """Rows of the layers that are drawn, with their eigenvalues on rank zero."""
+        """Analyse the layers whose spectra are drawn, with their eigenvalues on rank zero."""
         outcome = spectra_in_trainer(self.options, trainer, pl_module, self._workspace, self._where, names)
         return [row for row in self._usable(outcome) or () if row.name in names]
 
@@ -326,14 +326,14 @@ class SharedAnalysis:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the closing table, if a subscriber wants it, once; leave no thread behind."""
+        """Print the closing table once, if a subscriber wants it; leave no thread behind."""
         self.drop()
         wanted = trainer.is_global_zero and any(subscriber.summary for subscriber in self.subscribers)
         if self._closed or not wanted or self._report is None or self._reported is None:
             return
         self._closed = True
         bar = trainer.progress_bar_callback
-        if bar is not None:  # the live display of one that comes later would go over the table
+        if bar is not None:  # if it was closed later, its live display would overwrite the table
             with self._faults.contained("the progress bar could not be closed"), output_errors():
                 bar.teardown(trainer, pl_module, "fit")
         with self._faults.contained("the closing table could not be printed"):
@@ -360,12 +360,12 @@ _OF_TRAINER: WeakKeyDictionary[Trainer, list[SharedAnalysis]] = WeakKeyDictionar
 
 
 def forget_analyses(trainer: Trainer) -> None:
-    """Leave those of an earlier fit; for setup, which every callback passes before the first subscribes."""
+    """Forget the analyses of an earlier fit; called at setup, which all callbacks run before the first subscribes."""
     _OF_TRAINER.pop(trainer, None)
 
 
 def shared_analysis(trainer: Trainer, options: AnalysisOptions, subscriber: Subscriber) -> SharedAnalysis:
-    """The Trainer's analysis of these options in this fit, to which the callback is subscribed now."""
+    """Subscribe a callback to the Trainer's analysis with these options, and return that analysis."""
     analyses = _OF_TRAINER.setdefault(trainer, [])
     shared = next((analysis for analysis in analyses if analysis.options == options), None)
     if shared is None:
@@ -376,12 +376,12 @@ def shared_analysis(trainer: Trainer, options: AnalysisOptions, subscriber: Subs
     if shared not in analyses:
         analyses.append(shared)
     order = {id(callback): place for place, callback in enumerate(trainer.callbacks)}  # type: ignore[attr-defined]
-    shared.subscribers.sort(key=lambda one: order.get(id(one), len(order)))  # one whose start failed comes late
+    shared.subscribers.sort(key=lambda one: order.get(id(one), len(order)))  # one that failed to start joins late
     return shared
 
 
 def runs_elsewhere(trainer: Trainer, subscriber: Subscriber) -> bool:
-    """Tell whether a fit of another Trainer is under way in which the callback takes part."""
+    """Whether the callback takes part in another Trainer's fit, which is still running."""
     return any(
         other is not trainer
         and (other.state.fn, other.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
@@ -391,12 +391,12 @@ def runs_elsewhere(trainer: Trainer, subscriber: Subscriber) -> bool:
 
 
 def describe_run(trainer: Trainer, first: Subscriber) -> None:
-    """Write options and the arrangement of charts, once for all analyses: a second layout would replace the first."""
+    """Write the options and the arrangement of charts once for all analyses, as a second layout replaces the first."""
     analyses = _OF_TRAINER.get(trainer, [])
     if analyses and first is analyses[0].subscribers[0]:
         analyses[0].describe(trainer, analyses)
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs an epoch's scalars, so that all charts share one axis."""
+    """The step under which Lightning logs an epoch's scalars; with it, all charts share one axis."""
     return max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)

@@ -1,4 +1,4 @@
-"""Which strategies and optimizers callbacks refuse, and how parameters have their own shapes under the others."""
+"""Checks that refuse strategies and optimizers, and access to parameters in their own shapes under FSDP1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_farms.common.lightning_packages import kinds, misconfiguration
 
 
 def check_strategy(strategy: Strategy, callback: str) -> None:
-    """Refuse a strategy that leaves no parameter of the model as it is."""
+    """Refuse a strategy that does not keep the model's own parameters."""
     if isinstance(strategy, kinds("strategies.DeepSpeedStrategy")):
         raise misconfiguration(
             f"{callback} cannot use weights that {type(strategy).__name__} partitions and updates as flattened copies. "
@@ -28,7 +28,7 @@ def check_strategy(strategy: Strategy, callback: str) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], callback: str, hyperparameter: str) -> None:
-    """Refuse a training without an optimizer; in the place of None Lightning puts a mock-up with no hyperparameter."""
+    """Refuse a training without an optimizer, in whose place Lightning puts a mock without hyperparameters."""
     if not any(type(optimizer).__name__ != "_MockOptimizer" for optimizer in optimizers):
         raise misconfiguration(
             f"{callback} has no optimizer whose {hyperparameter} it could adjust: `configure_optimizers` returns none. "
@@ -41,7 +41,7 @@ def _original_parameters(strategy: Any) -> bool:  # noqa: ANN401 - FSDPStrategy 
 
 
 def whole_shapes(trainer: Trainer) -> AbstractContextManager[dict[Tensor, Tensor]]:
-    """Have the parameters that FSDP1 keeps in flat parts stand in the model in their own shapes for a while."""
+    """Within the context, parameters that FSDP1 keeps in flat parts have their own shapes in the model."""
     if not isinstance(trainer.strategy, kinds("strategies.FSDPStrategy")):
         return nullcontext({})
     assert trainer.strategy.model is not None

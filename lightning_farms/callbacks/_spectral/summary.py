@@ -1,4 +1,4 @@
-"""The table that closes a run."""
+"""The table that is printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.common.texts import listed, shape_text
 
-_NAMED = 5  # layers of one reason
+_NAMED = 5  # number of layers that are named for one reason
 
 
 def summary_table(
@@ -25,15 +25,15 @@ def summary_table(
     balanced: Iterable[Collection[str]] = (),
     after: str = "training",
 ) -> Table:
-    """One line a layer: name, shape, alpha first and last, factors; below it means, why layers were left out, remarks.
+    """Build the table: per layer its name, shape, first and last alpha, and factors; below it means, reasons, remarks.
 
-    ``balanced``: for each callback the weights of the report that it balances, none where it does not balance.
+    ``balanced`` holds, for each callback, the weights of the report that it balances, or none if it balances none.
     """
     table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
     columns = dict(factors or {})
-    between = "\n" if len(columns) > 1 else " "  # where there are many, the layers' names need the room
+    between = "\n" if len(columns) > 1 else " "  # with several columns, the layers' names need the room
     for title in ("alpha first", "last", *columns):
         table.add_column(title.replace(" ", between), justify="right", no_wrap=title == "last")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
@@ -47,7 +47,7 @@ def summary_table(
 
 
 def _means(report: SpectralReport, balanced: Iterable[Collection[str]]) -> str:
-    """Mean and spread over the layers that are balanced, and over all that were analysed."""
+    """The mean and spread of alpha over the balanced layers, and over all analysed layers."""
     analysed = {row.name: row for row in report if row.status == "ok"}
     parts: list[str] = []
     for names in dict.fromkeys(frozenset(names) for names in balanced):
@@ -65,7 +65,7 @@ def _moments(report: SpectralReport) -> str:
 
 
 def _reasons(report: SpectralReport) -> list[str]:
-    """One line a reason, with the first of the layers that have it."""
+    """One line per reason for which layers were left out, with the first of these layers."""
     layers: dict[str, list[str]] = {}
     for row in report:
         if row.reason:
