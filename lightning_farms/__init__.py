@@ -56,7 +56,7 @@ _ROOMS = (
     "analysis",
     "balancing",
     "callbacks",
-)  # in this order: the first need no Lightning, which takes seconds to import
+)  # searched in this order, as the first two need no Lightning, which takes seconds to import
 
 
 if not TYPE_CHECKING:  # so that type checkers know the names above and no others

@@ -1,4 +1,4 @@
-"""`python -m lightning_farms`: the command line of lightning_farms.cli."""
+"""`python -m lightning_farms`, which runs the command line of lightning_farms.cli."""
 
 from lightning_farms.cli import main
 
