@@ -30,7 +30,7 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What there is to draw of one evaluation on one data loader.
+    """The results of one evaluation on one data loader, as needed for drawing.
 
     Args:
         stage: "val" or "test", the first part of the keys.
