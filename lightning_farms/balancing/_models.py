@@ -71,6 +71,13 @@ def held_by(optimizers: Sequence[Optimizer]) -> list[tuple[int, bool]]:
     return [(id(optimizer), False) for optimizer in optimizers] + parameters
 
 
+def shown_by(model: nn.Module) -> list[tuple[str, int]]:
+    """Which parameter stands where in the model; nothing where others take their places for a while (FSDP2)."""
+    if any(hasattr(module, "unshard") for module in model.modules()):
+        return []
+    return [(name, id(parameter)) for name, parameter in model.named_parameters()]
+
+
 def _known(module: nn.Module, names: dict[str, str]) -> str | None:
     """The first class name of the module that is among the given names."""
     return next((base.__name__ for base in type(module).__mro__ if base.__name__ in names), None)

@@ -25,14 +25,14 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
 from lightning_farms.balancing._distributed import all_ranks
-from lightning_farms.balancing._models import all_of, check_kinds, check_whole, held_by, original_module
+from lightning_farms.balancing._models import all_of, check_kinds, check_whole, held_by, original_module, shown_by
 from lightning_farms.balancing._proof import Proof
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing._writing import finite_scalars, write
 from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
-from lightning_farms.balancing.structure import Structure, structure
+from lightning_farms.balancing.structure import Structure, has_structure, structure
 from lightning_farms.balancing.warnings import contained_fault, warnings_of_control
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
@@ -146,6 +146,7 @@ class Balancer:
         self._structure = Structure({}, {}, set(), {})
         self._layers: dict[str, str] = {}  # layer to which each of the report's weights belongs
         self._hooked: list[tuple[int, bool]] = []  # the optimizers and parameters for which the hooks were made
+        self._shown: list[tuple[str, int]] | None = None  # the model's parameters then; None if FSDP1 replaces them
         self._own_values: list[dict[str, Any]] = []  # states of scalings, until these exist
         self._proof = Proof(())
         self._steps_before = self._ahead = 0  # steps of earlier hooks; how far an adapter's count is ahead of `steps`
@@ -319,12 +320,14 @@ class Balancer:
                 scaling.remember(known)
         if not former:
             self._load_own_values()
-        self._hooked = held_by(optimizers)
+        self._hooked, self._shown = held_by(optimizers), None if original else shown_by(self.model)
         self._proof = Proof(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Whether the hooks were made for these optimizers and the parameters that they hold now."""
-        return self._hooked == held_by(optimizers)
+        """Whether the hooks were made for these optimizers, the parameters they hold now, and the model's layers."""
+        moved = self._shown not in (None, shown_by(self.model))
+        moved = moved and has_structure(self.model, self.selection, self.control)  # else the present hooks stay
+        return self._hooked == held_by(optimizers) and not moved
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
         inner = updating_optimizer(optimizer)

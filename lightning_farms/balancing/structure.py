@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_farms.analysis.selection import Selection
+from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.analysis.weights.ownership import parameter_layers
 from lightning_farms.balancing.control import Control
@@ -51,3 +51,12 @@ def structure(
     layers = replace(control.layers, embeddings=True, low_rank_products=selection.low_rank_products)
     refused = {weight.name for weight in layer_weights(model, layers, values=False) if weight.reason}
     return found._replace(unbalanced=refused | {name for name, layer in found.layers.items() if layer in ends})
+
+
+def has_structure(model: nn.Module, selection: Selection, control: Control) -> bool:
+    """Tell whether all patterns fit a layer; where one does not, the analysis says so."""
+    try:
+        structure(model, selection, control)
+    except PatternError:
+        return False
+    return True

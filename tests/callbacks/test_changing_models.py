@@ -1,5 +1,7 @@
 """Models and optimizers that change during training, and layers that several weights make up."""
 
+import math
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -119,6 +121,47 @@ def test_what_is_logged_is_what_is_used_after_a_change(change, loader, make_trai
     for layer in layers:
         assert model.used[-1][f"{layer}.weight"] == pytest.approx(logged[layer][-2], rel=1e-9), layer
     assert len({round(rate / 1e-3, 6) for rate in model.used[-1].values()}) > 2
+
+
+def wrapped_body(model):
+    model.body = nn.Sequential(model.body)
+    model.training_step = lambda batch, batch_idx: model.update(
+        model.optimizers(), model.loss(nn.Sequential(model.body, model.mid, model.head))
+    )
+
+
+def renamed_head(model):
+    model.top = model.head
+    del model.head
+
+
+def head_without_an_optimizer(model):
+    model.head = nn.Linear(20, 12).double()
+
+
+def no_head(model):
+    del model.head
+
+
+@pytest.mark.parametrize(
+    ("change", "balanced"),
+    [
+        (wrapped_body, {"body.0", "mid", "head"}),
+        (renamed_head, {"body", "mid", "top"}),
+        (head_without_an_optimizer, {"body", "mid"}),
+        (no_head, {"body", "mid"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_layers_that_move_or_go_while_the_optimizer_stays_are_followed(change, balanced, loader, make_trainer):
+    model, balance = Tower(change), TempBalance(summary=False)
+    make_trainer([balance], max_epochs=4).fit(model, loader)
+    assert set(balance.multipliers) == balanced
+    logged = dict(zip(balance.history.layers("learning_rate"), balance.history.rows("learning_rate"), strict=True))
+    for layer in balanced:
+        assert model.used[-1][f"{layer}.weight"] == pytest.approx(logged[layer][-2], rel=1e-9), layer
+    assert {min(balance.multipliers.values()), max(balance.multipliers.values())} == {0.5, 1.5}
+    assert all(math.isnan(logged[layer][-1]) for layer in logged.keys() - balanced)
 
 
 class Resets(Tower):
