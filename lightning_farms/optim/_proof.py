@@ -15,6 +15,10 @@ _MANY = 8  # the same if there is no sign that these steps updated anything
 RARELY = 50
 """Least number of steps between a proof and the next one."""
 
+_ELSEWHERE = (
+    "the weights move elsewhere than in `step`, as where an update is part of the backward pass. Use an optimizer that"
+    " updates in `step`"
+)
 _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
 
 
@@ -34,6 +38,8 @@ class Proof:
         self._begin: dict[torch.Tensor, tuple[int | None, int | None]] = {}  # {parameter: its version, its counter}
         self._sums: dict[torch.Tensor, torch.Tensor] = {}  # sums of the entries of these parameters
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
+        self._closure_moved = False  # parameters, in the present step
+        self._by_closure = 0  # steps whose closure moved parameters and left no gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
         self._wide: dict[object, tuple[Seal, int | None]] = {}  # entries of the optimizer's state for all parameters
@@ -48,12 +54,13 @@ class Proof:
         ):
             self.proved, self._trained = False, set()
             self._read = {number: set() for number in range(len(scaled))}
-            self._steps = self._updates = 0
+            self._steps = self._updates = self._by_closure = 0
             self._unread = _Unread()
             self._watched = scaled  # last, so that all is done again after an interruption
         self._age += 1
         if self.proved or (not scaled and (self._usual is not None or self._tries >= _SEVERAL)):
             return
+        self._closure_moved = self.running and any(map(self._moved, self._begin))
         if not self.running:
             self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
             self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
@@ -87,6 +94,9 @@ class Proof:
             return None if self._copied else self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
         if not any("params" in names for names in now):
             return None  # nothing was updated
+        self._by_closure += self._closure_moved and not self._trained
+        if self._by_closure >= _SEVERAL:
+            return _ELSEWHERE
         self._steps += 1
         self._updates += any(self._moved(parameter) for parameter in self._begin)
         self._age = 0
@@ -186,10 +196,7 @@ class _Unread:
         if self._inside >= _SEVERAL:
             return f"the update takes the parameters from elsewhere than its `param_groups`. {_REMEDY}"
         if self._outside >= _MANY:
-            return (
-                "the weights move elsewhere than in `step`, as where an update is part of the backward pass. Use an"
-                " optimizer that updates in `step`"
-            )
+            return _ELSEWHERE
         return None
 
 
