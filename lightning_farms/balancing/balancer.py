@@ -399,7 +399,7 @@ class Balancer:
             self._go(report, step, self._course.stay)
         if self.fault is None and self._has_begun(report, step):
             signals = {layer: self._course.current[layer] for layer in self._course.target}
-            told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal)
+            told = warnings_of_control(signals, self._course.target, self.adjusts.name, self.control.signal, report)
             for what, message in told.items():
                 self._warn(what, message)
         return {self.adjusts.quantity: self.effective()}

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 
+from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.common.contained import contained
 from lightning_farms.functional.smoothing import squeezing_outlier
 from lightning_farms.functional.vectors import vector
 
 
 def warnings_of_control(
-    alphas: Mapping[str, float], multipliers: Mapping[str, float], hyperparameter: str, signal: str = "alpha"
+    alphas: Mapping[str, float],
+    multipliers: Mapping[str, float],
+    hyperparameter: str,
+    signal: str = "alpha",
+    report: Iterable[LayerSpectrum] = (),
 ) -> dict[str, str]:
     """Warnings {kind: message} if all layers have the same multiplier, or an outlier makes all others nearly equal.
+
+    ``report``: where the alphas are from.
 
     Example:
         >>> alphas = {"a": 2.0, "b": 2.1, "c": 2.2, "d": 2.1, "e": 2.2, "f": 9.0}
@@ -26,16 +33,20 @@ def warnings_of_control(
     finite = {layer: alpha for layer, alpha in alphas.items() if math.isfinite(alpha)}
     balanced = vector(multipliers[layer] for layer in finite)
     if len(finite) < 2 or not bool((balanced != balanced[0]).any()):
-        return {"use": f"all layers have the same {hyperparameter}: {_why_equal(list(finite.values()), signal)}"}
+        return {
+            "use": f"all layers have the same {hyperparameter}: {_why_equal(list(finite.values()), signal, report)}"
+        }
     index = squeezing_outlier(balanced)
     return {} if index is None else {"outlier": _of_outlier(finite, list(finite)[index], hyperparameter, signal)}
 
 
-def _why_equal(alphas: list[float], signal: str) -> str:
+def _why_equal(alphas: list[float], signal: str, report: Iterable[LayerSpectrum]) -> str:
     if not alphas:
+        found = next((f", e.g. {row.name}: {row.reason}" for row in report if row.reason), "")
         return (
-            "none of the layers that the optimizer trains and the selection leaves has an alpha (`callback.report` "
-            "says why for each). Use SpectralMonitor, or select other layers."
+            "none of the layers that the optimizer trains and the selection leaves has an alpha (`report` says why for "
+            f"each{found}). Where weights are not finite the training has diverged: go back to a checkpoint. Else use "
+            "SpectralMonitor, or select other layers."
         )
     if len(alphas) == 1:
         return "only one is balanced. Select more layers, or use SpectralMonitor."
