@@ -164,6 +164,7 @@ class SpectralMonitor(KeptCallback):
         self._report: SpectralReport | None = None
         self._history = LayerHistory()
         self._analysed: Moment | None = None  # moment of the last analysis
+        self._evaluates = False  # whether the state to be restored belongs to an evaluation, not to a fit
         self._shared: SharedAnalysis | None = None  # exists while a fit runs
         self._warned_of: set[str] = set()
         self._faults = Faults(type(self).__name__)
@@ -193,7 +194,11 @@ class SpectralMonitor(KeptCallback):
 
     @guarded
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Accept the state of a run from when factors of LoRA pairs, not their products, were analysed by default."""
+        """Accept the state of a run from when factors of LoRA pairs, not their products, were analysed by default.
+
+        If an evaluation restores the checkpoint, a history that a fit has left in this callback is kept.
+        """
+        self._evaluates = trainer.state.fn != TrainerFn.FITTING
         states, earlier = checkpoint.get("callbacks", {}), self._key(replace(self.selection, low_rank_products=False))
         taken = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
         if self.state_key not in states and earlier in states and earlier not in taken:
@@ -214,7 +219,8 @@ class SpectralMonitor(KeptCallback):
         if analysed is not None:
             analysed = Moment(analysed, 0) if version == 1 else Moment(**analysed)  # version 1 counted epochs only
         history = LayerHistory.from_state_dict(state["history"])
-        self._analysed, self._history = analysed, history
+        keeps, self._evaluates = self._evaluates and bool(self._history.epochs), False
+        self._analysed, self._history = analysed, self._history if keeps else history
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 

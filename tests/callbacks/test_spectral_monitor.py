@@ -117,6 +117,32 @@ def test_the_same_trainer_goes_on(small_net, loader, make_trainer):
     assert monitor.history.epochs == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("make", [SpectralMonitor, TempBalance])
+def test_an_evaluation_of_earlier_weights_leaves_what_the_fit_has_found(
+    make, small_net, loader, make_trainer, tmp_path
+):
+    class Evaluated(type(small_net())):
+        def test_step(self, batch, batch_idx):
+            self.log("error", self.training_step(batch, batch_idx))
+
+    callback, save = make(summary=False), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = make_trainer([callback, save], max_epochs=3, enable_checkpointing=True)
+    model = Evaluated()
+    trainer.fit(model, loader)
+    report, rows = callback.report, callback.history.rows("alpha")
+    path = str(tmp_path / "epoch=0.ckpt")
+    trainer.test(model, loader, ckpt_path=path, verbose=False)
+    assert callback.report is report
+    assert callback.history.rows("alpha") == rows
+    assert callback.history.epochs == [0, 1, 2, 3]
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(model, loader)  # of earlier weights, which are analysed again
+    assert callback.history.epochs == [0, 1, 2, 3, 3, 4]
+    fresh = make(summary=False)
+    make_trainer([fresh, save], enable_checkpointing=True).test(model, loader, ckpt_path=path, verbose=False)
+    assert fresh.history.epochs == [0, 1]
+
+
 def test_a_pattern_that_fits_no_layer_is_refused_before_the_first_step(small_net, loader, make_trainer):
     trainer = make_trainer([SpectralMonitor(selection=Selection(exclude=("haed",)))])
     with pytest.raises(ValueError, match=r"`exclude` .* 'haed' matches none\. Close to it: head"):
