@@ -110,7 +110,7 @@ class FlowSources:
 
     def _readers(self, paths: Sequence[Path]) -> list[FlowFile]:
         self._are_one_set(paths)
-        return open_flows(paths, **self.layout)
+        return open_flows(paths, left_out=self._skipped(), **self.layout)
 
     def _are_one_set(self, paths: Sequence[Path]) -> bool:
         """Whether each file is a trajectory."""
@@ -145,11 +145,15 @@ class FlowSources:
                 self._told.add(remark)
                 rank_zero_warn(remark)
 
-    def _left_out(self, files: FileSet) -> list[set[int]]:
-        """Numbers that are to be skipped, of each file."""
+    def _skipped(self) -> dict[Path, set[int]]:
+        """{file, or folder of a set of files: numbers that are to be skipped}."""
         sets = [list(self.paths), *(_listed(each) for each in (self.val, self.test) if each is not None)]
         names = [name for paths in sets for name in ([common_folder(paths)] if self._are_one_set(paths) else paths)]
-        found = skipped(self.choice.skip, names)
+        return skipped(self.choice.skip, names)
+
+    def _left_out(self, files: FileSet) -> list[set[int]]:
+        """Numbers that are to be skipped, of each file."""
+        found = self._skipped()
         for file in files.files:
             beyond = [number for number in sorted(found.get(file.path, ())) if number >= file.shape.trajectories]
             if beyond:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_farms.common.arguments import check_at_least, check_not_negative
+from lightning_farms.common.image_size import ImageSize, plain_size
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule, items_to_predict, length, ready
@@ -222,10 +223,9 @@ class CFDDataModule(DataModule):
         return tuple(self.path) if isinstance(self.path, list) else (self.path,)
 
     @property
-    def img_size(self) -> int | tuple[int, int]:
+    def img_size(self) -> ImageSize:
         """Cells along each side of a square grid, or along x and y; see `grid_size`."""
-        x, y = self.grid_size
-        return x if x == y else (x, y)
+        return plain_size(self.grid_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:

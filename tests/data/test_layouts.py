@@ -265,12 +265,13 @@ def test_files_of_one_trajectory_that_differ_in_their_time_step_are_told_once(tm
     assert f"{paths[2]} has a time step of 0.5, {paths[0]} of 0.05" in str(said.message)
 
 
-def _groups(path, times):
+def _groups(path, times, x=None, y=None):
     """PDEBench's layout of a group for each trajectory, with its own grid."""
+    cells = [np.arange(8.0)] * len(times)
     with h5py.File(path, "w") as file:
-        for number, t in enumerate(times, start=1):
+        for number, (t, *own) in enumerate(zip(times, x or cells, y or cells, strict=True), start=1):
             file[f"{number:04d}/data"] = np.random.default_rng(number).random((5, 8, 8, 1), dtype=np.float32)
-            file[f"{number:04d}/grid/x"] = file[f"{number:04d}/grid/y"] = np.arange(8.0)
+            file[f"{number:04d}/grid/x"], file[f"{number:04d}/grid/y"] = own
             if t is not None:
                 file[f"{number:04d}/grid/t"] = t
     return PDEBenchFile(path, fields={"h": "*/data[0]"}, axes="txyc")
@@ -290,6 +291,54 @@ def test_groups_that_differ_in_their_time_step_are_told_as_files_are(tmp_path):
     )
     with pytest.warns(UserWarning, match=r"flows\.h5, .*; trajectory 2 has a time step of 0\.5, trajectory 0 of 0\.05"):
         data.setup("fit")
+
+
+def test_groups_that_differ_in_their_cells_are_told(tmp_path):
+    t, cells = np.arange(5) * 0.5, np.arange(8.0)
+    files = _groups(tmp_path / "flows.h5", [t] * 3, x=[cells, cells, 2 * cells])
+    assert (files.x, files.y.tolist(), files.t.tolist()) == (None, cells.tolist(), t.tolist())
+    assert files.remarks == (
+        "the x-coordinate differs between trajectories, and is not used; trajectory 2 has cells along x of 2, "
+        "trajectory 0 of 1: a network that is trained on both learns neither. Leave out those of one step, or "
+        "resample them",
+    )
+    (remark,) = _groups(tmp_path / "turned.h5", [t] * 3, y=[cells, cells[::-1], cells]).remarks
+    assert "trajectory 1 has cells along y of -1, trajectory 0 of 1" in remark
+    (remark,) = _groups(tmp_path / "moved.h5", [t] * 3, y=[cells, cells + 3, cells]).remarks
+    assert remark == "the y-coordinate differs between trajectories, and is not used"
+
+
+def test_what_is_odd_about_groups_that_are_left_out_is_not_told(tmp_path, recwarn):
+    t, cells = np.arange(5) * 0.5, np.arange(8.0)
+    _groups(tmp_path / "flows.h5", [0.1 * t, t, t, t, t, t], x=[cells, cells, cells, 2 * cells, cells, cells])
+    with h5py.File(tmp_path / "flows.h5", "r+") as file:
+        file["0007/data"] = np.ones((4, 8, 8, 1), np.float32)  # a trajectory that ended early
+    options = {"fields": {"h": "*/data[0]"}, "axes": "txyc", "in_timesteps": 3, "test_fraction": 0.3}
+    with pytest.raises(ValueError, match=r"`0007/data`, of shape \(4, .*Leave the odd ones out \(`skip`: 6\)"):
+        CFDDataModule(tmp_path / "flows.h5", **options).setup("fit")
+    data = CFDDataModule(tmp_path / "flows.h5", skip=[0, 3, 6], **options)
+    data.setup("fit")
+    assert (data.coordinates.t.tolist(), data.coordinates.x.tolist()) == (t.tolist(), cells.tolist())
+    assert [len(x) for x, _ in data.train_dataloader()] == [3]
+    assert not recwarn
+
+
+def test_files_of_one_trajectory_are_compared_with_the_first_that_is_kept(tmp_path, recwarn):
+    paths = [tmp_path / f"data_{number}.hdf5" for number in range(6)]
+    for number, path in enumerate(paths):
+        with h5py.File(path, "w") as file:
+            file["data"] = np.random.default_rng(number).random((8, 8, 5 if number else 4, 1))
+            file["y-coordinate"] = np.arange(8) * (0.5 if number == 4 else 0.25)
+    options = {"fields": {"h": "data[0]"}, "axes": "xytc", "in_timesteps": 3, "test_fraction": 0.4}
+    data = CFDDataModule(paths, skip={str(tmp_path): [0, 4]}, **options)
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        list(loader)
+    assert not recwarn
+    data = CFDDataModule(paths, skip={str(tmp_path): [0]}, **options)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match=r"data_4.hdf5 has cells along y of 0\.5, .*data_1.hdf5 of 0\.25"):
+        list(data.val_dataloader())
 
 
 def test_groups_of_other_times_or_none_have_no_times_in_common(tmp_path):

@@ -1,6 +1,6 @@
 """What coordinates a file has, whether they can be right, and what is odd about them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,17 +23,30 @@ class Grid(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def checked_grid(found: Mapping[str, Array | None], sizes: Mapping[str, int], path: Path) -> Grid:
-    """Coordinates that fit the fields; an error where they show that the fields' axes are in another order."""
-    lines = {name: _line(values, either_way=name != "t") for name, values in found.items()}
+def checked_grid(
+    found: Mapping[str, Array | None],
+    sizes: Mapping[str, int],
+    path: Path,
+    *,
+    own: Collection[str] = (),
+    left_out: Collection[int] = (),
+) -> Grid:
+    """Coordinates that fit the fields; an error where they show that the fields' axes are in another order.
+
+    `own` names those that have a row for each trajectory, as a table of times has; rows that are left out do not count.
+    """
+    own = {"t", *own}
+    kept = [number for number in range(sizes["b"]) if number not in left_out]
+    found = {name: _kept(values, sizes["b"], kept) if name in own else values for name, values in found.items()}
+    lines = {name: _line(values, either_way=name not in own) for name, values in found.items()}
     _check_order(lines, sizes, path)
     remarks, usable = [], {}
     for name, values in lines.items():
         given = found[name]
         fault, unlike = _fault(name, values, sizes[name]) if values is not None else "", ""
         if values is None and given is not None and given.size:
-            fault = "differs between trajectories" if name == "t" else "varies along two dimensions"
-            unlike = _unlike_rows(given, sizes["t"]) if name == "t" else ""
+            fault = "differs between trajectories" if name in own else "varies along two dimensions"
+            unlike = _unlike_rows(name, given, kept, sizes[name]) if name in own else ""
         usable[name] = None if fault or values is None else torch.from_numpy(values.astype(np.float32))
         if fault:
             remarks.append(f"the {name}-coordinate {fault}, and is not used{unlike and '; '}{unlike}")
@@ -68,19 +81,22 @@ def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
     return float(t[frames - 1] - t[0]) / (frames - 1) * stride
 
 
-def unlike_steps(first: tuple[str, float | None], other: tuple[str, float | None]) -> str:
-    """What to say of two flows' time steps, each with the flow's name; empty where they are one, or one is unknown.
+def unlike_steps(axis: str, first: tuple[str, float | None], other: tuple[str, float | None]) -> str:
+    """What to say of two flows' time steps, or widths of cells, each with the flow's name.
+
+    Nothing where they are one, or one is unknown.
 
     Example:
-        >>> unlike_steps(("a", 0.5), ("b", 0.5001)), unlike_steps(("a", 0.5), ("b", 0.25))[:51]
+        >>> unlike_steps("t", ("a", 0.5), ("b", 0.5001)), unlike_steps("t", ("a", 0.5), ("b", 0.25))[:51]
         ('', 'b has a time step of 0.25, a of 0.5: a network that')
     """
     (first_name, expected), (name, step) = first, other
     if step is None or expected is None or abs(step - expected) <= _SAME_STEP * abs(expected):
         return ""
     return (
-        f"{name} has a time step of {step:.4g}, {first_name} of {expected:.4g}: a network that is trained on both "
-        "learns neither. Leave out those of one step, or resample them"
+        f"{name} has {'a time step' if axis == 't' else f'cells along {axis}'} of {step:.4g}, {first_name} of "
+        f"{expected:.4g}: a network that is trained on both learns neither. Leave out those of one step, or resample "
+        "them"
     )
 
 
@@ -102,13 +118,18 @@ def _line(values: Array | None, *, either_way: bool) -> Array | None:
     return None
 
 
-def _unlike_rows(times: Array, frames: int) -> str:
-    """What to say of the first trajectory whose time step is another than that of the first."""
-    if times.ndim != 2 or times.shape[1] < frames:
+def _kept(values: Array | None, trajectories: int, kept: Sequence[int]) -> Array | None:
+    """The rows of some trajectories in a table that has one for each."""
+    return values[kept] if kept and values is not None and values.ndim == 2 and len(values) == trajectories else values
+
+
+def _unlike_rows(axis: str, rows: Array, numbers: Sequence[int], count: int) -> str:
+    """What to say of the first trajectory whose time step, or width of cells, is another than that of the first."""
+    if rows.ndim != 2 or rows.shape[1] < count or len(rows) != len(numbers):
         return ""
-    known = [(number, row) for number, row in enumerate(times) if np.isfinite(row).all()]
-    steps = [(f"trajectory {number}", time_step(torch.from_numpy(row), frames)) for number, row in known]
-    return next(filter(None, (unlike_steps(steps[0], step) for step in steps)), "")
+    known = [(number, row) for number, row in zip(numbers, rows, strict=True) if np.isfinite(row).all()]
+    steps = [(f"trajectory {number}", time_step(torch.from_numpy(row), count)) for number, row in known]
+    return next(filter(None, (unlike_steps(axis, steps[0], step) for step in steps)), "")
 
 
 def _fault(name: str, values: Array, cells: int) -> str:

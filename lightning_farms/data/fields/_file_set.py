@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_farms.common.image_size import plain_size
 from lightning_farms.common.texts import listed
 from lightning_farms.data.fields._coordinates import spacing, time_step
 from lightning_farms.data.fields.indexing import Split
@@ -25,8 +26,8 @@ class FileSet:
             if grid != expected:
                 raise ValueError(
                     f"Expected all files to have as many cells along each side, after the stride, as {grid_of.path}, "
-                    f"{_sides(expected)}, but {file.path} has {_sides(grid)}. Give `stride` as a list with one number "
-                    "for each file."
+                    f"{plain_size(expected)}, but {file.path} has {plain_size(grid)}. Give `stride` as a list with one "
+                    "number for each file."
                 )
         self.grid: tuple[int, int] = grids[0]
         self._check_no_copy(() if like is None else like.files)
@@ -133,10 +134,6 @@ class FileSet:
 
 def _grid(file: FlowFile, stride: int) -> tuple[int, int]:
     return strided_size(file.shape.x, stride), strided_size(file.shape.y, stride)
-
-
-def _sides(grid: tuple[int, int]) -> int | tuple[int, int]:
-    return grid[0] if grid[0] == grid[1] else grid
 
 
 def strided_size(resolution: int, stride: int) -> int:

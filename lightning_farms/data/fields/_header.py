@@ -1,15 +1,16 @@
 """What a file says of itself before any field is read, and the checks of it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from lightning_farms.common.texts import number_order
+from lightning_farms.common.texts import listed, number_order
 from lightning_farms.data.fields._layout import DatasetAxes, FieldLayout, Varying
 from lightning_farms.data.fields._made_up import MadeUp, existing, made_up, sources
 from lightning_farms.data.fields._opening import missing_filters
@@ -36,7 +37,7 @@ class DatasetFacts(NamedTuple):
     varying: Varying | None
     marks: Marks  # of missing values
     members: tuple[str, ...]  # names of the trajectories' own datasets
-    odd_one: str | None  # a member of another shape or type
+    odd_one: str | None  # what is odd about members of another shape or type
     packed: tuple[float, float]  # netCDF's scale and offset, by which the values are to be undone
     axes: tuple[str, ...]  # what the file calls them, "" where it does not
 
@@ -52,30 +53,34 @@ class Header(NamedTuple):
     attributes: dict[str, float | None]
     given_frames: int | None
     coordinates: dict[str, Array | None]
+    own: frozenset[str]  # those of which each trajectory has a row
     periodic: tuple[bool, bool] | None  # along x and y; None where the file does not tell
     others: list[Path]  # other files that hold values
 
 
-def read_header(file: h5py.File, layout: FieldLayout) -> Header:
-    """Read it; whatever h5py raises is passed on."""
+def read_header(file: h5py.File, layout: FieldLayout, left_out: Collection[int] = ()) -> Header:
+    """Read it; whatever h5py raises is passed on. Of the trajectories that are left out, any shape will do."""
     datasets = {}
     for name in layout.datasets:
-        facts = _members(file, name) if "*" in name else _single(file, name)
+        facts = _members(file, name, left_out) if "*" in name else _single(file, name)
         if facts is not None:
             datasets[name] = facts
     lacking = [name for name in layout.datasets if name not in datasets]
     links = {name: file.get(name, getlink=True) for name in lacking if name in file or _is_link(file, name)}
     found = {name: link for name, link in links.items() if not isinstance(link, h5py.HardLink)}
     given = _number(file, "given_frames")
+    places = _places(file, datasets)
+    coordinates, own = _coordinates(file, places, left_out)
     return Header(
         datasets=datasets,
         found=_datasets(file) if lacking else "",
         broken={name: _leads_to(file, link) for name, link in found.items()},
-        one_axis=[_has_axis(file, axis) for axis in "xy"] == [True, False],
+        one_axis=[_has_axis(file, axis, places) for axis in "xy"] == [True, False],
         third_axis=any(name in file for name in ("z-coordinate", "Vz", "dimensions/z")),
         attributes={name: _number(file, name) for name in ("eta", "zeta", "M")},
         given_frames=None if given is None else int(given),
-        coordinates=_coordinates(file, _places(datasets)),
+        coordinates=coordinates,
+        own=own,
         periodic=_periodic(file),
         others=sorted(_others(file, datasets)),
     )
@@ -182,7 +187,7 @@ def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
             f"{facts.shape}. Write the fields to a new file as float32."
         )
     if facts.odd_one is not None:
-        raise ValueError(f"Expected all datasets `{name}` of {path} to be alike, but {facts.odd_one} is not.")
+        raise ValueError(f"Expected all datasets `{name}` of {path} to be alike, but {facts.odd_one}")
     if facts.missing_filters:
         raise OSError(
             f"Expected the filters of dataset `{name}` of {path} to be installed, but {facts.missing_filters} are not. "
@@ -261,7 +266,7 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
     )
 
 
-def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
+def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> DatasetFacts | None:
     """The datasets that a pattern such as "*/data" names, one for each trajectory, as one; the trajectories first."""
     before, _, after = pattern.partition("*")
     folder, _, begin = before.rpartition("/")
@@ -276,10 +281,16 @@ def _members(file: h5py.File, pattern: str) -> DatasetFacts | None:
     found = {name: dataset for name in names if (dataset := _get(file, name)) is not None}
     if not found:
         return None
-    first = next(iter(found.values()))
-    kinds = {name: (dataset.shape, dataset.dtype) for name, dataset in found.items()}
-    others = [name for name, kind in kinds.items() if kind != (first.shape, first.dtype)]
-    odd = f"`{others[0]}`, of shape {found[others[0]].shape}," if others else None
+    kept = {number: dataset for number, dataset in enumerate(found.values()) if number not in left_out}
+    first = next(iter((kept or found).values()))
+    others = [number for number, each in kept.items() if (each.shape, each.dtype) != (first.shape, first.dtype)]
+    odd = (
+        f"`{kept[others[0]].name[1:]}`, of shape {kept[others[0]].shape} and {kept[others[0]].dtype}, is not as "
+        f"`{first.name[1:]}`, of {first.shape} and {first.dtype}. Leave the odd ones out (`skip`: "
+        f"{listed(map(str, others))}), or read those of another shape from a file of their own."
+        if others
+        else None
+    )
     shape = None if first.shape is None else (len(found), *first.shape)
     filters = missing_filters(first)
     called = ("", *_axes_called(first))
@@ -360,30 +371,39 @@ def _number(file: h5py.File | h5py.Dataset, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _has_axis(file: h5py.File, axis: str) -> bool:
-    return any(name in file for name in (*_COORDINATES[axis], f"0000/grid/{axis}"))
+def _has_axis(file: h5py.File, axis: str, places: Sequence[str]) -> bool:
+    return any(name in file for name in (*_COORDINATES[axis], *(f"{place}/grid/{axis}" for place in places[:1])))
 
 
-def _places(datasets: Mapping[str, DatasetFacts]) -> list[str]:
-    """The group of each trajectory, or the one that holds the first dataset; none where the file's root does."""
+def _places(file: h5py.File, datasets: Mapping[str, DatasetFacts]) -> list[str]:
+    """The group of each trajectory, or the one that holds the first dataset; none where the file's root does.
+
+    Where no dataset is found, the file's first group.
+    """
     pattern, facts = next(iter(datasets.items()), ("", None))
-    if facts is None or not facts.members:
+    if facts is None:
+        return list(islice(file, 1))
+    if not facts.members:
         return [pattern.rpartition("/")[0]] if "/" in pattern else []
     start = pattern.index("*")
     ends = [member.find("/", start) for member in facts.members]
     return [member[:end] for member, end in zip(facts.members, ends, strict=True) if end >= 0]
 
 
-def _coordinates(file: h5py.File, places: Sequence[str]) -> dict[str, Array | None]:
-    """Those of the whole file; or of PDEBench's groups the first one's cells, and the times of all, a row for each."""
-    found = {axis: _coordinate(file, names) for axis, names in _COORDINATES.items()}
+def _coordinates(
+    file: h5py.File, places: Sequence[str], left_out: Collection[int]
+) -> tuple[dict[str, Array | None], frozenset[str]]:
+    """Those of the whole file; or of PDEBench's groups, a row for each, and which these are."""
+    found, own = {axis: _coordinate(file, names) for axis, names in _COORDINATES.items()}, set()
     for axis in (axis for axis, values in found.items() if values is None):
-        names = [f"{place}/grid/{axis}" for place in (places if axis == "t" else places[:1])]
-        lines = [_line(file, name) for name in names]
+        lines = [
+            None if number in left_out else _line(file, f"{place}/grid/{axis}") for number, place in enumerate(places)
+        ]
         shortest = min((len(line) for line in lines if line is not None), default=0)
         if shortest:
             found[axis] = np.stack([np.full(shortest, np.nan) if line is None else line[:shortest] for line in lines])
-    return found
+            own.add(axis)
+    return found, frozenset(own)
 
 
 def _line(file: h5py.File, name: str) -> Array | None:

@@ -3,7 +3,7 @@
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,6 +65,7 @@ class PDEBenchFile:
         fields: {channel: dataset}, in the order of the channels, in place of `channel_order` for files with other
             datasets. "t1_fields/velocity[0]" is the first component of a vector.
         axes: order of the datasets' axes: b trajectory, t frame, x, y, and c for components, last when left out.
+        left_out: numbers of trajectories that will not be read; what is odd about them is not told.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -89,6 +90,7 @@ class PDEBenchFile:
         channel_order: ChannelOrder = "dpot",
         fields: Mapping[str, str] | None = None,
         axes: str = "btxy",
+        left_out: Collection[int] = (),
     ) -> None:
         names = channel_names(channel_order)
         check_local(path)
@@ -99,14 +101,16 @@ class PDEBenchFile:
         self._owner: int | None = None
         with open_hdf5(self.path) as file:
             with naming(self.path):
-                header = read_header(file, self.layout)
+                header = read_header(file, self.layout, left_out)
             shape, self._axes = checked_axes(header, self.path, self.layout, may_lack=fields is not None)
             self.shape = FileShape(*shape)
             with naming(self.path):
                 self.made_up = lost_trajectories(file, header, self._axes, self.shape.trajectories)
         self.eta, self.zeta, self.mach = (header.attributes[name] for name in ("eta", "zeta", "M"))
-        sizes = dict(zip("txy", self.shape[1:], strict=True))
-        self.x, self.y, self.t, self.remarks = checked_grid(header.coordinates, sizes, self.path)
+        sizes = dict(zip("btxy", self.shape, strict=True))
+        self.x, self.y, self.t, self.remarks = checked_grid(
+            header.coordinates, sizes, self.path, own=header.own, left_out=left_out
+        )
         self.periodic = (True, True) if fields is None else header.periodic
         self.given_frames = header.given_frames
         self._others = header.others

@@ -3,12 +3,12 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from lightning_farms.data.fields._coordinates import time_step, unlike_steps
+from lightning_farms.data.fields._coordinates import spacing, time_step, unlike_steps
 from lightning_farms.data.fields._identity import identity_of_set
 from lightning_farms.data.fields._values import Survey
 from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBenchFile
@@ -25,6 +25,7 @@ class TrajectoryFiles:
         paths: the files, at least one.
         fields: {channel: dataset}, in the order of the channels.
         axes: order of the datasets' axes: t frame, x, y, and c for components, last when left out.
+        left_out: numbers of trajectories that will not be read; the others are compared with the first of them.
 
     Raises:
         FileNotFoundError: if there is no first file.
@@ -43,7 +44,9 @@ class TrajectoryFiles:
         (FileShape(trajectories=3, frames=5, x=8, y=8), 3.0)
     """
 
-    def __init__(self, paths: Sequence[Path], *, fields: Mapping[str, str], axes: str) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, fields: Mapping[str, str], axes: str, left_out: Collection[int] = ()
+    ) -> None:
         if not paths or "b" in axes:
             raise ValueError(
                 f"Expected arguments `paths` and `axes` to be files and axes without a b (trajectory), but got "
@@ -52,9 +55,10 @@ class TrajectoryFiles:
         self._paths, self._axes = tuple(paths), axes
         self._opened: dict[int, PDEBenchFile] = {}
         self._identity: str | None = None
-        self._told_of_times = False
+        self._told_of: set[str] = set()  # axes of which steps that differ were told
         self.fields = dict(fields)
-        first = self._file(0)
+        self._first = next((number for number in range(len(paths)) if number not in left_out), 0)
+        first = self._file(self._first)
         self.path = common_folder(paths)
         self.shape = FileShape(len(paths), *first.shape[1:])
         self.channels, self.given_frames = first.channels, first.given_frames
@@ -102,7 +106,7 @@ class TrajectoryFiles:
 
     def blocks(self) -> list[range]:
         """All frames, in runs of about 32 MB."""
-        return self._file(0).blocks()
+        return self._file(self._first).blocks()
 
     def survey(self, trajectory: int, frames: range) -> Survey:
         """What some frames of one trajectory are like, at all cells.
@@ -128,25 +132,30 @@ class TrajectoryFiles:
     def _file(self, number: int) -> PDEBenchFile:
         if number not in self._opened:
             file = PDEBenchFile(self._paths[number], fields=self.fields, axes=self._axes)
-            if number and file.shape != self._opened[0].shape:
+            first = self._opened.get(self._first, file)
+            if file.shape != first.shape:
                 raise ValueError(
-                    f"Expected {file.path} to hold fields of the sizes of {self._paths[0]}, "
-                    f"{tuple(self._opened[0].shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
+                    f"Expected {file.path} to hold fields of the sizes of {first.path}, "
+                    f"{tuple(first.shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
                     f"Leave it out (`skip: [{number}]`)."
                 )
-            if number:
-                file.told = self._opened[0].told  # once for all
-                self._compare_times(file)
+            file.told = first.told  # once for all
+            self._compare(first, file)
             self._opened[number] = file
         return self._opened[number]
 
-    def _compare_times(self, file: PDEBenchFile) -> None:
-        """Warn, once, of another time step than the first file's."""
-        first, other = ((str(each.path), time_step(each.t, each.shape.frames)) for each in (self._opened[0], file))
-        unlike = unlike_steps(first, other)
-        if unlike and not self._told_of_times:
-            self._told_of_times = True
-            warnings.warn(f"{unlike}.", stacklevel=2)
+    def _compare(self, first: PDEBenchFile, other: PDEBenchFile) -> None:
+        """Warn, once, of another time step or width of cells than the first file's."""
+        for axis, one, two in zip("txy", _steps(first), _steps(other), strict=True):
+            unlike = unlike_steps(axis, (str(first.path), one), (str(other.path), two))
+            if unlike and axis not in self._told_of:
+                self._told_of.add(axis)
+                warnings.warn(f"{unlike}.", stacklevel=2)
+
+
+def _steps(file: PDEBenchFile) -> tuple[float | None, float | None, float | None]:
+    """Time step, and widths of the cells along x and y."""
+    return time_step(file.t, file.shape.frames), spacing(file.x), spacing(file.y)
 
 
 FlowFile = PDEBenchFile | TrajectoryFiles
@@ -176,6 +185,7 @@ def open_flows(
     channel_order: ChannelOrder = "dpot",
     fields: Mapping[str, str] | None = None,
     axes: str = "btxy",
+    left_out: Mapping[Path, Collection[int]] | None = None,
 ) -> list[FlowFile]:
     """Open files of flows: those that hold one trajectory each as one set.
 
@@ -184,6 +194,7 @@ def open_flows(
         channel_order: order of the channels of PDEBench's files.
         fields: {channel: dataset} of others.
         axes: order of the datasets' axes.
+        left_out: {file, or common folder of a set of files: numbers of trajectories that will not be read}.
 
     Returns:
         A reader for each file, or one for all.
@@ -194,8 +205,14 @@ def open_flows(
         ValueError: if a dataset is missing or unsuitable.
     """
     if fields is not None and len(paths) > 1 and are_trajectories(fields, axes):
-        return [TrajectoryFiles(paths, fields=fields, axes=axes)]
-    return [PDEBenchFile(path, channel_order=channel_order, fields=fields, axes=axes) for path in paths]
+        numbers = (left_out or {}).get(common_folder(paths), ())
+        return [TrajectoryFiles(paths, fields=fields, axes=axes, left_out=numbers)]
+    return [
+        PDEBenchFile(
+            path, channel_order=channel_order, fields=fields, axes=axes, left_out=(left_out or {}).get(path, ())
+        )
+        for path in paths
+    ]
 
 
 def common_folder(paths: Sequence[Path]) -> Path:

@@ -6,8 +6,8 @@ import math
 from typing import Literal, TypedDict
 
 from lightning_farms.common.arguments import check_integers
+from lightning_farms.common.image_size import ImageSize, sides
 
-ImageSize = int | tuple[int, int]
 Activation = Literal["gelu", "silu", "relu", "tanh"]
 TimeAggregationKind = Literal["exp_mlp", "mlp"]
 
@@ -34,21 +34,6 @@ class DPOTConfig(TypedDict, total=False):
     normalize: bool
     time_agg: TimeAggregationKind
     act: Activation
-
-
-def plain_size(img_size: ImageSize) -> ImageSize:
-    """The image size as one number if it is square, else as a tuple; YAML and JSON may give a list."""
-    if not isinstance(img_size, (tuple, list)):
-        return img_size
-    if len(img_size) != 2:
-        raise ValueError(f"Expected argument `img_size` to be one number, or two (along x, y), but got {img_size}.")
-    along_x, along_y = img_size
-    return along_x if along_x == along_y else (along_x, along_y)
-
-
-def sides(img_size: ImageSize) -> tuple[int, int]:
-    """The numbers of pixels along x and y."""
-    return img_size if isinstance(img_size, tuple) else (img_size, img_size)
 
 
 def patches(config: DPOTConfig) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lightning_farms.common.image_size import ImageSize, plain_size, sides
 from lightning_farms.models.dpot._afno import build_activation
 from lightning_farms.models.dpot._head import paint
 from lightning_farms.models.dpot._layers import DPOTBlock, PatchEmbedding, TimeAggregation
@@ -17,12 +18,9 @@ from lightning_farms.models.dpot._stem import COORDINATES, embed
 from lightning_farms.models.dpot.config import (
     Activation,
     DPOTConfig,
-    ImageSize,
     TimeAggregationKind,
     check_config,
     patches,
-    plain_size,
-    sides,
 )
 from lightning_farms.models.dpot.weights._building import build_from_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint

@@ -222,6 +222,15 @@ def test_packed_values_are_not_taken_as_they_are(path, kind):
         PDEBenchFile(path)
 
 
+@pytest.mark.parametrize("first", ["0000", "1", "seed_7"])
+def test_groups_of_one_dimension(tmp_path, first):
+    """PDEBench's diffusion-sorption."""
+    with h5py.File(tmp_path / "1d.hdf5", "w") as file:
+        file[f"{first}/data"], file[f"{first}/grid/x"] = np.ones((5, 8, 1), np.float32), np.arange(8.0)
+    with pytest.raises(ValueError, match="it seems to hold 1-D fields"):
+        PDEBenchFile(tmp_path / "1d.hdf5")
+
+
 def test_one_dimension(tmp_path):
     with h5py.File(tmp_path / "flow.hdf5", "w") as file:
         file["tensor"] = np.ones((2, 5, 8), np.float32)

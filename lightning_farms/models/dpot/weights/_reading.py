@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_farms.common.checkpoints.files import StoredCheckpoint, read_stored
 from lightning_farms.common.checkpoints.safe_load import damaged
-from lightning_farms.models.dpot.config import DPOTConfig, plain_size
+from lightning_farms.common.image_size import plain_size
+from lightning_farms.models.dpot.config import DPOTConfig
 
 SAFETENSORS_SETTINGS = "config"
 """The metadata key under which our safetensors files hold DPOT's settings, as JSON."""
