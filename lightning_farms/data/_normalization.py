@@ -55,7 +55,8 @@ def standardize(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
 
 
 def restore(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Undo `standardize`."""
+    """Undo `standardize`, in float32 at least: of a large mean, half precision keeps no fluctuation."""
+    fields = fields.to(torch.promote_types(fields.dtype, torch.float32))
     mean, scale = _as(fields, statistics)
     return fields * scale + mean
 

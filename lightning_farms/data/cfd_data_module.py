@@ -436,7 +436,7 @@ class CFDDataModule(DataModule):
             fields: (..., C), as the loaders give them or a network predicts them.
 
         Returns:
-            The same in physical units; `fields` itself without `normalize`.
+            The same in physical units, in float32 at least; `fields` itself without `normalize`.
 
         Raises:
             RuntimeError: if the statistics are not known yet, before `setup`.

@@ -1,4 +1,4 @@
-"""The fields that a checkpoint's weights were trained on, compared with those that they are evaluated on."""
+"""Whether fields to evaluate are like those that the weights were trained on, and are not rounded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 _KEPT = {"channels", "normalize", "statistics"}  # keys of a data module's state
 
@@ -18,6 +19,7 @@ class DataOfTraining:
 
     def __init__(self) -> None:
         self._state: Mapping[str, Any] | None = None
+        self._told_rounded = False
 
     def remember(self, checkpoint: Mapping[str, Any]) -> None:
         """Take channels and scaling from a checkpoint."""
@@ -28,8 +30,15 @@ class DataOfTraining:
         """Forget them, since a training on other data starts."""
         self._state = None
 
-    def compare(self, trainer: Trainer | None) -> None:
-        """Warn, once, if the data evaluated have other channels or are scaled differently."""
+    def compare(self, trainer: Trainer | None, fields: Tensor) -> None:
+        """Warn, once, if the data evaluated have other channels, are scaled differently, or are rounded."""
+        if fields.dtype.itemsize < torch.float32.itemsize and not self._told_rounded and trainer is not None:
+            self._told_rounded = True
+            rank_zero_warn(
+                f"The Trainer's precision {trainer.precision} rounds the data to {fields.dtype} before any network "
+                "sees them: errors, also those of persistence, and predictions are those of rounded fields. Take "
+                "`bf16-mixed` or `32-true`."
+            )
         if self._state is None or trainer is None or trainer.state.fn == TrainerFn.FITTING:
             return
         state, self._state = self._state, None

@@ -492,7 +492,7 @@ class OperatorModule(LightningModule):
         return {name: self._physical(values) for name, values in fields.items()}
 
     def _physical(self, fields: Tensor) -> Tensor:
-        self._data_of_training.compare(self._trainer)
+        self._data_of_training.compare(self._trainer, fields)
         denormalize: Callable[[Tensor], Tensor] | None = getattr(self._datamodule(), "denormalize", None)
         return fields if denormalize is None else denormalize(fields)
 

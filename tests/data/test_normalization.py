@@ -27,3 +27,11 @@ def test_there_and_back():
     assert scaled.tolist() == [[2.0, 0.0], [-2.0, 1.0]]
     assert torch.equal(restore(scaled, statistics), fields)
     assert scaled.dtype == fields.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_fluctuations_of_a_large_mean(dtype):
+    statistics = ChannelStatistics(torch.tensor([1e5]).double(), torch.tensor([2.0]).double())
+    fields = torch.tensor([[1e5 - 2], [1e5 + 3]])
+    restored = restore(standardize(fields, statistics).to(dtype), statistics)
+    assert torch.equal(restored, fields)

@@ -201,3 +201,14 @@ def test_weights_are_evaluated_in_the_units_of_their_training(tmp_path, stage, c
             warnings.filterwarnings("error", message="The weights were trained")
             trainer(tmp_path).fit(again, datamodule=data)
             trainer(tmp_path).test(again, datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize(("precision", "told"), [("bf16-true", 1), ("bf16-mixed", 0)])
+def test_a_precision_that_rounds_the_data_is_told_once(tmp_path, precision, told):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        run = trainer(tmp_path, precision=precision)
+        run.test(OperatorModule(Linear(img_size=8)), datamodule=Fields(size=8), verbose=False)
+    said = [str(each.message) for each in found if "persistence" in str(each.message)]
+    assert len(said) == told
+    assert all("precision bf16-true rounds the data to torch.bfloat16" in each for each in said)
