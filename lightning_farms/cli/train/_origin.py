@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_farms.common.checkpoints.safe_load import load_safely
 from lightning_farms.data.cfd_data_module import CFDDataModule
+from lightning_farms.data.fields.pdebench import CHANNELS
+from lightning_farms.models.dpot.weights.released import find_released
 
 
 def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
@@ -17,6 +19,9 @@ def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
 
     A training may start from weights for other channels, but not for the same channels in another order.
     """
+    if find_released(checkpoint) is not None:
+        _check_order(CHANNELS["dpot"], data, checkpoint)
+        return
     state = _data_state(Path(checkpoint), type(data).__qualname__)
     if state is None:
         return
@@ -25,16 +30,21 @@ def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
         data.setup(stage)
         data.load_state_dict(dict(state))
         return
-    channels = list(state.get("channels", data.channels))
-    if channels != list(data.channels) and sorted(channels) == sorted(data.channels):
-        raise ValueError(
-            f"Expected the channels to be in the order {channels}, as in the training of {checkpoint}, but got "
-            f"{list(data.channels)}. Give its `channel_order` or `fields`."
-        )
+    _check_order(state.get("channels", data.channels), data, checkpoint)
     if state.get("normalize", data.normalize) != data.normalize:
         rank_zero_warn(
             f"{checkpoint} was trained with `normalize` {state['normalize']}, and this training has {data.normalize}: "
             "the weights begin with fields of another scale."
+        )
+
+
+def _check_order(trained: Sequence[str], data: CFDDataModule, checkpoint: str) -> None:
+    """Refuse the channels of a training in another order: weights are matched by position."""
+    channels, own = list(trained), list(data.channels)
+    if channels != own and sorted(channels) == sorted(own):
+        raise ValueError(
+            f"Expected the channels to be in the order {channels}, as in the training of {checkpoint}, but got "
+            f"{own}. Give its `channel_order` or `fields`."
         )
 
 

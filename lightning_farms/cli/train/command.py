@@ -31,6 +31,7 @@ from lightning_farms.models.dpot.weights.loading import load_weights
 from lightning_farms.models.operator_module import OperatorModule
 
 _USER_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MisconfigurationException)
+_ARITHMETIC = ("precision", "gradient_clip_val")  # settings of the Trainer that the pre-training shares
 _DESCRIPTION = """Train and evaluate neural operators on 2D compressible flow, or a model and data named by their class
 (--model ImageClassifier --data CIFARDataModule), with spectral analysis of every weight matrix during training (FARMS)
 and learning rates per layer that follow from it."""
@@ -112,8 +113,10 @@ class FarmsCLI(LightningCLI):
             return
         if self.datamodule.path is not None:
             self.datamodule.setup("fit")  # report faults of the user's own file before minutes of pre-training
-        path = pretrained_path(pretraining, network, self.datamodule)
-        if self._get(self.config_init, "trainer")["fast_dev_run"]:
+        settings = self._get(self.config_init, "trainer")
+        arithmetic = {name: settings[name] for name in _ARITHMETIC if settings[name] is not None}
+        path = pretrained_path(pretraining, network, self.datamodule, arithmetic)
+        if settings["fast_dev_run"]:
             rank_zero_info("Leaving out the pre-training under fast_dev_run")
             return
         if path.exists():
@@ -208,8 +211,7 @@ class FarmsCLI(LightningCLI):
         trainer = Trainer(
             accelerator=settings["accelerator"],
             devices=1,
-            precision=settings["precision"],
-            gradient_clip_val=settings["gradient_clip_val"],
+            **{name: settings[name] for name in _ARITHMETIC},
             enable_progress_bar=settings["enable_progress_bar"],
             max_epochs=pretraining.epochs,
             limit_val_batches=0,

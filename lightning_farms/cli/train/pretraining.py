@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,16 @@ class Pretraining:
             )
 
 
-def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule) -> Path:
+def pretrained_path(
+    pretraining: Pretraining, network: DPOT, data: CFDDataModule, arithmetic: Mapping[str, object] | None = None
+) -> Path:
     """Return the cache file for the weights that result from these settings.
 
     Args:
         pretraining: Settings of the pre-training.
         network: The network, for its sizes.
         data: The data of the main run, for the layout of the training items.
+        arithmetic: Settings of the Trainer that change the weights, such as its precision.
 
     Returns:
         The path; its name holds a hash of everything that the weights depend on.
@@ -87,6 +91,7 @@ def pretrained_path(pretraining: Pretraining, network: DPOT, data: CFDDataModule
         "set": _set_name(_regime(pretraining, data)),
         "network": network.config,
         "channels": data.channels,
+        **(arithmetic or {}),
     }
     for name in ("checkpoint", "components", "cache_dir", "path", "simulation"):  # the set's name tells the last two
         del settings[name]
@@ -163,6 +168,7 @@ def _set_name(regime: CFDDataModule) -> str:
     if regime.path is not None:
         state = regime.data_path.stat()
         name = f"{name} {state.st_size} {state.st_mtime_ns} {regime.stride}"
+        name += f" {regime.fields} {regime.axes}" if regime.fields else ""
     if regime.time_stride > 1:
         name += f", every {regime.time_stride} frames"
     return f"{name}, normalized" if regime.normalize else name

@@ -217,6 +217,7 @@ def truncated(tmp_path, cache):
         (["--pretrain.checkpoint=nowhere.pth"], "nowhere.pth"),
         (["--pretrain.checkpoint=config.in.yaml"], "config.in.yaml"),
         (["--pretrain.checkpoint=other.pth"], "of other shape"),
+        (["--pretrain.checkpoint=tiny", "--data.channel_order=pdebench"], "as in the training of tiny, but got"),
         (["--pretrain.epochs=-1"], "`epochs` to be at least 0"),
         (["--pretrain.epochs=1", "--pretrain.simulation.trajectories=1"], "at least 2"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),

@@ -54,6 +54,18 @@ def test_the_weights_are_kept_apart(data):
     options = [{}, {"normalize": True}, {"time_stride": 2}, {"normalize": True, "time_stride": 2}]
     paths = {pretrained_path(Pretraining(simulation=SET), network, data(**each)) for each in options}
     assert len(paths) == 4
+    arithmetic = [None, {"precision": "bf16-mixed"}, {"gradient_clip_val": 1.0}]
+    paths = {pretrained_path(Pretraining(simulation=SET), network, data(), each) for each in arithmetic}
+    assert len(paths) == 3
+
+
+def test_the_weights_of_other_fields_of_a_file_are_kept_apart(data, tmp_path):
+    """Of the same channels by name."""
+    file = tmp_path / "own.hdf5"
+    simulate_to_file(file, SimulationConfig(trajectories=3, resolution=8, frames=7), progress=False)
+    network, pretraining = DPOT(**NETWORK, in_channels=1, out_channels=1), Pretraining(path=str(file))
+    paths = {pretrained_path(pretraining, network, data(file, fields={"u": name})) for name in ("Vx", "Vy")}
+    assert len(paths) == 2
 
 
 def test_a_file_with_the_fields_of_the_data(data, regime, tmp_path):
