@@ -209,6 +209,12 @@ def _told(header: Header, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
                 f"Expected {path} to hold 2-D fields, but dataset `{solid}` is of shape {shapes[solid]}: it is a 3-D "
                 "file, which cannot be read here. Write slices of it to a file of 2-D fields."
             ) from error
+        if header.one_axis and all(len(shape) <= len("btxc") for shape in shapes.values()):
+            found = ", ".join(f"`{name}` {shape}" for name, shape in shapes.items())
+            raise ValueError(
+                f"Expected {path} to hold 2-D fields, but found {found}. With an x-coordinate and no y-coordinate it "
+                "seems to hold 1-D fields, which cannot be read here."
+            ) from error
         raise ValueError(f"{error} File: {path}.") from error
 
 

@@ -203,8 +203,10 @@ def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: i
     if in_timesteps + out_timesteps > trajectories.frames:
         stride = trajectories.time_stride
         thinned = f" at a stride in time of {stride}" if stride > 1 else ""
+        remedy = "lower `in_timesteps`, or `out_timesteps`, `autoregressive_steps` or `time_stride`"
+        if trajectories.stored_frames == 1:
+            remedy = "of fields that do not change in time, nothing can be predicted here"
         raise ValueError(
             f"Expected {trajectories.parts[0].file.path} to have at least {in_timesteps} given + {out_timesteps} "
-            f"target frames{thinned}, but it has {trajectories.frames}: lower `in_timesteps`, or `out_timesteps`, "
-            "`autoregressive_steps` or `time_stride`."
+            f"target frames{thinned}, but it has {trajectories.frames}: {remedy}."
         )

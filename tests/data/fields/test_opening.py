@@ -231,6 +231,18 @@ def test_groups_of_one_dimension(tmp_path, first):
         PDEBenchFile(tmp_path / "1d.hdf5")
 
 
+@pytest.mark.parametrize("name", ["tensor", "*/data[0]"])
+def test_one_dimension_by_name(tmp_path, name):
+    """PDEBench's Burgers and diffusion-sorption are no single trajectories, which the shape alone would suggest."""
+    with h5py.File(tmp_path / "1d.hdf5", "w") as file:
+        file["tensor"], file["x-coordinate"] = np.ones((3, 5, 8), np.float32), np.arange(8.0)
+        file["a/data"] = np.ones((5, 8, 1), np.float32)
+    with pytest.raises(
+        ValueError, match=r"found `.*` \(\d, 5, 8.*\)\. With an x-coordinate .* seems to hold 1-D fields"
+    ):
+        PDEBenchFile(tmp_path / "1d.hdf5", fields={"u": name})
+
+
 def test_one_dimension(tmp_path):
     with h5py.File(tmp_path / "flow.hdf5", "w") as file:
         file["tensor"] = np.ones((2, 5, 8), np.float32)

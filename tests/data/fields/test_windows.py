@@ -120,6 +120,12 @@ def test_windows_that_do_not_fit(arguments, message):
         check_frames(Trajectories([FilePart(File(1, 7), range(1))], time_stride=2), *arguments)
 
 
+def test_a_single_frame_leaves_nothing_to_predict():
+    """PDEBench's Darcy flow."""
+    with pytest.raises(ValueError, match="has 1: of fields that do not change in time, nothing can be predicted"):
+        check_frames(Trajectories([FilePart(File(1, 1), range(1))]), 1, 1)
+
+
 @pytest.mark.parametrize("number", [-1, 5])
 def test_trajectories_that_there_are_not(number):
     pool = Trajectories([FilePart(File(2, 3), range(2)), FilePart(File(3, 3), range(3))])
