@@ -28,6 +28,7 @@ def add_noise(fields: Tensor, amplitude: float, generator: torch.Generator) -> T
     """
     if amplitude == 0:
         return fields
-    root_mean_square = fields.square().mean(dim=(-4, -3, -2), keepdim=True).sqrt()
+    wide = fields.to(torch.promote_types(fields.dtype, torch.float32))  # float16 squares overflow from 256 on
+    root_mean_square = wide.square().mean(dim=(-4, -3, -2), keepdim=True).sqrt().to(fields.dtype)
     noise = torch.randn(fields.shape, generator=generator, dtype=fields.dtype, device=fields.device)
     return fields + amplitude * root_mean_square * noise

@@ -68,7 +68,7 @@ class FlowSources:
         return self._opened[name]
 
     def part(self, purpose: str, *, time_stride: int, used: bool = True) -> Part:
-        """The trajectories of a purpose; `used`: refuse those that cannot be read."""
+        """The trajectories of a purpose; `used`: refuse those that cannot be read, and tell whose they are."""
         files = self.files(purpose)
         if purpose == "predict" or files is not self.files():
             numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
@@ -80,7 +80,8 @@ class FlowSources:
         numbers = without(numbers, self._left_out(files))
         if used:
             files.check_usable(numbers, purpose)
-        flows = [Flows(file.path, part, file.identity) for file, part in zip(files.files, numbers, strict=True)]
+        named = zip(files.files, numbers, strict=True) if used else ()
+        flows = [Flows(file.path, part, file.identity()) for file, part in named]
         return Part(files.trajectories(numbers, time_stride=time_stride), flows)
 
     def step(self, time_stride: int) -> float | None:

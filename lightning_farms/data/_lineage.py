@@ -1,6 +1,6 @@
 """Which flows a checkpoint was trained on and chosen by, and what of them is evaluated now."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Flows(NamedTuple):
 
     path: Path
     numbers: Sequence[int]
-    identity: Callable[[], str]
+    identity: str  # what tells the file from others
 
 
 def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
@@ -27,8 +27,7 @@ def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) 
         entry["identity"]: {**entry, "flows": list(entry["flows"])} for entry in earlier
     }
     for path, numbers, identity in flows:
-        name = identity()
-        entry = found.setdefault(name, {"file": path.name, "identity": name, "flows": []})
+        entry = found.setdefault(identity, {"file": path.name, "identity": identity, "flows": []})
         entry["flows"] = runs(sorted({*expanded(entry["flows"]), *numbers}))
     return [entry for entry in found.values() if entry["flows"]]
 
@@ -40,7 +39,7 @@ def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list
         return []
     found = []
     for path, numbers, identity in flows:
-        both = sorted(known.get(identity(), set()).intersection(numbers))
+        both = sorted(known.get(identity, set()).intersection(numbers))
         if both:
             found.append(Flows(path, both, identity))
     return found
@@ -50,7 +49,7 @@ def replaced(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> li
     """Files that are recorded by name, but are others."""
     known = {entry["identity"] for entry in entries}
     names = {entry["file"] for entry in entries}
-    return [path for path, _, identity in flows if path.name in names and identity() not in known]
+    return [path for path, _, identity in flows if path.name in names and identity not in known]
 
 
 def runs(numbers: Sequence[int]) -> list[list[int]]:
@@ -83,7 +82,7 @@ def told(flows: Sequence[Flows]) -> str:
     """Flows in words.
 
     Example:
-        >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5], str)])
+        >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5], "")])
         '0-2, 5 of a.hdf5'
     """
     parts = (

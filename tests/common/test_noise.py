@@ -54,3 +54,10 @@ def test_grows_with_the_amplitude(amplitude):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_keeps_the_type(dtype):
     assert add_noise(torch.ones(2, 2, 1, 1, dtype=dtype), 0.1, torch.Generator()).dtype == dtype
+
+
+def test_half_precision_squares_do_not_overflow():
+    fields = torch.full((8, 8, 3, 1), 1000.0, dtype=torch.float16)
+    noisy = add_noise(fields, 0.1, seeded_generator((0,)))
+    assert noisy.dtype == torch.float16
+    assert float(noisy.float().std()) == pytest.approx(100, rel=0.2)

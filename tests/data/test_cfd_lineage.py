@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_farms.callbacks import PredictionWriter
 from lightning_farms.data import CFDDataModule, PDEBenchFile
@@ -125,6 +125,22 @@ class TestCheckpoint:
             with found:
                 data = module(path, test_path=name, val_fraction=0.25)
                 trainer().test(Last(), datamodule=data, ckpt_path=checkpoint, verbose=False)
+
+
+def test_a_checkpoint_is_written_though_the_file_is_gone(path, tmp_path):
+    """It was moved during the training, which holds it open."""
+
+    class Move(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            path.rename(tmp_path / "moved.hdf5")
+
+    run = trainer(callbacks=[Move()])
+    run.fit(Last(), datamodule=module(path, test_fraction=0.25, num_workers=0))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.warns(UserWarning, match="3 were trained on by the checkpoint: 6-8 of .*moved.hdf5"):
+        trainer().test(
+            Last(), datamodule=module(tmp_path / "moved.hdf5", test_fraction=0.5), ckpt_path=tmp_path / "run.ckpt"
+        )
 
 
 def test_files_for_validation_and_testing(path, tmp_path):

@@ -95,7 +95,7 @@ def checked_axes(
         raise ValueError(_missing(header, path, layout, missing))
     shapes = {name: _checked(name, facts, path) for name, facts in header.datasets.items()}
     _check_same_trajectories(header, path)
-    with _told(header, path, shapes):
+    with _told(header, path, layout, shapes):
         complete = {
             name: layout.sizes(name, shape)
             for name, shape in shapes.items()
@@ -198,7 +198,7 @@ def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
 
 
 @contextmanager
-def _told(header: Header, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+def _told(header: Header, path: Path, layout: FieldLayout, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
     """Errors about the axes name the file."""
     try:
         yield
@@ -209,7 +209,7 @@ def _told(header: Header, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
                 f"Expected {path} to hold 2-D fields, but dataset `{solid}` is of shape {shapes[solid]}: it is a 3-D "
                 "file, which cannot be read here. Write slices of it to a file of 2-D fields."
             ) from error
-        if header.one_axis and all(len(shape) <= len("btxc") for shape in shapes.values()):
+        if header.one_axis and all(len(shape) < len(layout.letters(name)) for name, shape in shapes.items()):
             found = ", ".join(f"`{name}` {shape}" for name, shape in shapes.items())
             raise ValueError(
                 f"Expected {path} to hold 2-D fields, but found {found}. With an x-coordinate and no y-coordinate it "

@@ -99,7 +99,9 @@ class PDEBenchFile:
         self._handle: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}
         self._owner: int | None = None
+        self._identity: str | None = None
         with open_hdf5(self.path) as file:
+            self._state = _state_of(self.path)
             with naming(self.path):
                 header = read_header(file, self.layout, left_out)
             shape, self._axes = checked_axes(header, self.path, self.layout, may_lack=fields is not None)
@@ -134,8 +136,13 @@ class PDEBenchFile:
         return dict(self.layout.fields)
 
     def identity(self) -> str:
-        """What tells the file from others, under whatever name: of its size, its header and the values at both ends."""
-        return identity(self.path, self._others)
+        """What tells the file from others, under whatever name: of its size, its header and the values at both ends.
+
+        It is that of the file at the first call, whatever becomes of it.
+        """
+        if self._identity is None:
+            self._identity = identity(self.path, self._others)
+        return self._identity
 
     def read(
         self,
@@ -220,16 +227,31 @@ class PDEBenchFile:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_owner": None, "_datasets": {}}
 
-    def _opened(self, name: str) -> h5py.Dataset:
-        """The dataset, opened by this process; looking it up costs as much as reading a small field."""
+    def _opened(self) -> h5py.File:
+        """The file, opened by this process."""
         if self._owner != os.getpid():
             self.close()
         OPEN_FILES.used(self)
         if self._handle is None:
             self._handle, self._owner = open_hdf5(self.path), os.getpid()
-        if name not in self._datasets:
-            self._datasets[name] = self._handle[name]
-        return self._datasets[name]
+            self._check_unchanged()
+        return self._handle
+
+    def _check_unchanged(self) -> None:
+        """Refuse a file of another size than when its header was read; tell of one that was written since."""
+        (size, written), now = self._state, _state_of(self.path)
+        if now[0] != size:
+            self.close()
+            raise OSError(
+                f"Expected {self.path} to be as it was when it was first opened, but it has {now[0]} bytes and not "
+                f"{size}: it was changed since. Put the old one back, or begin anew."
+            )
+        if now[1] != written:
+            self._state = now
+            warnings.warn(
+                f"{self.path} was written since it was first opened: from now on, its values are the new ones.",
+                stacklevel=2,
+            )
 
     def _check_read(self, trajectory: int, start: int, stop: int, stride: int, time_stride: int) -> None:
         trajectories, frames = self.shape[:2]
@@ -251,21 +273,28 @@ class PDEBenchFile:
             )
         chosen = slice(frames.start, frames.stop, frames.step)
         size = (len(frames), self.shape.x, self.shape.y)
+        file = self._opened()
         for dataset, axes in self._axes.items():
             with naming(self.path, flow=f"dataset `{dataset}` of trajectory {trajectory}"):
-                read = self._read(dataset, axes, trajectory, chosen)
+                read = self._read(file, dataset, axes, trajectory, chosen)
             for channel, field in axes.fields(read, self.layout.channels_of(dataset), size).items():
                 # Whole frames are read and thinned out here: selecting cells in HDF5 is slower, most of all in chunks.
                 thinned = field[:, ::stride, ::stride]
                 yield channel, thinned, as_single(thinned)
 
-    def _read(self, dataset: str, axes: DatasetAxes, trajectory: int, frames: slice) -> Array:
+    def _read(self, file: h5py.File, dataset: str, axes: DatasetAxes, trajectory: int, frames: slice) -> Array:
         index = axes.index(trajectory, frames)
         if dataset in self._members:
-            read: Array = self._opened(self._members[dataset][trajectory])[index[1:]]
+            read: Array = self._dataset(file, self._members[dataset][trajectory])[index[1:]]
         else:
-            read = np.asarray(self._opened(dataset)[index])
+            read = np.asarray(self._dataset(file, dataset)[index])
         return read
+
+    def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
+        """A dataset of the file; looking it up costs as much as reading a small field."""
+        if name not in self._datasets:
+            self._datasets[name] = file[name]
+        return self._datasets[name]
 
     def _faults(self, channel: int, field: Array, single: Array, frames: range) -> list[Fault]:
         name = self.channels[channel]
@@ -311,6 +340,12 @@ class PDEBenchFile:
             f"Expected channel `{first.channel}` of {self.path} to be {rule}, but trajectory {trajectory} has "
             f"{first.what} values in frame {first.frame}{more}. {_REMEDY}"
         )
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Size of a file, and when it was last written."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:

@@ -115,6 +115,37 @@ def test_close_and_read_again(path):
     assert torch.equal(file.read(0), expected)
 
 
+def test_a_file_that_is_no_longer_there_is_no_damaged_flow(path):
+    file = PDEBenchFile(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"found none at .*flow.hdf5\.$"):
+        file.read(1)
+
+
+def test_a_file_of_another_size_is_not_read_by_the_old_header(path, arrays):
+    file = PDEBenchFile(path)
+    file.read(0)
+    file.close()
+    with h5py.File(path, "w") as other:
+        for name, array in arrays.items():
+            other[name] = array[1:]
+    with pytest.raises(OSError, match=r"flow.hdf5 to be as it was when it was first opened, but it has \d+ bytes"):
+        file.read(0)
+
+
+def test_new_values_of_a_file_are_told(path):
+    file = PDEBenchFile(path)
+    identity = file.identity()
+    os.utime(path, ns=(0, 1))  # some file systems count seconds only
+    with h5py.File(path, "r+") as other:
+        other["Vx"][...] += 1
+    with pytest.warns(UserWarning, match="flow.hdf5 was written since it was first opened"):
+        file.read(0)
+    file.close()
+    file.read(1)  # told once
+    assert file.identity() == identity != PDEBenchFile(path).identity()
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_opens_its_own_handle(path):
