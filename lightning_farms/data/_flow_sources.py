@@ -84,10 +84,14 @@ class FlowSources:
         flows = [Flows(file.path, part, file.identity()) for file, part in named]
         return Part(files.trajectories(numbers, time_stride=time_stride), flows)
 
-    def step(self, time_stride: int) -> float | None:
-        """Time from frame to frame of the files that are open, where all tell it, and the same."""
+    def scales(self, time_stride: int) -> dict[str, float | None]:
+        """Time from frame to frame, and width of the cells, of the files that are open, where these have one."""
         steps = [step for files in self._opened.values() for step in files.steps(time_stride)]
-        return steps[0] if len({f"{step:.4g}" for step in steps}) == 1 else None
+        widths = [width for files in self._opened.values() for width in files.widths()]
+        return {
+            "time_step": steps[0] if len({f"{step:.4g}" for step in steps}) == 1 else None,
+            "cell_width": widths[0] if widths and max(widths) <= _SAME_WIDTH * min(widths) else None,
+        }
 
     def split(self, count: int) -> Split:
         """Split as many trajectories as a file has."""
@@ -165,8 +169,21 @@ class FlowSources:
         return [found.get(file.path, set()) for file in files.files]
 
 
-def check_step(state: Mapping[str, Any], now: float | None, time_stride: int) -> None:
-    """Warn where frames are further apart, or closer, than in the training of a checkpoint, as far as that is known."""
+def check_scales(state: Mapping[str, Any], scales: Mapping[str, float | None], time_stride: int) -> None:
+    """Warn where frames, or cells, are further apart, or closer, than in the training of a checkpoint.
+
+    As far as that is known.
+    """
+    _check_step(state, scales["time_step"], time_stride)
+    trained, now = state.get("cell_width"), scales["cell_width"]
+    if trained is not None and now is not None and not trained / _SAME_WIDTH <= now <= trained * _SAME_WIDTH:
+        rank_zero_warn(
+            f"The cells are {now:.4g} wide along x, but {trained:.4g} in the training of the checkpoint, and a network "
+            "is not told which. Choose `stride`, or the files, so that they agree."
+        )
+
+
+def _check_step(state: Mapping[str, Any], now: float | None, time_stride: int) -> None:
     trained, settings = state.get("time_step"), (state.get("lineage") or {}).get("settings", {})
     if trained is not None and now is not None:
         if f"{trained:.4g}" != f"{now:.4g}":

@@ -12,7 +12,7 @@ from lightning_farms.common.image_size import ImageSize, plain_size
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule, items_to_predict, length, ready
-from lightning_farms.data._flow_sources import Choice, FlowSources, check_step
+from lightning_farms.data._flow_sources import Choice, FlowSources, check_scales
 from lightning_farms.data._lineage import Lineage, recorded
 from lightning_farms.data._normalization import ChannelStatistics, restore
 from lightning_farms.data._simulated_set import simulate_unless_kept, simulated_set
@@ -349,7 +349,7 @@ class CFDDataModule(DataModule):
             "channels": list(self.channels),
             "normalize": self.normalize,
             "statistics": statistics,
-            "time_step": self._sources.step(self.time_stride),
+            **self._sources.scales(self.time_stride),
             "lineage": self._lineage.state(self._split_settings()),
         }
 
@@ -360,7 +360,8 @@ class CFDDataModule(DataModule):
             state_dict: what `state_dict` gave.
 
         Warns:
-            UserWarning: if flows that are to be evaluated or predicted were trained on, or have another time step.
+            UserWarning: if flows that are to be evaluated or predicted were trained on, or have another time step or
+                width of cells.
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
@@ -382,7 +383,7 @@ class CFDDataModule(DataModule):
         if statistics is not None:
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
-        check_step(state_dict, self._sources.step(self.time_stride), self.time_stride)
+        check_scales(state_dict, self._sources.scales(self.time_stride), self.time_stride)
         self._lineage.load(state_dict, self._split_settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:

@@ -125,3 +125,17 @@ def test_files_whose_cells_have_other_widths_are_told(tmp_path, paths, recwarn):
         file["x-coordinate"] = file["y-coordinate"] = (np.arange(8) + 0.5) / 4
     with pytest.warns(UserWarning, match=r"files' cells are 0\.125 to 0\.25 wide along x, and a network is not told"):
         module([paths[0], wide]).setup("fit")
+
+
+def test_cells_of_another_width_than_in_a_checkpoints_training_are_told(paths, recwarn):
+    describe(paths[0], cells=8)
+    describe(paths[1], cells=16)
+    trained, alike, finer = module(paths[0]), module(paths[1], stride=2), module(paths[1])
+    for data in (trained, alike, finer):
+        data.setup("predict")
+    state = trained.state_dict()
+    alike.load_state_dict(state)
+    trained.load_state_dict({name: value for name, value in state.items() if name != "cell_width"})
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"cells are 0\.0625 wide along x, but 0\.125 in the training"):
+        finer.load_state_dict(state)
