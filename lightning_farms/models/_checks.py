@@ -56,10 +56,10 @@ def check_input(network: nn.Module, x: Tensor) -> None:
 
 def check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
     """Refuse a prediction that cannot become part of the next input."""
-    if prediction.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(x):
+    if prediction.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(x) or not prediction.shape[3]:
         raise ValueError(
-            f"Expected the network's prediction to have the input's points and channels, as in {tuple(x.shape)}, so "
-            f"that it can be fed back, but got {tuple(prediction.shape)}."
+            f"Expected the network's prediction to have the input's points and channels, as in {tuple(x.shape)}, and "
+            f"at least one frame, so that it can be fed back, but got {tuple(prediction.shape)}."
         )
 
 
@@ -71,7 +71,7 @@ def check_target(prediction: Tensor, y: Tensor, pushforward: bool) -> None:
             f"{tuple(prediction.shape)}, but got {tuple(y.shape)}."
         )
     frames = prediction.shape[3]
-    if y.shape[3] % frames:
+    if not frames or y.shape[3] % frames:
         raise ValueError(
             f"Expected the target to have a multiple of the {frames} frames that the network predicts at once, but got "
             f"{y.shape[3]}. Make `out_timesteps` of the data module and of the network equal; a training item then has "

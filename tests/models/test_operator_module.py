@@ -281,6 +281,18 @@ def test_target_or_output_that_does_not_fit():
         OperatorModule(Linear()).rollout(x, 0)
 
 
+def test_a_network_that_predicts_no_frame_is_refused_and_not_asked_for_ever():
+    class Empty(Linear):
+        def forward(self, x):
+            return x[:, :, :, :0]
+
+    x = torch.ones(1, X, Y, GIVEN, CHANNELS)
+    with pytest.raises(ValueError, match=r"at least one frame, so that it can be fed back, but got \(1, 4, 4, 0, 2\)"):
+        OperatorModule(Empty()).rollout(x, 2)
+    with pytest.raises(ValueError, match="a multiple of the 0 frames that the network predicts"):
+        OperatorModule(Empty()).training_step((x, x), 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
