@@ -100,6 +100,7 @@ class PDEBenchFile:
         self._datasets: dict[str, h5py.Dataset] = {}
         self._owner: int | None = None
         self._identity: str | None = None
+        self._left_out = frozenset(left_out)
         with open_hdf5(self.path) as file:
             self._state = _state_of(self.path)
             with naming(self.path):
@@ -238,20 +239,23 @@ class PDEBenchFile:
         return self._handle
 
     def _check_unchanged(self) -> None:
-        """Refuse a file of another size than when its header was read; tell of one that was written since."""
-        (size, written), now = self._state, _state_of(self.path)
-        if now[0] != size:
+        """Tell of a file that was written since its header was read; refuse it where its fields are of other sizes."""
+        now = _state_of(self.path)
+        if now == self._state:
+            return
+        shape = PDEBenchFile(self.path, fields=self.fields, axes=self.layout.axes, left_out=self._left_out).shape
+        if shape != self.shape:
             self.close()
             raise OSError(
-                f"Expected {self.path} to be as it was when it was first opened, but it has {now[0]} bytes and not "
-                f"{size}: it was changed since. Put the old one back, or begin anew."
+                f"Expected {self.path} to be as it was when it was first opened, with {tuple(self.shape)} "
+                f"trajectories, frames and cells, but it was written since, and has {tuple(shape)}. Put the old one "
+                "back, or begin anew."
             )
-        if now[1] != written:
-            self._state = now
-            warnings.warn(
-                f"{self.path} was written since it was first opened: from now on, its values are the new ones.",
-                stacklevel=2,
-            )
+        self._state = now
+        warnings.warn(
+            f"{self.path} was written since it was first opened: from now on, its values are the new ones.",
+            stacklevel=2,
+        )
 
     def _check_read(self, trajectory: int, start: int, stop: int, stride: int, time_stride: int) -> None:
         trajectories, frames = self.shape[:2]
