@@ -23,10 +23,12 @@ class Choice(NamedTuple):
     fractions: Mapping[str, float]
     subset_seed: int
     skip: Sequence[int] | Mapping[str, Sequence[int]] | None
+    beside: Mapping[str, Any] = {}  # what else a checkpoint keeps of how flows are read
 
     def settings(self) -> dict[str, Any]:
         """The same as plain values."""
-        return {"split": self.split, "subset_seed": self.subset_seed, "skip": self.skip, **self.fractions}
+        chosen = {"split": self.split, "subset_seed": self.subset_seed, "skip": self.skip}
+        return {**chosen, **self.fractions, **self.beside}
 
 
 class Part(NamedTuple):

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_farms.common.texts import listed
+
 _EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _NONE = torch.zeros(1, dtype=torch.int64)
 _VERBS = {"val": "validate with", "test": "test on", "predict": "predict"}
@@ -148,6 +150,7 @@ class Lineage:
         state = checkpoint.get("lineage")
         if state is None:
             return
+        _tell_simulated(state, settings)
         if self._stage == "fit":
             if checkpoint.get("batches", 0):
                 begun = {"seed": state["settings"].get("seed"), **state.get("order", {})}
@@ -190,6 +193,16 @@ class Lineage:
                     else ""
                 )
                 rank_zero_info(f"The training was validated with {by}{advice}.")
+
+
+def _tell_simulated(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Warn of simulated flows where those of a file were trained on, which may have been forgotten."""
+    if settings.get("simulated") and not state["settings"].get("simulated", True):
+        names = listed([entry["file"] for entry in state["trained"]], shown=2)
+        rank_zero_warn(
+            f"The checkpoint was trained on {names}, and these flows are simulated ones, since no file is named: give "
+            "`path` (`--data.path`) to go on with its data."
+        )
 
 
 def _joined(identities: Sequence[Tensor]) -> Tensor:

@@ -200,6 +200,7 @@ class CFDDataModule(DataModule):
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
         self.augment, self.vectors, self.periodic, self.simulation = augment, vectors, periodic, simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
+        beside = dict(seed=seed, stride=stride, time_stride=time_stride, simulated=self.path is None)
         self._lineage = Lineage()
         self._sources = FlowSources(
             self.data_paths,
@@ -207,7 +208,7 @@ class CFDDataModule(DataModule):
             val=self.val_path,
             test=self.test_path,
             layout={"channel_order": channel_order, "fields": fields, "axes": axes},
-            choice=Choice(split, fractions, subset_seed, skip),
+            choice=Choice(split, fractions, subset_seed, skip, beside),
         )
 
     @property
@@ -350,7 +351,7 @@ class CFDDataModule(DataModule):
             "normalize": self.normalize,
             "statistics": statistics,
             **self._sources.scales(self.time_stride),
-            "lineage": self._lineage.state(self._split_settings()),
+            "lineage": self._lineage.state(self._sources.choice.settings()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -384,7 +385,7 @@ class CFDDataModule(DataModule):
             self._statistics = ChannelStatistics(**statistics)
             self._hand_out_statistics()
         check_scales(state_dict, self._sources.scales(self.time_stride), self.time_stride)
-        self._lineage.load(state_dict, self._split_settings())
+        self._lineage.load(state_dict, self._sources.choice.settings())
         self._resumed = Progress(int(state_dict["epoch"]), int(state_dict.get("batches", 0)))
         if self._sampler is not None:
             self._resume(self._sampler)
@@ -464,10 +465,6 @@ class CFDDataModule(DataModule):
             return None
         options: dict[str, Any] = {"vectors": self.vectors, "periodic": self.periodic, "seed": self.seed}
         return augmentation_of(self.augment, self._files(), **options)
-
-    def _split_settings(self) -> dict[str, Any]:
-        """What decides which flows are for what."""
-        return dict(self._sources.choice.settings(), seed=self.seed, stride=self.stride, time_stride=self.time_stride)
 
     def _evaluation_loader(self, trajectories: EvaluationTrajectories, items: list[int] | None = None) -> Batches:
         self._hand_out_statistics()
