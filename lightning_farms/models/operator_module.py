@@ -207,10 +207,10 @@ class OperatorModule(LightningModule):
         check_input(self.network, x)
         output = self.network(x)
         prediction = getattr(output, "prediction", output)
-        if not isinstance(prediction, Tensor):
+        if not isinstance(prediction, Tensor) or not prediction.is_floating_point():
             raise TypeError(
-                "Expected argument `network` to return a tensor or a named tuple with a field `prediction`, "
-                f"but got {type(output).__name__}."
+                "Expected argument `network` to return a float tensor or a named tuple with a field `prediction`, "
+                f"but got {getattr(prediction, 'dtype', type(output).__name__)}."
             )
         return prediction
 

@@ -17,6 +17,11 @@ class Bare(nn.Module):
         return x, x
 
 
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.complex(x, x)
+
+
 class Narrow(nn.Module):
     def forward(self, x):
         return x[..., :1]
@@ -275,6 +280,8 @@ def test_target_or_output_that_does_not_fit():
         OperatorModule(Linear()).training_step((x, torch.ones(1, X, 8, 1, CHANNELS)), 0)
     with pytest.raises(TypeError, match=r"named tuple with a field `prediction`, but got tuple"):
         OperatorModule(Bare())(x)
+    with pytest.raises(TypeError, match=r"to return a float tensor .*, but got torch.complex64"):
+        OperatorModule(Complex()).rollout(x, 1)  # of which only the real part would be evaluated
     with pytest.raises(ValueError, match=r"so that it can be fed back, but got \(1, 4, 4, 3, 1\)"):
         OperatorModule(Narrow()).rollout(x, 2)
     with pytest.raises(ValueError, match=r"`frames` to be at least 1, but got 0"):
