@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from lightning_farms.cli.train._named_checkpoint import check_named
 from lightning_farms.cli.train._origin import check_origin
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
+from lightning_farms.common.image_size import plain_size
 from lightning_farms.data.cfd_data_module import CFDDataModule
 from lightning_farms.models.dpot.network import DPOT
 from lightning_farms.models.dpot.weights.loading import load_weights
@@ -92,9 +94,14 @@ class FarmsCLI(LightningCLI):
         network = self._arguments("model").get("network")
         arguments = {} if network is None else network.get("init_args", {})
         data = class_of(self._get(self.config, "data").class_path) if self.subclass_mode_data else CFDDataModule
-        for name, size in network_sizes(data, self._arguments("data"), arguments).items():
-            if name in arguments:
-                arguments[name] = size
+        sizes = network_sizes(data, self._arguments("data"), arguments)
+        usual = signature(class_of(network.class_path)).parameters if arguments else {}
+        for name in [name for name in sizes if name in arguments]:
+            given, arguments[name] = arguments[name], sizes[name]
+            if plain_size(given) not in (sizes[name], usual[name].default):
+                rank_zero_warn(
+                    f"`model.network.{name}` is {sizes[name]}, not {given}: the network takes its sizes from the data."
+                )
 
     def before_fit(self) -> None:
         """Load the starting weights, or pre-train and keep them, unless a training is resumed."""

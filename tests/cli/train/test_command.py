@@ -48,6 +48,11 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     assert module.network.config["in_timesteps"] == 3
 
 
+def test_a_size_that_the_data_do_not_have_is_told(run):
+    with pytest.warns(UserWarning, match=r"`model.network.in_timesteps` is 3, not 5: the network takes its sizes from"):
+        run("fit", "--model.network.in_timesteps=5", "--model.network.img_size=[16,16]", "--trainer.fast_dev_run=1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named", "flows"),
     [
@@ -290,7 +295,7 @@ def test_unknown_callback_names_the_known(run, capsys):
 
 def test_checkpoint_of_another_resolution(run, capsys):
     run("fit")
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, pytest.warns(UserWarning, match="`model.network.img_size` is 8, not 16"):
         run("test", f"--ckpt_path={checkpoint()}", "--data.stride=2")
     assert stop.value.code == 1
     assert "network.pos_embed: (1, 8, 4, 4) in the file, (1, 8, 2, 2) in the module" in capsys.readouterr().err
