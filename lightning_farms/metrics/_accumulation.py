@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_farms.metrics._fields import Per, accumulation_dtype, average, check_fields, check_per
+
+if TYPE_CHECKING:
+    from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 
 class FieldMetric(Metric):
@@ -90,6 +93,21 @@ class FieldMetric(Metric):
             raise ValueError("Expected at least one sample before `compute`, but got none. Call `update` first.")
         statistic = self.total / self.count if self.reduction == "sum" else self.total
         return average(self._error(statistic), self.per).float()
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Draw the error, or a series of errors, as all metrics of torchmetrics do.
+
+        Args:
+            val: What `compute` or `forward` returned, or a list of it, e.g. of every epoch; None calls `compute`.
+            ax: Axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ValueError: If `compute` is called and no batch was added.
+        """
+        return self._plot(val, ax)
 
     def _reduce_states(self, incoming_state: Mapping[str, Any]) -> None:
         """Merge two states, after a check that their shapes match, as torch would broadcast them."""

@@ -8,6 +8,7 @@ import pickle
 from itertools import pairwise
 
 import lightning.pytorch as pl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,17 @@ def test_every_public_name_has_a_case():
     predictors = {name for name in metrics.__all__ if hasattr(metrics.trivial_predictors, name)}
     public = {name for name in metrics.__all__ if name != "Per"} - predictors
     assert public == {case.metric.__name__ for case in CASES} | {case.function.__name__ for case in CASES}
+
+
+@EVERY
+def test_a_plot_has_a_line_for_each_error_over_batches(case):
+    metric = case.metric(**case.settings)
+    errors = [metric(*tensors(seed=seed)) for seed in range(3)]
+    figure, axes = metric.plot(errors)
+    drawn = [line.get_ydata() for line in axes.get_lines() if len(line.get_ydata()) == 3]  # others are the bound's
+    np.testing.assert_array_equal(np.asarray(drawn), torch.stack(errors).reshape(3, -1).T)
+    assert metric.plot(ax=axes)[1] is axes  # of what `compute` returns, into axes that are there
+    plt.close(figure)
 
 
 @EVERY
