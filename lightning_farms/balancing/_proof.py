@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from weakref import ReferenceType as Reference
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -51,22 +53,36 @@ def _of_this_one(scaling: LayerwiseScaling, scalings: Sequence[LayerwiseScaling]
 
 
 class _Fingerprint:
-    """A few entries of a few parameters, as they were at the last look."""
+    """A few entries of a few parameters, and which gradients these had, as they were at the last look."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         whole = [p for p in parameters if not is_lazy(p) and p.numel()]
         self._parameters = whole[:: max(1, len(whole) // _PARAMETERS)][:_PARAMETERS]
-        self._entries = self._now()
+        self._entries, self._gradients = self._now(), self._gradients_now()
         self._moves = 0
 
     def moves(self) -> int:
-        """Look at the entries, and return in how many looks they had changed."""
+        """Look at the entries, and return in how many looks they had changed while no gradient was being accumulated.
+
+        If the gradient is the same tensor as before, the update is still to come; until then a module may have moved
+        its weights itself, as an embedding with ``max_norm`` does.
+        """
         before, self._entries = self._entries, self._now()
-        self._moves += any(not torch.equal(*pair) for pair in zip(before, self._entries, strict=True))
+        gradients, self._gradients = self._gradients, self._gradients_now()
+        accumulating = any(map(_is_same, gradients, self._gradients))
+        moved = any(not torch.equal(*pair) for pair in zip(before, self._entries, strict=True))
+        self._moves += moved and not accumulating
         return self._moves
+
+    def _gradients_now(self) -> list[Reference[Tensor] | None]:
+        return [None if p.grad is None else ref(p.grad) for p in self._parameters]
 
     def _now(self) -> list[Tensor]:
         return [_some_of(p.detach()) for p in self._parameters]
+
+
+def _is_same(before: Reference[Tensor] | None, now: Reference[Tensor] | None) -> bool:
+    return before is not None and now is not None and before() is now()
 
 
 def _some_of(parameter: Tensor) -> Tensor:

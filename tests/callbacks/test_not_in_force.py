@@ -68,6 +68,27 @@ def test_weights_that_the_module_moves_between_steps_condemn_no_optimizer(tmp_pa
     assert not any("not in force" in remark for remark in callback.remarks())
 
 
+class AccumulatedByHand(OnASphere):
+    def __init__(self, patched):
+        super().__init__(patched)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.manual_backward(super().training_step(batch, batch_idx) / 4)
+        if batch_idx % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_nor_while_their_gradients_are_accumulated_by_hand(tmp_path):
+    callback = TempBalance(0.5, 1.5)
+    fit(tmp_path, [callback], AccumulatedByHand(patched=False))
+    assert len(callback.multipliers) == 3
+    with pytest.warns(UserWarning, match="the layer-wise learning rate is not in force: SGD: the weights"):
+        fit(tmp_path, [TempBalance(0.5, 1.5)], AccumulatedByHand(patched=True))
+
+
 def test_nothing_is_said_where_rates_are_used(tmp_path, capfd):
     _, events = fit(tmp_path, [TempBalance(0.5, 1.5)], Net(patched=False))
     assert not [tag for tag in events.Tags()["tensors"] if "not_in_force" in tag]
