@@ -16,6 +16,8 @@ from lightning_farms.optim.unwrap import stepping_optimizers
 from lightning_farms.pruning._bits import packed, unpacked
 from lightning_farms.pruning._local import local, local_part, whole
 
+_CHANGED = "Masks (a LayerwisePruning) are of one model: make new ones where it was changed after it was pruned."
+
 
 class _Packed(NamedTuple):
     """A mask packed as bits."""
@@ -178,11 +180,13 @@ class Masks:
         """
         for name, mask in self._packed.items():
             if name not in parameters:
-                raise ValueError(f"Expected argument `parameters` to hold every masked one, but it lacks {name!r}.")
+                raise ValueError(
+                    f"Expected argument `parameters` to hold every masked one, but it lacks {name!r}. {_CHANGED}"
+                )
             if tuple(parameters[name].shape) != mask.shape:
                 raise ValueError(
                     f"Expected argument `parameters` to hold {name!r} in the shape of its mask, {mask.shape}, but got "
-                    f"{tuple(parameters[name].shape)}."
+                    f"{tuple(parameters[name].shape)}. {_CHANGED}"
                 )
         self._parameters, self._bound = dict(parameters), {}
         for name in self._packed:
