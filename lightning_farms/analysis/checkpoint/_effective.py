@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._names import WRAPPERS
+from lightning_farms.analysis.checkpoint._tensor_factors import are_parts, complex_parts, whole_tensor
 from lightning_farms.analysis.weights._gathered import full_tensor, must_be_gathered
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.shapes import MetaTensors
@@ -34,13 +35,15 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """Return the tensors of a state dict, with those of parametrised weights replaced by the weights in effect.
 
     weight_norm: :math:`W = g V / |V|`; spectral_norm: :math:`W / (u^T W v)`; pruning: :math:`W M`, in the forms of
-    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``. A state dict does not tell the function of any other
-    parametrisation. The wrappers of DDP, FSDP and ``torch.compile`` are left out of the names.
+    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``; factors of complex tensors (tensorly-torch's): their
+    product. Of any other parametrisation a state dict does not tell the function. The wrappers of DDP, FSDP and
+    ``torch.compile`` are left out of the names.
     """
     names = plain_names(list(tensors))
+    factors = complex_parts(names, MetaTensors(tensors))
     groups: dict[str, dict[str, str]] = {}
     for name, stored in names.items():
-        base, part = _split(name, names)
+        base, part = factors[name] if name in factors else _split(name, names)
         groups.setdefault(base, {})[part] = stored
     return {base: _effective_or_reason(base, parts, tensors) for base, parts in groups.items()}
 
@@ -86,6 +89,8 @@ def _effective(name: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor
     names = set(parts)
     if names == {""}:
         return StoredTensor(lambda: read(""))
+    if are_parts(parts):
+        return StoredTensor(lambda: whole_tensor({part: read(part) for part in parts}))
     if names == {"g", "v"}:
         return StoredTensor(lambda: _weight_norm(read("g"), read("v")))
     if names == {"original0", "original1"} and _is_weight_norm(outline("original0"), outline("original1")):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_farms.analysis._layout import laid_out, usual_layout
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
+from lightning_farms.analysis.weights._foreign import SEPARABLE
 from lightning_farms.analysis.weights._layouts import (
     KnownLayout,
     is_position_grid,
@@ -207,10 +208,20 @@ def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Return FNO's complex weights as matrices (inputs, outputs), like those of its classes in a model."""
+    """FNO's complex weights: matrices (inputs, outputs), as of its classes in a model.
+
+    A bias has as many dimensions as there are modes, and one: so a separable layer is told, which has no matrix, but
+    from one on the sphere, which has a dimension of modes less, only where the channels and the modes differ.
+    """
     layout = modes_layout(leaf.name, tensor.shape) if tensor.is_complex() else ""
-    matrices = tensor.movedim((0, 1), (-2, -1))
-    return [_layer(leaf.layer, "parameter", tensor.shape, matrices, layout)] if layout else None
+    if not layout:
+        return None
+    bias = leaf.sibling("bias")
+    separable = bias is not None and tuple(bias.shape) == (tensor.shape[0], *[1] * (tensor.ndim - 1))
+    if separable and tensor.shape[0] != tensor.shape[1]:
+        return [skipped_layer(leaf.layer, "parameter", tensor.shape, SEPARABLE)]
+    layer = _layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)), layout)
+    return [layer._replace(remark="whether the layer is separable, the file does not tell") if separable else layer]
 
 
 def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

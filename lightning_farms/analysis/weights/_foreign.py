@@ -12,6 +12,8 @@ from lightning_farms.analysis.weights._matrices import complex_matrices, stack
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
+SEPARABLE = "a separable spectral convolution: one number for each channel and mode, no matrix"
+
 
 def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
     """Return the weight matrices of a module whose class is known by name, or None if it is not.
@@ -35,8 +37,8 @@ def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
 
 
 def is_spectral_convolution(module: nn.Module) -> bool:
-    """Whether a module is one of the Fourier layers called ``SpectralConv...``."""
-    return any(cls.__name__.startswith("SpectralConv") for cls in type(module).__mro__)
+    """Whether a module is one of the Fourier layers called ``SpectralConv...``, or of neuraloperator's base of them."""
+    return any(cls.__name__.startswith(("SpectralConv", "BaseSpectralConv")) for cls in type(module).__mro__)
 
 
 def _transposed_linear(module: nn.Module) -> Iterator[ModuleWeight]:
@@ -52,11 +54,10 @@ def _spectral_convolution(module: nn.Module) -> Iterator[ModuleWeight]:
     for name, (value, holders) in found.items():
         suffix = "" if list(found) == ["weight"] else name
         if getattr(module, "separable", False):
-            reason = "a separable spectral convolution: one number for each channel and mode, no matrix"
-            yield ModuleWeight(suffix, "parameter", NO_MATRICES, holders + bias, tuple(value.shape), reason)
+            yield ModuleWeight(suffix, "parameter", NO_MATRICES, holders + bias, tuple(value.shape), SEPARABLE)
             continue
         spectral = _complex(value, module)
-        channels = spectral.ndim - 2 - _dimensions(module, spectral)
+        channels = max(spectral.ndim - 2 - _dimensions(module, spectral), 0)  # on the sphere: fewer
         matrices = spectral.movedim((channels, channels + 1), (-2, -1))
         layout = "b" * channels + "io" + "b" * (spectral.ndim - channels - 2)
         layout += "c" * (value.ndim - spectral.ndim)

@@ -75,11 +75,30 @@ class SpectralConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(6, *(1 for _ in n_modes)))
 
 
-class SphericalConv(SpectralConv):
+class OldSphericalConv(SpectralConv):
     pass
 
 
-@pytest.mark.parametrize("make", [SpectralConv, SphericalConv])
+class BaseSpectralConv(nn.Module):
+    pass
+
+
+class SphericalConv(BaseSpectralConv):
+    """On the sphere all orders of a degree share their weight: one dimension less than there are modes."""
+
+    __init__ = nn.Module.__init__
+
+
+def test_layers_on_the_sphere():
+    module = SphericalConv()
+    module.n_modes, module.weight = (3, 5), ComplexDenseTensor(4, 6, 3)
+    module.bias = nn.Parameter(torch.zeros(6, 1, 1))
+    assert found(nn.Sequential(module)) == [("0", "parameter", (4, 6, 3), (3, 4, 6))]
+    (stored,) = checkpoint_weights(nn.Sequential(module).state_dict())
+    assert (stored.name, stored.matrices.shape) == ("0", (3, 4, 6))
+
+
+@pytest.mark.parametrize("make", [SpectralConv, OldSphericalConv])
 @pytest.mark.parametrize("tensor", [ComplexDenseTensor, ComplexCPTensor])
 def test_one_matrix_for_each_mode_of_neuraloperators_layers(tensor, make):
     module = make(tensor(4, 6, 3, 5), (3, 5))
