@@ -14,6 +14,8 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._foreign import SEPARABLE
 from lightning_farms.analysis.weights._layouts import (
     KnownLayout,
+    holds_matrices,
+    is_norms_factor,
     is_position_grid,
     modes_layout,
     odd_kernel,
@@ -33,7 +35,7 @@ from lightning_farms.analysis.weights._products import factor_reason
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 
 _EMBEDDING = re.compile(
-    r"(?!(.*_)?patch)"  # patches are projected
+    r"(?!(.*_)?patch|to_)"  # patches are projected
     r"((.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|embed_in"
     r"|(.*_)?embed_(\w+_)?(tokens|positions|timesteps?)(_\w+)?"
     r"|(.*_)?(embeds?|embeddings?|emb|codebook|positions)(_(layers?|tables?|\d+))?)"
@@ -144,6 +146,7 @@ def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
     normalisation = bias is not None and bias.shape == tensor.shape
     averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
+    normalisation = normalisation or is_norms_factor(leaf.module.rpartition(".")[2], leaf.name)
     pattern = _BIAS if leaf.stored.parameter else _NO_WEIGHT
     return [] if normalisation or averaged or pattern.fullmatch(leaf.name) else None
 
@@ -273,8 +276,8 @@ def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] |
 
 
 def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Return any other tensor by the table of layouts, or as a batch of matrices over its last two dimensions."""
-    if min(tensor.shape[-2:]) < 2:
+    """Any other tensor: by the table of layouts, or a batch of matrices of its last two dimensions."""
+    if not holds_matrices(tensor.shape):
         return None
     known = parameter_layout(leaf.module, leaf.name, tensor) if tensor.ndim > 2 else None
     layer = _layer(leaf.layer, "parameter", tensor.shape, tensor) if known is None else _laid_out(leaf, tensor, known)

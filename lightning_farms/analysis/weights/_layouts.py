@@ -187,6 +187,40 @@ def _kernel_last(weight: _Stored) -> KnownLayout | None:
     return KnownLayout(layout, remark)
 
 
+def _kernels(weight: _Stored) -> KnownLayout | None:
+    """(b, O, I, k, k): as many kernels in one parameter (StyleGAN 2's has one, dynamic convolutions several)."""
+    if weight.complex or len(weight.shape) != 5:
+        return None
+    number, *channels, height, width = weight.shape
+    if height != width or height > _SMALL_KERNEL or min(channels) < (2 if number == 1 else _FEWEST_CHANNELS):
+        return None
+    return _guess("boikk", "oikkk") if channels[1] > _SMALL_KERNEL else None
+
+
+def _long_first(weight: _Stored) -> KnownLayout | None:
+    """(inputs, heads, size of each) has its longest dimension first, as XLNet's; a batch seldom."""
+    dimensions = len(weight.shape) == 3 and min(weight.shape) > 1 and weight.shape[0] > max(weight.shape[1:])
+    return _guess(BATCH, "ibo") if dimensions and not weight.complex else None
+
+
+def _one_place(weight: _Stored) -> KnownLayout | None:
+    """A kernel's last dimensions are 1."""
+    return KnownLayout(layout) if (layout := _of_ones(weight.shape)) else None
+
+
+def _of_ones(shape: Sequence[int]) -> str:
+    """The layout of a kernel whose last dimensions are 1: (O, I, 1), (O, I, 1, 1), (b, O, I, 1, 1); empty of others."""
+    places = next((place for place, size in enumerate(reversed(shape)) if size != 1), len(shape))
+    before = shape[: len(shape) - places]
+    known = places and len(before) in (2, 3) and min(before[-2:]) > 1
+    return "b" * (len(before) - 2) + "oi" + "k" * places if known else ""
+
+
+def holds_matrices(shape: Sequence[int]) -> bool:
+    """Whether a parameter of this shape is more than numbers or vectors."""
+    return len(shape) > 1 and (min(shape[-2:]) > 1 or bool(_of_ones(shape)))
+
+
 def _kernel(weight: _Stored, text: str) -> str:
     return text.format("k" * (len(weight.shape) - 2))
 
@@ -204,6 +238,7 @@ _WEIGHTS = (  # for tensors called `weight`
     _Rule(_long_pairs),
     _Rule(_between),
     _Rule(_long_last),
+    _Rule(_kernels),
 )
 _PARAMETERS = (  # for tensors of any other name
     _Rule(_experts, module=_EXPERTS, name=_EXPERTS),
@@ -211,6 +246,9 @@ _PARAMETERS = (  # for tensors of any other name
     _Rule(_pairs),
     _Rule(_modes),
     _Rule(_kernel_last),
+    _Rule(_kernels),
+    _Rule(_one_place),
+    _Rule(_long_first),
 )
 
 
@@ -236,8 +274,18 @@ def class_layout(module: nn.Module, weight: Tensor) -> str:
 
 
 def is_position_grid(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is a position grid (1, channels, n, n) (DPOT, PiT, SAM 2), not (1, places, ..., channels)."""
-    return name == "pos_embed" and len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
+    """Whether a parameter is that of DPOT, PiT, SAM 2, (1, channels, n, n); others have (1, places, ..., channels)."""
+    grid = len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
+    return grid and re.fullmatch(r"pos_embed(_win(dow)?)?", name) is not None
+
+
+def is_norms_factor(owner: str, name: str) -> bool:
+    """Whether a parameter is a norm's factor, by the name of its module or of its class: no matrix, whatever its shape.
+
+    Norms of queries and keys have a factor for each feature of each head (Cohere's).
+    """
+    factor = name in ("weight", "scale", "gamma", "gain", "g", "beta", "shift")
+    return factor and re.fullmatch(r"(?i)(?!.*(linear|conv|weight|spectral|embed)).*norm(_?\d+)?d?", owner) is not None
 
 
 def weight_layout(module: str, weight: Tensor, bias: Tensor | None) -> KnownLayout | None:

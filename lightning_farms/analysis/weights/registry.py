@@ -14,6 +14,8 @@ from lightning_farms.analysis.weights._foreign import foreign_weights
 from lightning_farms.analysis.weights._layouts import (
     class_layout,
     has_shared_bias,
+    holds_matrices,
+    is_norms_factor,
     is_position_grid,
     parameter_layout,
     weight_layout,
@@ -54,11 +56,12 @@ class HasSpectralWeights(Protocol):
 def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """Yield the weight matrices that a module itself holds (not its children).
 
-    PyTorch's own classes are known, and by their names ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator
-    and of the original FNO, AFNO's mixer, and convolutions of other packages (``DeformConv2d``, spconv's
-    ``SubMConv3d``). In any other class, every parameter of two or more dimensions, the last two of which are at least
-    2, is a batch of matrices over its last two dimensions, unless it has the shape of a kernel (outputs, inputs, 3, 3),
-    which the row says. Parameters called ``bias`` or ``..._bias`` are left out.
+    Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
+    FNO, and AFNO's mixer by their names. Convolutions of other packages are known by the names of their classes
+    (``DeformConv2d``, spconv's ``SubMConv3d``). Of any other class every parameter of two or more dimensions, the last
+    two of which are at least 2, is a batch of matrices of its last two dimensions, unless its shape is a kernel's
+    (outputs, inputs, 3, 3), which the row says, as is (outputs, inputs, 1, 1); not one that is called ``bias`` or
+    ``..._bias``.
 
     Add a class of your own either by a function registered for the class (and its subclasses)::
 
@@ -93,8 +96,10 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
-    """Yield the weights of a convolution known by the name of its class, or else every matrix as it is."""
-    found = held_weights(module)
+    """A convolution by the name of its class, or else every matrix as it is."""
+    classes = [cls.__name__ for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
+    held = held_weights(module)
+    found = {name: held[name] for name in held if not any(is_norms_factor(each, name) for each in classes)}
     layout = class_layout(module, found["weight"].value) if "weight" in found else ""
     if not layout:
         yield from _bare_weights(_apart(module, found), sole_name=True)
@@ -218,8 +223,8 @@ def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, Held
 
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
-    """Yield every tensor whose last two dimensions are at least 2, together with its bias, which its name tells."""
-    matrices = [name for name, held in found.items() if held.value.ndim >= 2 and min(held.value.shape[-2:]) >= 2]
+    """Every tensor whose last two dimensions are at least 2; a vector goes with the weight whose bias it is by name."""
+    matrices = [name for name, held in found.items() if holds_matrices(held.value.shape)]
     names = [name for name in matrices if not _BIAS.fullmatch(name)]
     for name in names:
         value, parameters = found[name]
@@ -246,7 +251,7 @@ def _bare_weight(
     if known is not None and known.reason:
         return ModuleWeight(suffix, "parameter", NO_MATRICES, parameters, shape, known.reason)
     if known is None or known.layout == BATCH:
-        remark = known.remark if known is not None and shared else ""
+        remark = "" if known is None else known.remark
         return ModuleWeight(suffix, "parameter", stack(value), parameters, shape, remark=remark)
     kind, matrices = laid_out(value, known.layout)
     return ModuleWeight(suffix, kind, matrices, parameters, shape, layout=known.layout, remark=known.remark)

@@ -79,8 +79,8 @@ def test_one_skipped_row_with_the_formats_name(name, prefix):
 
 def test_scales_and_zeros_of_plain_layers_are_weights():
     """Names alone, without packed numbers beside them, say nothing."""
-    state = {"norm.scale": torch.randn(16, 16), "mix.zero": torch.randn(16, 16), "index": i32(16, 16)}
-    assert [weight.name for weight in checkpoint_weights(state)] == ["norm.scale", "mix.zero"]
+    state = {"gate.scale": torch.randn(16, 16), "mix.zero": torch.randn(16, 16), "index": i32(16, 16)}
+    assert [weight.name for weight in checkpoint_weights(state)] == ["gate.scale", "mix.zero"]
 
 
 def test_the_config_beside_the_file_names_a_new_format(tmp_path):

@@ -43,6 +43,63 @@ def test_model_and_file_have_the_same_matrices(case):
         assert torch.equal(weight.matrices, expected)
 
 
+ONE_PLACE = {(16, 12, 1): "oik", (16, 12, 1, 1): "oikk", (4, 16, 12, 1, 1, 1): "boikkk", (1, 16, 12, 1, 1): "boikk"}
+
+
+@pytest.mark.parametrize("name", ["weight", "w"])
+@pytest.mark.parametrize("shape", ONE_PLACE)
+def test_kernels_of_one_place(shape, name):
+    """Such as of the layer that StyleGAN makes colours with: no dimension but two says more than 1."""
+    model = nn.ModuleDict({"layer": nn.Module()})
+    model["layer"].register_parameter(name, nn.Parameter(torch.randn(shape)))
+    for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
+        [weight] = weights
+        assert (weight.kind, weight.layout) == ("convolution", ONE_PLACE[shape])
+        assert torch.equal(weight.matrices, model["layer"].get_parameter(name).detach().reshape(-1, 16, 12))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 12, 3, 3), (1, 3, 12, 1, 1), (4, 16, 12, 5, 5)])
+@pytest.mark.parametrize("name", ["weight", "kernels"])
+def test_several_kernels_in_one_parameter(shape, name):
+    """Of modulated convolutions (StyleGAN 2), and of dynamic ones."""
+    model = nn.ModuleDict({"layer": nn.Module()})
+    model["layer"].register_parameter(name, nn.Parameter(torch.randn(shape)))
+    expected = model["layer"].get_parameter(name).detach().permute(0, 3, 4, 1, 2).flatten(0, 2)
+    for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
+        [weight] = weights
+        assert (weight.kind, weight.layout) == ("convolution", "boikk")
+        assert torch.equal(weight.matrices, expected)
+        assert "boikk, not oikkk" in weight.remark
+
+
+def test_numbers_for_channels_are_no_kernels():
+    model = nn.Module()
+    for name, shape in {"scale": (1, 16, 1, 1), "temperature": (8, 1, 1), "mixed": (16, 1, 4)}.items():
+        model.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    assert not list(layer_weights(model))
+    assert not list(checkpoint_weights(model.state_dict()))
+
+
+@pytest.mark.parametrize("kind", ["CohereLayerNorm", "RMSNorm2d", "LayerNorm"])
+def test_factors_of_norms_are_no_matrices_whatever_their_shape(kind):
+    """One for each feature of each head."""
+    model = nn.ModuleDict(
+        {"q_norm": bare(kind, (12, 16)), "fc": nn.Linear(16, 12), "up": bare("SpectralNorm", (24, 16))}
+    )
+    model["k_norm_2"] = nn.LayerNorm((12, 16), bias=False)
+    assert [weight.name for weight in layer_weights(model)] == ["fc", "up"]
+    assert [weight.name for weight in checkpoint_weights(model.state_dict())] == ["fc", "up"]
+
+
+def test_heads_behind_the_inputs_are_said():
+    model = nn.Module()
+    model.q, model.gate = nn.Parameter(torch.randn(64, 4, 16)), nn.Parameter(torch.randn(8, 16, 16))
+    for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
+        remarks = {weight.name: weight.remark for weight in weights}
+        assert remarks["q"].startswith("its layout is a guess by its shape: batch, not ibo")
+        assert remarks["gate"] == ""
+
+
 def test_groups_of_a_foreign_convolution():
     module = bare("DeformConv2d", (16, 3, 3, 3), groups=4)
     [weight] = layer_weights(module)
@@ -77,11 +134,13 @@ def test_a_kernel_that_may_be_matrices_says_so():
 
 
 @pytest.mark.parametrize(("shape", "batch"), [((1, 12, 5, 5), False), ((1, 5, 12, 20), True), ((1, 12, 12, 20), True)])
-def test_positions_on_a_grid_in_a_model_and_its_file(shape, batch):
+@pytest.mark.parametrize("name", ["pos_embed", "pos_embed_win", "pos_embed_window"])
+def test_positions_on_a_grid_in_a_model_and_its_file(shape, batch, name):
     """(1, channels, n, n), or (1, places, ..., channels)."""
     model = nn.Module()
-    model.pos_embed = nn.Parameter(torch.randn(shape))
-    expected = model.pos_embed.detach()[0] if batch else model.pos_embed.detach().flatten(2)
+    model.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    grid = model.get_parameter(name).detach()
+    expected = grid[0] if batch else grid.flatten(2)
     for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
         [weight] = weights
         assert torch.equal(weight.matrices, expected)
@@ -116,7 +175,14 @@ EMBEDDINGS = (
 
 def test_tables_of_embeddings_and_projections_of_patches_by_their_names():
     """As transformers, ESPnet and others call them."""
-    projections = ("patch_embed", "vision.patch_embedding", "embed_out", "time_embed.0", "emb_layers.1")
+    projections = (
+        "patch_embed",
+        "vision.patch_embedding",
+        "embed_out",
+        "to_global_embed.0",
+        "time_embed.0",
+        "emb_layers.1",
+    )
     state = {f"{name}.weight": torch.randn(40, 20) for name in (*EMBEDDINGS, *projections)}
     state |= {f"{name}.bias": torch.randn(40) for name in projections[-2:]}
     kinds = {weight.name: weight.kind for weight in checkpoint_weights(state)}
