@@ -20,6 +20,7 @@ from lightning_farms.analysis.checkpoint._effective import StoredTensor, effecti
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quantised
 from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
+from lightning_farms.analysis.checkpoint._tied_head import with_its_head
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
 from lightning_farms.analysis.weights._products import lone_factor
@@ -37,9 +38,6 @@ _NO_TENSORS = re.compile(r"(.*\.)?(_extra_state|_metadata)")
 
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
 """Names of tensors that are no weight by themselves; if they are equal, their weights need not be."""
-
-_TABLE_OF_TOKENS = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight")
-_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|score)\..*")
 
 Modules = dict[str, dict[str, StoredTensor]]
 
@@ -120,8 +118,9 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    # weights that are tied in the base need not be tied later
-    before_all = _with_its_head(_read(base))
+    # what is tied there need not be later
+    before_all = _read(base)
+    before_all = with_its_head(before_all, _config(before_all))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)
     partners = match_names(modules, earlier)
 
@@ -150,7 +149,8 @@ def _apart_by_name(layers: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
 
 
 def _opened(source: Source) -> Mapping[str, Tensor]:
-    return _with_its_head(_without_ties(_read(source)))
+    tensors = _without_ties(_read(source))
+    return with_its_head(tensors, _config(tensors))
 
 
 def _read(source: Source) -> Mapping[str, Tensor]:
@@ -168,21 +168,6 @@ def _read(source: Source) -> Mapping[str, Tensor]:
                 "holds the tensors itself; of an array make a tensor (torch.from_numpy)."
             )
     return {name: value for name, value in source.items() if name not in others} if others else source
-
-
-def _with_its_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rename a language model's table of embeddings to its head, as in the model, if the head is tied to it.
-
-    The head is then not stored; ``tie_word_embeddings`` in the configuration beside the file says that it is tied.
-    """
-    config = _config(tensors)
-    named = " ".join(map(str, config.get("architectures") or ()))
-    if config.get("tie_word_embeddings") is not True or not re.search(r"(ForCausalLM|LMHeadModel)$", named):
-        return tensors
-    tables = [name for name in tensors if _TABLE_OF_TOKENS.fullmatch(name)]
-    if len(tables) != 1 or not isinstance(tensors, StoredTensors) or any(map(_HEAD.fullmatch, tensors)):
-        return tensors
-    return SomeTensors(tensors, {"lm_head.weight" if name in tables else name: name for name in tensors})
 
 
 def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:

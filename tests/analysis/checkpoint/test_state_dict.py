@@ -475,22 +475,6 @@ def test_weights_that_are_tied_in_the_base_alone_have_their_changes():
     assert changes["embed_tokens"].reason == "unchanged from the base"
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_table_that_is_the_head_too_is_the_head(tied, tmp_path):
-    """As the model has it; Hugging Face's files hold it once."""
-    state = {"model.embed_tokens.weight": torch.randn(40, 12), "model.fc.weight": torch.randn(12, 12)}
-    save_file(state, tmp_path / "model.safetensors")
-    config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": tied}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = {layer.name: layer for layer in checkpoint_weights(tmp_path)}
-    assert list(found) == (["lm_head", "model.fc"] if tied else ["model.embed_tokens", "model.fc"])
-    first = next(iter(found.values()))
-    assert first.kind == ("linear" if tied else "embedding")
-    assert (first.matrices.numel() > 0) == tied
-    changes = list(checkpoint_changes(tmp_path, tmp_path))
-    assert [change.name for change in changes] == list(found)
-
-
 def test_a_tensor_called_as_the_module_of_another_has_a_row_of_its_own():
     state = {"a.b": torch.randn(30, 12), "a.b.weight": torch.randn(20, 12)}
     report = analyze_weights(checkpoint_weights(state))

@@ -1,0 +1,55 @@
+"""A language model's table of embeddings that is its head too, which is not stored again: the head, as in the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_farms.analysis.checkpoint._stored_layers import is_embedding
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
+from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, StoredTensors
+
+_GENERATORS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+_MASKED = re.compile(r"(ForMaskedLM|ForPreTraining)$")
+_TABLE = re.compile(
+    r"(.*\.)?(shared|embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|backbone\.embeddings)\.weight"
+)
+_IN_BLOCK = re.compile(r"\.\d+\.")
+
+
+def with_its_head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The tensors with that table by the head's name, where the configuration beside the file says what model it is.
+
+    It is the head where that is not stored, unless ``tie_word_embeddings`` is off: programs leave it out where it is
+    the default. A head that has a bias has its name from that.
+    """
+    model = " ".join(map(str, config.get("architectures") or ()))
+    tables = [name for name in tensors if _TABLE.fullmatch(name)]
+    known = _GENERATORS.search(model) or _MASKED.search(model)
+    if not known or config.get("tie_word_embeddings") is False or len(tables) != 1:
+        return tensors
+    head = _head(tensors, tables[0], default="lm_head" if _GENERATORS.search(model) else "")
+    if not head or not isinstance(tensors, StoredTensors):
+        return tensors
+    return SomeTensors(tensors, {f"{head}.weight" if name == tables[0] else name: name for name in tensors})
+
+
+def _head(tensors: Mapping[str, Tensor], table: str, default: str) -> str:
+    """The name of the module that has no weight but the table's; empty where there is one with a weight of its own."""
+    outlines = MetaTensors(tensors)
+    others = [name for name in tensors if name.endswith((".weight", ".bias")) and not _IN_BLOCK.search(name)]
+    try:
+        shape = outlines[table].shape
+        sizes = {name: tuple(outlines[name].shape) for name in others if not is_embedding(name.rpartition(".")[0])}
+    except UnreadableTensor:
+        return ""
+    if len(shape) != 2 or any(len(size) == 2 and size[0] == shape[0] for size in sizes.values()):
+        return ""
+    modules = [name.removesuffix(".bias") for name, size in sizes.items() if size == shape[:1]]
+    if not modules:
+        return default
+    within = any(name.startswith(f"{modules[0]}.") and name != f"{modules[0]}.bias" for name in tensors)
+    return f"{modules[0]}.decoder" if within else modules[0]
