@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -82,10 +82,11 @@ def _outputs(
                 raise _unfit(model, f"calls {name} more than once")
             if latest and not _same(latest.pop(), hidden):
                 raise _unfit(model, f"changes the hidden states before {name}")
+            first = _first(model, output)
             calls[name] = _call(args, kwargs, hidden)
-            if not _same(calls[name].run(_Forward(block), hidden), _first(model, output)):
+            if not _same(calls[name].run(_Forward(block), hidden), first):
                 raise _unfit(model, f"has a block, {name}, that gives something else when it is run again")
-            latest.append(_first(model, output))
+            latest.append(first)
             beside[name] = None if isinstance(output, Tensor) else output[1:]
 
         return hook
@@ -138,8 +139,12 @@ def _arguments(
     with ExitStack() as stack:
         for name, block in blocks.items():
             stack.enter_context(replaced_forward(block, idle(name)))
-        with suppress(_Stop):
+        try:
             model(input_ids=ids, use_cache=False)
+        except _Stop:
+            pass
+        except (AttributeError, LookupError, TypeError) as error:  # of a tuple of a kind of its own, as of Reformer
+            raise _unfit(model, f"does more with what its blocks return than hand it on ({error})") from error
     return inputs[0], calls
 
 
@@ -171,7 +176,10 @@ def _call(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Bloc
 
 
 def _first(model: nn.Module, output: _Tree) -> Tensor:
-    first = output if isinstance(output, Tensor) else output[0]
+    try:
+        first = output if isinstance(output, Tensor) else output[0]
+    except (LookupError, TypeError):  # a dictionary, or an object of the program's own
+        first = None
     if not isinstance(first, Tensor):
         raise _unfit(model, "has blocks that do not return hidden states first")
     return first

@@ -1,5 +1,7 @@
 """Every block of a decoder run alone gives what it gives in the model; what cannot be run so is refused by name."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -165,6 +167,38 @@ def test_random_blocks_are_refused():
     model = Toy(in_order)
     model.layers[1] = Noisy()
     with torch.no_grad(), pytest.raises(ValueError, match=r"Toy has a block, layers\.1, that gives something else"):
+        decoder_calls(model, decoder_blocks(model), IDS, CPU)
+
+
+class TwoStreams(NamedTuple):
+    """What Reformer's blocks return: of a kind of its own, whose parts the model asks for by name."""
+
+    hidden_states: torch.Tensor
+    attn_output: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("kind", "take", "said"),
+    [
+        (TwoStreams, lambda found: found.attn_output, "does more with what its blocks return than hand it on"),
+        (lambda one, two: {"x": one}, lambda found: found["x"], "has blocks that do not return hidden states first"),
+    ],
+)
+def test_blocks_that_return_something_of_their_own_are_refused(kind, take, said):
+    class Own(Block):
+        def forward(self, hidden_states):
+            return kind(self.proj(hidden_states), hidden_states)
+
+    def by_name(layers, hidden):
+        for layer in layers:
+            found = layer(hidden)
+            hidden = found[0] if isinstance(found, tuple) else found["x"]
+            take(found)
+        return hidden
+
+    model = Toy(by_name)
+    model.layers = nn.ModuleList(Own() for _ in range(3))
+    with torch.no_grad(), pytest.raises(ValueError, match=f"Toy {said}"):
         decoder_calls(model, decoder_blocks(model), IDS, CPU)
 
 
