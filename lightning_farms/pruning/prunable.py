@@ -57,7 +57,8 @@ class PrunableWeight:
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Find the repeated blocks of a decoder: the children of the ``ModuleList`` with most matrix entries.
 
-    Lists in a transformers submodel for images or sounds do not count.
+    Lists in a model of pictures or sounds (of transformers, within this one) do not count, nor any outside the part
+    that ``model.get_decoder()`` says is the language model.
 
     Args:
         model: a language model, or any other model with a list of blocks; its tensors may be on the meta device.
@@ -85,6 +86,8 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) and not f"{name}.".startswith(others)
     }
+    decoder = set(_language_model(model).modules())
+    lists = {name: module for name, module in lists.items() if module in decoder} or lists
     entries = {name: sum(p.numel() for p in module.parameters() if p.ndim >= 2) for name, module in lists.items()}
     largest = max(entries, key=entries.__getitem__, default=None)
     if largest is None or entries[largest] == 0:
@@ -94,6 +97,16 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         )
     prefix = f"{largest}." if largest else ""
     return {f"{prefix}{name}": block for name, block in lists[largest].named_children()}
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    """The part of a model of several kinds of input that is its language model, where it says so."""
+    ask = getattr(model, "get_decoder", None)
+    try:
+        found = ask() if callable(ask) else model
+    except (AttributeError, NotImplementedError):  # transformers gives every model the method
+        return model
+    return found if isinstance(found, nn.Module) else model
 
 
 def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = None) -> list[PrunableWeight]:

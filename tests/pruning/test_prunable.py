@@ -74,6 +74,29 @@ def test_matrices_of_no_known_kind_are_told_of(entries, said):
     assert all(note.endswith("stay dense: layers.*.mixing") for note in notes)
 
 
+def linears(count, size):
+    return nn.ModuleList(nn.Linear(size, size) for _ in range(count))
+
+
+def test_the_part_that_a_model_says_is_its_language_model_counts():
+    """As of BLIP-2 and GLM-OCR, whose other parts may be larger."""
+
+    class Both(nn.Module):
+        def __init__(self, decoder):
+            super().__init__()
+            self.query, self.text = nn.ModuleDict({"layers": linears(3, 32)}), nn.ModuleDict({"layers": linears(2, 8)})
+            self.decoder = decoder
+
+        def get_decoder(self):
+            if self.decoder is None:
+                raise NotImplementedError
+            return getattr(self, self.decoder) if isinstance(self.decoder, str) else self.decoder
+
+    assert list(decoder_blocks(Both("text"))) == ["text.layers.0", "text.layers.1"]
+    for says_nothing in (None, nn.Linear(8, 8), "query"):  # a head, as ModernBERT's decoder; or the part itself
+        assert next(iter(decoder_blocks(Both(says_nothing)))) == "query.layers.0"
+
+
 def test_blocks_of_a_model_of_pictures_are_no_decoder_blocks():
     class Pictures(nn.Module):
         main_input_name = "pixel_values"
