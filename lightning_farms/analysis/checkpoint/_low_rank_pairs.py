@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
-from lightning_farms.analysis.weights._products import RESCALED, factor_reason, low_rank_matrices, sizes_in, with_core
+from lightning_farms.analysis.weights._products import (
+    RESCALED,
+    expert_matrices,
+    factor_reason,
+    low_rank_matrices,
+    sizes_in,
+    with_core,
+)
 
 _FIRST = re.compile(
     r"(?P<start>(?P<module>.+)[._]|)(?P<factor>lora_[Aa]|lora_down|lora_embedding_A|(?P<lora>lora\d*)(_linear_layer)?\.down)"
@@ -26,6 +33,9 @@ _OF_CONTROL = "lora_controlnet"  # an entry of Control-LoRA, whose factors are c
 _REPEATED = re.compile(r"[*+?{]")
 _MOST_REPEATED = 2
 _LONGEST = 200
+
+
+_EXPERTS_NOT_TOLD = "factors for several experts: how many, nothing beside the file tells (adapter_config.json)"
 
 
 class LowRankPair(NamedTuple):
@@ -84,6 +94,9 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
             down, up = down.mT, up.mT
         if pair.core:
             down = with_core(down, tensors[pair.core].read())
+        experts = _experts(pair.module, len(down), config.get("adapter", {}))
+        if experts > 1:
+            return expert_matrices(down, up, experts)
         return low_rank_matrices(down, up, diagonal=diagonal, sizes=sizes_in(config))
 
     def product() -> Tensor:
@@ -94,8 +107,27 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
         return matrices[0] if len(matrices) == 1 else matrices
 
     rescaled = pair.magnitude or config.get("adapter", {}).get("use_dora") is True
-    reason = RESCALED if rescaled else tensors[pair.first].reason or tensors[pair.second].reason
+    reason = (
+        RESCALED
+        if rescaled
+        else _EXPERTS_NOT_TOLD
+        if _not_told(pair, config)
+        else tensors[pair.first].reason or tensors[pair.second].reason
+    )
     return StoredTensor(product, reason, lambda: made()[1])
+
+
+def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
+    """Whether it is an update of a parameter of experts, by its module's name, and its rank is not beside the file."""
+    return not config.get("adapter") and re.fullmatch(r"(.*\.)?experts(\.base_layer)*", pair.module) is not None
+
+
+def _experts(module: str, rows: int, adapter: Mapping[str, Any]) -> int:
+    """How many experts' factors lie in A, by the rank that the adapter's config says; 1 where it is one update's."""
+    rank = _of_module(adapter.get("rank_pattern"), module, adapter.get("r"))
+    if not adapter.get("target_parameters") or not isinstance(rank, int) or rank < 1 or rows % rank:
+        return 1
+    return rows // rank
 
 
 def _scale(module: str, rank: int, given: Tensor | None, config: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_farms.analysis.weights._matrices import convolution_matrices
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
-from lightning_farms.analysis.weights._products import RESCALED, low_rank_matrices
+from lightning_farms.analysis.weights._products import RESCALED, expert_matrices, low_rank_matrices
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
 _PAIRS = (
@@ -54,9 +54,13 @@ def _of_pair(module: nn.Module, name: str, adapter: str, down: HeldWeight, up: H
     parameters = down.parameters + up.parameters + (diagonal.parameters if diagonal else ())
     if adapter in _factors(getattr(module, "lora_magnitude_vector", None)):
         return ModuleWeight(name, "low-rank product", NO_MATRICES, parameters, reason=RESCALED)
-    product, rank = low_rank_matrices(
-        down.value, up.value, diagonal=diagonal.value if diagonal else None, sizes=_sizes(module)
-    )
+    experts = getattr(module, "num_experts", 1) if hasattr(module, "parameter_name") else 1  # peft's target_parameters
+    if experts > 1:
+        product, rank = expert_matrices(down.value, up.value, experts)
+    else:
+        product, rank = low_rank_matrices(
+            down.value, up.value, diagonal=diagonal.value if diagonal else None, sizes=_sizes(module)
+        )
     matrices = _scale(module, adapter) * product
     flat = _is_flat_kernel(module, down.value)
     if flat:

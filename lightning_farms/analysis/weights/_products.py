@@ -102,6 +102,21 @@ def low_rank_matrices(
         return stack(left.unsqueeze(1) @ right), rank if diagonal is None else _kept(diagonal, rank)
 
 
+def expert_matrices(down: Tensor, up: Tensor, experts: int) -> tuple[Tensor, int]:
+    """The updates of experts in one parameter, and their rank: peft's A is (experts r, inputs), B (outputs, r experts).
+
+    Raises:
+        ValueError: the factors are not of so many experts.
+    """
+    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or len(down) % experts:
+        raise ValueError(f"the factors, {tuple(down.shape)} and {tuple(up.shape)}, are not of {experts} experts")
+    dtype = torch.promote_types(down.dtype, torch.float32)
+    right = down.to(dtype).unflatten(0, (experts, -1))
+    left = up.to(dtype).unflatten(1, (-1, experts)).movedim(-1, 0)
+    with torch.autocast("cpu" if left.is_meta else left.device.type, enabled=False):
+        return left @ right, len(down) // experts
+
+
 def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
     """Return the numbers of rows of each of ``groups`` projections in one weight with ``rows`` rows.
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_farms.analysis import Selection, checkpoint_weights, layer_weights
+from lightning_farms.analysis import Selection, analyze_weights, checkpoint_weights, layer_weights
 
 PRODUCTS = Selection(kinds=("low-rank product",))
 
@@ -223,3 +223,48 @@ def test_tables_of_embeddings_within_adapters_are_embeddings():
     for around in ("base_layer", "modules_to_save.default", "original_module", "token_adapter.base_layer"):
         [layer] = checkpoint_weights({f"embed_tokens.{around}.weight": torch.randn(40, 12)})
         assert (layer.kind, layer.reason[:10]) == ("embedding", "embeddings")
+
+
+class ParamWrapper(nn.Module):
+    """peft's LoRA of a parameter that holds several experts: A (experts r, inputs), B (outputs, r experts)."""
+
+    def __init__(self, experts=3, rank=4, inputs=12, outputs=10):
+        super().__init__()
+        self.num_experts, self.parameter_name, self.scaling = experts, "up", {"default": 0.5}
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(inputs, experts * rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(experts * rank, outputs, bias=False)})
+
+    def update(self):
+        first = self.lora_A["default"].weight.detach().reshape(self.num_experts, -1, 12)
+        second = self.lora_B["default"].weight.detach().reshape(10, -1, self.num_experts)
+        return self.scaling["default"] * torch.einsum("ore,eri->eoi", second, first)
+
+
+def test_experts_in_one_parameter_have_an_update_each(tmp_path):
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"experts": ParamWrapper()})})
+    wrapper = model["mlp"]["experts"]
+    (weight,) = layer_weights(model)
+    assert (weight.name, weight.shape, weight.rank) == ("mlp.experts.lora.default", (3, 10, 12), 4)
+    torch.testing.assert_close(weight.matrices, wrapper.update())
+    prefix = "base_model.model.mlp.experts.lora_"
+    state = {
+        f"{prefix}A.weight": wrapper.lora_A["default"].weight,
+        f"{prefix}B.weight": wrapper.lora_B["default"].weight,
+    }
+    torch.save(state, tmp_path / "adapter_model.bin")
+    (untold,) = checkpoint_weights(tmp_path / "adapter_model.bin")
+    assert untold.reason.startswith("factors for several experts: how many, nothing beside the file tells")
+    config = {"r": 4, "lora_alpha": 2, "target_parameters": ["mlp.experts.up"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (stored,) = checkpoint_weights(tmp_path / "adapter_model.bin")
+    assert (stored.shape, stored.rank) == ((3, 10, 12), 4)
+    torch.testing.assert_close(stored.matrices, wrapper.update())
+    report = analyze_weights(checkpoint_weights(tmp_path / "adapter_model.bin"))
+    assert report[stored.name].eigenvalue_count == 24  # 3 experts, 2 windows, rank 4
+
+
+def test_factors_that_are_not_of_so_many_experts_say_so():
+    module = ParamWrapper()
+    module.num_experts = 5
+    weight = next(layer_weights(nn.Sequential(module)))
+    assert "are not of 5 experts" in weight.reason
