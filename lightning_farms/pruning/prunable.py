@@ -82,10 +82,9 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         if name and getattr(module, "main_input_name", "input_ids") != "input_ids"
     )
     lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and not f"{name}.".startswith(others)
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
     }
+    lists = {name: module for name, module in lists.items() if not f"{name}.".startswith(others)} or lists
     decoder = set(_language_model(model).modules())
     lists = {name: module for name, module in lists.items() if module in decoder} or lists
     entries = {name: sum(p.numel() for p in module.parameters() if p.ndim >= 2) for name, module in lists.items()}

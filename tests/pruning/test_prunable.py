@@ -105,6 +105,7 @@ def test_blocks_of_a_model_of_pictures_are_no_decoder_blocks():
             super().__init__()
             self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
 
+    assert list(decoder_blocks(nn.ModuleDict({"all": Pictures()}))) == ["all.layers.0", "all.layers.1"]  # as Whisper's
     model = nn.ModuleDict({"vision": Pictures(), "text": nn.ModuleList(nn.Linear(8, 8) for _ in range(2))})
     assert list(decoder_blocks(model)) == ["text.0", "text.1"]
     assert "vision.layers.*.weight" in allocate(model, 0.5, UniformAllocation()).notes[0]
