@@ -29,6 +29,13 @@ class Heads(NamedTuple):
         return self.queries * self.size, self.shared * self.size, self.shared * self.size
 
 
+class FusedRows(NamedTuple):
+    """The rows of each part of a fused weight, and what to say where they are a guess."""
+
+    parts: dict[str, slice | Tensor]
+    remark: str = ""
+
+
 class NotTold(ValueError):
     """It is not known how the parts of a fused weight are arranged."""
 
@@ -58,7 +65,10 @@ def _big_code(config: Mapping[str, Any], heads: Heads) -> Heads:
     return heads._replace(shared=1) if config.get("multi_query", True) else _interleaved(config, heads)
 
 
-_ANY = ""  # any type of model
+_ANY = ""  # model
+_TAKEN = (
+    "the configuration does not tell heads: queries, keys and values are taken to lie one below the other"  # timm's
+)
 _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "c_attn": {"gpt_bigcode": _big_code, _ANY: _concatenated},
     "query_key_value": {
@@ -88,8 +98,8 @@ def is_fused(name: str) -> bool:
     return leaf in _RULES and (leaf != "attn" or name.endswith("attn.attn"))
 
 
-def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) -> dict[str, slice | Tensor]:
-    """Return the rows of each part of a fused weight that has this many rows and columns.
+def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) -> FusedRows:
+    """The rows of each part of a fused weight with so many rows and columns.
 
     Raises:
         NotTold: the configuration does not tell them.
@@ -97,8 +107,9 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
     if not config:
         raise NotTold("no configuration beside the weights says how their rows are arranged")
     if rows == 2 * columns and "crossattention" in name.split("."):
-        return {"k": slice(0, columns), "v": slice(columns, rows)}
-    heads = next((each for each in _candidates(name, config) if sum(each.sizes) == rows), None)
+        return FusedRows({"k": slice(0, columns), "v": slice(columns, rows)})
+    known = list(_candidates(name, config))
+    heads = next((each for each in known if sum(each.sizes) == rows), None)
     if (
         heads is None
         and rows == 3 * columns
@@ -108,7 +119,7 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
         heads = Heads(1, 1, columns)  # in a part of the model that the configuration says less about
     if heads is None:
         raise NotTold(f"the configuration does not tell how {rows} rows are arranged")
-    return dict(zip("qkv", _rows(heads), strict=True))
+    return FusedRows(dict(zip("qkv", _rows(heads), strict=True)), "" if known else _TAKEN)
 
 
 def _candidates(name: str, config: Mapping[str, Any]) -> Iterator[Heads]:

@@ -81,7 +81,7 @@ def _experts(weight: LayerWeight) -> Iterator[LayerWeight]:
 def _projections(weight: LayerWeight, config: Mapping[str, Any]) -> Iterator[LayerWeight]:
     rows, columns = weight.matrices.shape[1:]
     try:
-        parts = fused_rows(weight.name, rows, columns, config)
+        parts, guess = fused_rows(weight.name, rows, columns, config)
     except NotTold as error:
         remark = f"queries, keys and values are not taken apart: {error}"
         yield weight._replace(remark="; ".join(text for text in (weight.remark, remark) if text))
@@ -91,7 +91,11 @@ def _projections(weight: LayerWeight, config: Mapping[str, Any]) -> Iterator[Lay
         matrices = weight.matrices[:, chosen]
         rank = None if weight.rank is None or weight.rank >= min(matrices.shape[1:]) else weight.rank
         yield weight._replace(
-            name=f"{weight.name}.{part}", shape=tuple(matrices.shape[1:]), matrices=matrices, rank=rank
+            name=f"{weight.name}.{part}",
+            shape=tuple(matrices.shape[1:]),
+            matrices=matrices,
+            rank=rank,
+            remark="; ".join(text for text in (weight.remark, guess) if text),
         )
 
 

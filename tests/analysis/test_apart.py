@@ -235,6 +235,16 @@ def test_what_is_not_told_stays_whole_and_says_so(weight, config, remark):
     assert found._replace(remark="") == weight
 
 
+def test_a_configuration_without_heads_leaves_a_guess_that_is_said():
+    """timm's: in TinyViT and MaxViT the rows lie head by head."""
+    weights = list(checkpoint_weights({"blocks.0.attn.qkv.weight": torch.randn(3 * H, H)}))
+    parts = list(weights_apart(weights, ("qkv",), {"architecture": "tiny_vit_5m_224"}))
+    assert [part.name for part in parts] == [f"blocks.0.attn.qkv.{part}" for part in "qkv"]
+    assert all("taken to lie one below the other" in part.remark for part in parts)
+    told = weights_apart(weights, ("qkv",), {"num_attention_heads": HEADS, "hidden_size": H})
+    assert all(part.remark == "" for part in told)
+
+
 def test_keys_and_values_of_cross_attention():
     names = [w.name for w in weights_apart([fused("h.0.crossattention.c_attn", 64, 32)], ["qkv"], {"n_head": 4})]
     assert names == ["h.0.crossattention.c_attn.k", "h.0.crossattention.c_attn.v"]
