@@ -118,8 +118,14 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
 
 
 def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
-    """Whether it is an update of a parameter of experts, by its module's name, and its rank is not beside the file."""
-    return not config.get("adapter") and re.fullmatch(r"(.*\.)?experts(\.base_layer)*", pair.module) is not None
+    """Whether it is an update of a parameter of experts, by its module's name, and its rank is not beside the file.
+
+    A pattern of ranks may name the parameter, which the file does not.
+    """
+    adapter = config.get("adapter", {})
+    return (not adapter or bool(adapter.get("rank_pattern"))) and re.fullmatch(
+        r"(.*\.)?experts(\.base_layer)*", pair.module
+    ) is not None
 
 
 def _experts(module: str, rows: int, adapter: Mapping[str, Any]) -> int:

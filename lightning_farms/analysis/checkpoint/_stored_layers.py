@@ -36,7 +36,7 @@ from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeig
 
 _EMBEDDING = re.compile(
     r"(?!(.*_)?patch|to_)"  # patches are projected
-    r"((.*_)?(wte|wpe)|shared|token_embd|position_embd|relative_attention_bias|embed_in"
+    r"((.*_)?(wte|wpe)|shared|token_embd|position_embd|(.*_)?bias|embed_in"
     r"|(.*_)?embed_(\w+_)?(tokens|positions|timesteps?)(_\w+)?"
     r"|(.*_)?(embeds?|embeddings?|emb|codebook|positions)(_(layers?|tables?|\d+))?)"
 )

@@ -259,6 +259,9 @@ def test_experts_in_one_parameter_have_an_update_each(tmp_path):
     (stored,) = checkpoint_weights(tmp_path / "adapter_model.bin")
     assert (stored.shape, stored.rank) == ((3, 10, 12), 4)
     torch.testing.assert_close(stored.matrices, wrapper.update())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {"experts.up": 2}}))
+    assert next(checkpoint_weights(tmp_path / "adapter_model.bin")).reason == untold.reason
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     report = analyze_weights(checkpoint_weights(tmp_path / "adapter_model.bin"))
     assert report[stored.name].eigenvalue_count == 24  # 3 experts, 2 windows, rank 4
 

@@ -169,7 +169,8 @@ def test_kernels_of_mlx_have_the_inputs_last(tmp_path):
 
 EMBEDDINGS = (
     "decoder.embed_tokens.0", "decoder.embed.0", "input_embeds_layers.1", "position_embeds_layer",
-    "embed_tokens_per_layer", "embed_audio_tokens", "visual_embeddings_table", "xpath_sub_embeddings.24",
+    "relative_attention_bias", "layers.0.rel_pos_bias", "embed_tokens_per_layer", "embed_audio_tokens",
+    "visual_embeddings_table", "xpath_sub_embeddings.24",
 )  # fmt: skip
 
 
