@@ -18,6 +18,8 @@ _FEWEST_CHANNELS = 8
 _MOST_COLOURS = 4
 _SAY_IT = "say it with layout (--layout), as in"
 
+_NORM = re.compile(r"(?i)(?!.*(linear|conv|weight|spectral|embed)).*norm(_?\d+)?d?(gated)?")
+
 
 class KnownLayout(NamedTuple):
     """A layout, with a remark if it is a guess, or the reason why there is none."""
@@ -285,7 +287,7 @@ def is_norms_factor(owner: str, name: str) -> bool:
     Norms of queries and keys have a factor for each feature of each head (Cohere's).
     """
     factor = name in ("weight", "scale", "gamma", "gain", "g", "beta", "shift")
-    return factor and re.fullmatch(r"(?i)(?!.*(linear|conv|weight|spectral|embed)).*norm(_?\d+)?d?", owner) is not None
+    return factor and _NORM.fullmatch(owner) is not None
 
 
 def weight_layout(module: str, weight: Tensor, bias: Tensor | None) -> KnownLayout | None:

@@ -80,7 +80,7 @@ def test_numbers_for_channels_are_no_kernels():
     assert not list(checkpoint_weights(model.state_dict()))
 
 
-@pytest.mark.parametrize("kind", ["CohereLayerNorm", "RMSNorm2d", "LayerNorm"])
+@pytest.mark.parametrize("kind", ["CohereLayerNorm", "RMSNorm2d", "RMSNormGated"])
 def test_factors_of_norms_are_no_matrices_whatever_their_shape(kind):
     """One for each feature of each head."""
     model = nn.ModuleDict(
