@@ -30,7 +30,7 @@ class Heads(NamedTuple):
 
 
 class FusedRows(NamedTuple):
-    """The rows of each part of a fused weight, and what to say where they are a guess."""
+    """The rows of each part of a fused weight, with a remark if they are a guess."""
 
     parts: dict[str, slice | Tensor]
     remark: str = ""
@@ -65,7 +65,7 @@ def _big_code(config: Mapping[str, Any], heads: Heads) -> Heads:
     return heads._replace(shared=1) if config.get("multi_query", True) else _interleaved(config, heads)
 
 
-_ANY = ""  # model
+_ANY = ""  # any type of model
 _TAKEN = (
     "the configuration does not tell heads: queries, keys and values are taken to lie one below the other"  # timm's
 )
@@ -99,7 +99,7 @@ def is_fused(name: str) -> bool:
 
 
 def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) -> FusedRows:
-    """The rows of each part of a fused weight with so many rows and columns.
+    """Return the rows of each part of a fused weight that has this many rows and columns.
 
     Raises:
         NotTold: the configuration does not tell them.

@@ -57,8 +57,8 @@ class PrunableWeight:
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Find the repeated blocks of a decoder: the children of the ``ModuleList`` with most matrix entries.
 
-    Lists in a model of pictures or sounds (of transformers, within this one) do not count, nor any outside the part
-    that ``model.get_decoder()`` says is the language model.
+    Lists in a transformers submodel for images or sounds do not count, nor do lists outside of the language model that
+    ``model.get_decoder()`` returns.
 
     Args:
         model: a language model, or any other model with a list of blocks; its tensors may be on the meta device.
@@ -99,7 +99,7 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _language_model(model: nn.Module) -> nn.Module:
-    """The part of a model of several kinds of input that is its language model, where it says so."""
+    """Return the language model within a model of several kinds of input, if the model has a method that tells."""
     ask = getattr(model, "get_decoder", None)
     try:
         found = ask() if callable(ask) else model

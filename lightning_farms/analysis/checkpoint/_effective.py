@@ -35,9 +35,9 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """Return the tensors of a state dict, with those of parametrised weights replaced by the weights in effect.
 
     weight_norm: :math:`W = g V / |V|`; spectral_norm: :math:`W / (u^T W v)`; pruning: :math:`W M`, in the forms of
-    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``; factors of complex tensors (tensorly-torch's): their
-    product. Of any other parametrisation a state dict does not tell the function. The wrappers of DDP, FSDP and
-    ``torch.compile`` are left out of the names.
+    ``torch.nn.utils`` and ``torch.nn.utils.parametrizations``; factors of a complex tensor, in the form of
+    tensorly-torch: their product. A state dict does not tell the function of any other parametrisation. The wrappers of
+    DDP, FSDP and ``torch.compile`` are left out of the names.
     """
     names = plain_names(list(tensors))
     factors = complex_parts(names, MetaTensors(tensors))

@@ -118,9 +118,9 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
 
 
 def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
-    """Whether it is an update of a parameter of experts, by its module's name, and its rank is not beside the file.
+    """Whether a pair updates a parameter of several experts, by its module's name, and its rank is not known.
 
-    A pattern of ranks may name the parameter, which the file does not.
+    A pattern of ranks in the configuration may name the parameter; the file does not.
     """
     adapter = config.get("adapter", {})
     return (not adapter or bool(adapter.get("rank_pattern"))) and re.fullmatch(
@@ -129,7 +129,7 @@ def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
 
 
 def _experts(module: str, rows: int, adapter: Mapping[str, Any]) -> int:
-    """How many experts' factors lie in A, by the rank that the adapter's config says; 1 where it is one update's."""
+    """Return the number of experts whose factors lie in A, by the rank in the adapter's configuration; usually 1."""
     rank = _of_module(adapter.get("rank_pattern"), module, adapter.get("r"))
     if not adapter.get("target_parameters") or not isinstance(rank, int) or rank < 1 or rows % rank:
         return 1

@@ -211,10 +211,10 @@ def _complex_pair(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
 
 
 def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """FNO's complex weights: matrices (inputs, outputs), as of its classes in a model.
+    """Return FNO's complex weights as matrices (inputs, outputs), like those of its classes in a model.
 
-    A bias has as many dimensions as there are modes, and one: so a separable layer is told, which has no matrix, but
-    from one on the sphere, which has a dimension of modes less, only where the channels and the modes differ.
+    A separable layer, which has no matrix, is known by a bias of as many dimensions as its weight. So is a layer on the
+    sphere; if the weight's first two dimensions are equal, the two cannot be told apart, and the row says so.
     """
     layout = modes_layout(leaf.name, tensor.shape) if tensor.is_complex() else ""
     if not layout:
@@ -276,7 +276,7 @@ def _position_embedding(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] |
 
 
 def _parameter(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
-    """Any other tensor: by the table of layouts, or a batch of matrices of its last two dimensions."""
+    """Return any other tensor by the table of layouts, or as a batch of matrices over its last two dimensions."""
     if not holds_matrices(tensor.shape):
         return None
     known = parameter_layout(leaf.module, leaf.name, tensor) if tensor.ndim > 2 else None

@@ -1,4 +1,4 @@
-"""A language model's table of embeddings that is its head too, which is not stored again: the head, as in the model."""
+"""A head that is tied to the table of embeddings, and therefore not stored: the table gets the head's name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _IN_BLOCK = re.compile(r"\.\d+\.")
 
 
 def with_its_head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The tensors with that table by the head's name, where the configuration beside the file says what model it is.
+    """Rename the table to the head, as in the model, if the configuration beside the file names a language model.
 
-    It is the head where that is not stored, unless ``tie_word_embeddings`` is off: programs leave it out where it is
-    the default. A head that has a bias has its name from that.
+    The head is tied if it is not stored, unless ``tie_word_embeddings`` is off: programs leave the setting out if it is
+    the default. A head that has a bias is named after it.
     """
     model = " ".join(map(str, config.get("architectures") or ()))
     tables = [name for name in tensors if _TABLE.fullmatch(name)]
@@ -38,7 +38,7 @@ def with_its_head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> M
 
 
 def _head(tensors: Mapping[str, Tensor], table: str, default: str) -> str:
-    """The name of the module that has no weight but the table's; empty where there is one with a weight of its own."""
+    """Return the name of the head that has no weight of its own; empty if there is a head with one."""
     outlines = MetaTensors(tensors)
     others = [name for name in tensors if name.endswith((".weight", ".bias")) and not _IN_BLOCK.search(name)]
     try:

@@ -118,7 +118,7 @@ def checkpoint_changes(source: Source, base: Source, selection: Selection = Sele
     """
     tensors = _opened(source)
     unread = _unread(tensors, selection)
-    # what is tied there need not be later
+    # weights that are tied in the base need not be tied later
     before_all = _read(base)
     before_all = with_its_head(before_all, _config(before_all))
     modules, earlier = _modules(tensors, selection), _modules(before_all, selection)

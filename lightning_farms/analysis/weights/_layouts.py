@@ -276,15 +276,15 @@ def class_layout(module: nn.Module, weight: Tensor) -> str:
 
 
 def is_position_grid(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is that of DPOT, PiT, SAM 2, (1, channels, n, n); others have (1, places, ..., channels)."""
+    """Whether a parameter is a position grid (1, channels, n, n) (DPOT, PiT, SAM 2), not (1, places, ..., channels)."""
     grid = len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3]
     return grid and re.fullmatch(r"pos_embed(_win(dow)?)?", name) is not None
 
 
 def is_norms_factor(owner: str, name: str) -> bool:
-    """Whether a parameter is a norm's factor, by the name of its module or of its class: no matrix, whatever its shape.
+    """Whether a parameter is a factor of a norm, by the name of its module or class, and so no matrix in any shape.
 
-    Norms of queries and keys have a factor for each feature of each head (Cohere's).
+    Cohere's norms of queries and keys have a factor for each feature of each head.
     """
     factor = name in ("weight", "scale", "gamma", "gain", "g", "beta", "shift")
     return factor and _NORM.fullmatch(owner) is not None

@@ -56,12 +56,11 @@ class HasSpectralWeights(Protocol):
 def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
     """Yield the weight matrices that a module itself holds (not its children).
 
-    Known are PyTorch's own classes; ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator and of the original
-    FNO, and AFNO's mixer by their names. Convolutions of other packages are known by the names of their classes
-    (``DeformConv2d``, spconv's ``SubMConv3d``). Of any other class every parameter of two or more dimensions, the last
-    two of which are at least 2, is a batch of matrices of its last two dimensions, unless its shape is a kernel's
-    (outputs, inputs, 3, 3), which the row says, as is (outputs, inputs, 1, 1); not one that is called ``bias`` or
-    ``..._bias``.
+    PyTorch's own classes are known, and by their names ``Conv1D`` of transformers, ``SpectralConv`` of neuraloperator
+    and of the original FNO, AFNO's mixer, and convolutions of other packages (``DeformConv2d``, spconv's
+    ``SubMConv3d``). In any other class, every parameter of two or more dimensions, the last two of which are at least
+    2, is a batch of matrices over its last two dimensions, unless it has a kernel's shape: (outputs, inputs, 3, 3),
+    which the row says, or (outputs, inputs, 1, 1). Parameters called ``bias`` or ``..._bias`` are left out.
 
     Add a class of your own either by a function registered for the class (and its subclasses)::
 
@@ -96,7 +95,7 @@ def module_weights(module: nn.Module) -> Iterator[ModuleWeight]:
 
 
 def _unknown_class(module: nn.Module) -> Iterator[ModuleWeight]:
-    """A convolution by the name of its class, or else every matrix as it is."""
+    """Yield the weights of a convolution known by the name of its class, or else every matrix as it is."""
     classes = [cls.__name__ for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
     held = held_weights(module)
     found = {name: held[name] for name in held if not any(is_norms_factor(each, name) for each in classes)}
@@ -223,7 +222,7 @@ def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, Held
 
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
-    """Every tensor whose last two dimensions are at least 2; a vector goes with the weight whose bias it is by name."""
+    """Yield every tensor that holds matrices, together with its bias, which its name tells."""
     matrices = [name for name, held in found.items() if holds_matrices(held.value.shape)]
     names = [name for name in matrices if not _BIAS.fullmatch(name)]
     for name in names:
