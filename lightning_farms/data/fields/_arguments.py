@@ -1,4 +1,4 @@
-"""Checks of the flow data module's arguments, and one form for those that have several."""
+"""Checks of the flow data module's arguments, and conversion of those that can be given in several forms."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from lightning_farms.data.fields._layout import FieldLayout
 
 
 def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> None:
-    """Refuse names of datasets that cannot be read, or that belong to no file."""
+    """Refuse dataset names that cannot be parsed, `fields` without a `path`, and `axes` without `fields`."""
     if fields is not None:
         FieldLayout(fields, axes)
     if path is None and fields is not None:
@@ -19,7 +19,7 @@ def check_fields(path: object, fields: Mapping[str, str] | None, axes: str) -> N
 
 
 def skipped(skip: Sequence[int] | Mapping[str, Sequence[int]] | None, paths: Sequence[Path]) -> dict[Path, set[int]]:
-    """{file: trajectories that are left out}; a list is for one file alone."""
+    """Return {file: numbers of the trajectories to leave out}; a list is allowed for a single file only."""
     if not skip:
         return {}
     if not isinstance(skip, Mapping):
@@ -45,7 +45,7 @@ Paths = Path | list[Path] | None
 
 
 def check_extra_paths(path: Paths, strides: Sequence[int], val: Paths, test: Paths, val_fraction: float) -> None:
-    """Refuse files for validation or testing that go with no others, or are the same as those for training."""
+    """Refuse validation or test files that are given without training files, or that are among these."""
     for name, extra in (("val_path", val), ("test_path", test)):
         if extra is None:
             continue
@@ -65,7 +65,7 @@ def check_extra_paths(path: Paths, strides: Sequence[int], val: Paths, test: Pat
 
 
 def source_of(purpose: str, val: Paths, test: Paths, val_fraction: float) -> str:
-    """Whose files a purpose reads: those for training, validation or testing."""
+    """Return which files a purpose reads: those for "train", "val" or "test"."""
     if purpose == "val" and val is not None:
         return "val"
     tests = purpose in ("test", "predict") or (purpose == "val" and val_fraction == 0)
@@ -73,7 +73,7 @@ def source_of(purpose: str, val: Paths, test: Paths, val_fraction: float) -> str
 
 
 def without(parts: Sequence[Sequence[int]], left_out: Sequence[set[int]]) -> list[Sequence[int]]:
-    """Numbers of each file that are not left out."""
+    """Return the numbers of each file that are not left out."""
     return [
         [number for number in numbers if number not in skip] if skip else numbers
         for numbers, skip in zip(parts, left_out, strict=True)
@@ -81,7 +81,7 @@ def without(parts: Sequence[Sequence[int]], left_out: Sequence[set[int]]) -> lis
 
 
 def file_strides(stride: int | Sequence[int], path: Path | list[Path] | None) -> list[int]:
-    """As many strides as files, each at least 1."""
+    """Return a stride for each file, each at least 1."""
     files = len(path) if isinstance(path, list) else 1
     strides = [stride] * files if isinstance(stride, int) else list(stride)
     if len(strides) != files:

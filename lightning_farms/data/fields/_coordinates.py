@@ -1,4 +1,4 @@
-"""What coordinates a file has, whether they can be right, and what is odd about them."""
+"""Coordinates of a file: which it has, whether they can be right, and what is odd about them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _SAME_STEP = 1e-3  # relative
 
 
 class Grid(NamedTuple):
-    """Where and when the values of a file are, None where that is unknown or cannot be; and what is odd about it."""
+    """Coordinates of a file's values, None if unknown or impossible, and remarks on what is odd about them."""
 
     x: Tensor | None
     y: Tensor | None
@@ -31,9 +31,10 @@ def checked_grid(
     own: Collection[str] = (),
     left_out: Collection[int] = (),
 ) -> Grid:
-    """Coordinates that fit the fields; an error where they show that the fields' axes are in another order.
+    """Return coordinates that fit the fields; raise an error if they show that the fields' axes are in another order.
 
-    `own` names those that have a row for each trajectory, as a table of times has; rows that are left out do not count.
+    `own` names the coordinates with a row for each trajectory, such as a table of times; the rows of trajectories that
+    are left out do not count.
     """
     own = {"t", *own}
     kept = [number for number in range(sizes["b"]) if number not in left_out]
@@ -70,7 +71,7 @@ def checked_grid(
 
 
 def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
-    """Mean time from frame to frame; None where it is unknown.
+    """Return the mean time from frame to frame; None if it is unknown.
 
     Example:
         >>> time_step(torch.tensor([0.0, 0.5, 1.0, 1.5]), frames=3)
@@ -82,9 +83,9 @@ def time_step(t: Tensor | None, frames: int, stride: int = 1) -> float | None:
 
 
 def unlike_steps(axis: str, first: tuple[str, float | None], other: tuple[str, float | None]) -> str:
-    """What to say of two flows' time steps, or widths of cells, each with the flow's name.
+    """Describe the difference of two flows' time steps or cell widths, each given with the flow's name.
 
-    Nothing where they are one, or one is unknown.
+    The text is empty if they agree or if one is unknown.
 
     Example:
         >>> unlike_steps("t", ("a", 0.5), ("b", 0.5001)), unlike_steps("t", ("a", 0.5), ("b", 0.25))[:51]
@@ -101,17 +102,17 @@ def unlike_steps(axis: str, first: tuple[str, float | None], other: tuple[str, f
 
 
 def spacing(values: Tensor | None) -> float | None:
-    """Mean distance of cells, below 0 where they descend; None where it is unknown."""
+    """Return the mean distance of cells, below 0 if the coordinates descend; None if it is unknown."""
     return None if values is None or len(values) < 2 else float(values[-1] - values[0]) / (len(values) - 1)
 
 
 def _line(values: Array | None, *, either_way: bool) -> Array | None:
-    """One coordinate for all trajectories: of a table with a row for each, one, if they agree; of cells or a column."""
+    """Return a coordinate as one line: of a table, the common row or, `either_way`, column; None if there is none."""
     values = values.ravel() if values is not None and values.size in values.shape else values  # a single row, or column
     if values is None or values.ndim == 1 or not len(values):
         return values if values is None or values.ndim == 1 else None
     for rows in (values, values.T) if either_way else (values,):
-        largest = np.abs(np.diff(rows[0])).max(initial=0)  # not of the values: steps may be nanoseconds
+        largest = np.abs(np.diff(rows[0])).max(initial=0)  # of steps, not values: steps may be nanoseconds
         if np.allclose(rows, rows[:1], rtol=0, atol=_UNEVEN * largest, equal_nan=True):
             row: Array = rows[0]
             return row
@@ -119,12 +120,12 @@ def _line(values: Array | None, *, either_way: bool) -> Array | None:
 
 
 def _kept(values: Array | None, trajectories: int, kept: Sequence[int]) -> Array | None:
-    """The rows of some trajectories in a table that has one for each."""
+    """Return the rows of some trajectories if the values are a table with a row for each trajectory."""
     return values[kept] if kept and values is not None and values.ndim == 2 and len(values) == trajectories else values
 
 
 def _unlike_rows(axis: str, rows: Array, numbers: Sequence[int], count: int) -> str:
-    """What to say of the first trajectory whose time step, or width of cells, is another than that of the first."""
+    """Describe the first trajectory whose time step or cell width differs from that of the first known one."""
     if rows.ndim != 2 or rows.shape[1] < count or len(rows) != len(numbers):
         return ""
     known = [(number, row) for number, row in zip(numbers, rows, strict=True) if np.isfinite(row).all()]
@@ -148,7 +149,7 @@ def _fault(name: str, values: Array, cells: int) -> str:
 
 
 def _fits(values: Array, cells: int) -> bool:
-    """PDEBench's times have one entry more than there are frames; edges of cells likewise."""
+    """Whether there is an entry for each cell, or one more, as in PDEBench's times and in edges of cells."""
     return len(values) in (cells, cells + 1)
 
 
@@ -158,7 +159,7 @@ def _uneven(times: Array) -> bool:
 
 
 def _may_be_turned(lines: Mapping[str, Array | None], sizes: Mapping[str, int]) -> bool:
-    """Whether a square grid's side may have been taken for time, where nothing tells."""
+    """Whether a side of a square grid may have been taken for time, without any coordinates to tell."""
     told = any(lines.get(name) is not None for name in "txy")
     return not told and sizes["x"] != sizes["y"] and sizes["t"] in (sizes["x"], sizes["y"])
 

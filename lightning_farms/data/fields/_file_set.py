@@ -16,7 +16,7 @@ _SHOWN = 20
 
 
 class FileSet:
-    """Files with one grid after the strides."""
+    """Files that have the same grid after the strides."""
 
     def __init__(self, files: Sequence[FlowFile], strides: Sequence[int], *, like: "FileSet | None" = None) -> None:
         self.files, self.strides = tuple(files), tuple(strides)
@@ -33,7 +33,7 @@ class FileSet:
         self._check_no_copy(() if like is None else like.files)
 
     def remarks(self) -> list[str]:
-        """What is odd about the files, in words: their coordinates, and copies among them."""
+        """Return what is odd about the files, in words: about their coordinates, and copies among them."""
         found = [f"In {file.path}, {remark}." for file in self.files for remark in file.remarks]
         known: dict[str, FlowFile] = {}
         first = {file: known.setdefault(file.identity(), file) for file in self.files} if len(self.files) > 1 else {}
@@ -43,7 +43,7 @@ class FileSet:
         return found[:_SHOWN]
 
     def _check_no_copy(self, others: Sequence[FlowFile]) -> None:
-        """Refuse files that are trained on, under whatever name."""
+        """Refuse copies of files that are trained on, under whatever name."""
         known = {file.identity(): file for file in others}
         for file in self.files if known else ():
             other = known.get(file.identity())
@@ -54,32 +54,32 @@ class FileSet:
                 )
 
     def steps(self, time_stride: int) -> list[float]:
-        """Time from frame to frame after the stride, of each file that tells it."""
+        """Return the time from frame to frame after the stride, for each file that tells it."""
         found = [time_step(file.t, file.shape.frames, time_stride) for file in self.files]
         return [step for step in found if step is not None]
 
     def widths(self) -> list[float]:
-        """Width of the cells along x after the stride, of each file that tells it."""
+        """Return the width of the cells along x after the stride, for each file that tells it."""
         found = [(spacing(file.x), stride) for file, stride in self._strided()]
         return [abs(width) * stride for width, stride in found if width is not None]
 
     @property
     def periodic(self) -> tuple[bool, bool] | None:
-        """Whether the domain is periodic along x and y; None where not all files tell."""
+        """Whether the domain is periodic along x and y; None if not all files tell."""
         known = [file.periodic for file in self.files]
         told = [each for each in known if each is not None]
         return (all(x for x, _ in told), all(y for _, y in told)) if len(told) == len(known) else None
 
     @property
     def is_square(self) -> bool:
-        """Whether there are as many cells along x as along y, and none is known to be longer or descend in one."""
+        """Whether x and y have equally many cells, of the same spacing and direction in all files that tell them."""
         cells = [(spacing(file.x), spacing(file.y)) for file in self.files]
         return self.grid[0] == self.grid[1] and all(
             x is None or y is None or abs(x - y) <= 1e-3 * abs(x) for x, y in cells
         )
 
     def check_usable(self, parts: Sequence[Sequence[int]], purpose: str) -> None:
-        """Refuse flows that HDF5 would make up, no flow at all, and, but for predicting, files of predictions."""
+        """Refuse flows that HDF5 would make up, an empty part and, except for predicting, files of predictions."""
         for file, numbers in zip(self.files, parts, strict=True):
             given = file.given_frames
             if purpose != "predict" and given is not None and given < file.shape.frames:
@@ -103,22 +103,22 @@ class FileSet:
             )
 
     def trajectories(self, parts: Sequence[Sequence[int]], *, time_stride: int) -> Trajectories:
-        """Some trajectories of each file as one sequence."""
+        """Return some trajectories of each file as one sequence."""
         chosen = [FilePart(*part) for part in zip(self.files, parts, self.strides, strict=True)]
         return Trajectories(chosen, time_stride=time_stride)
 
     def splits(self, split: Callable[[int], Split]) -> list[Split]:
-        """Split each file for itself."""
+        """Split each file on its own."""
         return [split(file.shape.trajectories) for file in self.files]
 
     def coordinates(self, time_stride: int) -> Coordinates:
-        """The coordinates that all files have in common, after the strides."""
+        """Return the coordinates that all files have in common, after the strides."""
         x = _common([_every(file.x, file.shape.x, stride) for file, stride in self._strided()])
         y = _common([_every(file.y, file.shape.y, stride) for file, stride in self._strided()])
         return Coordinates(x, y, _common([_every(file.t, file.shape.frames, time_stride) for file in self.files]))
 
     def physics(self) -> dict[str, float]:
-        """Those of the attributes eta, zeta and M that all files have, with one value."""
+        """Return those of the attributes eta, zeta and M that all files have with the same value."""
         known = [{"eta": file.eta, "zeta": file.zeta, "M": file.mach} for file in self.files]
         shared = {name: value for name, value in known[0].items() if all(other[name] == value for other in known)}
         return {name: value for name, value in shared.items() if value is not None}
@@ -137,7 +137,7 @@ def _grid(file: FlowFile, stride: int) -> tuple[int, int]:
 
 
 def strided_size(resolution: int, stride: int) -> int:
-    """Cells along a side after the stride."""
+    """Return the number of cells along a side after the stride."""
     if resolution % stride:
         raise ValueError(
             f"Expected argument `stride` to divide the resolution {resolution} of the data, but got {stride}."
@@ -146,7 +146,7 @@ def strided_size(resolution: int, stride: int) -> int:
 
 
 def _every(values: Tensor | None, count: int, stride: int) -> Tensor | None:
-    """Every stride-th of the first ``count`` values: PDEBench's files have one time more than frames."""
+    """Return every stride-th of the first ``count`` values: PDEBench's files have one time more than frames."""
     return None if values is None or len(values) < count else values[:count:stride]
 
 

@@ -1,4 +1,4 @@
-"""What a file says of itself before any field is read, and the checks of it."""
+"""What a file's header says before any field is read, and checks of it."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ _COORDINATES = {
     "t": ("t-coordinate", "dimensions/time", "t"),
 }
 _MISSING = ("_FillValue", "missing_value")
-_NOT_MEANT = 1e15  # a fill value that large marks what is missing, as netCDF's 9.97e36
+_NOT_MEANT = 1e15  # a fill value this large marks missing values, as netCDF's 9.97e36 does
 _SHOWN = 8
 _CALLED = {"x": "x", "lon": "x", "longitude": "x", "y": "y", "lat": "y", "latitude": "y", "t": "t", "time": "t"}
 
 
 class DatasetFacts(NamedTuple):
-    """One dataset, or those of all trajectories where each has its own."""
+    """Facts about one dataset, or about those of all trajectories if each has its own."""
 
     shape: tuple[int, ...] | None  # None: it has no values at all
     dtype: np.dtype[Any]
@@ -38,28 +38,28 @@ class DatasetFacts(NamedTuple):
     marks: Marks  # of missing values
     members: tuple[str, ...]  # names of the trajectories' own datasets
     odd_one: str | None  # what is odd about members of another shape or type
-    packed: tuple[float, float]  # netCDF's scale and offset, by which the values are to be undone
-    axes: tuple[str, ...]  # what the file calls them, "" where it does not
+    packed: tuple[float, float]  # netCDF's scale and offset, by which the values would have to be unpacked
+    axes: tuple[str, ...]  # their names in the file, "" for one without a name
 
 
 class Header(NamedTuple):
-    """All that is read on opening."""
+    """All that is read when a file is opened."""
 
     datasets: dict[str, DatasetFacts]
     found: str
-    broken: dict[str, str]  # {dataset: where the link leads that stands for it}
+    broken: dict[str, str]  # {dataset: where the link in its place leads}
     one_axis: bool  # an x-coordinate, and no y-coordinate
     third_axis: bool
     attributes: dict[str, float | None]
     given_frames: int | None
     coordinates: dict[str, Array | None]
-    own: frozenset[str]  # those of which each trajectory has a row
-    periodic: tuple[bool, bool] | None  # along x and y; None where the file does not tell
+    own: frozenset[str]  # axes whose coordinates have a row for each trajectory
+    periodic: tuple[bool, bool] | None  # along x and y; None if the file does not tell
     others: list[Path]  # other files that hold values
 
 
 def read_header(file: h5py.File, layout: FieldLayout, left_out: Collection[int] = ()) -> Header:
-    """Read it; whatever h5py raises is passed on. Of the trajectories that are left out, any shape will do."""
+    """Read the header, passing on whatever h5py raises; trajectories that are left out may have any shape."""
     datasets = {}
     for name in layout.datasets:
         facts = _members(file, name, left_out) if "*" in name else _single(file, name)
@@ -89,7 +89,7 @@ def read_header(file: h5py.File, layout: FieldLayout, left_out: Collection[int] 
 def checked_axes(
     header: Header, path: Path, layout: FieldLayout, *, may_lack: bool
 ) -> tuple[tuple[int, int, int, int], dict[str, DatasetAxes]]:
-    """(B, T, X, Y) of fields that can be read, and the axes of each dataset; `may_lack`: some may be left out."""
+    """Return (B, T, X, Y) and each dataset's axes, if the fields can be read; `may_lack`: some axes may be missing."""
     missing = [name for name in layout.datasets if name not in header.datasets]
     if missing:
         raise ValueError(_missing(header, path, layout, missing))
@@ -123,7 +123,7 @@ def checked_axes(
 
 
 def _check_same_trajectories(header: Header, path: Path) -> None:
-    """Refuse patterns whose stars stand for different names: number by number, they would mix trajectories."""
+    """Refuse patterns whose stars stand for different names: pairing these by number would mix trajectories."""
     stood = {
         pattern: {member[len(before) : len(member) - len(after)] for member in facts.members}
         for pattern, facts in header.datasets.items()
@@ -142,7 +142,7 @@ def _check_same_trajectories(header: Header, path: Path) -> None:
 
 
 def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, DatasetAxes], count: int) -> MadeUp:
-    """The trajectories that HDF5 would make up, and why."""
+    """Return the trajectories that HDF5 would make up, and why."""
     found: MadeUp = {}
     for name, facts in header.datasets.items():
         if facts.members:
@@ -152,7 +152,7 @@ def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, Datase
         else:
             axis = axes[name].trajectory_axis
             own = made_up(file[name], axis or 0)
-            if axis is None and own:  # all trajectories have it in common
+            if axis is None and own:  # all trajectories share it
                 own = dict.fromkeys(range(count), next(iter(own.values())))
         for trajectory, reason in own.items():
             found.setdefault(trajectory, f"`{name}` {reason}")
@@ -160,7 +160,7 @@ def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, Datase
 
 
 def _others(file: h5py.File, datasets: Mapping[str, DatasetFacts]) -> set[Path]:
-    """The files of virtual datasets, raw values and links."""
+    """Return the other files that virtual datasets, raw values and links lie in."""
     found: set[Path] = set()
     for name, facts in datasets.items():
         for member in facts.members or (name,):
@@ -199,7 +199,7 @@ def _checked(name: str, facts: DatasetFacts, path: Path) -> tuple[int, ...]:
 
 @contextmanager
 def _told(header: Header, path: Path, layout: FieldLayout, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Errors about the axes name the file."""
+    """Make errors about the axes name the file."""
     try:
         yield
     except ValueError as error:
@@ -237,7 +237,7 @@ def _missing(header: Header, path: Path, layout: FieldLayout, missing: list[str]
 
 
 def _leads_to(file: h5py.File, link: object) -> str:
-    """Where a link that cannot be followed leads, and why it cannot be."""
+    """Describe where a broken link leads, and why it cannot be followed."""
     if not isinstance(link, h5py.ExternalLink):
         return f"`{getattr(link, 'path', '')}`, where there is no dataset"
     other = existing(Path(file.filename), link.filename, "HDF5_EXT_PREFIX")
@@ -273,7 +273,7 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
 
 
 def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> DatasetFacts | None:
-    """The datasets that a pattern such as "*/data" names, one for each trajectory, as one; the trajectories first."""
+    """Return the datasets that a pattern such as "*/data" names, one per trajectory, as one with trajectories first."""
     before, _, after = pattern.partition("*")
     folder, _, begin = before.rpartition("/")
     end = after.partition("/")[0]
@@ -304,7 +304,7 @@ def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> Datase
 
 
 def _axes_called(dataset: h5py.Dataset) -> tuple[str, ...]:
-    """What labels and scales, such as netCDF's dimensions, call the axes."""
+    """Return the axes' names according to labels and scales, such as netCDF's dimensions."""
     if not {"DIMENSION_LIST", "DIMENSION_LABELS"} & set(dataset.attrs):
         return ()
     named = [[dim.label, *(scale.name or "" for scale in dim.values())] for dim in dataset.dims]
@@ -312,7 +312,7 @@ def _axes_called(dataset: h5py.Dataset) -> tuple[str, ...]:
 
 
 def _check_called(dataset: str, called: tuple[str, ...], letters: str) -> None:
-    """Refuse to take one axis for another."""
+    """Refuse axes that the file calls by the name of another one."""
     known = [(_CALLED.get(name, letter), letter) for name, letter in zip(called, letters, strict=False)]
     if any(told != letter for told, letter in known):
         raise ValueError(
@@ -322,7 +322,7 @@ def _check_called(dataset: str, called: tuple[str, ...], letters: str) -> None:
 
 
 def _varying(dataset: h5py.Dataset) -> Varying | None:
-    """What the attributes of The Well say of a dataset."""
+    """Return what a dataset varies with according to The Well's attributes; None without these."""
     if not {"sample_varying", "time_varying"} <= set(dataset.attrs):
         return None
     number = "scalars" in dataset.name.split("/")
@@ -332,7 +332,7 @@ def _varying(dataset: h5py.Dataset) -> Varying | None:
 
 
 def _marks(dataset: h5py.Dataset) -> Marks:
-    """What netCDF's attributes, and HDF5's fill value, say of missing values."""
+    """Return the marks of missing values that netCDF's attributes and HDF5's fill value name."""
     if dataset.shape is None or not np.issubdtype(dataset.dtype, np.floating):
         return Marks()
     named = [np.ravel(dataset.attrs[name]) for name in _MISSING if name in dataset.attrs]
@@ -348,7 +348,7 @@ def _packed(dataset: h5py.Dataset) -> tuple[float, float]:
 
 
 def _get(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """None for what is not there; an error for what is there and damaged."""
+    """Return a dataset, or None if it is not there; raise an error if it is there but damaged."""
     link = file.get(name, getlink=True)
     if link is None:
         return None
@@ -357,7 +357,7 @@ def _get(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def _datasets(file: h5py.File) -> str:
-    """The first of the datasets in a file; some hold a thousand."""
+    """List the first datasets of a file in words; some files hold a thousand."""
     found: list[str] = []
 
     def note(name: str, item: object) -> bool | None:
@@ -382,9 +382,9 @@ def _has_axis(file: h5py.File, axis: str, places: Sequence[str]) -> bool:
 
 
 def _places(file: h5py.File, datasets: Mapping[str, DatasetFacts]) -> list[str]:
-    """The group of each trajectory, or the one that holds the first dataset; none where the file's root does.
+    """Return the group of each trajectory, or the group that holds the first dataset; none if that is the root.
 
-    Where no dataset is found, the file's first group.
+    If no dataset is found, return the file's first group.
     """
     pattern, facts = next(iter(datasets.items()), ("", None))
     if facts is None:
@@ -399,7 +399,7 @@ def _places(file: h5py.File, datasets: Mapping[str, DatasetFacts]) -> list[str]:
 def _coordinates(
     file: h5py.File, places: Sequence[str], left_out: Collection[int]
 ) -> tuple[dict[str, Array | None], frozenset[str]]:
-    """Those of the whole file; or of PDEBench's groups, a row for each, and which these are."""
+    """Return the coordinates, of the file or else a row for each of PDEBench's groups, and the axes with such rows."""
     found, own = {axis: _coordinate(file, names) for axis, names in _COORDINATES.items()}, set()
     for axis in (axis for axis, values in found.items() if values is None):
         lines = [
@@ -413,7 +413,7 @@ def _coordinates(
 
 
 def _line(file: h5py.File, name: str) -> Array | None:
-    """A row of numbers, without h5py's objects, which take three times as long: there may be thousands."""
+    """Read a row of numbers without h5py's objects, which take three times as long: there may be thousands of rows."""
     try:
         dataset = h5py.h5d.open(file.id, name.encode())
     except (KeyError, OSError):  # there is none
@@ -432,7 +432,7 @@ def _coordinate(file: h5py.File, names: Sequence[str]) -> Array | None:
 
 
 def _periodic(file: h5py.File) -> tuple[bool, bool] | None:
-    """What the boundary conditions of a file of The Well say."""
+    """Return whether x and y are periodic by the boundary conditions of a file of The Well; None without these."""
     group = file.get("boundary_conditions")
     if not isinstance(group, h5py.Group) or not len(group):
         return None

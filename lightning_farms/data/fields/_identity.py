@@ -1,4 +1,4 @@
-"""What tells files from others, under whatever names."""
+"""Identities by which files, and values in them, are recognised."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ENDS = 2**16  # bytes of a file's begin and end that tell it from others of its size
+_ENDS = 2**16  # bytes at a file's beginning and end that distinguish it from others of its size
 _SAMPLED = 32  # files of a set whose ends are read
 
 
 def identity(path: Path, others: Sequence[Path] = ()) -> str:
-    """Of a file: its size, its header and the values at both ends; and of the other files that hold values of it."""
+    """Return a file's identity, from its size, header and both ends, and from those of other files with its values."""
     digest = hashlib.sha256()
     for each in (path, *others[:: -(-len(others) // _SAMPLED) or 1]):
         _add(digest, each)
@@ -19,7 +19,7 @@ def identity(path: Path, others: Sequence[Path] = ()) -> str:
 
 
 def identity_of_set(paths: Sequence[Path]) -> str:
-    """Of files with one trajectory each: all names and sizes, and the ends of some, spread over all."""
+    """Return the identity of files of one trajectory each, from all names and sizes, and the ends of some files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -29,7 +29,7 @@ def identity_of_set(paths: Sequence[Path]) -> str:
 
 
 def values_identity(frames: Sequence[Tensor]) -> int:
-    """What tells the values of some frames from others, whatever file they are in; not 0."""
+    """Return a number, never 0, that identifies the values of some frames, whatever file they are in."""
     digest = hashlib.blake2b(digest_size=8)
     for frame in frames:
         digest.update(frame.contiguous().numpy().data)

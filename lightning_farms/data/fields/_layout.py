@@ -11,14 +11,14 @@ import numpy as np
 _SOURCE = re.compile(r"(?P<dataset>[^\[\]]*[^\[\]/\s])(?:\[(?P<component>\d+(?:\s*,\s*\d+)*)\])?")
 
 _TAKEN = ("state", "trajectory", "source-file", "x-coordinate", "y-coordinate", "t-coordinate", ".", "..", "")
-"""What a file of predictions calls its other datasets, or HDF5 something else."""
+"""Names that a file of predictions uses for its other datasets, or that mean something else to HDF5."""
 
 Sizes = Mapping[str, int]
-"""{axis, one of b, t, x and y: how long}"""
+"""{axis, one of b, t, x and y: its length}"""
 
 
 class FieldSource(NamedTuple):
-    """Where one channel is.
+    """Where the values of one channel are.
 
     Args:
         dataset: the dataset's name, with its groups.
@@ -47,12 +47,12 @@ def parse_field(text: str) -> FieldSource:
 
 
 class Varying(NamedTuple):
-    """What a dataset of The Well says it varies with; an axis that it does not vary with may be left out of it.
+    """What a dataset of The Well says it varies with; it may lack an axis that it does not vary with.
 
     Args:
-        sample: from trajectory to trajectory.
-        time: from frame to frame.
-        space: along x and along y; neither for a number without a place.
+        sample: whether it varies from trajectory to trajectory.
+        time: whether it varies from frame to frame.
+        space: whether it varies along x and along y; neither for a number without a place.
     """
 
     sample: bool
@@ -61,7 +61,7 @@ class Varying(NamedTuple):
 
 
 def check_channel_names(names: Iterable[str]) -> None:
-    """Refuse names of channels that cannot be datasets of a file of predictions."""
+    """Refuse names of channels that cannot be names of datasets in a file of predictions."""
     bad = [name for name in names if name in _TAKEN or "/" in name]
     if bad:
         raise ValueError(
@@ -72,11 +72,11 @@ def check_channel_names(names: Iterable[str]) -> None:
 
 
 class FieldLayout:
-    """The channels of a file by their datasets, whose axes may have any order.
+    """The channels of a file and the datasets that hold them, whose axes may have any order.
 
-    A dataset has the axes trajectory (b), frame (t), x and y, and, where components are picked, one axis for each of
-    their numbers: where `axes` has a "c", else last. Without a "b" among the `axes`, a file is one trajectory. A
-    dataset that does not vary along an axis may lack it: what it holds is then the same all along.
+    A dataset has the axes trajectory (b), frame (t), x and y. If components are picked, it also has an axis for each of
+    their numbers, in the place of the "c" in `axes`, or else last. Without a "b" in `axes`, a file is one trajectory. A
+    dataset that does not vary along an axis may lack it: its values are then repeated along that axis.
 
     Example:
         >>> layout = FieldLayout({"u": "velocity[0]", "v": "velocity[1]", "p": "pressure"})
@@ -116,18 +116,18 @@ class FieldLayout:
         return tuple(self._components)
 
     def channels_of(self, dataset: str) -> dict[int, tuple[int, ...]]:
-        """{number of the channel: its component} of a dataset."""
+        """Return {number of the channel: its component} for the channels of a dataset."""
         return self._components[dataset]
 
     def letters(self, dataset: str) -> str:
-        """All axes that a dataset may have, in order; of datasets for one trajectory each, the trajectories first."""
+        """Return all axes that a dataset may have, in order; b comes first if each trajectory has its own dataset."""
         components = len(next(iter(self._components[dataset].values())))
         axes = self.axes if "c" in self.axes else self.axes + "c"
         axes = f"b{axes.replace('b', '')}" if "*" in dataset else axes
         return axes.replace("c", "c" * components)
 
     def sizes(self, dataset: str, shape: tuple[int, ...]) -> dict[str, int]:
-        """How long the axes are of a dataset that has all of them, and suits its channels."""
+        """Return the lengths of a dataset's axes; refuse one that lacks axes or does not suit its channels."""
         letters = self.letters(dataset)
         extents = [size for size, letter in zip(shape, letters, strict=False) if letter == "c"]
         for component in self._components[dataset].values():
@@ -142,7 +142,7 @@ class FieldLayout:
         return {"b": 1, **found}
 
     def axes_of(self, dataset: str, shape: tuple[int, ...], varying: Varying | None, sizes: Sizes) -> str:
-        """The axes of a dataset that may lack some, so that its shape suits the sizes.
+        """Return the axes of a dataset that may lack some of them, such that its shape fits the sizes.
 
         Example:
             >>> layout = FieldLayout({"u": "u", "force": "force"})
@@ -198,11 +198,11 @@ class FieldLayout:
 
 @dataclass(frozen=True)
 class DatasetAxes:
-    """The axes that one dataset really has.
+    """The axes that one dataset actually has.
 
     Args:
-        letters: of its axes, in order.
-        shape: how long they are.
+        letters: letters of its axes, in order.
+        shape: lengths of its axes.
     """
 
     letters: str
@@ -210,15 +210,15 @@ class DatasetAxes:
 
     @property
     def trajectory_axis(self) -> int | None:
-        """Place of the axis of trajectories; None where all have the same, or the file is one."""
+        """Position of the trajectory axis; None if all trajectories have the same values, or the file is one."""
         return self.letters.index("b") if "b" in self.letters else None
 
     def varies_in_time(self, frames: int) -> bool:
-        """Whether each of so many frames has values of its own."""
+        """Whether each of `frames` frames has values of its own."""
         return "t" in self.letters and self.shape[self.letters.index("t")] == frames
 
     def index(self, trajectory: int, frames: slice) -> tuple[int | slice, ...]:
-        """An index to read the dataset with; its components are read together."""
+        """Return an index to read the dataset with; all its components are read together."""
         chosen: dict[str, int | slice] = {"b": trajectory, "t": frames}
         single: dict[str, int | slice] = {"b": 0, "t": slice(None)}
         return tuple(
@@ -229,7 +229,7 @@ class DatasetAxes:
     def fields(
         self, read: np.ndarray[Any, Any], components: Mapping[int, tuple[int, ...]], size: tuple[int, int, int]
     ) -> dict[int, np.ndarray[Any, Any]]:
-        """{number of the channel: view of shape (T, X, Y)} in what `index` led to; repeated along what it lacks."""
+        """Return {number of the channel: view (T, X, Y)} of what was read by `index`, repeated along missing axes."""
         letters = self.letters.replace("b", "")
         left = letters.replace("c", "")
         order = [left.index(letter) for letter in "txy" if letter in left]
@@ -242,7 +242,7 @@ class DatasetAxes:
 
 
 def _candidates(letters: str, varying: Varying | None) -> Iterator[tuple[str, ...]]:
-    """Axes that may be left out, the fewest first."""
+    """Yield the combinations of axes that may be missing, the shortest first."""
     may = [letter for letter in ("bt" if varying is None else _constant(varying)) if letter in letters]
     for number in range(len(may) + 1):
         yield from combinations(may, number)

@@ -1,6 +1,6 @@
-"""Trajectories that HDF5 makes up: what was never written, or lies in a missing file, reads as the fill value.
+"""Trajectories that HDF5 makes up: values never written, or in a missing file, are read as the fill value.
 
-HDF5 gives no error for either. A dataset's storage tells it exactly, without reading any value.
+HDF5 raises no error for either. A dataset's storage shows both exactly, without reading any value.
 """
 
 import math
@@ -19,7 +19,7 @@ MadeUp = dict[int, str]
 
 
 def made_up(dataset: h5py.Dataset, axis: int) -> MadeUp:
-    """The trajectories, along an axis, of which some values are not stored anywhere."""
+    """Return the trajectories, along an axis, of which some values are not stored anywhere."""
     if not dataset.size or dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
         return {}
     if dataset.is_virtual:
@@ -52,7 +52,7 @@ def _without_chunks(dataset: h5py.Dataset, axis: int) -> MadeUp:
 
 
 def _without_raw_file(dataset: h5py.Dataset) -> MadeUp:
-    """Values kept in raw files beside the HDF5 file: of a file that is too short, the rest reads as the fill value."""
+    """Check raw files beside the HDF5 file: what is missing of one that is too short is read as the fill value."""
     left = dataset.nbytes
     for name, offset, size in dataset.external:
         needed = left if size == h5py.h5f.UNLIMITED else min(size, left)
@@ -65,7 +65,7 @@ def _without_raw_file(dataset: h5py.Dataset) -> MadeUp:
 
 
 def _unmapped(dataset: h5py.Dataset, axis: int) -> MadeUp:
-    """Trajectories of a virtual dataset that its sources do not fill."""
+    """Return the trajectories of a virtual dataset that its sources do not fill."""
     parts = list(_parts(dataset))
     coverage = Coverage(dataset.shape, axis, [box for _, box, _ in parts])
     reasons: MadeUp = {}
@@ -78,7 +78,7 @@ def _unmapped(dataset: h5py.Dataset, axis: int) -> MadeUp:
 
 
 def _parts(dataset: h5py.Dataset) -> Iterator[tuple[str, Box, Any]]:
-    """Name of the file, box in the virtual dataset, and source of each part; of numbered files, a part for each."""
+    """Yield each part's file name, box in the virtual dataset, and source; each numbered file is a part of its own."""
     for source in dataset.virtual_sources():
         for box in boxes(source.vspace, dataset.shape):
             if "%b" not in source.file_name:
@@ -90,7 +90,7 @@ def _parts(dataset: h5py.Dataset) -> Iterator[tuple[str, Box, Any]]:
 
 
 def _blocks(space: Any, box: Box, axis: int) -> Intervals:  # noqa: ANN401
-    """The blocks of an axis, each of which a numbered file fills."""
+    """Return the blocks of an axis, each of which is filled by one numbered file."""
     if not space.is_regular_hyperslab():
         return box[axis]
     block = max(1, space.get_regular_hyperslab()[3][axis])
@@ -98,7 +98,7 @@ def _blocks(space: Any, box: Box, axis: int) -> Intervals:  # noqa: ANN401
 
 
 def _lost(dataset: h5py.Dataset, name: str, source: Any, rows: list[int], axis: int) -> MadeUp:  # noqa: ANN401
-    """Those of the rows that a source should fill, and does not."""
+    """Return those of the rows that a source should fill but does not."""
     if name == ".":
         return _lost_in(dataset.file, name, source, rows, axis)
     path = existing(Path(dataset.file.filename), name, "HDF5_VDS_PREFIX")
@@ -123,7 +123,7 @@ def _lost_in(file: h5py.File, name: str, source: Any, rows: list[int], axis: int
         return dict.fromkeys(rows, f"{place} is too small, of shape {found.shape}")
     lost = made_up(found, min(axis, found.ndim - 1))
     own = [row for box in taken for row in places(box[min(axis, found.ndim - 1)])]
-    if len(own) != len(rows):  # of another form
+    if len(own) != len(rows):  # of another form, so that rows cannot be matched
         return dict.fromkeys(rows, f"{place} has parts that were never written") if lost else {}
     return {row: lost[number] for row, number in zip(rows, own, strict=True) if number in lost}
 
@@ -133,13 +133,13 @@ def _has_axes(space: Any, dataset: h5py.Dataset) -> bool:  # noqa: ANN401
 
 
 def existing(path: Path, name: str, prefix: str) -> Path | None:
-    """The file that HDF5 would find under a name in another file."""
+    """Return the file that HDF5 would find under a name given in another file, None if there is none."""
     folders = [os.environ.get(prefix, "").replace("${ORIGIN}", str(path.parent)), path.parent, "."]
     return next((place for place in (Path(str(folder)) / name for folder in folders) if place.is_file()), None)
 
 
 def sources(dataset: h5py.Dataset) -> set[Path]:
-    """The other files that are there and hold values of a dataset."""
+    """Return the other files that hold values of a dataset, as far as they exist."""
     path = Path(dataset.file.filename)
     names = (
         [(name, "HDF5_VDS_PREFIX") for name in dict.fromkeys(part[0] for part in _parts(dataset))]

@@ -39,7 +39,7 @@ for _number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNPACK = "compressed ({}): unpack it first"
 _WEB_PAGE = "a web page, as servers send in place of a file: look at what it says, and download the file again"
-_OTHER_FORMATS = {  # in small letters
+_OTHER_FORMATS = {  # first bytes, in lower case
     b"version https://git-lfs": "a pointer of Git LFS to the file: fetch the file itself (`git lfs pull`)",
     b"<!doctype html": _WEB_PAGE,
     b"<html": _WEB_PAGE,
@@ -54,7 +54,7 @@ _OTHER_FORMATS = {  # in small letters
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
-    """Refuse an address of a file elsewhere."""
+    """Refuse the address (URL) of a file that is not on this machine."""
     if _ADDRESS.match(os.fspath(path)) and not Path(path).exists():
         raise ValueError(
             f"Expected argument `path` to be a file on this machine, but got the address {os.fspath(path)}. Download "
@@ -92,7 +92,7 @@ class DamagedFlowError(OSError):
 
 @contextmanager
 def naming(path: Path, *, flow: str = "") -> Iterator[None]:
-    """Whatever h5py raises names the file, and the flow: on a damaged one it may be nearly any error."""
+    """Make whatever h5py raises name the file and the flow: for a damaged file, it may be nearly any error."""
     try:
         yield
     except MemoryError:
@@ -102,7 +102,7 @@ def naming(path: Path, *, flow: str = "") -> Iterator[None]:
 
 
 def explained(path: Path, error: Exception, flow: str = "") -> OSError:
-    """What is wrong with a file, or a flow in it, that cannot be opened or read, and what to do."""
+    """Return an error that says why a file, or a flow in it, cannot be opened or read, and what to do."""
     known = _REMEDIES.get(getattr(error, "errno", None) or 0)
     if known is not None:
         kind, remedy = known
@@ -129,7 +129,7 @@ def explained(path: Path, error: Exception, flow: str = "") -> OSError:
 
 
 def _begin(path: Path) -> bytes:
-    """The first bytes of a file, none where it cannot be read."""
+    """Return the first bytes of a file, none if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(64)
@@ -138,7 +138,7 @@ def _begin(path: Path) -> bytes:
 
 
 def missing_filters(dataset: h5py.Dataset) -> list[str]:
-    """Filters of a dataset's chunks, such as compressions, that this installation does not have."""
+    """Return the filters of a dataset's chunks, such as compressions, that this installation does not have."""
     properties = dataset.id.get_create_plist()
     found = [properties.get_filter(number) for number in range(properties.get_nfilters())]
     return [f"{each[0]} ({each[3].decode(errors='replace')})" for each in found if not h5py.h5z.filter_avail(each[0])]
@@ -149,7 +149,7 @@ class _Closable(Protocol):
 
 
 class OpenFiles:
-    """The files that this process has open; the one that was longest not used is closed where there are too many."""
+    """The files that this process has open; the least recently used one is closed if there are too many."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[int, weakref.ref[_Closable]] = OrderedDict()
@@ -171,7 +171,7 @@ class OpenFiles:
         self._open.pop(id(file), None)
 
     def close_all(self) -> bool:
-        """Close them; whether there were any."""
+        """Close all files, and return whether there were any."""
         any_open = bool(self._open)
         for key in list(self._open):
             self._close(key)
@@ -185,7 +185,7 @@ class OpenFiles:
 
 
 def most_open() -> int:
-    """How many files to keep open: at most 64, and a quarter of what this process may have."""
+    """Return how many files to keep open: at most 64, and at most a quarter of this process's limit."""
     try:
         import resource
     except ImportError:  # not on every system

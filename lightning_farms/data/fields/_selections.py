@@ -1,4 +1,4 @@
-"""Which places of a dataset a selection of HDF5's takes, and whether several take all of them."""
+"""Which places of a dataset an HDF5 selection takes, and whether several selections cover all of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 
 Intervals = list[tuple[int, int]]
 Box = list[Intervals]
-"""For each axis the intervals [first, end) that are taken of it; of all axes together, every combination."""
+"""For each axis, the intervals [first, end) that are taken; the box is every combination of these over all axes."""
 
 
 def boxes(space: Any, shape: Sequence[int]) -> list[Box]:  # noqa: ANN401
-    """The boxes that a selection consists of; "all" is stored without a size, and what is unlimited ends with it."""
+    """Return the boxes that a selection consists of; "all" and unlimited selections end with the shape."""
     kind = space.get_select_type()
     if kind == h5py.h5s.SEL_ALL:
         return [[[(0, size)] for size in shape]]
@@ -36,12 +36,12 @@ def _intervals(start: int, stride: int, count: int, block: int, size: int) -> In
 
 
 def places(intervals: Intervals) -> list[int]:
-    """The places in intervals, one by one."""
+    """Return the places in intervals, one by one."""
     return [place for first, end in intervals for place in range(first, end)]
 
 
 class Coverage:
-    """Which rows along an axis are filled, where parts of the other axes come from different selections."""
+    """Record of the rows along an axis that are filled, when several selections fill parts of the other axes."""
 
     def __init__(self, shape: Sequence[int], axis: int, selections: Iterable[Box]) -> None:
         self._others = [other for other in range(len(shape)) if other != axis]
@@ -54,7 +54,7 @@ class Coverage:
         self._filled = np.zeros((shape[axis], *(len(self._cells[other]) - 1 for other in self._others)), bool)
 
     def fill(self, box: Box, rows: Sequence[int]) -> None:
-        """Note that a selection fills these rows."""
+        """Record that a selection fills these rows."""
         cells = [
             [cell for first, end in box[other] for cell in range(self._cells[other][first], self._cells[other][end])]
             for other in self._others
@@ -62,6 +62,6 @@ class Coverage:
         self._filled[np.ix_(rows, *cells)] = True
 
     def lacking(self) -> list[int]:
-        """Rows of which a part is not filled."""
+        """Return the rows of which a part is not filled."""
         rows: list[int] = np.flatnonzero(~self._filled.reshape(len(self._filled), -1).all(axis=1)).tolist()
         return rows

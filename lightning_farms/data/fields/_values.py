@@ -1,4 +1,4 @@
-"""What is wrong with the values of a field."""
+"""Checks of the values of a field, and what is wrong with them in words."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ Array = np.ndarray[Any, Any]
 
 
 class Survey(NamedTuple):
-    """What some frames of a trajectory are like.
+    """What was found in some frames of a trajectory.
 
     Args:
-        faults: what is wrong, one for each channel and frame that has anything wrong.
+        faults: what is wrong, one for each channel and frame in which anything is wrong.
         extents: smallest and largest value of each channel.
         repeats: frames that are the same as the one before, in all channels that vary in time.
-        digest: tells the values from others.
-        numbers: channels of which a trajectory has one number, by the file's layout.
+        digest: a number for each channel that identifies its values.
+        numbers: channels that have a single number for each trajectory, by the file's layout.
     """
 
     faults: list["Fault"]
@@ -28,11 +28,11 @@ class Survey(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What stands for values that are missing.
+    """Values that stand for missing ones.
 
     Args:
         values: those that a dataset's attributes name, or that are too large to be meant.
-        fill: what HDF5 gives for values that were never written, None where that is 0.
+        fill: what HDF5 gives for values that were never written, None if that is 0 or NaN.
     """
 
     values: tuple[float, ...] = ()
@@ -48,23 +48,23 @@ class Fault(NamedTuple):
 
 
 _NONE = Marks()
-_STEPS = 2**10  # a spread of fewer float32 numbers is told
-_SMALL = 1e-3  # of a spread that small, VRMSE is at least 15 % too low
+_STEPS = 2**10  # a spread of fewer float32 steps is reported
+_SMALL = 1e-3  # for a spread this small, VRMSE is at least 15 % too low
 _CODES = [
     float(np.float32(code))
     for code in (-999, -9999, -99999, 1e20, -1e20, 1e30, -1e30, 1e35, -1e34, 9.969209968386869e36)
 ]
-"""What programs write where a value is missing (CMIP, Ferret, netCDF, ...), also without an attribute that says so."""
+"""Values that programs (CMIP, Ferret, netCDF, ...) write for missing ones, even without an attribute that says so."""
 
 
 def as_single(field: Array) -> Array:
-    """The field in float32; what is beyond its range becomes infinite."""
+    """Return the field in float32; values beyond its range become infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         return field.astype(np.float32, copy=False)
 
 
 def lost_digits(field: Array, single: Array) -> str:
-    """What is lost of a field's variation, in float32 and by VRMSE's constant; nothing as a rule.
+    """Describe what float32, or VRMSE's constant, loses of a field's variation; usually the text is empty.
 
     Example:
         >>> field = 1e5 + np.linspace(0, 1, 4)
@@ -90,13 +90,13 @@ def lost_digits(field: Array, single: Array) -> str:
 def faults(
     field: Array, single: Array, channel: str, frames: Sequence[int], *, positive: bool, marks: Marks = _NONE
 ) -> list[Fault]:
-    """NaN, infinities, values beyond float32, missing ones and, of a density or pressure, those that are not above 0.
+    """Find NaN, infinities, values beyond float32, missing ones and, if `positive`, those that are not above 0.
 
-    Of one channel (T, X, Y): as stored, and in float32. One fault for each frame that has any.
+    The channel (T, X, Y) is given as stored and in float32. Each frame that has bad values gives one fault.
     """
     low, high = single.min(), single.max()
     missing = _missing(field, marks)
-    if codes := _codes(low, high):  # of float64, too, they are told in float32
+    if codes := _codes(low, high):  # codes in float64 are recognised in float32, too
         coded = np.isin(single, codes)
         missing = coded if missing is None else missing | coded
     if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
@@ -112,9 +112,9 @@ def faults(
 
 
 def zero_frames(item: Array) -> list[int]:
-    """Frames of (X, Y, T, C) that are 0 at all cells, where that is no flow: all of several, or after one that is not.
+    """Return the frames of (X, Y, T, C) that are 0 in all cells: if all of several are, or those after one that is not.
 
-    A flow may begin at rest, and one frame may be all that was asked for.
+    Other zeros can be a flow: it may begin at rest, and a single frame may be all that was requested.
     """
     x, y, frames = item.shape[:3]
     if frames < 2 or any(item[place].any(-1).all() for place in ((x // 2, y // 2), (x // 3, y // 3))):
@@ -125,7 +125,7 @@ def zero_frames(item: Array) -> list[int]:
 
 
 def _missing(field: Array, marks: Marks) -> Array | None:
-    """Where values are missing; None where none is."""
+    """Return a mask of the missing values, None if there are none."""
     if marks.fill is not None and len(field) > 1 and field.flat[0] == marks.fill and (field == marks.fill).all():
         return np.ones(field.shape, bool)
     if not marks.values:
@@ -135,7 +135,7 @@ def _missing(field: Array, marks: Marks) -> Array | None:
 
 
 def _codes(low: np.float32, high: np.float32) -> list[np.float32]:
-    """A smallest or largest value that is a code for missing ones: by chance, one in millions of fields has it."""
+    """Return the smallest or largest value if it is a code for missing ones; one field in millions has it by chance."""
     return [value for value in (low, high) if value in _CODES]
 
 

@@ -1,4 +1,4 @@
-"""Which channels are the components of a vector, as far as their names and datasets tell it."""
+"""Which channels are the components of a vector, as far as their names and datasets tell."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ _REMEDY = (
 
 
 def vector_pairs(fields: Mapping[str, str], vectors: Sequence[Sequence[str]] | None) -> Pairs:
-    """Numbers of the x- and y-component of each vector; an error where that cannot be told.
+    """Return the channels of each vector's x- and y-component; raise an error if they cannot be recognised.
 
     Example:
         >>> vector_pairs({"density": "density", "Vx": "Vx", "Vy": "Vy"}, None)
@@ -42,7 +42,7 @@ def vector_pairs(fields: Mapping[str, str], vectors: Sequence[Sequence[str]] | N
 
 
 def check_pairs(vectors: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse what is no list of pairs of channels, or has one twice."""
+    """Refuse anything but pairs of channels in which each channel occurs at most once."""
     flat = [name for pair in vectors for name in pair]
     if any(len(pair) != 2 for pair in vectors) or len(set(flat)) < len(flat) or not set(flat) <= set(names):
         raise ValueError(
@@ -55,7 +55,7 @@ Found = dict[str, tuple[int | None, int | None]]
 
 
 def _by_name(names: Sequence[str]) -> Found:
-    """{stem: channels of its x and y}, of the stems that mean a vector."""
+    """Return {stem: channels of its x- and y-component} for the stems that mean a vector."""
     found: Found = {}
     for number, name in enumerate(names):
         stem, axis = _stem(name)
@@ -66,7 +66,7 @@ def _by_name(names: Sequence[str]) -> Found:
 
 
 def _by_dataset(sources: Sequence[FieldSource]) -> Found:
-    """{dataset: channels of its two components}, of the datasets that are vectors."""
+    """Return {dataset: channels of its two components} for the datasets that are vectors."""
     found: Found = {}
     for number, (dataset, component) in enumerate(sources):
         *groups, last = dataset.split("/")
@@ -95,7 +95,7 @@ def _check_told(names: Sequence[str], sources: Sequence[FieldSource], found: Fou
 
 
 def _unnamed(names: Sequence[str], sources: Sequence[FieldSource], known: set[int | None]) -> list[str]:
-    """Channels that may be the two components of a vector."""
+    """Return two channels that may be the components of an unknown vector, none if there are no such channels."""
     rest = [number for number in range(len(names)) if number not in known]
     for a in rest:
         for b in rest:
@@ -112,5 +112,5 @@ def _unnamed(names: Sequence[str], sources: Sequence[FieldSource], known: set[in
 
 
 def _stem(name: str) -> tuple[str, str]:
-    """What a component's name begins with, and its axis."""
+    """Split the name of a component into its beginning and its axis."""
     return name[:-1].rstrip("_- ").lower(), name[-1:].lower()

@@ -12,8 +12,8 @@ class FileFault(NamedTuple):
 
     Args:
         trajectory: its number in the file.
-        channel: name of the channel, empty where all are meant.
-        frame: the (first) frame, None where all are meant.
+        channel: name of the channel, empty if all are meant.
+        frame: the (first) frame, None if all are meant.
         what: what is wrong, in words.
     """
 
@@ -29,23 +29,23 @@ def check_file(
     *,
     known: dict[tuple[int, ...], str] | None = None,
 ) -> Iterator[FileFault]:
-    """Read every value of a file once and tell what is wrong, a few frames in memory at a time.
+    """Read every value of a file once and report what is wrong, with a few frames in memory at a time.
 
-    Found are NaN and infinities, values beyond float32, those that mark missing ones (netCDF's attributes), densities
+    It finds NaN and infinities, values beyond float32, those that mark missing ones (netCDF's attributes), densities
     and pressures that are not above 0 (in PDEBench's compressible flows), trajectories that HDF5 makes up, channels
     that are constant over space and time or the same as another, frames that repeat the one before, and trajectories
     that repeat another.
 
     Args:
         file: the file, or set of files.
-        advance: is told the number of trajectories that are done.
-        known: what trajectories of other files are like, and where they are; those of this file are added.
+        advance: called after each trajectory, with the number of trajectories done since the last call.
+        known: digests of other files' trajectories, and where these are; those of this file are added.
 
     Yields:
         What is wrong, by trajectory.
 
     Raises:
-        OSError: if the file cannot be read; a part that is damaged is a fault of its trajectory, as is a file of a set.
+        OSError: if the file cannot be read; a damaged part, or file of a set, is reported as its trajectory's fault.
 
     Example:
         >>> import tempfile

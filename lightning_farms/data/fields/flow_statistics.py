@@ -1,4 +1,4 @@
-"""What a set of flows looks like in a few figures, to compare one set with another."""
+"""A few figures that describe a set of flows, to compare one set with another."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from lightning_farms.data.simulation._euler import GAMMA
 
 
 class FlowStatistics(NamedTuple):
-    """Figures of each trajectory at each frame, all of shape (B, T), in units in which trajectories compare.
+    """Figures of each trajectory at each frame, all of shape (B, T), in units that make trajectories comparable.
 
     Args:
         density_mean: mean density.
         pressure_mean: mean pressure.
         vx_mean: mean x-velocity, in units of the speed of sound of the first frame's mean gas.
         vy_mean: the same along y.
-        density_std: standard deviation of density over space, by its mean.
-        pressure_std: standard deviation of pressure over space, by its mean.
+        density_std: standard deviation of density over space, divided by its mean.
+        pressure_std: standard deviation of pressure over space, divided by its mean.
         vx_std: standard deviation of x-velocity over space, in units of that speed of sound.
         vy_std: the same along y.
-        kinetic_energy: kinetic energy by that of the first frame.
+        kinetic_energy: kinetic energy, divided by that of the first frame.
     """
 
     density_mean: Tensor

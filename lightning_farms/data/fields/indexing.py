@@ -54,12 +54,12 @@ def split_trajectories(
 ) -> Split:
     """Split a file's trajectories into training, validation and test.
 
-    "dpot" trains on the first nine tenths and tests on the last, on its first 200 trajectories; "pdebench" tests on the
-    first tenth and trains on the rest. The difference matters for the released DPOT models: they were pre-trained on
-    the first nine tenths of each of the four 128x128 sets of 2D CFD. PDEBench's test tenth lies in there, so by its
-    split such a model is tested on flows that it was trained on, and its error comes out too low; the last tenth it has
-    never seen. Hence the default "dpot". Use "pdebench" for models trained from scratch, to compare with PDEBench's own
-    baselines.
+    "dpot" trains on the first nine tenths and tests on the last tenth, on at most 200 trajectories; "pdebench" tests
+    on the first tenth and trains on the rest. The difference matters for the released DPOT models: they were
+    pre-trained on the first nine tenths of each of the four 128x128 sets of 2D CFD. These contain PDEBench's test
+    tenth, so with its split, such a model is tested on flows that it was trained on, and its error comes out too low;
+    it has never seen the last tenth. Hence the default "dpot". Use "pdebench" for models trained from scratch, to
+    compare with PDEBench's own baselines.
 
     A fraction of the training trajectories is drawn without regard to their order in the file: they are shuffled by
     `subset_seed`, and the first share is taken. For one seed, a smaller fraction is therefore a subset of a larger one.
@@ -68,11 +68,11 @@ def split_trajectories(
     Args:
         count: number of trajectories in the file, at least 1.
         split: "dpot" or "pdebench".
-        test_fraction: share of the test trajectories, in (0, 1]; of 1, none are left for training.
-        val_fraction: in [0, 1); 0: validate on the test trajectories, as DPOT does each epoch. Above 0: hold out that
-            last share of the training trajectories for it.
+        test_fraction: share of the test trajectories, in (0, 1]; with 1, none are left for training.
+        val_fraction: in [0, 1). 0: validate on the test trajectories, as DPOT does each epoch. Above 0: hold out this
+            share of the training trajectories instead, the last ones.
         train_fraction: share of the (remaining) training trajectories to train on, in (0, 1].
-        subset_seed: of the draw of that share, in [0, 2^32).
+        subset_seed: seed of the draw of that share, in [0, 2^32).
         separate_test: whether the test flows are in other files, so that all of these are for training.
 
     Returns:
@@ -111,7 +111,7 @@ def _subset(pool: range, fraction: float, seed: int) -> Sequence[int]:
 
 
 def _share(count: int, fraction: float) -> int:
-    """Round down, but not because of the last bit of a fraction such as 0.1."""
+    """Return a share of a count, rounded down, but not because of the last bit of a fraction such as 0.1."""
     return math.floor(count * fraction + 1e-9)
 
 
@@ -171,7 +171,7 @@ def epoch_windows(items: int, starts: int, *, seed: int, epoch: int, shuffle: bo
     """Draw the order of an epoch's training items and the first frame of each.
 
     The draw depends on the arguments alone: not on the number of workers or processes, nor on any global generator.
-    An epoch after a resume is therefore the same as in a straight run.
+    An epoch after a resume is therefore the same as in an uninterrupted run.
 
     Args:
         items: number of items, at least 1.

@@ -12,18 +12,18 @@ _SUFFIXES = (".hdf5", ".h5", ".hdf")
 
 
 def file_paths(path: str | Path | Sequence[str | Path] | None) -> Path | list[Path] | None:
-    """The same as paths, with `~`, globs and folders expanded; one path where it is one.
+    """Return files as paths, with `~`, globs and folders expanded; one path if a single name stands for one file.
 
     Args:
-        path: a file, a folder, whose HDF5 files are meant, a glob, or several of them; those of a folder or glob come
-            in the order of the numbers in their names.
+        path: a file, a folder (for its HDF5 files), a glob, or several of these; the files of a folder or glob come in
+            the order of the numbers in their names.
 
     Returns:
         The files; None for None.
 
     Raises:
         FileNotFoundError: if a glob matches nothing, or a folder has no HDF5 file.
-        ValueError: for an address of a file elsewhere, no file, or one twice.
+        ValueError: for the address of a file that is not on this machine, no file, or a file that is named twice.
 
     Example:
         >>> file_paths(["a.hdf5", "b.hdf5"])
@@ -49,7 +49,7 @@ def _expanded(path: str | Path) -> list[Path]:
         return _files_of(given)
     if not has_magic(str(given)) or given.exists():
         return [given]
-    folder = next(each for each in given.parents if each.exists())  # taken by its name, whatever that has of a pattern
+    folder = next(each for each in given.parents if each.exists())  # taken literally, even if it looks like a pattern
     pattern = Path(escape(str(folder))) / given.relative_to(folder)
     found = sorted(map(Path, glob(str(pattern), recursive=True)), key=lambda path: number_order(str(path)))
     if not found:

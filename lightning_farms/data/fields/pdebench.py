@@ -55,9 +55,9 @@ class PDEBenchFile:
     """One PDEBench 2D compressible-flow file, or another HDF5 file of 2D trajectories, read lazily.
 
     Expects datasets density, pressure, Vx and Vy of one shape (B, T, X, Y), or those that `fields` names. Only the
-    header is read on opening, so a file of 55 GB opens in milliseconds; `read` then reads what it is asked for. The
-    handle is opened by each process for itself at its first `read`, and is left out when the object is pickled, so the
-    object can go to workers.
+    header is read on opening, so a file of 55 GB opens in milliseconds; `read` then reads what it is asked for. Each
+    process opens a handle of its own at its first `read`. The handle is left out when the object is pickled, so the
+    object can be sent to workers.
 
     Args:
         path: the HDF5 file.
@@ -65,7 +65,7 @@ class PDEBenchFile:
         fields: {channel: dataset}, in the order of the channels, in place of `channel_order` for files with other
             datasets. "t1_fields/velocity[0]" is the first component of a vector.
         axes: order of the datasets' axes: b trajectory, t frame, x, y, and c for components, last when left out.
-        left_out: numbers of trajectories that will not be read; what is odd about them is not told.
+        left_out: numbers of trajectories that will not be read; what is odd about them is not reported.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -117,13 +117,13 @@ class PDEBenchFile:
         self.periodic = (True, True) if fields is None else header.periodic
         self.given_frames = header.given_frames
         self._others = header.others
-        truth = fields is None and self.given_frames is None  # a network predicts what it likes
+        truth = fields is None and self.given_frames is None  # a network may predict any value
         self._positive = frozenset(_POSITIVE if truth else ())
         of = {channel: name for name in self.layout.datasets for channel in self.layout.channels_of(name)}
         self._marks = {channel: header.datasets[name].marks for channel, name in of.items()}
         self._in_time = [c for c, name in sorted(of.items()) if self._axes[name].varies_in_time(self.shape.frames)]
         self._numbers = frozenset(c for c, name in of.items() if not set(self._axes[name].letters) & set("txy"))
-        self.told: set[str] = set()  # channels of which zeros were told
+        self.told: set[str] = set()  # channels that were warned of
         self._members = {name: facts.members for name, facts in header.datasets.items() if facts.members}
 
     @property
@@ -137,9 +137,9 @@ class PDEBenchFile:
         return dict(self.layout.fields)
 
     def identity(self) -> str:
-        """What tells the file from others, under whatever name: of its size, its header and the values at both ends.
+        """Return what identifies the file under whatever name, from its size, its header and the values at both ends.
 
-        It is that of the file at the first call, whatever becomes of it.
+        It is determined at the first call and stays the same, even if the file changes.
         """
         if self._identity is None:
             self._identity = identity(self.path, self._others)
@@ -167,7 +167,7 @@ class PDEBenchFile:
             (X / stride, Y / stride, (stop - start) / time_stride, C), the quotients rounded up, float32.
 
         Raises:
-            ValueError: for arguments out of range, or NaN or infinite values in what was read.
+            ValueError: for arguments out of range, or values that no flow can have, such as NaN, in what was read.
             OSError: if the data cannot be read.
         """
         stop = self.shape.frames if stop is None else stop
@@ -186,20 +186,20 @@ class PDEBenchFile:
         return torch.from_numpy(item)
 
     def blocks(self) -> list[range]:
-        """All frames, in runs of about 32 MB."""
+        """Return all frames, in runs of about 32 MB."""
         at_once = max(2, _BLOCK // (self.shape.x * self.shape.y * len(self.channels)))
         starts = range(0, self.shape.frames, at_once)
         return [range(start, min(start + at_once, self.shape.frames)) for start in starts]
 
     def survey(self, trajectory: int, frames: range) -> Survey:
-        """What some frames of one trajectory are like, at all cells.
+        """Examine some frames of one trajectory, at all cells.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            What is wrong with them, and more.
+            What is wrong with them, their extremes, repeated frames and digests.
 
         Raises:
             ValueError: if HDF5 would make the values up.
@@ -229,7 +229,7 @@ class PDEBenchFile:
         return {**self.__dict__, "_handle": None, "_owner": None, "_datasets": {}}
 
     def _opened(self) -> h5py.File:
-        """The file, opened by this process."""
+        """Return the file, opened by this process."""
         if self._owner != os.getpid():
             self.close()
         OPEN_FILES.used(self)
@@ -239,7 +239,7 @@ class PDEBenchFile:
         return self._handle
 
     def _check_unchanged(self) -> None:
-        """Tell of a file that was written since its header was read; refuse it where its fields are of other sizes."""
+        """Warn of a file that was written since its header was read; refuse it if its fields are of other sizes."""
         now = _state_of(self.path)
         if now == self._state:
             return
@@ -269,7 +269,7 @@ class PDEBenchFile:
         check_at_least(1, stride=stride, time_stride=time_stride)
 
     def _fields(self, trajectory: int, frames: range, stride: int) -> Iterator[tuple[int, Array, Array]]:
-        """Number of each channel, its values (T, X, Y) as stored, and in float32."""
+        """Yield each channel's number, and its values (T, X, Y) as stored and in float32."""
         if trajectory in self.made_up:
             raise ValueError(
                 f"Expected trajectory {trajectory} of {self.path} to be stored, but {self.made_up[trajectory]}: HDF5 "
@@ -295,7 +295,7 @@ class PDEBenchFile:
         return read
 
     def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """A dataset of the file; looking it up costs as much as reading a small field."""
+        """Return a dataset of the file, kept since looking it up costs as much as reading a small field."""
         if name not in self._datasets:
             self._datasets[name] = file[name]
         return self._datasets[name]
@@ -312,7 +312,7 @@ class PDEBenchFile:
             warnings.warn(f"In {self.path}, channel `{name}` {what}.", stacklevel=3)
 
     def _check_not_zero(self, item: Array, trajectory: int, frames: range) -> None:
-        """Refuse frames that are 0 in all channels, or in a fluid's velocity after others; tell of other zeros."""
+        """Refuse frames that are 0 in all channels, or in a fluid's velocity after others; warn of other zeros."""
         varying = item if len(self._in_time) == item.shape[3] else item[..., self._in_time]
         zero = zero_frames(varying)
         if zero:
@@ -347,13 +347,13 @@ class PDEBenchFile:
 
 
 def _state_of(path: Path) -> tuple[int, int]:
-    """Size of a file, and when it was last written."""
+    """Return the size of a file, and when it was last written."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns
 
 
 def channel_names(channel_order: ChannelOrder) -> tuple[str, ...]:
-    """Name the channels of an order.
+    """Return the names of the channels in an order.
 
     Example:
         >>> channel_names("dpot")

@@ -1,4 +1,4 @@
-"""Files of predicted flows in the layout of PDEBench's: filled trajectory by trajectory, also after an interruption."""
+"""Files of predicted flows in PDEBench's layout, filled trajectory by trajectory, even after an interruption."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from lightning_farms.data.fields._opening import naming
 
 _SPARE = 2**18  # bytes of a file besides the fields
 _STATE = "state"
-_FINITE, _NOT_FINITE = 1, 2  # of a trajectory that is there; 0 of one that is not
+_FINITE, _NOT_FINITE = 1, 2  # state of a trajectory that is there; 0 if it is not
 
 
 class Origin(NamedTuple):
@@ -41,7 +41,7 @@ class Joined(NamedTuple):
     """What a finished file holds.
 
     Args:
-        trajectories: how many.
+        trajectories: how many there are.
         not_finite: how many of them have values that are not finite.
     """
 
@@ -51,14 +51,14 @@ class Joined(NamedTuple):
 
 @dataclass(frozen=True)
 class PredictionHeader:
-    """What a file of predictions tells beside the fields.
+    """What a file of predictions holds besides the fields.
 
     Args:
         channels: their names, in order.
         given_frames: how many frames of each trajectory were given.
-        x: (X,), coordinates of the cells; their numbers when left out.
+        x: (X,), coordinates of the cells; the cells' numbers when left out.
         y: (Y,), likewise.
-        t: times of the frames; further ones follow at the last step; their numbers when left out.
+        t: times of the frames, continued with the last step if there are too few; the frames' numbers when left out.
         physics: constants of the flow, such as eta, zeta and M.
         checkpoint: file of the network's weights, if there is one.
         settings: all that the predictions depend on, in plain values.
@@ -75,11 +75,11 @@ class PredictionHeader:
 
 
 class PredictionPart:
-    """A file with room for all trajectories, of which each is written at its place, once it is predicted.
+    """A file with room for all trajectories, each of which is written to its place once it is predicted.
 
-    All that HDF5 keeps of a file is written when it is made; after that, values go straight to their places, and a mark
-    beside them once they are on disk. So whatever ends the process, the file is whole but for the trajectories that
-    have no mark, and a full disk is an ordinary error.
+    All of HDF5's own structures are written when the file is made. After that, values go straight to their places, and
+    a trajectory is marked once its values are on disk. So whatever ends the process, the file is intact except for the
+    trajectories that have no mark, and a full disk is an ordinary error.
 
     Args:
         path: the file, made by `create_part`.
@@ -102,7 +102,7 @@ class PredictionPart:
 
     @property
     def items(self) -> range:
-        """Places in the data set that it has room for."""
+        """Places in the data set that this file has room for."""
         return range(self.first, self.first + self.shape[0])
 
     @property
@@ -112,11 +112,11 @@ class PredictionPart:
 
     @property
     def not_finite(self) -> int:
-        """How many of these have values that are not finite."""
+        """Number of the trajectories that are there and have values that are not finite."""
         return int((self._state == _NOT_FINITE).sum())
 
     def write(self, fields: Tensor, items: Sequence[int]) -> None:
-        """Write (batch, X, Y, frames, channels); `items`: places in the data set."""
+        """Write fields of shape (batch, X, Y, frames, channels) to the places `items` in the data set."""
         values = fields.detach().to("cpu", torch.float32).numpy()
         if values.ndim != 5 or values.shape[4] != len(self.channels) or len(values) != len(items):
             raise ValueError(
@@ -136,7 +136,7 @@ class PredictionPart:
         self._mark(items, np.isfinite(values).all(axis=(1, 2, 3, 4)).tolist())
 
     def copy_from(self, other: "PredictionPart", item: int) -> None:
-        """Take over a trajectory of another part."""
+        """Copy a trajectory from another part."""
         row = item - other.first
         for channel, place in enumerate(self._places):
             other._file.seek(other._places[channel] + row * other._row)
@@ -151,8 +151,8 @@ class PredictionPart:
         self._file.close()
 
     def _mark(self, items: Sequence[int], finite: Sequence[bool]) -> None:
-        """Note, on disk after the values are, that trajectories are there."""
-        with _no_space_told(self.path):  # some file systems find out no earlier
+        """Mark trajectories as written, after their values are on disk."""
+        with _no_space_told(self.path):  # some file systems notice a full disk only here
             os.fsync(self._file.fileno())
         for item, is_finite in zip(items, finite, strict=True):
             self._state[item - self.first] = _FINITE if is_finite else _NOT_FINITE
@@ -168,7 +168,7 @@ class PredictionPart:
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[None]:
-    """What is damaged is not to be fetched again, but to be made anew."""
+    """Make errors of a damaged file say to predict it anew, not to download it again."""
     try:
         with naming(path):
             yield
@@ -197,9 +197,10 @@ def _no_space_told(path: Path) -> Iterator[None]:
 def create_part(
     path: Path, header: PredictionHeader, size: tuple[int, int, int], origins: Sequence[Origin], *, first: int = 0
 ) -> PredictionPart:
-    """Make a file for the trajectories of some origins; `size`: frames and cells of each; `first`: place of the first.
+    """Make a file for trajectories of some origins; `size`: frames and cells of each; `first`: the first one's place.
 
-    It has all but the predictions, and is given its name when it is on disk; an existing one is replaced.
+    It holds everything but the predictions, and appears under its name once it is on disk; an existing file is
+    replaced.
     """
     check_channel_names(header.channels)
     shape = (len(origins), *size)
@@ -227,7 +228,7 @@ def create_part(
 
 
 def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """A dataset whose values lie in one piece, whose place in the file is settled now."""
+    """Create a dataset whose values are contiguous and whose place in the file is fixed now."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -237,11 +238,11 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
 
 
 def finish_parts(path: Path, parts: Sequence[PredictionPart], header: PredictionHeader) -> Joined:
-    """Make one file of parts, which are closed and gone then, in the order of the data set.
+    """Join parts into one file, in the order of the data set, and remove them.
 
     A trajectory that several parts have (a distributed sampler repeats some) is taken once. The file appears under its
-    name only once it is complete and on disk; an existing one is replaced. Values are copied only where there are
-    several parts, or one that is not full.
+    name only once it is complete and on disk; an existing one is replaced. Values are copied only if there are several
+    parts, or one that is not full.
     """
     source = {item: part for part in reversed(parts) for item in part.done}
     first = parts[0]
@@ -262,7 +263,7 @@ def finish_parts(path: Path, parts: Sequence[PredictionPart], header: Prediction
 
 
 def _copied(path: Path, source: Mapping[int, PredictionPart], header: PredictionHeader) -> Joined:
-    """A file of its own for those trajectories that are there."""
+    """Write the trajectories that are there to a new file."""
     origins = {item: origin for part in set(source.values()) for item, origin in _origins(part)}
     frames, x, y = next(iter(source.values())).shape[1:]
     with complete_or_nothing(path) as temporary:
@@ -287,7 +288,7 @@ def _origins(part: PredictionPart) -> list[tuple[int, Origin]]:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Refuse a file that another process writes."""
+    """Lock a file; refuse one that another process is writing."""
     if not lock(file):
         file.close()
         raise BlockingIOError(
@@ -301,7 +302,7 @@ def _coordinate(values: Tensor | None, count: int) -> NDArray[np.float32]:
 
 
 def _times(t: Tensor | None, frames: int) -> Tensor | None:
-    """One more than there are frames, as PDEBench writes them; further ones follow at the last step."""
+    """Return one time more than there are frames, as PDEBench has; missing ones continue with the last step."""
     if t is None or len(t) > frames:
         return None if t is None else t[: frames + 1]
     times = t.double()

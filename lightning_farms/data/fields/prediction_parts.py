@@ -1,4 +1,4 @@
-"""Parts of predictions that an interrupted run has left: whose they are, and what is in them."""
+"""Parts of predictions that an interrupted run has left: where they are, and what is in them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_farms.data.fields.prediction_file import PredictionPart
 
 
 def part_path(target: Path, number: int) -> Path:
-    """Tell where the part of a process is kept.
+    """Return the path at which the part of a process is kept.
 
     Args:
-        target: the file that is to be.
-        number: of the process.
+        target: the file of predictions that is to be written.
+        number: number of the process.
 
     Returns:
         The path, beside the file.
@@ -34,7 +34,7 @@ def parts_of(target: Path) -> list[Path]:
     """Find all parts of a file of predictions.
 
     Args:
-        target: the file that is to be.
+        target: the file of predictions that is to be written.
 
     Returns:
         Their paths, the first process's first.
@@ -44,18 +44,18 @@ def parts_of(target: Path) -> list[Path]:
 
 
 def done_items(target: Path, settings: Mapping[str, Any], *, overwrite: bool) -> list[int]:
-    """Tell which trajectories an interrupted prediction has left.
+    """Return the trajectories that an interrupted prediction has finished.
 
     Args:
-        target: the file that is to be.
+        target: the file of predictions that is to be written.
         settings: all that the predictions depend on, in plain values.
-        overwrite: whether to remove parts of other settings, rather than to refuse them.
+        overwrite: whether to remove parts with other settings instead of refusing them.
 
     Returns:
         Their places in the data set, ascending.
 
     Raises:
-        FileExistsError: if a part is of other settings.
+        FileExistsError: if a part has other settings.
         BlockingIOError: if another process writes a part.
         OSError: if a part cannot be read.
     """
@@ -78,10 +78,10 @@ def done_items(target: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
 
 
 def digest_of(module: nn.Module) -> str:
-    """Tell a module's weights from others.
+    """Return a digest that identifies a module's weights.
 
     Args:
-        module: with any parameters and buffers; of sharded ones, this process's share counts.
+        module: a module with any parameters and buffers; of sharded ones, only this process's share counts.
 
     Returns:
         32 hexadecimal digits, equal for equal weights.

@@ -1,4 +1,4 @@
-"""The trajectories of one or several files, numbered through."""
+"""The trajectories of one or several files, numbered consecutively."""
 
 import math
 from bisect import bisect_right
@@ -15,14 +15,14 @@ from lightning_farms.data._normalization import ChannelStatistics, channel_stati
 from lightning_farms.data.fields._identity import values_identity
 from lightning_farms.data.fields.trajectory_files import FlowFile
 
-_ROUNDING = 2.0**-21  # of a mean: four steps of float32, below which a spread is no more than rounding
+_ROUNDING = 2.0**-21  # of a mean: four steps of float32, below which a spread is only rounding
 
 
 class FilePart(NamedTuple):
     """Some trajectories of a file.
 
     Args:
-        file: where to read.
+        file: the file to read.
         trajectories: their numbers.
         stride: every stride-th cell along x and y, at least 1.
     """
@@ -33,7 +33,7 @@ class FilePart(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """Where and when the values of a data module's items are.
+    """Places and times of the values of a data module's items.
 
     Args:
         x: centres of the cells along x, (X,), or None if unknown.
@@ -47,7 +47,7 @@ class Coordinates(NamedTuple):
 
 
 class Trajectories:
-    """Parts of files read as one, in their order.
+    """Parts of files that are read as one sequence, in the given order.
 
     Args:
         parts: at least one, of files with the same number of frames.
@@ -77,12 +77,12 @@ class Trajectories:
 
     @property
     def stored_frames(self) -> int:
-        """Frames of a trajectory in the files."""
+        """Number of frames of a trajectory in the files."""
         return self.parts[0].file.shape.frames
 
     @property
     def frames(self) -> int:
-        """Frames of a trajectory that are left with the stride in time."""
+        """Number of frames of a trajectory that are left after the stride in time."""
         return math.ceil(self.stored_frames / self.time_stride)
 
     def check(self, number: int) -> int:
@@ -92,11 +92,11 @@ class Trajectories:
             number: its place in the sequence, in [0, len).
 
         Returns:
-            What tells it from other trajectories, as `identity` does.
+            A number that identifies the trajectory, as `identity` does.
 
         Raises:
             IndexError: if there is no such trajectory.
-            ValueError: for values that are no flow's.
+            ValueError: for values that no flow can have.
             OSError: if the data cannot be read.
         """
         part, trajectory = self.place(number)
@@ -107,13 +107,13 @@ class Trajectories:
         return values_identity(ends)
 
     def identity(self, item: Tensor) -> int:
-        """Tell a trajectory from others by its values, whatever file it is in.
+        """Identify a trajectory by its values, whatever file it is in.
 
         Args:
-            item: all its frames, as `read` gives them to `change`.
+            item: all its frames, as `read` passes them to `change`.
 
         Returns:
-            A number, of its first and its last frame; not 0.
+            A number computed from its first and its last frame; not 0.
         """
         return values_identity([item[:, :, 0], item[:, :, -1]])
 
@@ -125,20 +125,20 @@ class Trajectories:
         *,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Read every time_stride-th frame from start on of one trajectory, standardized if there are `statistics`.
+        """Read every time_stride-th frame of one trajectory from `start` on, standardized if there are `statistics`.
 
         Args:
             number: its place in the sequence, in [0, len).
             start: first frame, as counted in the file.
             stop: one past the last frame, as counted in the file; to the end when left out.
-            change: what is done to the frames in physical units, before they are standardized.
+            change: function applied to the frames in physical units, before they are standardized.
 
         Returns:
             (X, Y, T, C), float32.
 
         Raises:
             IndexError: if there is no such trajectory.
-            ValueError: for frames out of range, or values that are not finite.
+            ValueError: for frames out of range, or values that no flow can have.
             OSError: if the data cannot be read.
         """
         part, trajectory = self.place(number)
@@ -147,7 +147,7 @@ class Trajectories:
         return frames if self.statistics is None else standardize(frames, self.statistics)
 
     def place(self, number: int) -> tuple[FilePart, int]:
-        """Tell where a trajectory is.
+        """Find the file that holds a trajectory.
 
         Args:
             number: its place in the sequence, in [0, len).
@@ -166,7 +166,7 @@ class Trajectories:
 
 
 def sampled_statistics(trajectories: Trajectories, *, seed: int, most: int = 64) -> ChannelStatistics:
-    """Statistics of the channels over a sample of trajectories, read one after the other."""
+    """Compute the statistics of the channels over a sample of trajectories, read one after the other."""
     if len(trajectories) == 0:
         raise ValueError(
             "Expected the train split to have trajectories to take the statistics of `normalize` from, but it is "

@@ -15,22 +15,22 @@ from lightning_farms.data.fields.pdebench import ChannelOrder, FileShape, PDEBen
 
 
 class TrajectoryFiles:
-    """Several HDF5 files with one trajectory each, numbered as they are given; reads as a PDEBenchFile does.
+    """Several HDF5 files with one trajectory each, numbered in the given order and read like a PDEBenchFile.
 
-    DPOT's program keeps its sets like this: a folder with data_0.hdf5, data_1.hdf5, ..., in each a dataset `data` with
-    the axes x, y, frame and channel. Only the first file is opened at once; each other one at its first read, and it
-    must hold fields of the same sizes.
+    DPOT's program keeps its sets like this: a folder with data_0.hdf5, data_1.hdf5, ..., each with a dataset `data`
+    that has the axes x, y, frame and channel. Only the first file is opened immediately. Each other file is opened at
+    its first read, and must hold fields of the same sizes.
 
     Args:
         paths: the files, at least one.
         fields: {channel: dataset}, in the order of the channels.
         axes: order of the datasets' axes: t frame, x, y, and c for components, last when left out.
-        left_out: numbers of trajectories that will not be read; the others are compared with the first of them.
+        left_out: numbers of trajectories that will not be read; the others are compared with the first that is left.
 
     Raises:
         FileNotFoundError: if there is no first file.
         OSError: if it is not HDF5, or cut short.
-        ValueError: if a dataset is missing or has other axes, or the axes have one for trajectories.
+        ValueError: if a dataset is missing or has other axes, or `axes` has one for trajectories.
 
     Example:
         >>> import tempfile, h5py, numpy
@@ -55,7 +55,7 @@ class TrajectoryFiles:
         self._paths, self._axes = tuple(paths), axes
         self._opened: dict[int, PDEBenchFile] = {}
         self._identity: str | None = None
-        self._told_of: set[str] = set()  # axes of which steps that differ were told
+        self._told_of: set[str] = set()  # axes whose differing steps were reported
         self.fields = dict(fields)
         self._first = next((number for number in range(len(paths)) if number not in left_out), 0)
         first = self._file(self._first)
@@ -68,11 +68,11 @@ class TrajectoryFiles:
 
     @property
     def made_up(self) -> dict[int, str]:
-        """{trajectory: what is missing of it} of the files that have been opened."""
+        """{trajectory: what is missing of it} for the files that have been opened so far."""
         return {number: file.made_up[0] for number, file in self._opened.items() if file.made_up}
 
     def identity(self) -> str:
-        """What tells these files from others, under whatever names."""
+        """Return what identifies these files, whatever folder they are in."""
         if self._identity is None:
             self._identity = identity_of_set(self._paths)
         return self._identity
@@ -93,7 +93,7 @@ class TrajectoryFiles:
             (X / stride, Y / stride, (stop - start) / time_stride, C), the quotients rounded up, float32.
 
         Raises:
-            ValueError: for arguments out of range, a file of other sizes, or values that are no flow's.
+            ValueError: for arguments out of range, a file of other sizes, or values that no flow can have.
             OSError: if the file cannot be read.
         """
         if not 0 <= trajectory < len(self._paths):
@@ -105,18 +105,18 @@ class TrajectoryFiles:
             raise ValueError(f"{error} In the set, it is trajectory {trajectory}.") from error
 
     def blocks(self) -> list[range]:
-        """All frames, in runs of about 32 MB."""
+        """Return all frames, in runs of about 32 MB."""
         return self._file(self._first).blocks()
 
     def survey(self, trajectory: int, frames: range) -> Survey:
-        """What some frames of one trajectory are like, at all cells.
+        """Examine some frames of one trajectory, at all cells.
 
         Args:
             trajectory: its number, in [0, B).
             frames: some of its frames.
 
         Returns:
-            What is wrong with them, and more.
+            What is wrong with them, their extremes, repeated frames and digests.
 
         Raises:
             ValueError: for a file of other sizes, or one that HDF5 would make up.
@@ -139,13 +139,13 @@ class TrajectoryFiles:
                     f"{tuple(first.shape[1:])} frames and cells, but got {tuple(file.shape[1:])}. "
                     f"Leave it out (`skip: [{number}]`)."
                 )
-            file.told = first.told  # once for all
+            file.told = first.told  # one warning for all files
             self._compare(first, file)
             self._opened[number] = file
         return self._opened[number]
 
     def _compare(self, first: PDEBenchFile, other: PDEBenchFile) -> None:
-        """Warn, once, of another time step or width of cells than the first file's."""
+        """Warn, once for each axis, if the time step or cell width is not that of the first file."""
         for axis, one, two in zip("txy", _steps(first), _steps(other), strict=True):
             unlike = unlike_steps(axis, (str(first.path), one), (str(other.path), two))
             if unlike and axis not in self._told_of:
@@ -154,16 +154,16 @@ class TrajectoryFiles:
 
 
 def _steps(file: PDEBenchFile) -> tuple[float | None, float | None, float | None]:
-    """Time step, and widths of the cells along x and y."""
+    """Return the time step, and the widths of the cells along x and y."""
     return time_step(file.t, file.shape.frames), spacing(file.x), spacing(file.y)
 
 
 FlowFile = PDEBenchFile | TrajectoryFiles
-"""What flows are read from."""
+"""Either reader of flows."""
 
 
 def are_trajectories(fields: Mapping[str, str] | None, axes: str) -> bool:
-    """Whether each file of a layout holds one trajectory: none of its axes, and no pattern, is for trajectories.
+    """Whether each file of a layout holds one trajectory, which means that no axis and no pattern is for trajectories.
 
     Args:
         fields: {channel: dataset}, None for PDEBench's.
@@ -187,12 +187,12 @@ def open_flows(
     axes: str = "btxy",
     left_out: Mapping[Path, Collection[int]] | None = None,
 ) -> list[FlowFile]:
-    """Open files of flows: those that hold one trajectory each as one set.
+    """Open files of flows; several that hold one trajectory each are opened as one set.
 
     Args:
         paths: the files, at least one.
         channel_order: order of the channels of PDEBench's files.
-        fields: {channel: dataset} of others.
+        fields: {channel: dataset} of other files.
         axes: order of the datasets' axes.
         left_out: {file, or common folder of a set of files: numbers of trajectories that will not be read}.
 
@@ -216,7 +216,7 @@ def open_flows(
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that all files lie in, itself or in folders of it.
+    """Return the innermost folder that all files lie in, directly or in its subfolders.
 
     Args:
         paths: at least one.
@@ -232,7 +232,7 @@ def common_folder(paths: Sequence[Path]) -> Path:
 
 
 def _gaps(paths: Sequence[Path]) -> list[str]:
-    """What the names' numbers say of files that are missing."""
+    """Return what the numbers in the names say about missing files."""
     numbers = {int(found[-1]) for path in paths if (found := re.findall(r"\d+", path.stem))}
     lacking = sorted(set(range(min(numbers), max(numbers) + 1)) - numbers) if len(numbers) == len(paths) else []
     return [f"the files are numbered to {max(numbers)}, but there is none of number {lacking[0]}"] if lacking else []

@@ -16,18 +16,18 @@ from lightning_farms.data.epochs import EpochSampler
 from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
 from lightning_farms.data.fields.trajectories import Trajectories
 
-_NOISE = 0x6E6F697365  # tells its draws from those of the same seed for other purposes
+_NOISE = 0x6E6F697365  # keeps its draws apart from those of the same seed for other purposes
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of consecutive frames: the first are the input, the others the target.
 
-    Which window an item shows, how it is moved and which noise it has is in its key, drawn by `WindowSampler`. With a
-    stride in time, a window's first frame is any of the file's, not only every time_stride-th. At the first item of a
-    trajectory all of its frames are read and checked, so that bad values show in the first epoch.
+    An item's key, drawn by `WindowSampler`, determines its window, how this is moved, and its noise. With a stride in
+    time, a window may begin at any frame of the file, not only at every time_stride-th. At the first item of a
+    trajectory, all of its frames are read and checked, so that bad values show in the first epoch.
 
     Attributes:
-        identities: of the trajectories that have been read, what tells their values from others'; 0 of the rest.
+        identities: a number for each trajectory that identifies its values; 0 if it has not been read yet.
 
     Args:
         trajectories: the training trajectories.
@@ -36,7 +36,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         windows_per_trajectory: items for each trajectory, at least 1.
         noise: amplitude of the Gaussian noise on the input, in units of each item's and channel's root mean square, at
             least 0.
-        seed: of the noise, at least 0.
+        seed: seed of the noise, at least 0.
         augmentation: moves each window by a symmetry of the grid, before it is standardized; none when left out.
 
     Raises:
@@ -59,7 +59,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.windows_per_trajectory = windows_per_trajectory
         self.noise, self.seed, self.augmentation = noise, seed, augmentation
-        self.identities = torch.zeros(len(trajectories), dtype=torch.int64).share_memory_()  # one for all workers
+        self.identities = torch.zeros(len(trajectories), dtype=torch.int64).share_memory_()  # all workers share it
 
     @property
     def starts(self) -> int:
@@ -81,7 +81,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def _span(self) -> int:
-        """Frames of the file from a window's first to its last."""
+        """Number of frames in the file from a window's first to its last."""
         return (self.in_timesteps + self.out_timesteps - 1) * self.trajectories.time_stride + 1
 
 
@@ -96,16 +96,16 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
     """Whole trajectories: the first frames are the input, all that follow the target.
 
     Attributes:
-        identities: of the trajectories that have been read as a whole, what tells their values from others'; 0 of the
-            rest.
+        identities: a number for each trajectory that identifies its values; 0 if it has not been read as a whole yet.
 
     Args:
         trajectories: the trajectories.
         in_timesteps: frames of the input, at least 1.
-        predicted: read the input alone; the target, of so many frames, is then NaN.
-        trained: identities of trajectories that were trained on, as `TrainingWindows.identities`; the first of these
-            that is read is told, under whatever name it is here.
-        validated: likewise of trajectories that the training was validated with.
+        predicted: number of frames to predict; if given, only the input is read, and the target of so many frames is
+            NaN.
+        trained: identities of trajectories that were trained on, as in `TrainingWindows.identities`; the first of these
+            that is read causes a warning, whatever its name is here.
+        validated: likewise, of trajectories that the training was validated with.
 
     Raises:
         ValueError: if the files have no frame to predict.
@@ -140,7 +140,7 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
         return frames[:, :, : self.in_timesteps], frames[:, :, self.in_timesteps :]
 
     def _tell_known(self, item: int, frames: Tensor) -> Tensor:
-        """Note which trajectory it is; warn, once for each, of one that was trained on or chose the checkpoint."""
+        """Record an item's identity; warn, once for each, if it was trained on or helped to choose the checkpoint."""
         identity = self.identities[item] = self.trajectories.identity(frames)
         for kind, known in enumerate(self._known):
             if not self._told[kind] and any((each == identity).any() for each in known):
@@ -155,7 +155,7 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
 
 
 class WindowSampler(EpochSampler[WindowKey]):
-    """Order and windows of an epoch, drawn from (seed, epoch) alone, and this process's share of them.
+    """Sampler of an epoch's windows and their order, drawn from (seed, epoch) alone: this process's share of them.
 
     Args:
         windows: the training items.
@@ -183,7 +183,7 @@ class WindowSampler(EpochSampler[WindowKey]):
         self._windows = windows
 
     def keys(self, items: Sequence[int]) -> Iterator[WindowKey]:
-        """Draw the epoch, and give the windows at some positions of its order."""
+        """Draw the epoch and return the windows at some positions of its order."""
         drawn = epoch_windows(len(self._windows), self._windows.starts, seed=self.seed, epoch=self.epoch)
         return iter([drawn[item] for item in items])
 

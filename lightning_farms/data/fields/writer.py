@@ -16,7 +16,7 @@ from lightning_farms.common.progress import progress_bars
 from lightning_farms.data.fields.pdebench import FIELDS
 from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, simulate_cfd
 
-_CELLS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}  # what a processor's cache holds; what fills an accelerator
+_CELLS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}  # as many as a processor's cache holds; as fill an accelerator
 _SPARE = 2**14  # bytes of a file besides the fields
 _CELLS_FOR_THREADS = 2**18  # cells of a batch from which more than one thread pays even on a busy machine
 
@@ -70,9 +70,9 @@ def simulate_to_file(
     Args:
         path: file to write; its folder is created if need be. It appears only once it is complete.
         config: the set's settings; the defaults of `SimulationConfig` when left out.
-        batch_size: trajectories simulated at once, at least 1; memory grows with it. As many as the device computes
-            fastest when left out. It changes nothing in the file beyond rounding.
-        device: where to compute, "auto" for CUDA where there is any.
+        batch_size: number of trajectories simulated at once, at least 1; memory grows with it. When left out, as many
+            as the device computes fastest. It changes nothing in the file beyond rounding.
+        device: where to compute; "auto" for CUDA if it is available.
         progress: whether to show a progress bar, on stderr.
 
     Raises:
@@ -118,9 +118,9 @@ def simulate_to_file(
 
 @contextmanager
 def _draft(path: Path, numbers: int) -> Iterator[h5py.File]:
-    """A file that gets its name when it is whole, with room for fields of so many numbers each.
+    """Open a file that gets its name once it is complete, and check that there is room for fields of `numbers` values.
 
-    The room is looked at first: what HDF5 says of a full disk nobody understands.
+    The room is checked first because HDF5's own error on a full disk is hard to understand.
     """
     with complete_or_nothing(path) as temporary:
         check_room(temporary, 4 * len(FIELDS) * numbers + _SPARE, "the trajectories", "choose another folder")
@@ -145,9 +145,9 @@ def _write_part(file: h5py.File, part: CFDSimulation, start: int) -> None:
 
 @contextmanager
 def _threads_for(cells: int) -> Iterator[None]:
-    """One thread for operations on few cells: with more they wait for each other, on a busy machine ten times as long.
+    """Use one thread for few cells: several would wait for each other, on a busy machine ten times as long.
 
-    The setting is put back at the end.
+    The setting is restored at the end.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if cells < _CELLS_FOR_THREADS else threads)
