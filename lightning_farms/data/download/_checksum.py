@@ -10,7 +10,7 @@ _CHUNK = 1 << 20
 
 
 def md5_of(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
-    """MD5 of a file, read piece by piece."""
+    """Return the MD5 of a file, read piece by piece."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -14,12 +14,12 @@ class OfficialFile:
     """One official file of training data.
 
     Attributes:
-        name: Short, as the command line takes it.
-        file: Its own name.
-        number: Of the file in its archive.
+        name: Short name, as the command line takes it.
+        file: Name of the file itself.
+        number: Number of the file in its archive.
         resolution: Cells per side.
-        trajectories: Simulations in it.
-        md5: Checksum.
+        trajectories: Number of simulations in the file.
+        md5: MD5 checksum of the file.
     """
 
     name: str
@@ -31,12 +31,12 @@ class OfficialFile:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Address of the file."""
         return f"{_ADDRESS}/{self.number}"
 
     @property
     def size(self) -> int:
-        """Bytes of its fields; the file is a few kilobytes larger."""
+        """Size of the fields in bytes; the file is a few kilobytes larger."""
         return self.trajectories * _FRAMES * self.resolution**2 * _FIELDS * _BYTES
 
 
@@ -49,7 +49,7 @@ def _turbulent(mach: str, number: int, md5: str) -> OfficialFile:
 
 
 def _file(name: str, start: str, mach: str, eta: str, number: int, md5: str) -> OfficialFile:
-    """Nearly inviscid flows (eta 1e-08) are fewer and finer."""
+    """Describe a file; those of nearly inviscid flows (eta 1e-08) hold fewer flows on finer grids."""
     resolution, trajectories = (512, 1_000) if eta == "1e-08" else (128, 10_000)
     file = f"2D_CFD_{start}_M{mach}_Eta{eta}_Zeta{eta}_periodic_{resolution}_Train.hdf5"
     return OfficialFile(name, file, number, resolution, trajectories, md5)
@@ -69,16 +69,16 @@ OFFICIAL_FILES: tuple[OfficialFile, ...] = (
 
 
 def official_file(name: str) -> OfficialFile:
-    """Look a file up.
+    """Look up an official file by its name.
 
     Args:
-        name: Its short name, such as 2d_cfd_M0.1_eta0.01, or its own; upper and lower case are the same.
+        name: Short name, such as 2d_cfd_M0.1_eta0.01, or the file's own name; upper and lower case are the same.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If there is none of that name; the message tells the nearest.
+        ValueError: If there is no file of that name; the message suggests the nearest names.
 
     Example:
         >>> official_file("2d_cfd_M0.1_eta0.01").file

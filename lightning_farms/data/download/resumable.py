@@ -1,4 +1,4 @@
-"""Downloads of large files that go on where they were interrupted."""
+"""Downloads of large files that continue where they were interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 17
 _TIMEOUT = (30, 60)  # seconds to connect, and between two pieces
-_WAITS = (1, 4, 15, 30)  # seconds before each new attempt, as long as nothing more has come
+_WAITS = (1, 4, 15, 30)  # seconds before each new attempt, as long as nothing more has arrived
 _WORTH_ANOTHER_ATTEMPT = (408, 425, 429, 500, 502, 503, 504)
 _NOT_SATISFIABLE = 416
 
@@ -32,11 +32,11 @@ def fetch_file(
 ) -> Path:
     """Download a file; it appears under its name complete and checked, or not at all.
 
-    What has come so far is kept beside it (NAME.part, and in NAME.part.json what the server said about it) and
-    continued, at once after a dropped connection, at the next call after anything else; the server is asked for the
-    rest on the condition that its file is still the same, and a server that cannot do that starts anew. An existing
-    file is checked and left alone. A server's file of fewer than `least` bytes is refused before it comes. If another
-    process is at the same file, wait for it.
+    What has arrived so far is kept beside it (in NAME.part, and what the server said about it in NAME.part.json) and
+    continued: at once after a dropped connection, at the next call after any other failure. The server is asked for the
+    rest on the condition that its file is still the same; a server that cannot do that starts anew. An existing file is
+    checked and left alone. If the server's file has fewer than `least` bytes, it is refused before it arrives. If
+    another process is downloading the same file, this one waits for it.
     """
     with progress_bars(unit="bytes", show=progress and progress_is_shown()) as start_bar:
         if target.exists():
@@ -45,7 +45,7 @@ def fetch_file(
         target.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(target, start_bar) as part:
             part.least = least
-            if not target.exists():  # nor did the process that was waited for complete it
+            if not target.exists():  # the process that was waited for has not completed it either
                 part.fetch(url, extra, start_bar)
                 _check_complete(part, url, md5, start_bar)
                 os.replace(part.path, target)
@@ -53,18 +53,18 @@ def fetch_file(
 
 
 class _Remote(NamedTuple):
-    """What a server says about its file: what tells it from later versions, if anything does, and its bytes."""
+    """What a server says about its file: what distinguishes it from later versions, if anything, and its size."""
 
     validator: str | None = None
     size: int | None = None
 
 
 class _Changed(Exception):
-    """What has come so far is of no use: the server has another file now."""
+    """The server has another file now, so what has arrived so far is of no use."""
 
 
 class _Part:
-    """What has come of a file so far."""
+    """The part of a file that has arrived so far."""
 
     def __init__(self, target: Path, note: IO[str]) -> None:
         self.name = target.name
@@ -78,7 +78,7 @@ class _Part:
 
     @property
     def remote(self) -> _Remote:
-        """What the server said when the first byte came."""
+        """What the server said when the first byte arrived."""
         self._note.seek(0)
         try:
             return _Remote(**json.loads(self._note.read()))
@@ -86,7 +86,7 @@ class _Part:
             return _Remote()
 
     def begin(self, remote: _Remote) -> None:
-        """Drop what there is; from now on, bytes belong to this file."""
+        """Drop what has arrived; from now on, bytes belong to this file of the server."""
         os.truncate(self.path, 0)
         self._note.seek(0)
         self._note.truncate()
@@ -94,7 +94,7 @@ class _Part:
         self._note.flush()
 
     def fetch(self, url: str, extra: str, start_bar: StartBar) -> None:
-        """Ask for what is missing, again and again as long as that helps."""
+        """Request what is missing, again and again as long as that helps."""
         downloader = _http_downloader(extra)
         from requests import RequestException
 
@@ -114,7 +114,7 @@ class _Part:
                 time.sleep(_WAITS[failures])
 
     def _request(self, url: str, downloader: Any, start_bar: StartBar) -> None:  # noqa: ANN401
-        """Ask for what is missing, once."""
+        """Request what is missing, once."""
         with self.path.open("ab") as file:
             receiver = _Receiver(self, file, start_bar)
             settings = {"headers": receiver.headers(), "hooks": {"response": receiver.accept}}
@@ -132,7 +132,7 @@ class _Part:
 
 
 class _Receiver:
-    """Takes a server's answer: what pooch writes to."""
+    """The file-like object that pooch writes a server's response to."""
 
     def __init__(self, part: _Part, file: IO[bytes], start_bar: StartBar) -> None:
         self._part = part
@@ -143,7 +143,7 @@ class _Receiver:
         self._response: Response | None = None
 
     def headers(self) -> dict[str, str]:
-        """What to ask for: the bytes as they are, from the first that is missing, if it is still the same file."""
+        """Return what to request: the bytes as they are, from the first missing one, if it is still the same file."""
         headers = {"Accept-Encoding": "identity"}
         if self._offset:
             headers["Range"] = f"bytes={self._offset}-"
@@ -152,12 +152,12 @@ class _Receiver:
         return headers
 
     def accept(self, response: Response, *_: object, **__: object) -> None:
-        """Look at an answer before its content comes, and make ready for it."""
+        """Check a response before its content arrives, and prepare for it."""
         self._response = response
         if response.status_code == _NOT_SATISFIABLE and self._offset:
             raise _Changed
         if response.is_redirect or not response.ok:
-            return  # pooch goes after the one and raises the other
+            return  # pooch follows redirects and raises errors
         if response.status_code == 206 and self._offset:
             self._check_continuation(response)
         else:
@@ -173,16 +173,16 @@ class _Receiver:
         self._advance = self._start_bar(f"Downloading {self._part.name}", size, self._offset)
 
     def write(self, content: bytes) -> None:
-        """Add what came."""
+        """Append what arrived."""
         self._file.write(content)
         self._advance(len(content))
 
     def flush(self) -> None:
-        """Hand it to the operating system, where it outlives this process."""
+        """Pass what was written to the operating system, where it outlives this process."""
         self._file.flush()
 
     def close(self) -> None:
-        """Let go of the connection, which pooch leaves open when an answer cannot be used or breaks off."""
+        """Close the connection, which pooch leaves open when a response cannot be used or breaks off."""
         if self._response is not None:
             self._response.close()
 
@@ -191,7 +191,7 @@ class _Receiver:
         remote = self._part.remote
         if found is None or int(found[1]) != self._offset or _number(found[2]) not in (None, remote.size):
             raise _Changed
-        if _validator(response) not in (None, remote.validator):  # it may leave out what it was asked with
+        if _validator(response) not in (None, remote.validator):  # the server may leave the validator out
             raise _Changed
 
     def _check_space(self, size: int | None) -> None:
@@ -213,7 +213,7 @@ def _http_downloader(extra: str) -> Any:  # noqa: ANN401
 
 
 def _validator(response: Response) -> str | None:
-    """What tells the server's file from its later versions."""
+    """Return what distinguishes the server's file from its later versions, None if nothing does."""
     tag: str | None = response.headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
         return tag
@@ -237,7 +237,7 @@ def _is_worth_another_attempt(error: Exception) -> bool:
 
 @contextmanager
 def _claimed(target: Path, start_bar: StartBar) -> Iterator[_Part]:
-    """The part of a file, for this process alone; the note about it, which bears the lock, stays as long as it does."""
+    """Claim the part of a file for this process alone; the note about it, which is locked, stays as long as it does."""
     path = target.with_name(f"{target.name}.part.json")
     with _locked(path, f"Waiting for another download of {target.name}", start_bar) as note:
         part = _Part(target, note)
@@ -253,7 +253,7 @@ def _claimed(target: Path, start_bar: StartBar) -> Iterator[_Part]:
 
 @contextmanager
 def _locked(path: Path, waiting: str, start_bar: StartBar) -> Iterator[IO[str]]:
-    """A file open and locked: again if another process removed it while it was waited for."""
+    """Open and lock a file; repeat this if another process removed it in the meantime."""
     while True:
         with path.open("a+", encoding="utf-8") as file:
             if not lock(file):
@@ -274,7 +274,7 @@ def _check_existing(target: Path, md5: str, start_bar: StartBar) -> None:
 
 
 def _check_complete(part: _Part, url: str, md5: str, start_bar: StartBar) -> None:
-    """Refuse another checksum; what is complete by the server's word is kept, under another name."""
+    """Refuse another checksum; a file that is complete according to the server is kept under another name."""
     found = _md5_with_bar(part.path, start_bar)
     if found == md5:
         return

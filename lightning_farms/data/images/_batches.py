@@ -1,4 +1,4 @@
-"""Whole batches of images: which ones and how they are cropped and flipped, drawn from (seed, epoch) alone."""
+"""Batches of images: their choice, crops and flips are drawn from (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ImageBatch(NamedTuple):
 
 
 class ImageBatches(Dataset[ImageBatch]):
-    """Batches of images by their keys, shifted within a border of `padding` pixels."""
+    """Dataset that returns whole batches of images by their keys, shifted within a border of `padding` pixels."""
 
     def __init__(self, data: LabelledImages, statistics: ChannelStatistics, padding: int) -> None:
         self.data, self.statistics, self.padding = data, statistics, padding
@@ -58,7 +58,7 @@ class ImageBatches(Dataset[ImageBatch]):
 
 
 class ImageBatchSampler(EpochSampler[BatchKey]):
-    """Keys of an epoch's batches: order, shifts and flips. The last batch may be smaller."""
+    """Sampler of the keys of an epoch's batches: order, shifts and flips. The last batch may be smaller."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ImageBatchSampler(EpochSampler[BatchKey]):
         return math.ceil(self.num_samples / self.batch_size)
 
     def keys(self, items: Sequence[int]) -> Iterator[BatchKey]:
-        """Draw the epoch, and give the batches of the images at some positions of its order."""
+        """Draw the epoch and yield the batches of the images at some positions of its order."""
         epoch = self._draw()
         for batch in torch.tensor(items, dtype=torch.int64).split(self.batch_size):
             if len(batch):
@@ -98,5 +98,5 @@ class ImageBatchSampler(EpochSampler[BatchKey]):
 def image_loader(
     dataset: ImageBatches, sampler: ImageBatchSampler, *, pin_memory: bool = False
 ) -> EpochLoader[ImageBatch]:
-    """Loads whole batches; without workers, since images are in memory and a batch takes about a millisecond."""
+    """Return a loader of whole batches, without workers: images are in memory, a batch takes about a millisecond."""
     return EpochLoader(dataset, batch_size=None, sampler=sampler, pin_memory=pin_memory, generator=own_generator(0))

@@ -26,26 +26,26 @@ class LabelledImages(NamedTuple):
     labels: Tensor
 
     def part(self, indices: Tensor) -> LabelledImages:
-        """The images with these indices, in that order."""
+        """Return the images with these indices, in that order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
 
 class TrainAndTest(NamedTuple):
-    """The two parts of a set."""
+    """Training and test images of a set."""
 
     train: LabelledImages
     test: LabelledImages
 
 
 def image_statistics(images: Tensor) -> ChannelStatistics:
-    """Mean and standard deviation of each channel over all pixels of all images.
+    """Compute the mean and standard deviation of each channel over all pixels of all images.
 
     Example:
         >>> image_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
         ChannelStatistics(mean=tensor([0.5000]), std=tensor([0.5000]))
     """
     values = torch.arange(_GREY_LEVELS, dtype=torch.float64) / (_GREY_LEVELS - 1)
-    counts = torch.stack(  # by the histogram: exact, and no copy of all images in floating point
+    counts = torch.stack(  # from the histogram: exact, without a floating-point copy of all images
         [torch.bincount(images[:, channel].flatten(), minlength=_GREY_LEVELS) for channel in range(images.shape[1])]
     ).double()
     shares = counts / counts.sum(1, keepdim=True)
@@ -91,7 +91,7 @@ def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -
         padding: width of the border, at least 0.
 
     Returns:
-        Shape and type of the images.
+        The shifted and mirrored images, of the same shape and type.
 
     Example:
         >>> image = torch.tensor([[1, 2], [3, 4]]).reshape(1, 1, 2, 2)
@@ -110,7 +110,7 @@ def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -
 
 
 def normalise(images: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """uint8 images as float32, of mean 0 and variance 1 in every channel of the set that the statistics are of."""
+    """Convert uint8 images to float32, with mean 0 and variance 1 in every channel of the statistics' set."""
     scale = 1 / ((_GREY_LEVELS - 1) * statistics.std)
     offset = -statistics.mean / statistics.std
     return images * scale[:, None, None] + offset[:, None, None]

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 calls for bytes in pickles of protocol 2: `codecs.encode`, for the one encoding that it uses."""
+    """Stand-in for `codecs.encode`, which Python 3 calls for bytes in pickles of protocol 2, always with latin1."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for an encoding to {encoding!r}, which data of this kind never do")
     return text.encode("latin1")
 
 
 class _Type:
-    """Stands for `numpy.dtype`."""
+    """Stand-in for `numpy.dtype`."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1"):
@@ -30,7 +30,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for an array until the pickle is read."""
+    """Stand-in for an array until the pickle is read."""
 
     value: npt.NDArray[np.uint8] | None = None
 
@@ -62,17 +62,17 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickler that looks up no names but the few that arrays need."""
+    """Unpickler that looks up only the few names that arrays need."""
 
     def find_class(self, module: str, name: str) -> object:
-        """What stands for the object of this name: new for each call, because a pickle may set its attributes."""
+        """Return the stand-in for the object of this name, new each time because a pickle may set its attributes."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data of this kind never do")
         return partial(_ALLOWED[module, name])
 
 
 def load_arrays(content: bytes) -> object:
-    """Unpickle a dict of lists and arrays, Python 2's strings as bytes; no code of the pickle's choice is run.
+    """Unpickle a dict of lists and arrays, with Python 2's strings as bytes; no code of the pickle's choice is run.
 
     Example:
         >>> load_arrays(pickle.dumps({"data": np.arange(3, dtype=np.uint8), "labels": [3, 5]}))

@@ -30,8 +30,8 @@ class CIFARSource(NamedTuple):
     """Where a set comes from and how its archive is laid out.
 
     Attributes:
-        url: of the archive.
-        md5: of the archive.
+        url: address of the archive.
+        md5: MD5 checksum of the archive.
         folder: the archive's only folder.
         train: files of the training images, in order.
         test: file of the test images.
@@ -73,11 +73,11 @@ SOURCES: Mapping[int, CIFARSource] = {
 
 
 def read_cifar(path: str | Path, classes: Classes, *, checksum: bool = True) -> TrainAndTest:
-    """Read a set; the files' pickles are read without running anything that they ask for.
+    """Read a set; the files' pickles are read without running any code that they ask for.
 
     Args:
         path: the archive, the folder that it unpacks to, or a folder that holds either (the unpacked one wins).
-        classes: 10 or 100; of the latter, the fine labels.
+        classes: 10 or 100; for 100, the fine labels are read.
         checksum: whether an archive's MD5 must be the original's.
 
     Returns:
@@ -106,9 +106,9 @@ def download_cifar(folder: str | Path, classes: Classes, *, url: str | None = No
     An interrupted download continues at the next call.
 
     Args:
-        folder: where to; made if need be.
+        folder: folder to download to; created if need be.
         classes: 10 or 100.
-        url: of a mirror; the original address when left out.
+        url: address of a mirror; the original address when left out.
 
     Returns:
         The archive.
@@ -116,7 +116,7 @@ def download_cifar(folder: str | Path, classes: Classes, *, url: str | None = No
     Raises:
         ImportError: pooch is not installed.
         FileExistsError: there is another file of the archive's name.
-        ConnectionError: the archive cannot be fetched, or what came is not the original.
+        ConnectionError: the archive cannot be downloaded, or what arrived is not the original.
     """
     source = _source(classes)
     address = source.url if url is None else url
@@ -171,7 +171,7 @@ def _unpacked(folder: Path, source: CIFARSource) -> dict[str, bytes]:
 
 
 def _packed(path: Path, source: CIFARSource) -> dict[str, bytes]:
-    """The files' contents; nothing is written to disk."""
+    """Return the files' contents; nothing is written to disk."""
     wanted = {f"{source.folder}/{name}": name for name in (*source.train, source.test)}
     try:
         contents = {wanted[name]: content for name, content in _members(path) if name in wanted}
@@ -194,7 +194,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             file = archive.extractfile(member) if member.isfile() else None  # neither folders nor links
             if file is not None:
                 yield member.name.removeprefix("./"), file.read()
-        while stream.read(_CHUNK):  # to the end, where the checksum of the whole is compared
+        while stream.read(_CHUNK):  # to the end, where gzip compares the checksum of the whole
             pass
 
 
@@ -203,7 +203,7 @@ def _holds(path: Path, source: CIFARSource) -> bool:
 
 
 def _labelled_images(content: bytes, path: Path, classes: int) -> LabelledImages:
-    """Images and labels of one file, checked."""
+    """Return the images and labels of one file, checked."""
     try:
         data, labels = _checked(load_arrays(content), SOURCES[classes].labels, classes)
     except ValueError as error:
@@ -212,7 +212,7 @@ def _labelled_images(content: bytes, path: Path, classes: int) -> LabelledImages
 
 
 def _checked(batch: object, key: bytes, classes: int) -> tuple[Pixels, list[int]]:
-    """Pixels and labels out of a file's content; what is wrong with it is raised."""
+    """Return the pixels and labels in a file's content; raise an error that says what is wrong with it."""
     if not isinstance(batch, dict):
         raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
     for name in (b"data", key):

@@ -9,13 +9,15 @@ GAMMA = 5.0 / 3.0
 
 Limiter = Literal["van_leer", "none"]
 
-_LEAST_SHARE = 0.1  # of a cell's density and pressure, in what is extrapolated from it to a face
+_LEAST_SHARE = 0.1  # of a cell's density and pressure: values extrapolated to its faces stay above it
 
 
 def to_primitive(conserved: Tensor) -> Tensor:
-    r"""(density, x-velocity, y-velocity, pressure) of (density, x-momentum, y-momentum, energy per volume), (4, ...).
+    r"""Convert (density, x-momentum, y-momentum, energy per volume) to (density, x-velocity, y-velocity, pressure).
 
     $$p = (\gamma - 1) (E - \rho |v|^2 / 2)$$
+
+    The four fields are stacked along the first axis.
 
     Example:
         >>> to_primitive(torch.tensor([2.0, 4.0, 0.0, 7.0]))
@@ -31,7 +33,7 @@ def to_primitive(conserved: Tensor) -> Tensor:
 
 
 def to_conserved(primitive: Tensor) -> Tensor:
-    r"""The inverse of `to_primitive`.
+    r"""Convert primitive to conserved fields, the inverse of `to_primitive`.
 
     $$E = p / (\gamma - 1) + \rho |v|^2 / 2$$
 
@@ -45,10 +47,10 @@ def to_conserved(primitive: Tensor) -> Tensor:
 
 
 def euler_step(conserved: Tensor, dt: Tensor, spacing: tuple[float, float], limiter: Limiter) -> Tensor:
-    """Advance (4, B, X, Y) conserved fields by one MUSCL-Hancock step with HLLC fluxes, (B,) time steps long.
+    """Advance (4, B, X, Y) conserved fields by one MUSCL-Hancock step with HLLC fluxes and time steps `dt` (B,).
 
     Each cell's primitive fields get slopes along x and y, are advanced by half a step with them, and are extrapolated
-    to the faces; what differs there is settled by HLLC. Stable while dt times the largest
+    to the faces, where HLLC resolves the jumps. The step is stable while dt times the largest
     (|vx| + sound) / dx + (|vy| + sound) / dy stays below 1.
 
     Reference:
@@ -71,7 +73,7 @@ def euler_step(conserved: Tensor, dt: Tensor, spacing: tuple[float, float], limi
 
 
 def _slope(primitive: Tensor, dim: int, limiter: Limiter) -> Tensor:
-    """Change over a cell; by van Leer: the harmonic mean 2ab/(a+b) of both one-sided differences, 0 at extrema."""
+    """Return the change over a cell; van Leer's is the harmonic mean 2ab/(a+b) of both differences, 0 at extrema."""
     after = primitive.roll(-1, dim) - primitive
     before = after.roll(1, dim)
     if limiter == "none":
@@ -81,7 +83,7 @@ def _slope(primitive: Tensor, dim: int, limiter: Limiter) -> Tensor:
 
 
 def _change(primitive: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
-    """Time derivative of the primitive fields for given space derivatives (Toro, equation 3.9)."""
+    """Return the time derivative of the primitive fields for given space derivatives (Toro, equation 3.9)."""
     density, vx, vy, pressure = primitive
     expansion = along_x[1] + along_y[2]
     change: Tensor = -(vx * along_x + vy * along_y)
@@ -93,7 +95,7 @@ def _change(primitive: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
 
 
 def _hllc_flux(left: Tensor, right: Tensor, axis: int) -> Tensor:
-    """HLLC flux; wave speeds bound those of both sides and of the Roe average (Toro, section 10.5)."""
+    """Return the HLLC flux; wave speeds bound those of both sides and of the Roe average (Toro, section 10.5)."""
     density_l, speed_l, pressure_l = left[0], left[1 + axis], left[3]
     density_r, speed_r, pressure_r = right[0], right[1 + axis], right[3]
     slowest, fastest = _wave_speeds(density_l, speed_l, pressure_l, density_r, speed_r, pressure_r)

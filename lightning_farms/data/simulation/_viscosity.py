@@ -1,4 +1,4 @@
-r"""Internal friction of a gas on a periodic grid: what it does to velocity and energy, in one long stable step."""
+r"""Internal friction of a gas on a periodic grid: its effect on velocity and energy, in one long stable step."""
 
 import math
 from typing import Literal, NamedTuple, get_args
@@ -34,16 +34,16 @@ class Friction(NamedTuple):
         return 4 / 3 * self.eta + self.zeta
 
     def euler_limit(self, density: Tensor) -> Tensor:
-        """Largest stable step of the forward Euler method, (B,), for densities of shape (B, X, Y)."""
+        """Return the largest stable step of the forward Euler method, (B,), for densities of shape (B, X, Y)."""
         neighbours = torch.stack([density.roll(shift, dim) for shift in (-1, 1) for dim in (1, 2)])
         contrast = 0.5 * (1 + (neighbours / density).amax((0, 2, 3)))
         least, most = min(self.spacing), max(self.spacing)
-        rate = 2 * (self.longitudinal / least**2 + self.eta / most**2)  # of the chessboard, for either stress
+        rate = 2 * (self.longitudinal / least**2 + self.eta / most**2)  # of the chessboard mode, for either stress
         return _SAFETY / (rate * contrast)
 
 
 def stages_for(ratio: float) -> int:
-    r"""Stages that a step of `viscous_step` takes to be stable at a multiple of the forward Euler method's limit.
+    r"""Return the stages with which `viscous_step` is stable at a multiple of the forward Euler method's limit.
 
     $$(s^2 + s - 2) / 4 \ge r$$
 
@@ -55,7 +55,7 @@ def stages_for(ratio: float) -> int:
 
 
 def stable_ratio(stages: int) -> float:
-    """The largest stable multiple of the forward Euler method's limit, see `stages_for`.
+    """Return the largest stable multiple of the forward Euler method's limit, see `stages_for`.
 
     Example:
         >>> stable_ratio(3)
@@ -70,11 +70,11 @@ def viscous_step(conserved: Tensor, duration: Tensor, friction: Friction, stages
     $$\rho \partial_t v = \nabla \cdot \tau, \quad \partial_t E = \nabla \cdot (\tau v)$$
 
     with the Newtonian stress $\tau = \rho \eta (\nabla v + \nabla v^T - \tfrac{2}{3} \nabla \cdot v) +
-    \rho \zeta \nabla \cdot v$, or, "unmixed", with its terms in which a velocity component is differentiated along its
-    own axis (diagonal) or across it (off the diagonal): $\tau_{xx} = \rho (\tfrac{4}{3} \eta + \zeta) \partial_x v_x$,
-    and $\rho \eta \partial_x v_y$ through the faces across x.
+    \rho \zeta \nabla \cdot v$, or, if "unmixed", only its terms in which a velocity component is differentiated along
+    its own axis (diagonal) or across it (off the diagonal): $\tau_{xx} = \rho (\tfrac{4}{3} \eta + \zeta) \partial_x
+    v_x$, and $\rho \eta \partial_x v_y$ through the faces across x.
 
-    The Runge-Kutta-Legendre method of second order: s stages are stable for $(s^2 + s - 2) / 4$ steps of Euler's.
+    The method is Runge-Kutta-Legendre of second order: s stages are stable for $(s^2 + s - 2) / 4$ of Euler's steps.
 
     Args:
         conserved: (4, B, X, Y).
@@ -106,7 +106,7 @@ def viscous_step(conserved: Tensor, duration: Tensor, friction: Friction, stages
 
 
 def _rate(state: Tensor, density: Tensor, faces: list[Tensor], friction: Friction) -> Tensor:
-    """Time derivatives of (vx, vy, energy), shape (3, B, X, Y)."""
+    """Return the time derivatives of (vx, vy, energy), shape (3, B, X, Y)."""
     velocity = state[:2]
     rate = torch.zeros_like(state)
     for axis in (0, 1):
@@ -121,7 +121,7 @@ def _rate(state: Tensor, density: Tensor, faces: list[Tensor], friction: Frictio
 
 
 def _stress(velocity: Tensor, across: Tensor, density: Tensor, axis: int, friction: Friction) -> Tensor:
-    """Force in x and y through the faces across an axis, (2, B, X, Y); `across` is the velocity's slope there."""
+    """Return the force in x and y through faces across an axis, (2, B, X, Y); `across`: the velocity's slope there."""
     eta, other = friction.eta, 1 - axis
     force = [eta * across[0], eta * across[1]]
     force[axis] = friction.longitudinal * across[axis]

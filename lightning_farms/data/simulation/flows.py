@@ -16,34 +16,34 @@ from lightning_farms.data.simulation.initial_conditions import WINDOWED_SHARE, r
 from lightning_farms.data.simulation.solver import UnstableFlowError, integrate
 
 SIMULATOR_VERSION = 2
-"""Raised when equal settings give other numbers than before."""
+"""Increased when equal settings give other numbers than before."""
 
 _CFL, _LEAST_CFL = 0.8, 0.1
 
 
 @dataclass(frozen=True, repr=False)
 class SimulationConfig:
-    """Settings of a simulated set; together they fix every number in it.
+    """Settings of a simulated set; together they determine every number in it.
 
     About the stress: PDEBench names the compressible Navier-Stokes equations, but its files lack the mixed derivatives
     in them. Written as tau_xx = rho (A dvx/dx + C dvy/dy) and tau_xy = rho (B dvx/dy + D dvy/dx), and likewise for y, a
     fit to how its M1.0, eta = zeta = 0.1 flows change from the fifth to the sixth frame gives, in units of eta,
-    A = 2.34, B = 1.00, C = 0.00, D = 0.01; the Newtonian stress has 7/3, 1, 1/3, 1. At M0.1, eta = zeta = 0.01 the
-    files agree, as do finer grids ever better. So sets that shall resemble PDEBench's have stress "unmixed", the
-    default; "full" is the physics of a Newtonian gas.
+    A = 2.34, B = 1.00, C = 0.00, D = 0.01; the Newtonian stress has 7/3, 1, 1/3, 1. The files at M0.1, eta = zeta =
+    0.01 agree with this, and finer grids agree ever better. So sets that are to resemble PDEBench's have stress
+    "unmixed", the default; "full" is the physics of a Newtonian gas.
 
     Args:
         trajectories: number of trajectories, at least 1.
         resolution: cells along each side of the unit square, at least 8.
-        frames: frames from time 0 to the last one's, both included, at least 2.
+        frames: number of frames from time 0 to `duration`, both included, at least 2.
         mach: mean initial speed in units of the speed of sound, in [0, 2]; taken before a window is applied.
         eta: kinematic shear viscosity, at least 0, in squared box lengths per unit of time.
         zeta: kinematic bulk viscosity, at least 0, same unit.
-        stress: "full" for the stress of a Newtonian gas, "unmixed" for it without mixed derivatives, as in PDEBench's
-            files.
+        stress: "full" for the stress of a Newtonian gas, "unmixed" for the same without mixed derivatives, as in
+            PDEBench's files.
         windowed_share: probability that a trajectory starts at rest outside a square window, in [0, 1]; by default
             the share in PDEBench's files.
-        seed: of the initial states, at least 0. Trajectory i depends on (seed, i), not on how many there are.
+        seed: seed of the initial states, at least 0. Trajectory i depends on (seed, i), not on how many there are.
         duration: time of the last frame, positive; 1 in PDEBench's files. Sound crosses the square in 0.25 to 2.5.
 
     Raises:
@@ -84,7 +84,7 @@ class SimulationConfig:
             raise ValueError(f"Expected argument `stress` to be one of {list(STRESSES)}, but got {self.stress!r}.")
 
     def settings(self) -> dict[str, Any]:
-        """Give the settings by name, a `duration` of 1 left out: so that sets have the names that they always had."""
+        """Return the settings by name, without a `duration` of 1, so that sets keep the names that they always had."""
         settings = asdict(self)
         if self.duration == 1:
             del settings["duration"]
@@ -133,13 +133,13 @@ def simulate_cfd(
     \rho (\partial_t v + v \cdot \nabla v) = -\nabla p + \nabla \cdot \tau, \quad
     \partial_t E + \nabla \cdot ((E + p) v - \tau v) = 0$$
 
-    Ideal gas with gamma 5/3; initial states by `random_initial_state`, scheme by `integrate`. It is an independent
-    solver of the equations that PDEBench's 2D CFD sets solve, not a copy of PDEBench's own program.
+    The gas is ideal with gamma 5/3, the initial states are by `random_initial_state`, and the scheme is `integrate`. It
+    is an independent solver of the equations that PDEBench's 2D CFD sets solve, not a copy of PDEBench's own program.
 
     Args:
         config: the set's settings; the defaults of `SimulationConfig` when left out.
         indices: the part of the set to simulate; all of it when left out.
-        device: where to compute, "auto" for CUDA where there is any; the result is on the CPU.
+        device: where to compute; "auto" for CUDA if it is available. The result is on the CPU.
         dtype: floating type of the computation and of the result.
         on_frame: called after each frame, for a progress display.
 
@@ -148,7 +148,7 @@ def simulate_cfd(
 
     Raises:
         ValueError: for indices outside the set, or a CUDA device where there is none.
-        UnstableFlowError: if a trajectory's density or pressure leaves the positive numbers, with short steps too.
+        UnstableFlowError: if a trajectory's density or pressure leaves the positive numbers, even with short steps.
 
     Example:
         >>> flow = simulate_cfd(SimulationConfig(trajectories=2, resolution=8, frames=3))
@@ -193,7 +193,7 @@ def _integrate(
     cfl: float,
     on_frame: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Integrate; trajectories that become unstable again by themselves with steps half as long, and so on."""
+    """Integrate; trajectories that become unstable are repeated on their own with steps half as long, and so on."""
     times = frame_times(config.frames, config.duration)
     flow = partial(integrate, eta=config.eta, zeta=config.zeta, stress=config.stress)
     try:
@@ -225,7 +225,7 @@ def _initial_states(config: SimulationConfig, indices: range) -> Tensor:
 
 
 def frame_times(frames: int, duration: float = 1.0) -> list[float]:
-    """Give equally spaced times from 0 to the last frame's.
+    """Return equally spaced times from 0 to `duration`.
 
     Example:
         >>> frame_times(3), frame_times(3, 0.5)

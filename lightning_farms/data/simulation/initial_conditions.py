@@ -26,8 +26,8 @@ def random_initial_state(
     v = W (f_3, f_4) M \sqrt{\gamma T_0} / \overline{|(f_3, f_4)|}$$
 
     with density and temperature $\rho_0, T_0 \sim U[0.1, 10]$, relative perturbations $a, b \sim U[0.01, 0.2]$ and
-    $f = \sum_k |k|^{-1/2} \cos(2 \pi k \cdot x + \phi_k)$ over all waves with $1 \le |k_x|, |k_y| \le 4$. Where a draw
-    would take density or pressure below a tenth of its mean, its perturbation is made smaller to stop there.
+    $f = \sum_k |k|^{-1/2} \cos(2 \pi k \cdot x + \phi_k)$ over all waves with $1 \le |k_x|, |k_y| \le 4$. If a draw
+    would take density or pressure below a tenth of its mean, its perturbation is reduced so that it stops there.
 
     W is 1 in some trajectories. In the others it is a window, outside of which a uniform gas is at rest:
     $W = w(x - x_0) w(y - y_0)$, $w(s) = \tfrac{1}{4} (1 + \tanh(s / 0.01)) (1 + \tanh((0.45 - s) / 0.01))$, with
@@ -42,7 +42,7 @@ def random_initial_state(
         index: number of the trajectory in its set, at least 0.
         resolution: cells along each side, at least 8.
         mach: mean speed in units of the mean gas's speed of sound, at least 0.
-        seed: of the set, at least 0. The draw depends on (seed, index) alone, and is made on the CPU.
+        seed: seed of the set, at least 0. The draw depends on (seed, index) alone, and is made on the CPU.
         windowed_share: probability of a window, in [0, 1].
 
     Returns:
@@ -72,7 +72,7 @@ def random_initial_state(
 
 
 def _window(resolution: int, place: list[Tensor]) -> Tensor:
-    """1 in a square at a place in [0, 1]^2 of the places it may have, 0 outside, (X, Y)."""
+    """Return a window (X, Y): 1 in a square, 0 outside; `place` in [0, 1]^2 is relative to the possible positions."""
     sides = []
     for share, (lowest, highest) in zip(place, _WINDOW_STARTS, strict=True):
         inward = _centres(resolution) - (lowest + share * (highest - lowest))
@@ -82,7 +82,7 @@ def _window(resolution: int, place: list[Tensor]) -> Tensor:
 
 
 def _random_fields(count: int, resolution: int, generator: torch.Generator) -> Tensor:
-    """Sums of plane waves with random phases, (count, X, Y)."""
+    """Return sums of plane waves with random phases, (count, X, Y)."""
     components = [k for k in range(-_LARGEST_WAVE_NUMBER, _LARGEST_WAVE_NUMBER + 1) if k != 0]
     waves = torch.cartesian_prod(*2 * [torch.tensor(components, dtype=torch.float64)])
     phases = 2 * math.pi * torch.rand(count, len(waves), generator=generator, dtype=torch.float64)

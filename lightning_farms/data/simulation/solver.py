@@ -1,8 +1,8 @@
 r"""Finite-volume solver of the 2D compressible Navier-Stokes equations on the periodic unit square.
 
 States are tensors of shape (4, B, X, Y): four fields, B trajectories, X by Y cells. All trajectories advance at once,
-each with its own time step, so that a hot gas (fast sound) does not slow the cold ones' accuracy, and the result of a
-trajectory does not depend on its neighbours in the batch.
+each with its own time step, so that a hot gas (fast sound) does not impair the accuracy of cold ones, and the result of
+a trajectory does not depend on its neighbours in the batch.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from lightning_farms.data.simulation._viscosity import (
 )
 
 _LEAST_STEP = 1e-6  # share of the time left: below it, float32 could not count down
-_NOMINAL_SPEED = 1.0  # slowest sound for whose steps the friction's stages are planned; slower gases take shorter steps
+_NOMINAL_SPEED = 1.0  # slowest sound that the friction's stages are planned for; slower gases take shorter steps
 
 
 def integrate(
@@ -45,14 +45,14 @@ def integrate(
     $$\partial_t U + \nabla \cdot F(U) = \nabla \cdot (0, \tau, \tau v), \quad
     \tau = \rho \eta (\nabla v + \nabla v^T - \tfrac{2}{3} \nabla \cdot v) + \rho \zeta \nabla \cdot v$$
 
-    Second order in space and time: MUSCL-Hancock steps with HLLC fluxes, and between each two of them a step of
-    friction by a stabilised Runge-Kutta method, as long as both, so that a viscous gas costs little more than a thin
-    one. Both in conservative form. Ideal gas, gamma 5/3, no heat conduction.
+    The scheme is of second order in space and time: MUSCL-Hancock steps with HLLC fluxes, and between each two of them
+    a friction step by a stabilised Runge-Kutta method, as long as both together, so that a viscous gas costs little
+    more than a thin one. Both are in conservative form. The gas is ideal, with gamma 5/3 and no heat conduction.
 
     Args:
         initial: (4, B, X, Y), density, x-velocity, y-velocity, pressure at the first time; cell means or, to second
             order the same, values at cell centres ((i + 1/2)/X, (j + 1/2)/Y).
-        times: increasing; the first is the initial state's, each is met exactly.
+        times: increasing; the first is that of the initial state, and each is met exactly.
         eta: kinematic shear viscosity, at least 0.
         zeta: kinematic bulk viscosity, at least 0.
         cfl: share of the largest stable time step, in (0, 1].
@@ -119,7 +119,7 @@ class UnstableFlowError(RuntimeError):
     """Density or pressure left the positive numbers.
 
     Args:
-        trajectories: what the names call those in which they did.
+        trajectories: names of the trajectories in which they did.
     """
 
     def __init__(self, trajectories: Sequence[int]) -> None:
@@ -161,9 +161,9 @@ class _Scheme:
         return result
 
     def _step(self, conserved: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two inviscid steps around one of friction, twice as long: second order (Strang).
+        """Take two inviscid steps around a friction step twice as long, second order in time (Strang).
 
-        A trajectory that has no time left, or is no flow any more, is not advanced further.
+        A trajectory that has no time left, or is no longer a flow, is not advanced further.
         """
         rate, good = self._rate(conserved)
         step = 2 * self.cfl / rate
@@ -179,7 +179,7 @@ class _Scheme:
         return after, torch.where(good & (left > step * (1 + 1e-6)), left - step, 0), good
 
     def _rate(self, conserved: Tensor) -> tuple[Tensor, Tensor]:
-        """How many cells the fastest signal crosses per unit of time, and whether the state is one of a gas."""
+        """Return how many cells the fastest signal crosses per unit of time, and whether the state is one of a gas."""
         density, vx, vy, pressure = to_primitive(conserved)
         dx, dy = self.friction.spacing
         sound = torch.sqrt(GAMMA * pressure / density)
@@ -194,5 +194,5 @@ class _Scheme:
 
 
 def _unchecked_steps(device: torch.device) -> int:
-    """Steps between looks at which trajectories are done: each look makes the host wait for an accelerator."""
+    """Return the steps between checks of which trajectories are done: each check makes the host wait for the device."""
     return 1 if device.type == "cpu" else 8
