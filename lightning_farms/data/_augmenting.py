@@ -1,4 +1,4 @@
-"""Which symmetries the flows of some files have, as far as the files and the user tell."""
+"""Choice of the symmetries that are exact for the flows of given files, from the files and the user's arguments."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -11,7 +11,7 @@ Vectors = Sequence[Sequence[str]] | None
 
 
 def check_augment(augment: str | None, vectors: Vectors, periodic: bool | None) -> None:
-    """Refuse what is no kind, and settings of none."""
+    """Refuse an unknown kind of augmentation, and `vectors` or `periodic` without `augment`."""
     if augment is not None and augment not in get_args(Augment):
         raise ValueError(f"Expected argument `augment` to be one of {list(get_args(Augment))}, but got {augment!r}.")
     for name, value in (("vectors", vectors), ("periodic", periodic)):
@@ -22,7 +22,7 @@ def check_augment(augment: str | None, vectors: Vectors, periodic: bool | None) 
 def augmentation_of(
     augment: Augment, files: FileSet, *, vectors: Vectors, periodic: bool | None, seed: int
 ) -> Augmentation:
-    """The symmetries that are exact on these files; an error where none of a kind that is asked for is."""
+    """Return the symmetries that are exact on these files; raise an error if a requested kind has none."""
     along = files.periodic if periodic is None else (periodic, periodic)
     shifts = augment in ("shifts", "all")
     turned = augment in ("symmetries", "all")

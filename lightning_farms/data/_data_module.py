@@ -1,4 +1,4 @@
-"""What all data modules of this package are."""
+"""Base class of all data modules of this package, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
 class DataModule(LightningDataModule):
-    """A LightningDataModule that says what is wrong where a Trainer of the package `pytorch_lightning` is given it."""
+    """LightningDataModule that raises a clear error when it is used with a Trainer of `pytorch_lightning`."""
 
     @property
     def trainer(self) -> Trainer | None:
-        """The Trainer that uses the data, None without one."""
+        """The Trainer that uses this data module, or None."""
         return self._trainer
 
     @trainer.setter
@@ -32,7 +32,7 @@ class DataModule(LightningDataModule):
 
 
 def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
-    """A dataset that `setup` has built."""
+    """Return a dataset that `setup` has built; raise an error if it has not."""
     if dataset is None:
         raise RuntimeError(
             f"Expected `setup` to have built the {purpose} data, but it has not: call it for that stage."
@@ -41,14 +41,15 @@ def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:
 
 
 def length(dataset: Sized | None, purpose: str) -> int:
-    """How many items it has."""
+    """Return the number of items of a dataset that `setup` has built."""
     return len(ready(dataset, purpose))
 
 
 def items_to_predict(count: int, there: Collection[int], processes: int) -> list[int] | None:
-    """The items that are not there yet; None where these are all.
+    """Return the items that are not predicted yet, or None if these are all items.
 
-    At least one for each process, if need be one again: of nothing, Lightning would not tell that it has ended.
+    Each process gets at least one item, if necessary one that is there already: without any item, Lightning would not
+    report the end of the prediction.
     """
     items = [item for item in range(count) if item not in there] or [count - 1]
     items += items[-1:] * (processes - len(items))

@@ -1,4 +1,4 @@
-"""Which files a purpose reads, and which of their flows are for it."""
+"""Which files are read for a purpose, such as training, and which of their flows are used for it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,26 +13,26 @@ from lightning_farms.data.fields.indexing import Split, SplitName, check_split, 
 from lightning_farms.data.fields.trajectories import Trajectories
 from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
 
-_SAME_WIDTH = 1.1  # coordinates of corners and of centres differ by one cell in all
+_SAME_WIDTH = 1.1  # coordinates of corners and of centres differ by one cell in total
 
 
 class Choice(NamedTuple):
-    """What decides which flows are for what."""
+    """Settings that decide which flows are used for which purpose."""
 
     split: SplitName
     fractions: Mapping[str, float]
     subset_seed: int
     skip: Sequence[int] | Mapping[str, Sequence[int]] | None
-    beside: Mapping[str, Any] = {}  # what else a checkpoint keeps of how flows are read
+    beside: Mapping[str, Any] = {}  # further settings of reading that a checkpoint keeps
 
     def settings(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the settings as plain values."""
         chosen = {"split": self.split, "subset_seed": self.subset_seed, "skip": self.skip}
         return {**chosen, **self.fractions, **self.beside}
 
 
 class Part(NamedTuple):
-    """The trajectories of a purpose, and whose they are."""
+    """The trajectories of a purpose, and the files that they come from."""
 
     trajectories: Trajectories
     flows: list[Flows]
@@ -55,10 +55,10 @@ class FlowSources:
         self.val, self.test, self.layout, self.choice = val, test, dict(layout), choice
         self._opened: dict[str, FileSet] = {}
         self._told: set[str] = set()
-        self.split(1)  # what is wrong with its arguments is told now
+        self.split(1)  # refuses wrong arguments now
 
     def files(self, purpose: str = "train") -> FileSet:
-        """Open the files of a purpose once; their headers are kept."""
+        """Return the files of a purpose, opened at the first call; their headers are kept."""
         name = source_of(purpose, self.val, self.test, self.choice.fractions["val_fraction"])
         if name not in self._opened:
             if name == "train":
@@ -70,7 +70,7 @@ class FlowSources:
         return self._opened[name]
 
     def part(self, purpose: str, *, time_stride: int, used: bool = True) -> Part:
-        """The trajectories of a purpose; `used`: refuse those that cannot be read, and tell whose they are."""
+        """Return the trajectories of a purpose; with `used`, refuse unreadable ones and list the flows by file."""
         files = self.files(purpose)
         if purpose == "predict" or files is not self.files():
             numbers: list[Sequence[int]] = [range(file.shape.trajectories) for file in files.files]
@@ -87,7 +87,7 @@ class FlowSources:
         return Part(files.trajectories(numbers, time_stride=time_stride), flows)
 
     def scales(self, time_stride: int) -> dict[str, float | None]:
-        """Time from frame to frame, and width of the cells, of the files that are open, where these have one."""
+        """Return the time step and cell width of the files opened so far, None if these have none in common."""
         steps = [step for files in self._opened.values() for step in files.steps(time_stride)]
         widths = [width for files in self._opened.values() for width in files.widths()]
         return {
@@ -96,7 +96,7 @@ class FlowSources:
         }
 
     def split(self, count: int) -> Split:
-        """Split as many trajectories as a file has."""
+        """Split the trajectories of a file that has `count` of them."""
         return split_trajectories(
             count,
             split=self.choice.split,
@@ -120,7 +120,7 @@ class FlowSources:
         return open_flows(paths, left_out=self._skipped(), **self.layout)
 
     def _are_one_set(self, paths: Sequence[Path]) -> bool:
-        """Whether each file is a trajectory."""
+        """Return whether these are several files of one trajectory each; refuse several strides for such files."""
         one_each = are_trajectories(self.layout["fields"], self.layout["axes"])
         if one_each and len(set(self.strides)) > 1:
             raise ValueError(
@@ -130,7 +130,7 @@ class FlowSources:
         return one_each and len(paths) > 1
 
     def tell_remarks(self, purposes: Sequence[str], time_stride: int) -> None:
-        """Warn, once, of what is odd about the files of some purposes, and about how they go together."""
+        """Warn, once, of what is odd about the files of some purposes, and of time steps or cells that differ."""
         sets = list({id(files): files for files in map(self.files, ("train", *purposes))}.values())
         steps = {f"{step:.4g}" for files in sets for step in files.steps(time_stride)}
         found = [remark for files in sets for remark in files.remarks()]
@@ -153,13 +153,13 @@ class FlowSources:
                 rank_zero_warn(remark)
 
     def _skipped(self) -> dict[Path, set[int]]:
-        """{file, or folder of a set of files: numbers that are to be skipped}."""
+        """Return {file, or folder of a set of files: numbers of the trajectories to skip}."""
         sets = [list(self.paths), *(_listed(each) for each in (self.val, self.test) if each is not None)]
         names = [name for paths in sets for name in ([common_folder(paths)] if self._are_one_set(paths) else paths)]
         return skipped(self.choice.skip, names)
 
     def _left_out(self, files: FileSet) -> list[set[int]]:
-        """Numbers that are to be skipped, of each file."""
+        """Return the numbers of the trajectories to skip in each file."""
         found = self._skipped()
         for file in files.files:
             beyond = [number for number in sorted(found.get(file.path, ())) if number >= file.shape.trajectories]
@@ -172,10 +172,7 @@ class FlowSources:
 
 
 def check_scales(state: Mapping[str, Any], scales: Mapping[str, float | None], time_stride: int) -> None:
-    """Warn where frames, or cells, are further apart, or closer, than in the training of a checkpoint.
-
-    As far as that is known.
-    """
+    """Warn if the time step or cell width is not that of the checkpoint's training, as far as they are known."""
     _check_step(state, scales["time_step"], time_stride)
     trained, now = state.get("cell_width"), scales["cell_width"]
     if trained is not None and now is not None and not trained / _SAME_WIDTH <= now <= trained * _SAME_WIDTH:

@@ -1,4 +1,4 @@
-"""Which flows a checkpoint was trained on and chosen by, and what of them is evaluated now."""
+"""Which flows a checkpoint was trained on and chosen by, and which of these are evaluated now."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ class Flows(NamedTuple):
 
     path: Path
     numbers: Sequence[int]
-    identity: str  # what tells the file from others
+    identity: str  # distinguishes the file from others
 
 
 def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """Flows for a checkpoint: plain values, together with those recorded before."""
+    """Return flows as plain values for a checkpoint, merged with those recorded earlier."""
     found: dict[str, dict[str, Any]] = {
         entry["identity"]: {**entry, "flows": list(entry["flows"])} for entry in earlier
     }
@@ -35,7 +35,7 @@ def recorded(flows: Sequence[Flows], earlier: Sequence[Mapping[str, Any]] = ()) 
 
 
 def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list[Flows]:
-    """Those of the flows that are recorded."""
+    """Return those of the flows that are recorded in the entries."""
     known = {entry["identity"]: set(expanded(entry["flows"])) for entry in entries}
     if not known:
         return []
@@ -48,14 +48,14 @@ def shared(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list
 
 
 def replaced(flows: Sequence[Flows], entries: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Files that are recorded by name, but are others."""
+    """Return the files whose names are recorded, but whose identities are not."""
     known = {entry["identity"] for entry in entries}
     names = {entry["file"] for entry in entries}
     return [path for path, _, identity in flows if path.name in names and identity not in known]
 
 
 def runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Ascending numbers as first and last of each run.
+    """Return ascending numbers as [first, last] of each run of consecutive ones.
 
     Example:
         >>> runs([0, 1, 2, 5])
@@ -71,17 +71,17 @@ def runs(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def expanded(pairs: Sequence[Sequence[int]]) -> list[int]:
-    """The numbers of runs."""
+    """Return all numbers of runs given as [first, last]."""
     return [number for first, last in pairs for number in range(first, last + 1)]
 
 
 def count(flows: Sequence[Flows]) -> int:
-    """How many they are."""
+    """Return the number of flows."""
     return sum(len(part.numbers) for part in flows)
 
 
 def told(flows: Sequence[Flows]) -> str:
-    """Flows in words.
+    """Describe flows in words.
 
     Example:
         >>> told([Flows(Path("a.hdf5"), [0, 1, 2, 5], "")])
@@ -95,7 +95,7 @@ def told(flows: Sequence[Flows]) -> str:
 
 
 def check_order(begun: Mapping[str, Any], order: Mapping[str, Any]) -> None:
-    """Warn where a training goes on within an epoch whose items now come in another order, or in other batches."""
+    """Warn if a training resumes within an epoch whose items now come in another order, or in other batches."""
     now = {name: value for name, value in order.items() if begun.get(name, value) != value}
     if now:
         rank_zero_warn(
@@ -107,34 +107,34 @@ def check_order(begun: Mapping[str, Any], order: Mapping[str, Any]) -> None:
 
 
 class Lineage:
-    """The flows of this run by purpose, and those of the checkpoint that it goes on from."""
+    """The flows of this run by purpose, and those recorded in the checkpoint that it loads."""
 
     def __init__(self) -> None:
         self._stage = ""
         self._used: dict[str, list[Flows]] = {}
         self._earlier: dict[str, list[dict[str, Any]]] = {"trained": [], "validated": []}
         self.order: dict[str, Any] = {}  # what an epoch's batches depend on
-        self.identities: dict[str, list[Tensor]] = {"trained": [], "validated": []}  # by values; 0 of those to come
+        self.identities: dict[str, list[Tensor]] = {"trained": [], "validated": []}  # of values; 0: not read yet
 
     def begin(self, stage: str) -> None:
-        """A run begins: its flows are those that come now."""
+        """Begin a run of a stage; a fit forgets all earlier flows."""
         self._stage = stage
         if stage == "fit":
             self._used, self._earlier = {}, {"trained": [], "validated": []}
             self.identities = {"trained": [], "validated": []}
-        elif stage == "test":  # of a network that no checkpoint brings, nobody knows whether they chose it
+        elif stage == "test":  # without a checkpoint, nobody knows whether they chose the network
             self.identities["validated"] = []
 
     def use(self, purpose: str, flows: list[Flows]) -> None:
-        """Note the flows of a purpose."""
+        """Record the flows of a purpose."""
         self._used[purpose] = flows
 
     def flows(self, purpose: str) -> list[Flows]:
-        """The flows of a purpose, as noted."""
+        """Return the recorded flows of a purpose."""
         return self._used.get(purpose, [])
 
     def state(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a checkpoint keeps, in plain values."""
+        """Return what a checkpoint keeps: plain values, and tensors of identities."""
         fitted = "train" in self._used
         return {
             "trained": recorded(self._used.get("train", []), self._earlier["trained"]),
@@ -172,7 +172,7 @@ class Lineage:
             flows = self._used.get(purpose, [])
             both = shared(flows, state["trained"])
             if both:
-                self.identities["trained"].clear()  # or they would be told twice
+                self.identities["trained"].clear()  # otherwise they would be reported twice
                 differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
                 remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
                 rank_zero_warn(

@@ -12,7 +12,7 @@ class ChannelStatistics(NamedTuple):
 
     Args:
         mean: (C,), in the values' units.
-        std: (C,), same units, at least 0; dividing by the number of values.
+        std: (C,), same units, at least 0; the variance is divided by the number of values.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ def standardize(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
 
 
 def restore(fields: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Undo `standardize`, in float32 at least: of a large mean, half precision keeps no fluctuation."""
+    """Undo `standardize`, in at least float32: half precision loses fluctuations around a large mean."""
     fields = fields.to(torch.promote_types(fields.dtype, torch.float32))
     mean, scale = _as(fields, statistics)
     return fields * scale + mean

@@ -1,4 +1,4 @@
-"""Where a simulated set is kept, and that it is there."""
+"""Path of a simulated set in the cache, and its simulation if it is missing."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from lightning_farms.data.simulation.flows import SIMULATOR_VERSION, SimulationC
 
 
 def simulated_set(folder: Path, config: SimulationConfig) -> Path:
-    """The file of a set in a cache folder: its name tells all settings."""
+    """Return the file of a set in a cache folder; its name is unique to the settings."""
     settings = json.dumps({"version": SIMULATOR_VERSION, **config.settings()}, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
     return folder / (
@@ -20,7 +20,7 @@ def simulated_set(folder: Path, config: SimulationConfig) -> Path:
 
 
 def simulate_unless_kept(path: Path, config: SimulationConfig) -> None:
-    """Make a set that is not there; of one that is damaged, say what to do."""
+    """Simulate a set that is missing; for a damaged one, raise an error that says what to do."""
     if not path.exists():
         simulate_to_file(path, config)
         return

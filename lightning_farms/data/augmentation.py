@@ -11,20 +11,20 @@ from lightning_farms.common.seeding import seeded_generator
 
 Augment = Literal["shifts", "symmetries", "all"]
 
-_AUGMENTATION = 0x7475726E  # tells its draws from those of the same seed for other purposes
+_AUGMENTATION = 0x7475726E  # keeps its draws apart from those of the same seed for other purposes
 
 
 class Symmetry(NamedTuple):
-    """A motion of the plane that takes a grid to itself; the parts are done in this order.
+    """A motion of the plane that maps a grid to itself; its parts are applied in the order of the arguments.
 
-    With all values of the three flags there are the eight symmetries of the square: a quarter turn is a transposition
-    and one reflection, a half turn both reflections.
+    The three flags together give the eight symmetries of the square: a quarter turn is a transposition and one
+    reflection, a half turn is both reflections.
 
     Args:
         transpose: exchange x and y.
         flip_x: reflect x, the first cell becoming the last.
         flip_y: reflect y.
-        shift_x: move by so many cells along x; what leaves at the end comes in at the beginning.
+        shift_x: number of cells to move along x; what leaves at the end comes in at the beginning.
         shift_y: the same along y.
     """
 
@@ -36,18 +36,18 @@ class Symmetry(NamedTuple):
 
 
 def moved(fields: Tensor, symmetry: Symmetry, vectors: Sequence[tuple[int, int]] = ()) -> Tensor:
-    r"""Move fields, the components of vectors turned along.
+    r"""Move fields by a symmetry, and turn the components of vectors with them.
 
     With g the motion and R its linear part, a scalar s and a vector v become
 
     $$s'(g x) = s(x), \quad v'(g x) = R v(x)$$
 
     so that a transposition exchanges a vector's components and a reflection of x changes the sign of its x-component.
-    The equations of a flow commute with it wherever the domain and its boundaries are taken to themselves; shifts need
+    The equations of a flow commute with the motion if it maps the domain and its boundaries to themselves; shifts need
     a periodic domain.
 
     Args:
-        fields: (X, Y, ..., C), in physical units; X equal to Y where the symmetry transposes.
+        fields: (X, Y, ..., C), in physical units; X must equal Y if the symmetry transposes.
         symmetry: the motion.
         vectors: channels of the x- and y-component of each vector; all other channels are scalars.
 
@@ -84,7 +84,7 @@ def moved(fields: Tensor, symmetry: Symmetry, vectors: Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which symmetries are drawn, and what they turn along.
+    """Random symmetries of training items: which kinds are drawn, and which channels are vectors.
 
     Every draw depends on (seed, epoch, item) alone: not on the order of the items, the number of workers or processes,
     nor on where a training was resumed.
@@ -94,7 +94,7 @@ class Augmentation:
         shift_y: whether to shift along y.
         flips: whether to reflect x and y.
         turns: whether to exchange x and y as well, which together with the reflections gives the quarter turns; for
-            square grids alone.
+            square grids only.
         vectors: channels of the x- and y-component of each vector.
         seed: at least 0.
 
@@ -114,7 +114,7 @@ class Augmentation:
     seed: int = 0
 
     def drawn(self, size: tuple[int, int], *, epoch: int, item: int) -> Symmetry:
-        """Draw the symmetry of an item, each of those that are allowed with equal probability.
+        """Draw the symmetry of an item; all that are allowed are equally likely.
 
         Args:
             size: cells along x and y.
@@ -136,7 +136,7 @@ class Augmentation:
         )
 
     def __call__(self, fields: Tensor, *, epoch: int, item: int) -> Tensor:
-        """Move an item's fields.
+        """Move an item's fields by the symmetry that is drawn for it.
 
         Args:
             fields: (X, Y, ..., C), in physical units.

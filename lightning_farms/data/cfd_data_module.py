@@ -37,75 +37,75 @@ class CFDDataModule(DataModule):
     """Training windows and test trajectories of 2D compressible flow, from PDEBench files or a small simulated set.
 
     Training items are (x, y) with x of shape (X, Y, in_timesteps, C) and y of shape (X, Y, out_timesteps *
-    autoregressive_steps, C), at a random first frame drawn anew each epoch. Validation, test and prediction items are
-    whole trajectories: x the first `in_timesteps` frames, y all that follow. All float32. PDEBench's flows have C = 4
-    channels; other files are read by naming their `fields`.
+    autoregressive_steps, C), from a random first frame that is drawn anew each epoch. Validation, test and prediction
+    items are whole trajectories: x is the first `in_timesteps` frames, y all that follow. All are float32. PDEBench's
+    flows have C = 4 channels; other files are read by naming their `fields`.
 
-    An epoch's batches depend on (seed, epoch) alone, so a resumed run sees the same ones as a straight run, also from
-    within an epoch, with any number of workers; under a distributed strategy the processes share them out.
+    An epoch's batches depend on (seed, epoch) alone, so a resumed run sees the same ones as an uninterrupted run, even
+    from within an epoch and with any number of workers; under a distributed strategy, the processes share them out.
 
     Without a file, a set is simulated at the first use and kept in `cache_dir` under a name made of its settings; the
     file appears only once it is complete.
 
     Args:
         path: PDEBench file (datasets density, pressure, Vx, Vy of shape (B, T, X, Y)), or a list or folder of files
-            that are mixed: each is split for itself, training items are shuffled over all, the others come file by
-            file. All must have the same number of frames and, after the stride, of cells. Where files hold the same
-            flows at several resolutions, their numbers of trajectories must agree, or one's test flows are trained on
-            in the other. Simulate a set when left out.
-        val_path: files of which every flow is validated with, in place of a part of `path`.
-        test_path: files of which every flow is tested on (and validated with, where nothing else is said), in place of
-            a part of `path`, of which all flows are then for training; `predict` takes them too.
+            to mix: each file is split on its own, training items are shuffled over all files, and other items come
+            file by file. All files must have the same number of frames and, after the stride, of cells. If files hold
+            the same flows at several resolutions, they must have equally many trajectories; otherwise, flows tested in
+            one file are trained on in another. When left out, a set is simulated.
+        val_path: files whose flows are all used for validation, instead of a part of `path`.
+        test_path: files whose flows are all used for testing (and for validation, unless set otherwise), instead of a
+            part of `path`, whose flows are then all for training; `predict` takes them too.
         skip: numbers of trajectories to leave out, such as those that `lightning-farms check` names; with several
-            files, {file: numbers}. The split of the others stays.
-        predict_frames: frames that `predict` predicts, at least 1; as many as follow the given ones in the file when
-            left out, or `out_timesteps` where none do. It takes every trajectory, and reads the given frames alone.
-        cache_dir: folder of simulated sets; lightning_farms in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)
-            when left out.
+            files, {file: numbers}. The split of the others stays the same.
+        predict_frames: number of frames that `predict` predicts, at least 1; when left out, as many as follow the given
+            ones in the file, or `out_timesteps` if none do. `predict` takes every trajectory and reads only its input.
+        cache_dir: folder of simulated sets; when left out, lightning_farms in the user's cache folder ($XDG_CACHE_HOME
+            or ~/.cache).
         batch_size: items per batch (and process), at least 1.
-        in_timesteps: given frames, at least 1.
-        out_timesteps: frames that the network predicts at once, at least 1.
-        autoregressive_steps: predictions of a training item, one after the other, at least 1; above 1, the module must
+        in_timesteps: number of given frames (the input), at least 1.
+        out_timesteps: number of frames that the network predicts at once, at least 1.
+        autoregressive_steps: number of successive predictions in a training item, at least 1; above 1, the module must
             train on its own predictions.
         windows_per_trajectory: training items per trajectory and epoch, at least 1.
-        split: "dpot" trains on the first nine tenths and tests on the last (of it on at most 200 trajectories);
+        split: "dpot" trains on the first nine tenths and tests on the last tenth (on at most 200 trajectories of it);
             "pdebench" tests on the first tenth and trains on the rest. Default "dpot", because DPOT's pre-training data
-            contain the first nine tenths of the 128x128 sets: by PDEBench's split, a released model is tested on flows
-            that it was trained on.
+            contain the first nine tenths of the 128x128 sets: with PDEBench's split, a released model is tested on
+            flows that it was trained on.
         test_fraction: share of test trajectories, in (0, 1]; raise it for files with fewer than 10 trajectories.
         val_fraction: 0: validate on the test trajectories, as DPOT reports after each epoch. Above 0 and below 1: hold
-            out that last share of the training trajectories instead.
+            out this share of the training trajectories instead, the last ones.
         train_fraction: share of the training trajectories to use, in (0, 1], drawn at random: for one `subset_seed`, a
             smaller share is a subset of a larger one. Validation and test do not change with it.
-        subset_seed: of that draw, in [0, 2^32).
-        stride: take every stride-th cell along x and y; a divisor of the resolution. A list gives one for each file.
+        subset_seed: seed of that draw, in [0, 2^32).
+        stride: take every stride-th cell along x and y; a divisor of the resolution. A list has one for each file.
         time_stride: take every time_stride-th frame, at least 1. A training window may begin at any frame of the file.
         channel_order: "dpot" for [Vx, Vy, density, pressure], "pdebench" for [density, pressure, Vx, Vy]; not used with
             `fields`.
         fields: {channel: dataset} in the order of the channels, for HDF5 files with other names than PDEBench's 2D
             compressible flow. "t1_fields/velocity[0]" is the first component of a vector dataset, as in The Well:
             {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "density": "t0_fields/density"}.
-        axes: order of the datasets' axes with `fields`: b trajectory, t frame, x, y, and c for components, last when
-            left out. Without a b each file is one trajectory, and all are one set, as in DPOT's folders: "xytc". A
-            dataset that is the same in all frames may lack them (a force, The Well's static fields and scalars).
+        axes: order of the axes of the datasets in `fields`: b for trajectory, t for frame, x, y, and c for components
+            (last when left out). Without a b, each file is one trajectory and all are one set, as in DPOT's folders:
+            "xytc". A dataset that is the same in all frames may lack t (a force, The Well's static fields and scalars).
         augment: "shifts": move each training window by any number of cells, on periodic domains; "symmetries": turn and
-            reflect it, velocities along with it: the eight symmetries of the square, or four of a rectangle; "all":
-            both. Seeded as the noise is. It is exact where the equations have these symmetries (no gravity).
+            reflect it and its velocities, by one of the eight symmetries of the square, or four of a rectangle; "all":
+            both. It is seeded as the noise is, and exact if the equations have these symmetries (no gravity).
         vectors: pairs of channels that are a vector's x- and y-component, for `augment`: [[vx, vy]]. All others are
-            taken for scalars. When left out, they are known by name (Vx and Vy, velocity_x and velocity_y, momentum_x,
-            ux, ...) or as components of one dataset `velocity` or of The Well's t1_fields; what may be a vector and is
-            not known is refused.
-        periodic: whether the domain is periodic, for `augment`. When left out: PDEBench's compressible flows are, The
-            Well's files tell.
+            taken as scalars. When left out, vectors are recognised by name (Vx and Vy, velocity_x and velocity_y,
+            momentum_x, ux, ...) or as components of one dataset, `velocity` or one of The Well's t1_fields; other
+            channels that may be a vector are refused.
+        periodic: whether the domain is periodic, for `augment`. When left out, PDEBench's compressible flows are
+            periodic, and The Well's files say it themselves.
         noise: amplitude of the Gaussian noise added to x of training items, in units of each item's and channel's root
             mean square, at least 0. It depends on (seed, epoch, item) alone, as the windows do. OperatorModule has a
             `noise` of its own, drawn on the device; with both, both are added.
-        normalize: subtract each channel's mean and divide by its standard deviation, of x and y. The statistics are
+        normalize: subtract each channel's mean from x and y, and divide by its standard deviation. The statistics are
             those of up to 64 trajectories of the training part, drawn by `subset_seed`; a checkpoint keeps them, and
-            `denormalize` undoes the scaling. A channel that does not vary in them is refused.
+            `denormalize` undoes the scaling. A channel that does not vary in these trajectories is refused.
         num_workers: worker processes of each data loader, at least 0; they persist over epochs.
         pin_memory: whether loaders copy batches to pinned memory.
-        seed: of the training windows, their order and their noise, at least 0.
+        seed: seed of the training windows, their order and their noise, at least 0.
         simulation: settings of the simulated set, used when there is no path.
 
     Raises:
@@ -124,7 +124,7 @@ class CFDDataModule(DataModule):
     """
 
     left_out: Callable[[], Collection[int]] | None = None
-    """Tells which items of a prediction are there already; asked when their loader is built."""
+    """Returns the items of a prediction that are there already; called when the prediction's loader is built."""
     _sources: FlowSources
     _pool: Trajectories | None = None
     _train: TrainingWindows | None = None
@@ -213,7 +213,7 @@ class CFDDataModule(DataModule):
 
     @property
     def data_path(self) -> Path:
-        """The file that is read: the (first) one given, or the simulated set's in the cache folder."""
+        """The file that is read: the (first) given one, or that of the simulated set in the cache folder."""
         return self.data_paths[0]
 
     @property
@@ -247,22 +247,22 @@ class CFDDataModule(DataModule):
 
     @property
     def physics(self) -> dict[str, float]:
-        """Those of eta, zeta and M that are known and equal in all files."""
+        """The values of eta, zeta and M, as far as they are known and equal in all files."""
         return self._files().physics()
 
     @property
     def train_items(self) -> int:
-        """Training items of an epoch, over all processes; known after `setup`."""
+        """Number of training items of an epoch, over all processes; known after `setup`."""
         return length(self._train, "train")
 
     @property
     def val_items(self) -> int:
-        """Validation trajectories; known after `setup`."""
+        """Number of validation trajectories; known after `setup`."""
         return length(self._val, "val")
 
     @property
     def test_items(self) -> int:
-        """Test trajectories, or those predicted after `setup("predict")` alone; known after `setup`."""
+        """Number of test trajectories, or of predicted ones if only `setup("predict")` ran; known after `setup`."""
         return length(self._predict if self._test is None else self._test, "test")
 
     def prepare_data(self) -> None:
@@ -329,7 +329,7 @@ class CFDDataModule(DataModule):
             purpose: "train", "val" or "test".
 
         Raises:
-            ValueError: for values that are no flow's, or an empty part.
+            ValueError: for values that no flow can have, or an empty part.
             OSError: if the data cannot be read.
         """
         part = self._sources.part(purpose, time_stride=self.time_stride).trajectories
@@ -337,10 +337,10 @@ class CFDDataModule(DataModule):
             part.check(number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, as (epoch, batches of it that are done), the channels, their scaling, and the flows.
+        """Return the training's progress (epoch and batches done in it), the channels, their scaling, and the flows.
 
-        The flows that were trained on and validated with are kept by file (its size, header and both ends) and number,
-        beside the settings of the split.
+        The flows used for training and validation are kept by file (its size, header and both ends) and number,
+        together with the settings of the split.
         """
         progress = progress_of(self.trainer)
         statistics = None if self._statistics is None else self._statistics._asdict()
@@ -355,18 +355,18 @@ class CFDDataModule(DataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written, and scale as it did; warn of flows that it was trained on.
+        """Resume where a checkpoint was written, with its scaling; warn of flows that it was trained on.
 
         Args:
-            state_dict: what `state_dict` gave.
+            state_dict: what `state_dict` returned.
 
         Warns:
             UserWarning: if flows that are to be evaluated or predicted were trained on, or have another time step or
-                width of cells.
+                cell width.
 
         Raises:
             ValueError: if the checkpoint's training normalized its data and this module does not, or the reverse, or if
-                its channels are others, or in another order.
+                its channels differ or are in another order.
         """
         channels = tuple(state_dict.get("channels", self.channels))
         if channels != self.channels:
@@ -407,14 +407,14 @@ class CFDDataModule(DataModule):
         return self._evaluation_loader(ready(self._test, "test"))
 
     def predict_dataloader(self) -> Batches:
-        """Load the given frames of every trajectory in order; the others are NaN, of the number that is predicted."""
+        """Load the given frames of every trajectory in order, with NaN in place of the frames to predict."""
         trajectories = ready(self._predict, "predict")
         there = () if self.left_out is None else set(self.left_out())
         items = items_to_predict(len(trajectories), there, replica_of(self.trainer)["num_replicas"])
         return self._evaluation_loader(trajectories, items)
 
     def prediction_settings(self) -> dict[str, Any]:
-        """What predictions depend on, but for the network: which flows of which files, and how they are read.
+        """Return what predictions depend on besides the network: the flows, their files, and how they are read.
 
         Returns:
             Plain values, equal for equal items of `predict_dataloader`; known after `setup("predict")`.
@@ -438,7 +438,7 @@ class CFDDataModule(DataModule):
             fields: (..., C), as the loaders give them or a network predicts them.
 
         Returns:
-            The same in physical units, in float32 at least; `fields` itself without `normalize`.
+            The same in physical units, in at least float32; `fields` itself without `normalize`.
 
         Raises:
             RuntimeError: if the statistics are not known yet, before `setup`.
@@ -446,7 +446,7 @@ class CFDDataModule(DataModule):
         return restore(fields, self._known_statistics()) if self.normalize else fields
 
     def _files(self, purpose: str = "train") -> FileSet:
-        """The files of a purpose."""
+        """Return the files of a purpose."""
         if self.path is None and not self.data_path.exists():
             raise FileNotFoundError(
                 f"Expected the simulated set {self.data_path} to exist, but it does not: call `prepare_data()`."
@@ -454,7 +454,7 @@ class CFDDataModule(DataModule):
         return self._sources.files(purpose)
 
     def _part(self, purpose: str, *, used: bool = True) -> Trajectories:
-        """The trajectories of a purpose; `used`: refuse those that cannot be read, and remember them."""
+        """Return the trajectories of a purpose; with `used`, refuse unreadable ones and record the flows."""
         part = self._sources.part(purpose, time_stride=self.time_stride, used=used)
         if used:
             self._lineage.use(purpose, part.flows)
@@ -480,13 +480,13 @@ class CFDDataModule(DataModule):
         }
 
     def _known_statistics(self) -> ChannelStatistics:
-        """The checkpoint's statistics, or those of a sample of the training part, the same in every process."""
+        """Return the checkpoint's statistics, or a training sample's, which are the same in every process."""
         if self._statistics is None:
             self._statistics = sampled_statistics(ready(self._pool, "train"), seed=self.subset_seed)
         return self._statistics
 
     def _hand_out_statistics(self) -> None:
-        """Let the datasets scale; not before a loader is built, since a checkpoint's statistics come after `setup`."""
+        """Give the datasets the scaling; only when a loader is built, as a checkpoint's comes after `setup`."""
         if self.normalize:
             statistics = self._known_statistics()
             for dataset in (self._train, self._val, self._test, self._predict):

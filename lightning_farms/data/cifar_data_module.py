@@ -17,28 +17,28 @@ class CIFARDataModule(ImageDataModule):
     Training images are shifted by up to `padding` pixels within a black border and mirrored with probability one half;
     all are normalised by mean and standard deviation of the training images. A batch is a pair (images, labels):
     float32 (batch, 3, 32, 32) and int64 (batch,). Order, crops and flips of an epoch depend on (seed, epoch) alone, so
-    that a resumed run sees the same batches as a straight run, also when it goes on in the middle of an epoch; under a
-    distributed strategy the processes share them out.
+    that a resumed run sees the same batches as an uninterrupted one, even if it resumes in the middle of an epoch;
+    under a distributed strategy, the processes share them out.
 
     Without a path, the archive is downloaded at the first use (about 170 MB, by pooch, with its MD5) and kept in
     `cache_dir`.
 
     Args:
         path: cifar-100-python.tar.gz (cifar-10-python.tar.gz), the folder that it unpacks to, or a folder that holds
-            either; download the archive when left out.
+            either; when left out, the archive is downloaded.
         classes: 100 or 10.
         cache_dir: folder of downloaded archives; lightning_farms in the user's cache folder ($XDG_CACHE_HOME or
             ~/.cache) when left out.
-        url: of a mirror to download from; the original address when left out.
-        checksum: whether an archive's MD5 must be the original's; False for one of your own in the same layout.
+        url: address of a mirror to download from; the original address when left out.
+        checksum: whether an archive's MD5 must be the original's; False for your own archive in the same layout.
         batch_size: images in a batch (of one process), at least 1.
         padding: black border within which training images are shifted, in pixels, at least 0.
         flip: whether training images are mirrored at random.
         val_fraction: 0: validate on the test images, as the paper does. Above 0 and below 1: hold out that share of
             each class of the training images instead.
-        seed: of order, crops and flips, at least 0; left out: `torch.initial_seed()` when the training starts, which is
-            what `seed_everything` was given.
-        split_seed: of the choice of held-out images, at least 0.
+        seed: seed of order, crops and flips, at least 0; when left out, `torch.initial_seed()` at the start of the
+            training, which is the seed that `seed_everything` was given.
+        split_seed: seed of the choice of held-out images, at least 0.
         pin_memory: whether loaders copy batches to pinned memory.
 
     Raises:

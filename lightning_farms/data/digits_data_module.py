@@ -23,14 +23,14 @@ class DigitsDataModule(ImageDataModule):
 
     Args:
         size: height and width of the enlarged images, a multiple of 8; VGG networks need 32.
-        test_fraction: share of each digit's images that is the test part, in (0, 1).
+        test_fraction: share of each digit's images that is used for testing, in (0, 1).
         batch_size: images in a batch (of one process), at least 1.
         padding: black border within which training images are shifted, in pixels; an eighth of the size when left out.
         val_fraction: 0: validate on the test images. Above 0 and below 1: hold out that share of each class of the
             training images instead.
-        seed: of order and crops, at least 0; left out: `torch.initial_seed()` when the training starts, which is what
-            `seed_everything` was given.
-        split_seed: of the choice of test and held-out images, at least 0.
+        seed: seed of order and crops, at least 0; when left out, `torch.initial_seed()` at the start of the training,
+            which is the seed that `seed_everything` was given.
+        split_seed: seed of the choice of test and held-out images, at least 0.
         pin_memory: whether loaders copy batches to pinned memory.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Epochs that an interrupted training goes on with where it was: one sampler and one loader for all data modules."""
+"""Sampler and loader of all data modules, with which an interrupted training resumes an epoch where it stopped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ BatchT = TypeVar("BatchT", covariant=True)
 
 
 class EpochSampler(DistributedSampler[KeyT], ABC):
-    """An epoch's keys, drawn from (seed, epoch) alone: this process's share of them, less those that were seen.
+    """Sampler of an epoch's keys, drawn from (seed, epoch) alone: this process's share, without those already seen.
 
     It is a DistributedSampler so that Lightning leaves it as it is under a distributed strategy and calls its
     `set_epoch` before each epoch. Every process draws the same epoch; process r takes items r, r + replicas, and so on,
-    the first items repeated at the end where the number is not divisible. Nothing is drawn before the first key is
-    asked for: a trainer knows the epoch and its progress by then.
+    with the first items repeated at the end if the number is not divisible. Nothing is drawn before the first key is
+    requested: by then, a trainer knows the epoch and its progress.
 
     Args:
-        dataset: what the keys are of.
+        dataset: the dataset that the keys belong to.
         seed: at least 0.
         shuffle: whether the order is random.
         num_replicas: processes that share the items, at least 1.
@@ -39,19 +39,19 @@ class EpochSampler(DistributedSampler[KeyT], ABC):
 
     @abstractmethod
     def keys(self, items: Sequence[int]) -> Iterator[KeyT]:
-        """Draw the epoch, and give the keys of the items at some positions of its order, each below their number."""
+        """Draw the epoch and yield the keys at some positions of its order, each below the number of items."""
 
     def resume(self, epoch: int, items: int) -> None:
         """Leave out the items of an epoch that an interrupted run has already seen.
 
         Args:
-            epoch: the epoch, at least 0; others are whole.
+            epoch: the interrupted epoch, at least 0; other epochs are whole.
             items: how many of this process's items to leave out, at least 0.
         """
         self._resumed = (epoch, items)
 
     def resume_first(self, items: Callable[[], int]) -> None:
-        """Leave out as many items of the epoch gone through first as `items` tells when its first key is asked for."""
+        """Leave out as many items of the first epoch as `items` returns when its first key is requested."""
         self._seen_first = items
 
     def __iter__(self) -> Iterator[KeyT]:
@@ -67,10 +67,10 @@ class EpochSampler(DistributedSampler[KeyT], ABC):
 
 
 class EpochLoader(DataLoader[BatchT]):
-    """DataLoader whose epoch starts with its first batch, and that Lightning takes for resumable.
+    """DataLoader that starts an epoch only when the first batch is requested, and that Lightning considers resumable.
 
-    A plain loader starts its workers, and draws the order, as soon as Lightning prepares the training; for a resumed
-    run that is before the epoch is known. Here that waits until the first batch is asked for.
+    A plain loader starts its workers and draws the order as soon as Lightning prepares the training; in a resumed run,
+    that is before the epoch is known.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -78,7 +78,7 @@ class EpochLoader(DataLoader[BatchT]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module and the trainer, which are restored earlier, say where to go on."""
+        """Return an empty state: the data module and the trainer, restored earlier, know where to resume."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,14 +86,14 @@ class EpochLoader(DataLoader[BatchT]):
 
 
 class Progress(NamedTuple):
-    """The epoch that is trained or comes next, and how many of its batches are done."""
+    """The current or next epoch, and how many of its batches are done."""
 
     epoch: int = 0
     batches: int = 0
 
 
 def progress_of(trainer: Trainer | None) -> Progress:
-    """Where a training is, for a checkpoint written now."""
+    """Return the progress of a training, for a checkpoint written now."""
     if trainer is None:
         return Progress()
     loop: Any = trainer.fit_loop
@@ -104,9 +104,10 @@ def progress_of(trainer: Trainer | None) -> Progress:
 
 
 def batches_to_leave_out(trainer: Trainer | None) -> Callable[[], int] | None:
-    """How many batches the checkpoint's training had done of its epoch, known when the first batch is asked for.
+    """Return a function that tells how many batches of its epoch the checkpoint's training had done.
 
-    Nothing but for the first loaders of a training that goes on from a checkpoint.
+    Call it when the first batch is requested. It is None except for the first loaders of a training that resumes from a
+    checkpoint.
     """
     if trainer is None or trainer.ckpt_path is None or trainer.train_dataloader is not None:
         return None
@@ -121,11 +122,11 @@ class Replica(TypedDict):
 
 
 def replica_of(trainer: Trainer | None) -> Replica:
-    """The trainer's share-out of the data."""
+    """Return how the trainer shares the data out among processes."""
     kwargs = (None if trainer is None else trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
     return Replica(num_replicas=int(kwargs["num_replicas"]), rank=int(kwargs["rank"]))
 
 
 def own_generator(seed: int) -> torch.Generator:
-    """For a loader, which otherwise draws on the global one."""
+    """Return a generator for a loader, which would otherwise draw from the global one."""
     return torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What the data modules of labelled images have in common."""
+"""Base class of the data modules of labelled images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ImageDataModule(DataModule, ABC):
     """Labelled images in memory, normalised, with random crops and flips for training.
 
     A batch is a pair (images, labels): float32 (batch, 3, height, width) and int64 (batch,). Order, crops and flips of
-    an epoch depend on (seed, epoch) alone, so that a resumed run sees the same batches as a straight run, also when it
-    goes on in the middle of an epoch; under a distributed strategy the processes share them out.
+    an epoch depend on (seed, epoch) alone, so that a resumed run sees the same batches as an uninterrupted one, even if
+    it resumes in the middle of an epoch; under a distributed strategy, the processes share them out.
 
     Args:
         num_classes: number of classes, at least 2.
@@ -35,9 +35,9 @@ class ImageDataModule(DataModule, ABC):
         augmentation: random changes of training images.
         val_fraction: 0: validate on the test images, as the paper does. Above 0 and below 1: hold out that share of
             each class of the training images instead.
-        seed: of order, crops and flips, at least 0; left out: `torch.initial_seed()` when the training starts, which is
-            what `seed_everything` was given.
-        split_seed: of the choice of held-out images, at least 0.
+        seed: seed of order, crops and flips, at least 0; when left out, `torch.initial_seed()` at the start of the
+            training, which is the seed that `seed_everything` was given.
+        split_seed: seed of the choice of held-out images, at least 0.
         pin_memory: whether loaders copy batches to pinned memory.
 
     Raises:
