@@ -70,9 +70,9 @@ def viscous_step(conserved: Tensor, duration: Tensor, friction: Friction, stages
     $$\rho \partial_t v = \nabla \cdot \tau, \quad \partial_t E = \nabla \cdot (\tau v)$$
 
     with the Newtonian stress $\tau = \rho \eta (\nabla v + \nabla v^T - \tfrac{2}{3} \nabla \cdot v) +
-    \rho \zeta \nabla \cdot v$, or, if "unmixed", only its terms in which a velocity component is differentiated along
-    its own axis (diagonal) or across it (off the diagonal): $\tau_{xx} = \rho (\tfrac{4}{3} \eta + \zeta) \partial_x
-    v_x$, and $\rho \eta \partial_x v_y$ through the faces across x.
+    \rho \zeta \nabla \cdot v$, or, if "unmixed", only its terms that differentiate a velocity component along its own
+    axis (diagonal) or across it (off the diagonal): $\tau_{xx} = \rho (\tfrac{4}{3} \eta + \zeta) \partial_x v_x$, and
+    $\rho \eta \partial_x v_y$ through the faces across x.
 
     The method is Runge-Kutta-Legendre of second order: s stages are stable for $(s^2 + s - 2) / 4$ of Euler's steps.
 
