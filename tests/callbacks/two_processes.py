@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, _measure, engine
+from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, _analysis, _measure
 from lightning_farms.callbacks import (
     Control,
     LayerwiseLearningRate,
@@ -154,10 +154,10 @@ def broken(folder):
     def fails(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    decompose = engine.decompose
-    engine.decompose = fails if RANK == 1 else decompose
+    decompose = _analysis.decompose
+    _analysis.decompose = fails if RANK == 1 else decompose
     fit(folder, "broken", TempBalance(summary=False))
-    engine.decompose = decompose
+    _analysis.decompose = decompose
 
 
 def figures(folder):
