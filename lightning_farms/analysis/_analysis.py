@@ -146,7 +146,8 @@ class Analysis:
 
     def _decomposed(self, plans: Plans) -> tuple[dict[int, Parts], Spectra]:
         """Decompose and measure layers, and their twins if these are asked for."""
-        finite, failures = finite_layers(plans)
+        with one_thread_each():  # waking others, whose number changes often here, would take longer than the sums
+            finite, failures = finite_layers(plans)
         spectra, numbers = self._measured(finite)
         of_all = failures | numbers
         found: dict[int, Parts] = {index: [of_all[index]] for index in plans}
