@@ -98,7 +98,7 @@ class FarmsCLI(LightningCLI):
         usual = signature(class_of(network.class_path)).parameters if arguments else {}
         for name in [name for name in sizes if name in arguments]:
             given, arguments[name] = arguments[name], sizes[name]
-            if plain_size(given) not in (sizes[name], usual[name].default):
+            if name in usual and plain_size(given) not in (sizes[name], usual[name].default):
                 rank_zero_warn(
                     f"`model.network.{name}` is {sizes[name]}, not {given}: the network takes its sizes from the data."
                 )

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     module = OperatorModule.load_from_checkpoint(path)
     assert module.network.config["img_size"] == 16
     assert module.network.config["in_timesteps"] == 3
+
+
+class Relayed(DPOT):
+    """A network of the user's own that hands the sizes on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+
+def test_sizes_that_a_network_hands_on_are_the_data_s_too(run, monkeypatch):
+    module = types.ModuleType("relayed_networks")
+    module.Relayed, Relayed.__module__ = Relayed, "relayed_networks"
+    monkeypatch.setitem(sys.modules, "relayed_networks", module)
+    run("fit", "--model.network.class_path=relayed_networks.Relayed", "--trainer.fast_dev_run=1")
 
 
 def test_a_size_that_the_data_do_not_have_is_told(run):
