@@ -49,9 +49,9 @@ def _checks(plan: Plan) -> Tensor:
     """Return (2,), 1 for yes: is the sum finite (by far the quickest test); does float64 hold the squares."""
     matrices = promoted(plan.weight.matrices)
     finite = matrices.sum().isfinite()
-    if matrices.dtype.to_real() != torch.float64:  # float64 holds their squares
-        return torch.stack([finite, torch.ones_like(finite)]).double()
-    return torch.stack([finite, holds_squares(matrices.flatten(0, -2), matrices.dtype)]).double()
+    double = matrices.dtype.to_real() == torch.float64  # float64 holds the squares of all other types
+    held = holds_squares(matrices.flatten(0, -2), matrices.dtype) if double else torch.ones_like(finite)
+    return torch.stack([finite, held]).double()
 
 
 def _failure(plan: Plan, has_finite_sum: float, squares_held: float) -> Failure | None:

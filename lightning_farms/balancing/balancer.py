@@ -325,9 +325,9 @@ class Balancer:
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the hooks were made for these optimizers, the parameters they hold now, and the model's layers."""
-        moved = self._shown not in (None, shown_by(self.model))
-        moved = moved and has_structure(self.model, self.selection, self.control)  # else the present hooks stay
-        return self._hooked == held_by(optimizers) and not moved
+        same = self._hooked == held_by(optimizers)
+        unmoved = same and self._shown in (None, shown_by(self.model))
+        return unmoved or (same and not has_structure(self.model, self.selection, self.control))  # present hooks stay
 
     def _scalings_of(self, optimizer: Optimizer) -> list[LayerwiseScaling]:
         inner = updating_optimizer(optimizer)

@@ -144,9 +144,9 @@ def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
 def _no_weight(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:
     """Return no layer for biases, buffers, and the factors of a normalisation over several dimensions."""
     bias = leaf.sibling("bias") if leaf.name == "weight" else None
-    normalisation = bias is not None and bias.shape == tensor.shape
+    of_norm = is_norms_factor(leaf.module.rpartition(".")[2], leaf.name)
+    normalisation = of_norm or (bias is not None and bias.shape == tensor.shape)
     averaged = leaf.name in ("embed", "codebook", "weight") and bool(_OF_CODEBOOKS & leaf.siblings.keys())
-    normalisation = normalisation or is_norms_factor(leaf.module.rpartition(".")[2], leaf.name)
     pattern = _BIAS if leaf.stored.parameter else _NO_WEIGHT
     return [] if normalisation or averaged or pattern.fullmatch(leaf.name) else None
 
