@@ -35,7 +35,7 @@ from lightning_farms.common.checkpoints._state_dicts import (
 )
 from lightning_farms.common.checkpoints._torch_file import TorchFile, read_torch_file
 from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, UnreadableTensor, naming
-from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript
+from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript, no_torchscript
 from lightning_farms.common.checkpoints.shapes import SomeTensors, StoredTensors
 
 __all__ = ["STATE_DICT_KEYS", "WEIGHTS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
@@ -253,10 +253,7 @@ def _names(listed: object) -> list[str]:
 def _refusing(path: Path) -> Iterator[None]:
     """Raise an error that says what a file is if not one of torch.save, or that it is damaged."""
     if is_torchscript(path):
-        raise ValueError(
-            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
-            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
-        )
+        raise no_torchscript(path)
     if holds_several(path):
         _refuse_other(path)
     try:

@@ -42,10 +42,7 @@ def load_safely(path: Path) -> object:
 def _refusal(path: Path, error: Exception) -> ValueError:
     text = str(error)
     if is_torchscript(path):
-        return ValueError(
-            f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its "
-            f"weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
-        )
+        return no_torchscript(path)
     if "global" in text.lower() or ("Unsupported operand" in text and _is_pickle(path)):
         return ValueError(
             f"Expected argument `path` to be a checkpoint of tensors and plain values, but {str(path)!r} holds "
@@ -58,6 +55,14 @@ def _refusal(path: Path, error: Exception) -> ValueError:
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive with the constants of a TorchScript program, which is torch's criterion too."""
     return any(name.endswith("/constants.pkl") for name in record_names(path))
+
+
+def no_torchscript(path: Path) -> ValueError:
+    """Return the error for a TorchScript program."""
+    return ValueError(
+        f"Expected argument `path` to be a checkpoint, but {str(path)!r} is a TorchScript program. Save its weights: "
+        f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')."
+    )
 
 
 def _is_pickle(path: Path) -> bool:

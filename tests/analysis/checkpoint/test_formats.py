@@ -473,7 +473,7 @@ REFUSED = {  # file: how it is written, what it is called, what to do
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_what_is_not_read_is_named_with_the_remedy(name, tmp_path):
     file, write, called, remedy = REFUSED[name]
     write(tmp_path / file)

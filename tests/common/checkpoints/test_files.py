@@ -163,14 +163,14 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "write", "message"), BROKEN)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_what_is_no_checkpoint(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(ValueError, match=message):
         open_checkpoint(tmp_path / name)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_torchscript_has_a_remedy(tmp_path):
     torchscript(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"TorchScript program.*torch\.jit\.load\('a\.pt'\)\.state_dict"):
