@@ -9,6 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from lightning_farms.analysis._export import csv_text
+from lightning_farms.analysis._failures import Failure
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import COLUMNS, ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
@@ -120,6 +121,11 @@ class SpectralReport:
         twins = any(row.twin is not None for row in self)
         asked = tuple(name for name in ON_REQUEST if any(not math.isnan(getattr(row, name)) for row in self))
         return COLUMNS + asked + tuple(f"random_{name}" for name in _OF_TWIN if twins)
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the layers whose weights hold NaN or infinity, and which have therefore no alpha."""
+        return [row.name for row in self if row.reason == Failure.NOT_FINITE.value]
 
     @property
     def guidance(self) -> list[str]:

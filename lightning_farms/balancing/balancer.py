@@ -33,7 +33,7 @@ from lightning_farms.balancing.alpha_map import AlphaMap
 from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, has_structure, structure
-from lightning_farms.balancing.warnings import contained_fault, warnings_of_control
+from lightning_farms.balancing.warnings import contained_fault, warnings_of_control, warnings_of_weights
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -183,6 +183,8 @@ class Balancer:
             report = self._analysed(ranks)
             if report is None:
                 return self.report
+            for what, message in warnings_of_weights(report).items():
+                self._warn(what, message)
             values = self.receive(report, self.steps)
             self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)
         except Exception as error:
@@ -258,9 +260,7 @@ class Balancer:
         return self._steps_before + sum(scaling.steps for scaling in self._rates())
 
     def _after_step(self, *_: object) -> None:
-        with contained_fault(
-            self._warn, "step", "the multipliers stay as they were"
-        ):  # an error in this package must not end a user's step
+        with contained_fault(self._warn, "step", "the multipliers stay as they were"):  # our errors end no user's step
             self.prove(self.steps)
             if self.on_its_way():
                 self.apply(self.steps)

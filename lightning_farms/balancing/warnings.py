@@ -1,13 +1,14 @@
-"""Warnings of alphas with which a layer-wise control can do little, and of errors."""
+"""Warnings of weights that are not finite, of alphas with which a layer-wise control can do little, and of errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
-from lightning_farms.analysis.layer_spectrum import LayerSpectrum
+from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.common.contained import contained
+from lightning_farms.common.texts import listed
 from lightning_farms.functional.smoothing import squeezing_outlier
 from lightning_farms.functional.vectors import vector
 
@@ -17,11 +18,11 @@ def warnings_of_control(
     multipliers: Mapping[str, float],
     hyperparameter: str,
     signal: str = "alpha",
-    report: Iterable[LayerSpectrum] = (),
+    report: SpectralReport | None = None,
 ) -> dict[str, str]:
     """Warnings {kind: message} if all layers have the same multiplier, or an outlier makes all others nearly equal.
 
-    ``report``: where the alphas are from.
+    ``report``: where the alphas are from. If there are none since the weights are not finite, nothing more is said.
 
     Example:
         >>> alphas = {"a": 2.0, "b": 2.1, "c": 2.2, "d": 2.1, "e": 2.2, "f": 9.0}
@@ -31,6 +32,8 @@ def warnings_of_control(
     """
     signal = signal.replace("_", " ")
     finite = {layer: alpha for layer, alpha in alphas.items() if math.isfinite(alpha)}
+    if not finite and report is not None and report.not_finite:
+        return {}
     balanced = vector(multipliers[layer] for layer in finite)
     if len(finite) < 2 or not bool((balanced != balanced[0]).any()):
         return {
@@ -40,13 +43,29 @@ def warnings_of_control(
     return {} if index is None else {"outlier": _of_outlier(finite, list(finite)[index], hyperparameter, signal)}
 
 
-def _why_equal(alphas: list[float], signal: str, report: Iterable[LayerSpectrum]) -> str:
+def warnings_of_weights(report: SpectralReport) -> dict[str, str]:
+    """Return a warning {kind: message} if weights hold NaN or infinity.
+
+    Example:
+        >>> from lightning_farms.analysis import LayerSpectrum
+        >>> warnings_of_weights(SpectralReport([LayerSpectrum("fc", "linear", (8, 4), alpha=2.5)]))
+        {}
+    """
+    names = report.not_finite
+    if not names:
+        return {}
+    return {
+        "weights": f"the weights of {listed(map(repr, names))} are not all finite, and are left out of the analysis. "
+        "If they were finite before, the training has diverged: go back to an earlier checkpoint."
+    }
+
+
+def _why_equal(alphas: list[float], signal: str, report: SpectralReport | None) -> str:
     if not alphas:
-        found = next((f", e.g. {row.name}: {row.reason}" for row in report if row.reason), "")
+        found = next((f", e.g. {row.name}: {row.reason}" for row in report or () if row.reason), "")
         return (
             "none of the layers that the optimizer trains and the selection leaves has an alpha (`report` says why for "
-            f"each{found}). Where weights are not finite the training has diverged: go back to a checkpoint. Else use "
-            "SpectralMonitor, or select other layers."
+            f"each{found}). Use SpectralMonitor, or select other layers."
         )
     if len(alphas) == 1:
         return "only one is balanced. Select more layers, or use SpectralMonitor."

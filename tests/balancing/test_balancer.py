@@ -197,3 +197,15 @@ def test_it_needs_no_lightning():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_weights_that_are_not_finite_are_told_once():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32))
+    balancer = Balancer(model, torch.optim.SGD(model.parameters(), lr=0.1), LinearMap())
+    balancer.update()
+    with torch.no_grad():
+        model[1].weight[3, 4] = math.inf
+    with pytest.warns(UserWarning, match="the weights of '1' are not all finite"):
+        balancer.update()
+    balancer.update()  # another warning would be an error here
+    assert balancer.multipliers["1"] == 1

@@ -111,6 +111,7 @@ def test_products_that_stay_at_zero_are_warned_of_after_the_first_epoch(loader, 
 
 def test_a_training_that_diverged_is_told_to_have(loader, make_trainer, small_net):
     model, callback = small_net(make_optimizer=lambda p: torch.optim.SGD(p, lr=1e30)), TempBalance(summary=False)
-    with pytest.warns(UserWarning, match=r"conv: the weights are not all finite\)\. .* has diverged") as caught:
+    with pytest.warns(UserWarning, match=r"'conv', 'hidden', 'head' are not all finite, .* has diverged") as caught:
         make_trainer([callback], max_epochs=3).fit(model, loader)
     assert sum("has diverged" in str(warning.message) for warning in caught) == 1
+    assert not any("same learning rate" in str(warning.message) for warning in caught)

@@ -258,8 +258,10 @@ def test_non_finite_weights_are_a_row_and_no_log_entry(small_net, loader, make_t
     with torch.no_grad():
         model.head.weight[0, 0] = math.nan
     monitor = SpectralMonitor(summary=False)
-    trainer = make_trainer([monitor], max_epochs=1)
-    trainer.fit(model, loader)
+    trainer = make_trainer([monitor, TBSigmoid(summary=False)], max_epochs=2)
+    with pytest.warns(UserWarning, match="the weights of 'head' are not all finite") as caught:
+        trainer.fit(model, loader)
+    assert sum("not all finite" in str(warning.message) for warning in caught) == 1
     assert monitor.report["head"].status == "skipped"
     assert "not all finite" in monitor.report["head"].reason
     written = logged(trainer)

@@ -19,6 +19,7 @@ from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.balancing.warnings import warnings_of_weights
 from lightning_farms.callbacks._guard import Faults
 from lightning_farms.callbacks._spectral.in_trainer import (
     BackgroundAnalysis,
@@ -113,7 +114,7 @@ class SharedAnalysis:
         self._figures_at: Moment | None = None
         self._esd_names: list[str] = []
         self._faults = Faults(f"analysis {label!r}")
-        self._failed = False  # whether a failed analysis has been reported
+        self._warned_of: set[str] = set()
         self._closed = False
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -190,12 +191,12 @@ class SharedAnalysis:
         return outcome
 
     def _usable(self, outcome: SpectralReport | str) -> SpectralReport | None:
-        if not isinstance(outcome, str):
-            return outcome
-        if not self._failed:
-            self._failed = True
-            rank_zero_warn(f"{_FAILED}. {outcome}")
-        return None
+        """Return the report, or None after a failure; what is wrong with the analysis or the weights is told once."""
+        told = {"analysis": f"{_FAILED}. {outcome}"} if isinstance(outcome, str) else warnings_of_weights(outcome)
+        for what in told.keys() - self._warned_of:
+            self._warned_of.add(what)
+            rank_zero_warn(told[what])
+        return None if isinstance(outcome, str) else outcome
 
     # ---- logging -----------------------------------------------------------------------------------------------------
 
