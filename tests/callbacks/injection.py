@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -75,7 +76,14 @@ class Injected:
     @classmethod
     def restore(cls):
         if cls.function is not None:
-            cls.function.__code__, cls.function = cls.code, None
+            _replace_code(cls.function, cls.code)
+            cls.function = None
+
+
+def _replace_code(function, code):
+    with warnings.catch_warnings():  # Python 3.13 advises against code that is no generator in place of a generator's
+        warnings.simplefilter("ignore", DeprecationWarning)
+        function.__code__ = code
 
 
 sys.modules["injected"] = sys.modules[__name__]  # where the code finds it, whatever the globals it runs with
@@ -85,7 +93,7 @@ sys.modules["injected"] = sys.modules[__name__]  # where the code finds it, what
 def fault_in(function):
     """A fault at the function's first call within, whoever calls it by whatever name."""
     Injected.function, Injected.code = function, function.__code__
-    function.__code__ = _fail.__code__.replace(co_freevars=function.__code__.co_freevars)
+    _replace_code(function, _fail.__code__.replace(co_freevars=function.__code__.co_freevars))
     try:
         yield
     finally:
