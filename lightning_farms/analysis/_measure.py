@@ -23,8 +23,8 @@ from lightning_farms.functional.distributions import compare_distributions
 from lightning_farms.functional.eigensolvers import Way
 from lightning_farms.functional.power_law import PowerLawFit
 from lightning_farms.functional.random_matrix import MarchenkoPasturFit, fit_marchenko_pastur
-from lightning_farms.functional.spectral_metrics import effective_rank
-from lightning_farms.functional.spectrum import QUICK_ERROR, stable_rank
+from lightning_farms.functional.spectral_metrics import effective_rank, stable_rank
+from lightning_farms.functional.spectrum import QUICK_ERROR
 from lightning_farms.functional.uncertainty import bootstrap_interval, goodness_of_fit
 
 _ZERO = torch.finfo(torch.float32).eps ** 2  # times the size: share of the largest eigenvalue that is rounding

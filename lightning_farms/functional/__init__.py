@@ -35,8 +35,14 @@ from lightning_farms.functional.sparsity import (
     linear_scores,
     official_sparsity,
 )
-from lightning_farms.functional.spectral_metrics import SpectralDensity, effective_rank, log_norm, spectral_density
-from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd, esd_by_singular_values, stable_rank
+from lightning_farms.functional.spectral_metrics import (
+    SpectralDensity,
+    effective_rank,
+    log_norm,
+    spectral_density,
+    stable_rank,
+)
+from lightning_farms.functional.spectrum import CheckedSpectrum, checked_esd, esd, esd_by_singular_values
 from lightning_farms.functional.submatrices import fixed_aspect_ratio_submatrices
 from lightning_farms.functional.uncertainty import Interval, bootstrap_interval, goodness_of_fit
 

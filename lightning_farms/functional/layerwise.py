@@ -8,16 +8,13 @@ would blow up rounding errors to its full range), all multipliers are 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_farms.functional.vectors import check_vector
-
-_EQUAL = 1e-9
+from lightning_farms.functional.vectors import check_vector, map_finite
 
 
 def tb_linear_map(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
@@ -48,7 +45,7 @@ def tb_linear_map(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float
     def linear(a: Tensor) -> Tensor:
         return (a - a.min()) / (a.max() - a.min()) * (lr_max_ratio - lr_min_ratio) + lr_min_ratio
 
-    return _map_finite(alphas, linear)
+    return map_finite(alphas, linear)
 
 
 def tb_sigmoid(alphas: Tensor, s_low: float = 1.0, s_high: float = 1.0, tau: float = 10.0) -> Tensor:
@@ -83,7 +80,7 @@ def tb_sigmoid(alphas: Tensor, s_low: float = 1.0, s_high: float = 1.0, tau: flo
         strength = torch.where(above_mean > 0, a.new_tensor(s_high), a.new_tensor(s_low))
         return 10 ** (strength * (torch.sigmoid(tau * above_mean) - 0.5))
 
-    return _map_finite(alphas, sigmoid)
+    return map_finite(alphas, sigmoid)
 
 
 def tb_sqrt(alphas: Tensor) -> Tensor:
@@ -102,7 +99,7 @@ def tb_sqrt(alphas: Tensor) -> Tensor:
         >>> tb_sqrt(torch.tensor([1.0, 4.0, float("nan")]))
         tensor([0.6667, 1.3333, 1.0000], dtype=torch.float64)
     """
-    return _map_finite(alphas, lambda a: a.sqrt() / a.sqrt().mean())
+    return map_finite(alphas, lambda a: a.sqrt() / a.sqrt().mean())
 
 
 def tb_log2(alphas: Tensor) -> Tensor:
@@ -121,7 +118,7 @@ def tb_log2(alphas: Tensor) -> Tensor:
         >>> tb_log2(torch.tensor([2.0, 8.0]))
         tensor([0.5000, 1.5000], dtype=torch.float64)
     """
-    return _map_finite(alphas, lambda a: a.log2() / a.log2().mean())
+    return map_finite(alphas, lambda a: a.log2() / a.log2().mean())
 
 
 def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5) -> Tensor:
@@ -152,7 +149,7 @@ def tb_step(alphas: Tensor, lr_min_ratio: float = 0.5, lr_max_ratio: float = 1.5
         rank = smaller + (equal - 1).to(a) / 2
         return lr_min_ratio + (lr_max_ratio - lr_min_ratio) * rank / a.numel()
 
-    return _map_finite(alphas, by_rank)
+    return map_finite(alphas, by_rank)
 
 
 def normalize_multipliers(
@@ -259,14 +256,3 @@ def check_sigmoid(s_low: float, s_high: float, tau: float) -> None:
             raise ValueError(f"Expected argument `{name}` to be finite and not negative, but got {value}.")
     if not 0 < tau < math.inf:
         raise ValueError(f"Expected argument `tau` to be finite and positive, but got {tau}.")
-
-
-def _map_finite(alphas: Tensor, map_alphas: Callable[[Tensor], Tensor]) -> Tensor:
-    check_vector("alphas", alphas)
-    values = alphas.to(torch.float64)
-    finite = values.isfinite()
-    chosen = values[finite]
-    multipliers = torch.ones_like(values)
-    if chosen.numel() > 0 and bool(chosen.max() - chosen.min() > _EQUAL * chosen.abs().max()):
-        multipliers[finite] = map_alphas(chosen)
-    return multipliers

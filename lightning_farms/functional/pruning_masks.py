@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_farms.functional._selection import smallest_entries, smallest_in_rows, smallest_of_every
+from lightning_farms.functional._smallest_entries import smallest_entries, smallest_in_rows, smallest_of_every
 
 
 class NofM(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.functional._selection import smallest_entries, smallest_of_every
+from lightning_farms.functional._smallest_entries import smallest_entries, smallest_of_every
 from lightning_farms.functional.pruning_masks import Amount, Counts, NofM, check_weight, checked_amount, number_of_zeros
 
 _MOST_CONDITION = 1e5  # largest condition of a Hessian in float32; beyond it rounding decides which weights go

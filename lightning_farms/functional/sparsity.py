@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.functional._allotment import fill_budget, give_rest
-from lightning_farms.functional.vectors import check_vector, vector
+from lightning_farms.functional._apportionment import fill_budget, give_rest
+from lightning_farms.functional.vectors import check_vector, map_finite, vector
 
-_EQUAL = 1e-9  # relative; alphas that differ by less would be blown up to the map's full range
 _OFFICIAL_CUT = {0.7: 0.99999}  # value to which the authors' program cuts ratios above 1, by target sparsity
 _OFFICIAL_OTHER_CUT = 0.998
 
@@ -69,12 +68,11 @@ def linear_scores(alphas: Tensor, epsilon: float = 0.3, groups: Sequence[Hashabl
     values = alphas.to(torch.float64)
     if groups is not None:
         values = _block_means(values, groups, values.isfinite())
-    finite = values.isfinite()
-    chosen = values[finite]
-    scores = torch.ones_like(values)
-    if chosen.numel() > 0 and bool(chosen.max() - chosen.min() > _EQUAL * chosen.abs().max()):
-        scores[finite] = 1 - epsilon + 2 * epsilon * (chosen - chosen.min()) / (chosen.max() - chosen.min())
-    return scores
+
+    def linear(a: Tensor) -> Tensor:
+        return 1 - epsilon + 2 * epsilon * (a - a.min()) / (a.max() - a.min())
+
+    return map_finite(values, linear)
 
 
 def allocate_sparsity(

@@ -22,6 +22,26 @@ class SpectralDensity(NamedTuple):
     density: Tensor
 
 
+def stable_rank(eigenvalues: Tensor) -> Tensor:
+    r"""Stable rank :math:`\sum_i \lambda_i / \max_i \lambda_i = \|W\|_F^2 / \|W\|_2^2` of a spectrum.
+
+    Args:
+        eigenvalues: (..., N), not negative, in units of the squared weight.
+
+    Returns:
+        (...), between 1 and N; NaN where all eigenvalues are zero.
+
+    Raises:
+        ValueError: no eigenvalues.
+
+    Example:
+        >>> stable_rank(torch.tensor([1.0, 1.0, 2.0]))
+        tensor(2.)
+    """
+    _check(eigenvalues)
+    return eigenvalues.sum(-1) / eigenvalues.amax(-1)
+
+
 def effective_rank(eigenvalues: Tensor) -> Tensor:
     r"""Effective rank :math:`\exp(-\sum_i p_i \ln p_i)` with :math:`p_i = \lambda_i / \sum_j \lambda_j`.
 
@@ -45,7 +65,8 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
     Reference:
         Roy and Vetterli, European Signal Processing Conference (2007), Definition 1.
     """
-    values = _checked(eigenvalues)
+    _check(eigenvalues)
+    values = eigenvalues.to(torch.float64)
     entropy: Tensor = torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1)
     return entropy.exp()
 
@@ -66,7 +87,8 @@ def log_norm(eigenvalues: Tensor) -> Tensor:
         >>> log_norm(torch.tensor([10.0, 90.0]))
         tensor(2., dtype=torch.float64)
     """
-    return _checked(eigenvalues).sum(-1).log10()
+    _check(eigenvalues)
+    return eigenvalues.to(torch.float64).sum(-1).log10()
 
 
 def spectral_density(eigenvalues: Tensor, *, bins: int | None = None) -> SpectralDensity:
@@ -91,7 +113,8 @@ def spectral_density(eigenvalues: Tensor, *, bins: int | None = None) -> Spectra
         SpectralDensity(edges=tensor([  1.,  10., 100.], dtype=torch.float64), \
 density=tensor([0.0556, 0.0028], dtype=torch.float64))
     """
-    values = _checked(eigenvalues)
+    _check(eigenvalues)
+    values = eigenvalues.to(torch.float64)
     if bins is None:
         bins = int(min(max(2 * values.shape[-1] ** 0.5, 8), 64))
     if bins < 1:
@@ -110,9 +133,8 @@ density=tensor([0.0556, 0.0028], dtype=torch.float64))
     return SpectralDensity(edges, counts / (values.shape[-1] * edges.diff(dim=-1)))
 
 
-def _checked(eigenvalues: Tensor) -> Tensor:
+def _check(eigenvalues: Tensor) -> None:
     if eigenvalues.ndim < 1 or eigenvalues.shape[-1] == 0:
         raise ValueError(
             f"Expected argument `eigenvalues` to be (..., N) with N >= 1, but got shape {tuple(eigenvalues.shape)}."
         )
-    return eigenvalues.to(torch.float64)

@@ -387,26 +387,3 @@ def _float32_products_are_exact() -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # precision was set per backend, so it is not the default in any case
         return False
-
-
-def stable_rank(eigenvalues: Tensor) -> Tensor:
-    r"""Stable rank :math:`\sum_i \lambda_i / \max_i \lambda_i = \|W\|_F^2 / \|W\|_2^2` of a spectrum.
-
-    Args:
-        eigenvalues: (..., N), not negative, in units of the squared weight.
-
-    Returns:
-        (...), between 1 and N; NaN where all eigenvalues are zero.
-
-    Raises:
-        ValueError: no eigenvalues.
-
-    Example:
-        >>> stable_rank(torch.tensor([1.0, 1.0, 2.0]))
-        tensor(2.)
-    """
-    if eigenvalues.ndim < 1 or eigenvalues.shape[-1] == 0:
-        raise ValueError(
-            f"Expected argument `eigenvalues` to be (..., N) with N >= 1, but got shape {tuple(eigenvalues.shape)}."
-        )
-    return eigenvalues.sum(-1) / eigenvalues.amax(-1)

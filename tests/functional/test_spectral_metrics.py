@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_farms.functional.spectral_metrics import effective_rank, log_norm, spectral_density
+from lightning_farms.functional.spectral_metrics import effective_rank, log_norm, spectral_density, stable_rank
+from lightning_farms.functional.spectrum import esd
 
 
 def draw(*shape):
@@ -95,3 +96,21 @@ def test_rejects_shape(function, shape):
 def test_rejects_bins():
     with pytest.raises(ValueError, match="`bins` to be at least 1, but got 0"):
         spectral_density(torch.ones(2), bins=0)
+
+
+def test_stable_rank_is_ratio_of_norms():
+    matrices = np.random.RandomState(0).standard_normal((4, 9, 6))
+    expected = np.linalg.norm(matrices, "fro", (1, 2)) ** 2 / np.linalg.norm(matrices, 2, (1, 2)) ** 2
+    torch.testing.assert_close(stable_rank(esd(torch.tensor(matrices))), torch.tensor(expected), rtol=1e-12, atol=0)
+
+
+def test_stable_rank_limits():
+    assert stable_rank(torch.ones(7)).item() == 7
+    assert stable_rank(torch.tensor([0.0, 0.0, 5.0])).item() == 1
+    assert stable_rank(torch.zeros(3)).isnan()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+def test_stable_rank_rejects_shape(shape):
+    with pytest.raises(ValueError, match=r"`eigenvalues` to be \(\.\.\., N\) with N >= 1, but got shape"):
+        stable_rank(torch.zeros(shape))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_farms.functional import esd, stable_rank
+from lightning_farms.functional import esd
 
 
 def draw(shape, dtype):
@@ -174,24 +174,6 @@ def test_esd_rejects_shape(shape):
 def test_esd_rejects_dtype(dtype):
     with pytest.raises(TypeError, match=f"`matrices` to be real or complex, but got {dtype}"):
         esd(torch.zeros(3, 3, dtype=dtype))
-
-
-def test_stable_rank_is_ratio_of_norms():
-    matrices = np.random.RandomState(0).standard_normal((4, 9, 6))
-    expected = np.linalg.norm(matrices, "fro", (1, 2)) ** 2 / np.linalg.norm(matrices, 2, (1, 2)) ** 2
-    torch.testing.assert_close(stable_rank(esd(torch.tensor(matrices))), torch.tensor(expected), rtol=1e-12, atol=0)
-
-
-def test_stable_rank_limits():
-    assert stable_rank(torch.ones(7)).item() == 7
-    assert stable_rank(torch.tensor([0.0, 0.0, 5.0])).item() == 1
-    assert stable_rank(torch.zeros(3)).isnan()
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
-def test_stable_rank_rejects_shape(shape):
-    with pytest.raises(ValueError, match=r"`eigenvalues` to be \(\.\.\., N\) with N >= 1, but got shape"):
-        stable_rank(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
