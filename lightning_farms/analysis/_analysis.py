@@ -82,31 +82,32 @@ class Analysis:
     def of(self, weights: Iterable[LayerWeight], progress: Callable[[int], object] | None = None) -> SpectralReport:
         """Analyse the weights, a workspace full of them at a time, and return the report."""
         rows: dict[int, LayerSpectrum] = {}
-        errors: list[tuple[str, Exception]] = []
+        errors: dict[str, Exception] = {}  # the first of each layer
         planned = lost = 0
         plans = (self.plan(weight, errors) for weight in weights)
         for skipped, chunk in self.chunks(enumerate(plans), math.inf if progress is None else _DEAREST_STEP):
             found, spectra = self.found(chunk)
             rows |= skipped
             rows |= {index: self.row(plan, found[index], spectra.get(index)) for index, plan in chunk.items()}
-            errors += [(chunk[index].weight.name, error) for index, error in errors_of(found)]
+            for index, error in errors_of(found):
+                errors.setdefault(chunk[index].weight.name, error)
             planned += len(chunk)
             lost += sum(isinstance(each[0], Failed) and each[0].error is not None for each in found.values())
             if progress is not None:
                 progress(len(skipped) + len(chunk))
             chunk.clear()  # release these weights before the next are read
-        if errors and lost == planned:  # not some layers fail, but the analysis itself
-            raise errors[0][1]
         if errors:
-            names = listed(dict.fromkeys(name for name, _ in errors))
-            warnings.warn(f"The analysis failed for {names}: {error_text(errors[0][1])}", stacklevel=3)
+            first = next(iter(errors.values()))
+            if lost == planned:  # not some layers fail, but the analysis itself
+                raise first
+            warnings.warn(f"The analysis failed for {listed(errors)}: {error_text(first)}", stacklevel=3)
         return SpectralReport([rows[index] for index in sorted(rows)])
 
-    def plan(self, weight: LayerWeight, errors: list[tuple[str, Exception]]) -> Plan | LayerSpectrum:
+    def plan(self, weight: LayerWeight, errors: dict[str, Exception]) -> Plan | LayerSpectrum:
         """Return the plan of a layer, or the row of one that is skipped; an error is added to ``errors``."""
         plan = attempted(plan_layer, weight, self.method)
         if isinstance(plan, Exception):
-            errors.append((weight.name, plan))
+            errors[weight.name] = plan
             return skipped_row(weight, failed(plan).reason)
         return plan
 
@@ -141,7 +142,8 @@ class Analysis:
             self.known.keep(plans[index], keys[index], Finding(found[index], spectra.get(index)))
         for index, finding in findings.items():
             found[index] = finding.parts
-            spectra |= {} if finding.eigenvalues is None else {index: finding.eigenvalues}
+            if finding.eigenvalues is not None:
+                spectra[index] = finding.eigenvalues
         return found, spectra
 
     def _decomposed(self, plans: Plans) -> tuple[dict[int, Parts], Spectra]:
@@ -166,7 +168,8 @@ class Analysis:
         spectra: Spectra = {}
         found: _Found = {}
         suspects: dict[int, list[float]] = {}  # errors of the eigenvalues' sums; NaN if there are no eigenvalues
-        for quick in (True, False) if self.method.forgives_rounding and not self.keep_eigenvalues else (False,):
+        float32_may_do = self.method.forgives_rounding and not self.keep_eigenvalues
+        for quick in (True, False) if float32_may_do else (False,):
             asked = {index: plan for index, plan in plans.items() if index not in found and index not in suspects}
             spectra_now, outcomes = self._pass(asked, quick=quick)
             spectra |= spectra_now
@@ -175,7 +178,8 @@ class Analysis:
                 if any(error > 0 for error in errors) or (errors != _PASSED and not quick and _may_recover(outcome)):
                     suspects[index] = errors
                 elif isinstance(outcome, Exception):
-                    found |= {} if quick else {index: failed(outcome)}
+                    if not quick:
+                        found[index] = failed(outcome)
                 elif not quick or (errors == _PASSED and outcome[_ROUNDING] <= _LARGEST_ROUNDING):
                     found[index] = outcome
         for index, errors in suspects.items():

@@ -127,20 +127,14 @@ def compressed(plan: Plan, quick: bool) -> Plan:
 
 def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, where: Where) -> list[list[_Job]]:
     """Return a list of jobs for each size of windows, in the layers' order; layers of one size share jobs."""
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[object, ...], dict[int, Plan]] = defaultdict(dict)
     for key, plan in plans.items():
-        groups[
-            plan.matrices.device, promoted_type(plan.matrices.dtype), plan.windows.height, plan.windows.width
-        ].append(key)
-    ways = [_way([plans[key] for key in keys], quick, where) for keys in groups.values()]
-    shared = sum(
-        plans[key].cost for way, keys in zip(ways, groups.values(), strict=True) if _for_workers(way) for key in keys
-    )
+        matrices, windows = plan.matrices, plan.windows
+        groups[matrices.device, promoted_type(matrices.dtype), windows.height, windows.width][key] = plan
+    routed = [(group, _way(list(group.values()), quick, where)) for group in groups.values()]
+    shared = sum(plan.cost for group, way in routed if _for_workers(way) for plan in group.values())
     dearest = max(_CHEAPEST_JOB, shared / (workers * _JOBS_A_WORKER))
-    return [
-        list(_group_jobs({key: plans[key] for key in keys}, way, quick, workspace, dearest))
-        for way, keys in zip(ways, groups.values(), strict=True)
-    ]
+    return [list(_group_jobs(group, way, quick, workspace, dearest)) for group, way in routed]
 
 
 def _way(plans: list[Plan], quick: bool, where: Where) -> Way:

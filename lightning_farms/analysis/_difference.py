@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_farms.analysis._failures import attempted, not_computed
 from lightning_farms.analysis._rounding import ranks_clear_of_rounding, rounded_to
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
+from lightning_farms.common.texts import joined
 
 
 def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
@@ -26,7 +27,7 @@ def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> 
             if isinstance(change, Exception):
                 yield weight._replace(matrices=NO_MATRICES, reason=not_computed(change))
             else:
-                remark = "; ".join(filter(None, [weight.remark, start.remark and f"in the base: {start.remark}"]))
+                remark = joined(weight.remark, start.remark and f"in the base: {start.remark}")
                 after = weight._replace(matrices=change, rank=_rank(weight, start), remark=remark)
                 yield _clear_of_rounding(after, weight, start)
 
@@ -49,8 +50,7 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
     if rank >= min(change.matrices.shape[-2:]):
         return change
     fitted = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
-    remark = "; ".join(text for text in (change.remark, fitted) if text)
-    return change._replace(rank=max(rank, 1), remark=remark)
+    return change._replace(rank=max(rank, 1), remark=joined(change.remark, fitted))
 
 
 def _numbers(weight: LayerWeight) -> str:

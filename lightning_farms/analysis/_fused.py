@@ -12,21 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis.weights._products import first_number, heads_in
-
-
-class Heads(NamedTuple):
-    """Numbers of query heads and of key and value heads, the size of a head, and whether they lie in groups."""
-
-    queries: int
-    shared: int
-    size: int
-    grouped: bool = False
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Numbers of rows of queries, keys and values."""
-        return self.queries * self.size, self.shared * self.size, self.shared * self.size
+from lightning_farms.analysis.weights._heads import Heads, first_number, heads_in
 
 
 class FusedRows(NamedTuple):
@@ -110,12 +96,8 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
         return FusedRows({"k": slice(0, columns), "v": slice(columns, rows)})
     known = list(_candidates(name, config))
     heads = next((each for each in known if sum(each.sizes) == rows), None)
-    if (
-        heads is None
-        and rows == 3 * columns
-        and _ANY in _RULES[name.rpartition(".")[2]]
-        and not name.endswith("attn.attn")
-    ):
+    any_model = _ANY in _RULES[name.rpartition(".")[2]] and not name.endswith("attn.attn")
+    if heads is None and any_model and rows == 3 * columns:
         heads = Heads(1, 1, columns)  # in a part of the model that the configuration says less about
     if heads is None:
         raise NotTold(f"the configuration does not tell how {rows} rows are arranged")
@@ -129,7 +111,7 @@ def _candidates(name: str, config: Mapping[str, Any]) -> Iterator[Heads]:
         rule = rules.get(str(part.get("model_type", config.get("model_type"))), rules.get(_ANY))
         heads = heads_in(part)
         if rule is not None and heads is not None:
-            yield rule(part, Heads(*heads))
+            yield rule(part, heads)
 
 
 def _rows(heads: Heads) -> tuple[slice | Tensor, slice | Tensor, slice | Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._failures import attempted
-from lightning_farms.analysis._leave_out import alphas_without, count_outliers
+from lightning_farms.analysis._outlier_eigenvalues import alphas_without, count_outliers
 from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
 from lightning_farms.analysis._spectrum import Spectrum
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -348,4 +348,6 @@ def _remarks(plan: Plan, counts: dict[str, float]) -> list[str]:
 
 
 def _log10(value: float) -> float:
-    return math.log10(value) if value > 0 else -math.inf if value == 0 else math.nan
+    if value == 0:
+        return -math.inf
+    return math.log10(value) if value > 0 else math.nan

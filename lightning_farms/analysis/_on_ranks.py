@@ -38,12 +38,12 @@ def analyze_on_ranks(
         analysis: the settings.
         ranks: the processes.
     """
-    plans = ((weight.name, analysis.plan(weight, [])) for weight in source(False))
+    plans = ((weight.name, analysis.plan(weight, {})) for weight in source(False))
     costs = {name: plan.cost for name, plan in plans if isinstance(plan, Plan)}
     owner = owners(costs, 1 if analysis.keep_eigenvalues else ranks.world_size)
     names: list[str] = []
     layers: list[Plan | LayerSpectrum] = []
-    unplanned: list[tuple[str, Exception]] = []
+    unplanned: dict[str, Exception] = {}
 
     def own() -> Iterator[tuple[int, Plan]]:
         for index, weight in enumerate(source(True)):
@@ -67,8 +67,8 @@ def analyze_on_ranks(
     check_same_layers(names, ranks)  # the first moment at which ranks wait for each other, unless weights are gathered
     table = ranks.sum(torch.cat([refusals.view(-1, 1), numbers], dim=1))
     if unplanned and not any(isinstance(layer, Plan) for layer in layers):
-        raise unplanned[0][1]
-    _warn_of([*failures, *(error for _, error in unplanned)])  # not before: where it raises, other ranks would wait
+        raise next(iter(unplanned.values()))
+    _warn_of([*failures, *unplanned.values()])  # not before: where it raises, other ranks would wait
     rows = []
     for index, (layer, (refused, *shared)) in enumerate(zip(layers, table.tolist(), strict=True)):
         if isinstance(layer, LayerSpectrum):

@@ -64,7 +64,9 @@ class Plan(NamedTuple):
         if self.weight.rank is None or 2 * self.compressed_size >= self.gram_size:
             return None
         rows, columns = self.matrices.shape[-2:]
-        return "rows" if self.windows.height == rows else "columns" if self.windows.width == columns else None
+        if self.windows.height == rows:
+            return "rows"
+        return "columns" if self.windows.width == columns else None
 
     def without_values(self) -> Plan:
         """Return the plan with shapes and types only, which holds no memory."""

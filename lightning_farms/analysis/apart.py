@@ -12,6 +12,7 @@ from torch import nn
 from lightning_farms.analysis._fused import NotTold, fused_rows, is_fused
 from lightning_farms.analysis.weights._layouts import _EXPERTS
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
+from lightning_farms.common.texts import joined
 
 Part = Literal["experts", "qkv"]
 
@@ -84,7 +85,7 @@ def _projections(weight: LayerWeight, config: Mapping[str, Any]) -> Iterator[Lay
         parts, guess = fused_rows(weight.name, rows, columns, config)
     except NotTold as error:
         remark = f"queries, keys and values are not taken apart: {error}"
-        yield weight._replace(remark="; ".join(text for text in (weight.remark, remark) if text))
+        yield weight._replace(remark=joined(weight.remark, remark))
         return
     for part, places in parts.items():
         chosen = places if isinstance(places, slice) else places.to(weight.matrices.device)
@@ -95,7 +96,7 @@ def _projections(weight: LayerWeight, config: Mapping[str, Any]) -> Iterator[Lay
             shape=tuple(matrices.shape[1:]),
             matrices=matrices,
             rank=rank,
-            remark="; ".join(text for text in (weight.remark, guess) if text),
+            remark=joined(weight.remark, guess),
         )
 
 

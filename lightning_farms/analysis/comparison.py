@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from lightning_farms.analysis._export import csv_text
 from lightning_farms.analysis._names import match_names
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.summary import summarize
-from lightning_farms.common.texts import json_text, write_if_asked
+from lightning_farms.common.texts import csv_text, json_text, write_if_asked
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,11 @@ class Comparison:
         return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
 
     def _records(self) -> Sequence[Mapping[str, Any]]:
-        nothing = {name: math.nan for name in _COLUMNS} | {"kind": "", "shape": ()}
-        unmatched = {"only": self.only, "other_only": self.other_only, "without_alpha": self.without_alpha}
-        return [{**asdict(layer), "status": "ok"} for layer in self.layers] + [
-            {**nothing, "name": name, "status": status} for status, names in unmatched.items() for name in names
-        ]
+        records = [{**asdict(layer), "status": "ok"} for layer in self.layers]
+        nothing = {**dict.fromkeys(_COLUMNS, math.nan), "kind": "", "shape": ()}
+        for status in ("only", "other_only", "without_alpha"):
+            records += [{**nothing, "name": name, "status": status} for name in getattr(self, status)]
+        return records
 
 
 _COLUMNS = ("name", "kind", "shape", "alpha", "other_alpha", "delta", "delta_error", "status")

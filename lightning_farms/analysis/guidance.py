@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_farms.analysis.outliers import robust_deviation
 from lightning_farms.common.texts import listed
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 _FEWEST = 4  # layers; among fewer none stands out
 _CHANCE = 0.05  # probability that a layer is named in a network whose layers do not differ
-_ROBUST = 1.4826  # standard deviation divided by median absolute deviation, of a normal distribution
 _SMALL_SAMPLE = 3.0  # the median absolute deviation of n layers may be too small by this divided by n
 _LEAST_DIFFERENCE = 0.1  # relative difference of alpha - 1
 _MOST = 0.25  # share of the layers; if more differ, they are of several kinds, and none stands out
@@ -138,8 +138,8 @@ def _scatter(row: LayerSpectrum, by_scan: float) -> float:
 
 
 def _robust(distances: list[float]) -> float:
-    """Estimate the standard deviation of distances from a median by the median of their absolute values."""
-    return _ROBUST * median(map(abs, distances)) * (1 + _SMALL_SAMPLE / len(distances))
+    """Estimate the standard deviation of distances from a median, for a sample of any size."""
+    return robust_deviation(distances) * (1 + _SMALL_SAMPLE / len(distances))
 
 
 def _error(row: LayerSpectrum) -> float:

@@ -164,13 +164,11 @@ class LayerHistory:
             raise ModuleNotFoundError(
                 'LayerHistory.to_pandas() needs pandas: pip install "lightning-farms[pandas]".'
             ) from error
-        lines = [
-            (epochs, step, quantity, layer, row[analysis])
-            for analysis, (epochs, step) in enumerate(zip(self.epochs, self.steps, strict=True))
-            for quantity, by_layer in self._quantities.items()
-            for layer, row in by_layer.items()
-            if analysis < len(row) and not math.isnan(row[analysis])
-        ]
+        lines = []
+        for analysis, when in enumerate(zip(self.epochs, self.steps, strict=True)):
+            for quantity, by_layer in self._quantities.items():
+                values = {layer: row[analysis] for layer, row in by_layer.items() if analysis < len(row)}
+                lines += [(*when, quantity, layer, value) for layer, value in values.items() if not math.isnan(value)]
         frame = pd.DataFrame(lines, columns=["epochs", "step", "quantity", "layer", "value"])
         return frame.astype({"epochs": "int64", "step": "Int64", "value": "float64"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from types import MappingProxyType
 from typing import Literal
@@ -77,5 +77,10 @@ def _middle_and_distance(alphas: list[float]) -> tuple[float, float]:
     if len(alphas) < _FEWEST:
         return 0.0, math.inf
     middle = median(alphas)
-    spread = _ROBUST * median(abs(alpha - middle) for alpha in alphas)
+    spread = robust_deviation(alpha - middle for alpha in alphas)
     return middle, SPREADS * spread if spread > 0 else math.inf
+
+
+def robust_deviation(distances: Iterable[float]) -> float:
+    """Estimate the standard deviation of distances from a median by the median of their absolute values."""
+    return _ROBUST * median(map(abs, distances))

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from lightning_farms.analysis._export import csv_text
 from lightning_farms.analysis._failures import Failure
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import COLUMNS, ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
 from lightning_farms.analysis.table import html_table, text_table, ways
-from lightning_farms.common.texts import json_text, write_if_asked
+from lightning_farms.common.texts import csv_text, json_text, write_if_asked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,8 +144,9 @@ class SpectralReport:
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """Return JSON text with ``summary`` and ``layers``, missing numbers as ``null`` (and write it to ``path``)."""
-        by_way = ways(self)
-        summary = {"alpha": asdict(self.summary)} | ({"ways": by_way} if by_way else {})
+        summary: dict[str, Any] = {"alpha": asdict(self.summary)}
+        if by_way := ways(self):
+            summary["ways"] = by_way
         return write_if_asked(json_text({"summary": summary, "layers": self._records()}), path)
 
     def to_pandas(self) -> pd.DataFrame:

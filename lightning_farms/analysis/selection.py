@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from lightning_farms.analysis._layout import RULE, is_layout
+from lightning_farms.analysis._layout_text import RULE, is_layout
 
 KINDS = (
     "linear",
@@ -193,7 +193,8 @@ class Selection:
         """
         known = list(names)
         for argument in ("include", "exclude", "layout"):
-            for pattern in map(_pattern, getattr(self, argument)) if argument == "layout" else getattr(self, argument):
+            texts = getattr(self, argument)
+            for pattern in map(_pattern, texts) if argument == "layout" else texts:
                 if not any(_matches(pattern, name) for name in known):
                     raise PatternError(argument, pattern, known)
 
@@ -224,7 +225,9 @@ def _nearby(pattern: str, names: Sequence[str]) -> str:
     close = get_close_matches(pattern.strip("*."), prefixes, n=3, cutoff=0.5)
     if close:
         return f"Close to it: {', '.join(close)}"
-    return f"There are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "There are no layers"
+    if not names:
+        return "There are no layers"
+    return f"There are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -193,15 +193,13 @@ def _html_row(line: Mapping[str, str]) -> str:
 
 def standing_out(rows: Iterable[LayerSpectrum], *, fit: str = "") -> dict[str, Literal["high", "low"]]:
     """Return layers whose alpha stands out (see :func:`outliers`); LoRA products are compared among themselves."""
-    kinds: dict[bool, list[LayerSpectrum]] = {False: [], True: []}
-    for row in rows:
-        if row.status is Status.OK:
-            kinds[row.kind == "low-rank product"].append(row)
-    found = (
-        outliers({row.name: row.alpha for row in some}, fit=fit, errors={row.name: row.standard_error for row in some})
-        for some in kinds.values()
-    )
-    return {name: side for each in found for name, side in each.items()}
+    analysed = [row for row in rows if row.status is Status.OK]
+    sides: dict[str, Literal["high", "low"]] = {}
+    for products in (False, True):
+        group = [row for row in analysed if (row.kind == "low-rank product") is products]
+        errors = {row.name: row.standard_error for row in group}
+        sides |= outliers({row.name: row.alpha for row in group}, fit=fit, errors=errors)
+    return sides
 
 
 def _marked_cells(rows: Sequence[LayerSpectrum]) -> dict[str, list[str]]:

@@ -1,11 +1,13 @@
-"""Results as text: standard JSON (without NaN and infinity), lists of names, and files."""
+"""Results as text: standard JSON (without NaN and infinity), CSV, lists of names, and files."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,15 @@ def json_text(content: Mapping[str, Any]) -> str:
         '{\n  "alpha": null\n}\n'
     """
     return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+
+
+def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    r"""Return a header and one line per record, with shapes as ``64x3x3x3`` and missing numbers as ``nan``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _shape_as_text(record[name]) for name in columns} for record in records)
+    return text.getvalue()
 
 
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
@@ -58,9 +69,18 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def joined(*texts: str) -> str:
+    """Join the texts that are not empty by semicolons."""
+    return "; ".join(filter(None, texts))
+
+
 def _without_nan(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Mapping):
         return {str(key): _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shape_as_text(value: object) -> object:
+    return shape_text(value) if isinstance(value, tuple) else value

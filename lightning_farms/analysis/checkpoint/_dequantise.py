@@ -87,8 +87,11 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
     for axis, size in ((-2, block[0]), (-1, block[1])):
         count, length = factors.shape[axis], weight.shape[axis]
         if count not in (1, length):
-            repeats = size if math.ceil(length / size) == count else length // count if length % count == 0 else 0
-            if not repeats:
+            if math.ceil(length / size) == count:
+                repeats = size
+            elif length % count == 0:
+                repeats = length // count
+            else:
                 raise UnreadableTensor(f"damaged: {count} scales do not fit {length} rows or columns")
             factors = factors.repeat_interleave(repeats, dim=axis).narrow(axis, 0, length)
     return factors

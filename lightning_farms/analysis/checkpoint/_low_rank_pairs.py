@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
+from lightning_farms.analysis.weights._heads import heads_in
 from lightning_farms.analysis.weights._products import (
     RESCALED,
     expert_matrices,
     factor_reason,
     low_rank_matrices,
-    sizes_in,
     with_core,
 )
 
@@ -33,8 +33,6 @@ _OF_CONTROL = "lora_controlnet"  # an entry of Control-LoRA, whose factors are c
 _REPEATED = re.compile(r"[*+?{]")
 _MOST_REPEATED = 2
 _LONGEST = 200
-
-
 _EXPERTS_NOT_TOLD = "factors for several experts: how many, nothing beside the file tells (adapter_config.json)"
 
 
@@ -58,30 +56,49 @@ class LowRankPair(NamedTuple):
 
 def low_rank_pairs(names: Mapping[str, object]) -> dict[str, LowRankPair]:
     """Return the pairs among some names, by the name of the first factor."""
-    pairs: dict[str, LowRankPair] = {}
-    for name in names:
-        match = None if factor_reason(name) else _OF_NEMO.fullmatch(name) or _FIRST.fullmatch(name)
-        if _OF_CONTROL in names and name.endswith(".down") and f"{name.removesuffix('down')}up" in names:
-            module = name.removesuffix(".down")
-            pairs[name] = LowRankPair(module, "lora", name, f"{module}.up")
-        if match:
-            factor = _SECOND.get(match["factor"]) or match["factor"].replace("down", "up")
-            second = f"{match['start']}{factor}{match['rest']}"
-            if second in names:
-                base = "lora_embedding" if "embedding" in match["factor"] else match["lora"] or "lora"
-                leaf = base + match["rest"].removesuffix(".weight")
-                module, rest = match["module"] or "", match["rest"]
-                of_module = f"{module}." if module else ""
-                start = f"{of_module}lora_"
-                more = [f"{start}E{rest.removesuffix('.weight')}", f"{start}magnitude_vector{rest}"]
-                if more[1] not in names:  # stored as a parameter, or as the parameter of a module
-                    more[1] = more[1].removesuffix(".weight")
-                if more[1] not in names:  # the name in other programs
-                    more[1] = f"{of_module}dora_scale"
-                more += [f"{start}mid{rest}", f"{of_module}alpha"]
-                found = [other if other in names else "" for other in more]
-                pairs[name] = LowRankPair(module, leaf, name, second, *found)
-    return pairs
+    found = ((name, _pair(name, names)) for name in names)
+    return {name: pair for name, pair in found if pair is not None}
+
+
+def _pair(name: str, names: Mapping[str, object]) -> LowRankPair | None:
+    """Return the pair of which a name is that of the first factor; None if it is not, or if the second is missing."""
+    match = None if factor_reason(name) else _OF_NEMO.fullmatch(name) or _FIRST.fullmatch(name)
+    if match is not None:
+        factor = _SECOND.get(match["factor"]) or match["factor"].replace("down", "up")
+        second = f"{match['start']}{factor}{match['rest']}"
+        if second in names:
+            return _with_others(match, name, second, names)
+    module = name.removesuffix(".down")
+    if _OF_CONTROL in names and module != name and f"{module}.up" in names:
+        return LowRankPair(module, "lora", name, f"{module}.up")
+    return None
+
+
+def _with_others(match: re.Match[str], first: str, second: str, names: Mapping[str, object]) -> LowRankPair:
+    """Return a pair with the update's other tensors, as far as they are among the names."""
+    module, rest = match["module"] or "", match["rest"]
+    within = f"{module}." if module else ""
+
+    def known(*candidates: str) -> str:
+        return next((candidate for candidate in candidates if candidate in names), "")
+
+    plain = rest.removesuffix(".weight")
+    base = "lora_embedding" if "embedding" in match["factor"] else match["lora"] or "lora"
+    magnitudes = (  # the parameter of a module, or a parameter; the name in other programs
+        f"{within}lora_magnitude_vector{rest}",
+        f"{within}lora_magnitude_vector{plain}",
+        f"{within}dora_scale",
+    )
+    return LowRankPair(
+        module,
+        base + plain,
+        first,
+        second,
+        diagonal=known(f"{within}lora_E{plain}"),
+        magnitude=known(*magnitudes),
+        core=known(f"{within}lora_mid{rest}"),
+        alpha=known(f"{within}alpha"),
+    )
 
 
 def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, config: Mapping[str, Any]) -> StoredTensor:
@@ -97,7 +114,8 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
         experts = _experts(pair.module, len(down), config.get("adapter", {}))
         if experts > 1:
             return expert_matrices(down, up, experts)
-        return low_rank_matrices(down, up, diagonal=diagonal, sizes=sizes_in(config))
+        heads = heads_in(config)
+        return low_rank_matrices(down, up, diagonal=diagonal, sizes=heads.sizes if heads else ())
 
     def product() -> Tensor:
         matrices, rank = made()
@@ -106,15 +124,15 @@ def low_rank_product(tensors: Mapping[str, StoredTensor], pair: LowRankPair, con
             matrices = matrices * _scale(pair.module, rank, given, config)
         return matrices[0] if len(matrices) == 1 else matrices
 
-    rescaled = pair.magnitude or config.get("adapter", {}).get("use_dora") is True
-    reason = (
-        RESCALED
-        if rescaled
-        else _EXPERTS_NOT_TOLD
-        if _not_told(pair, config)
-        else tensors[pair.first].reason or tensors[pair.second].reason
-    )
+    reason = _reason(pair, config) or tensors[pair.first].reason or tensors[pair.second].reason
     return StoredTensor(product, reason, lambda: made()[1])
+
+
+def _reason(pair: LowRankPair, config: Mapping[str, Any]) -> str:
+    """Return why the product of a pair is not known; empty if it is."""
+    if pair.magnitude or config.get("adapter", {}).get("use_dora") is True:
+        return RESCALED
+    return _EXPERTS_NOT_TOLD if _not_told(pair, config) else ""
 
 
 def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
@@ -123,9 +141,9 @@ def _not_told(pair: LowRankPair, config: Mapping[str, Any]) -> bool:
     A pattern of ranks in the configuration may name the parameter; the file does not.
     """
     adapter = config.get("adapter", {})
-    return (not adapter or bool(adapter.get("rank_pattern"))) and re.fullmatch(
-        r"(.*\.)?experts(\.base_layer)*", pair.module
-    ) is not None
+    if adapter and not adapter.get("rank_pattern"):
+        return False
+    return re.fullmatch(r"(.*\.)?experts(\.base_layer)*", pair.module) is not None
 
 
 def _experts(module: str, rows: int, adapter: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._layout import laid_out, usual_layout
+from lightning_farms.analysis._layout_text import laid_out, usual_layout
 from lightning_farms.analysis.checkpoint._effective import StoredTensor
 from lightning_farms.analysis.weights._foreign import SEPARABLE
 from lightning_farms.analysis.weights._layouts import (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
+from lightning_farms.analysis._failures import error_text
 from lightning_farms.analysis._names import match_names, module_and_leaf
 from lightning_farms.analysis._rounding import steps_of_grid
 from lightning_farms.analysis.checkpoint._dequantise import dequantised
@@ -26,14 +27,15 @@ from lightning_farms.analysis.weights._gathered import must_be_gathered
 from lightning_farms.analysis.weights._products import lone_factor
 from lightning_farms.analysis.weights._stacked_experts import NOT_TOLD, experts_in, stacked_leaf, unstacked
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
-from lightning_farms.common.checkpoints.files import open_checkpoint
+from lightning_farms.common.checkpoints.files import MODULES_EXTRAS, open_checkpoint
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, StoredTensors
+from lightning_farms.common.texts import joined
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 _NO_VALUES = "the weights are on the meta device, without values"
 
-_NO_TENSORS = re.compile(r"(.*\.)?(_extra_state|_metadata)")
+_NO_TENSORS = re.compile(rf"(.*\.)?({MODULES_EXTRAS})")
 """Names of the entries besides tensors that modules put into their state dicts."""
 
 _PART = re.compile(r"_(orig|mask|[guv])$|(^|\.)parametrizations\.|lora_|lokr_|hada_|vera_")
@@ -175,8 +177,8 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
     stored = effective_tensors(tensors)
     pairs = low_rank_pairs(stored) if selection.low_rank_products else {}
     factors = {factor for pair in pairs.values() for factor in pair.factors}
-    quantised = _quantised(tensors)
     names = plain_names(list(tensors))
+    quantised = _quantised(tensors, names)
     layouts, refused = _of_format(tensors, "layouts", names), _of_format(tensors, "refused", names)
     parameters: frozenset[str] = getattr(tensors, "parameters", frozenset())
     plain_parameters = {plain for plain, name in names.items() if name in parameters}
@@ -251,16 +253,15 @@ def _config(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
     return tensors.config if isinstance(tensors, (StoredTensors, MetaTensors)) else {}
 
 
-def _quantised(tensors: Mapping[str, Tensor]) -> Quantised:
+def _quantised(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Quantised:
     """Find packed tensors and their companions, by their names without wrappers."""
-    config = _config(tensors)
     outlines = tensors if isinstance(tensors, MetaTensors) else MetaTensors(tensors)
     types: dict[str, torch.dtype] = {}
-    for plain, name in plain_names(list(tensors)).items():
+    for plain, name in names.items():
         with suppress(UnreadableTensor):  # the tensor has a row that says so
             types[plain] = outlines[name].dtype
-    found = find_quantised(types, config)
-    return found._replace(formats={**found.formats, **_of_format(tensors, "quantised", plain_names(list(tensors)))})
+    found = find_quantised(types, _config(tensors))
+    return found._replace(formats={**found.formats, **_of_format(tensors, "quantised", names)})
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -322,7 +323,7 @@ def _module_layers(
         leaf = leaf._replace(stored=stored._replace(layout=given, remark="")) if given else leaf
         for layer in _readable_layers(leaf):
             said = leaf.stored.remark if leaf.stored.remark != NOT_TOLD or len(layer.shape) == 2 else ""
-            layer = layer._replace(remark="; ".join(filter(None, [layer.remark, said])), steps=_steps(leaf, layer.name))
+            layer = layer._replace(remark=joined(layer.remark, said), steps=_steps(leaf, layer.name))
             lone = lone_factor(layer.name, layer.kind) if selection.low_rank_products else ""
             reason = layer.reason or lone or selection.refusal(layer.name, layer.kind, layer.matrices.shape)
             if values and not reason and layer.matrices.is_meta:
@@ -344,7 +345,6 @@ def _readable_layers(leaf: StoredLeaf) -> list[LayerWeight]:
     try:
         return leaf_layers(leaf)
     except Exception as error:  # a file may hold anything
-        first_line = (str(error).splitlines() or [""])[0]
-        computed = f"the weight could not be computed: {type(error).__name__}: {first_line}"
+        computed = f"the weight could not be computed: {error_text(error)}"
         reason = error.reason if isinstance(error, UnreadableTensor) else computed
         return [skipped_layer(leaf.layer, "parameter", (), reason)._replace(unreadable=True)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_farms.analysis.weights._foreign import is_spectral_convolution
+from lightning_farms.analysis.weights._replacing import parameters_of, replacing
 
 
 def modules_read(module: nn.Module) -> list[nn.Module]:
@@ -54,19 +55,15 @@ def gathered(modules: Iterable[nn.Module], *, values: bool) -> Iterator[dict[int
     Without values all of them are replaced, by tensors on the meta device. Yields {id of a plain tensor: the original};
     at the end the originals are put back.
     """
-    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     originals: dict[int, Tensor] = {}
-    try:
+    with replacing() as put:
         for module in modules:
-            for held in (cast("dict[str, Tensor | None]", module._parameters), module._buffers):
-                for name, tensor in list(held.items()):
+            for table in (parameters_of(module), module._buffers):
+                for name, tensor in list(table.items()):
                     if tensor is None or (values and not must_be_gathered(tensor)):
                         continue
                     plain = full_tensor(tensor, values=values)
-                    plain = nn.Parameter(plain, requires_grad=False) if held is module._parameters else plain
-                    replaced.append((held, name, tensor))
-                    held[name], originals[id(plain)] = plain, tensor
+                    plain = nn.Parameter(plain, requires_grad=False) if table is module._parameters else plain
+                    put(table, name, plain)
+                    originals[id(plain)] = tensor
         yield originals
-    finally:
-        for held, name, tensor in replaced:
-            held[name] = tensor

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis._layout import BATCH
+from lightning_farms.analysis._layout_text import BATCH
 
 _SMALL_KERNEL = 7
 _MOST_POSITIONS = 7**3

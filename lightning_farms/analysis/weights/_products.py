@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -129,32 +128,6 @@ def fused_sizes(rows: int, groups: int, inputs: int) -> list[int]:
     if rows % groups:
         raise ValueError(f"{rows} rows cannot be cut into {groups} equal parts")
     return [rows // groups] * groups
-
-
-def sizes_in(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the numbers of rows of queries, keys and values by a model's configuration; empty if it does not tell."""
-    heads = heads_in(config)
-    return () if heads is None else (heads[0] * heads[2], heads[1] * heads[2], heads[1] * heads[2])
-
-
-def heads_in(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Return the numbers of query heads and of key and value heads, and the size of a head; None if not told."""
-    heads = first_number(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
-    nested = config.get("attn_config")  # of MPT and DBRX
-    shared = first_number(nested, "kv_n_heads") if isinstance(nested, Mapping) else 0
-    shared = shared or first_number(config, *_SHARED) or heads
-    size = first_number(config, "head_dim", "head_size", "kv_channels")
-    width = first_number(config, "hidden_size", "n_embd", "d_model", "embed_dim")
-    size = size or (width // heads if heads else 0)
-    return (heads, shared, size) if heads and shared and size and heads % shared == 0 else None
-
-
-_SHARED = ("num_key_value_heads", "n_query_groups", "num_query_groups", "num_kv_heads", "multi_query_group_num")
-
-
-def first_number(config: Mapping[str, Any], *names: str) -> int:
-    """Return the first of some entries that is a positive integer; 0 if none is."""
-    return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), 0)
 
 
 def _kept(diagonal: Tensor, rank: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis.weights._products import first_number
+from lightning_farms.analysis.weights._heads import first_number
 
 _COUNTS = (
     "moe_num_experts",

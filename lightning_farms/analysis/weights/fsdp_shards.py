@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+from lightning_farms.analysis.weights._replacing import parameters_of, replacing
 
 FLAT_PARAMETERS = (
     "Layers cannot be told apart where FSDP flattens their parameters into one. Leave out `use_orig_params=False` "
@@ -87,18 +89,12 @@ def whole_shapes_of_shards(model: nn.Module) -> AbstractContextManager[dict[Tens
 
 @contextmanager
 def _in_their_place(model: nn.Module, shards: Mapping[Tensor, _Shard]) -> Iterator[dict[Tensor, Tensor]]:
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
+    with replacing() as put:
         for module in model.modules():
-            held = cast("dict[str, Any]", module._parameters)
-            for name, parameter in list(held.items()):
-                if parameter in shards:
-                    replaced.append((held, name, parameter))
-                    held[name] = shards[parameter]
+            for name, parameter in list(parameters_of(module).items()):
+                if parameter is not None and parameter in shards:
+                    put(parameters_of(module), name, shards[parameter])
         yield {shard: parameter for parameter, shard in shards.items()}
-    finally:
-        for held, name, parameter in replaced:
-            held[name] = parameter
 
 
 def _units(model: nn.Module) -> list[dict[Tensor, _Shard | None]]:

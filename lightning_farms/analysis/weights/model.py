@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from lightning_farms.analysis._failures import not_computed
-from lightning_farms.analysis._layout import laid_out, usual_layout
+from lightning_farms.analysis._layout_text import laid_out, usual_layout
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered

@@ -9,7 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from lightning_farms.analysis._layout import BATCH, laid_out, usual_layout
+from lightning_farms.analysis._layout_text import BATCH, laid_out, usual_layout
 from lightning_farms.analysis.weights._foreign import foreign_weights
 from lightning_farms.analysis.weights._layouts import (
     class_layout,
@@ -215,10 +215,12 @@ def _rows_apart(
 
 def _apart(module: nn.Module, found: Mapping[str, HeldWeight]) -> dict[str, HeldWeight]:
     """Separate experts that are stacked in one matrix, if the module tells how many there are."""
-    cut = {name: unstacked(held.value, name, experts_of(module, name)) for name, held in found.items()}
-    return {
-        name: held if (matrices := cut[name]) is None else held._replace(value=matrices) for name, held in found.items()
-    }
+    apart = dict(found)
+    for name, held in found.items():
+        matrices = unstacked(held.value, name, experts_of(module, name))
+        if matrices is not None:
+            apart[name] = held._replace(value=matrices)
+    return apart
 
 
 def _bare_weights(found: Mapping[str, HeldWeight], *, sole_name: bool = False) -> Iterator[ModuleWeight]:
@@ -240,9 +242,9 @@ def _bare_weight(
 ) -> ModuleWeight:
     """Return a weight by the table of layouts, or else as a batch of matrices."""
     shared = bias is not None and has_shared_bias(value.shape, bias.shape)
-    known = (
-        weight_layout("", value, bias if shared else None) if name == "weight" and (value.ndim > 3 or shared) else None
-    )
+    known = None
+    if name == "weight" and (value.ndim > 3 or shared):
+        known = weight_layout("", value, bias if shared else None)
     known = known or parameter_layout("", name, value)
     shape = tuple(value.shape)
     if is_position_grid(name, shape):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import modules_read
+from lightning_farms.analysis.weights._replacing import parameters_of, replacing
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.analysis.weights.model import _named_modules, _read, layer_weights
 from lightning_farms.analysis.weights.registry import claimed_weights
@@ -123,23 +124,18 @@ def _positions_in_parameters(modules: list[nn.Module]) -> Iterator[tuple[dict[in
 
     Yields {id of such a parameter: the original} and {id of an original: the number at which it starts}.
     """
-    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     originals: dict[int, Tensor] = {}
     starts: dict[int, int] = {}
     end = 0
-    try:
+    with replacing() as put:
         for module in modules:
-            held = cast("dict[str, Tensor | None]", module._parameters)
-            for name, tensor in list(held.items()):
+            for name, tensor in list(parameters_of(module).items()):
                 if tensor is not None:
-                    replaced.append((held, name, tensor))
-                    held[name] = positions = _positions(tensor, starts.setdefault(id(tensor), end))
+                    positions = _positions(tensor, starts.setdefault(id(tensor), end))
+                    put(parameters_of(module), name, positions)
                     originals[id(positions)] = tensor
                     end = max(end, starts[id(tensor)] + tensor.numel())
         yield originals, starts
-    finally:
-        for held, name, tensor in replaced:
-            held[name] = tensor
 
 
 def _positions(tensor: Tensor, start: int) -> nn.Parameter:

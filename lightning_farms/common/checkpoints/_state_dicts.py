@@ -14,14 +14,17 @@ from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training programs put the state dict beside optimizer, epoch, ...; the first one found is taken."""
 
+MODULES_EXTRAS = "_extra_state|_metadata"
+"""Pattern of the entries besides tensors that modules put into their state dicts."""
+
 _DEEPEST = 32
 _MOST_CONTAINERS = 100_000
 _NO_WEIGHTS = re.compile(
     r"(?i).*(optim|(?<![a-z])((lr)?sched|(amp|grad|loss)?scaler|rng(?![a-z])|random_?(.*_)?states?(?![a-z])"
-    r"|hyper_?param)).*|random|loops|callbacks|args|_extra_state|_metadata"
+    rf"|hyper_?param)).*|random|loops|callbacks|args|{MODULES_EXTRAS}"
 )
 _NO_WEIGHTS_INSIDE = re.compile(
-    r"(optim(izers?)?|(lr_)?schedulers?|(grad_)?scaler|rng)(_states?)?(_dicts?)?|loops|callbacks|_extra_state|_metadata"
+    rf"(optim(izers?)?|(lr_)?schedulers?|(grad_)?scaler|rng)(_states?)?(_dicts?)?|loops|callbacks|{MODULES_EXTRAS}"
 )  # inside a state dict with a usual name, where parts of the model may have any name
 _SHOWN = 12
 _LONGEST_NAME = 1000  # characters of a key, and of a path that is shown

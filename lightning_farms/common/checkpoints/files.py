@@ -27,6 +27,7 @@ from lightning_farms.common.checkpoints._other_formats import holds_several, is_
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints._safetensors_file import SafetensorsFile, looks_like_safetensors
 from lightning_farms.common.checkpoints._state_dicts import (
+    MODULES_EXTRAS,
     STATE_DICT_KEYS,
     StateDicts,
     choose_state_dict,
@@ -38,7 +39,15 @@ from lightning_farms.common.checkpoints.pickled_tensor import PickledTensor, Unr
 from lightning_farms.common.checkpoints.safe_load import damaged, is_torchscript, no_torchscript
 from lightning_farms.common.checkpoints.shapes import SomeTensors, StoredTensors
 
-__all__ = ["STATE_DICT_KEYS", "WEIGHTS", "StoredCheckpoint", "listed_state_dicts", "open_checkpoint", "read_stored"]
+__all__ = [
+    "MODULES_EXTRAS",
+    "STATE_DICT_KEYS",
+    "WEIGHTS",
+    "StoredCheckpoint",
+    "listed_state_dicts",
+    "open_checkpoint",
+    "read_stored",
+]
 
 _JOINS = "torch.distributed.checkpoint.format_utils"
 _LONGEST = 250  # characters of a file's name

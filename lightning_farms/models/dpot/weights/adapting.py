@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_farms.common.texts import joined
 from lightning_farms.models.dpot.config import DPOTConfig, patches
 
 _STEM, _STEM_BIAS, _STEM_NEXT = "patch_embed.proj.0.weight", "patch_embed.proj.0.bias", "patch_embed.proj.2.weight"
@@ -56,7 +57,7 @@ def adapt_tensors(tensors: Mapping[str, Tensor], saved: DPOTConfig, wanted: DPOT
         change = rule(kept, saved, wanted)
         kept |= change.tensors
         for name in change.tensors:
-            changes[name] = "; ".join(filter(None, (changes.get(name), change.note)))
+            changes[name] = joined(changes.get(name, ""), change.note)
     return Adapted(kept, changes, left_out)
 
 

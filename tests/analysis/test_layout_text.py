@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import Selection, analyze, analyze_weights, checkpoint_weights, layer_weights
-from lightning_farms.analysis._layout import is_layout, laid_out
+from lightning_farms.analysis._layout_text import is_layout, laid_out
 from lightning_farms.analysis.selection import PatternError
 
 
