@@ -1,6 +1,8 @@
 """Detection of optimizers that depend on the order, position or identity of their groups."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,12 +21,8 @@ def by_position(optimizer: Optimizer) -> str | None:
         if name in _TORCHS_OWN or name.startswith("_optimizer_"):
             continue
         if _as_long(value, optimizer.param_groups):
-            pairing = ("zip", "enumerate", "range")
-            paired = any(
-                mentions(c, name) and mentions(c, "param_groups") and any(mentions(c, p) for p in pairing) for c in code
-            )
-            used = any(mentions(c, name) for c in code)
-            if paired or (used and _are_values_of(value, optimizer.param_groups)):
+            using = [method for method in code if mentions(method, name)]
+            if any(map(_pairs_groups, using)) or (using and _are_values_of(value, optimizer.param_groups)):
                 return name
     return None
 
@@ -34,20 +32,29 @@ def by_parameters_order(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, st
 
     Such a list does no harm if the parameters of each layer follow one another.
     """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     layers = [[layer_of.get(p) for p in group["params"]] for group in optimizer.param_groups]
-    number = sum(map(len, layers))
-    runs = [[layer for layer, before in zip(of, [object(), *of], strict=False) if layer != before] for of in layers]
-    if number < 2 or not any(None in of[:-1] or len(set(of)) < len(of) for of in runs):
+    if len(params) < 2 or not any(map(_is_reordered, layers)):
         return None
     code = methods_code(optimizer).values()
-    params = {p for group in optimizer.param_groups for p in group["params"]}
+    known = set(params)
     for name, value in vars(optimizer).items():
-        if name in _TORCHS_OWN or not isinstance(value, (list, tuple)) or len(value) != number:
+        if name in _TORCHS_OWN or not isinstance(value, (list, tuple)) or len(value) != len(params):
             continue
-        values = all(isinstance(entry, torch.Tensor) and entry not in params for entry in value)
+        values = all(isinstance(entry, torch.Tensor) and entry not in known for entry in value)
         if values and any(mentions(c, name) and mentions(c, "param_groups") for c in code):
             return name
     return None
+
+
+def _is_reordered(layers: Sequence[str | None]) -> bool:
+    """Whether dividing a group whose parameters are of these layers, those of none last, changes their order."""
+    runs = [layer for layer, _ in groupby(layers)]
+    return None in runs[:-1] or len(set(runs)) < len(runs)
+
+
+def _pairs_groups(code: CodeType) -> bool:
+    return mentions(code, "param_groups") and any(mentions(code, name) for name in ("zip", "enumerate", "range"))
 
 
 def by_identity(optimizer: Optimizer) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from lightning_farms.optim._own_values import (
     Seal,
+    are_same,
     assigned,
     can_change_in_place,
     copied,
@@ -77,8 +78,7 @@ class GroupSplit:
 
     def divides(self, group: Group) -> bool:
         """Whether this is the division of `group` as it is now."""
-        params = group["params"]
-        return group is self.group and len(params) == len(self._params) and all(map(is_, params, self._params))
+        return group is self.group and are_same(group["params"], self._params)
 
     def must_stay(self, multipliers: Mapping[str, float]) -> bool:
         """Whether the scaled groups hold values of their own, so that they are needed even if all multipliers are 1."""
@@ -108,7 +108,7 @@ class GroupSplit:
         base, former = self._base, self._source.get(self._key)
         filled, self._is_filled = self._is_filled, False  # False until written back, in case of an interruption
         self._source[self._key] = base
-        if filled and self._is_plain() and type(former) in (float, int) and _are_same(self.group, self._source):
+        if filled and self._base_is_number() and type(former) in (float, int) and self._is_as_filled():
             if base is former:
                 return
             for scaled in self.scaled_groups:
@@ -122,13 +122,17 @@ class GroupSplit:
         if len(self.scaled_groups) > 1:
             self._as_filled = list(self._values())
 
+    def _is_as_filled(self) -> bool:
+        """Whether the group holds what it held when the scaled groups were filled."""
+        return self.group.keys() == self._source.keys() and are_same(self.group.values(), self._source.values())
+
     def _values(self) -> Iterator[Any]:
         return chain.from_iterable(dict.values(scaled.group) for scaled in self.scaled_groups)
 
     def _touched(self) -> list[ScaledGroup]:
         """Return the scaled groups in which anything differs from what was filled in."""
-        several = len(self.scaled_groups) > 1
-        if several and self._is_plain() and not self._is_written() and all(map(is_, self._values(), self._as_filled)):
+        seen_at_once = len(self.scaled_groups) > 1 and self._base_is_number() and not self._is_written()
+        if seen_at_once and all(map(is_, self._values(), self._as_filled)):
             return []
         return [scaled for scaled in self.scaled_groups if scaled.touched()]
 
@@ -136,7 +140,7 @@ class GroupSplit:
         """Whether a scaled group reports that something was written into it."""
         return any(scaled.is_written() for scaled in self.scaled_groups)
 
-    def _is_plain(self) -> bool:
+    def _base_is_number(self) -> bool:
         """Whether the scaled hyperparameter is a number, which cannot change in place."""
         return type(self._base) in (float, int)
 
@@ -149,7 +153,7 @@ class GroupSplit:
         """
         if not self.scaled_groups:
             return
-        if before_update and self._is_plain() and not (self._carried or self._seals):
+        if before_update and self._base_is_number() and not (self._carried or self._seals):
             self._is_filled = not self._is_written()
             if self._is_filled:
                 return
@@ -313,7 +317,3 @@ class GroupSplit:
         among = set(layers)
         mine = [index for index, layer in enumerate(self._layers) if layer in among]
         return {name: [self.group[name][index] for index in mine] for name in MEMBERSHIP if name in self.group}
-
-
-def _are_same(one: Group, other: Group) -> bool:
-    return one.keys() == other.keys() and all(map(is_, one.values(), other.values()))

@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -76,7 +76,7 @@ def assigned(target: Any, value: Any) -> Any:  # noqa: ANN401
     if target is value:
         return value
     if isinstance(target, list) and isinstance(value, list):
-        if len(target) != len(value) or not all(map(is_, target, value)):
+        if not are_same(target, value):
             target[:] = value
         return target
     if isinstance(target, dict) and isinstance(value, dict):
@@ -98,6 +98,11 @@ def copied(value: Any, params: Members) -> Any:  # noqa: ANN401
     if isinstance(value, (list, deque)):
         return _rebuilt(value, [copied(entry, params) for entry in value])
     return copy.copy(value) if isinstance(value, set) else value
+
+
+def are_same(some: Collection[object], others: Collection[object]) -> bool:
+    """Whether two collections hold the same objects in the same order."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def same(one: Any, other: Any) -> bool:  # noqa: ANN401
@@ -138,9 +143,7 @@ class Seal:
     def holds(self, value: object) -> bool:
         """Whether the value is the same object, with the same contents."""
         objects, versions = _traces(value)
-        return (
-            versions == self._versions and len(objects) == len(self._objects) and all(map(is_, objects, self._objects))
-        )
+        return versions == self._versions and are_same(objects, self._objects)
 
 
 def version(value: object) -> int | None:

@@ -1,13 +1,12 @@
 """Proof from the first scaled steps that an update uses the values that it was given."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from lightning_farms.optim._own_values import Seal, is_container, version
+from lightning_farms.optim._own_values import Seal, are_same, is_container, version
 from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
 
 _SEVERAL = 3  # steps after which a value that was not read counts as never read
@@ -20,6 +19,20 @@ _ELSEWHERE = (
     " updates in `step`"
 )
 _REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
+
+
+class _Begin(NamedTuple):
+    """A parameter at the beginning of a step: its version, and the steps that the optimizer has counted for it."""
+
+    version: int | None
+    steps: int | None
+
+
+class _Wide(NamedTuple):
+    """An entry of the optimizer's state for all parameters: what it is, and its number if it is a counter."""
+
+    seal: Seal
+    number: int | None
 
 
 class Proof:
@@ -35,23 +48,21 @@ class Proof:
         self._watched: list[ScaledGroup] = []
         self._read: dict[int, set[str]] = {}  # names that were read in each of these groups, in all steps
         self._steps = self._updates = 0  # steps that read parameters; those that are known to have changed some
-        self._begin: dict[torch.Tensor, tuple[int | None, int | None]] = {}  # {parameter: its version, its counter}
+        self._begin: dict[torch.Tensor, _Begin] = {}
         self._sums: dict[torch.Tensor, torch.Tensor] = {}  # sums of the entries of these parameters
         self._trained: set[int] = set()  # positions of scaled groups with a gradient
         self._closure_moved = False  # parameters, in the present step
         self._by_closure = 0  # steps whose closure moved parameters and left no gradient
         self._others: list[tuple[torch.Tensor, Any]] = []  # a parameter with a gradient of each other group, its value
         self._shared: dict[str, tuple[Any, Seal]] = {}  # containers that several groups share
-        self._wide: dict[object, tuple[Seal, int | None]] = {}  # entries of the optimizer's state for all parameters
+        self._wide: dict[object, _Wide] = {}  # entries of the optimizer's state for all parameters
         self._groups = (0, 0)  # numbers of groups in force and at rest
         self._unread = _Unread()
         self._age = 0  # scaled steps since the proof
 
     def watch(self, scaled: list[ScaledGroup], in_force: Sequence[Group], own: Sequence[Group], state: Any) -> None:  # noqa: ANN401
         """Begin to watch, at the beginning of an update or after its closure."""
-        if scaled is not self._watched and (
-            len(scaled) != len(self._watched) or not all(map(is_, scaled, self._watched))
-        ):
+        if scaled is not self._watched and not are_same(scaled, self._watched):
             self.proved, self._trained = False, set()
             self._read = {number: set() for number in range(len(scaled))}
             self._steps = self._updates = self._by_closure = 0
@@ -62,7 +73,7 @@ class Proof:
             return
         self._closure_moved = self.running and any(map(self._moved, self._begin))
         if not self.running:
-            self._begin = {p: (version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
+            self._begin = {p: _Begin(version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
             self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._unread.begin()
             self._shared = _shared_containers(own) if scaled else {}
@@ -79,20 +90,19 @@ class Proof:
         if not self.running:
             return None
         self.running = False
-        advances = [_counter(state, p) for p in self._begin]
-        before = [count or 0 for _, count in self._begin.values()]
-        advance = max((now - then for now, then in zip(advances, before, strict=True) if now is not None), default=None)
+        counted = [(_counter(state, p), begin.steps or 0) for p, begin in self._begin.items()]
+        advance = max((after - before for after, before in counted if after is not None), default=None)
         if not self._watched:
             self._tries += 1
             self._usual = advance
             return None
-        now = [set(one.read()) for one in self._watched]
+        read = [set(one.read()) for one in self._watched]  # in this step
         for number, one in enumerate(self._watched):
-            self._read[number] |= now[number]
+            self._read[number] |= read[number]
             one.forget_read()
         if not any("params" in names for names in self._read.values()):
             return None if self._copied else self._unread.verdict(any(self._moved(p) for p in self._begin), self._begin)
-        if not any("params" in names for names in now):
+        if not any("params" in names for names in read):
             return None  # nothing was updated
         self._by_closure += self._closure_moved and not self._trained
         if self._by_closure >= _SEVERAL:
@@ -102,7 +112,7 @@ class Proof:
         self._age = 0
         needed = {"params", self._key}
         self.proved = all(self._read[number] >= needed for number in self._trained) and bool(self._trained)
-        return self._standing_still(now) or self._twice(advance) or self._leaking(state) or self._one_value()
+        return self._standing_still(read) or self._twice(advance) or self._leaking(state) or self._one_value()
 
     def again(self) -> None:
         """Watch again because the values have changed: an optimizer may have kept those of its first steps."""
@@ -111,12 +121,12 @@ class Proof:
 
     def _moved(self, parameter: torch.Tensor) -> bool:
         """Whether the parameter was changed in the step, even through its ``data``, which has no version."""
-        if version(parameter) != self._begin[parameter][0]:
+        if version(parameter) != self._begin[parameter].version:
             return True
         return parameter in self._sums and bool(parameter.detach().sum() != self._sums[parameter])
 
-    def _standing_still(self, now: Sequence[set[str]]) -> str | None:
-        updated = {number for number in self._trained if {"params", self._key} <= now[number]}
+    def _standing_still(self, read: Sequence[set[str]]) -> str | None:
+        updated = {number for number in self._trained if {"params", self._key} <= read[number]}
         passed_over = any("params" not in self._read[number] for number in self._trained)
         samples = [_sample(self._watched[number].group) for number in updated]
         if updated and all(p is not None and p in self._begin and self._moved(p) for p in samples):
@@ -154,8 +164,8 @@ class Proof:
         if in_force > own:
             for key, (_, count) in _of_all_parameters(state).items():
                 left = self._wide.get(key)
-                once = count is not None and count == 1 + ((left[1] or 0) if left else 0)
-                if not once and not (left and left[0].holds(state[key])):
+                once = count is not None and count == 1 + ((left.number or 0) if left else 0)
+                if not once and not (left and left.seal.holds(state[key])):
                     return (
                         f"the update changes what the optimizer keeps for all parameters ({key!r}), which may be once a"
                         f" group. {_REMEDY}"
@@ -191,6 +201,7 @@ class _Unread:
         self._outside += any(_trace(p) != left for p, left in self._left.items())
 
     def verdict(self, moved: bool, sample: Iterable[torch.Tensor]) -> str | None:
+        """Judge a finished step of this kind, in which weights have moved or not."""
         self._inside += moved
         self._left = {p: _trace(p) for p in sample if not hasattr(p, "to_local")}
         if self._inside >= _SEVERAL:
@@ -235,10 +246,11 @@ def _whole_number(value: object) -> int | None:
     return int(value) if isinstance(value, (int, float)) and value == int(value) else None
 
 
-def _of_all_parameters(state: Any) -> dict[object, tuple[Seal, int | None]]:  # noqa: ANN401
+def _of_all_parameters(state: Any) -> dict[object, _Wide]:  # noqa: ANN401
     """Return the state's entries that belong to no parameter, with their number if they are counters."""
     entries = state.items() if isinstance(state, Mapping) else ()
-    return {key: (Seal(value), _whole_number(value)) for key, value in entries if not isinstance(key, torch.Tensor)}
+    shared = {key: value for key, value in entries if not isinstance(key, torch.Tensor)}
+    return {key: _Wide(Seal(value), _whole_number(value)) for key, value in shared.items()}
 
 
 def _shared_containers(groups: Sequence[Group]) -> dict[str, tuple[Any, Seal]]:

@@ -1,10 +1,9 @@
 """A parameter group that takes another one's place while the optimizer updates."""
 
-from collections.abc import Collection, Sequence
-from operator import is_
+from collections.abc import Collection
 from typing import Any
 
-from lightning_farms.optim._own_values import positions, same, version
+from lightning_farms.optim._own_values import are_same, positions, same, version
 from lightning_farms.optim._watched_group import StandIn
 
 Group = dict[str, Any]
@@ -73,8 +72,7 @@ class ScaledGroup:
     def touched(self) -> bool:
         """Whether anything differs from what `fill` put in; in-place changes are seen in the scaled value only."""
         mine, put = self.group, self.put
-        same_names = len(mine) == len(put) and all(map(is_, mine, put))
-        return not (same_names and all(map(is_, mine.values(), put.values()))) or self._changed_in_place()
+        return not (are_same(mine, put) and are_same(mine.values(), put.values())) or self._changed_in_place()
 
     def scaled_value_changed(self) -> bool:
         """Whether the scaled hyperparameter differs from what `fill` put in."""
@@ -93,11 +91,6 @@ class ScaledGroup:
 
     def _changed_in_place(self) -> bool:
         return self._version is not None and version(self.group[self._key]) != self._version
-
-
-def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
-    """Whether two lists hold the same objects."""
-    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def have_same_members(one: Group, other: Group) -> bool:

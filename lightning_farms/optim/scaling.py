@@ -5,7 +5,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from itertools import chain
-from operator import is_
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_farms.optim._frames import is_running
 from lightning_farms.optim._group_split import GroupSplit
 from lightning_farms.optim._guarded_step import NOTE, GuardedStep, guard
-from lightning_farms.optim._own_values import copied, is_container
+from lightning_farms.optim._own_values import are_same, copied, is_container
 from lightning_farms.optim._proof import Proof
-from lightning_farms.optim._scaled_group import Group, ScaledGroup, are_same, have_same_members
+from lightning_farms.optim._scaled_group import Group, ScaledGroup, have_same_members
 from lightning_farms.optim._watched_group import StandIn
-from lightning_farms.optim.support import ScaledTwiceError, check_has_number, check_supported, shards_by_group
-from lightning_farms.optim.unwrap import updating_optimizer
+from lightning_farms.optim.support import ScaledTwiceError, check_has_number, check_supported
+from lightning_farms.optim.unwrap import shards_by_group, updating_optimizer
 
 
 class LayerwiseScaling:
@@ -98,9 +96,7 @@ class LayerwiseScaling:
         self._scaled: list[ScaledGroup] = []  # those of them that are scaled
         self._in_window = False  # whether they were put in force
         self._origin: dict[int, tuple[Group, Group]] = {}  # {id: (scaled group, so that the id stays its own; group)}
-        self._pending: dict[
-            int, list[tuple[list[str | None], Group]]
-        ] = {}  # own values, by group, for the next `_open`
+        self._pending: dict[int, list[tuple[list[str | None], Group]]] = {}  # own values by group, for the next `_open`
         self._last_params: list[torch.Tensor] = []  # parameters at the last step
         self._last_trained: list[bool] = []  # whether these required a gradient
         self._is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")  # updates each parameter by itself
@@ -353,7 +349,7 @@ class LayerwiseScaling:
         params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         trained = [parameter.requires_grad for parameter in params]
         former, self._last_params = self._last_params, params
-        changed = self._last_trained != trained or not all(map(is_, former, params))
+        changed = self._last_trained != trained or not are_same(former, params)
         self._last_trained = trained
         if changed and self.on_trained_change is not None:  # also at the first step, as a resumed run has no former one
             self.on_trained_change()
@@ -390,7 +386,11 @@ class LayerwiseScaling:
         self.restore()
 
     def _step_is_running(self) -> bool:
-        return self._frame is not None and is_running(self._frame)
+        """Whether the step's frame is that of a (direct or indirect) caller."""
+        caller: FrameType | None = sys._getframe(1)
+        while caller is not None and caller is not self._frame:
+            caller = caller.f_back
+        return caller is not None
 
     def _is_open(self) -> bool:
         return any(id(group) in self._origin for group in self._optimizer.param_groups)

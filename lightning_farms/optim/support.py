@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_farms.optim._bookkeeping import by_identity, by_parameters_order, by_position, one_step_size
-from lightning_farms.optim.unwrap import refuse_deepspeed
+from lightning_farms.optim.unwrap import refuse_deepspeed, shards_by_group
 
 _OVER_A_GROUP = {  # what these compute over all parameters of a group; how to recognise others like them is not known
     "AvaGrad": "the scale of its step",
@@ -136,14 +136,15 @@ def check_has_number(optimizer: Optimizer, key: str) -> None:
 
 def _no_number(optimizer: Optimizer, index: int, group: dict[str, Any], key: str) -> str:
     """The error message that says why a group has nothing to multiply, and what to do."""
-    found = (
-        f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
-        "relative_step=False)"
-        if key in group and group[key] is None
-        else f"{group[key]!r}"
-        if key in group
-        else f"none. It knows {sorted(group.keys() - {'params'})}"
-    )
+    if key not in group:
+        found = f"none. It knows {sorted(group.keys() - {'params'})}"
+    elif group[key] is None:
+        found = (
+            f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
+            "relative_step=False)"
+        )
+    else:
+        found = f"{group[key]!r}"
     return (
         f"Expected argument `optimizer` to have a number as {key!r} in every parameter group, but got "
         f"{type(optimizer).__name__}, whose group {index} has {found}."
@@ -194,18 +195,6 @@ def _holds_a_group(value: Any, groups: list[dict[str, Any]]) -> bool:  # noqa: A
         return False
     known = {id(group) for group in groups}
     return id(held) in known or (isinstance(held, (list, tuple)) and any(id(group) in known for group in held))
-
-
-def shards_by_group(optimizer: Optimizer) -> bool:
-    """Whether the optimizer copies the values of its groups to those of another optimizer, which updates.
-
-    Args:
-        optimizer: Any optimizer.
-
-    Returns:
-        Whether it is a `ZeroRedundancyOptimizer`.
-    """
-    return any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__)
 
 
 def _check_one_layer_per_group(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> None:

@@ -78,6 +78,18 @@ def stepping_optimizers(optimizer: Any) -> list[Optimizer]:  # noqa: ANN401
     return own if inner is optimizer else [*own, inner]
 
 
+def shards_by_group(optimizer: Any) -> bool:  # noqa: ANN401
+    """Whether the optimizer copies the values of its groups to those of another optimizer, which updates.
+
+    Args:
+        optimizer: Any optimizer.
+
+    Returns:
+        Whether it is a `ZeroRedundancyOptimizer`.
+    """
+    return any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__)
+
+
 def _with_hooks(optimizer: Any) -> Optimizer:  # noqa: ANN401
     if isinstance(optimizer, Optimizer) and _is_complete(optimizer):
         return optimizer
@@ -107,8 +119,8 @@ def _inner(optimizer: Any) -> Any:  # noqa: ANN401
     for base in type(optimizer).__mro__:
         if base.__name__ in _DELEGATING and base.__module__.partition(".")[0] in _TRAINERS:
             return _inner_of_trainers_wrapper(optimizer, base)
-    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
-        return None  # copies hyperparameters group by group
+    if shards_by_group(optimizer):
+        return None  # it copies hyperparameters group by group
     held = _held(optimizer)
     if not held:
         return None
@@ -178,8 +190,10 @@ def _held(optimizer: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the optimizers that another one holds as attributes, or in lists or dicts; each once."""
     found: dict[int, tuple[str, Any]] = {}
     for attribute, value in getattr(optimizer, "__dict__", {}).items():
-        entries = value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
-        for number, entry in enumerate(entries if attribute not in ("param_groups", "state") else []):
+        if attribute in ("param_groups", "state"):
+            continue
+        listed = list(value.values()) if isinstance(value, dict) else value
+        for number, entry in enumerate(listed if isinstance(listed, (list, tuple)) else [value]):
             if entry is not optimizer and _looks_like_one(entry):
                 found.setdefault(id(entry), (attribute if entry is value else f"{attribute}[{number}]", entry))
     return dict(found.values())
