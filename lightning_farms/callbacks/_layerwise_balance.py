@@ -93,7 +93,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def _saved(self) -> dict[str, Any]:
         """The monitor's state, the averages of alpha, and the multipliers with their ramp."""
-        return {**(self._state if self._balancer is None else self._balancer.state_dict()), **super()._saved()}
+        state = self._state if self._balancer is None else self._balancer.state_dict()
+        return {**state, **super()._saved()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
@@ -172,7 +173,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     def scalars(self) -> dict[str, float]:
         """The mean multiplier of the balanced layers."""
         unknown = {f"{self._adjusts.quantity}_multiplier_mean": math.nan}  # a chart for it is made before training
-        return unknown | ({} if self._balancer is None else self._balancer.means())
+        return unknown if self._balancer is None else unknown | self._balancer.means()
 
     def factors(self) -> dict[str, dict[str, float]]:
         """The multiplier of each of the report's weights, also of those that share one; NaN if it is not in force."""
@@ -184,7 +185,8 @@ class LayerwiseBalance(SpectralMonitor, ABC):
 
     def remarks(self) -> list[str]:
         """The mean multiplier, and any values that are not in force."""
-        return [*super().remarks(), *([] if self._balancer is None else self._balancer.remarks())]
+        of_balancer = [] if self._balancer is None else self._balancer.remarks()
+        return [*super().remarks(), *of_balancer]
 
     # ---- stages ------------------------------------------------------------------------------------------------------
 

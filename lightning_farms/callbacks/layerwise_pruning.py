@@ -13,7 +13,7 @@ from lightning_farms.analysis.method import FARMS
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
-from lightning_farms.callbacks._pruning.averages import averages
+from lightning_farms.callbacks._averages import averages
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks.spectral_monitor import SpectralMonitor
 from lightning_farms.common.arguments import check_share

@@ -132,7 +132,8 @@ class PredictionWriter(BasePredictionWriter):
                 f"Expected argument `path` of PredictionWriter to be a new file, but {self._target} exists. "
                 "Remove it, give another path, or set `overwrite=True` to replace a file."
             )
-        if any(each.exists() and self._target.exists() and each.samefile(self._target) for each in _read(trainer)):
+        sources = [file for file in _files_read(trainer) if file.exists()]
+        if self._target.exists() and any(file.samefile(self._target) for file in sources):
             raise FileExistsError(
                 f"Expected argument `path` of PredictionWriter to be another file than those that are predicted from, "
                 f"but got {self._target}, which `overwrite` would destroy. Give another path."
@@ -347,11 +348,11 @@ def _numbers(path: Path) -> tuple[int, ...]:
     return tuple(map(int, path.name.rsplit(".", 3)[1].split("-")))
 
 
-def _read(trainer: Trainer) -> list[Path]:
+def _files_read(trainer: Trainer) -> list[Path]:
     """The files that a data module of flows reads."""
     data = _datamodule(trainer)
-    test = getattr(data, "test_path", None)
-    return [*getattr(data, "data_paths", ()), *(test if isinstance(test, list) else [test] if test else [])]
+    test = getattr(data, "test_path", None) or []
+    return [*getattr(data, "data_paths", ()), *(test if isinstance(test, list) else [test])]
 
 
 def _datamodule(trainer: Trainer) -> object:

@@ -70,12 +70,14 @@ class TensorBoardSink(Sink):
     def layout(self, layout: Layout) -> None:
         """Write to the Custom Scalars tab, replacing the run's earlier layout."""
         start = re.escape(_prefix(self._logger))
+
+        def multiline(patterns: Sequence[str]) -> list[object]:
+            return ["Multiline", [start + pattern for pattern in patterns]]
+
         self._writer.add_custom_scalars(
             {
-                category: {
-                    chart: ["Multiline", [start + pattern for pattern in patterns]] for chart, patterns in charts
-                }
-                for category, charts in ((name, by_title.items()) for name, by_title in layout.items())
+                category: {chart: multiline(patterns) for chart, patterns in charts.items()}
+                for category, charts in layout.items()
             }
         )
 

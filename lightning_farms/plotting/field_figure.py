@@ -204,7 +204,9 @@ def _extension(prediction: NDArray[np.float64], norm: Normalize) -> _Extend:
     below, above = bool((finite < norm.vmin).any()), bool((finite > norm.vmax).any())
     if below and above:
         return "both"
-    return "min" if below else "max" if above else "neither"
+    if below:
+        return "min"
+    return "max" if above else "neither"
 
 
 def _add_bar(figure: Figure, rows: tuple[Axes, Axes], colours: tuple[Normalize, Colormap], *, extend: _Extend) -> None:

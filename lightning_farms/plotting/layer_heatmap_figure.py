@@ -121,7 +121,8 @@ def _explain_grey(figure: Figure, cells: NDArray[np.float64]) -> None:
     """Explain the grey cells; on a logarithmic scale these include rates of zero, as a cosine schedule ends with."""
     from matplotlib.patches import Patch
 
-    known = np.isfinite(cells).any()
-    label = "no value, or none above 0" if known and cells.any() else "zero" if known else "no value"
+    label = "no value"
+    if np.isfinite(cells).any():
+        label = "no value, or none above 0" if cells.any() else "zero"
     grey = Patch(facecolor=str(MISSING), edgecolor="0.4", label=label)
     figure.legend(handles=[grey], loc="lower right", fontsize=9, frameon=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -32,22 +33,7 @@ def analyze_in_trainer(
     known: KnownLayers,
 ) -> SpectralReport | str:
     """Return the report, the same on every rank, or else the reason of the failure; a collective."""
-
-    def made() -> SpectralReport:
-        with whole_shapes(trainer):
-            return analyze(
-                pl_module,
-                options.analysis,
-                selection=options.selection,
-                diagnostics=options.diagnostics,
-                workspace=workspace,
-                where=where,
-                known=known,
-                ranks=ranks,
-            )
-
-    ranks = _ranks(trainer, pl_module)
-    outcome = _on_all_ranks(made, ranks)
+    outcome = _on_all_ranks(options, trainer, pl_module, workspace=workspace, where=where, known=known)
     return outcome if isinstance(outcome, SpectralReport) else _reason(outcome, trainer, pl_module)
 
 
@@ -60,22 +46,9 @@ def spectra_in_trainer(
     names: Sequence[str],
 ) -> SpectralReport | str:
     """Return the report on the named layers, with eigenvalues (on rank zero) and the random bulk; a collective."""
-
-    def made() -> SpectralReport:
-        with whole_shapes(trainer):
-            return analyze(
-                pl_module,
-                options.analysis,
-                selection=replace(options.selection, include=tuple(names), exclude=()),
-                diagnostics=Diagnostics(marchenko_pastur=True),
-                keep_eigenvalues=True,
-                workspace=workspace,
-                where=where,
-                ranks=ranks,
-            )
-
-    ranks = _ranks(trainer, pl_module)
-    outcome = _on_all_ranks(made, ranks)
+    selection = replace(options.selection, include=tuple(names), exclude=())
+    options = options._replace(selection=selection, diagnostics=Diagnostics(marchenko_pastur=True))
+    outcome = _on_all_ranks(options, trainer, pl_module, workspace=workspace, where=where, keep_eigenvalues=True)
     return "It failed on another rank." if outcome is None else outcome
 
 
@@ -159,10 +132,28 @@ def _total(trainer: Trainer, pl_module: LightningModule, table: Tensor) -> Tenso
     return summed.cpu()
 
 
-def _on_all_ranks(analysis: Callable[[], SpectralReport], ranks: Ranks | None) -> SpectralReport | str | None:
+def _on_all_ranks(
+    options: AnalysisOptions,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    **how: Any,  # noqa: ANN401
+) -> SpectralReport | str | None:
     """Return the report on all ranks, or else this rank's error in words, None if another failed; a collective."""
+    ranks = _ranks(trainer, pl_module)
+
+    def analysed() -> SpectralReport:
+        with whole_shapes(trainer):
+            return analyze(
+                pl_module,
+                options.analysis,
+                selection=options.selection,
+                diagnostics=options.diagnostics,
+                ranks=ranks,
+                **how,
+            )
+
     try:
-        return together(analysis, ranks)
+        return together(analysed, ranks)
     except FailedOnRankError:
         return None
     except Exception as error:

@@ -1,1 +1,0 @@
-"""Helper of the callback that prunes."""
