@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import write_text
 from lightning_farms.common.texts import json_text
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
 
@@ -58,5 +58,4 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def write_json(result: Mapping[str, object], target: str) -> None:
     """Write a result to a file, completely or not at all; values that are not finite become null."""
-    with complete_or_nothing(Path(target)) as draft:
-        draft.write_text(json_text(result), encoding="utf-8")
+    write_text(Path(target), json_text(result))

@@ -39,7 +39,7 @@ def run(args: list[str]) -> None:
         found = _measure(options)
         sys.stdout.write(_lines(found))
         if options.json is not None:
-            write_json(found._asdict() | {"window_losses": found.window_losses.tolist()}, options.json)
+            write_json({**found._asdict(), "window_losses": found.window_losses.tolist()}, options.json)
 
 
 def _parse(args: list[str]) -> PerplexityOptions:

@@ -65,6 +65,12 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text to a file, completely or not at all."""
+    with complete_or_nothing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
+
+
 class UnwrittenFileError(OSError):
     """Raised if a file could not be written; an earlier one of its name is as it was.
 

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import write_text
 
 
 def json_text(content: Mapping[str, Any]) -> str:
@@ -37,8 +37,7 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
     """Write a text to a file, completely or not at all, if a path is given; return the text."""
     if path is not None:
-        with complete_or_nothing(Path(path)) as draft:
-            draft.write_text(text, encoding="utf-8", newline="")
+        write_text(Path(path), text)
     return text
 
 

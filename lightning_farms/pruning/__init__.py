@@ -16,13 +16,12 @@ from lightning_farms.pruning.allocation import (
 from lightning_farms.pruning.block_pass import prune
 from lightning_farms.pruning.evaluation import TaskScore, task_scores
 from lightning_farms.pruning.input_squares import input_mean_squares
-from lightning_farms.pruning.layer_ratio import LayerRatio
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
 from lightning_farms.pruning.mask_state import Masks
 from lightning_farms.pruning.perplexity import Perplexity, perplexity
 from lightning_farms.pruning.prunable import PrunableWeight, decoder_blocks, prunable_weights
 from lightning_farms.pruning.pruned_folder import PrunedFolder
-from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.recipe import llm_compressor_recipe, prune_with_torch
 from lightning_farms.pruning.report import PrunedBlock, PrunedLayer, PruningReport
 from lightning_farms.pruning.schedule import Cubic, OneShot, PruningSchedule

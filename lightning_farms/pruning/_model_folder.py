@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDICES = tuple(f"{name}.index.json" for name in _SINGLE)
 _LFS_POINTER = b"version https://git-lfs"
@@ -151,8 +149,3 @@ def _check_file(file: Path) -> None:
         raise ValueError(
             f"Expected argument `folder` to hold whole files of weights, but {str(file)!r} is damaged ({error})."
         ) from error
-
-
-def rows_of_embedding(model: torch.nn.Module) -> int:
-    """Number of token ids that a model knows."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]

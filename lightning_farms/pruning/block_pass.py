@@ -234,12 +234,11 @@ class _OneBlock:
 
     def _shares(self, name: str, matrices: Tensor) -> list[Amount]:
         """Amounts to prune of each matrix: equal shares, in whole weights that add up."""
-        count = matrices.shape[0]
-        if self._counts == "official" and not isinstance(self._ratios.amount(name), NofM):
-            return [self._ratios[name].ratio] * count
-        amount = self._ratios.amount(name)
+        count, amount = matrices.shape[0], self._ratios.amount(name)
         if isinstance(amount, NofM):
             return [amount] * count
+        if self._counts == "official":
+            return [self._ratios[name].ratio] * count
         return [amount * (index + 1) // count - amount * index // count for index in range(count)]
 
     def _prune_matrix(self, matrix: Tensor, amount: Amount, moments: InputMoments | None) -> tuple[str, str]:

@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.pruning._extras import import_extra
-from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer, rows_of_embedding
-from lightning_farms.pruning._offload import blocks_on_disk
+from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer
+from lightning_farms.pruning.prunable import decoder_blocks
+from lightning_farms.pruning.text import vocabulary_size
 
 _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # kinds whose models ignore `is_decoder` in their configurations
 _Config: TypeAlias = Any  # transformers has no types: PreTrainedConfig
@@ -102,9 +104,8 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 
 
 def _source(found: ModelFolder) -> dict[str, Any]:
-    return {"pretrained_model_name_or_path": str(found.path), "local_files_only": True, "trust_remote_code": False} | (
-        {} if found.gguf is None else {"gguf_file": found.gguf}
-    )
+    options = {"pretrained_model_name_or_path": str(found.path), "local_files_only": True, "trust_remote_code": False}
+    return options if found.gguf is None else {**options, "gguf_file": found.gguf}
 
 
 def _decoder_config(transformers: ModuleType, found: ModelFolder) -> _Config:
@@ -170,7 +171,26 @@ def _offload_options(
     import_extra("accelerate", extra="llm", what="Leaving blocks on disk")
     with torch.device("meta"):
         shell = transformers.AutoModelForCausalLM.from_config(config)
-    return {"device_map": blocks_on_disk(shell, device), "offload_folder": os.fspath(folder)}
+    return {"device_map": _blocks_on_disk(shell, device), "offload_folder": os.fspath(folder)}
+
+
+def _blocks_on_disk(model: nn.Module, device: torch.device) -> dict[str, str]:
+    """Device map for accelerate that leaves the decoder blocks on disk and puts everything else on the device."""
+    return _placed(model, "", set(decoder_blocks(model)), str(device))
+
+
+def _placed(module: nn.Module, name: str, blocks: set[str], device: str) -> dict[str, str]:
+    """Places of a module's parts if there is a block among them, otherwise of the whole module."""
+    if name in blocks:
+        return {name: "disk"}
+    prefix = f"{name}." if name else ""
+    if not any(block.startswith(prefix) for block in blocks):
+        return {name: device}
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    places = {f"{prefix}{key}": device for key, _ in own}
+    for key, child in module.named_children():
+        places |= _placed(child, f"{prefix}{key}", blocks, device)
+    return places
 
 
 def _model(
@@ -205,7 +225,7 @@ def _damaged(found: ModelFolder, part: str, error: Exception) -> ValueError:
 
 def _check_fits(tokenizer: _Tokenizer, model: _Model, found: ModelFolder) -> None:
     """Check that token ids fit the model, except for added tokens (images, padding), which text does not contain."""
-    rows = rows_of_embedding(model)
+    rows = vocabulary_size(model)
     added = set(tokenizer.added_tokens_encoder)
     last = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
     if not 0 <= last < rows:

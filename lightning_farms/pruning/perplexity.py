@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_farms.common.arguments import check_integers
 from lightning_farms.pruning._documents import Files, joined_text
 from lightning_farms.pruning._losses import next_token_losses
-from lightning_farms.pruning.text import Tokenizer, check_vocabulary, tokenise
+from lightning_farms.pruning.text import Tokenizer, check_vocabulary, tokenise, vocabulary_size
 
 Setting: TypeAlias = Literal["paper"]
 
@@ -154,7 +154,7 @@ def _ids_of(model: _Model, text: Files | Tensor, tokenizer: Tokenizer | None) ->
         ids = torch.tensor(tokenise(whole, tokenizer, special=True), dtype=torch.int64)
         around = len(tokenise("", tokenizer, special=True))
         tokens, words = len(ids) - around, len(whole.split())
-    check_vocabulary(ids, int(model.get_input_embeddings().weight.shape[0]))
+    check_vocabulary(ids, vocabulary_size(model))
     return ids, tokens, words
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing, write_text
 from lightning_farms.pruning._extras import import_extra
 from lightning_farms.pruning._work_lock import LOCK, work_lock
 from lightning_farms.pruning.report import PrunedBlock, PruningReport
@@ -99,8 +99,7 @@ class PrunedFolder:
         tensors = {f"{name}.{key}": value for key, value in block.state_dict().items()}
         with complete_or_nothing(self._partial / f"{name}.safetensors") as draft:
             _write(draft, tensors)
-        with complete_or_nothing(self._partial / f"{name}.block.json") as draft:
-            draft.write_text(json.dumps(asdict(done)), encoding="utf-8")
+        write_text(self._partial / f"{name}.block.json", json.dumps(asdict(done)))
 
     def finish(self, report: PruningReport, tokenizer: _Tokenizer = None) -> None:
         """Make the final folder: shards in transformers' format, index, configuration, tokenizer and report."""
@@ -127,8 +126,7 @@ class PrunedFolder:
             if kept is not None:
                 kept.unlink()
         index_of_shards = {"metadata": {"total_size": size}, "weight_map": places}
-        with complete_or_nothing(self._partial / "model.safetensors.index.json") as draft:
-            draft.write_text(json.dumps(index_of_shards, indent=2), encoding="utf-8")
+        write_text(self._partial / "model.safetensors.index.json", json.dumps(index_of_shards, indent=2))
         drafts = self._partial.glob(".*.tmp")  # left by processes that were killed
         for leftover in (*drafts, *(self._partial / f"{name}.block.json" for name in blocks)):
             leftover.unlink()
@@ -168,8 +166,7 @@ class PrunedFolder:
                 f"they differ in {', '.join(differing)}. Remove that folder to begin anew, or take another OUT."
             )
         if not file.exists():
-            with complete_or_nothing(file) as draft:
-                draft.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            write_text(file, json.dumps(settings, indent=1))
 
     def _check_new(self) -> None:
         if os.path.lexists(self._target):  # also true for a broken link

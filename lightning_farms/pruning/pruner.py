@@ -14,15 +14,15 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.stored import StoredWeight, named_parameters, stored_weights
 from lightning_farms.common.parameters import identities
 from lightning_farms.functional import allocate_sparsity, magnitude_mask
+from lightning_farms.functional.vectors import vector
 from lightning_farms.pruning._local import reshard, whole
 from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate, allocate_from_alphas
 from lightning_farms.pruning.allocation.base import Allocation
 from lightning_farms.pruning.allocation.controls import UniformAllocation
 from lightning_farms.pruning.allocation.spectral import SpectralAllocation
-from lightning_farms.pruning.layer_ratio import LayerRatio
 from lightning_farms.pruning.mask_state import Masks, entries
 from lightning_farms.pruning.prunable import decoder_blocks
-from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 
 _UNIFORM = UniformAllocation()
 
@@ -98,7 +98,8 @@ class Pruner:
         self._found = set(identities(model.parameters()))
         for weight in stored_weights(model, selection):
             if weight.parameter is None:
-                self.dense |= {weight.name: weight.reason} if weight.selected else {}
+                if weight.selected:
+                    self.dense[weight.name] = weight.reason
             elif id(weight.parameter) in tables:
                 self.dense[weight.name] = "it is a table of embeddings too"
             elif weight.size:
@@ -198,13 +199,13 @@ class Pruner:
 
     def _growing(self, ratios: LayerRatios, allocation: Allocation) -> LayerRatios:
         """Keep the total, but no layer below what is already pruned; the others share the rest by their scores."""
-        now = self.zeros
-        budget = max(ratios.zeros, sum(now.values()))
+        budget = max(ratios.zeros, sum(self.zeros.values()))
         rows = {row.name: row for row in ratios}
         fixed: set[str] = set()
-        while below := {name for name, row in rows.items() if name not in fixed and row.zeros < now[name]}:
+        while below := {name for name, row in rows.items() if name not in fixed and row.zeros < self.zeros[name]}:
             fixed |= below
-            rows |= {name: replace(rows[name], zeros=now[name], ratio=now[name] / rows[name].size) for name in below}
+            for name in below:
+                rows[name] = replace(rows[name], zeros=self.zeros[name], ratio=self.zeros[name] / rows[name].size)
             free = [row for name, row in rows.items() if name not in fixed]
             left = budget - sum(rows[name].zeros for name in fixed)
             rows |= {row.name: row for row in _shared_out(free, left, allocation)}
@@ -255,7 +256,7 @@ def _shared_out(rows: Sequence[LayerRatio], zeros: int, allocation: Allocation) 
     if not rows:
         return ()
     sizes = [row.size for row in rows]
-    scores = torch.tensor([row.score for row in rows], dtype=torch.float64, device="cpu")
+    scores = vector(row.score for row in rows)
     sparsity = zeros / sum(sizes)
     found = allocate_sparsity(scores, sizes, sparsity, floor=min(allocation.floor, sparsity), cap=allocation.cap)
     parts = zip(rows, found.ratios.tolist(), found.zeros.tolist(), strict=True)

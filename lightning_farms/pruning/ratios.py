@@ -7,19 +7,46 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_farms.common.texts import json_text, write_if_asked
+from lightning_farms.common.texts import csv_text, json_text, write_if_asked
 from lightning_farms.functional import NofM
-from lightning_farms.pruning._ratio_table import ratio_table
-from lightning_farms.pruning.layer_ratio import LayerRatio
 
 COLUMNS = ("name", "block", "size", "source", "score", "ratio", "zeros", "pattern")
-_OF_ALL = ("asked", "allocation")  # the same in every line of a CSV file
+
+
+@dataclass(frozen=True)
+class LayerRatio:
+    """How much of one weight is pruned.
+
+    Attributes:
+        name: name of the weight, unique in the model.
+        block: the block to which it belongs.
+        size: its number of weights p.
+        source: the figure from which its score is computed (an alpha, an outlier ratio, ...); NaN if there is none.
+        score: q, its share in the pruning: the fraction pruned is in proportion to it, before bounds apply.
+        ratio: the fraction pruned before it is rounded to whole weights; n / m for a pattern.
+        zeros: the number of weights pruned.
+        pattern: n of every m consecutive inputs; None: any ``zeros`` of the weights.
+    """
+
+    name: str
+    block: str
+    size: int
+    source: float
+    score: float
+    ratio: float
+    zeros: int
+    pattern: NofM | None = None
+
+    @property
+    def reached(self) -> float:
+        """The fraction pruned, in whole weights."""
+        return self.zeros / self.size
 
 
 @dataclass(frozen=True)
@@ -88,7 +115,7 @@ class LayerRatios:
         total = (
             f"{title}{self.sparsity:.6f} of {self.size} weights asked, {self.reached:.6f} reached ({self.zeros} zeros)."
         )
-        return "\n".join([*ratio_table(self.layers), total, *(f"Note: {note}." for note in self.notes)])
+        return "\n".join([*_table(self.layers), total, *(f"Note: {note}." for note in self.notes)])
 
     @property
     def size(self) -> int:
@@ -135,12 +162,9 @@ class LayerRatios:
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """CSV text (and written to ``path``), one line per weight, numbers with all their digits, without the notes."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=[*COLUMNS, *_OF_ALL], lineterminator="\n")
-        writer.writeheader()
         of_all = {"asked": self.sparsity, "allocation": self.allocation}
-        writer.writerows({**row, **of_all} for row in self.to_rows())
-        return write_if_asked(text.getvalue(), path)
+        rows = [{**row, **of_all} for row in self.to_rows()]
+        return write_if_asked(csv_text(rows, [*COLUMNS, *of_all]), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """JSON text (and written to ``path``) with ``sparsity``, ``reached``, ``allocation``, ``notes``, ``layers``."""
@@ -206,3 +230,26 @@ def _text(source: str | os.PathLike[str], beginning: str) -> str:
     if isinstance(source, str) and source.lstrip().startswith(beginning):
         return source
     return Path(source).read_text(encoding="utf-8")
+
+
+def _table(layers: Sequence[LayerRatio]) -> list[str]:
+    """The lines of the table: one per block if all layers of a block have the same score, otherwise one per layer."""
+    blocks: dict[str, list[LayerRatio]] = {}
+    for layer in layers:
+        blocks.setdefault(layer.block, []).append(layer)
+    if all(len({layer.score for layer in block}) == 1 for block in blocks.values()):
+        lines = [["block", "layers", "weights", "source", "score", "ratio"]]
+        lines += [[name, str(len(block)), *_cells(block)] for name, block in blocks.items()]
+    else:
+        lines = [["layer", "weights", "source", "score", "ratio"]]
+        lines += [[layer.name, *_cells([layer])] for layer in layers]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+
+
+def _cells(layers: Sequence[LayerRatio]) -> list[str]:
+    """Number of weights, mean figure, score and reached ratio of layers with the same score."""
+    size = sum(layer.size for layer in layers)
+    figures = [layer.source for layer in layers if math.isfinite(layer.source)]
+    mean = f"{sum(figures) / len(figures):.3f}" if figures else ""
+    return [str(size), mean, f"{layers[0].score:.3f}", f"{sum(layer.zeros for layer in layers) / size:.3f}"]

@@ -153,7 +153,9 @@ def _settings(targets: Sequence[_Target], structure: str, method: str, damping: 
         "targets": [target.name for target in targets],
         "ignore": [_ROUTERS],
     }
-    return options | ({"dampening_frac": damping, "block_size": 128} if method == "sparsegpt" else {})
+    if method == "sparsegpt":
+        options |= {"dampening_frac": damping, "block_size": 128}
+    return options
 
 
 def _located(model: nn.Module, layer: Layer) -> tuple[nn.Module, str]:

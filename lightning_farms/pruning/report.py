@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import write_text
 from lightning_farms.common.texts import json_text
 from lightning_farms.pruning.ratios import LayerRatios
 
@@ -170,5 +170,4 @@ class PruningReport:
         target = Path(path)
         if target.suffix not in (".csv", ".json"):
             raise ValueError(f"Expected argument `path` to end in .csv or .json, but got {target.name!r}.")
-        with complete_or_nothing(target) as draft:
-            draft.write_text(self.to_csv() if target.suffix == ".csv" else self.to_json(), encoding="utf-8")
+        write_text(target, self.to_csv() if target.suffix == ".csv" else self.to_json())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -157,6 +157,11 @@ class _Source:
 def tokenise(text: str, tokenizer: Tokenizer, *, special: bool = False) -> list[int]:
     """Token ids of a text, with the tokenizer's special tokens around it if `special`."""
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def vocabulary_size(model: Any) -> int:  # noqa: ANN401 - transformers.PreTrainedModel
+    """Number of token ids that a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:

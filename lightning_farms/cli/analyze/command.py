@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from errno import EACCES, EROFS
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._progress import analysis_bar
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import write_text
 from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
 
@@ -57,20 +58,13 @@ def run(args: list[str]) -> None:
 
 def _analyze(options: AnalyzeOptions) -> None:
     """Run an analysis, opening files and making folders first so that faults show before the long work."""
-    tensors = open_aloud(options.file, options.key, check=options.check, dequantize=options.dequantize)
-    other = (
-        None
-        if options.compare is None
-        else open_aloud(options.compare, None, check=options.check, dequantize=options.dequantize)
-    )
-    base = (
-        None
-        if options.base is None
-        else open_aloud(options.base, None, check=options.check, dequantize=options.dequantize)
-    )
+    opened = partial(open_aloud, check=options.check, dequantize=options.dequantize)
+    tensors = opened(options.file, options.key)
+    other = None if options.compare is None else opened(options.compare, None)
+    base = None if options.base is None else opened(options.base, None)
     if other is not None and options.compare is not None:
-        for opened, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
-            _check_patterns(opened, options.selection, name)
+        for content, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
+            _check_patterns(content, options.selection, name)
     _make_folders(options)
     unreadable: list[LayerWeight] = []
     report = _report(tensors, base, options, options.file, unreadable)
@@ -184,8 +178,7 @@ def _write(report: SpectralReport, comparison: Comparison | None, options: Analy
     if options.out is None:
         sys.stdout.write(text)
     else:
-        with complete_or_nothing(options.out) as draft:
-            draft.write_text(text, encoding="utf-8")
+        write_text(options.out, text)
         sys.stderr.write(f"Written to {options.out}\n")
     lines = [] if options.format == "table" else closing_lines(list(report), of_change=options.base is not None)
     for line in (f"alpha of {_analysed(options)}: {report.summary}", *lines):

@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_farms.pruning.layer_ratio import LayerRatio
-from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.report import PruningReport
 
 _MOST_NOTES = 8

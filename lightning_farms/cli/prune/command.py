@@ -13,7 +13,7 @@ from lightning_farms.cli._language_model import USER_MISTAKES
 from lightning_farms.cli._shell import failing_on, package_version
 from lightning_farms.cli.prune._options import CALLED, PruneOptions, parse_options
 from lightning_farms.cli.prune._tables import print_ratios, print_result
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing, write_text
 from lightning_farms.common.progress import progress_bar
 from lightning_farms.plotting import sparsity_figure
 from lightning_farms.pruning.allocation import allocate
@@ -25,7 +25,7 @@ from lightning_farms.pruning.prunable import decoder_blocks
 from lightning_farms.pruning.pruned_folder import PrunedFolder
 from lightning_farms.pruning.ratios import LayerRatios
 from lightning_farms.pruning.recipe import llm_compressor_recipe
-from lightning_farms.pruning.text import Calibration
+from lightning_farms.pruning.text import Calibration, vocabulary_size
 
 
 def run(args: list[str]) -> None:
@@ -56,15 +56,15 @@ def _prune(options: PruneOptions) -> None:
         tokenizer_required=options.needs_calibration,
     )
     ids = _calibration(options, lm)
-    store = (
-        None if options.dry_run or options.out is None else PrunedFolder(options.out, lm.model, _settings(options, ids))
-    )
+    store = None
+    if options.out is not None and not options.dry_run:
+        store = PrunedFolder(options.out, lm.model, _settings(options, ids))
     ratios = _ratios(options, lm.model, ids, store)
     print_ratios(ratios, Console())
     _write(options, ratios, store)
     if store is None:
         if options.report is not None:
-            _write_text(options.report, ratios.to_csv() if options.report.suffix == ".csv" else ratios.to_json())
+            write_text(options.report, ratios.to_csv() if options.report.suffix == ".csv" else ratios.to_json())
         return
     with progress_bar("Pruning", len(decoder_blocks(lm.model))) as advance:
         report = prune(
@@ -94,7 +94,7 @@ def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
     if positions is not None and length > positions:
         raise ValueError(f"Expected --length to be at most the model's {positions} positions, but got {length}.")
     calibration = Calibration(options.calibration, sequences=options.sequences, length=length, seed=options.seed)
-    return calibration.token_ids(lm.tokenizer, int(lm.model.get_input_embeddings().weight.shape[0]))
+    return calibration.token_ids(lm.tokenizer, vocabulary_size(lm.model))
 
 
 def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: PrunedFolder | None) -> LayerRatios:  # noqa: ANN401
@@ -106,7 +106,7 @@ def _ratios(options: PruneOptions, model: Any, ids: Tensor | None, store: Pruned
         model, options.sparsity, options.allocation, calibration=ids, pattern_m=options.pattern_m, device=options.device
     )
     if kept is not None:
-        _write_text(kept, ratios.to_json())
+        write_text(kept, ratios.to_json())
     return ratios
 
 
@@ -143,7 +143,7 @@ def _write(options: PruneOptions, ratios: LayerRatios, store: PrunedFolder | Non
             figure.savefig(draft, format=options.figure.suffix[1:])
     if options.recipe is not None and options.method != "magnitude":
         recipe = llm_compressor_recipe(ratios, options.method, damping=options.damping)
-        _write_text(_for_now(options.recipe, options.out, store), recipe)
+        write_text(_for_now(options.recipe, options.out, store), recipe)
 
 
 def _for_now(path: Path, out: Path | None, store: PrunedFolder | None) -> Path:
@@ -151,8 +151,3 @@ def _for_now(path: Path, out: Path | None, store: PrunedFolder | None) -> Path:
     if out is None or store is None or not path.absolute().is_relative_to(out.absolute()):
         return path
     return store.partial / path.absolute().relative_to(out.absolute())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with complete_or_nothing(path) as draft:
-        draft.write_text(text, encoding="utf-8")

@@ -39,13 +39,15 @@ def network_sizes(data: type, settings: Namespace, wanted: Container[str]) -> di
     arguments = settings.as_dict()
     if issubclass(data, CFDDataModule):
         flow = data(**{**arguments, "simulation": SimulationConfig(**arguments["simulation"])})
-        return {
-            **({"img_size": flow.img_size} if "img_size" in wanted else {}),
+        sizes: dict[str, int | tuple[int, int]] = {
             "in_timesteps": flow.in_timesteps,
             "out_timesteps": flow.out_timesteps,
             "in_channels": flow.n_channels,
             "out_channels": flow.n_channels,
         }
+        if "img_size" in wanted:
+            sizes["img_size"] = flow.img_size
+        return sizes
     if issubclass(data, ImageDataModule):
         return {"num_classes": data(**arguments).num_classes}
     return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import write_text
 
 
 class WholeConfig(SaveConfigCallback):
@@ -23,5 +23,4 @@ class WholeConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the content that Lightning would write."""
         if self._folder is not None:
-            with complete_or_nothing(Path(self._folder) / self.config_filename) as draft:
-                draft.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            write_text(Path(self._folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))

@@ -86,7 +86,8 @@ def pretrained_path(
     Returns:
         The path; its name holds a hash of everything that the weights depend on.
     """
-    settings = asdict(pretraining) | {
+    settings = {
+        **asdict(pretraining),
         "version": _PRETRAINING_VERSION,
         "set": _set_name(_regime(pretraining, data)),
         "network": network.config,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
+from lightning_farms.common.checkpoints.pickled_tensor import naming, or_unreadable
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
 GRU_FROM_ZRN = (1, 0, 2)
@@ -55,23 +55,13 @@ class ArrayTensors(StoredTensors):
         if array.quantised or array.reason:
             return self.without_values(name)
         with naming(name, self._path):
-            return _or_unreadable(array.read)
+            return or_unreadable(array.read)
 
     def without_values(self, name: str) -> Tensor:
         """The tensor on the meta device."""
         array = self._arrays[name]
         with naming(name, self._path):
-            return _or_unreadable(lambda: torch.empty(array.shape, dtype=array.dtype, device="meta"))
-
-
-def _or_unreadable(read: Callable[[], Tensor]) -> Tensor:
-    """Read the numbers, turning the errors of a damaged file, which can be of any kind, into UnreadableTensor."""
-    try:
-        return read()
-    except (ImportError, MemoryError, UnreadableTensor):
-        raise
-    except Exception as error:
-        raise UnreadableTensor(f"damaged ({type(error).__name__})") from error
+            return or_unreadable(lambda: torch.empty(array.shape, dtype=array.dtype, device="meta"))
 
 
 def in_blocks(matrix: Tensor, order: Sequence[int]) -> Tensor:

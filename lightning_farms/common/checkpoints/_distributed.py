@@ -167,7 +167,9 @@ def _put(content: dict[str, Any], path: tuple[str, ...], tensor: PickledTensor) 
 def _tensor(entry: Mapping[str, Any], chunks: tuple[_Chunk, ...], check: bool) -> PickledTensor | None:
     size, properties = entry.get("size"), entry.get("properties")
     held = properties.state if isinstance(properties, StandIn) else None
-    named = held[0] if isinstance(held, tuple) and held else held.get("dtype") if isinstance(held, dict) else None
+    named = held.get("dtype") if isinstance(held, dict) else None
+    if isinstance(held, tuple) and held:
+        named = held[0]
     dtype = torch_dtype(named) if isinstance(named, Name) else None
     if dtype is None or not isinstance(size, tuple) or not all(type(each) is int for each in size):
         return None

@@ -166,8 +166,12 @@ def _variables(file: h5py.File, classes: Mapping[str, str]) -> Iterator[_Variabl
     import h5py
 
     data: dict[str, h5py.Dataset] = {}
-    file.visititems(lambda name, item: data.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    data = {name: item for name, item in data.items() if item.shape is not None}  # empty datasets have no shape
+
+    def collect(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:  # empty datasets have no shape
+            data[name] = item
+
+    file.visititems(collect)
     keras = any(_is_of_keras(name) for name in data) or "layer_names" in file.attrs or "model_weights" in file
     for name in sorted(data, key=natural) if keras else ():
         parts = name.split("/")

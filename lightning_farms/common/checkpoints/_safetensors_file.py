@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_farms.common.checkpoints._json_file import MOST_JSON, JSONError, parse_json
 from lightning_farms.common.checkpoints._natural import natural
-from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
+from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming, or_unreadable
 from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
 
@@ -51,7 +51,7 @@ class SafetensorsFile(StoredTensors):
             raise KeyError(name)
         with naming(name, self._path):
             _check_type(self._file.get_slice(name).get_dtype())
-            return _or_unreadable(self._file.get_tensor, name)
+            return or_unreadable(lambda: self._file.get_tensor(name))
 
     def without_values(self, name: str) -> Tensor:
         if name not in self._names:
@@ -62,7 +62,7 @@ class SafetensorsFile(StoredTensors):
             return self[name].to("meta")
         with naming(name, self._path):
             _check_type(part.get_dtype())
-            return _or_unreadable(lambda: torch.empty(shape, dtype=part[:0].dtype, device="meta"))
+            return or_unreadable(lambda: torch.empty(shape, dtype=part[:0].dtype, device="meta"))
 
 
 def _layout_of_mlx(shape: Sequence[int]) -> str:
@@ -90,13 +90,3 @@ def _check_header(path: Path) -> None:
 def _check_type(name: str) -> None:
     if name in _UNKNOWN:
         raise UnreadableTensor(f"of the type {name}, which PyTorch does not have: analyse the original checkpoint")
-
-
-def _or_unreadable(read: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """Read a tensor by the package, which can raise any error for sizes beyond 64 bits."""
-    try:
-        return read(*arguments)
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:
-        raise UnreadableTensor(f"damaged ({type(error).__name__})") from error

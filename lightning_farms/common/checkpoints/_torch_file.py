@@ -282,8 +282,9 @@ def _of_device(data: object, *_: object) -> object:
 
 def _pairs(*arguments: Any) -> object:  # noqa: ANN401
     items = arguments[0] if arguments else ()
-    pairs = items.items() if isinstance(items, dict) else items if isinstance(items, list) else ()
-    return {plain_key(key): value for key, value in pairs}
+    if isinstance(items, dict):
+        items = list(items.items())
+    return {plain_key(key): value for key, value in (items if isinstance(items, list) else ())}
 
 
 def _encoded(text: object, encoding: object, *_: object) -> object:

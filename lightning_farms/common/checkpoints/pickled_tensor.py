@@ -54,6 +54,16 @@ def naming(name: str, path: Path) -> Iterator[None]:
         raise UnreadableTensor(error.reason, f"tensor {name[:_SHOWN]!r} of {str(path)!r}") from error
 
 
+def or_unreadable(read: Callable[[], Tensor]) -> Tensor:
+    """Read a tensor, turning the errors of a damaged file, which can be of any kind, into UnreadableTensor."""
+    try:
+        return read()
+    except (ImportError, MemoryError, UnreadableTensor):
+        raise
+    except Exception as error:
+        raise UnreadableTensor(f"damaged ({type(error).__name__})") from error
+
+
 class Entry(NamedTuple):
     """Place of the numbers of a storage, or why they cannot be read; ``crc`` is None if the file has none."""
 

@@ -16,9 +16,8 @@ from lightning_farms.functional import NofM, allocate_n_of_m, allocate_sparsity
 from lightning_farms.pruning.allocation.base import Allocation, Figures, Layer, Subject, Weight
 from lightning_farms.pruning.allocation.spectral import FARMSAllocation
 from lightning_farms.pruning.input_squares import input_mean_squares
-from lightning_farms.pruning.layer_ratio import LayerRatio
 from lightning_farms.pruning.prunable import left_dense, prunable_weights
-from lightning_farms.pruning.ratios import LayerRatios
+from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 
 MeanSquares: TypeAlias = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
 

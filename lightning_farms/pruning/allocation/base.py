@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.functional import linear_scores
+from lightning_farms.functional.vectors import vector
 
 Granularity = Literal["block", "layer"]
 
@@ -190,7 +191,7 @@ class DensityAllocation(Allocation):
         """See the base class."""
         sign = -1 if self.reverse != self.spares_large else 1
         mapped = linear_scores(sign * vector(figures), 1.0, self.groups(layers)) / 2  # t; 1/2 without a figure
-        sizes = vector([layer.size for layer in layers])
+        sizes = vector(layer.size for layer in layers)
         known = vector(figures).isfinite() if self.granularity == "layer" else _known(figures, layers)
         weights = sizes * known
         if sparsity <= 0 or not bool(known.any()):
@@ -198,11 +199,6 @@ class DensityAllocation(Allocation):
         mean = (weights * mapped).sum() / weights.sum()
         ratios = sparsity + 2 * self.spread * (mapped - mean)
         return (ratios.clamp(min=0) / sparsity).where(known, 1.0)
-
-
-def vector(values: Sequence[float]) -> Tensor:
-    """Make a vector (L,) of float64 on the CPU."""
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _known(figures: Sequence[float], layers: Sequence[Layer]) -> Tensor:

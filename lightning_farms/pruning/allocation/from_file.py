@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_farms.pruning.allocation.base import Figures, Granularity, Layer, LinearAllocation, Subject, vector
+from lightning_farms.functional.vectors import vector
+from lightning_farms.pruning.allocation.base import Figures, Granularity, Layer, LinearAllocation, Subject
 
 Column = Literal["ratio", "score", "source"]
 
