@@ -1,6 +1,7 @@
 """Which files are read for a purpose, such as training, and which of their flows are used for it."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ class FlowSources:
 
     def _readers(self, paths: Sequence[Path]) -> list[FlowFile]:
         self._are_one_set(paths)
-        return open_flows(paths, left_out=self._skipped(), **self.layout)
+        return open_flows(paths, left_out=self._skipped, **self.layout)
 
     def _are_one_set(self, paths: Sequence[Path]) -> bool:
         """Return whether these are several files of one trajectory each; refuse several strides for such files."""
@@ -152,6 +153,7 @@ class FlowSources:
                 self._told.add(remark)
                 rank_zero_warn(remark)
 
+    @cached_property
     def _skipped(self) -> dict[Path, set[int]]:
         """Return {file, or folder of a set of files: numbers of the trajectories to skip}."""
         sets = [list(self.paths), *(_listed(each) for each in (self.val, self.test) if each is not None)]
@@ -160,15 +162,16 @@ class FlowSources:
 
     def _left_out(self, files: FileSet) -> list[set[int]]:
         """Return the numbers of the trajectories to skip in each file."""
-        found = self._skipped()
         for file in files.files:
-            beyond = [number for number in sorted(found.get(file.path, ())) if number >= file.shape.trajectories]
+            beyond = [
+                number for number in sorted(self._skipped.get(file.path, ())) if number >= file.shape.trajectories
+            ]
             if beyond:
                 raise ValueError(
                     f"Expected argument `skip` to name trajectories of {file.path}, which has "
                     f"{file.shape.trajectories}, numbered from 0, but got {beyond}."
                 )
-        return [found.get(file.path, set()) for file in files.files]
+        return [self._skipped.get(file.path, set()) for file in files.files]
 
 
 def check_scales(state: Mapping[str, Any], scales: Mapping[str, float | None], time_stride: int) -> None:

@@ -152,47 +152,58 @@ class Lineage:
             return
         _tell_simulated(state, settings)
         if self._stage == "fit":
-            if checkpoint.get("batches", 0):
-                begun = {"seed": state["settings"].get("seed"), **state.get("order", {})}
-                check_order(begun, {"seed": settings.get("seed"), **self.order})
-            self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
-            changed = replaced(self._used.get("train", []), state["trained"])
-            if changed:
-                rank_zero_warn(
-                    f"The training goes on with other flows: {', '.join(map(str, changed))} is not the file of that "
-                    "name that the checkpoint was trained on. If it was changed since, flows may have passed from one "
-                    "part of the split to another."
-                )
+            self._resume(checkpoint, state, settings)
         else:
             for known in self.identities.values():
                 known.clear()
         self.identities["trained"].append(state.get("identities", _NONE))
         self.identities["validated"].append(state.get("validated_identities", _NONE))
         for purpose in _EVALUATED.get(self._stage, ()):
-            flows = self._used.get(purpose, [])
-            both = shared(flows, state["trained"])
-            if both:
-                self.identities["trained"].clear()  # otherwise they would be reported twice
-                differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
-                remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
-                rank_zero_warn(
-                    f"Of the {count(flows)} flows to {_VERBS[purpose]}, {count(both)} were trained on by the "
-                    f"checkpoint: {told(both)}. What is found on them says nothing of new flows: keep the split of the "
-                    f"training, or give other files.{remedy}"
-                )
+            self._tell_trained(purpose, state, settings)
             if purpose == "test":
-                chosen = shared(flows, state["validated"])
-                if chosen:
-                    self.identities["validated"].clear()
-                none = "none of the test flows, as far as their files tell"
-                by = f"{count(chosen)} of the {count(flows)} test flows" if chosen else none
-                advice = (
-                    "; the error may be too low where the best of several checkpoints was taken: hold flows out with "
-                    "`val_fraction` or `val_path`"
-                    if chosen
-                    else ""
-                )
-                rank_zero_info(f"The training was validated with {by}{advice}.")
+                self._tell_validated(state)
+
+    def _resume(self, checkpoint: Mapping[str, Any], state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Take over the flows of the training that goes on; warn if its order of items or its files are others."""
+        if checkpoint.get("batches", 0):
+            begun = {"seed": state["settings"].get("seed"), **state.get("order", {})}
+            check_order(begun, {"seed": settings.get("seed"), **self.order})
+        self._earlier = {name: list(state[name]) for name in ("trained", "validated")}
+        changed = replaced(self.flows("train"), state["trained"])
+        if changed:
+            rank_zero_warn(
+                f"The training goes on with other flows: {', '.join(map(str, changed))} is not the file of that "
+                "name that the checkpoint was trained on. If it was changed since, flows may have passed from one "
+                "part of the split to another."
+            )
+
+    def _tell_trained(self, purpose: str, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Warn if flows that are evaluated now were trained on."""
+        flows = self.flows(purpose)
+        both = shared(flows, state["trained"])
+        if both:
+            self.identities["trained"].clear()  # otherwise they would be reported twice
+            differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
+            remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
+            rank_zero_warn(
+                f"Of the {count(flows)} flows to {_VERBS[purpose]}, {count(both)} were trained on by the "
+                f"checkpoint: {told(both)}. What is found on them says nothing of new flows: keep the split of the "
+                f"training, or give other files.{remedy}"
+            )
+
+    def _tell_validated(self, state: Mapping[str, Any]) -> None:
+        """Say how many of the test flows helped to choose the checkpoint."""
+        flows = self.flows("test")
+        chosen = shared(flows, state["validated"])
+        by, advice = "none of the test flows, as far as their files tell", ""
+        if chosen:
+            self.identities["validated"].clear()
+            by = f"{count(chosen)} of the {count(flows)} test flows"
+            advice = (
+                "; the error may be too low where the best of several checkpoints was taken: hold flows out with "
+                "`val_fraction` or `val_path`"
+            )
+        rank_zero_info(f"The training was validated with {by}{advice}.")
 
 
 def _tell_simulated(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -62,8 +62,10 @@ class EpochSampler(DistributedSampler[KeyT], ABC):
 
     def _seen(self) -> int:
         first, self._seen_first = self._seen_first, None
+        if first is not None:
+            return first()
         epoch, items = self._resumed
-        return first() if first is not None else items if epoch == self.epoch else 0
+        return items if epoch == self.epoch else 0
 
 
 class EpochLoader(DataLoader[BatchT]):

@@ -108,9 +108,8 @@ def spacing(values: Tensor | None) -> float | None:
 
 def _line(values: Array | None, *, either_way: bool) -> Array | None:
     """Return a coordinate as one line: of a table, the common row or, `either_way`, column; None if there is none."""
-    values = values.ravel() if values is not None and values.size in values.shape else values  # a single row, or column
-    if values is None or values.ndim == 1 or not len(values):
-        return values if values is None or values.ndim == 1 else None
+    if values is None or values.size in values.shape:  # a single row, or column
+        return None if values is None else values.ravel()
     for rows in (values, values.T) if either_way else (values,):
         largest = np.abs(np.diff(rows[0])).max(initial=0)  # of steps, not values: steps may be nanoseconds
         if np.allclose(rows, rows[:1], rtol=0, atol=_UNEVEN * largest, equal_nan=True):
@@ -153,8 +152,8 @@ def _fits(values: Array, cells: int) -> bool:
     return len(values) in (cells, cells + 1)
 
 
-def _uneven(times: Array) -> bool:
-    steps = np.abs(np.diff(times))
+def _uneven(values: Array) -> bool:
+    steps = np.abs(np.diff(values))
     return len(steps) > 0 and float(steps.max() - steps.min()) > _UNEVEN * float(steps.max())
 
 

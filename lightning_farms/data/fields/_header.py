@@ -1,7 +1,7 @@
 """What a file's header says before any field is read, and checks of it."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,12 +34,12 @@ class DatasetFacts(NamedTuple):
     shape: tuple[int, ...] | None  # None: it has no values at all
     dtype: np.dtype[Any]
     missing_filters: list[str]
-    varying: Varying | None
     marks: Marks  # of missing values
-    members: tuple[str, ...]  # names of the trajectories' own datasets
-    odd_one: str | None  # what is odd about members of another shape or type
     packed: tuple[float, float]  # netCDF's scale and offset, by which the values would have to be unpacked
     axes: tuple[str, ...]  # their names in the file, "" for one without a name
+    varying: Varying | None = None
+    members: tuple[str, ...] = ()  # names of the trajectories' own datasets
+    odd_one: str | None = None  # what is odd about members of another shape or type
 
 
 class Header(NamedTuple):
@@ -125,10 +125,7 @@ def checked_axes(
 def _check_same_trajectories(header: Header, path: Path) -> None:
     """Refuse patterns whose stars stand for different names: pairing these by number would mix trajectories."""
     stood = {
-        pattern: {member[len(before) : len(member) - len(after)] for member in facts.members}
-        for pattern, facts in header.datasets.items()
-        for before, _, after in [pattern.partition("*")]
-        if facts.members
+        pattern: set(_stars(pattern, facts.members)) for pattern, facts in header.datasets.items() if facts.members
     }
     every = set().union(*stood.values())
     for pattern, names in stood.items():
@@ -139,6 +136,16 @@ def _check_same_trajectories(header: Header, path: Path) -> None:
                 f"{path}, but there is no `{pattern.replace('*', lacking[0])}`. Complete the file, or name datasets "
                 "whose names agree."
             )
+
+
+def _stars(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return what the star of a pattern stands for in each name that fits it."""
+    before, _, after = pattern.partition("*")
+    return [
+        name[len(before) : len(name) - len(after)]
+        for name in names
+        if len(name) >= len(before + after) and name.startswith(before) and name.endswith(after)
+    ]
 
 
 def lost_trajectories(file: h5py.File, header: Header, axes: Mapping[str, DatasetAxes], count: int) -> MadeUp:
@@ -258,31 +265,20 @@ def _single(file: h5py.File, name: str) -> DatasetFacts | None:
     dataset = _get(file, name)
     if dataset is None:
         return None
-    varying, marks = _varying(dataset), _marks(dataset)
-    return DatasetFacts(
-        dataset.shape,
-        dataset.dtype,
-        missing_filters(dataset),
-        varying,
-        marks,
-        (),
-        None,
-        _packed(dataset),
-        _axes_called(dataset),
-    )
+    return _facts(dataset)._replace(varying=_varying(dataset))
+
+
+def _facts(dataset: h5py.Dataset) -> DatasetFacts:
+    filters = missing_filters(dataset)
+    return DatasetFacts(dataset.shape, dataset.dtype, filters, _marks(dataset), _packed(dataset), _axes_called(dataset))
 
 
 def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> DatasetFacts | None:
     """Return the datasets that a pattern such as "*/data" names, one per trajectory, as one with trajectories first."""
     before, _, after = pattern.partition("*")
     folder, _, begin = before.rpartition("/")
-    end = after.partition("/")[0]
     group = file.get(folder or "/")
-    stars = [
-        name[len(begin) : len(name) - len(end)]
-        for name in (group if isinstance(group, h5py.Group) else ())
-        if len(name) >= len(begin + end) and name.startswith(begin) and name.endswith(end)
-    ]
+    stars = _stars(f"{begin}*{after.partition('/')[0]}", group) if isinstance(group, h5py.Group) else []
     names = [f"{before}{star}{after}" for star in sorted(stars, key=number_order)]
     found = {name: dataset for name in names if (dataset := _get(file, name)) is not None}
     if not found:
@@ -297,10 +293,9 @@ def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> Datase
         if others
         else None
     )
+    facts = _facts(first)
     shape = None if first.shape is None else (len(found), *first.shape)
-    filters = missing_filters(first)
-    called = ("", *_axes_called(first))
-    return DatasetFacts(shape, first.dtype, filters, None, _marks(first), tuple(found), odd, _packed(first), called)
+    return facts._replace(shape=shape, axes=("", *facts.axes), members=tuple(found), odd_one=odd)
 
 
 def _axes_called(dataset: h5py.Dataset) -> tuple[str, ...]:

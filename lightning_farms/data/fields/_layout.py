@@ -1,7 +1,7 @@
 """Where the channels of an HDF5 file are: which dataset, which of its components, and the order of its axes."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -150,37 +150,38 @@ class FieldLayout:
             'bxy'
         """
         letters = self.letters(dataset)
-        fitting = {
-            tuple(left_out): "".join(letter for letter in letters if letter not in left_out)
-            for left_out in _candidates(letters, varying)
-            if self._fits(dataset, shape, [letter for letter in letters if letter not in left_out], varying, sizes)
-        }
+        fitting: dict[tuple[str, ...], str] = {}
+        for left_out in _candidates(letters, varying):
+            kept = "".join(letter for letter in letters if letter not in left_out)
+            if self._fits(dataset, shape, kept, varying, sizes):
+                fitting[left_out] = kept
         if varying is None and {("b",), ("t",)} <= set(fitting):
             raise ValueError(
                 f"Expected dataset `{dataset}` to have all of the axes ({', '.join(letters.upper())}), but it is of "
                 f"shape {shape}, and as there are as many trajectories as frames, it may be that each trajectory or "
                 "each frame has its own. Give it the attributes `sample_varying` and `time_varying` of The Well."
             )
-        fitting = fitting if varying is not None else {key: kept for key, kept in fitting.items() if key != ("b",)}
+        if varying is None:
+            fitting.pop(("b",), None)
         if not fitting:
             raise ValueError(self._misfit(dataset, shape, next(iter(self._components[dataset].values())), letters))
         return next(iter(fitting.values()))
 
-    def _fits(
-        self, dataset: str, shape: tuple[int, ...], letters: Sequence[str], varying: Varying | None, sizes: Sizes
-    ) -> bool:
+    def _fits(self, dataset: str, shape: tuple[int, ...], letters: str, varying: Varying | None, sizes: Sizes) -> bool:
         if len(shape) != len(letters):
             return False
         extents = [size for size, letter in zip(shape, letters, strict=True) if letter == "c"]
         components = self._components[dataset].values()
         if any(len(component) != len(extents) for component in components):
             return False
-        single = () if varying is None else tuple(letter for letter in "btxy" if letter in _constant(varying))
+        if not all(i < n for component in components for i, n in zip(component, extents, strict=True)):
+            return False
+        single = () if varying is None else _constant(varying)
         return all(
             size == sizes[letter] or (size == 1 and letter in single)
             for size, letter in zip(shape, letters, strict=True)
             if letter != "c"
-        ) and all(i < n for component in components for i, n in zip(component, extents, strict=True))
+        )
 
     def _misfit(self, dataset: str, shape: tuple[int, ...], component: tuple[int, ...], letters: str) -> str:
         message = (

@@ -101,7 +101,9 @@ def faults(
         missing = coded if missing is None else missing | coded
     if missing is None and np.isfinite(low) and np.isfinite(high) and not (positive and low <= 0):
         return []
-    wrong = ~np.isfinite(single) | (single <= 0 if positive else False)
+    wrong = ~np.isfinite(single)
+    if positive:
+        wrong |= single <= 0
     if missing is not None:
         wrong |= missing
     places = np.flatnonzero(wrong.any((1, 2))).tolist()

@@ -1,9 +1,10 @@
 """Looking through a whole file for what would spoil a training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from lightning_farms.data.fields._opening import DamagedFlowError
+from lightning_farms.data.fields._values import Survey
 from lightning_farms.data.fields.trajectory_files import FlowFile, TrajectoryFiles
 
 
@@ -73,31 +74,45 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
             raise
         return [FileFault(trajectory, "", None, f"cannot be read: {error}")]
     found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]
-    constant = 0
-    for channel, name in enumerate(file.channels):
-        if channel in surveys[0].numbers:
-            constant += 1
-            continue
-        low = min(each.extents[channel][0] for each in surveys)
-        high = max(each.extents[channel][1] for each in surveys)
-        if low == high and file.shape.x * file.shape.y * file.shape.frames > 1:
-            constant += 1
-            found.append(FileFault(trajectory, name, None, f"constant, {low:g} everywhere"))
-    digests = [tuple(each.digest[channel] for each in surveys) for channel in range(len(file.channels))]
-    for channel, digest in enumerate(digests):
-        first = digests.index(digest)
-        if (
-            first < channel
-            and channel not in surveys[0].numbers
-            and not any(fault.channel == file.channels[channel] for fault in found)
-        ):
-            found.append(FileFault(trajectory, file.channels[channel], None, f"the same as {file.channels[first]}"))
-    repeats = [frame for each in surveys for frame in each.repeats]
-    if repeats and constant < len(file.channels):
-        more = f", and so are {len(repeats) - 1} more" if len(repeats) > 1 else ""
-        found.append(FileFault(trajectory, "", repeats[0], f"the same as the frame before{more}"))
+    constant = _constant_channels(file, surveys)
+    for channel, value in constant.items():
+        found.append(FileFault(trajectory, file.channels[channel], None, f"constant, {value:g} everywhere"))
+    for channel, first in _copies(file, surveys).items():
+        name = file.channels[channel]
+        if not any(fault.channel == name for fault in found):
+            found.append(FileFault(trajectory, name, None, f"the same as {file.channels[first]}"))
     place = f"trajectory {trajectory} of {file.path}"
     other = known.setdefault(tuple(number for each in surveys for number in each.digest), place)
-    if other != place and constant < len(file.channels):
+    if len(constant) + len(surveys[0].numbers) == len(file.channels):
+        return found
+    repeats = [frame for each in surveys for frame in each.repeats]
+    if repeats:
+        more = f", and so are {len(repeats) - 1} more" if len(repeats) > 1 else ""
+        found.append(FileFault(trajectory, "", repeats[0], f"the same as the frame before{more}"))
+    if other != place:
         found.append(FileFault(trajectory, "", None, f"the same as {other}"))
     return found
+
+
+def _constant_channels(file: FlowFile, surveys: Sequence[Survey]) -> dict[int, float]:
+    """Return {channel: its value} for those that do not vary though the file's layout lets them."""
+    if file.shape.x * file.shape.y * file.shape.frames == 1:
+        return {}
+    values = {}
+    for channel in _fields(file, surveys):
+        low = min(each.extents[channel][0] for each in surveys)
+        if low == max(each.extents[channel][1] for each in surveys):
+            values[channel] = low
+    return values
+
+
+def _copies(file: FlowFile, surveys: Sequence[Survey]) -> dict[int, int]:
+    """Return {channel: the first one that has the same values}."""
+    digests = [tuple(each.digest[channel] for each in surveys) for channel in range(len(file.channels))]
+    firsts = {channel: digests.index(digests[channel]) for channel in _fields(file, surveys)}
+    return {channel: first for channel, first in firsts.items() if first < channel}
+
+
+def _fields(file: FlowFile, surveys: Sequence[Survey]) -> list[int]:
+    """Return the channels that are no single numbers by the file's layout."""
+    return [channel for channel in range(len(file.channels)) if channel not in surveys[0].numbers]
