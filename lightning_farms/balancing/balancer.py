@@ -26,7 +26,7 @@ from lightning_farms.analysis.weights.fsdp_shards import whole_shapes_of_shards
 from lightning_farms.balancing._course import Course
 from lightning_farms.balancing._distributed import all_ranks
 from lightning_farms.balancing._models import all_of, check_kinds, check_whole, held_by, original_module, shown_by
-from lightning_farms.balancing._proof import Proof
+from lightning_farms.balancing._scaling_watch import ScalingWatch
 from lightning_farms.balancing._trained import MeanMultiplier, mean_multiplier, signals_of, trained_sizes
 from lightning_farms.balancing._writing import finite_scalars, write
 from lightning_farms.balancing.alpha_map import AlphaMap
@@ -148,7 +148,7 @@ class Balancer:
         self._hooked: list[tuple[int, bool]] = []  # the optimizers and parameters for which the hooks were made
         self._shown: list[tuple[str, int]] | None = None  # the model's parameters then; None if FSDP1 replaces them
         self._own_values: list[dict[str, Any]] = []  # states of scalings, until these exist
-        self._proof = Proof(())
+        self._watch = ScalingWatch(())
         self._steps_before = self._ahead = 0  # steps of earlier hooks; how far an adapter's count is ahead of `steps`
         self._known = KnownLayers()
         self._handles: list[RemovableHandle] = []  # handles of hooks that follow the steps of a plain loop
@@ -321,7 +321,7 @@ class Balancer:
         if not former:
             self._load_own_values()
         self._hooked, self._shown = held_by(optimizers), None if original else shown_by(self.model)
-        self._proof = Proof(self.scalings, fingerprints=not original)
+        self._watch = ScalingWatch(self.scalings, fingerprints=not original)
 
     def fits(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether the hooks were made for these optimizers, the parameters they hold now, and the model's layers."""
@@ -358,8 +358,8 @@ class Balancer:
                 fault, since the first change may be the user's doing; None: do not look.
         """
         if moves is not None:
-            self._proof.look(moves=moves)
-        news = self._proof.news()
+            self._watch.look(moves=moves)
+        news = self._watch.news()
         for scaling in news:
             name = type(scaling.optimizer).__name__
             self._warn(

@@ -54,7 +54,7 @@ def check_input(network: nn.Module, x: Tensor) -> None:
             )
 
 
-def check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
+def _check_can_be_fed_back(x: Tensor, prediction: Tensor) -> None:
     """Refuse a prediction that cannot become part of the next input."""
     if prediction.ndim != 5 or _all_but_frames(prediction) != _all_but_frames(x) or not prediction.shape[3]:
         raise ValueError(
@@ -97,5 +97,5 @@ def check_rules(*rules: tuple[str, object, str, bool]) -> None:
 
 def advanced(window: Tensor, prediction: Tensor) -> Tensor:
     """Return the network's next input: the predicted frames are appended, and as many of the oldest dropped."""
-    check_can_be_fed_back(window, prediction)
+    _check_can_be_fed_back(window, prediction)
     return torch.cat((window, prediction.to(window.dtype)), dim=3)[:, :, :, -window.shape[3] :]

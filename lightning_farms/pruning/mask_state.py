@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.stored import StoredWeight, stored_weights
 from lightning_farms.optim.unwrap import stepping_optimizers
-from lightning_farms.pruning._bits import packed, unpacked
 from lightning_farms.pruning._local import local, local_part, whole
 
 _CHANGED = "Masks (a LayerwisePruning) are of one model: make new ones where it was changed after it was pruned."
 
 
 class _Packed(NamedTuple):
-    """A mask packed as bits."""
+    """A mask packed as bits, with the first entry in the highest bit of the first byte, as in numpy.packbits."""
 
     bits: Tensor
     shape: tuple[int, ...]
@@ -104,13 +104,13 @@ class Masks:
     def __setitem__(self, name: str, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
             raise TypeError(f"Expected argument `mask` to be of torch.bool, but got {mask.dtype} for {name!r}.")
-        self._packed[name] = _Packed(packed(mask), tuple(mask.shape), int((~mask).sum()))
+        self._packed[name] = _Packed(_to_bits(mask), tuple(mask.shape), int((~mask).sum()))
         if name in self._parameters:
             self._bind(name)
 
     def __getitem__(self, name: str) -> Tensor:
         bits, shape, _ = self._packed[name]
-        return unpacked(bits, shape)
+        return _from_bits(bits, shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
@@ -165,7 +165,7 @@ class Masks:
         self.release()
         self._packed = {}
         for name, saved in state_dict.items():
-            self[name] = unpacked(saved["bits"].cpu(), saved["shape"])
+            self[name] = _from_bits(saved["bits"].cpu(), saved["shape"])
 
     # ---- enforcement -------------------------------------------------------------------------------------------------
 
@@ -273,3 +273,21 @@ def entries(parameter: Tensor, weight: StoredWeight) -> Tensor:
 
 def _is_of_numbers(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _to_bits(mask: Tensor) -> Tensor:
+    """Pack a mask of N entries into (ceil(N / 8),) uint8 on the CPU; the rest of the last byte is 0."""
+    flat = mask.flatten().to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
+    shifted: Tensor = flat.unflatten(0, (-1, 8)) << _shifts(mask.device)
+    return shifted.sum(1, dtype=torch.uint8).cpu()
+
+
+def _from_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """Unpack bits to a mask of the given shape, on the bits' device."""
+    flat = (bits.unsqueeze(1) >> _shifts(bits.device)).bitwise_and_(1).to(torch.bool).flatten()
+    return flat[: math.prod(shape)].reshape(tuple(shape))
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)

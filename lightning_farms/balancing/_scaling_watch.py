@@ -1,4 +1,4 @@
-"""Checks that the updates use the values asked for."""
+"""Watching of scalings in training: whether a fault was found, and whether weights move without their steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEVER_STEPPED = (
 )
 
 
-class Proof:
+class ScalingWatch:
     """Watches scalings: whether their first steps revealed a fault, and whether weights change without their steps."""
 
     def __init__(self, scalings: Sequence[LayerwiseScaling], *, fingerprints: bool = True) -> None:
