@@ -151,8 +151,8 @@ class Analysis:
         with one_thread_each():  # waking others, whose number changes often here, would take longer than the sums
             finite, failures = finite_layers(plans)
         spectra, numbers = self._measured(finite)
-        of_all = failures | numbers
-        found: dict[int, Parts] = {index: [of_all[index]] for index in plans}
+        numbers |= failures
+        found: dict[int, Parts] = {index: [numbers[index]] for index in plans}
         if self.keep_eigenvalues:
             spectra, lost = separated({index: attempted(_kept, each) for index, each in spectra.items()})
             found |= {index: [failed(error)] for index, error in lost.items()}
@@ -177,10 +177,9 @@ class Analysis:
                 errors = _errors_of_sums(outcome)
                 if any(error > 0 for error in errors) or (errors != _PASSED and not quick and _may_recover(outcome)):
                     suspects[index] = errors
-                elif isinstance(outcome, Exception):
-                    if not quick:
-                        found[index] = failed(outcome)
-                elif not quick or (errors == _PASSED and outcome[_ROUNDING] <= _LARGEST_ROUNDING):
+                elif not quick:
+                    found[index] = failed(outcome) if isinstance(outcome, Exception) else outcome
+                elif not isinstance(outcome, Exception) and _is_precise(outcome):
                     found[index] = outcome
         for index, errors in suspects.items():
             again = attempted(self._again, plans[index], errors)
@@ -254,6 +253,11 @@ class Analysis:
 
 def _errors_of_sums(outcome: list[float] | Exception) -> list[float]:
     return [math.nan] * len(CHECKS) if isinstance(outcome, Exception) else outcome[_CHECKS]
+
+
+def _is_precise(outcome: list[float]) -> bool:
+    """Whether numbers from float32 will do."""
+    return outcome[_CHECKS] == _PASSED and outcome[_ROUNDING] <= _LARGEST_ROUNDING
 
 
 def _may_recover(outcome: list[float] | Exception) -> bool:
