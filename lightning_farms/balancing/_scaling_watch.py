@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_farms.common.parameters import local
 from lightning_farms.optim.scaling import LayerwiseScaling
 
 _PARAMETERS, _ENTRIES = 4, 64
@@ -78,7 +79,7 @@ class _Fingerprint:
         return [None if p.grad is None else ref(p.grad) for p in self._parameters]
 
     def _now(self) -> list[Tensor]:
-        return [_some_of(p.detach()) for p in self._parameters]
+        return [_some_of(p) for p in self._parameters]
 
 
 def _is_same(before: Reference[Tensor] | None, now: Reference[Tensor] | None) -> bool:
@@ -86,6 +87,5 @@ def _is_same(before: Reference[Tensor] | None, now: Reference[Tensor] | None) ->
 
 
 def _some_of(parameter: Tensor) -> Tensor:
-    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this process's part of a DTensor
-    flat = own.flatten()
+    flat = local(parameter).flatten()
     return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].clone()

@@ -12,7 +12,7 @@ Per = Literal["channel", "frame", "frame_and_channel"]
 """What an error is given for: each channel, each frame, or each channel of each frame."""
 
 _SLAB_ELEMENTS = 2**18
-_LAYOUT = "(batch, X, Y, frames, channels)"
+LAYOUT = "(batch, X, Y, frames, channels)"
 
 
 def check_fields(prediction: Tensor, target: Tensor) -> None:
@@ -23,7 +23,7 @@ def check_fields(prediction: Tensor, target: Tensor) -> None:
             raise TypeError(f"Expected argument `{name}` to be a real floating-point tensor, but got {kind}.")
     if target.ndim != 5 or target.numel() == 0:
         raise ValueError(
-            f"Expected argument `target` to be non-empty and of shape {_LAYOUT}, but got {tuple(target.shape)}."
+            f"Expected argument `target` to be non-empty and of shape {LAYOUT}, but got {tuple(target.shape)}."
         )
     if prediction.shape != target.shape:
         raise ValueError(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_farms.metrics._fields import LAYOUT
+
 _VELOCITIES = ("vx", "vy")
-_LAYOUT = "(batch, X, Y, frames, channels)"
 
 
 def persistence(given: Tensor, frames: int) -> Tensor:
@@ -35,7 +36,7 @@ def persistence(given: Tensor, frames: int) -> Tensor:
     """
     if given.ndim != 5 or given.shape[3] == 0:
         raise ValueError(
-            f"Expected argument `given` to be of shape {_LAYOUT} with a frame at least, but got {tuple(given.shape)}."
+            f"Expected argument `given` to be of shape {LAYOUT} with a frame at least, but got {tuple(given.shape)}."
         )
     if frames < 1:
         raise ValueError(f"Expected argument `frames` to be at least 1, but got {frames}.")

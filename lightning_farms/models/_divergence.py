@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_farms.common.parameters import local
+
 _MOST_SKIPPED = 10
 
 
@@ -78,7 +80,7 @@ class DivergenceWatch:
 
 def all_finite(values: Iterable[Tensor]) -> bool:
     """Whether no value is infinite or NaN; only this process's part of a sharded tensor is checked."""
-    return all(bool(torch.isfinite(_local(value)).all()) for value in values if not is_lazy(value))
+    return all(bool(torch.isfinite(local(value)).all()) for value in values if not is_lazy(value))
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:
@@ -144,7 +146,3 @@ def _tensors(nested: object) -> Iterator[Tensor]:
     elif isinstance(nested, (list, tuple)):
         for value in nested:
             yield from _tensors(value)
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if hasattr(value, "to_local") else value

@@ -23,6 +23,11 @@ def shortened(name: str, width: int = 34) -> str:
     return _without_middle(".".join(parts), width)
 
 
+def literal(text: str) -> str:
+    """Keep matplotlib from parsing a text as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def _without_middle(text: str, width: int) -> str:
     tail = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_farms.plotting._labels import shortened, thinned
+from lightning_farms.plotting._labels import literal, shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def comparison_figure(
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)
     earlier, now = _values(before, names), _values(after, names)
-    first, second = (label.replace("$", r"\$") for label in labels)  # not parsed as mathematics, unlike other texts
+    first, second = map(literal, labels)
     _draw_earlier(axes, earlier, now, first)
     _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_farms.plotting._arrays import Values, as_array
-from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._labels import literal, shortened
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def error_curves_figure(
     earlier = None if before is None else as_array(before, "before", 2)
     _check(now, earlier, channels, positions, references or {})
     figure = Figure(figsize=_SIZE, dpi=110)
-    names = [_legend_name(name) for name in channels]
+    names = [literal(shortened(name, 15)) for name in channels]
     others = {name: np.asarray(values, dtype=np.float64) for name, values in (references or {}).items()}
     texts = [*names, "mean", *([] if earlier is None else [before_label]), *others]
     columns = _LEGEND_COLUMNS[widest(texts, _LEGEND_FONT) + _HANDLE > _SIZE[0] / _LEGEND_COLUMNS[0]]
@@ -127,11 +127,6 @@ def _check(
         raise ValueError(
             f"Expected argument `before` to have the shape of `errors`, {errors.shape}, but got {before.shape}."
         )
-
-
-def _legend_name(channel: str) -> str:
-    """Shorten a name and keep it from being parsed as mathematics."""
-    return shortened(channel, 15).replace("$", r"\$")
 
 
 def _colour(channel: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_farms.plotting._labels import shortened, thinned
+from lightning_farms.plotting._labels import literal, shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def _room(width: float, names: Sequence[str]) -> float:
 
 
 def _text(label: str) -> str:
-    """Shorten a label and keep it from being parsed as mathematics."""
-    return shortened(label, _TEXT_WIDTH).replace("$", r"\$")
+    return literal(shortened(label, _TEXT_WIDTH))
 
 
 def _draw_bars(axes: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:

@@ -7,17 +7,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from lightning_farms.common.parameters import local
+
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor; for a DTensor this is a collective operation."""
     tensor = tensor.detach()
     return cast(Tensor, tensor.full_tensor()) if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor in this process, as a view: writing to it changes the tensor."""
-    tensor = tensor.detach()
-    return cast(Tensor, tensor.to_local()) if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_part(values: Tensor, parameter: Tensor) -> Tensor:

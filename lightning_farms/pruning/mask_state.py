@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.stored import StoredWeight, stored_weights
+from lightning_farms.common.parameters import local
 from lightning_farms.optim.unwrap import stepping_optimizers
-from lightning_farms.pruning._local import local, local_part, whole
+from lightning_farms.pruning._local import local_part, whole
 
 _CHANGED = "Masks (a LayerwisePruning) are of one model: make new ones where it was changed after it was pruned."
 

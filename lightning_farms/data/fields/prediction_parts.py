@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.parameters import local
 from lightning_farms.data.fields.prediction_file import PredictionPart
 
 
@@ -89,9 +90,9 @@ def digest_of(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, Tensor):
-            own = value.to_local() if hasattr(value, "to_local") else value
+            own = local(value)
             digest.update(f"{name} {own.dtype} {tuple(own.shape)}".encode())
-            digest.update(own.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
