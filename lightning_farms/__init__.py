@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_farms.analysis import FARMS, LayerSpectrum, SpectralReport, WholeMatrix, analyze
-    from lightning_farms.balancing import (
-        AlphaMap,
-        Balancer,
-        Control,
-        LinearMap,
-        Log2Map,
-        SigmoidMap,
-        SqrtMap,
-        StepMap,
-    )
+    from lightning_farms.balancing import AlphaMap, Balancer, Control, LinearMap, Log2Map, SigmoidMap, SqrtMap, StepMap
     from lightning_farms.callbacks import (
         LayerwiseLearningRate,
         LayerwisePruning,

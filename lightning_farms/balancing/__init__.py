@@ -4,13 +4,4 @@ from lightning_farms.balancing.alpha_map import AlphaMap, LinearMap, Log2Map, Si
 from lightning_farms.balancing.balancer import Balancer
 from lightning_farms.balancing.control import Control
 
-__all__ = [
-    "AlphaMap",
-    "Balancer",
-    "Control",
-    "LinearMap",
-    "Log2Map",
-    "SigmoidMap",
-    "SqrtMap",
-    "StepMap",
-]
+__all__ = ["AlphaMap", "Balancer", "Control", "LinearMap", "Log2Map", "SigmoidMap", "SqrtMap", "StepMap"]

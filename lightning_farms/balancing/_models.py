@@ -17,9 +17,7 @@ _INNER = {  # {class: attribute that holds the module}; by name, so that nothing
     "OptimizedModule": "_orig_mod",
     "GradSampleModule": "_module",
 }
-_REFUSED = {
-    "DeepSpeedEngine": "which updates flattened copies of the parameters. Use DDP or FSDP2",
-}
+_REFUSED = {"DeepSpeedEngine": "which updates flattened copies of the parameters. Use DDP or FSDP2"}
 
 
 def check_kinds(**arguments: tuple[object, type]) -> None:

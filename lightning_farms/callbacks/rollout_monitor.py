@@ -15,13 +15,7 @@ from lightning_farms.callbacks._guard import Faults, guarded, guarded_at_start
 from lightning_farms.callbacks._handover import Handover
 from lightning_farms.callbacks._kept import KeptCallback
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
-from lightning_farms.callbacks._rollouts.record import (
-    Errors,
-    RolloutRecord,
-    expected_outputs,
-    rollouts_of,
-    spread,
-)
+from lightning_farms.callbacks._rollouts.record import Errors, RolloutRecord, expected_outputs, rollouts_of, spread
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders

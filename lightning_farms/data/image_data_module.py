@@ -11,11 +11,7 @@ from lightning_farms.data._data_module import DataModule
 from lightning_farms.data._normalization import ChannelStatistics
 from lightning_farms.data.epochs import EpochLoader, batches_to_leave_out, replica_of
 from lightning_farms.data.images._batches import Augmentation, ImageBatch, ImageBatches, ImageBatchSampler, image_loader
-from lightning_farms.data.images._labelled_images import (
-    TrainAndTest,
-    image_statistics,
-    stratified_split,
-)
+from lightning_farms.data.images._labelled_images import TrainAndTest, image_statistics, stratified_split
 
 __all__ = ["ImageDataModule", "TrainAndTest"]
 

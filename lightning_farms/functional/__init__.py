@@ -1,10 +1,6 @@
 """Functions from tensors to tensors or NamedTuples: windows, spectra, fits, random matrices, maps. Torch only."""
 
-from lightning_farms.functional.distributions import (
-    DistributionComparison,
-    LikelihoodRatio,
-    compare_distributions,
-)
+from lightning_farms.functional.distributions import DistributionComparison, LikelihoodRatio, compare_distributions
 from lightning_farms.functional.layerwise import (
     normalize_multipliers,
     tb_linear_map,

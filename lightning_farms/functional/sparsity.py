@@ -125,13 +125,7 @@ def allocate_sparsity(
 
 
 def allocate_n_of_m(
-    scores: Tensor,
-    sizes: Tensor | Sequence[int],
-    sparsity: float,
-    m: int,
-    *,
-    floor: float = 0.0,
-    cap: float = 1.0,
+    scores: Tensor, sizes: Tensor | Sequence[int], sparsity: float, m: int, *, floor: float = 0.0, cap: float = 1.0
 ) -> Tensor:
     r"""Compute how many of every m inputs each layer loses, for n:m patterns in which every layer has its own n.
 

@@ -9,15 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from lightning_farms.metrics._accumulation import FieldMetric
-from lightning_farms.metrics._fields import (
-    Per,
-    at_least_float32,
-    average,
-    check_eps,
-    check_fields,
-    check_per,
-    norm,
-)
+from lightning_farms.metrics._fields import Per, at_least_float32, average, check_eps, check_fields, check_per, norm
 
 
 def relative_l2_error(prediction: Tensor, target: Tensor, *, eps: float = 1e-8, per: Per | None = None) -> Tensor:

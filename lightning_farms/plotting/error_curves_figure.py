@@ -86,19 +86,10 @@ def error_curves_figure(
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.locator_params("x", integer=all(float(position).is_integer() for position in positions))
     name_axes(
-        axes,
-        margins,
-        title=shortened(title, 76),
-        horizontal=unit,
-        vertical="relative L2 error",
-        legend=_LEGEND * rows,
+        axes, margins, title=shortened(title, 76), horizontal=unit, vertical="relative L2 error", legend=_LEGEND * rows
     )
     figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="lower center",
-        ncols=columns,
-        fontsize=_LEGEND_FONT,
-        frameon=False,
+        *axes.get_legend_handles_labels(), loc="lower center", ncols=columns, fontsize=_LEGEND_FONT, frameon=False
     )
     return figure
 

@@ -172,13 +172,7 @@ class _OneBlock:
     """Prunes the weights of one block."""
 
     def __init__(
-        self,
-        ratios: LayerRatios,
-        method: Method,
-        counts: Counts,
-        column_block: int,
-        damping: float,
-        min_tokens: int,
+        self, ratios: LayerRatios, method: Method, counts: Counts, column_block: int, damping: float, min_tokens: int
     ) -> None:
         self._ratios = ratios
         self._method = method

@@ -57,11 +57,7 @@ def with_core(down: Tensor, core: Tensor) -> Tensor:
 
 
 def low_rank_matrices(
-    down: Tensor,
-    up: Tensor,
-    *,
-    diagonal: Tensor | None = None,
-    sizes: Sequence[int] = (),
+    down: Tensor, up: Tensor, *, diagonal: Tensor | None = None, sizes: Sequence[int] = ()
 ) -> tuple[Tensor, int]:
     r"""Return the matrices :math:`B \, \mathrm{diag}(E) \, A` of an update, and an upper bound on their rank.
 

@@ -160,13 +160,7 @@ def _shapes(name: str, module: nn.Module, reader: _Reader, selection: Selection)
 
 
 def _read(
-    name: str,
-    module: nn.Module,
-    reader: _Reader,
-    selection: Selection,
-    originals: dict[int, Tensor],
-    *,
-    values: bool,
+    name: str, module: nn.Module, reader: _Reader, selection: Selection, originals: dict[int, Tensor], *, values: bool
 ) -> list[LayerWeight]:
     with torch.no_grad(), evaluated_parametrisations(module):
         opaque = next((p for p in own_parameters(module) if _is_opaque(p)), None)

@@ -89,9 +89,7 @@ def parse_options(args: list[str]) -> PruneOptions:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="lightning-farms prune",
-        description=_DESCRIPTION,
-        usage="%(prog)s MODEL --sparsity S --out OUT [options]",
+        prog="lightning-farms prune", description=_DESCRIPTION, usage="%(prog)s MODEL --sparsity S --out OUT [options]"
     )
     parser.add_argument(
         "model",

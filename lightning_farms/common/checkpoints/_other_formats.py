@@ -82,9 +82,7 @@ _FORMATS = (
         _matches(r".*(\.pb|\.data-\d{5}-of-\d{5}|\.index)"),
     ),
     OtherFormat(
-        "a Flax checkpoint",
-        f"Read it by flax.serialization.msgpack_restore. {AS_STATE_DICT}",
-        _called(".msgpack"),
+        "a Flax checkpoint", f"Read it by flax.serialization.msgpack_restore. {AS_STATE_DICT}", _called(".msgpack")
     ),
     OtherFormat(
         "a program of torch.export",

@@ -25,10 +25,7 @@ _REMEDIES: dict[int, tuple[type[OSError], str]] = {
         PermissionError,
         "this user has no permission to read it: ask its owner for it (chmod), or run as another user",
     ),
-    errno.EMFILE: (
-        OSError,
-        "too many files are open: raise the limit (`ulimit -n`), or use fewer files or workers",
-    ),
+    errno.EMFILE: (OSError, "too many files are open: raise the limit (`ulimit -n`), or use fewer files or workers"),
     errno.EIO: (OSError, "the disk or the network behind it fails: try again, and look at the system's log"),
 }
 _REMEDIES[errno.EWOULDBLOCK] = _REMEDIES[errno.EAGAIN]

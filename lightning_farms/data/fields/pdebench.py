@@ -23,10 +23,7 @@ from lightning_farms.data.fields._values import Array, Fault, Survey, as_single,
 ChannelOrder = Literal["dpot", "pdebench"]
 
 FIELDS = ("density", "pressure", "Vx", "Vy")
-CHANNELS: dict[ChannelOrder, tuple[str, ...]] = {
-    "dpot": ("Vx", "Vy", "density", "pressure"),
-    "pdebench": FIELDS,
-}
+CHANNELS: dict[ChannelOrder, tuple[str, ...]] = {"dpot": ("Vx", "Vy", "density", "pressure"), "pdebench": FIELDS}
 
 _POSITIVE = ("density", "pressure")
 _BLOCK = 2**23  # values
@@ -146,13 +143,7 @@ class PDEBenchFile:
         return self._identity
 
     def read(
-        self,
-        trajectory: int,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        stride: int = 1,
-        time_stride: int = 1,
+        self, trajectory: int, start: int = 0, stop: int | None = None, *, stride: int = 1, time_stride: int = 1
     ) -> Tensor:
         """Read every time_stride-th of the frames start to stop - 1 of one trajectory.
 

@@ -118,12 +118,7 @@ class Trajectories:
         return values_identity([item[:, :, 0], item[:, :, -1]])
 
     def read(
-        self,
-        number: int,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        change: Callable[[Tensor], Tensor] | None = None,
+        self, number: int, start: int = 0, stop: int | None = None, *, change: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Read every time_stride-th frame of one trajectory from `start` on, standardized if there are `statistics`.
 

@@ -213,11 +213,7 @@ def _integrate(
 def _initial_states(config: SimulationConfig, indices: range) -> Tensor:
     states = [
         random_initial_state(
-            i,
-            resolution=config.resolution,
-            mach=config.mach,
-            seed=config.seed,
-            windowed_share=config.windowed_share,
+            i, resolution=config.resolution, mach=config.mach, seed=config.seed, windowed_share=config.windowed_share
         )
         for i in indices
     ]

@@ -15,13 +15,7 @@ from lightning_farms.models.dpot._afno import build_activation
 from lightning_farms.models.dpot._head import paint
 from lightning_farms.models.dpot._layers import DPOTBlock, PatchEmbedding, TimeAggregation
 from lightning_farms.models.dpot._stem import COORDINATES, embed
-from lightning_farms.models.dpot.config import (
-    Activation,
-    DPOTConfig,
-    TimeAggregationKind,
-    check_config,
-    patches,
-)
+from lightning_farms.models.dpot.config import Activation, DPOTConfig, TimeAggregationKind, check_config, patches
 from lightning_farms.models.dpot.weights._building import build_from_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
 from lightning_farms.models.dpot.weights.released import settings_beyond_shapes
