@@ -319,8 +319,8 @@ WRONG = [
     ("extra/a.py", "", "unknown room extra"),
     (
         "callbacks/a.py",
-        "from lightning_farms.analysis._plan import Plan",
-        "lightning_farms.analysis._plan is private to its room",
+        "from lightning_farms.analysis._engine.plan import Plan",
+        "lightning_farms.analysis._engine.plan is private to its room",
     ),
     (
         "cli/a.py",
@@ -330,7 +330,7 @@ WRONG = [
     ("cli/a.py", "\n" * 501, "501 lines, more than 500"),
 ]
 RIGHT = [
-    ("analysis/a.py", "from lightning_farms.analysis._plan import Plan, _helper"),
+    ("analysis/a.py", "from lightning_farms.analysis._engine.plan import Plan, _helper"),
     ("functional/a.py", "import math\nimport torch\nfrom . import b\nfrom lightning_farms.functional.c import d"),
     ("analysis/a.py", "from lightning_farms.functional import esd\ndef f():\n    import pandas"),
     ("analysis/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pandas"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._failures import attempted, not_computed
+from lightning_farms.analysis._engine.failures import attempted, not_computed
 from lightning_farms.analysis._rounding import ranks_clear_of_rounding, rounded_to
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
 from lightning_farms.common.texts import joined

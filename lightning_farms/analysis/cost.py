@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_farms.analysis._plan import Plan, plan_layer
+from lightning_farms.analysis._engine.plan import Plan, plan_layer
 from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from lightning_farms.analysis._analysis import Analysis
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._on_ranks import analyze_on_ranks
+from lightning_farms.analysis._engine.analysis import Analysis
+from lightning_farms.analysis._engine.on_ranks import analyze_on_ranks
 from lightning_farms.analysis.apart import Part, model_config, weights_apart
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.known_layers import KnownLayers

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_farms.analysis._failures import Failed, Parts, attempted
-from lightning_farms.analysis._fingerprint import Fingerprint, fingerprints
-from lightning_farms.analysis._plan import Plan
+from lightning_farms.analysis._engine.failures import Failed, Parts, attempted
+from lightning_farms.analysis._engine.fingerprint import Fingerprint, fingerprints
+from lightning_farms.analysis._engine.plan import Plan
 
 
 class Finding(NamedTuple):

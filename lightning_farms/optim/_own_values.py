@@ -35,7 +35,7 @@ def divisible(value: object, params: Members) -> bool:
     if isinstance(value, list):
         return _by_position(value, params) or _of_parameters(value, params)
     if isinstance(value, dict):
-        return _by_parameter(value, params) or any(divisible(entry, params) for entry in value.values())
+        return _of_parameters(value, params) or any(divisible(entry, params) for entry in value.values())
     return False
 
 
@@ -45,7 +45,7 @@ def part(value: Any, params: Members, mine: Members, *, copies: bool) -> Any:  #
         return _rebuilt(value, [value[params[parameter]] for parameter in mine])
     if isinstance(value, list) and _of_parameters(value, params):
         return _rebuilt(value, [parameter for parameter in value if parameter in mine])
-    if isinstance(value, dict) and _by_parameter(value, params):
+    if isinstance(value, dict) and _of_parameters(value, params):
         return _rebuilt(value, {parameter: entry for parameter, entry in value.items() if parameter in mine})
     if isinstance(value, dict) and (copies or divisible(value, params)):
         return _rebuilt(value, {key: part(entry, params, mine, copies=copies) for key, entry in value.items()})
@@ -61,7 +61,7 @@ def whole(parts: Sequence[tuple[Any, Members]], params: Members) -> Any:  # noqa
         return _rebuilt(first, [found.get(parameter) for parameter in params])
     if all(isinstance(value, list) and _of_parameters(value, mine) for value, mine in filled):
         return _rebuilt(first, sorted((p for value, _ in filled for p in value), key=params.__getitem__))
-    if all(isinstance(value, dict) and _by_parameter(value, mine) for value, mine in filled):
+    if all(isinstance(value, dict) and _of_parameters(value, mine) for value, mine in filled):
         found = {p: entry for value, _ in filled for p, entry in value.items()}
         return _rebuilt(first, {parameter: found[parameter] for parameter in params if parameter in found})
     if isinstance(first, dict) and divisible(first, filled[0][1]):
@@ -172,12 +172,9 @@ def _by_position(value: list[Any], params: Members) -> bool:
     return len(value) == len(params) > 0 and all(entry is None or isinstance(entry, torch.Tensor) for entry in value)
 
 
-def _of_parameters(value: list[Any], params: Members) -> bool:
+def _of_parameters(value: Collection[Any], params: Members) -> bool:
+    """Whether a list holds nothing but these parameters, or a dictionary is keyed by them."""
     return bool(value) and all(isinstance(entry, torch.Tensor) and entry in params for entry in value)
-
-
-def _by_parameter(value: Mapping[Any, Any], params: Members) -> bool:
-    return bool(value) and all(isinstance(key, torch.Tensor) and key in params for key in value)
 
 
 def _rebuilt(value: Any, contents: Any) -> Any:  # noqa: ANN401

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lightning_farms import FARMS, WholeMatrix
-from lightning_farms.analysis._decompose import compressed, decompose
-from lightning_farms.analysis._plan import plan_layer
+from lightning_farms.analysis._engine.decompose import compressed, decompose
+from lightning_farms.analysis._engine.plan import plan_layer
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 
 RANK = 12

@@ -19,12 +19,12 @@ from lightning_farms.analysis import (
     LayerWeight,
     Selection,
     WholeMatrix,
-    _decompose,
     analyze,
     analyze_weights,
 )
-from lightning_farms.analysis._decompose import decompose as decompose_by_groups
-from lightning_farms.analysis._plan import plan_layer
+from lightning_farms.analysis._engine import decompose as decomposing
+from lightning_farms.analysis._engine.decompose import decompose as decompose_by_groups
+from lightning_farms.analysis._engine.plan import plan_layer
 from lightning_farms.functional.eigensolvers import Way
 from lightning_farms.functional.spectrum import checked_esds
 
@@ -318,9 +318,9 @@ def test_a_worker_keeps_its_one_thread_when_another_thread_sets_more(monkeypatch
 
 def test_all_workers_decompose_a_large_window_together(monkeypatch):
     """A circulant matrix has the squared Fourier coefficients of its first row as eigenvalues of its Gram matrix."""
-    assert not _decompose._for_all_workers(Way.CPU, 2048)
-    assert _decompose._for_all_workers(Way.CPU, 2049)
-    monkeypatch.setattr(_decompose, "_SIDE_BY_SIDE", 250)
+    assert not decomposing._for_all_workers(Way.CPU, 2048)
+    assert decomposing._for_all_workers(Way.CPU, 2049)
+    monkeypatch.setattr(decomposing, "_SIDE_BY_SIDE", 250)
     row = torch.randn(252)
     circulant = row[(torch.arange(252) - torch.arange(252)[:, None]) % 252]
     large = plan_layer(LayerWeight("w", "linear", (252, 252), circulant[None], ()), WholeMatrix())
@@ -388,7 +388,7 @@ def test_groups_come_while_others_are_decomposed_the_dearest_first(monkeypatch):
             waited.append(looked_at.wait(10))
         return checked_esds(pieces, **options)
 
-    monkeypatch.setattr(_decompose, "checked_esds", waiting)
+    monkeypatch.setattr(decomposing, "checked_esds", waiting)
     plans = {0: plan_of(1, 20, 20), 1: plan_of(1, 100, 100), 2: plan_of(1, 20, 20), 3: plan_of(1, 100, 100)}
     keys = []
     for group in decompose_by_groups(plans, quick=True, workspace=GIB, workers=2):

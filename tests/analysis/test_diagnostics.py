@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, Selection, WholeMatrix, analyze
-from lightning_farms.analysis._measure import layer_seed
+from lightning_farms.analysis._engine.measure import layer_seed
 from lightning_farms.functional import bootstrap_interval, fit_hill, goodness_of_fit
 from lightning_farms.functional.random_matrix import shuffle_entries
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_farms import analyze
 from lightning_farms.analysis import FARMS, Diagnostics, KnownLayers, WholeMatrix
-from lightning_farms.analysis._fingerprint import fingerprints, sums_of_bits
+from lightning_farms.analysis._engine.fingerprint import fingerprints, sums_of_bits
 
 
 def net():

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_farms.analysis import FARMS, Diagnostics, LayerSpectrum, LayerWeight, WholeMatrix
-from lightning_farms.analysis._measure import METRICS, NUMBERS, layer_row, layer_seed, measure, measure_each
-from lightning_farms.analysis._plan import plan_layer
-from lightning_farms.analysis._spectrum import Spectrum
+from lightning_farms.analysis._engine.measure import METRICS, NUMBERS, layer_row, layer_seed, measure, measure_each
+from lightning_farms.analysis._engine.plan import plan_layer
+from lightning_farms.analysis._engine.spectrum import Spectrum
 from lightning_farms.analysis.layer_spectrum import ON_REQUEST
 from lightning_farms.functional import esd
 from lightning_farms.functional.submatrices import slice_windows

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_farms.analysis import FARMS, LayerWeight, Status, WholeMatrix
-from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan, plan_layer
+from lightning_farms.analysis._engine.plan import MIN_EIGENVALUES, Plan, plan_layer
 from lightning_farms.analysis.weights import NO_MATRICES
 from lightning_farms.functional.submatrices import Windows
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, analyze
-from lightning_farms.analysis._decompose import Spectrum
-from lightning_farms.analysis._measure import NUMBERS, measure
-from lightning_farms.analysis._plan import plan_layer
+from lightning_farms.analysis._engine.decompose import Spectrum
+from lightning_farms.analysis._engine.measure import NUMBERS, measure
+from lightning_farms.analysis._engine.plan import plan_layer
 from lightning_farms.analysis.weights import LayerWeight
 from lightning_farms.functional import eigensolvers, esd
 from lightning_farms.functional.eigensolvers import Rule, Way

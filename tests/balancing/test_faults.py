@@ -43,7 +43,7 @@ def train(fault=None):
 def test_a_fault_in_any_function_is_said_once_and_the_loop_goes_on(which):
     with counted() as reached:
         straight, _, everything = train()
-    rooms = "lightning_farms.balancing", "lightning_farms.analysis._decompose"
+    rooms = "lightning_farms.balancing", "lightning_farms.analysis._engine.decompose"
     found = [function for function in functions(*rooms).values() if function.__code__ in reached]
     assert len(found) > 60
     wrong = []

@@ -95,7 +95,7 @@ PARTS = {
         ("~", "<method 'copy_' of 'torch._C.TensorBase' objects>"),
     ),
     "checks": (("~", "<built-in method torch._C._linalg.linalg_vector_norm>"), ("spectrum.py", "_errors_of_norms")),
-    "fits": (("_measure.py", "measure"),),
+    "fits": (("_engine/measure.py", "measure"),),
 }
 """Part of an analysis: (end of a path, function) that it is spent in, with all that these call; none calls another."""
 

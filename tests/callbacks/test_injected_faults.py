@@ -19,7 +19,7 @@ from torch.utils.tensorboard import writer
 from lightning_farms import SpectralMonitor, TBSigmoid
 from tests.callbacks.injection import Fault, counted, fault_in, functions
 
-ROOMS = ("callbacks", "loggers", "balancing", "plotting", "analysis._decompose")
+ROOMS = ("callbacks", "loggers", "balancing", "plotting", "analysis._engine.decompose")
 LEFT_OUT = {
     "callbacks._guard": "it is what catches and says the others",
 }

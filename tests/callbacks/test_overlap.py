@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.analysis import WORKSPACE, Diagnostics, Selection, analyze, layer_weights
-from lightning_farms.analysis._decompose import one_thread_each
+from lightning_farms.analysis._engine.decompose import one_thread_each
 from lightning_farms.callbacks._spectral.in_trainer import BackgroundAnalysis
 from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from tests.callbacks.conftest import NotedFARMS, NotedWholeMatrix, SmallNet

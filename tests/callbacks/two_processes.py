@@ -20,7 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix, _analysis, _measure
+from lightning_farms.analysis import FARMS, Diagnostics, WholeMatrix
+from lightning_farms.analysis._engine import analysis as engine
+from lightning_farms.analysis._engine import measure
 from lightning_farms.callbacks import (
     Control,
     LayerwiseLearningRate,
@@ -87,12 +89,12 @@ class Record(pl.Callback):
         self.result = {}
 
     def setup(self, trainer, pl_module, stage):
-        self.measure, self.full_tensor = _measure.measure, DTensor.full_tensor
-        _measure.measure = self._measure
+        self.measure, self.full_tensor = measure.measure, DTensor.full_tensor
+        measure.measure = self._measure
         DTensor.full_tensor = lambda tensor: self._full_tensor(tensor)
 
     def teardown(self, trainer, pl_module, stage):
-        _measure.measure, DTensor.full_tensor = self.measure, self.full_tensor
+        measure.measure, DTensor.full_tensor = self.measure, self.full_tensor
 
     def _measure(self, spectra, plans, *args, **kwargs):
         self.measured.update(plan.weight.name for plan in plans)
@@ -154,10 +156,10 @@ def broken(folder):
     def fails(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    decompose = _analysis.decompose
-    _analysis.decompose = fails if RANK == 1 else decompose
+    decompose = engine.decompose
+    engine.decompose = fails if RANK == 1 else decompose
     fit(folder, "broken", TempBalance(summary=False))
-    _analysis.decompose = decompose
+    engine.decompose = decompose
 
 
 def figures(folder):

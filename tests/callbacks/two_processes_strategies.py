@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_farms.analysis import Selection, _analysis, layer_weights, parameter_layers
+from lightning_farms.analysis import Selection, layer_weights, parameter_layers
+from lightning_farms.analysis._engine import analysis as engine
 from lightning_farms.balancing import Control
 from lightning_farms.balancing.structure import structure
 from lightning_farms.callbacks import TempBalance
@@ -270,12 +271,12 @@ def broken(name, folder, action="always"):
     def fails(*args, **kwargs):
         raise torch.OutOfMemoryError("out of memory")
 
-    decompose = _analysis.decompose
-    _analysis.decompose = fails if RANK == 1 else decompose
+    decompose = engine.decompose
+    engine.decompose = fails if RANK == 1 else decompose
     try:
         return fit(name, action=action)
     finally:
-        _analysis.decompose = decompose
+        engine.decompose = decompose
 
 
 def refused(folder):

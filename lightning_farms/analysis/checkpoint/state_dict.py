@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._difference import differences
-from lightning_farms.analysis._failures import error_text
+from lightning_farms.analysis._engine.failures import error_text
 from lightning_farms.analysis._names import match_names, module_and_leaf
 from lightning_farms.analysis._rounding import steps_of_grid
 from lightning_farms.analysis.checkpoint._dequantise import dequantised

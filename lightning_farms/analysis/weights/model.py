@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from lightning_farms.analysis._failures import not_computed
+from lightning_farms.analysis._engine.failures import not_computed
 from lightning_farms.analysis._layout_text import laid_out, usual_layout
 from lightning_farms.analysis._names import WRAPPERS
 from lightning_farms.analysis.selection import Selection

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._compression import fewer_rows
-from lightning_farms.analysis._failures import attempted
-from lightning_farms.analysis._plan import Plan
-from lightning_farms.analysis._spectrum import Spectrum
+from lightning_farms.analysis._engine.compression import fewer_rows
+from lightning_farms.analysis._engine.failures import attempted
+from lightning_farms.analysis._engine.plan import Plan
+from lightning_farms.analysis._engine.spectrum import Spectrum
 from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import (
     CheckedSpectrum,

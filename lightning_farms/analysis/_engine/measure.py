@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._failures import attempted
-from lightning_farms.analysis._outlier_eigenvalues import alphas_without, count_outliers
-from lightning_farms.analysis._plan import MIN_EIGENVALUES, Plan
-from lightning_farms.analysis._spectrum import Spectrum
+from lightning_farms.analysis._engine.failures import attempted
+from lightning_farms.analysis._engine.outlier_eigenvalues import alphas_without, count_outliers
+from lightning_farms.analysis._engine.plan import MIN_EIGENVALUES, Plan
+from lightning_farms.analysis._engine.spectrum import Spectrum
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.layer_spectrum import ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod

@@ -7,8 +7,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._failures import Failed, Failure, attempted, failed, separated
-from lightning_farms.analysis._plan import Plan
+from lightning_farms.analysis._engine.failures import Failed, Failure, attempted, failed, separated
+from lightning_farms.analysis._engine.plan import Plan
 from lightning_farms.functional.spectrum import holds_squares, promoted
 
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_farms.analysis._failures import Failed, Failure, Parts, attempted, error_text, errors_of, failed
-from lightning_farms.analysis._measure import NUMBERS
-from lightning_farms.analysis._plan import Plan, skipped_row
+from lightning_farms.analysis._engine.failures import Failed, Failure, Parts, attempted, error_text, errors_of, failed
+from lightning_farms.analysis._engine.measure import NUMBERS
+from lightning_farms.analysis._engine.plan import Plan, skipped_row
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 
 if TYPE_CHECKING:
-    from lightning_farms.analysis._analysis import Analysis, Plans, Spectra
+    from lightning_farms.analysis._engine.analysis import Analysis, Plans, Spectra
 
 _NOT_READ = "the weight could not be read on every rank"
 _FAILURES = tuple(Failure)

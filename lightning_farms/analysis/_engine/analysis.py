@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_farms.analysis._decompose import decompose, decompose_again, one_thread_each
-from lightning_farms.analysis._failures import (
+from lightning_farms.analysis._engine.decompose import decompose, decompose_again, one_thread_each
+from lightning_farms.analysis._engine.failures import (
     Failed,
     Failure,
     Parts,
@@ -22,9 +22,9 @@ from lightning_farms.analysis._failures import (
     failed,
     separated,
 )
-from lightning_farms.analysis._measure import CHECKS, NUMBERS, layer_row, layer_seed, measure, measure_each
-from lightning_farms.analysis._plan import Plan, plan_layer, skipped_row
-from lightning_farms.analysis._transfers import finite_layers, on_host
+from lightning_farms.analysis._engine.measure import CHECKS, NUMBERS, layer_row, layer_seed, measure, measure_each
+from lightning_farms.analysis._engine.plan import Plan, plan_layer, skipped_row
+from lightning_farms.analysis._engine.transfers import finite_layers, on_host
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.known_layers import Finding, KnownLayers
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum

@@ -1,0 +1,1 @@
+"""How weights become rows of a report: planned, decomposed in groups, checked, measured, and shared among processes."""
