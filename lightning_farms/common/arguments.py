@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def check_at_least(least: float, **arguments: float) -> None:
@@ -12,11 +13,17 @@ def check_at_least(least: float, **arguments: float) -> None:
             raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
 
 
-def check_integers(least: int, **arguments: object) -> None:
-    """Raise an error for values that are not integers (bools included), or are smaller than ``least``."""
+def check_whole(**arguments: object) -> None:
+    """Raise an error for values that are not integers (bools included)."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
+
+
+def check_integers(least: int, **arguments: Any) -> None:  # noqa: ANN401
+    """Raise an error for values that are not integers (bools included), or are smaller than ``least``."""
+    check_whole(**arguments)
+    for name, value in arguments.items():
         if value < least:
             raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value}.")
 

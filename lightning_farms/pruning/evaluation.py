@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_farms.common.arguments import check_integers
-from lightning_farms.pruning._extras import import_extra
+from lightning_farms.common.extras import import_extra
 from lightning_farms.pruning._forward import without_cache
 from lightning_farms.pruning.text import Tokenizer
 

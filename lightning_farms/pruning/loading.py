@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_farms.common.devices import chosen_device
-from lightning_farms.pruning._extras import import_extra
+from lightning_farms.common.extras import import_extra
 from lightning_farms.pruning._model_folder import ModelFolder, find_model, has_tokenizer
 from lightning_farms.pruning.prunable import decoder_blocks
 from lightning_farms.pruning.text import vocabulary_size

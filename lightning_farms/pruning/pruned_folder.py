@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_farms.common.atomic import complete_or_nothing, write_text
-from lightning_farms.pruning._extras import import_extra
+from lightning_farms.common.extras import import_extra
 from lightning_farms.pruning._work_lock import LOCK, work_lock
 from lightning_farms.pruning.report import PrunedBlock, PruningReport
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lightning_farms.common.arguments import check_share
+from lightning_farms.common.arguments import check_at_least, check_share, check_whole
 
 
 class PruningSchedule(ABC):
@@ -57,7 +57,8 @@ class OneShot(PruningSchedule):
     at_epoch: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole("at_epoch", self.at_epoch, 0)
+        check_whole(at_epoch=self.at_epoch)
+        check_at_least(0, at_epoch=self.at_epoch)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -102,9 +103,10 @@ class Cubic(PruningSchedule):
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_whole("start_epoch", self.start_epoch, 0)
-        _check_whole("end_epoch", self.end_epoch, self.start_epoch + 1)
-        _check_whole("every_n_epochs", self.every_n_epochs, 1)
+        check_whole(start_epoch=self.start_epoch, end_epoch=self.end_epoch, every_n_epochs=self.every_n_epochs)
+        check_at_least(0, start_epoch=self.start_epoch)
+        check_at_least(self.start_epoch + 1, end_epoch=self.end_epoch)
+        check_at_least(1, every_n_epochs=self.every_n_epochs)
         check_share(initial_sparsity=self.initial_sparsity)
 
     @property
@@ -122,10 +124,3 @@ class Cubic(PruningSchedule):
             return 0.0
         left = 1 - (step - self.start_epoch) / (self.end_epoch - self.start_epoch)
         return sparsity + (min(self.initial_sparsity, sparsity) - sparsity) * left**3
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
-    if value < least:
-        raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 
+from lightning_farms.common.arguments import check_at_least, check_whole
+
 
 class Moment(NamedTuple):
     """A point between two updates."""
@@ -40,17 +42,12 @@ class Schedule:
     start_epoch: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("every_n_epochs", self.every_n_epochs, 1),
-            ("every_n_steps", self.every_n_steps, 1),
-            ("start_epoch", self.start_epoch, 0),
-        ):
-            if value is None and name == "every_n_steps":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
-            if value < least:
-                raise ValueError(f"Expected argument `{name}` to be at least {least}, but got {value}.")
+        intervals = {"every_n_epochs": self.every_n_epochs}
+        if self.every_n_steps is not None:
+            intervals["every_n_steps"] = self.every_n_steps
+        check_whole(**intervals, start_epoch=self.start_epoch)
+        check_at_least(1, **intervals)
+        check_at_least(0, start_epoch=self.start_epoch)
 
     def is_due(self, now: Moment, last: Moment | None) -> bool:
         """Whether an analysis has become due since the last one; ``last`` is None if there was none."""

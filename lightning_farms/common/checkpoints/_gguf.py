@@ -17,6 +17,7 @@ from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming
 from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
+from lightning_farms.common.extras import import_extra
 
 _PLAIN = {
     "F32": torch.float32,
@@ -34,14 +35,8 @@ class GGUFTensors(StoredTensors):
     """Tensors of a GGUF file in natural order; quantised ones are dequantised if asked for, or else have no values."""
 
     def __init__(self, path: Path, *, dequantize: bool) -> None:
-        try:
-            import gguf.constants as known
-        except ImportError as error:
-            raise ImportError(
-                f'{str(path)!r} needs the package gguf: pip install "lightning-farms[formats]"'
-            ) from error
         self._path = path
-        self._known: Any = known
+        self._known: Any = import_extra("gguf.constants", extra="formats", what=repr(str(path)))
         try:
             self._header = read_header(path)
             self._overlapping = self._find_overlapping()

@@ -21,6 +21,7 @@ from lightning_farms.common.checkpoints._inert_pickle import PickleError
 from lightning_farms.common.checkpoints._places import within
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.safe_load import damaged
+from lightning_farms.common.extras import import_extra
 
 _NO_NAME = re.compile(r"onnx::.*|val_\d+|\d+|.*[Cc]onstant.*|_v_\d+")
 _PACKED_OPS = (
@@ -89,10 +90,7 @@ def read_onnx(path: Path, *, dequantize: bool) -> ArrayTensors:
         ImportError: the package onnx is not installed.
         ValueError: the file is damaged.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'{str(path)!r} needs the package onnx: pip install "lightning-farms[formats]"') from error
+    import_extra("onnx", extra="formats", what=repr(str(path)))
     try:
         return ArrayTensors(_found(_graph(_model(path).graph), path, dequantize), path)
     except (PermissionError, MemoryError):

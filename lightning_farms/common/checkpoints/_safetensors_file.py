@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_farms.common.checkpoints._natural import natural
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor, naming, or_unreadable
 from lightning_farms.common.checkpoints.safe_load import damaged
 from lightning_farms.common.checkpoints.shapes import StoredTensors
+from lightning_farms.common.extras import import_extra
 
 _UNKNOWN = {"F6_E2M3", "F6_E3M2"}
 _UNSLICED = {"F4"}  # two numbers per byte
@@ -24,16 +25,11 @@ class SafetensorsFile(StoredTensors):
     """The tensors of a file, in natural order."""
 
     def __init__(self, path: Path) -> None:
+        package = import_extra("safetensors", extra="safetensors", what=repr(str(path)))
         try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise ImportError(
-                f'{str(path)!r} needs the package safetensors: pip install "lightning-farms[safetensors]"'
-            ) from error
-        try:
-            self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))
+            self._file: Any = package.safe_open(path, framework="pt", device="cpu")
             _check_header(path)
-        except (SafetensorError, JSONError, OSError) as error:
+        except (package.SafetensorError, JSONError, OSError) as error:
             raise damaged(path, error) from error
         self._path = path
         self._names = dict.fromkeys(sorted(self._file.keys(), key=natural))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.extras import import_extra
 from lightning_farms.common.torch_writing import save_to
 from lightning_farms.models.dpot.config import DPOTConfig
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
@@ -68,13 +69,10 @@ def _write_released(tensors: dict[str, Tensor], settings: dict[str, Any], path: 
 
 
 def _write_safetensors(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError(
-            'Writing safetensors needs the package safetensors: pip install "lightning-farms[safetensors]"'
-        ) from error
+    import_extra("safetensors", extra="safetensors", what="Writing safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     path.touch()
     readers = path.stat().st_mode  # save_file creates files that only their owner can read

@@ -1,4 +1,4 @@
-"""Import of packages that only language models need."""
+"""Import of the optional packages that the project's extras install."""
 
 from __future__ import annotations
 
