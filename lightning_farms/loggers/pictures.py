@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_COLUMNS = 120
-_LINEAR = ("alpha", "sparsity")  # quantities on a linear scale; multipliers and rates are on a logarithmic one
 
 
 class Picture(NamedTuple):
@@ -103,7 +102,16 @@ def _map_image(history: LayerHistory, quantity: str) -> Pixels:
     """Draw the map of a quantity, with only every k-th analysis (counted from the last) if the history is long."""
     stride = math.ceil(len(history.epochs) / _MAP_COLUMNS)
     rows = [row[::-1][::stride][::-1] for row in history.rows(quantity)]
-    return np.moveaxis(layer_heatmap_image(rows, logarithmic=quantity not in _LINEAR), 0, -1)
+    return np.moveaxis(layer_heatmap_image(rows, logarithmic=_is_logarithmic(history, quantity)), 0, -1)
+
+
+def _is_logarithmic(history: LayerHistory, quantity: str) -> bool:
+    """Whether colours follow the logarithm: of rates and multipliers, and of alphas that span more than a decade."""
+    if quantity != "alpha":
+        return quantity != "sparsity"
+    alphas = np.array(history.rows(quantity))
+    finite = alphas[np.isfinite(alphas)]
+    return bool(finite.size and 0 < 10 * finite.min() < finite.max())
 
 
 def _map_figure(history: LayerHistory, quantity: str) -> Figure:
@@ -115,7 +123,7 @@ def _map_figure(history: LayerHistory, quantity: str) -> Figure:
         unit=unit,
         title=f"{quantity.replace('_', ' ')} of every layer",
         label="PL_Alpha_Hill" if quantity == "alpha" else quantity.replace("_", " "),
-        logarithmic=quantity not in _LINEAR,
+        logarithmic=_is_logarithmic(history, quantity),
     )
 
 
@@ -127,7 +135,7 @@ def _depth_figure(report: SpectralReport, history: LayerHistory) -> Figure:
         report.alphas,
         before=first,
         intervals={row.name: row.interval for row in report},
-        title=f"alpha {began} and after {numbers[-1]} {unit}s",
+        title=f"alpha {began} and after {numbers[-1]} {unit}{'' if numbers[-1] == 1 else 's'}",
     )
 
 

@@ -19,3 +19,10 @@ def as_array(values: Values, name: str, ndim: int) -> NDArray[np.float64]:
     if array.ndim != ndim:
         raise ValueError(f"Expected argument `{name}` to have {ndim} dimension(s), but got shape {array.shape}.")
     return array
+
+
+def spans_decades(*arrays: NDArray[np.float64]) -> bool:
+    """Whether positive values are so far apart, as with an orthogonal layer's alpha, that they need a logarithm."""
+    values = np.concatenate([array.ravel() for array in arrays])
+    finite = values[np.isfinite(values)]
+    return bool(finite.size and 0 < 10 * finite.min() < finite.max())

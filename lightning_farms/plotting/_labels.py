@@ -1,6 +1,13 @@
 """Helpers that fit many or long names to an axis."""
 
+from __future__ import annotations
+
+import math
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 _NUMBER = re.compile(r"\d+")
 
@@ -31,3 +38,14 @@ def literal(text: str) -> str:
 def _without_middle(text: str, width: int) -> str:
     tail = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
+def label_within_a_decade(axis: Axis) -> None:
+    """Label a logarithmic axis with fewer than two powers of ten by plain numbers, as its own labels would overlap."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = (math.log10(end) for end in axis.get_view_interval())
+    if math.floor(high) - math.ceil(low) < 1:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter("{x:.6g}")
+        axis.set_minor_locator(NullLocator())

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_farms.plotting._arrays import spans_decades
 from lightning_farms.plotting._labels import literal, shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +23,7 @@ _LEGEND = 0.3  # inches
 _MOST_ROWS = 45  # with more rows, they are closer together than a mark is high
 
 
+@in_plain_style
 def alpha_depth_figure(
     alphas: Mapping[str, float],
     *,
@@ -52,20 +55,23 @@ def alpha_depth_figure(
         raise ValueError("Expected argument `alphas` to be at least one layer's alpha, but got none.")
     figure, names = _figure(7.2, len(alphas)), list(alphas)
     rows = _labelled(names)
-    margins = Margins(left=0.42 + widest(rows.values(), _FONT), right=0.12, bottom=0.84, top=0.4)
+    margins = Margins(left=0.42 + widest(rows.values(), _FONT), right=0.22, bottom=0.84, top=0.4)
     axes = add_axes(figure, margins)
     _label_layers(axes, rows, len(names))
-    now = _values(alphas, names)
+    now, earlier = _values(alphas, names), _values(before or {}, names)
+    if spans_decades(now, earlier):
+        axes.set_xscale("log")
     if before:
-        _draw_earlier(axes, _values(before, names), now, "before")
+        _draw_earlier(axes, earlier, now, "before")
     if intervals:
         _draw_intervals(axes, intervals, names)
     _draw_alphas(axes, now, "now" if before else r"$\alpha$")
     name_axes(axes, margins, title=shortened(title, 62), horizontal="alpha", vertical="layer", legend=_LEGEND)
-    _draw_legend(figure, axes, "lower center")
+    _draw_legend(figure, axes, "lower center", len(names))
     return figure
 
 
+@in_plain_style
 def comparison_figure(
     before: Mapping[str, float],
     after: Mapping[str, float],
@@ -103,19 +109,19 @@ def comparison_figure(
     axes.set_xlabel(r"$\alpha$", fontsize=12)
     axes.set_ylabel("layer", fontsize=11)
     earlier, now = _values(before, names), _values(after, names)
-    first, second = map(literal, labels)
+    if spans_decades(now, earlier):
+        axes.set_xscale("log")
+    first, second = (literal(shortened(label, _NAME_WIDTH)) for label in labels)
     _draw_earlier(axes, earlier, now, first)
     _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)
     figure.suptitle(shortened(title, 76), fontsize=12, parse_math=False)
-    _draw_legend(figure, axes, "outside lower center")
+    _draw_legend(figure, axes, "outside lower center", len(names))
     return figure
 
 
 def _figure(width: float, layers: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, _height(layers)), dpi=110)
+    return plain_figure(width, _height(layers))
 
 
 def _height(layers: int) -> float:
@@ -169,19 +175,21 @@ def _draw_alphas(axes: Axes, now: NDArray[np.float64], label: str) -> None:
     axes.scatter(now, np.arange(len(now)), s=30 * _shrink(len(now)), color="tab:blue", zorder=3, label=label)
     if np.isfinite(now).any():
         mean = float(now[np.isfinite(now)].mean())
-        axes.axvline(mean, color="tab:red", linestyle="--", linewidth=1.2, zorder=0, label=f"mean {mean:.2f}")
+        axes.axvline(mean, color="tab:red", linestyle="--", linewidth=1.2, zorder=0, label=f"mean {mean:#.3g}")
 
 
 def _draw_differences(axes: Axes, differences: NDArray[np.float64]) -> None:
     finite = np.isfinite(differences)
     rows = np.flatnonzero(finite)
-    colours = np.where(differences[rows] > 0, "tab:red", "tab:green")
+    colours = np.where(differences[rows] > 0, "tab:red", "tab:blue")
     axes.barh(rows, differences[rows], height=0.7, color=colours)
     axes.axvline(0.0, color="0.3", linewidth=1)
-    mean = f", mean {differences[finite].mean():+.2f}" if finite.any() else ""
+    mean = f", mean {differences[finite].mean():+.2g}" if finite.any() else ""
     axes.set_xlabel(rf"$\Delta\alpha${mean}", fontsize=12)
+    axes.locator_params("x", nbins=4)
     axes.grid(visible=True, axis="both", alpha=0.25)
 
 
-def _draw_legend(figure: Figure, axes: Axes, place: Literal["lower center", "outside lower center"]) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4, fontsize=9, frameon=False)
+def _draw_legend(figure: Figure, axes: Axes, place: Literal["lower center", "outside lower center"], rows: int) -> None:
+    marks = _shrink(rows) ** -0.5  # as large as if there were few rows
+    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4, fontsize=9, frameon=False, markerscale=marks)

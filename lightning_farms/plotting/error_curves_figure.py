@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lightning_farms.plotting._arrays import Values, as_array
 from lightning_farms.plotting._labels import literal, shortened
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +23,12 @@ _LEGEND = 0.3  # inches per row
 _LEGEND_COLUMNS = (6, 4)  # numbers of columns: if all texts are short, and otherwise
 _LEGEND_FONT = 9
 _HANDLE = 0.45  # inches, width of a line in the legend
+_MARKS = "osD^vPX<>*"  # as some see red and green alike
 _REFERENCES = ("--", "-.")  # line styles of the references
 _COLOURS = 10  # colours of the cycle, after which dashes tell channels apart
 
 
+@in_plain_style
 def error_curves_figure(
     errors: Values,
     *,
@@ -62,14 +65,12 @@ def error_curves_figure(
         >>> [text.get_text() for text in figure.legends[0].get_texts()], figure.axes[0].get_yscale()
         (['Vx', 'Vy', 'mean'], 'log')
     """
-    from matplotlib.figure import Figure
-
     now = as_array(errors, "errors", 2)
     earlier = None if before is None else as_array(before, "before", 2)
     _check(now, earlier, channels, positions, references or {})
-    figure = Figure(figsize=_SIZE, dpi=110)
-    names = [literal(shortened(name, 15)) for name in channels]
-    others = {name: np.asarray(values, dtype=np.float64) for name, values in (references or {}).items()}
+    figure = plain_figure(*_SIZE)
+    names, before_label = [_legend_name(name, 15) for name in channels], _legend_name(before_label)
+    others = {_legend_name(name): np.asarray(values, dtype=np.float64) for name, values in (references or {}).items()}
     texts = [*names, "mean", *([] if earlier is None else [before_label]), *others]
     columns = _LEGEND_COLUMNS[widest(texts, _LEGEND_FONT) + _HANDLE > _SIZE[0] / _LEGEND_COLUMNS[0]]
     rows = -(-len(texts) // columns)
@@ -120,14 +121,18 @@ def _check(
         )
 
 
+def _legend_name(name: str, width: int = 30) -> str:
+    return literal(shortened(name, width))
+
+
 def _colour(channel: int) -> str:
     return f"C{channel % _COLOURS}"
 
 
 def _draw(axes: Axes, errors: NDArray[np.float64], channels: Sequence[str], positions: Sequence[float]) -> None:
     for channel, name in enumerate(channels):
-        style = "-" if channel < _COLOURS else "--"
-        axes.plot(positions, errors[:, channel], f"o{style}", ms=3, lw=1.4, color=_colour(channel), label=name)
+        style = _MARKS[channel % len(_MARKS)] + ("-" if channel < _COLOURS else "--")
+        axes.plot(positions, errors[:, channel], style, ms=3.5, lw=1.4, color=_colour(channel), label=name)
     axes.plot(positions, errors.mean(axis=1), "o-", ms=4, lw=2.2, color="black", label="mean")
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from lightning_farms.functional.random_matrix import marchenko_pastur_density_between
 from lightning_farms.functional.spectral_metrics import NUMERICALLY_ZERO, spectral_density
 from lightning_farms.plotting._arrays import Values, as_array
-from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._labels import label_within_a_decade, shortened
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 _EIGENVALUE = r"eigenvalue $\lambda$ of $W^\top W$"
 _LEGEND = 0.68  # inches; three lines
-_MARGINS = Margins(left=0.82, right=0.12, bottom=1.26, top=0.4)
+_MARGINS = Margins(left=0.82, right=0.25, bottom=1.26, top=0.4)
 _NOT_DRAWN = 0.05  # share of the eigenvalues, the smallest ones
 
 
+@in_plain_style
 def esd_figure(
     eigenvalues: Values,
     *,
@@ -66,11 +68,9 @@ def esd_figure(
         >>> [line.get_label() for line in figure.axes[0].get_lines()]
         ['tail $x^{-\\alpha}$: $\\alpha$ = 2.00, D = 0.100', '$x_{min}$ = 2']
     """
-    from matplotlib.figure import Figure
-
     finite = _finite(eigenvalues)
     _check_edges(mp_edges)
-    figure = Figure(figsize=(6.4, 4.9), dpi=110)
+    figure = plain_figure(6.4, 4.9)
     axes = add_axes(figure, _MARGINS)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -78,6 +78,8 @@ def esd_figure(
     _draw_random_matrix(axes, finite, mp_edges, spike_threshold, visible)
     if xmin > 0 and np.isfinite(xmin):
         _draw_tail(axes, finite, alpha, xmin, ks_distance)
+    label_within_a_decade(axes.xaxis)
+    label_within_a_decade(axes.yaxis)
     axes.grid(visible=True, which="major", alpha=0.25)
     name_axes(axes, _MARGINS, title=shortened(title, 56), horizontal=_EIGENVALUE, vertical="density", legend=_LEGEND)
     figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=9, frameon=False)
@@ -131,10 +133,10 @@ def _draw_random_matrix(
         share = np.mean(eigenvalues <= (edges[1] if math.isnan(threshold) else threshold))
         x, y = _marchenko_pastur_curve(*edges, visible[0])
         law = np.maximum(share * y, visible[1])
-        axes.plot(x, law, color="tab:green", linewidth=1.8, label="Marchenko-Pastur law")
+        axes.plot(x, law, color="tab:purple", linewidth=1.8, label="Marchenko-Pastur law")
     if not math.isnan(threshold):
         label = f"spikes beyond {threshold:.4g}: {np.sum(eigenvalues > threshold)}"
-        axes.axvline(threshold, color="tab:green", linestyle="--", linewidth=1.5, label=label)
+        axes.axvline(threshold, color="tab:purple", linestyle="--", linewidth=1.5, label=label)
 
 
 def _marchenko_pastur_curve(

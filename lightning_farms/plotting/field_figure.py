@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_farms.plotting._arrays import Values, as_array
 from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class _Grid(NamedTuple):
     figure: tuple[float, float]
 
 
+@in_plain_style
 def field_figure(truth: Values, prediction: Values, *, frames: Sequence[str], title: str = "Rollout") -> Figure:
     r"""Draw a true field, the predicted one and their difference, one column per frame, x rightwards and y upwards.
 
@@ -64,14 +66,12 @@ def field_figure(truth: Values, prediction: Values, *, frames: Sequence[str], ti
         >>> [text.get_text() for text in figure.axes[2].texts[1:]]
         ['rel. L2 0.1', 'rel. L2 0.1']
     """
-    from matplotlib.figure import Figure
-
     true, predicted = as_array(truth, "truth", 3), as_array(prediction, "prediction", 3)
     _check(true, predicted, frames)
     with np.errstate(invalid="ignore", over="ignore"):
         error = predicted - true
     grid = _grid(true.shape, lines=max(name.count("\n") + 1 for name in frames))
-    figure = Figure(figsize=grid.figure, dpi=110)
+    figure = plain_figure(*grid.figure)
     axes = [_row_axes(figure, grid, row, name) for row, name in enumerate(("truth", "prediction", "error"))]
     fields, errors = _field_colours(true), _error_colours(error)
     for row, values, colours in zip(axes, (true, predicted, error), (fields, fields, errors), strict=True):
@@ -79,7 +79,7 @@ def field_figure(truth: Values, prediction: Values, *, frames: Sequence[str], ti
     _label_columns(axes[0], grid, frames)
     _label_errors(axes[2], grid, _relative_errors(true, error))
     place = (_LEFT / grid.figure[0], 1 - 0.1 / grid.figure[1])
-    figure.text(*place, shortened(title, 100), fontsize=12, va="top", parse_math=False)
+    figure.text(*place, shortened(title, int(grid.figure[0] / 0.095)), fontsize=12, va="top", parse_math=False)
     _add_bar(figure, (axes[1], axes[0]), fields, extend=_extension(predicted, fields[0]))
     _add_bar(figure, (axes[2], axes[2]), errors, extend="neither")
     return figure
@@ -100,7 +100,7 @@ def _grid(shape: tuple[int, ...], *, lines: int) -> _Grid:
     """Sizes of panels whose cells are squares, unless the field is much longer than wide."""
     x, y, columns = shape
     width = float(np.clip(_PANELS / columns, _LEAST, _MOST))
-    height = float(np.clip(width * y / x, 0.4, 3.2))
+    height = float(np.clip(width * y / x, 0.9, 3.2))
     return _Grid(
         (width, height),
         (

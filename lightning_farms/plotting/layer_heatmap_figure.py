@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lightning_farms.plotting._arrays import Values, as_array
 from lightning_farms.plotting._labels import shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING, check_cells
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _FONT = 9  # font size of the tick labels, in points
 _GAP, _BAR = 0.12, 0.18  # inches, gap before the colour bar, and its width
 
 
+@in_plain_style
 def layer_heatmap_figure(
     values: Values,
     *,
@@ -64,8 +66,6 @@ def layer_heatmap_figure(
         >>> [axis.get_ylabel() for axis in figure.axes]
         ['layer', 'alpha']
     """
-    from matplotlib.figure import Figure
-
     cells = as_array(values, "values", 2)
     check_cells(cells, vmin, vmax)
     if cells.shape != (len(layers), len(epochs)):
@@ -74,7 +74,7 @@ def layer_heatmap_figure(
             f" {len(epochs)}), but got shape {cells.shape}."
         )
     width, height = np.clip(4.2 + 0.12 * len(epochs), 6.4, 13.0), np.clip(1.6 + 0.21 * len(layers), 3.2, 10.5)
-    figure = Figure(figsize=(width, height), dpi=110)
+    figure = plain_figure(width, height)
     labels = {row: shortened(layers[row]) for row in thinned(len(layers), int(height / 0.19))}
     margins = Margins(
         left=0.42 + widest(labels.values(), _FONT), right=1.5 if logarithmic else 1.15, bottom=0.56, top=0.4
@@ -89,7 +89,7 @@ def layer_heatmap_figure(
     room = (width - margins.left - margins.right) / (widest(numbers, _FONT) + 0.12)
     columns = thinned(len(numbers), max(1, min(14, int(room))))
     axes.set_xticks(columns, [numbers[column] for column in columns], fontsize=_FONT)
-    name_axes(axes, margins, title=title, horizontal=unit, vertical="layer")
+    name_axes(axes, margins, title=shortened(title, 56), horizontal=unit, vertical="layer")
     _add_colour_bar(figure, axes, image, label, margins.right)
     if np.ma.is_masked(shown):
         _explain_grey(figure, cells[shown.mask])
@@ -100,7 +100,7 @@ def _add_colour_bar(figure: Figure, axes: Axes, image: AxesImage, label: str, ro
     box, width = axes.get_position(), figure.get_size_inches()[0]
     bar = figure.add_axes((box.x1 + _GAP / width, box.y0, _BAR / width, box.height))
     figure.colorbar(image, cax=bar).ax.tick_params(labelsize=_FONT, which="both")
-    bar.set_ylabel(label, fontsize=11, va="center")
+    bar.set_ylabel(shortened(label, 26), fontsize=11, va="center")
     bar.yaxis.set_label_coords((room - _GAP - 0.12) / _BAR, 0.5)
 
 

@@ -18,8 +18,8 @@ def layer_heatmap_image(
     """Draw layers by epochs as an image without labels, cheap enough for every epoch.
 
     Colours run over the viridis map from the least to the greatest value; cells without a finite value (or, on a
-    logarithmic scale, a positive one) are grey. Cells are blocks of 2 to 24 whole pixels in height and width, chosen to
-    keep the image near 480 by 360.
+    logarithmic scale, a positive one) are grey. Cells are blocks of whole
+    pixels, 2 to 24 high, chosen to keep the image near 480 by 360 and, up to 240 layers, hardly higher than wide.
 
     Args:
         values: (layers, epochs); the first layer becomes the top row.
@@ -41,7 +41,9 @@ def layer_heatmap_image(
     cells = as_array(values, "values", 2)
     check_cells(cells, vmin, vmax)
     colours = _table()[_levels(cells, vmin, vmax, logarithmic=logarithmic)]
-    height, width = (int(np.clip(room // count, 2, 24)) for room, count in zip((360, 480), cells.shape, strict=True))
+    rows, columns = cells.shape
+    height, width = int(np.clip(360 // rows, 2, 24)), int(np.clip(480 // columns, 2, 24))
+    width = max(width, min(height * rows, 480) // columns)  # at least square, as TensorBoard widens a strip to its card
     return colours.transpose(2, 0, 1).repeat(height, axis=1).repeat(width, axis=2)
 
 

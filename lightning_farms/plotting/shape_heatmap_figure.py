@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class _Grid(NamedTuple):
     layers: NDArray[np.int64]
 
 
+@in_plain_style
 def shape_heatmap_figure(
     shapes: Mapping[str, tuple[int, int]],
     alphas: Mapping[str, float],
@@ -58,14 +60,13 @@ def shape_heatmap_figure(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['2.00\n×1', '3.50\n×2']
     """
-    from matplotlib.figure import Figure
-
     _check_shapes(shapes)
     values = np.array([alphas.get(name, np.nan) for name in shapes], dtype=np.float64)
     sizes = np.array(list(shapes.values()), dtype=np.int64)
     grid = _gather(sizes, values)
     width, height = 2.9 + 0.62 * len(grid.columns), 2.2 + 0.48 * len(grid.rows)
-    figure = Figure(figsize=(max(6.2, width), max(3.6, height)), dpi=110, layout="constrained")
+    figure = plain_figure(max(6.2, width), max(3.6, height))
+    figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     low, high = _colour_range(grid.mean)
     image = axes.imshow(grid.mean, vmin=low, vmax=high, cmap=COLOUR_MAP, aspect="auto", interpolation="nearest")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_farms.plotting._labels import literal, shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +27,10 @@ _LABEL = 8  # font size of the blocks' names, in points
 _NAME_WIDTH = 24  # characters of a block's name
 _TEXT_WIDTH = 30  # characters of an allocation's name
 _DASHES = ("-", "--", ":", "-.")
-_COLOURS = 10  # colours of the cycle, after which dashes tell allocations apart
+_COLOURS = 10  # colours of the cycle, after which other dashes go with them
 
 
+@in_plain_style
 def sparsity_figure(
     allocations: Mapping[str, Mapping[str, float]], *, sparsity: float | None = None, title: str = "Sparsity by block"
 ) -> Figure:
@@ -57,8 +59,6 @@ def sparsity_figure(
     Reference:
         Hu et al., ICML 2025, Figure 13.
     """
-    from matplotlib.figure import Figure
-
     blocks = list(dict.fromkeys(block for ratios in allocations.values() for block in ratios))
     if not blocks:
         raise ValueError("Expected argument `allocations` to have at least one block's ratio, but got none.")
@@ -69,7 +69,7 @@ def sparsity_figure(
     columns = max(1, int(width / (widest(texts, _LEGEND_FONT) + _HANDLE)))
     legend = _LEGEND * -(-len(texts) // columns)
     ticks = {place: names[place] for place in thinned(len(names), int(len(names) * _room(width, names)) or 1)}
-    figure = Figure(figsize=(width, _HEIGHT + legend), dpi=110)
+    figure = plain_figure(width, _HEIGHT + legend)
     margins = Margins(left=0.75, right=0.12, bottom=0.62 + legend, top=0.36)
     axes = add_axes(figure, margins)
     draw = _draw_bars if len(values) == 1 else _draw_steps
@@ -124,6 +124,6 @@ def _draw_bars(axes: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:
 
 def _draw_steps(axes: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:
     for number, (label, ratios) in enumerate(values.items()):
-        style, colour = _DASHES[number // _COLOURS % len(_DASHES)], f"C{number % _COLOURS}"
+        style, colour = _DASHES[(number + number // _COLOURS) % len(_DASHES)], f"C{number % _COLOURS}"
         edges = np.arange(len(ratios) + 1) - 0.5
         axes.stairs(ratios, edges, baseline=None, linewidth=1.6, color=colour, linestyle=style, label=_text(label))

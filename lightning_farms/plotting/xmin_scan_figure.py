@@ -9,8 +9,9 @@ import torch
 
 from lightning_farms.functional.power_law import KSScan, scan_ks
 from lightning_farms.plotting._arrays import Values, as_array
-from lightning_farms.plotting._labels import shortened
+from lightning_farms.plotting._labels import label_within_a_decade, shortened
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes
+from lightning_farms.plotting._style import in_plain_style, plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ _CANDIDATES = 400
 _DISTANCE, _ALPHA, _CHOSEN = "tab:blue", "0.55", "tab:red"
 
 
+@in_plain_style
 def xmin_scan_figure(eigenvalues: Values, *, title: str, xmin: float = math.nan) -> Figure:
     r"""Draw the Kolmogorov-Smirnov distance and alpha over the candidates for the tail's start.
 
@@ -48,10 +50,8 @@ def xmin_scan_figure(eigenvalues: Values, *, title: str, xmin: float = math.nan)
     Reference:
         Clauset, Shalizi, Newman, SIAM Review 51 (2009), Section 3.3.
     """
-    from matplotlib.figure import Figure
-
     scan = _scan(eigenvalues)
-    figure = Figure(figsize=(6.4, 4.4), dpi=110)
+    figure = plain_figure(6.4, 4.4)
     axes = add_axes(figure, _MARGINS)
     beside = axes.twinx()
     beside.semilogx(scan.xmin, scan.alpha, color=_ALPHA, linewidth=1.2, label=r"$\alpha$ (right)")
@@ -67,6 +67,7 @@ def xmin_scan_figure(eigenvalues: Values, *, title: str, xmin: float = math.nan)
     axes.axvline(marked, color=_CHOSEN, linestyle=":", linewidth=1.5, label=label)
     axes.plot([start], [distance], "o", color=_CHOSEN, markersize=5, label="_chosen")
     axes.set_ylim(bottom=0.0)
+    label_within_a_decade(axes.xaxis)
     axes.grid(visible=True, which="major", alpha=0.25)
     name_axes(
         axes, _MARGINS, title=shortened(title, 56), horizontal=r"candidate for $x_{min}$", vertical="D", legend=_LEGEND

@@ -1,10 +1,18 @@
 import math
 
+import pytest
 import torch
 
 from lightning_farms import LayerSpectrum, SpectralReport
 from lightning_farms.analysis.history import LayerHistory
-from lightning_farms.loggers.pictures import _map_figure, analysis_pictures, hand_out, run_figures, spread_over_depth
+from lightning_farms.loggers.pictures import (
+    _depth_figure,
+    _map_figure,
+    analysis_pictures,
+    hand_out,
+    run_figures,
+    spread_over_depth,
+)
 from lightning_farms.loggers.sinks import Sink
 
 
@@ -79,3 +87,22 @@ def test_spread_over_depth():
     assert spread_over_depth(report, 1) == ["l0"]
     assert spread_over_depth(report, 0) == []
     assert len(spread_over_depth(report, 20)) == 8
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(3.0, "linear"), (834.0, "log")])
+def test_the_map_tells_layers_apart_beside_one_far_beyond(largest, scale):
+    history, keeper = LayerHistory(), Keeper()
+    history.append(0, {"alpha": {"a": 2.0, "b": 2.5, "orthogonal": largest}})
+    assert _map_figure(history, "alpha").axes[1].get_yscale() == scale
+    assert hand_out(analysis_pictures("farms", SpectralReport([]), [history]), [keeper], 0) == []
+    image = keeper.kept["farms/alpha_map"]
+    assert (image[0, 0] != image[len(image) // 2, 0]).any()
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1, "after 1 epoch"), (2, "after 2 epochs")])
+def test_the_title_counts(epochs, words):
+    history = LayerHistory()
+    report = SpectralReport([LayerSpectrum("a", "linear", (4, 4), alpha=2.0)])
+    for epoch in (0, epochs):
+        history.append(epoch, {"alpha": {"a": 2.0}})
+    assert _depth_figure(report, history).axes[0].get_title() == f"alpha before training and {words}"

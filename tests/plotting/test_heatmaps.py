@@ -150,7 +150,10 @@ def test_image_range_given():
     assert cells == [viridis(0.0), viridis(0.0), viridis(1.0)]
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((100, 60), (300, 480)), ((3, 1), (72, 24)), ((400, 300), (800, 600))])
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((100, 60), (300, 480)), ((3, 1), (72, 72)), ((300, 4), (600, 480)), ((400, 300), (800, 600))],
+)
 def test_image_size(shape, expected):
     assert layer_heatmap_image(np.random.RandomState(0).uniform(size=shape)).shape == (3, *expected)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,8 +62,7 @@ def draw(pictures: list[Picture], folder: Path) -> Iterator[Path]:
     """Draw and write the pictures one by one, yielding their paths."""
     for picture in pictures:
         path = folder / picture.path
-        with complete_or_nothing(path) as draft, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is shown as a box
+        with complete_or_nothing(path) as draft:
             picture.draw().savefig(draft, format=path.suffix[1:])
         yield path
 
