@@ -21,12 +21,10 @@ class MeanMultiplier(NamedTuple):
     balanced: float  # over the balanced layers
     trained: float  # over all parameters that optimizers train
 
-    def remark(self, factor: str, number: int) -> str:
-        """The line for a closing table; `number` is that of the balanced layers."""
-        return (
-            f"mean {factor}, weighted by parameters: {self.balanced:.3f} over the {number} balanced layers, "
-            f"{self.trained:.3f} over all that is trained"
-        )
+    def remark(self, factor: str) -> str:
+        """The line for a closing table."""
+        balanced = "" if math.isnan(self.balanced) else f"{self.balanced:.3f} over the balanced layers, "
+        return f"mean {factor}, weighted by parameters: {balanced}{self.trained:.3f} over all that is trained"
 
 
 def signals_of(report: SpectralReport, structure: Structure, signal: str) -> dict[str, float]:

@@ -480,8 +480,7 @@ class Balancer:
         """Lines below a closing table: the mean multiplier, and any values that are not in force."""
         lines = [] if self.fault is None else [f"{self.adjusts.name}s not in force: {self.fault}"]
         if self.multipliers:
-            number = len({self._layers[name] for name in self.balanced()})
-            lines.append(self._mean().remark(self.adjusts.factor, number))
+            lines.append(self._mean().remark(self.adjusts.factor))
         return lines
 
     def scalars(self) -> dict[str, float]:

@@ -78,11 +78,18 @@ def test_the_mean_is_over_the_trained_parameters_of_the_balanced_layers(normaliz
     assert balancer.means() == {"learning_rate_multiplier_mean": pytest.approx(mean, rel=1e-14)}
     over_all = (total * mean + sizes["4"]) / (total + sizes["4"])
     assert balancer.remarks() == [
-        f"mean lr factor, weighted by parameters: {mean:.3f} over the 2 balanced layers, {over_all:.3f} over all that "
+        f"mean lr factor, weighted by parameters: {mean:.3f} over the balanced layers, {over_all:.3f} over all that "
         "is trained"
     ]
     assert balancer.balanced() == {"0", "2"}
     assert balancer.scalars()["farms/learning_rate_multiplier_mean"] == pytest.approx(mean, rel=1e-14)
+
+
+def test_without_a_balanced_layer_no_mean_over_them_is_printed():
+    balancer = hooked(Control())
+    with pytest.warns(UserWarning, match="all layers have the same learning rate"):
+        balancer.receive(report(**{"0": math.nan, "2": math.nan, "4": math.nan}), 0)
+    assert balancer.remarks() == ["mean lr factor, weighted by parameters: 1.000 over all that is trained"]
 
 
 def test_bounds_hold_under_normalisation():

@@ -309,5 +309,5 @@ def test_closing_table(small_net, loader, make_trainer, capsys):
     make_trainer([SpectralMonitor(), TBSigmoid()], max_epochs=1).fit(small_net(), loader)
     out = capsys.readouterr().out
     assert out.count("Spectra after 1 epoch ") == 1
-    for word in ("conv", "8x3x3x3", "alpha first", "last", "lr factor", "mean alpha"):
+    for word in ("conv", "8x3x3x3", "alpha", "first", "last", "factor", "mean alpha"):
         assert word in out

@@ -43,7 +43,7 @@ def test_sixty_layers_lose_nothing(name, options):
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown(table, **options))
     assert max(map(len, text.splitlines())) <= options.get("width", 80)
     assert "…" not in text
-    columns = [line[2:].split("  ")[0].strip() for line in text.splitlines() if line.startswith("  ")]
+    columns = [line[1:].split("  ")[0].strip() for line in text.splitlines() if line.startswith(" ")]
     assert all(row.name in "".join(columns) for row in rows)
     for expected in ("512x2048", "1.500", "2.590", "1.250", "not trained", "norm: a vector", "after 7 epochs"):
         assert expected in " ".join(text.split())
@@ -76,7 +76,15 @@ def test_the_mean_is_said_to_be_over_the_balanced_layers_and_the_other_stands_be
     assert caption() == caption(set()) == "mean alpha 2.015, std 0.011"
     two = "mean alpha over the 2 balanced layers 2.005, std 0.005; over all 4 analysed 2.015, std 0.011"
     assert caption(first) == caption(set(), first, first) == two
-    assert caption(first, names).startswith(two.partition("; over all")[0] + "; over the 4 balanced layers 2.015, std")
+    all_of_them = "over the 4 balanced layers 2.015, std 0.011"
+    assert caption(first, names) == f"{two.partition('; over all')[0]}; {all_of_them}"
+    assert caption(names) == f"mean alpha {all_of_them}", "said once"
+
+
+def test_names_of_a_language_model_fit_on_a_line():
+    rows, history = make(1, "net.model.layers.{}.mlp.experts.gate_up_proj_")
+    factors = {"lr factor": {rows[0].name: 0.5}}
+    assert f"{rows[0].name}  " in shown(summary_table(SpectralReport(rows), history, factors))
 
 
 def test_in_a_notebook_it_is_html():

@@ -29,13 +29,14 @@ def summary_table(
 
     ``balanced`` holds, for each callback, the weights of the report that it balances, or none if it balances none.
     """
-    table = Table(title=f"Spectra after {after}", box=SIMPLE_HEAD, caption_justify="left")
+    table = Table(
+        title=f"Spectra after {after}", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left"
+    )
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
     columns = dict(factors or {})
-    between = "\n" if len(columns) > 1 else " "  # with several columns, the layers' names need the room
-    for title in ("alpha first", "last", *columns):
-        table.add_column(title.replace(" ", between), justify="right", no_wrap=title == "last")
+    for title in ("alpha first", "last", *columns):  # on two lines, as the layers' names need the room
+        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=title == "last")
     alphas = dict(zip(history.layers("alpha"), history.rows("alpha"), strict=True))
     for row in report:
         first = alphas.get(row.name, [math.nan])[0]
@@ -49,15 +50,18 @@ def summary_table(
 def _means(report: SpectralReport, balanced: Iterable[Collection[str]]) -> str:
     """The mean and spread of alpha over the balanced layers, and over all analysed layers."""
     analysed = {row.name: row for row in report if row.status == "ok"}
+    balanced = list(dict.fromkeys(frozenset(names) for names in balanced))
     parts: list[str] = []
-    for names in dict.fromkeys(frozenset(names) for names in balanced):
+    for names in balanced:
         rows = [row for name, row in analysed.items() if name in names]
         if rows:
             layers = f"{len(rows)} balanced layer{'' if len(rows) == 1 else 's'}"
             parts.append(f"over the {layers} {_moments(SpectralReport(rows))}")
     if not parts:
         return f"mean alpha {_moments(report)}"
-    return f"mean alpha {'; '.join(parts)}; over all {len(analysed)} analysed {_moments(report)}"
+    if not any(analysed.keys() <= set(names) for names in balanced):
+        parts.append(f"over all {len(analysed)} analysed {_moments(report)}")
+    return f"mean alpha {'; '.join(parts)}"
 
 
 def _moments(report: SpectralReport) -> str:
