@@ -91,6 +91,19 @@ def test_histograms_and_images_share_the_scalars_steps(run):
     assert [event.step for event in events.Images("farms/esd/conv")] == steps[-1:]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("every_n_steps", [1, 2, 3])
+def test_an_analysis_after_a_step_stands_where_that_steps_loss_does(run, every_n_steps, accumulated):
+    monitor = SpectralMonitor(every_n_steps=every_n_steps, esd_layers=0, summary=False)
+    events = run(monitor, max_epochs=4, accumulate_grad_batches=accumulated, log_every_n_steps=1)
+    steps = 16 // accumulated
+    assert sorted({event.step for event in events.Scalars("loss")}) == list(range(steps))
+    expected = [0, *range(every_n_steps - 1, steps, every_n_steps)]
+    assert [event.step for event in events.Scalars("farms/alpha/conv")] == expected
+    assert [event.step for event in events.Histograms("farms/alpha_histogram")] == expected
+    assert [max(0, step - 1) for step in monitor.history.steps] == expected
+
+
 def test_histogram_counts_the_layers_where_their_alphas_are(run):
     monitor = SpectralMonitor(esd_layers=0, summary=False)
     events = run(monitor, max_epochs=1)

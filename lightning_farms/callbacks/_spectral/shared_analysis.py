@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -399,5 +399,7 @@ def describe_run(trainer: Trainer, first: Subscriber) -> None:
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs an epoch's scalars; with it, all charts share one axis."""
-    return max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+    """The step under which Lightning logs a batch's or an epoch's scalars; with it, all charts share one axis."""
+    loop = trainer.fit_loop.epoch_loop
+    batches: Any = loop.batch_progress.current  # whose declared type lacks `processed`
+    return max(0, loop._batches_that_stepped - int(batches.processed == batches.completed))  # else not counted yet
