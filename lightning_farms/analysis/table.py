@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
+from unicodedata import east_asian_width
 
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
@@ -155,16 +156,21 @@ def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
 def text_table(rows: Sequence[LayerSpectrum], summary: object) -> str:
     """Return the report as lines of text."""
     cells = _marked_cells(rows)
-    widths = {title: max(map(len, [title, *column])) for title, column in cells.items()}
+    widths = {title: max(map(_columns, [title, *column])) for title, column in cells.items()}
     lines = [list(cells), *zip(*cells.values(), strict=True)] if cells else []
     aligned = [
         "  ".join(
-            cell.ljust(width) if title in LEFT else cell.rjust(width)
+            cell + " " * (width - _columns(cell)) if title in LEFT else cell.rjust(width)
             for cell, (title, width) in zip(line, widths.items(), strict=True)
         ).rstrip()
         for line in lines
     ]
     return "\n".join([*aligned, *listed_reasons(rows), counts_text(rows, summary), *closing_lines(rows)])
+
+
+def _columns(text: str) -> int:
+    """Number of columns that a text takes on a terminal, where a Chinese letter is two wide."""
+    return len(text) + sum(east_asian_width(letter) in "WF" for letter in text)
 
 
 def html_table(rows: Sequence[LayerSpectrum], summary: object) -> str:

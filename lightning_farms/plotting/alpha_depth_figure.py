@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_farms.plotting._arrays import spans_decades
-from lightning_farms.plotting._labels import literal, shortened, thinned
+from lightning_farms.plotting._labels import literal, shortened, thinned, without_middle
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 from lightning_farms.plotting._style import in_plain_style, plain_figure
 
@@ -111,7 +111,7 @@ def comparison_figure(
     earlier, now = _values(before, names), _values(after, names)
     if spans_decades(now, earlier):
         axes.set_xscale("log")
-    first, second = (literal(shortened(label, _NAME_WIDTH)) for label in labels)
+    first, second = (literal(without_middle(label, _NAME_WIDTH)) for label in labels)
     _draw_earlier(axes, earlier, now, first)
     _draw_alphas(axes, now, second)
     _draw_differences(beside, now - earlier)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_farms.plotting._arrays import Values, as_array
-from lightning_farms.plotting._labels import literal, shortened
+from lightning_farms.plotting._labels import label_within_a_decade, literal, shortened
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 from lightning_farms.plotting._style import in_plain_style, plain_figure
 
@@ -137,11 +137,11 @@ def _draw(axes: Axes, errors: NDArray[np.float64], channels: Sequence[str], posi
 
 
 def _make_logarithmic(axes: Axes) -> None:
-    """Make the axis logarithmic with plain numbers, which fit beside its name; within a decade, label all ticks."""
+    """Make the axis logarithmic with plain numbers, which fit beside its name."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+    axes.yaxis.set_minor_formatter("")
+    label_within_a_decade(axes.yaxis)
 
 
 def _draw_earlier(axes: Axes, errors: NDArray[np.float64], positions: Sequence[float], label: str) -> None:

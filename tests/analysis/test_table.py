@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from torch import nn
 
@@ -112,3 +113,9 @@ def test_products_stand_out_from_products_only():
     products = [replace(row, name=f"{row.name}.lora", kind="low-rank product", alpha=row.alpha + 3) for row in plain]
     products[4] = replace(products[4], alpha=5.1)
     assert standing_out([*plain, *products]) == {"4": "high"}
+
+
+def test_columns_stand_below_each_other_beside_chinese_names():
+    names = ("\u7f16\u7801\u5668.\u5c42", "plain")
+    lines = str(SpectralReport([LayerSpectrum(name, "linear", (8, 8), alpha=2.0) for name in names])).splitlines()
+    assert [cell_len(line[: line.index("linear")]) for line in lines[1:3]] == [cell_len(names[0]) + 2] * 2

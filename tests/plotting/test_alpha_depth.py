@@ -131,3 +131,13 @@ assert "matplotlib.pyplot" not in sys.modules, "pyplot"
     )
     done = subprocess.run([sys.executable, "-c", bare + program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_long_file_name_keeps_its_ends_in_the_legend():
+    labels = (f"epoch=12-step=34567-{'metric' * 9}=0.1234.ckpt", "other.ckpt")
+    texts = [
+        text.get_text() for text in comparison_figure({"a": 2.0}, {"a": 2.1}, labels=labels).legends[0].get_texts()
+    ]
+    assert texts[0].startswith("epoch=12-step=")
+    assert texts[0].endswith("0.1234.ckpt")
+    assert len(texts[0]) <= 40
