@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from typing import NoReturn
 
 BROKEN_PIPE = 141  # 128 plus the number of the signal, as in shells
@@ -49,8 +50,11 @@ def _printable(text: str) -> str:
 def writing_to_stdout() -> Iterator[None]:
     """End with status 141 if the reader of stdout is gone, or with a message and 1 if stdout cannot be written to.
 
-    What is left in the buffer is written at the end or dropped, as Python would complain about it when closing stdout.
+    Letters that its encoding lacks are escaped, as on stderr. What is left in the buffer is written at the end or
+    dropped, as Python would complain about it when closing stdout.
     """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()

@@ -105,9 +105,18 @@ class FieldMetric(Metric):
             The figure and its axes.
 
         Raises:
-            ValueError: If `compute` is called and no batch was added.
+            ValueError: If `compute` is called and no batch was added, or if errors have more than one dimension.
         """
-        return self._plot(val, ax)
+        values = self.compute() if val is None else val
+        rows = [values] if isinstance(values, Tensor) else values
+        ndim = max((torch.as_tensor(row).ndim for row in rows), default=0)
+        if ndim > 1:
+            raise ValueError(
+                f"Expected single errors or rows of them, which torchmetrics can draw, but got {ndim} dimensions. "
+                "Draw errors by frame and channel with lightning_farms.plotting.error_curves_figure, others slice by "
+                "slice (`val=`)."
+            )
+        return self._plot(values, ax)
 
     def _reduce_states(self, incoming_state: Mapping[str, Any]) -> None:
         """Merge two states, after a check that their shapes match, as torch would broadcast them."""

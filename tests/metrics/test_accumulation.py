@@ -36,6 +36,15 @@ def test_every_public_name_has_a_case():
     assert public == {case.metric.__name__ for case in CASES} | {case.function.__name__ for case in CASES}
 
 
+def test_a_plot_of_errors_by_frame_and_channel_is_refused_with_the_remedy():
+    metric = RelativeL2Error(per="frame_and_channel")
+    metric.update(*tensors(seed=0))
+    with pytest.raises(ValueError, match=r"got 2 dimensions\. Draw .*error_curves_figure"):
+        metric.plot()
+    figure, _ = metric.plot(metric.compute()[0])
+    plt.close(figure)
+
+
 @EVERY
 def test_a_plot_has_a_line_for_each_error_over_batches(case):
     metric = case.metric(**case.settings)

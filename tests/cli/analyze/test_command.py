@@ -329,6 +329,16 @@ def test_plots(run):
     assert "spikes" in out
 
 
+def test_a_name_that_the_encoding_of_stdout_lacks_is_escaped(run, monkeypatch):
+    torch.save({"\u5c42.weight": torch.randn(12, 12)}, "odd.pt")
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="cp1252"))
+    status, _, err = run("odd.pt")
+    sys.stdout.flush()
+    assert (status, err) == (0, "")
+    assert rb"\u5c42" in stream.getvalue()
+
+
 def test_plots_of_layers_with_names_that_no_file_can_have(run):
     """Of 255 bytes at most, none of them a slash."""
     names = ["\u5c42" * 120, "../../up", "a/b", "a.b", "a_b", "$x^"]
