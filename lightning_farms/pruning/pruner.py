@@ -15,6 +15,7 @@ from lightning_farms.analysis.weights.stored import StoredWeight, named_paramete
 from lightning_farms.common.parameters import identities
 from lightning_farms.functional import allocate_sparsity, magnitude_mask
 from lightning_farms.functional.vectors import vector
+from lightning_farms.optim.unwrap import stepping_optimizers
 from lightning_farms.pruning._local import reshard, whole
 from lightning_farms.pruning.allocation.allocate import WeightsSubject, allocate, allocate_from_alphas
 from lightning_farms.pruning.allocation.base import Allocation
@@ -78,6 +79,7 @@ class Pruner:
         self._parameters: Mapping[str, Tensor] = {}
         self._found: set[tuple[int, bool]] = set()
         self._held: list[Optimizer] = []
+        self._named = False  # whether the layers were chosen by name
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class Pruner:
         reshard(model)
         blocks, tables = _blocks(model), set() if selection.embeddings else _tables(model)
         self.layers, self.dense, self._parameters = [], {}, named_parameters(model)
-        self._found = set(identities(model.parameters()))
+        self._found, self._named = set(identities(model.parameters())), bool(selection.include)
         for weight in stored_weights(model, selection):
             if weight.parameter is None:
                 if weight.selected:
@@ -167,6 +169,7 @@ class Pruner:
 
     def prune(self, ratios: LayerRatios) -> None:
         """Set weights to zero according to a plan; a collective operation if parameters are sharded."""
+        self._warn_of_untrained(ratios)
         for layer in self.layers:
             values = entries(self._values(layer), layer.weight)
             pruned = self.masks.pruned(layer.weight).to(values.device)
@@ -181,6 +184,25 @@ class Pruner:
         for optimizer in self._held:
             self.masks.clear(optimizer)
         self._count()
+
+    def _warn_of_untrained(self, ratios: LayerRatios) -> None:
+        """Warn if layers lose weights that nothing trains, such as a teacher's, unless they were chosen by name."""
+        stepping = [each for optimizer in self._held for each in stepping_optimizers(optimizer)]
+        stepped = [parameter for each in stepping for group in each.param_groups for parameter in group["params"]]
+        trained = {id(parameter) for parameter in stepped if parameter.requires_grad}
+        untrained = [
+            layer.name
+            for layer in self.layers
+            if id(layer.weight.parameter) not in trained and ratios[layer.name].zeros > self.zeros[layer.name]
+        ]
+        if self._held and untrained and not self._named:
+            listed = ", ".join(untrained[:4]) + (", ..." if len(untrained) > 4 else "")
+            self._warn(
+                "untrained",
+                f"layers are pruned that no optimizer trains at this step, {len(untrained)} in all: {listed}. If they "
+                "are not meant (a teacher, a network in the loss), leave them out: "
+                f"`layers=Selection(exclude=[{untrained[0]!r}, ...])`.",
+            )
 
     def _count(self) -> None:
         self.zeros = {layer.name: int(self.masks.pruned(layer.weight).sum()) for layer in self.layers}

@@ -641,6 +641,33 @@ def test_weights_that_something_else_revives_are_zero_in_the_checkpoint(fit, tmp
         assert sum(int((weights[name] == 0).sum()) for name in WEIGHTS) == whole(0.5)
 
 
+class Taught(pl.LightningModule):
+    """A student and its teacher, which is frozen, or only left out of the optimizer."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(12, 24), nn.Linear(12, 24).requires_grad_(not frozen)
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].flatten(1)[:, :12]
+        return nn.functional.mse_loss(self.student(x), self.teacher(x).detach())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.student.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_teacher_that_would_be_pruned_is_named_unless_it_was_chosen(frozen, loader, make_trainer):
+    callback = LayerwisePruning(0.5, schedule=Cubic(0, 2), summary=False)
+    with pytest.warns(UserWarning, match=r"no optimizer trains.*1 in all: teacher\. .*exclude=\['teacher', ") as told:
+        make_trainer([callback], max_epochs=3).fit(Taught(frozen), loader)
+    assert sum("no optimizer trains" in str(each.message) for each in told) == 1
+    for layers in (Selection(exclude=("teacher",)), Selection(include=("student", "teacher"))):
+        callback = LayerwisePruning(0.5, summary=False, layers=layers)
+        make_trainer([callback], max_epochs=1).fit(Taught(frozen), loader)  # and no warning, which would be an error
+        assert ("teacher.weight" in callback.masks) == bool(layers.include)
+
+
 def test_a_schedule_that_ends_after_the_training_is_said_to(small_net, loader, make_trainer):
     model = small_net()
     with pytest.warns(
