@@ -19,6 +19,9 @@ default every token that has another before it in its window of 2048 (or of as m
 With --stride below --window, windows overlap, and every token has at least the difference before it. --setting paper is
 how the published tables are computed. Nothing is downloaded, and no code in DIR is run. The result goes to stdout,
 everything else to stderr. Exit status: 0 done; 1 it cannot be computed; 2 wrong arguments; 130 interrupted."""
+_BROKEN = """Note: the losses of {} of {} windows are not finite: weights are not (lightning-farms analyze DIR), or the
+model overflows on this text (in half precision, give --dtype float32).
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ def run(args: list[str]) -> None:
     with failing_on(*USER_MISTAKES, folder="DIR"):
         found = _measure(options)
         sys.stdout.write(_lines(found))
+        if broken := int(found.window_losses.isnan().sum()):
+            sys.stderr.write(_BROKEN.format(broken, found.windows))
         if options.json is not None:
             write_json({**found._asdict(), "window_losses": found.window_losses.tolist()}, options.json)
 

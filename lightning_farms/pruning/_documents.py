@@ -59,7 +59,7 @@ def joined_text(files: Files, *, argument: str = "text") -> str:
 
 def _documents_in(path: Path, argument: str) -> list[Document]:
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there"
+        what = "a folder" if path.is_dir() else "a pipe: write it to a file" if path.exists() else "not there"
         raise FileNotFoundError(f"Expected argument `{argument}` to be an existing file, but {str(path)!r} is {what}.")
     if path.suffix == ".gz":
         raise ValueError(f"Expected argument `{argument}` to be a file that is not packed, but got {str(path)!r}.")

@@ -80,6 +80,21 @@ def test_what_is_not_finite_is_null_in_json(tmp_path, monkeypatch, capsys):
     assert math.isfinite(written["mean_loss"])
 
 
+@pytest.mark.parametrize(("value", "said"), [(math.nan, True), (1e6, False)])
+def test_losses_that_are_no_numbers_are_said_to_be(value, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 4] = value
+    model.save_pretrained("model")
+    word_tokenizer().save_pretrained("model")
+    (tmp_path / "test.txt").write_text(tiny_text(150))
+    main(["perplexity", "model", "--text", "test.txt"])
+    out, err = capsys.readouterr()
+    assert out.startswith("perplexity      nan ") == said
+    assert ("Note: the losses of 5 of 5 windows are not finite" in err) == said
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

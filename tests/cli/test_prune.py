@@ -238,7 +238,8 @@ def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
             1,
             "Expected OUT to be a new folder, but 'model' exists.",
         ),
-        (["--sparsity", "0.5", "--calibration", "no.txt", "--out", "o"], 1, "Expected --calibration to be a text file"),
+        (["--sparsity", "0.5", "--calibration", "no.txt", "--out", "o"], 1, "a text file, but 'no.txt' is not there"),
+        (["--sparsity", "0.5", "--calibration", "model", "--out", "o"], 1, "a text file, but 'model' is a folder."),
         (
             ["--sparsity", "0.5", *CALIBRATED, "--length", "33", "--out", "o"],
             1,

@@ -37,6 +37,11 @@ _GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "wind
 _GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outliers")
 
 
+def with_flag(reason: str) -> str:
+    """Return a reason with the command line's option in place of the package's."""
+    return reason.replace("Selection(embeddings=True)", "--embeddings")
+
+
 def print_report(
     console: Console, report: SpectralReport, *, title: str, fit: str, reading: str = "", of_change: bool = False
 ) -> None:
@@ -52,8 +57,7 @@ def print_report(
         if reading:
             console.print(reading, soft_wrap=True, highlight=False, markup=False)
     for line in listed_reasons(report):
-        text = line.replace("Selection(embeddings=True)", "--embeddings")
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        console.print(with_flag(line), soft_wrap=True, highlight=False, markup=False)
     if marked:
         console.print(_legend("alpha", rule(fit)), soft_wrap=True)
     console.print(counts_text(list(report), report.summary), soft_wrap=True, highlight=False)

@@ -32,7 +32,7 @@ from lightning_farms.cli.analyze._figures import comparison_pictures, draw, repo
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._progress import analysis_bar
-from lightning_farms.cli.analyze._tables import print_comparison, print_report
+from lightning_farms.cli.analyze._tables import print_comparison, print_report, with_flag
 from lightning_farms.common.atomic import write_text
 from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
@@ -243,5 +243,5 @@ def _check_any_analysed(report: SpectralReport, comparison: Comparison | None) -
     if not len(report):
         raise ValueError("Expected a checkpoint with weight matrices, but got vectors, integers and buffers only.")
     reasons = Counter(row.reason for row in report).most_common(3)
-    listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+    listed = "; ".join(f"{with_flag(reason)} ({count})" for reason, count in reasons)
     raise ValueError(f"Expected a layer that can be analysed, but got none among {len(report)}: {listed}.")

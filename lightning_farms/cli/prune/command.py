@@ -46,8 +46,9 @@ def _prune(options: PruneOptions) -> None:
     """Prune a model, after checks of all files so that their faults are found before the long work."""
     if options.out is not None and options.out.exists() and not options.dry_run:
         raise FileExistsError(f"Expected OUT to be a new folder, but {str(options.out)!r} exists.")
-    if options.calibration is not None and not Path(options.calibration).is_file():
-        raise FileNotFoundError(f"Expected --calibration to be a text file, but there is no {options.calibration!r}.")
+    if options.calibration is not None and not (text := Path(options.calibration)).is_file():
+        what = "a folder" if text.is_dir() else "a pipe: write it to a file" if text.exists() else "not there"
+        raise FileNotFoundError(f"Expected --calibration to be a text file, but {str(text)!r} is {what}.")
     lm = load_causal_lm(
         options.model,
         device="cpu",

@@ -129,6 +129,9 @@ def test_table(run):
     assert "\x1b" not in out
     _, out, _ = run("more.pt", "--embeddings")
     assert "8 layers analysed, 1 skipped" in out
+    torch.save({"wte.weight": torch.randn(50, 16)}, "table.pt")
+    status, _, err = run("table.pt")
+    assert (status, "embeddings are analysed on request: --embeddings (1)." in err) == (1, True)
 
 
 class Terminal(io.StringIO):
