@@ -110,6 +110,8 @@ def failing_on(*mistakes: type[Exception], **positional: str) -> Iterator[None]:
 def message_of(error: BaseException) -> str:
     """Return an error's message, without the traceback that a data loader's worker puts before it."""
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror and error.filename:
+        if isinstance(error, FileNotFoundError):
+            return f"Expected {str(error.filename)!r} to be there, but: {error.strerror}."
         return (
             f"Expected {str(error.filename)!r} to be a place that can be read and written to, but: {error.strerror}. "
             "Choose another, or see to its rights."

@@ -56,9 +56,12 @@ def _only_gguf(path: Path) -> str:
         )
     if (path / "adapter_config.json").is_file():
         raise ValueError(_adapter(path))
+    deeper = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.json"))
+    listed = f"{', '.join(deeper[:4])}{', ...' if deeper[4:] else ''}"
+    instead = f" Give the folder that has one: {listed}." if deeper else ""
     raise ValueError(
         f"Expected argument `folder` to hold a model's config.json, or a .gguf file, but there is none in "
-        f"{str(path)!r}."
+        f"{str(path)!r}.{instead}"
     )
 
 

@@ -240,6 +240,7 @@ def test_an_interrupted_run_of_other_settings(model, tmp_path, capsys):
         ),
         (["--sparsity", "0.5", "--calibration", "no.txt", "--out", "o"], 1, "a text file, but 'no.txt' is not there"),
         (["--sparsity", "0.5", "--calibration", "model", "--out", "o"], 1, "a text file, but 'model' is a folder."),
+        (["--sparsity", "0.5", "--dry-run", "--allocation", "no.csv"], 1, "Expected 'no.csv' to be there, but: No su"),
         (
             ["--sparsity", "0.5", *CALIBRATED, "--length", "33", "--out", "o"],
             1,

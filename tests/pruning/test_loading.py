@@ -155,6 +155,11 @@ def test_no_model_there(tmp_path):
         load_causal_lm("HuggingFaceTB/SmolLM2-135M")
     with pytest.raises(ValueError, match=r"a model's config.json, or a .gguf file, but there is none"):
         load_causal_lm(tmp_path)
+    for place in ("snapshots/abc", "checkpoint-4"):  # a folder of the hub's cache, or of a training
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").touch()
+    with pytest.raises(ValueError, match=r"Give the folder that has one: .*checkpoint-4, .*snapshots/abc\.$"):
+        load_causal_lm(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds an adapter .* Merge it into its model first"):
         load_causal_lm(tmp_path)
