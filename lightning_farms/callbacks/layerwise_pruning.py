@@ -78,9 +78,10 @@ class LayerwisePruning(SpectralMonitor):
             small layers of large alpha could lose all of them otherwise.
         schedule: when to prune, and how far: ``OneShot(at_epoch)`` or ``Cubic(start_epoch, end_epoch)``.
         layers: which weights are pruned; the others stay dense, and do not count. Weights that are computed from
-            parameters (weight norm), and heads that are tied to embeddings, stay dense in any case. Routers of experts
-            and the state matrices of state-space models count as layers here: to keep them dense, exclude them, e.g.
-            by ``Selection(exclude=["*.A_log"])``. Layers that no optimizer trains (frozen ones, a teacher) are pruned
+            parameters (weight norm), and heads that are tied to embeddings, stay dense in any case. Routers of experts,
+            the state matrices of state-space models and matrices that a module holds itself (a transformer's
+            ``pos_embed``) count as layers here: to keep them dense, exclude them, e.g. by
+            ``Selection(exclude=["*.A_log"])``. Layers that no optimizer trains (frozen ones, a teacher) are pruned
             too, with a warning unless they are chosen by ``include``.
         every_n_epochs: analyse (and log) after every n-th epoch, and at the steps of the schedule.
         **options: options of :class:`SpectralMonitor`.

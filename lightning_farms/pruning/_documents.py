@@ -90,7 +90,8 @@ def _decoded(raw: bytes, file: Path, begin: int, *, whole: bool = True) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"Expected argument `text` to be UTF-8, but {str(file)!r} is not, at byte {begin + error.start} "
-            f"({error.reason}). Convert it, such as by `iconv -t UTF-8`."
+            f"({error.reason}). Convert text of another encoding, such as by `iconv -t UTF-8`; unpack a packed file; "
+            "write the texts of a table (.parquet) to a .jsonl file."
         ) from error
     return text.replace("\r\n", "\n")
 

@@ -160,6 +160,9 @@ def test_files_that_are_no_text(tmp_path):
     (tmp_path / "latin.txt").write_bytes("über".encode("latin-1") * 30)
     with pytest.raises(ValueError, match=r"to be UTF-8, but '.*latin.txt' is not, at byte 0"):
         Calibration(tmp_path / "latin.txt", length=4).token_ids(tokenizer)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1\x15\x04\xff\xff" * 99)
+    with pytest.raises(ValueError, match=r"at byte 6 .*write the texts of a table \(.parquet\) to a .jsonl file"):
+        Calibration(tmp_path / "c.parquet", sequences=1, length=4).token_ids(word_tokenizer())
     with pytest.raises(FileNotFoundError, match=r"existing file, but '.*none.txt' is not there"):
         Calibration(tmp_path / "none.txt").token_ids(tokenizer)
     with pytest.raises(FileNotFoundError, match=r"is a folder"):
