@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.models._checks import check_network, check_rules
 from lightning_farms.models._divergence import DivergenceWatch
+from lightning_farms.models._schedules import check_resumed
 
 
 class ImageClassifier(LightningModule):
@@ -88,6 +89,14 @@ class ImageClassifier(LightningModule):
         """
         logits: Tensor = self.network(images)
         return logits
+
+    def on_train_start(self) -> None:
+        """Refuse to resume a schedule that ends before the training does.
+
+        Raises:
+            MisconfigurationException: If a resumed schedule is shorter than the training.
+        """
+        check_resumed(self.trainer, self.scheduler)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the cross entropy of a batch.

@@ -44,7 +44,7 @@ from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._finite import check_finite_averages, check_finite_weights
 from lightning_farms.models._fused_adam import make_adam, may_fuse
-from lightning_farms.models._operator_schedule import make_schedule, steps_of
+from lightning_farms.models._schedules import check_resumed, make_schedule
 from lightning_farms.models._trivial_errors import TrivialErrors
 
 _SHOWN = 3
@@ -286,15 +286,7 @@ class OperatorModule(LightningModule):
         """
         self._data_of_training.forget()
         check_finite_averages(self)
-        planned = self.trainer.estimated_stepping_batches
-        for config in self.trainer.lr_scheduler_configs:
-            steps = steps_of(config.scheduler)
-            if steps < planned:
-                raise misconfiguration(
-                    f"Expected the resumed schedule `{self.scheduler}` to span the training's {int(planned)} steps, "
-                    f"but the checkpoint's ends after {steps}. Keep the Trainer's `max_epochs` as it was, or start a "
-                    "new training from the checkpoint's weights."
-                )
+        check_resumed(self.trainer, self.scheduler)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean relative L2 error of the next predictions.

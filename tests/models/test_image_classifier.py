@@ -71,6 +71,22 @@ def test_the_rate_is_a_cosine_over_epochs(loader):
     assert rates.rates == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("scheduler", ["cosine", "none"])
+def test_a_cosine_does_not_go_on_beyond_its_end_where_its_rate_is_zero(scheduler, loader, tmp_path):
+    def fit(epochs, checkpoint=None):
+        rates = Rates()
+        running = trainer(max_epochs=epochs, callbacks=[rates])
+        running.fit(ImageClassifier(linear(), scheduler=scheduler), loader, loader, ckpt_path=checkpoint)
+        return running, rates.rates
+
+    fit(2)[0].save_checkpoint(tmp_path / "done.ckpt")
+    if scheduler == "none":
+        assert fit(3, tmp_path / "done.ckpt")[1] == [0.1] * math.ceil(NUMBER / BATCH)
+        return
+    with pytest.raises(MisconfigurationException, match=r"`cosine` to span the training's 3 epochs, .*ends after 2\."):
+        fit(3, tmp_path / "done.ckpt")
+
+
 def test_without_a_schedule_the_rate_is_constant(loader):
     rates = Rates()
     module = ImageClassifier(linear(), lr=0.2, scheduler="none")

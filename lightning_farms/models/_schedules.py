@@ -1,12 +1,15 @@
-"""The learning-rate schedules of OperatorModule, which end with the training."""
+"""Learning-rate schedules, which end with the training."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from lightning_farms.common.lightning_packages import misconfiguration
 
 _ONE_CYCLE_DIVISOR = 1e4
 
@@ -38,8 +41,25 @@ def make_schedule(
     )
 
 
-def steps_of(schedule: object) -> float:
-    """The number of optimizer steps that a schedule was made for; infinite for other kinds of schedule."""
+def check_resumed(trainer: Trainer, kind: str) -> None:
+    """Refuse a resumed schedule that ends before the training does.
+
+    Raises:
+        MisconfigurationException: If there is one: a one-cycle would raise at its end, a cosine would rise again.
+    """
+    for config in trainer.lr_scheduler_configs:
+        planned = trainer.max_epochs if config.interval == "epoch" else trainer.estimated_stepping_batches
+        made_for = _length_of(config.scheduler)
+        if planned is not None and made_for < planned:
+            raise misconfiguration(
+                f"Expected the resumed schedule `{kind}` to span the training's {planned:.0f} {config.interval}s, "
+                f"but the checkpoint's ends after {made_for}. Keep the Trainer's `max_epochs` as it was, or start a "
+                "new training from the checkpoint's weights."
+            )
+
+
+def _length_of(schedule: object) -> float:
+    """The number of steps or epochs that a schedule was made for; infinite for other kinds of schedule."""
     if isinstance(schedule, OneCycleLR):
         return schedule.total_steps
     return schedule.T_max if isinstance(schedule, CosineAnnealingLR) else math.inf
