@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_farms.analysis._engine.failures import attempted, not_computed
 from lightning_farms.analysis._rounding import ranks_clear_of_rounding, rounded_to
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
-from lightning_farms.common.texts import joined
+from lightning_farms.common.texts import joined, shape_text
 
 
 def differences(weights: Iterable[LayerWeight], base: Iterable[LayerWeight]) -> Iterator[LayerWeight]:
@@ -45,11 +45,13 @@ def _clear_of_rounding(change: LayerWeight, weight: LayerWeight, start: LayerWei
         return change
     if not bool(ranks.any()):
         types = " and ".join(dict.fromkeys(map(_numbers, (weight, start))))
-        return change._replace(matrices=NO_MATRICES, reason=f"unchanged from the base, but for the rounding of {types}")
+        return change._replace(
+            matrices=NO_MATRICES, reason=f"unchanged from the base, apart from the rounding of {types}"
+        )
     rank = int(ranks.median())
     if rank >= min(change.matrices.shape[-2:]):
         return change
-    fitted = f"the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
+    fitted = f"only the {rank} eigenvalues of each matrix that stand clear of rounding are fitted"
     return change._replace(rank=max(rank, 1), remark=joined(change.remark, fitted))
 
 
@@ -75,5 +77,5 @@ def _incomparable(weight: LayerWeight, start: LayerWeight | None) -> str:
     if start.reason:
         return f"in the base: {start.reason}"
     if start.matrices.shape != weight.matrices.shape:
-        return f"the base's weight is of shape {start.shape}"
+        return f"the base's weight is of another shape, {shape_text(start.shape)}"
     return ""

@@ -52,8 +52,8 @@ def _big_code(config: Mapping[str, Any], heads: Heads) -> Heads:
 
 
 _ANY = ""  # any type of model
-_TAKEN = (
-    "the configuration does not tell heads: queries, keys and values are taken to lie one below the other"  # timm's
+_TAKEN = (  # timm's
+    "the configuration does not tell the heads, and queries, keys and values are taken to lie one below the other"
 )
 _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "c_attn": {"gpt_bigcode": _big_code, _ANY: _concatenated},
@@ -91,7 +91,7 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
         NotTold: the configuration does not tell them.
     """
     if not config:
-        raise NotTold("no configuration beside the weights says how their rows are arranged")
+        raise NotTold("there is no configuration beside the weights that tells how their rows are arranged")
     if rows == 2 * columns and "crossattention" in name.split("."):
         return FusedRows({"k": slice(0, columns), "v": slice(columns, rows)})
     known = list(_candidates(name, config))
@@ -100,7 +100,7 @@ def fused_rows(name: str, rows: int, columns: int, config: Mapping[str, Any]) ->
     if heads is None and any_model and rows == 3 * columns:
         heads = Heads(1, 1, columns)  # in a part of the model that the configuration says less about
     if heads is None:
-        raise NotTold(f"the configuration does not tell how {rows} rows are arranged")
+        raise NotTold(f"the configuration does not tell how the {rows} rows are arranged")
     return FusedRows(dict(zip("qkv", _rows(heads), strict=True)), "" if known else _TAKEN)
 
 

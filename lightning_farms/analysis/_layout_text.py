@@ -56,7 +56,7 @@ def laid_out(weight: Tensor, layout: str) -> Layout:
 def _complex(weight: Tensor, letters: str) -> Tensor:
     axis = letters.index("c")
     if weight.shape[axis] != 2:
-        raise ValueError(f"the layout has `c` for a dimension of {weight.shape[axis]}, which is not 2")
+        raise ValueError(f"the layout {letters!r} has `c` for a dimension of {weight.shape[axis]}, which should be 2")
     real, imaginary = weight.to(torch.promote_types(weight.dtype, torch.float32)).unbind(axis)
     return torch.complex(real, imaginary)
 
@@ -75,7 +75,7 @@ def _matrices(weight: Tensor, letters: str, groups: int) -> Tensor:
     if groups > 1:
         first = letters.index("i" if _kind(letters) == "transposed convolution" else "o")
         if weight.shape[first] % groups:
-            raise ValueError(f"{weight.shape[first]} channels cannot be cut into {groups} groups")
+            raise ValueError(f"the layout's {groups} groups do not divide the weight's {weight.shape[first]} channels")
         weight = weight.unflatten(first, (groups, weight.shape[first] // groups))
         letters = letters[:first] + "g" + letters[first:]
     places = [index for index, letter in enumerate(letters) if letter not in "oi"]

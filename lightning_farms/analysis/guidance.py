@@ -99,7 +99,7 @@ def _sentences(found: list[_Distinct], of_change: bool) -> Iterator[str]:
         )
         if chosen:
             names = listed([f"{row.name} (alpha {row.alpha:.2f}, median {middle:.2f})" for row, middle, _ in chosen])
-            rest = "" if of_change else f" {meaning} A hint where to look, no fault by itself."
+            rest = "" if of_change else f" {meaning} This is a hint where to look, not a fault by itself."
             yield f"{what.capitalize()}: {names}.{rest}"
 
 

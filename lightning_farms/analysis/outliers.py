@@ -10,10 +10,12 @@ from typing import Literal
 
 SPREADS = 3.0
 WELL_TRAINED = (2.0, 6.0)
-SPREAD = "more than 3 robust standard deviations (1.4826 times the median absolute deviation) from the median layer"
+SPREAD = (
+    "more than 3 robust standard deviations (1.4826 times the median absolute deviation) from that of the median layer"
+)
 _RELATIVE = f"{SPREAD} and further than its standard error"
-_ABSOLUTE = "outside 2 to 6, where that fit's alpha of well-trained layers lies"
-RULE = f"{_RELATIVE}; with --fit ks also {_ABSOLUTE}."
+_ABSOLUTE = "outside 2 to 6, the range of well-trained layers by this fit"
+RULE = f"{_RELATIVE}, or with --fit ks {_ABSOLUTE}."
 
 _FEWEST = 5
 _ROBUST = 1.4826  # standard deviation divided by median absolute deviation, of a normal distribution

@@ -77,5 +77,5 @@ def _exchange(mine: float, ranks: Ranks | None) -> list[float]:
     of_ranks: list[float] = ranks.sum(numbers).tolist()
     failed = [str(rank) for rank, number in enumerate(of_ranks) if math.isnan(number)]
     if failed:
-        raise FailedOnRankError(f"Rank {', '.join(failed)} has failed, and says why.")
+        raise FailedOnRankError(f"Rank {', '.join(failed)} has failed; its own error says why.")
     return of_ranks

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from lightning_farms.analysis._failures import Failure
+from lightning_farms.analysis._engine.failures import Failure
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import COLUMNS, ON_REQUEST, LayerSpectrum, Status
 from lightning_farms.analysis.summary import Summary, summarize
@@ -61,7 +61,7 @@ class SpectralReport:
             return self._rows[name]
         except KeyError:
             known = ", ".join(list(self._rows)[:10]) + (", ..." if len(self) > 10 else "")
-            raise KeyError(f"no layer {name!r} in this report; it has {known or 'no layers'}") from None
+            raise KeyError(f"no layer {name!r} in this report, which has {known or 'no layers'}") from None
 
     def __str__(self) -> str:
         """A table of all layers, as `lightning-farms analyze` prints it."""
@@ -158,7 +158,9 @@ class SpectralReport:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError('to_pandas needs pandas: pip install "lightning-farms[pandas]"') from error
+            raise ImportError(
+                'SpectralReport.to_pandas() needs pandas: pip install "lightning-farms[pandas]"'
+            ) from error
         return pd.DataFrame.from_records(self._records(), columns=self.columns)
 
 

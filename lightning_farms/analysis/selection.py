@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from lightning_farms.analysis._layout_text import RULE, is_layout
+from lightning_farms.common.texts import listed
 
 KINDS = (
     "linear",
@@ -110,7 +111,7 @@ class Selection:
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         for kind in self.kinds:
             if kind not in KINDS:
-                raise ValueError(f"Expected argument `kinds` to be out of {', '.join(KINDS)}, but got {kind!r}.")
+                raise ValueError(f"Expected argument `kinds` to be one of {', '.join(KINDS)}, but got {kind!r}.")
         for text in self.layout:
             if not _pattern(text) or not is_layout(_layout(text)):
                 raise ValueError(f"Expected argument `layout` to be PATTERN=LAYOUT, with {RULE}, but got {text!r}.")
@@ -146,13 +147,13 @@ class Selection:
         if excluding is not None:
             return f"excluded by the pattern {excluding!r}"
         if self.include and not any(_matches(pattern, name) for pattern in self.include):
-            return f"not included: no match for {', '.join(map(repr, self.include))}"
+            return f"matches no pattern of `include`, {', '.join(map(repr, self.include))}"
         if self.kinds and kind not in self.kinds:
-            return f"of kind {kind!r}, which is not asked for"
+            return f"its kind, {kind!r}, is not among those to analyse"
         if self.classes and not set(self.classes).intersection(classes):
-            return f"not of a module of class {', '.join(self.classes)}"
+            return f"its module is not of class {' or '.join(self.classes)}"
         if kind == "embedding" and not self.embeddings:
-            return "embeddings are analysed on request: Selection(embeddings=True)"
+            return "embeddings are analysed on request only: Selection(embeddings=True), or --embeddings"
         return self._size_refusal(min(matrices_shape[-2:])) or self._count_refusal(_count(kind, matrices_shape, shape))
 
     def layout_of(self, name: str) -> str:
@@ -173,7 +174,7 @@ class Selection:
 
     def _count_refusal(self, count: int) -> str | None:
         few = 0 < count < self.min_eigenvalues
-        return f"{count} eigenvalues, fewer than min_eigenvalues {self.min_eigenvalues}" if few else None
+        return f"it has {count} eigenvalues, fewer than min_eigenvalues {self.min_eigenvalues}" if few else None
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Make sure that every pattern matches a layer.
@@ -224,10 +225,8 @@ def _nearby(pattern: str, names: Sequence[str]) -> str:
     prefixes = dict.fromkeys(".".join(split[:length]) for split in parts for length in range(1, len(split) + 1))
     close = get_close_matches(pattern.strip("*."), prefixes, n=3, cutoff=0.5)
     if close:
-        return f"Close to it: {', '.join(close)}"
-    if not names:
-        return "There are no layers"
-    return f"There are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        return f"The closest are {', '.join(close)}"
+    return f"The layers are {listed(names, 5)}" if names else "There are no layers"
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
@@ -247,7 +246,9 @@ def _check_sizes(min_size: object, max_size: object, least: str = "min_size") ->
         if value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
     if isinstance(min_size, int) and isinstance(max_size, int) and max_size < min_size:
-        raise ValueError(f"Expected argument `max_size` to be at least min_size, {min_size}, but got {max_size}.")
+        raise ValueError(
+            f"Expected argument `max_size` to be at least {least}, which is {min_size}, but got {max_size}."
+        )
 
 
 MODEL_BALANCING = Selection(kinds=("linear", "convolution"), classes=("Linear", "Conv1d", "Conv2d"), min_eigenvalues=13)

@@ -12,6 +12,7 @@ from unicodedata import east_asian_width
 from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.outliers import outliers
+from lightning_farms.common.quantities import counted
 from lightning_farms.common.texts import listed, shape_text
 
 DECISIVE = 0.1
@@ -88,13 +89,13 @@ def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
             if row.status is status and row.reason:
                 by_reason.setdefault(row.reason, []).append(row.name)
         for reason, names in by_reason.items():
-            yield f"{title} ({len(names)}): {reason}: {listed(names)}"
+            yield f"{title} ({len(names)}): {listed(names)} ({reason})"
 
 
 def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:
     """Return the numbers of analysed and skipped layers, the summary of alpha, and the routines used on devices."""
     analysed = sum(row.status is Status.OK for row in rows)
-    counts = f"{analysed} layers analysed, {len(rows) - analysed} skipped."
+    counts = f"{counted(analysed, 'layer')} analysed, {len(rows) - analysed} skipped."
     return f"{counts} alpha: {summary}{_ways_text(rows)}" if analysed else counts
 
 
@@ -128,13 +129,14 @@ def _without_outliers(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
             f"{row.eigenvalue_count} left out)"
             for row in moved
         )
-        yield f"Without outlier eigenvalues alpha moves in {len(moved)} of {len(asked)} layers: {listed(texts, 5)}."
+        layers = f"{len(moved)} of {counted(len(asked), 'layer')}"
+        yield f"Without outlier eigenvalues alpha changes in {layers}: {listed(texts, 5)}."
     elif asked:
-        yield f"No outlier eigenvalues in {len(asked)} layers."
+        yield f"No outlier eigenvalues in {counted(len(asked), 'layer')}."
     if asked:
         yield (
-            "Outlier eigenvalues lie beyond the Tracy-Widom edge of the random bulk (spikes); where many do, that is a "
-            "heavy tail, and only those that a gap separates from it are left out."
+            "Outlier eigenvalues (spikes) are those beyond the Tracy-Widom edge of the random bulk. Where many are, "
+            "they make up a heavy tail, and only those with a gap before them are left out."
         )
 
 
@@ -147,9 +149,9 @@ def _laws(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
     if laws:
         beaten = sum(law != "undecided" and "power law" not in law for law in laws)
         yield (
-            "law: what describes the tail (as the fit takes it) better than a power law, by likelihood ratios with "
-            f"p < {DECISIVE} (Vuong): another law in {beaten} of {len(laws)} layers. Eigenvalues are no independent "
-            "samples, and few of them (below some 50) seldom decide."
+            f"law: the law that describes the fitted tail best, by likelihood ratios with p < {DECISIVE} (Vuong). In "
+            f"{beaten} of {counted(len(laws), 'layer')} it is another one than a power law. Take it with care: "
+            "eigenvalues are not independent samples, and fewer than about 50 seldom decide."
         )
 
 

@@ -49,7 +49,7 @@ def check_whole(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     if held.isdisjoint(model.parameters()):
         raise ValueError(
             "Expected argument `optimizer` to train parameters of `model`, but got "
-            f"{[type(optimizer).__name__ for optimizer in optimizers]} that holds none of them. Make the "
+            f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} with none of them. Make the "
             "optimizer after the model is in its final form."
         )
 

@@ -126,7 +126,7 @@ class Balancer:
             diagnostics=(diagnostics, Diagnostics),
         )
         if key not in HYPERPARAMETERS:
-            raise ValueError(f"Expected argument `key` to be out of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
+            raise ValueError(f"Expected argument `key` to be one of {tuple(HYPERPARAMETERS)}, but got {key!r}.")
         check_where(where)
         if workspace < 1:
             raise ValueError(f"Expected argument `workspace` to be at least 1, but got {workspace}.")
@@ -190,7 +190,7 @@ class Balancer:
         except Exception as error:
             if self.report is None or isinstance(error, (TypeError, ValueError, Warning)):
                 raise
-            self._warn("step", f"an analysis could not be acted on. {type(error).__name__}: {error}")
+            self._warn("step", f"an analysis could not be used. {type(error).__name__}: {error}")
         return self.report
 
     def _make_ready(self) -> None:

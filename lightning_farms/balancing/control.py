@@ -80,7 +80,7 @@ class Control:
             raise TypeError(f"Expected argument `layers` to be Selection(...), but got {self.layers!r}.")
         for name, choices in (("signal", get_args(Signal)), ("normalize", (None, "mean", "geometric"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"Expected argument `{name}` to be out of {choices}, but got {getattr(self, name)!r}.")
+                raise ValueError(f"Expected argument `{name}` to be one of {choices}, but got {getattr(self, name)!r}.")
         for name in ("first_layer", "last_layer", "norms", "biases", "compensate_weight_decay"):
             self._check_kind(name, bool, "True or False")
         self._check_kind("ramp_steps", int, "an integer")

@@ -62,17 +62,16 @@ def warnings_of_weights(report: SpectralReport) -> dict[str, str]:
 
 def _why_equal(alphas: list[float], signal: str, report: SpectralReport | None) -> str:
     if not alphas:
-        found = next((f", e.g. {row.name}: {row.reason}" for row in report or () if row.reason), "")
+        found = next((f", such as {row.name}: {row.reason}" for row in report or () if row.reason), "")
         return (
-            "none of the layers that the optimizer trains and the selection leaves has an alpha (`report` says why for "
-            f"each{found}). Use SpectralMonitor, or select other layers."
+            "none of the layers that are trained and selected has an alpha (`report` gives the reason of each"
+            f"{found}). Select other layers, or use SpectralMonitor."
         )
     if len(alphas) == 1:
-        return "only one is balanced. Select more layers, or use SpectralMonitor."
+        return "only one of them has an alpha. Select more layers, or use SpectralMonitor."
     return (
-        f"their {signal}s lie between {min(alphas):.4f} and {max(alphas):.4f}, and the map makes no difference of "
-        "that. Look for weights that are copies of each other, or for ratios, strengths or clipping that leave no "
-        "range."
+        f"their {signal}s lie between {min(alphas):.4f} and {max(alphas):.4f}, and the map gives them one multiplier. "
+        "Look for weights that are copies of each other, or for ratios, strengths or clipping that leave no range."
     )
 
 

@@ -90,7 +90,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
 
     @wraps(hook)
     def guarded_hook(self: _Guarded, trainer: object, *args: object, **options: object) -> None:
-        with self._faults.contained("whether another Trainer's fit goes on is not known"):
+        with self._faults.contained("it could not be found out whether another Trainer's fit is still running"):
             if self._is_needed_elsewhere(trainer):
                 return
         try:
@@ -98,7 +98,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
                 hook(self, trainer, *args, **options)
         finally:
             for _ in range(2):
-                with self._faults.contained("its hooks came off the optimizers at a second try only"):
+                with self._faults.contained("its hooks could be removed from the optimizers only at a second attempt"):
                     self._release()
                     break
 

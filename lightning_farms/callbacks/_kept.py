@@ -51,7 +51,7 @@ class KeptCallback(Callback):
 
     def _take_over(self) -> None:
         """Load the results that a child process has left, before anything is read."""
-        with self._faults.contained("what a child process found could not be read"):
+        with self._faults.contained("the results of a child process could not be read"):
             results = self._handover.take()
             if results is not None:
                 self._accept(results)

@@ -119,9 +119,9 @@ class LayerwiseBalance(SpectralMonitor, ABC):
             both = self._touched() & other._touched() if isinstance(other, LayerwiseBalance) else set()
             if both and other is not self:
                 raise misconfiguration(
-                    f"{type(self).__name__} and {type(other).__name__} both adjust the {both.pop().name} and would "
-                    "compound. Keep one (SpectralMonitor(analysis=...) logs a second analysis without adjusting), or "
-                    "leave out `compensate_weight_decay` if it is that."
+                    f"{type(self).__name__} and {type(other).__name__} both adjust the {both.pop().name}, so that "
+                    "their multipliers would compound. Keep one (SpectralMonitor(analysis=...) logs a second "
+                    "analysis without adjusting anything), or leave out `compensate_weight_decay` if that adjusts it."
                 )
 
     @guarded_at_start
@@ -134,7 +134,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     @guarded_at_start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put restored multipliers in force, then analyse if that is due."""
-        with self._faults.contained("restored multipliers are not in force; training goes on"):
+        with self._faults.contained("restored multipliers could not be put in force; training goes on"):
             if self._balancer is not None:
                 self._balancer.apply(trainer.global_step)
         super().on_train_start(trainer, pl_module)
@@ -142,7 +142,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
     @guarded
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook new optimizers and parameters, and make up for a skipped analysis."""
-        with self._faults.contained("changes of the model could not be followed; training goes on"):
+        with self._faults.contained("changes of the model could not be taken up; training goes on"):
             self._hook_anew(trainer, pl_module)
         super().on_train_epoch_start(trainer, pl_module)
 

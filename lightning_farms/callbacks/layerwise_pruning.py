@@ -266,8 +266,8 @@ class LayerwisePruning(SpectralMonitor):
         size = sum(layer.size for layer in self._pruner.layers)
         asked = "" if self._ratios is None else f", {self._ratios.sparsity:.2%} asked for at the last step"
         lines = [
-            f"pruned: {sum(self._pruner.zeros.values())} of {size} weights ({self._pruner.sparsity:.2%}{asked})",
-            f"the last alphas are of weights of which {self._seen:.2%} were pruned",
+            f"pruned: {sum(self._pruner.zeros.values()):,} of {size:,} weights ({self._pruner.sparsity:.2%}{asked})",
+            f"when the last alphas were measured, {self._seen:.2%} of the weights were pruned",
         ]
         return lines + [f"{name} stays dense: {reason}" for name, reason in self._pruner.dense.items()]
 
@@ -334,7 +334,7 @@ class LayerwisePruning(SpectralMonitor):
         self._pruner.keep_zeros()
         self._pruned = 0
         if not len(self._pruner.masks):
-            self._warn("none", "no weight is zero, so that none is held at zero: was the pruned model loaded?")
+            self._warn("none", "no weight is zero, so that none is held at zero. Load the pruned model before the fit.")
 
     def _log_step(self, trainer: Trainer, plan: LayerRatios) -> None:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # step of the first batch with these masks
@@ -353,8 +353,9 @@ class LayerwisePruning(SpectralMonitor):
         reached = self.schedule.sparsity_at(epochs - 1, self.sparsity)
         self._warn(
             "late",
-            f"the schedule's last step comes before epoch {last}, which is not trained ({epochs} epochs are): "
-            f"{reached:.4g} of the weights will be pruned at the end, not {self.sparsity:.4g}.",
+            f"the last step of the schedule is due before epoch {last}, but only {epochs} epochs are trained, so that "
+            f"{reached:.2%} of the weights are pruned at the end, not {self.sparsity:.2%}. Train longer, or end the "
+            "schedule earlier.",
         )
 
     def _warn(self, what: str, message: str) -> None:
@@ -372,10 +373,11 @@ def _check_sparsity(sparsity: float | None) -> None:
 def _check_allocation(allocation: Allocation, sparsity: float | None) -> None:
     if allocation.needs_calibration:
         raise ValueError(
-            f"Expected argument `allocation` to look at no inputs of the model, but got {type(allocation).__name__}."
+            f"Expected argument `allocation` to need no calibration text, but got {type(allocation).__name__}, which "
+            "looks at the inputs of layers."
         )
     if sparsity is not None and not allocation.floor <= sparsity <= allocation.cap:
         raise ValueError(
-            f"Expected argument `sparsity` to be in the allocation's bounds [{allocation.floor}, {allocation.cap}], "
-            f"but got {sparsity}."
+            f"Expected argument `sparsity` to be in [floor, cap] of `allocation`, [{allocation.floor}, "
+            f"{allocation.cap}], but got {sparsity}."
         )

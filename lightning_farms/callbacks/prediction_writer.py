@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 from lightning_farms.callbacks._handover import Handover
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.lightning_packages import misconfiguration
+from lightning_farms.common.quantities import counted
 from lightning_farms.data.fields.prediction_file import (
     Origin,
     PredictionHeader,
@@ -199,7 +200,8 @@ class PredictionWriter(BasePredictionWriter):
             self._close()
             self._parts = []
             if done:
-                rank_zero_info(f"{done} predicted trajectories are kept in {kept}: the same command goes on with them.")
+                trajectories = counted(done, "predicted trajectory", "predicted trajectories")
+                rank_zero_info(f"Kept in {kept}: {trajectories}. The same command goes on from there.")
         self._discard(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -223,7 +225,9 @@ class PredictionWriter(BasePredictionWriter):
             raise found
         self._settings, done = found
         if done:
-            rank_zero_info(f"Going on with {self._target}: {len(done)} trajectories are there.")
+            rank_zero_info(
+                f"Going on with {self._target}, which has {counted(len(done), 'trajectory', 'trajectories')} already."
+            )
         return done
 
     def _part_for(self, trainer: Trainer, item: int, fields: Tensor, given_frames: int) -> PredictionPart:
@@ -260,7 +264,9 @@ class PredictionWriter(BasePredictionWriter):
         parts = [PredictionPart(path) for path in paths]
         header = _header(trainer, len(parts[0].channels), parts[0].given_frames, self._settings)
         joined = finish_parts(self._target, parts, header)
-        rank_zero_info(f"Predictions of {joined.trajectories} trajectories are in {self._target}")
+        rank_zero_info(
+            f"Predictions of {counted(joined.trajectories, 'trajectory', 'trajectories')} are in {self._target}"
+        )
         if joined.not_finite:
             rank_zero_warn(
                 f"{joined.not_finite} of the {joined.trajectories} predicted trajectories in {self._target} have "

@@ -19,6 +19,7 @@ from lightning_farms.callbacks._rollouts.record import Errors, RolloutRecord, ex
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders
+from lightning_farms.common.quantities import counted
 from lightning_farms.loggers.pictures import hand_out
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
@@ -29,8 +30,8 @@ _LOGGED_FRAMES = 3  # first, middle, last
 _UNDRAWN = "pictures of the rollouts could not be written"
 _UNLOGGED = "errors of the rollouts could not be logged"
 _UNEVEN = (
-    "RolloutMonitor expected all rollouts of an evaluation to have the same number of frames and channels, but got "
-    "several: those that differ from the first are left out of its errors and pictures."
+    "RolloutMonitor expected all rollouts of an evaluation to have as many frames and channels as the first, but some "
+    "have other numbers. Those are left out of its errors and pictures."
 )
 
 
@@ -310,7 +311,7 @@ def _when(trainer: Trainer) -> str:
         return ""
     at_epoch_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
     number, unit = (_epochs(trainer), "epoch") if at_epoch_end else (trainer.global_step, "step")
-    return f"after {number} {unit}{'' if number == 1 else 's'}"
+    return f"after {counted(number, unit)}"
 
 
 def _step(trainer: Trainer) -> int:

@@ -184,7 +184,9 @@ class SpectralMonitor(KeptCallback):
     # ---- state -------------------------------------------------------------------------------------------------------
 
     @property
-    @guarded_value("its state had a shorter key for once", lambda self: type(self).__qualname__)
+    @guarded_value(
+        "its state was saved under a shorter key, without what it analyses", lambda self: type(self).__qualname__
+    )
     def state_key(self) -> str:
         """Key unique to the class and what it analyses; other options may change between a run and its resumption."""
         return self._key(self.selection)
@@ -412,7 +414,7 @@ class SpectralMonitor(KeptCallback):
         with self._faults.contained("an analysis was skipped; training goes on", passing):
             if not self._is_due(now):
                 return {}
-            with self._faults.contained("changes of the model could not be followed; training goes on"):
+            with self._faults.contained("changes of the model could not be taken up; training goes on"):
                 self._before_analysis(trainer, pl_module)
             self._analysed = now
             report = self._subscribe(trainer).take(trainer, pl_module, now)
@@ -420,7 +422,7 @@ class SpectralMonitor(KeptCallback):
                 return {}
             self._report = report
             quantities: dict[str, dict[str, float]] = {}
-            with self._faults.contained("an analysis could not be acted on; training goes on", passing):
+            with self._faults.contained("an analysis could not be used; training goes on", passing):
                 quantities = self._on_report(trainer, report)
             self._history.append(now.epochs, {"alpha": report.alphas, **quantities}, step=now.step)
             return self._subscribe(trainer).alpha_moments()
@@ -428,7 +430,7 @@ class SpectralMonitor(KeptCallback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, *, epoch_end: bool = False) -> dict[str, float]:
         """Write the results once all callbacks that share them have acted; returns more that can be monitored."""
-        with self._faults.contained("what was found could not be logged; training goes on"):
+        with self._faults.contained("results could not be logged; training goes on"):
             return self._subscribe(trainer).write(trainer, pl_module, self, epoch_end=epoch_end)
         return {}
 

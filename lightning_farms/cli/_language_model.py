@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.common.atomic import write_text
 from lightning_farms.common.texts import json_text
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
@@ -31,7 +30,7 @@ class ModelOptions:
         return load_causal_lm(self.model, device=self.device, dtype=self.dtype, offload_folder=self.offload_folder)
 
 
-def add_model_options(parser: ArgumentParser) -> None:
+def add_model_options(parser: OptionParser) -> None:
     """Add the options for the model, its placement and the result file to a parser."""
     parser.add_argument(
         "model", metavar="DIR", type=str, help="folder of a Hugging Face model with its tokenizer, or a .gguf file"
@@ -40,20 +39,25 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--device",
         type=str,
         default="auto",
-        help="where to compute, such as cuda:1; auto (default): CUDA if there is any",
+        help="device to compute on, such as cuda:1; auto: CUDA if there is any",
     )
     parser.add_argument(
-        "--dtype", type=str, default="auto", help="of the weights, such as bfloat16; by default as they are stored"
+        "--dtype",
+        type=str,
+        default="auto",
+        help="type of the weights in memory, such as bfloat16; auto: as they are stored",
     )
     parser.add_argument(
         "--offload_folder",
         type=str,
         default=None,
         metavar="DIR",
-        help="leave the model's blocks on disk, and bring each to the device for its turn",
+        help="folder for the model's blocks, which stay on disk but for one at a time (safetensors stay in DIR)",
     )
-    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
-    parser.add_argument("--json", type=str, default=None, metavar="OUT", help="write the result to a JSON file too")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences that are computed at once")
+    parser.add_argument(
+        "--json", type=str, default=None, metavar="OUT", help="JSON file to write the result to as well"
+    )
 
 
 def write_json(result: Mapping[str, object], target: str) -> None:

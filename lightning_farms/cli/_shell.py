@@ -74,7 +74,9 @@ def writing_to_stdout() -> Iterator[None]:
 
 
 def _of_stdout(error: OSError) -> str:
-    return f"Expected stdout to be writable, but: {error.strerror or error}. Write to a place that has room."
+    return (
+        f"Expected stdout to be writable, but writing failed: {error.strerror or error}. Send it to a place with room."
+    )
 
 
 def _flush_or_drop() -> OSError | None:
@@ -113,8 +115,8 @@ def message_of(error: BaseException) -> str:
         if isinstance(error, FileNotFoundError):
             return f"Expected {str(error.filename)!r} to be there, but: {error.strerror}."
         return (
-            f"Expected {str(error.filename)!r} to be a place that can be read and written to, but: {error.strerror}. "
-            "Choose another, or see to its rights."
+            f"Expected {str(error.filename)!r} to be a path that can be used, but the system says: "
+            f"{error.strerror}. Give another path, or change its permissions."
         )
     text = str(error).rstrip()
     raised_by_worker = text.startswith("Caught ") and "Original Traceback" in text

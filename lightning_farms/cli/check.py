@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from lightning_farms.cli._shell import failing_on, message_of
+from lightning_farms.cli._parser import OptionParser
+from lightning_farms.cli._shell import failing_on, message_of, with_options
 from lightning_farms.common.progress import progress_bars, progress_is_shown
+from lightning_farms.common.quantities import counted
 from lightning_farms.data.fields.file_check import FileFault, check_file
 from lightning_farms.data.fields.paths import file_paths
 from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
@@ -26,7 +26,7 @@ Exit status: 0 nothing is wrong; 1 something is, or a file cannot be read; 2 wro
 
 def run(args: list[str]) -> None:
     """Run `lightning-farms check`."""
-    parser = ArgumentParser(prog="lightning-farms check", description=_DESCRIPTION, usage="%(prog)s FILE... [options]")
+    parser = OptionParser(prog="lightning-farms check", description=_DESCRIPTION, usage="%(prog)s FILE... [options]")
     parser.add_argument(
         "files", metavar="FILE", type=str, nargs="+", help="HDF5 files, or folders of them; ~ and globs are expanded"
     )
@@ -34,13 +34,14 @@ def run(args: list[str]) -> None:
         "--fields",
         type=dict[str, str] | None,
         default=None,
-        help="{channel: dataset} of files with other names than PDEBench's 2D compressible flow",
+        help="{channel: dataset} for files whose datasets have other names than in PDEBench's 2D compressible flow",
     )
     parser.add_argument(
         "--axes",
         type=str,
         default="btxy",
-        help="order of the datasets' axes with --fields; without a b, each file is one trajectory",
+        help="order of the axes of the datasets in --fields (b trajectory, t frame, x, y, c component); without a b, "
+        "each file is one trajectory",
     )
     given = parser.parse_args(args)
     layout = {"fields": given.fields, "axes": given.axes}
@@ -64,7 +65,7 @@ def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, 
             found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0), known=known))
         file.close()
     except _USER_MISTAKES as error:
-        sys.stdout.write(f"{name}\n  cannot be read: {message_of(error)}\n")
+        sys.stdout.write(f"{name}\n  cannot be read: {with_options(message_of(error))}\n")
         return False
     remarks = [f"  {remark}\n" for remark in file.remarks]
     lines = [f"  {line}\n" for line in _report(found, str(name) if several else None) if found or not remarks]
@@ -74,7 +75,8 @@ def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, 
 
 def _contents(file: FlowFile) -> str:
     trajectories, frames, x, y = file.shape
-    text = f"{trajectories} trajectories, {frames} frames, {x} x {y} cells, channels {', '.join(file.channels)}"
+    numbers = f"{counted(trajectories, 'trajectory', 'trajectories')}, {counted(frames, 'frame')}"
+    text = f"{numbers}, {x} x {y} cells, channels {', '.join(file.channels)}"
     if file.t is not None and len(file.t) >= frames > 1:
         steps = file.t[:frames].diff()
         low, high = float(steps.min()), float(steps.max())
@@ -98,4 +100,7 @@ def _report(found: Sequence[FileFault], name: str | None) -> list[str]:
         lines.append(f"... and {len(found) - _SHOWN} more")
     flows = sorted({fault.trajectory for fault in found})
     skip = flows if name is None else f"{{{name}: {flows}}}"
-    return [*lines, f"wrong in {len(flows)} trajectories; to leave them out: --data.skip '{skip}'"]
+    return [
+        *lines,
+        f"{counted(len(flows), 'trajectory', 'trajectories')} with faults; leave out with --data.skip '{skip}'",
+    ]

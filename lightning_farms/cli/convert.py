@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.cli._target import check_target
+from lightning_farms.common.quantities import size_text
 from lightning_farms.models.dpot.config import Activation
 from lightning_farms.models.dpot.weights.converting import convert_checkpoint
 from lightning_farms.models.dpot.weights.hub import find_checkpoint
@@ -45,24 +45,35 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> ConvertOptions:
-    parser = ArgumentParser(prog="lightning-farms convert", description=_DESCRIPTION, usage="%(prog)s IN OUT [options]")
+    parser = OptionParser(prog="lightning-farms convert", description=_DESCRIPTION, usage="%(prog)s IN OUT [options]")
     names = ", ".join(size.name for size in RELEASED_SIZES)
     parser.add_argument(
         "source",
         metavar="IN",
         type=str,
-        help=f"released .pth, state dict, Lightning .ckpt, .safetensors, or a released size ({names}), which is "
-        "downloaded from the Hugging Face Hub once",
+        help=f"checkpoint to convert (released .pth, state dict, Lightning .ckpt, .safetensors), or a released size "
+        f"({names}), which is downloaded from the Hugging Face Hub once",
     )
     parser.add_argument(
-        "target", metavar="OUT", type=str, help="file to write: .safetensors, or .pth (released format)"
+        "target",
+        metavar="OUT",
+        type=str,
+        help="file to write; its ending tells the format: .safetensors, or .pth (released format)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--modes", type=int, default=None, help="the network's modes, if IN does not say them")
-    parser.add_argument("--act", type=Activation, default=None, help="its activation, if IN does not say it")
-    parser.add_argument("--cache_dir", type=str, default=None, metavar="DIR", help="folder for downloaded files")
-    parser.add_argument("--revision", type=str, default=None, help="branch, tag or commit of the released sizes")
-    parser.add_argument("--local_files_only", action="store_true", help="do not download")
+    parser.add_argument(
+        "--modes", type=int, default=None, help="number of Fourier modes of the network, if IN does not tell it"
+    )
+    parser.add_argument(
+        "--act", type=Activation, default=None, help="activation of the network, if IN does not tell it"
+    )
+    parser.add_argument("--cache_dir", type=str, default=None, metavar="DIR", help="folder to keep downloaded files in")
+    parser.add_argument(
+        "--revision", type=str, default=None, help="branch, tag or commit to download a released size from"
+    )
+    parser.add_argument(
+        "--local_files_only", action="store_true", help="use a released size only if it was downloaded before"
+    )
     given = parser.parse_args(args).as_dict()
     target = Path(given.pop("target"))
     if target.suffix not in _SUFFIXES:
@@ -85,5 +96,5 @@ def _convert(options: ConvertOptions) -> None:
     config = converted.config
     sys.stderr.write(
         f"Written to {options.target}: DPOT of {converted.parameters:,} parameters in {converted.tensors} tensors, "
-        f"{options.target.stat().st_size / 1e6:.1f} MB; modes={config['modes']}, act={config['act']}\n"
+        f"{size_text(options.target.stat().st_size)}; modes={config['modes']}, act={config['act']}\n"
     )

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.data.download.catalogue import OFFICIAL_FILES
 from lightning_farms.data.download.pdebench import download_pdebench
@@ -33,14 +33,22 @@ def run(args: list[str]) -> None:
         _download(given)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-farms download", description=_DESCRIPTION, usage="%(prog)s NAME [options]")
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="lightning-farms download", description=_DESCRIPTION, usage="%(prog)s NAME [options]")
     parser.add_argument(
-        "name", metavar="NAME", type=str, nargs="?", help="such as 2d_cfd_M0.1_eta0.01; --list tells all"
+        "name",
+        metavar="NAME",
+        type=str,
+        nargs="?",
+        help="name of the file, such as 2d_cfd_M0.1_eta0.01; --list shows all names",
     )
     parser.add_argument("--list", action="store_true", help="print the files' names, resolutions and sizes")
-    parser.add_argument("--dir", type=str, default=".", metavar="DIR", help="where to; by default the current folder")
-    parser.add_argument("--url", type=str, default=None, help="of the file at a mirror")
+    parser.add_argument(
+        "--dir", type=str, default=".", metavar="DIR", help="folder to download to; by default the current one"
+    )
+    parser.add_argument(
+        "--url", type=str, default=None, help="address of the file at a mirror; by default that of PDEBench's archive"
+    )
     return parser
 
 

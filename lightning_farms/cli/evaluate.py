@@ -6,9 +6,8 @@ import math
 import sys
 from dataclasses import dataclass
 
-from jsonargparse import ArgumentParser
-
 from lightning_farms.cli._language_model import USER_MISTAKES, ModelOptions, add_model_options, write_json
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.pruning import TaskScore, task_scores
 
@@ -41,29 +40,33 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> EvaluateOptions:
-    parser = ArgumentParser(
+    parser = OptionParser(
         prog="lightning-farms evaluate", description=_DESCRIPTION, usage="%(prog)s DIR --tasks NAME,... [options]"
     )
     add_model_options(parser)
     parser.add_argument(
-        "--tasks", type=str, required=True, metavar="NAME,...", help="tasks or groups of the harness; * stands for any"
+        "--tasks",
+        type=str,
+        required=True,
+        metavar="NAME,...",
+        help="tasks or groups of the harness, separated by commas; a * in a name stands for any text",
     )
     parser.add_argument(
         "--include_path",
         type=str,
         default=None,
         metavar="FOLDER",
-        help="further task files, asked first; functions that they name are run",
+        help="folder of further task files, which come before the harness's own; functions that they name are run",
     )
     parser.add_argument(
         "--shots",
-        type=int | None,
+        type=int,
         default=None,
         metavar="N",
-        help="examples before each question; by default as the task says",
+        help="number of examples before each question; by default as the task says",
     )
     parser.add_argument(
-        "--limit", type=int | None, default=None, metavar="N", help="ask only the first N questions of each task"
+        "--limit", type=int, default=None, metavar="N", help="ask only the first N questions of each task"
     )
     return EvaluateOptions(**parser.parse_args(args).as_dict())
 

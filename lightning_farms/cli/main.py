@@ -14,14 +14,14 @@ _INTERRUPTED = 130  # 128 plus the number of the signal, as in shells
 _SUBCOMMANDS = {
     "analyze": "Analyse the weights in a checkpoint file; no model class is needed.",
     "fit": "Train a neural operator on 2D compressible flow, or a model of another class.",
-    "validate": "Evaluate it on the validation part of the data.",
-    "test": "Evaluate it on the test part of the data.",
-    "predict": "Predict the flows of the data with it (an operator: roll it out).",
+    "validate": "Evaluate a trained model on the validation part of the data.",
+    "test": "Evaluate a trained model on the test part of the data.",
+    "predict": "Predict the flows of the data with a trained model (an operator is rolled out).",
     "download": "Download an official PDEBench file of 2D compressible flow.",
-    "check": "Look through files of flows for what would spoil a training.",
+    "check": "Look through files of flows for faults that would spoil a training.",
     "simulate": "Simulate random 2D compressible flows into a file of PDEBench's format.",
-    "convert": "Convert a DPOT checkpoint: to safetensors, or to the released format.",
-    "prune": "Prune a language model, with a ratio of each layer's own.",
+    "convert": "Convert a DPOT checkpoint to safetensors, or to the released format.",
+    "prune": "Prune a language model, each layer or block by a ratio of its own.",
     "perplexity": "Measure how well a language model predicts a text.",
     "evaluate": "Score a language model on tasks of lm-evaluation-harness.",
 }
@@ -44,7 +44,8 @@ def main(args: list[str] | None = None) -> None:
     """
     if sys.stdout is None:  # else the next file that is opened takes its place and gets what is printed
         sys.stderr.write(
-            "lightning-farms: error: Expected stdout to be open, but it is closed. Discard it: >/dev/null\n"
+            "lightning-farms: error: Expected stdout to be open, but it is closed. To discard the output, use "
+            ">/dev/null.\n"
         )
         raise SystemExit(1)
     arguments = sys.argv[1:] if args is None else args

@@ -7,18 +7,18 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
 from lightning_farms.cli._language_model import USER_MISTAKES, ModelOptions, add_model_options, write_json
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.common.progress import progress_bars, progress_is_shown
 from lightning_farms.pruning import Perplexity, perplexity
 
-_DESCRIPTION = """Perplexity of a language model on a text: exp of the mean next-token loss, smaller is better. By
-default every token that has another before it in its window of 2048 (or of as many as the model can see) is scored.
-With --stride below --window, windows overlap, and every token has at least the difference before it. --setting paper is
-how the published tables are computed. Nothing is downloaded, and no code in DIR is run. The result goes to stdout,
-everything else to stderr. Exit status: 0 done; 1 it cannot be computed; 2 wrong arguments; 130 interrupted."""
+_DESCRIPTION = """Measure the perplexity of a language model on a text: exp of the mean loss of the next token;
+smaller is better. The text is cut into windows of 2048 tokens (or of as many as the model can see), and all tokens
+but the first of each are scored. With --stride below --window, windows overlap, and each token that is scored has at
+least as many tokens before it as the overlap. --setting paper computes it as for the published tables. Nothing is
+downloaded, and no code in DIR is run. The result goes to stdout, everything else to stderr. Exit status: 0 done; 1 it
+cannot be computed; 2 wrong arguments; 130 interrupted."""
 _BROKEN = """Note: the losses of {} of {} windows are not finite: weights are not (lightning-farms analyze DIR), or the
 model overflows on this text (in half precision, give --dtype float32).
 """
@@ -48,7 +48,7 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> PerplexityOptions:
-    parser = ArgumentParser(
+    parser = OptionParser(
         prog="lightning-farms perplexity",
         description=_DESCRIPTION,
         usage="%(prog)s DIR --text FILE [FILE ...] [options]",
@@ -60,27 +60,29 @@ def _parse(args: list[str]) -> PerplexityOptions:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="text in UTF-8, or .jsonl with a field text in each line; several are joined by empty lines",
+        help="text in UTF-8, or .jsonl with a field `text` in each line; several files are joined by empty lines",
     )
     parser.add_argument(
         "--setting",
-        type=Literal["paper"] | None,
+        type=Literal["paper"],
         default=None,
-        help="paper: disjoint windows of 2048, the rest that fills none dropped",
+        help="paper: disjoint windows of 2048 tokens, without the rest of the text that fills no window",
     )
     parser.add_argument(
-        "--window", type=int | None, default=None, metavar="N", help="tokens that the model sees at once"
+        "--window",
+        type=int,
+        default=None,
+        metavar="N",
+        help="tokens that the model sees at once; by default 2048, or as many as it can see",
     )
     parser.add_argument(
         "--stride",
-        type=int | None,
+        type=int,
         default=None,
         metavar="N",
-        help="tokens from window to window; by default the window",
+        help="tokens from the start of a window to that of the next; by default as --window",
     )
-    parser.add_argument(
-        "--max_windows", type=int | None, default=None, metavar="N", help="score only the first windows"
-    )
+    parser.add_argument("--max_windows", type=int, default=None, metavar="N", help="score only the first N windows")
     return PerplexityOptions(**parser.parse_args(args).as_dict())
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on, with_options
 from lightning_farms.cli._target import check_target
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_is_shown
+from lightning_farms.common.quantities import counted, size_text
 from lightning_farms.data.fields.writer import simulate_to_file
 from lightning_farms.data.simulation.flows import SimulationConfig
 
@@ -51,18 +52,18 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> SimulateOptions:
-    parser = ArgumentParser(prog="lightning-farms simulate", description=_DESCRIPTION, usage="%(prog)s OUT [options]")
-    parser.add_argument("target", metavar="OUT", type=str, help="file to write, .hdf5")
+    parser = OptionParser(prog="lightning-farms simulate", description=_DESCRIPTION, usage="%(prog)s OUT [options]")
+    parser.add_argument("target", metavar="OUT", type=str, help="HDF5 file to write")
     parser.add_class_arguments(SimulationConfig, as_group=False)
     parser.add_argument(
         "--batch_size",
-        type=int | None,
+        type=int,
         default=None,
         metavar="N",
-        help="trajectories at once; by default as suits the device",
+        help="trajectories that are simulated at once; by default as many as suit the device",
     )
     parser.add_argument(
-        "--device", type=str, default="auto", help="where to compute, such as cuda:1; auto: CUDA where there is any"
+        "--device", type=str, default="auto", help="device to compute on, such as cuda:1; auto: CUDA if there is any"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     given = parser.parse_args(args).as_dict()
@@ -81,6 +82,6 @@ def _simulate(options: SimulateOptions) -> None:
     check_target(target, overwrite=options.overwrite)
     simulate_to_file(target, config, batch_size=options.batch_size, device=options.device, progress=progress_is_shown())
     sys.stderr.write(
-        f"Written to {target}: {config.trajectories} trajectories of {config.frames} frames at "
-        f"{config.resolution}x{config.resolution}, {target.stat().st_size / 1e6:.1f} MB\n"
+        f"Written to {target}: {counted(config.trajectories, 'trajectory', 'trajectories')} of {config.frames} frames "
+        f"of {config.resolution} x {config.resolution} cells, {size_text(target.stat().st_size)}\n"
     )

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 import time
 import uuid
@@ -88,7 +87,10 @@ class UnwrittenFileError(OSError):
         reason = self.error.strerror or str(self.error)
         system = os.strerror(self.errno) if self.errno else reason
         reason = system if system in reason else reason  # h5py's messages have much around the reason
-        return f"Expected {self.path!r} to be a file that can be written, but: {reason}. Nothing was changed there."
+        return (
+            f"Expected {self.path!r} to be a file that can be written, but writing failed: {reason}. Nothing was "
+            "changed there."
+        )
 
 
 def shortened(name: str, most: int) -> str:
@@ -99,21 +101,6 @@ def shortened(name: str, most: int) -> str:
         'grö'
     """
     return os.fsencode(name)[:most].decode(sys.getfilesystemencoding(), "ignore")
-
-
-def check_room(path: Path, size: int, what: str, remedy: str) -> None:
-    """Raise OSError (no space left) if there is no room for a file of this size in its folder, which has to exist.
-
-    Args:
-        path: path of the file.
-        size: size in bytes.
-        what: description of the content for the message.
-        remedy: remedy for the message, besides making room.
-    """
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        room = f"{what} take {size / 1e6:.2f} MB, and {free / 1e6:.2f} MB are free in {path.parent}"
-        raise OSError(ENOSPC, f"{room}: make room, or {remedy}")
 
 
 def _is_of(error: OSError, target: Path, temporary: Path) -> bool:

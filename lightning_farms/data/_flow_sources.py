@@ -137,16 +137,16 @@ class FlowSources:
         found = [remark for files in sets for remark in files.remarks()]
         if len(steps) > 1:
             found.append(
-                f"The files' frames are {' or '.join(sorted(steps, key=float))} apart in time, and a network is not "
-                "told which: it learns a mixture, or is tested on what it was not trained for. Give files of one time "
-                "step."
+                f"The files' frames are {' or '.join(sorted(steps, key=float))} apart in time, but nothing tells the "
+                "network which: it learns a mixture, or is tested on another step than in its training. Give files of "
+                "one time step."
             )
         widths = sorted(width for files in sets for width in files.widths())
         if widths and widths[-1] > _SAME_WIDTH * widths[0]:
             found.append(
-                f"The files' cells are {widths[0]:.4g} to {widths[-1]:.4g} wide along x, and a network is not told "
-                "which: it learns a mixture, or is tested on what it was not trained for. Give files of one width, or "
-                "`stride` as a list with one number for each file."
+                f"The files' cells are {widths[0]:.4g} to {widths[-1]:.4g} wide along x, but nothing tells the network "
+                "which: it learns a mixture, or is tested on another width than in its training. Give files of one "
+                "width, or `stride` as a list with one number for each file."
             )
         for remark in found:
             if remark not in self._told:
@@ -168,8 +168,8 @@ class FlowSources:
             ]
             if beyond:
                 raise ValueError(
-                    f"Expected argument `skip` to name trajectories of {file.path}, which has "
-                    f"{file.shape.trajectories}, numbered from 0, but got {beyond}."
+                    f"Expected argument `skip` to name trajectories of {file.path}, which are numbered from 0 to "
+                    f"{file.shape.trajectories - 1}, but got {beyond}."
                 )
         return [self._skipped.get(file.path, set()) for file in files.files]
 
@@ -180,8 +180,8 @@ def check_scales(state: Mapping[str, Any], scales: Mapping[str, float | None], t
     trained, now = state.get("cell_width"), scales["cell_width"]
     if trained is not None and now is not None and not trained / _SAME_WIDTH <= now <= trained * _SAME_WIDTH:
         rank_zero_warn(
-            f"The cells are {now:.4g} wide along x, but {trained:.4g} in the training of the checkpoint, and a network "
-            "is not told which. Choose `stride`, or the files, so that they agree."
+            f"The cells are {now:.4g} wide along x, but were {trained:.4g} wide in the training of the checkpoint, and "
+            "nothing tells the network. Choose `stride`, or the files, so that the widths agree."
         )
 
 
@@ -190,14 +190,15 @@ def _check_step(state: Mapping[str, Any], now: float | None, time_stride: int) -
     if trained is not None and now is not None:
         if f"{trained:.4g}" != f"{now:.4g}":
             rank_zero_warn(
-                f"The frames are {now:.4g} apart in time, but {trained:.4g} in the training of the checkpoint: the "
-                "network predicts the latter. Choose `time_stride`, or the files, so that they agree."
+                f"The frames are {now:.4g} apart in time, but were {trained:.4g} apart in the training of the "
+                "checkpoint, and the network predicts the step that it was trained on. Choose `time_stride`, or the "
+                "files, so that the steps agree."
             )
     elif settings.get("time_stride", time_stride) != time_stride:
         rank_zero_warn(
-            f"Every {time_stride}-th frame is taken, but every {settings['time_stride']}-th in the training of the "
-            "checkpoint, and not all files tell the time of their frames: the network predicts the step that it was "
-            "trained on."
+            f"`time_stride` is {time_stride}, but was {settings['time_stride']} in the training of the checkpoint, and "
+            "the network predicts the step that it was trained on. Not all files tell the time of their frames: make "
+            "sure that the steps agree."
         )
 
 

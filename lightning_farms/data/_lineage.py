@@ -99,10 +99,10 @@ def check_order(begun: Mapping[str, Any], order: Mapping[str, Any]) -> None:
     now = {name: value for name, value in order.items() if begun.get(name, value) != value}
     if now:
         rank_zero_warn(
-            f"The checkpoint is from within an epoch, with {', '.join(f'{name} {begun[name]}' for name in now)}; now "
-            f"with {', '.join(f'{name} {value}' for name, value in now.items())}: in the rest of this epoch some "
-            "items come twice or not at all; later ones are whole. Keep these settings, or go on from a checkpoint of "
-            "an epoch's end."
+            f"The checkpoint was saved within an epoch, with {', '.join(f'{name} {begun[name]}' for name in now)}, and "
+            f"the training goes on with {', '.join(f'{name} {value}' for name, value in now.items())}. In the rest of "
+            "this epoch, some items therefore come twice or not at all; later epochs are complete. Give the former "
+            "settings, or go on from a checkpoint of an epoch's end."
         )
 
 
@@ -184,10 +184,10 @@ class Lineage:
         if both:
             self.identities["trained"].clear()  # otherwise they would be reported twice
             differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
-            remedy = f" Other than in its training: {', '.join(differing)}." if differing else ""
+            remedy = f" These settings are not those of its training: {', '.join(differing)}." if differing else ""
             rank_zero_warn(
                 f"Of the {count(flows)} flows to {_VERBS[purpose]}, {count(both)} were trained on by the "
-                f"checkpoint: {told(both)}. What is found on them says nothing of new flows: keep the split of the "
+                f"checkpoint: {told(both)}. Their errors say nothing about new flows: keep the split of the "
                 f"training, or give other files.{remedy}"
             )
 
@@ -195,7 +195,7 @@ class Lineage:
         """Say how many of the test flows helped to choose the checkpoint."""
         flows = self.flows("test")
         chosen = shared(flows, state["validated"])
-        by, advice = "none of the test flows, as far as their files tell", ""
+        by, advice = "none of the test flows, as far as the files tell", ""
         if chosen:
             self.identities["validated"].clear()
             by = f"{count(chosen)} of the {count(flows)} test flows"
@@ -211,8 +211,8 @@ def _tell_simulated(state: Mapping[str, Any], settings: Mapping[str, Any]) -> No
     if settings.get("simulated") and not state["settings"].get("simulated", True):
         names = listed([entry["file"] for entry in state["trained"]], shown=2)
         rank_zero_warn(
-            f"The checkpoint was trained on {names}, and these flows are simulated ones, since no file is named: give "
-            "`path` (`--data.path`) to go on with its data."
+            f"The checkpoint was trained on {names}, but these flows are simulated, since no file is named. Give "
+            "`path` (`--data.path`) to go on with the data of its training."
         )
 
 

@@ -107,7 +107,7 @@ def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
         torch.linalg.LinAlgError: the iteration did not converge.
     """
     if not available():
-        raise ImportError('Eigenvalues by SciPy need it: pip install "lightning-farms[scipy]"')
+        raise ImportError('Eigenvalues by SciPy need the package: pip install "lightning-farms[scipy]"')
     count, (size, length) = sum(map(len, batches)), batches[0].shape[-2:]
     work, results = _work_space(size, length, dtype), torch.empty(3, count, size, dtype=dtype.to_real(), device="cpu")
     found, rows, gram_rows = results

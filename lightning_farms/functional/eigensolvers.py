@@ -178,7 +178,7 @@ def check_where(where: str) -> None:
         >>> check_where("host")
     """
     if where not in get_args(Where):
-        raise ValueError(f"Expected argument `where` to be out of {get_args(Where)}, but got {where!r}.")
+        raise ValueError(f"Expected argument `where` to be one of {get_args(Where)}, but got {where!r}.")
 
 
 def problem_of(
@@ -300,7 +300,7 @@ def _by_cupy(upper: Tensor) -> Tensor:
     """CuPy's routine, which reads torch's memory; sorting copies the result to torch's, so that CuPy's is freed."""
     cupy = _cupy()
     if cupy is None:
-        raise ImportError('Eigenvalues by CuPy need it: pip install "lightning-farms[gpu]"')
+        raise ImportError('Eigenvalues by CuPy need the package: pip install "lightning-farms[gpu]"')
     with _current_stream(cupy, upper.device):
         try:
             found = cupy.linalg.eigvalsh(cupy.from_dlpack(upper.detach().contiguous()), UPLO="U")

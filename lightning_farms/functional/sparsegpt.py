@@ -103,8 +103,8 @@ def sparsegpt(
     adapted = (dense - change).to(weight.dtype) * mask
     if not bool(adapted.isfinite().all()):
         raise ValueError(
-            f"Expected argument `weight` to be of a type that holds what makes up for the weights that go, but some "
-            f"overflow {weight.dtype}: use torch.bfloat16 or torch.float32."
+            f"Expected argument `weight` to be of a type that holds the updated weights, but some overflow "
+            f"{weight.dtype}. Use torch.bfloat16 or torch.float32."
         )
     return Reconstruction(adapted, mask, used, root.dtype, int(dead.sum()))
 
@@ -206,8 +206,8 @@ def _damped_root(hessian: Tensor, dead: Tensor, damping: float) -> tuple[Tensor,
         used = max(used * 10, _LEAST_DAMPING)
         if used > _MOST_DAMPING:
             raise ValueError(
-                f"Expected argument `hessian` to be positive semi-definite, but got one that has no Cholesky factor "
-                f"with {used / 10:g} of its mean diagonal added either."
+                f"Expected argument `hessian` to be positive semi-definite, but got one without a Cholesky "
+                f"factor, even with {used / 10:g} of its mean diagonal added."
             )
     return root, used
 
@@ -240,7 +240,9 @@ def _check_hessian(hessian: Tensor, columns: int) -> None:
     if not bool(hessian.isfinite().all()):
         raise ValueError("Expected argument `hessian` to be finite, but got NaN or infinite values.")
     if bool((hessian.diagonal() < 0).any()):
-        raise ValueError("Expected argument `hessian` to have no negative diagonal, but got one: no second moments.")
+        raise ValueError(
+            "Expected argument `hessian` to have no negative number on its diagonal, as second moments, but got one."
+        )
 
 
 def _check_options(column_block: int, damping: float, amount: Amount) -> None:

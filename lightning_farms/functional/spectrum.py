@@ -93,8 +93,8 @@ def esd(matrices: Tensor, *, quick: bool = False, where: Where = "auto") -> Tens
         if dtype.to_real() == torch.float64:
             raise ValueError(
                 "Expected argument `matrices` to have entries whose squares float64 holds, but got a matrix with "
-                f"{float(_largest(matrices)[~held].amax()):.4g} as the largest. Multiply it by a power of two first: "
-                "its eigenvalues are so multiplied by the square."
+                f"{float(_largest(matrices)[~held].amax()):.4g} as the largest. Multiply it by a power of two first; "
+                "its eigenvalues are then multiplied by the square of that."
             )
         quick = False
     found = checked_esd(matrices, quick=quick, where=where)

@@ -179,7 +179,9 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Remove the hooks from the optimizer."""
         for _ in range(2):
-            with contained_fault(self._say, "", "its hooks came off the optimizer at a second try only"):
+            with contained_fault(
+                self._say, "", "its hooks could be removed from the optimizer only at a second attempt"
+            ):
                 if self.balancer is not None:
                     self.balancer.detach()
                 break

@@ -35,9 +35,9 @@ class DataOfTraining:
         if fields.dtype.itemsize < torch.float32.itemsize and not self._told_rounded and trainer is not None:
             self._told_rounded = True
             rank_zero_warn(
-                f"The Trainer's precision {trainer.precision} rounds the data to {fields.dtype} before any network "
-                "sees them: errors, also those of persistence, and predictions are those of rounded fields. Take "
-                "`bf16-mixed` or `32-true`."
+                f"The Trainer's precision {trainer.precision} rounds the data to {fields.dtype} before the network "
+                "sees them, so that predictions and errors (also those of persistence) are those of rounded fields. "
+                "Use precision `bf16-mixed` or `32-true`."
             )
         if self._state is None or trainer is None or trainer.state.fn == TrainerFn.FITTING:
             return
@@ -55,8 +55,8 @@ class DataOfTraining:
             same = bool(torch.allclose(denormalize(unit), trained, rtol=1e-3, atol=1e-6))
         if not same:
             rank_zero_warn(
-                f"The weights were trained on the channels {list(state['channels'])}, scaled by constants of their "
-                f"own; the data module gives {channels}, or scales by others (`normalize`), so that errors and "
-                "predictions mean little. Give the checkpoint as `ckpt_path`, whose constants are then used, and data "
-                "of its channels."
+                f"The weights were trained on the channels {list(state['channels'])}, but the data module gives "
+                f"{channels}, or scales them by other constants (`normalize`), so that errors and predictions mean "
+                "little. Give data of these channels, and the checkpoint as `ckpt_path`, so that its constants "
+                "are used."
             )

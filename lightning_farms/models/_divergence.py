@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_farms.common.parameters import local
+from lightning_farms.common.quantities import counted
 
 _MOST_SKIPPED = 10
 
@@ -99,7 +100,7 @@ def _advice(trainer: Trainer, lr: float) -> str:
     path = newest_checkpoint(trainer)
     kept = "No checkpoint had been written" if path is None else f"The last good checkpoint is kept: {path}"
     clip = "none" if trainer.gradient_clip_val is None else f"{trainer.gradient_clip_val:g}"
-    precision = "" if str(trainer.precision).startswith(("32", "64")) else f", not {trainer.precision}"
+    precision = "" if str(trainer.precision).startswith(("32", "64")) else f" in place of {trainer.precision}"
     return (
         f"{kept}. Lower `lr` (now {lr:g}), clip the gradients more tightly (the Trainer's `gradient_clip_val`, now "
         f"{clip}), or train in 32-bit precision{precision}."
@@ -107,7 +108,7 @@ def _advice(trainer: Trainer, lr: float) -> str:
 
 
 def _step(module: LightningModule) -> str:
-    return f"epoch {module.current_epoch}, after {module.global_step} steps"
+    return f"epoch {module.current_epoch}, after {counted(module.global_step, 'step')}"
 
 
 def _whose(own_is_fine: bool) -> str:

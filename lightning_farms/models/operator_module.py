@@ -351,8 +351,8 @@ class OperatorModule(LightningModule):
         if not self._blew_up and not error < _BLOWN_UP:
             self._blew_up = True
             rank_zero_warn(
-                f"val/l2re is {error:.1g} (epoch {self.current_epoch}): rollouts blow up, though one prediction may be "
-                "good. Lower `lr`, or train on more predictions at once (the data module's `autoregressive_steps`)."
+                f"val/l2re is {error:.1g} (epoch {self.current_epoch}): rollouts blow up, though single predictions "
+                "may be good. Lower `lr`, or raise the data module's `autoregressive_steps`."
             )
 
     def on_test_epoch_start(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 NOTE = (
-    "lightning_farms: this was the first step with a group of its own for each layer, which may be the cause."
-    " Build its groups with `layerwise_param_groups` of lightning_farms.optim, or use another optimizer."
+    "lightning_farms: this was the first step with a group of its own for each layer, which may be the cause. Build "
+    "the optimizer's groups with `layerwise_param_groups` of lightning_farms.optim, or use another optimizer."
 )
 _Listener = Callable[[BaseException], None]
 

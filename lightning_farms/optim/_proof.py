@@ -15,10 +15,10 @@ RARELY = 50
 """Least number of steps between a proof and the next one."""
 
 _ELSEWHERE = (
-    "the weights move elsewhere than in `step`, as where an update is part of the backward pass. Use an optimizer that"
-    " updates in `step`"
+    "the weights change outside of `step`, for example in the backward pass. Use an optimizer that updates them in"
+    " `step`"
 )
-_REMEDY = "Give it one group a layer (`layerwise_param_groups`), or use another optimizer"
+_REMEDY = "Give the optimizer one group for each layer (`layerwise_param_groups`), or use another one"
 
 
 class _Begin(NamedTuple):
@@ -74,7 +74,7 @@ class Proof:
         self._closure_moved = self.running and any(map(self._moved, self._begin))
         if not self.running:
             self._begin = {p: _Begin(version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
-            self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
+            self._sums = {p: _sum(p) for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._unread.begin()
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
@@ -123,7 +123,7 @@ class Proof:
         """Whether the parameter was changed in the step, even through its ``data``, which has no version."""
         if version(parameter) != self._begin[parameter].version:
             return True
-        return parameter in self._sums and bool(parameter.detach().sum() != self._sums[parameter])
+        return parameter in self._sums and bool(_sum(parameter) != self._sums[parameter])
 
     def _standing_still(self, read: Sequence[set[str]]) -> str | None:
         updated = {number for number in self._trained if {"params", self._key} <= read[number]}
@@ -137,8 +137,8 @@ class Proof:
         if not (updated and passed_over):
             return None
         return (
-            "parameters stand still: the update passes over some of the groups, as one does that pairs them with a list"
-            f" of its own. {_REMEDY}"
+            "some parameters do not change: the update leaves out some of the groups, perhaps because it pairs them"
+            f" with a list of its own. {_REMEDY}"
         )
 
     def _twice(self, advance: int | None) -> str | None:
@@ -148,8 +148,8 @@ class Proof:
         if self._usual is None and (advance != in_force or in_force == own):
             return None  # this may well be how the optimizer works
         return (
-            f"parameters were stepped {advance} times in one step, not {self._usual or 1}: the update goes over all of"
-            f" them once a group. {_REMEDY}"
+            f"parameters were updated {advance} times in one step, in place of {self._usual or 1}: the update goes over"
+            f" all of them once for each group. {_REMEDY}"
         )
 
     def _leaking(self, state: Any) -> str | None:  # noqa: ANN401
@@ -167,8 +167,8 @@ class Proof:
                 once = count is not None and count == 1 + ((left.number or 0) if left else 0)
                 if not once and not (left and left.seal.holds(state[key])):
                     return (
-                        f"the update changes what the optimizer keeps for all parameters ({key!r}), which may be once a"
-                        f" group. {_REMEDY}"
+                        f"the update changes a value that the optimizer keeps for all parameters ({key!r}), perhaps"
+                        f" once for each group. {_REMEDY}"
                     )
         return None
 
@@ -178,14 +178,14 @@ class Proof:
             return None
         if having:
             return (
-                f"the update reads {self._key!r} of some of the groups only: it takes one value for all. Use an"
-                f" optimizer that takes each group's"
+                f"the update reads {self._key!r} from some of the groups only, and uses one value for all. Use an"
+                f" optimizer that uses each group's own"
             )
         if self._updates < _SEVERAL and self._steps < _MANY:
             return None
         return (
-            f"the update never reads {self._key!r} of its groups: it has a copy of its own, or does not use it. Use an"
-            f" optimizer that takes each group's"
+            f"the update never reads {self._key!r} from its groups: it uses a copy of its own, or none. Use an"
+            f" optimizer that uses each group's own"
         )
 
 
@@ -205,15 +205,20 @@ class _Unread:
         self._inside += moved
         self._left = {p: _trace(p) for p in sample if not hasattr(p, "to_local")}
         if self._inside >= _SEVERAL:
-            return f"the update takes the parameters from elsewhere than its `param_groups`. {_REMEDY}"
+            return f"the update does not take the parameters from its `param_groups`. {_REMEDY}"
         if self._outside >= _MANY:
             return _ELSEWHERE
         return None
 
 
+def _sum(parameter: torch.Tensor) -> torch.Tensor:
+    """The sum, with a number for NaN, which would not be equal to itself."""
+    return parameter.detach().sum().nan_to_num()
+
+
 def _trace(parameter: torch.Tensor) -> tuple[int | None, float]:
     """Values that change when the parameter does (waits for its device)."""
-    return version(parameter), float(parameter.detach().double().sum())
+    return version(parameter), float(_sum(parameter.double()))
 
 
 def _sample(group: Group) -> torch.Tensor | None:

@@ -450,7 +450,7 @@ class LayerwiseScaling:
             groups[:] = self._in_force
         elif not self._is_open():
             groups[:] = own
-            self.disable("the update makes groups of its own. Use an optimizer that keeps those of `param_groups`")
+            self.disable("the update replaces the groups in `param_groups` by others. Use an optimizer that keeps them")
 
     def _forget_splits(self) -> None:
         self._in_window = False

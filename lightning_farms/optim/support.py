@@ -137,7 +137,7 @@ def check_has_number(optimizer: Optimizer, key: str) -> None:
 def _no_number(optimizer: Optimizer, index: int, group: dict[str, Any], key: str) -> str:
     """The error message that says why a group has nothing to multiply, and what to do."""
     if key not in group:
-        found = f"none. It knows {sorted(group.keys() - {'params'})}"
+        found = f"none, but {sorted(group.keys() - {'params'})}"
     elif group[key] is None:
         found = (
             f"None, so that the optimizer finds it itself. Give it a number (transformers' Adafactor: {key}=1e-3, "
@@ -162,31 +162,25 @@ def _check_no_groups_elsewhere(optimizer: Optimizer) -> None:
     known_in = by_identity(optimizer)
     if known_in is not None:
         raise TypeError(
-            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
-            f" which knows them by identity, in its `{known_in}`. Use another optimizer."
+            f"Expected argument `optimizer` to allow other groups in its `param_groups`, but got {name}, which"
+            f" recognises its groups by identity, in its `{known_in}`. Use another optimizer."
         )
 
 
 def _check_groups_may_be_divided(optimizer: Optimizer, layer_of: Mapping[torch.Tensor, str]) -> None:
-    name, remedy = type(optimizer).__name__, "so that no group may mix layers. Build its groups with"
-    attribute = by_position(optimizer)
-    if attribute is not None:
-        raise TypeError(
-            f"Expected argument `optimizer` to be an optimizer that knows groups by what is in them, but got {name},"
-            f" which pairs them with its `{attribute}` by position, {remedy} `layerwise_param_groups`."
-        )
-    attribute = by_parameters_order(optimizer, layer_of)
-    if attribute is not None:
-        raise TypeError(
-            f"Expected argument `optimizer` to be an optimizer that knows parameters by what they are, but got {name},"
-            f" which pairs them with its `{attribute}` by their order, {remedy} `layerwise_param_groups`."
-        )
-    if name in _OVER_A_GROUP:
-        raise TypeError(
-            f"Expected argument `optimizer` to be an optimizer whose update does not depend on which parameters share a"
-            f" group, but got {name}, which takes {_OVER_A_GROUP[name]} over a group, {remedy}"
-            " `layerwise_param_groups`."
-        )
+    name = type(optimizer).__name__
+    if attribute := by_position(optimizer):
+        why = f"pairs its groups with its `{attribute}` by position"
+    elif attribute := by_parameters_order(optimizer, layer_of):
+        why = f"pairs its parameters with its `{attribute}` by their order"
+    elif name in _OVER_A_GROUP:
+        why = f"takes {_OVER_A_GROUP[name]} over a group"
+    else:
+        return
+    raise TypeError(
+        f"Expected argument `optimizer` to have one layer in each group, but got {name} with groups that mix layers,"
+        f" and it {why}. Build its groups with `layerwise_param_groups`."
+    )
 
 
 def _holds_a_group(value: Any, groups: list[dict[str, Any]]) -> bool:  # noqa: ANN401

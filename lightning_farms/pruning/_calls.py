@@ -60,7 +60,7 @@ def decoder_calls(model: nn.Module, blocks: Mapping[str, nn.Module], ids: Tensor
     for index in range(ids.shape[0]):
         first, found = _arguments(model, blocks, outputs, ids[index : index + 1].to(device))
         if index == 0 and not _equal(list(truly.values()), list(found.values())):
-            raise _unfit(model, "hands its blocks values that depend on the outputs of blocks before")
+            raise _unfit(model, "hands its blocks values that depend on the outputs of earlier blocks")
         hidden.append(first)
         for name, call in found.items():
             calls[name].append(BlockCall(*_mapped(tuple(call), lambda leaf: _shared(leaf, known))))
@@ -100,7 +100,7 @@ def _outputs(
         except RuntimeError as error:
             if not any(parameter.is_meta for block in blocks.values() for parameter in block.parameters()):
                 raise
-            what = "uses weights past the modules that hold them, which does not bring them from disk"
+            what = "uses weights without calling the modules that hold them, so that they are not read from disk"
             raise _unfit(model, f"{what}: leave out `offload_folder`") from error
     if list(calls) != list(blocks):
         raise _unfit(model, f"does not call its blocks one after the other: {', '.join(calls) or 'none'}")

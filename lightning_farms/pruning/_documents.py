@@ -62,7 +62,10 @@ def _documents_in(path: Path, argument: str) -> list[Document]:
         what = "a folder" if path.is_dir() else "a pipe: write it to a file" if path.exists() else "not there"
         raise FileNotFoundError(f"Expected argument `{argument}` to be an existing file, but {str(path)!r} is {what}.")
     if path.suffix == ".gz":
-        raise ValueError(f"Expected argument `{argument}` to be a file that is not packed, but got {str(path)!r}.")
+        raise ValueError(
+            f"Expected argument `{argument}` to be a file that is not packed, but got {str(path)!r}. Unpack it "
+            "(gzip -d)."
+        )
     if path.suffix not in _JSON_LINES:
         return [Document(path, 0, path.stat().st_size, is_json=False)]
     found, begin = [], 0

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from lightning_farms.common.atomic import check_room
+from lightning_farms.common.room import check_room
 from lightning_farms.pruning._calls import BlockCall, decoder_calls, experts_one_by_one
 from lightning_farms.pruning._moments import WatchInputs
 

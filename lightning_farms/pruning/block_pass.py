@@ -13,6 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.quantities import counted
 from lightning_farms.functional.pruning_masks import Amount, Counts, NofM, magnitude_mask, wanda_mask
 from lightning_farms.functional.sparsegpt import sparsegpt
 from lightning_farms.pruning._memory import block_on_device, device_of, peak_memory
@@ -242,7 +243,7 @@ class _OneBlock:
             matrix.masked_fill_(~magnitude_mask(matrix, amount, counts=self._counts), 0)
             if self._method == "magnitude" or moments is None:
                 return "", ""
-            return f"{moments.tokens} tokens of calibration came, magnitudes decided", ""
+            return f"chosen by magnitude, as only {counted(moments.tokens, 'calibration token')} reached it", ""
         if self._method == "wanda":
             mask = wanda_mask(matrix, moments.mean_square.to(matrix.device), amount, counts=self._counts)
             matrix.masked_fill_(~mask, 0)
@@ -257,7 +258,7 @@ class _OneBlock:
             counts=self._counts,
         )
         matrix.copy_(found.weight)
-        more = f"damping {found.damping:g}" if found.damping > self._damping else ""
+        more = f"damping raised to {found.damping:g}" if found.damping > self._damping else ""
         return more, str(found.dtype).removeprefix("torch.")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_farms.common.atomic import complete_or_nothing, write_text
 from lightning_farms.common.extras import import_extra
+from lightning_farms.common.quantities import size_text
 from lightning_farms.pruning._work_lock import LOCK, work_lock
 from lightning_farms.pruning.report import PrunedBlock, PruningReport
 
@@ -179,8 +180,8 @@ class PrunedFolder:
         free = shutil.disk_usage(parent).free
         if needed * _SPARE - there > free:
             raise OSError(
-                f"Expected room for the pruned model in {str(parent)!r}, {(needed * _SPARE - there) / 1e9:.2f} GB, but "
-                f"{free / 1e9:.2f} GB are free."
+                f"Expected room for the pruned model in {str(parent)!r}, {size_text(needed * _SPARE - there)}, but "
+                f"only {size_text(free)} are free. Make room, or take another OUT."
             )
 
 

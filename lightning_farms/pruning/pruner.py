@@ -131,7 +131,9 @@ class Pruner:
         for layer in self.layers:
             zero = entries(self._values(layer), layer.weight).eq(0).all(0)
             if bool(zero.all()):
-                self._warn("zeros", f"all weights of {layer.name} are zero: it is trained, not held at zero.")
+                self._warn(
+                    "zeros", f"all weights of {layer.name} are zero, so that it is trained and not held at zero."
+                )
             elif bool(zero.any()):
                 self.masks.take_out(layer.weight, zero)
         self._count()
@@ -174,10 +176,12 @@ class Pruner:
             values = entries(self._values(layer), layer.weight)
             pruned = self.masks.pruned(layer.weight).to(values.device)
             if not bool(values.isfinite().all()):
-                self._warn("finite", f"weights of {layer.name} are not finite; they go last.")
+                self._warn("finite", f"weights of {layer.name} are not finite, and are pruned last.")
             if ratios[layer.name].zeros == layer.size:
                 self._warn(
-                    "all", f"all weights of {layer.name} are pruned, and nothing passes: give the allocation a `cap`."
+                    "all",
+                    f"all weights of {layer.name} are pruned, so that nothing passes through it. Give the "
+                    "allocation a `cap`.",
                 )
             self.masks.take_out(layer.weight, thinned(values, pruned, ratios[layer.name].zeros))
         self.masks.apply()

@@ -103,7 +103,9 @@ class LayerRatios:
             return self._by_name[name]
         except KeyError:
             first = self.layers[0].name
-            raise KeyError(f"no weight {name!r} in this allocation; it has {len(self)}, the first {first!r}") from None
+            raise KeyError(
+                f"no layer {name!r} in this allocation of {len(self)} layers, the first of which is {first!r}"
+            ) from None
 
     @cached_property
     def _by_name(self) -> dict[str, LayerRatio]:

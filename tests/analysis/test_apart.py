@@ -240,7 +240,7 @@ def test_a_configuration_without_heads_leaves_a_guess_that_is_said():
     weights = list(checkpoint_weights({"blocks.0.attn.qkv.weight": torch.randn(3 * H, H)}))
     parts = list(weights_apart(weights, ("qkv",), {"architecture": "tiny_vit_5m_224"}))
     assert [part.name for part in parts] == [f"blocks.0.attn.qkv.{part}" for part in "qkv"]
-    assert all("taken to lie one below the other" in part.remark for part in parts)
+    assert all("are taken to lie one below the other" in part.remark for part in parts)
     told = weights_apart(weights, ("qkv",), {"num_attention_heads": HEADS, "hidden_size": H})
     assert all(part.remark == "" for part in told)
 

@@ -91,7 +91,7 @@ def test_want_of_memory_is_met_by_smaller_jobs_and_else_costs_its_layer(monkeypa
     with pytest.warns(UserWarning, match="The analysis failed for 2: "):
         report = analyze(model)
     assert list(report)[:2] == list(expected)[:2]
-    assert report["2"].reason.startswith("out of memory: try a smaller window")
+    assert report["2"].reason.startswith("out of memory; try a smaller window")
 
 
 def test_a_fault_in_the_draws_costs_its_layer(monkeypatch):

@@ -193,7 +193,7 @@ def test_blocks_with_few_eigenvalues_are_pooled():
 
 def test_window_larger_than_a_matrix_shrinks_and_says_so():
     report = analyze(nn.Sequential(nn.Linear(40, 30), nn.Linear(80, 80)), FARMS(window=64, steps=2))
-    assert report["0"].reason == "window shrunk to 30 x 30 to fit the matrix"
+    assert report["0"].reason == "the window was shrunk to 30 x 30 to fit the matrix"
     assert report["0"].aspect_ratio == report["1"].aspect_ratio == 1.0
     assert report["1"].reason == ""
     assert report["0"].windows == 2  # one row of windows, two steps along the columns
@@ -347,7 +347,7 @@ def with_entry(value):
 
 
 SKIPPED = {
-    "too few": (lambda: nn.Linear(3, 3), "3 eigenvalues, fewer than the 10 that are fitted"),
+    "too few": (lambda: nn.Linear(3, 3), "it has 3 eigenvalues, fewer than the 10 that a fit takes"),
     "bool": (lambda: linear_of(torch.ones(24, 24).bool()), "the weights are of type torch.bool, not real or complex"),
     "complex nan": (lambda: linear_of(with_entry(math.nan) * (1 + 1j)), "the weights are not all finite"),
     "nan": (lambda: linear_of(with_entry(math.nan)), "the weights are not all finite"),
@@ -413,7 +413,7 @@ def test_blocks_without_a_fit_are_left_out_of_the_mean():
     alpha = hill(np.concatenate([eigenvalues(kernel) for kernel in kernels]))[0]
     assert row.status == "ok"
     assert row.alpha == pytest.approx(alpha, rel=1e-9)
-    assert row.reason == "1 of 2 blocks left out: rank-deficient or with equal eigenvalues"
+    assert row.reason == "1 of 2 blocks were left out as rank-deficient, or for equal eigenvalues"
 
 
 def test_failed_decomposition_of_one_layer_does_not_bring_others_down(monkeypatch):

@@ -37,7 +37,7 @@ EVEN = [2.08, 2.12, 2.1, 2.1, 2.11, 2.13, 2.07]
 def test_a_layer_that_differs_is_named_with_direction_and_source(alpha, words):
     [line] = guidance(rows([*EVEN, alpha]))
     assert f"blocks.7.fc (alpha {alpha:.2f}, median 2.1" in line
-    assert all(word in line for word in (*words, "Hu et al., ICML 2025", "Martin and Mahoney", "no fault by itself"))
+    assert all(word in line for word in (*words, "Hu et al., ICML 2025", "Martin and Mahoney", "not a fault by itself"))
     assert "blocks.0.fc" not in line
 
 

@@ -138,12 +138,12 @@ def test_modules_of_pytorch_have_their_layouts(name):
 
 
 GUESSES = {
-    "a long last dimension": ("up.weight", (6, 20, 64), "batch", "not oik"),
-    "a long kernel": ("up.weight", (6, 20, 16), "oik", "not batch"),
-    "a kernel between": ("up.weight", (16, 3, 3, 3, 12), "okkki", "not oikkk"),
-    "a kernel of another name": ("up.taps", (16, 12, 3, 3), "oikk", "not batch"),
-    "a kernel by name": ("up.kernel", (27, 12, 16), "kio", "not batch"),
-    "pairs of FNO": ("up.weights1", (12, 16, 5, 5, 2), "iobbc", "guess by its name"),
+    "a long last dimension": ("up.weight", (6, 20, 64), "batch", "PATTERN=oik"),
+    "a long kernel": ("up.weight", (6, 20, 16), "oik", "PATTERN=batch"),
+    "a kernel between": ("up.weight", (16, 3, 3, 3, 12), "okkki", "PATTERN=oikkk"),
+    "a kernel of another name": ("up.taps", (16, 12, 3, 3), "oikk", "PATTERN=batch"),
+    "a kernel by name": ("up.kernel", (27, 12, 16), "kio", "PATTERN=batch"),
+    "pairs of FNO": ("up.weights1", (12, 16, 5, 5, 2), "iobbc", "guessed by its name"),
 }
 
 
@@ -173,7 +173,7 @@ def test_pairs_of_no_known_meaning_are_no_matrices(name):
 def test_a_long_kernel_may_be_a_bilinear_form():
     state = {f"up.{name}": tensor for name, tensor in nn.Bilinear(16, 20, 12).state_dict().items()}
     [row] = analyze_weights(checkpoint_weights(state))
-    assert "not batch" in row.reason
+    assert "PATTERN=batch" in row.reason
     [said] = analyze_weights(checkpoint_weights(state, Selection(layout=("up=batch",))))
     module = nn.Bilinear(16, 20, 12)
     module.load_state_dict({name.removeprefix("up."): tensor for name, tensor in state.items()})

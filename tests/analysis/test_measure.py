@@ -103,7 +103,7 @@ def test_block_without_a_fit_is_left_out_of_every_mean():
     assert numbers["alpha_low"] < numbers["alpha"] < numbers["alpha_high"]
     assert 0 <= numbers["p_value"] <= 1
     row = layer_row(plan, list(numbers.values()))
-    assert row.reason == "1 of 3 blocks left out: rank-deficient or with equal eigenvalues"
+    assert row.reason == "1 of 3 blocks were left out as rank-deficient, or for equal eigenvalues"
 
 
 @pytest.mark.parametrize(

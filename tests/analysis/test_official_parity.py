@@ -150,7 +150,7 @@ def test_official_clamps_a_window_larger_than_the_linear_layer():
     (clamped,), (fits,) = (analyze(module, FARMS(1.0, window, 9, compat="official")) for window in (100, 24))
     assert clamped.alpha == fits.alpha
     assert clamped.windows == fits.windows == 9
-    assert clamped.reason == "window shrunk to 24 x 24 to fit the matrix"
+    assert clamped.reason == "the window was shrunk to 24 x 24 to fit the matrix"
 
 
 def test_official_refuses_a_window_wider_than_the_linear_layer():

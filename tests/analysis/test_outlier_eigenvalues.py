@@ -129,8 +129,8 @@ def test_what_is_not_asked_for_changes_nothing():
 def test_the_report_says_how_far_alpha_moves():
     model = nn.ModuleDict({"a": linear(with_spectrum(np.append(power_law(), 3e3))), "b": linear(random_matrix(80, 80))})
     text = str(analyze(model, diagnostics=ASKED))
-    assert "Without outlier eigenvalues alpha moves in 1 of 2 layers: a 2." in text
+    assert "Without outlier eigenvalues alpha changes in 1 of 2 layers: a 2." in text
     assert text.count("(1 of 51 left out).") == 1
     assert "no outliers" in text.splitlines()[0]
-    assert "another law in 1 of 2 layers" in text
-    assert "No outlier eigenvalues in 1 layers." in str(analyze(model["b"], diagnostics=Diagnostics(outliers=True)))
+    assert "In 1 of 2 layers it is another one than a power law" in text
+    assert "No outlier eigenvalues in 1 layer." in str(analyze(model["b"], diagnostics=Diagnostics(outliers=True)))

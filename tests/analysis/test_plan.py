@@ -35,7 +35,7 @@ def test_eigenvalues_that_are_zero_in_any_case_are_not_counted():
     whole, low = (plan_layer(each, FARMS()) for each in (weight, weight._replace(rank=6)))
     assert (low.spectrum_size, low.eigenvalue_count, low.gram_size, low.cost) == (6, 3 * 2 * 6, 20, whole.cost)
     assert plan_layer(weight._replace(rank=50), FARMS()).spectrum_size == 20
-    reason = "6 eigenvalues (rank 6), fewer than the 10 that are fitted"
+    reason = "it has 6 eigenvalues (rank 6), fewer than the 10 that a fit takes"
     assert plan_layer(weight_of(1, 20, 20)._replace(rank=6), FARMS()).reason == reason
 
 
@@ -80,8 +80,8 @@ def test_cost_is_that_of_all_windows_and_grows_with_their_size():
         (weight_of(1, 0, 24), "the weight is empty"),
         (weight_of(1, 24, 0), "the weight is empty"),
         (weight_of(7, 24, 1), "the matrix is a vector, 24 x 1"),
-        (weight_of(1, 3, 3), f"3 eigenvalues, fewer than the {MIN_EIGENVALUES} that are fitted"),
-        (weight_of(1, 9, 9, dtype=torch.complex64), "9 eigenvalues, fewer than the 10 that are fitted"),
+        (weight_of(1, 3, 3), f"it has 3 eigenvalues, fewer than the {MIN_EIGENVALUES} that a fit takes"),
+        (weight_of(1, 9, 9, dtype=torch.complex64), "it has 9 eigenvalues, fewer than the 10 that a fit takes"),
     ],
 )
 @pytest.mark.parametrize("method", [FARMS(), WholeMatrix()])
@@ -99,7 +99,7 @@ def test_fewest_eigenvalues(size):
 def test_official_takes_two_eigenvalues_and_vectors_but_not_one():
     method = WholeMatrix(compat="official")
     assert plan_layer(weight_of(1, 2, 2), method).eigenvalue_count == 2
-    assert plan_layer(weight_of(1, 2, 1), method).reason == "1 eigenvalues, fewer than the 2 that are fitted"
+    assert plan_layer(weight_of(1, 2, 1), method).reason == "it has 1 eigenvalue, fewer than the 2 that a fit takes"
 
 
 @pytest.mark.parametrize(

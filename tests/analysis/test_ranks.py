@@ -200,7 +200,7 @@ def test_an_analysis_that_raises_on_one_rank_is_a_reason_on_all(model, monkeypat
     else:
         assert [str(w.message) for w in caught] == ["The analysis failed on this rank: RuntimeError: out of memory"]
     for report in results:
-        broken = [row for row in report if row.reason.startswith("out of memory: ")]
+        broken = [row for row in report if row.reason.startswith("out of memory; ")]
         assert {row.name for row in broken if expected[row.name].status == "ok"} == names
         assert {row.status for row in broken} == {"skipped"}
         for row in report:

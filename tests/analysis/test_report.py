@@ -118,12 +118,12 @@ def test_summary_of_nothing_is_not_a_number(rows):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(KeyError, match=r"no layer 'fc1' in this report; it has blocks\.0\.conv, fc, head"):
+    with pytest.raises(KeyError, match=r"no layer 'fc1' in this report, which has blocks\.0\.conv, fc, head"):
         REPORT["fc1"]
     many = SpectralReport([LayerSpectrum(f"l{i}", "linear", (2, 2)) for i in range(12)])
-    with pytest.raises(KeyError, match=re.escape("it has l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, ...")):
+    with pytest.raises(KeyError, match=re.escape("which has l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, ...")):
         many["x"]
-    with pytest.raises(KeyError, match="it has no layers"):
+    with pytest.raises(KeyError, match="which has no layers"):
         SpectralReport([])["x"]
 
 

@@ -62,7 +62,7 @@ def test_an_update_merged_into_packed_numbers_has_the_alpha_of_its_own_eigenvalu
 def test_an_update_of_few_ranks_is_skipped_with_their_number():
     weight, change = update(4)
     [row] = analyze_weights(checkpoint_changes({"q.weight": weight + change}, {"q.weight": weight}))
-    assert (row.status, row.reason) == ("skipped", "4 eigenvalues (rank 4), fewer than the 10 that are fitted")
+    assert (row.status, row.reason) == ("skipped", "it has 4 eigenvalues (rank 4), fewer than the 10 that a fit takes")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -72,7 +72,7 @@ def test_rounding_alone_is_no_change(dtype):
     for after, before in ((saved, {"q.weight": weight}), ({"q.weight": weight}, saved)):
         [row] = analyze_weights(checkpoint_changes(after, before))
         assert row.status == "skipped"
-        assert row.reason.startswith("unchanged from the base, but for the rounding of ")
+        assert row.reason.startswith("unchanged from the base, apart from the rounding of ")
 
 
 def test_a_change_of_full_rank_keeps_all_its_eigenvalues():
@@ -103,7 +103,7 @@ def test_numbers_of_a_coarser_type_stored_in_a_finer_one_were_rounded_to_it(kept
     moved, frozen = analyze_weights(checkpoint_changes(tuned, base), WholeMatrix())
     assert moved.alpha == pytest.approx(hill(change, 16), abs=moved.standard_error)
     assert moved.eigenvalue_count in (14, 15, 16)
-    assert frozen.reason == "unchanged from the base, but for the rounding of float16 and float32"
+    assert frozen.reason == "unchanged from the base, apart from the rounding of float16 and float32"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -132,4 +132,4 @@ def test_a_complex_change_has_its_rank_too(recwarn):
 def test_numbers_below_the_smallest_of_half_precision_are_rounding():
     weight, _ = update(4)
     [row] = analyze_weights(checkpoint_changes({"q.weight": (weight * 1e-6).half()}, {"q.weight": weight * 1e-6}))
-    assert row.reason.startswith("unchanged from the base, but for the rounding of float16")
+    assert row.reason.startswith("unchanged from the base, apart from the rounding of float16")

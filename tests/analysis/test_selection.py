@@ -26,7 +26,7 @@ def test_patterns(pattern, matching, other):
         assert exclude.refusal(name, "linear", (1, 4, 4)) == f"excluded by the pattern {pattern!r}"
     for name in other:
         assert exclude.refusal(name, "linear", (1, 4, 4)) is None
-        assert include.refusal(name, "linear", (1, 4, 4)) == f"not included: no match for {pattern!r}"
+        assert include.refusal(name, "linear", (1, 4, 4)) == f"matches no pattern of `include`, {pattern!r}"
 
 
 def test_exclusion_wins():
@@ -45,11 +45,16 @@ def test_exclusion_wins():
         (Selection(max_size=4), "linear", (9, 9, 4), None),
         (Selection(max_size=4), "linear", (9, 5, 9), "the smaller dimension, 5, is above max_size 4"),
         (Selection(kinds=("attention",)), "attention", (1, 4, 4), None),
-        (Selection(kinds=("attention",)), "linear", (1, 4, 4), "of kind 'linear', which is not asked for"),
-        (Selection(), "embedding", (1, 4, 4), "embeddings are analysed on request: Selection(embeddings=True)"),
+        (Selection(kinds=("attention",)), "linear", (1, 4, 4), "its kind, 'linear', is not among those to analyse"),
+        (
+            Selection(),
+            "embedding",
+            (1, 4, 4),
+            "embeddings are analysed on request only: Selection(embeddings=True), or --embeddings",
+        ),
         (Selection(embeddings=True), "embedding", (1, 4, 4), None),
         (Selection(kinds=("embedding",)), "embedding", (1, 4, 4), None),
-        (Selection(kinds=("linear",), embeddings=True), "embedding", (1, 4, 4), "of kind 'embedding'"),
+        (Selection(kinds=("linear",), embeddings=True), "embedding", (1, 4, 4), "its kind, 'embedding'"),
     ],
 )
 def test_kinds_and_sizes(selection, kind, shape, reason):
@@ -67,10 +72,10 @@ def test_kinds_that_are_analysed_on_request_are_asked_for_by_name():
     [
         (
             Selection(include=("blocks.O.*",)),
-            "`include` to match layers, but 'blocks.O.*' matches none. Close to it: blocks.1, blocks.0, blocks.",
+            "`include` to match layers, but 'blocks.O.*' matches none. The closest are blocks.1, blocks.0, blocks.",
         ),
-        (Selection(exclude=("hed",)), "`exclude` to match layers, but 'hed' matches none. Close to it: head."),
-        (Selection(exclude=("zzzz",)), "There are blocks.0.mlp, blocks.1.mlp, head."),
+        (Selection(exclude=("hed",)), "`exclude` to match layers, but 'hed' matches none. The closest are head."),
+        (Selection(exclude=("zzzz",)), "The layers are blocks.0.mlp, blocks.1.mlp, head."),
     ],
 )
 def test_a_pattern_without_a_match_names_what_is_near(selection, message):
@@ -94,11 +99,11 @@ def test_a_model_without_layers_matches_nothing():
         ({"include": "blocks"}, TypeError, r"`include` to be a tuple of strings, as in \('head',\), but got 'blocks'"),
         ({"exclude": (1,)}, TypeError, "`exclude` to be a tuple of strings"),
         ({"exclude": ("",)}, ValueError, "`exclude` to hold no empty string"),
-        ({"kinds": ("dense",)}, ValueError, "`kinds` to be out of linear, convolution, .*, but got 'dense'"),
+        ({"kinds": ("dense",)}, ValueError, "`kinds` to be one of linear, convolution, .*, but got 'dense'"),
         ({"min_size": 2.0}, TypeError, "`min_size` to be an integer, but got 2.0"),
         ({"min_size": None}, TypeError, "`min_size` to be an integer, but got None"),
         ({"max_size": 0}, ValueError, "`max_size` to be at least 1, but got 0"),
-        ({"min_size": 5, "max_size": 4}, ValueError, "`max_size` to be at least min_size, 5, but got 4"),
+        ({"min_size": 5, "max_size": 4}, ValueError, "`max_size` to be at least min_size, which is 5, but got 4"),
         ({"embeddings": 1}, TypeError, "`embeddings` to be True or False, but got 1"),
     ],
 )

@@ -150,5 +150,5 @@ def test_a_layer_that_is_frozen_moves_no_other_until_the_next_analysis():
 
 @pytest.mark.parametrize(("name", "value"), [("signal", "beta"), ("normalize", "median")])
 def test_unknown_choices_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` to be out of"):
+    with pytest.raises(ValueError, match=f"`{name}` to be one of"):
         Control(**{name: value})

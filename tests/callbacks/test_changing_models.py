@@ -194,7 +194,7 @@ def test_lazy_layers_are_balanced_once_they_have_a_shape(loader, make_trainer):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     balance = TempBalance(summary=False)
-    with pytest.warns(UserWarning, match="only one is balanced"):
+    with pytest.warns(UserWarning, match="only one of them has an alpha"):
         make_trainer([balance], max_epochs=2, num_sanity_val_steps=0).fit(Lazy(), loader)
     assert set(balance.multipliers) == {"net.0", "net.2", "net.4"}
     assert {0.5, 1.5} < set(balance.multipliers.values())

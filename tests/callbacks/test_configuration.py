@@ -148,7 +148,7 @@ def test_a_configured_run(callbacks_of, loader):
     ("options", "message"),
     [
         ({"selection": {"exlude": ["head"]}}, "exlude"),
-        ({"selection": {"kinds": ["lineer"]}}, "`kinds` to be out of linear, .* but got 'lineer'"),
+        ({"selection": {"kinds": ["lineer"]}}, "`kinds` to be one of linear, .* but got 'lineer'"),
         ({"diagnostics": {"bootstrap": -1}}, "`bootstrap` to be 0 or more, but got -1"),
         ({"overlap": "perhaps"}, "overlap"),
         ({"control": {"emma": 0.5}}, "emma"),

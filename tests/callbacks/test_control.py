@@ -67,7 +67,7 @@ def test_layers_of_few_eigenvalues_are_left_out_on_request(small_net, loader, ma
 
 def test_a_pattern_of_the_control_that_fits_no_layer_is_refused(loader, make_trainer):
     callback = TempBalance(control=Control(layers=Selection(exclude=("layer.2",))))
-    with pytest.raises(ValueError, match=r"'layer\.2' matches none\. Close to it: layers\.2"):
+    with pytest.raises(ValueError, match=r"'layer\.2' matches none\. The closest are layers\.2"):
         make_trainer([callback]).fit(Tower(), loader)
 
 

@@ -36,8 +36,11 @@ def test_each_remedy_silences_the_warning(control, loader, make_trainer):
 @pytest.mark.parametrize(
     ("callback", "match"),
     [
-        (TempBalance(1.0, 1.0, summary=False), "alphas lie between .* and the map makes no difference of that"),
-        (TempBalance(control=Control(layers=Selection(include=("layers.2",))), summary=False), "only one is balanced"),
+        (TempBalance(1.0, 1.0, summary=False), "alphas lie between .* and the map gives them one multiplier"),
+        (
+            TempBalance(control=Control(layers=Selection(include=("layers.2",))), summary=False),
+            "only one of them has an alpha",
+        ),
         (TempBalance(selection=Selection(min_size=25), summary=False), "none of the layers .* has an alpha"),
     ],
 )
@@ -105,7 +108,7 @@ def test_products_that_stay_at_zero_are_warned_of_after_the_first_epoch(loader, 
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
 
     callback = TempBalance(summary=False)
-    with pytest.warns(UserWarning, match="none of the layers that the optimizer trains .* has an alpha"):
+    with pytest.warns(UserWarning, match="none of the layers that are trained and selected has an alpha"):
         make_trainer([callback], max_epochs=1).fit(Frozen(), loader)
 
 

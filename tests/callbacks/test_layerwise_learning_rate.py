@@ -257,7 +257,11 @@ def test_lbfgs_is_refused_before_training(small_net, loader, make_trainer):
 
 
 def test_two_callbacks_that_adjust_rates_are_refused(small_net, loader, make_trainer):
-    with pytest.raises(MisconfigurationException, match=r"both adjust the learning rate and would compound\. Keep one"):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"both adjust the learning rate, so that their "
+        r"multipliers would compound\. Keep one",
+    ):
         make_trainer([TBSigmoid(), TempBalance()]).fit(small_net(), loader)
 
 

@@ -166,7 +166,7 @@ def test_weights_of_every_kind_lose_exactly_what_was_asked(loader, make_trainer,
         assert rows[f"attention.in_proj_weight.{part}"] == int((held == 0).sum())
     printed = " ".join(capsys.readouterr().out.split())
     assert "pruned: 442 of 736 weights (60.05%, 60.00% asked for at the last step)" in printed
-    assert "the last alphas are of weights of which 60.05% were pruned" in printed
+    assert "when the last alphas were measured, 60.05% of the weights were pruned" in printed
     assert "normalised stays dense: its values are computed" in printed
     assert "head stays dense: it is a table of embeddings too" in printed
 
@@ -356,7 +356,7 @@ def test_a_trainer_that_goes_on_goes_on_pruning(small_net, loader, make_trainer)
     model = small_net(make_optimizer=OPTIMIZERS["SGD"])
     trainer = make_trainer([callback, counting], max_epochs=6)
     trainer.fit_loop.max_epochs = 2
-    with pytest.warns(UserWarning, match=r"before epoch 4, which is not trained \(2 epochs are\)"):
+    with pytest.warns(UserWarning, match=r"before epoch 4, but only 2 epochs are trained"):
         trainer.fit(model, loader)
     with torch.no_grad():
         model.conv.weight[callback.masks["conv.weight"].logical_not()] = 1.0  # nobody holds it between two fits
@@ -541,8 +541,8 @@ def test_a_layer_of_zeros_alone_learns_and_a_dense_model_is_said_to_be_one(small
     model = small_net()
     nn.init.zeros_(model.head.weight)
     with (
-        pytest.warns(UserWarning, match="all weights of head are zero: it is trained, not held at zero"),
-        pytest.warns(UserWarning, match="no weight is zero, so that none is held at zero: was the pruned model loaded"),
+        pytest.warns(UserWarning, match="all weights of head are zero, so that it is trained and not held at zero"),
+        pytest.warns(UserWarning, match="no weight is zero, so that none is held at zero. Load the pruned model"),
     ):
         make_trainer([LayerwisePruning(None, summary=False)], max_epochs=1).fit(model, loader)
     assert (model.head.weight != 0).any()
@@ -558,7 +558,7 @@ def test_a_layer_that_is_not_finite_has_score_1_and_loses_its_finite_weights_fir
     callback = LayerwisePruning(0.5, summary=False)
     trainer = make_trainer([callback], max_epochs=1, limit_train_batches=0.25)
     with (
-        pytest.warns(UserWarning, match="weights of head are not finite; they go last"),
+        pytest.warns(UserWarning, match="weights of head are not finite, and are pruned last"),
         pytest.warns(UserWarning, match="weights of 'head' are not all finite, and are left out of the analysis"),
     ):
         trainer.fit(model, loader)
@@ -671,7 +671,7 @@ def test_a_teacher_that_would_be_pruned_is_named_unless_it_was_chosen(frozen, lo
 def test_a_schedule_that_ends_after_the_training_is_said_to(small_net, loader, make_trainer):
     model = small_net()
     with pytest.warns(
-        UserWarning, match=r"before epoch 3, which is not trained \(3 epochs are\): 0.7704 of the weights"
+        UserWarning, match=r"before epoch 3, but only 3 epochs are trained, so that 77.04% of the weights"
     ):
         make_trainer([LayerwisePruning(0.8, schedule=Cubic(0, 3), summary=False)], max_epochs=3).fit(model, loader)
     assert sum(zeros(model).values()) == whole(cubic(2, 3, 0.8))
@@ -679,7 +679,11 @@ def test_a_schedule_that_ends_after_the_training_is_said_to(small_net, loader, m
 
 def test_a_training_that_ends_by_steps_says_so_too(small_net, loader, make_trainer):
     trainer = make_trainer([LayerwisePruning(0.8, schedule=OneShot(3), summary=False)], max_epochs=-1, max_steps=6)
-    with pytest.warns(UserWarning, match=r"before epoch 3, which is not trained \(2 epochs are\): 0 of the weights"):
+    with pytest.warns(
+        UserWarning,
+        match=r"before epoch 3, but only 2 epochs are trained, so that 0.00% of the "
+        r"weights",
+    ):
         trainer.fit(small_net(), loader)
 
 
@@ -709,7 +713,12 @@ def test_weights_that_the_module_replaces_are_pruned_like_those_before(hook, sma
         ({"sparsity": "half"}, TypeError, "`sparsity` to be a number or None, but got 'half'"),
         ({"sparsity": True}, TypeError, "`sparsity` to be a number or None, but got True"),
         ({"allocation": OWLAllocation()}, ValueError, "to look at no inputs of the model, but got OWLAllocation"),
-        ({"allocation": FARMSAllocation(cap=0.6)}, ValueError, r"in the allocation's bounds \[0.0, 0.6\], but got 0.7"),
+        (
+            {"allocation": FARMSAllocation(cap=0.6)},
+            ValueError,
+            r"in \[floor, cap\] of "
+            r"`allocation`, \[0.0, 0.6\], but got 0.7",
+        ),
         ({"allocation": "farms"}, TypeError, "`allocation` to be a Allocation, but got 'farms'"),
         ({"schedule": 3}, TypeError, "`schedule` to be a PruningSchedule, but got 3"),
         ({"layers": ("conv",)}, TypeError, "`layers` to be a Selection, but got"),

@@ -279,7 +279,7 @@ def test_several_data_loaders(trainer, drawn):
 def test_rollouts_of_another_length_are_left_out_and_told(trainer, drawn):
     monitor = RolloutMonitor()
     data = DataLoader([*loader(4, 2), *loader(1, frames=2)], batch_size=None)
-    with pytest.warns(UserWarning, match="same number of frames and channels, but got several"):
+    with pytest.warns(UserWarning, match="as many frames and channels as the first, but some"):
         trainer(monitor).validate(Operator(), data, verbose=False)
     torch.testing.assert_close(torch.tensor(monitor.errors), expected(4), rtol=1e-6, atol=0)
 

@@ -142,4 +142,4 @@ def test_scalars_of_a_subscriber_are_logged_under_the_label_with_a_chart_of_thei
     layout = found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"farms/multiplier_of_head$" in layout
     one = callback.report["head"].alpha
-    assert f"mean alpha over the 1 balanced layer {one:.3f}, std 0.000;" in " ".join(capsys.readouterr().out.split())
+    assert f"mean alpha: {one:.3f} (std 0.000) over the 1 balanced layer," in " ".join(capsys.readouterr().out.split())

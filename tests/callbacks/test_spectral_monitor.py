@@ -145,7 +145,7 @@ def test_an_evaluation_of_earlier_weights_leaves_what_the_fit_has_found(
 
 def test_a_pattern_that_fits_no_layer_is_refused_before_the_first_step(small_net, loader, make_trainer):
     trainer = make_trainer([SpectralMonitor(selection=Selection(exclude=("haed",)))])
-    with pytest.raises(ValueError, match=r"`exclude` .* 'haed' matches none\. Close to it: head"):
+    with pytest.raises(ValueError, match=r"`exclude` .* 'haed' matches none\. The closest are head"):
         trainer.fit(small_net(), loader)
     assert trainer.global_step == 0
 

@@ -73,12 +73,12 @@ def test_the_mean_is_said_to_be_over_the_balanced_layers_and_the_other_stands_be
     def caption(*balanced):
         return summary_table(SpectralReport(rows), history, balanced=balanced).caption.splitlines()[0]
 
-    assert caption() == caption(set()) == "mean alpha 2.015, std 0.011"
-    two = "mean alpha over the 2 balanced layers 2.005, std 0.005; over all 4 analysed 2.015, std 0.011"
+    assert caption() == caption(set()) == "mean alpha: 2.015 (std 0.011)"
+    two = "mean alpha: 2.005 (std 0.005) over the 2 balanced layers, 2.015 (std 0.011) over all 4 analysed"
     assert caption(first) == caption(set(), first, first) == two
-    all_of_them = "over the 4 balanced layers 2.015, std 0.011"
-    assert caption(first, names) == f"{two.partition('; over all')[0]}; {all_of_them}"
-    assert caption(names) == f"mean alpha {all_of_them}", "said once"
+    all_of_them = "2.015 (std 0.011) over the 4 balanced layers"
+    assert caption(first, names) == f"{two.partition(', 2.015')[0]}, {all_of_them}"
+    assert caption(names) == f"mean alpha: {all_of_them}", "said once"
 
 
 def test_names_of_a_language_model_fit_on_a_line():

@@ -92,7 +92,7 @@ def test_no_warning_from_lightning_about_ranks(name, results):
 def test_an_analysis_that_raises_on_one_rank_costs_its_layers_only(results):
     healthy, raised = results("broken")
     assert not raised.measured
-    failed = {row.name for row in healthy.rows if row.reason.startswith("out of memory: try")}
+    failed = {row.name for row in healthy.rows if row.reason.startswith("out of memory; try")}
     assert failed == set(LAYERS) - healthy.measured
     assert {healthy.multipliers[name] for name in failed} == {1.0}
     assert {0.5, 1.5} <= set(healthy.multipliers.values())

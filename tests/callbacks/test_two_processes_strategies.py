@@ -130,7 +130,7 @@ def test_a_rank_that_cannot_decompose_costs_its_layers_only(name, results):
     reasons = {row.name: row.reason for row in healthy["rows"]}
     failed = {layer for layer, reason in reasons.items() if reason}
     assert {reasons[layer] for layer in failed} == {
-        "out of memory: try a smaller window or workspace, or fewer draws of the diagnostics"
+        "out of memory; try a smaller window or workspace, or fewer draws of the diagnostics"
     }
     assert {healthy["multipliers"][layer] for layer in failed} == {1.0}
     assert {0.5, 1.5} <= {healthy["multipliers"][layer] for layer in reasons.keys() - failed}

@@ -54,8 +54,8 @@ def test_what_is_wrong_is_told_in_full(path, capsys):
         "trajectory 1, channel Vy, frame 2: 2 infinite",
         "trajectory 2, channel density, frame 0: negative",
         "trajectory 3, channel pressure, frame 0: zero",
-        "trajectory 3, channel pressure: constant, 0 everywhere",
-        "wrong in 3 trajectories; to leave them out: --data.skip '[1, 2, 3]'",
+        "trajectory 3, channel pressure: constant (0 everywhere)",
+        "3 trajectories with faults; leave out with --data.skip '[1, 2, 3]'",
     ):
         assert f"  {line}\n" in out
 
@@ -65,7 +65,10 @@ def test_what_hdf5_makes_up(path, capsys):
         del file["Vx"]
         file.create_dataset("Vx", (4, 5, 8, 8), "f4", chunks=(1, 5, 8, 8))[:3] = np.arange(960.0).reshape(3, 5, 8, 8)
     status, out = checked(capsys, path)
-    assert (status, "trajectory 3: made up: `Vx` was never written" in out) == (1, True)
+    assert (status, "trajectory 3: not stored, so that HDF5 makes up its values: `Vx` was never written" in out) == (
+        1,
+        True,
+    )
     assert "--data.skip '[3]'" in out
 
 

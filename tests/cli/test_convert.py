@@ -69,7 +69,11 @@ def test_settings_that_the_file_does_not_say(model, capsys):
         (["none.pth", "a.pth"], 1, "Expected the path to be an existing checkpoint file or a released size ('tiny', "),
         (["model.pth", "a.bin"], 2, "Expected OUT to end in .safetensors or .pth, but got 'a.bin'."),
         (["model.pth"], 2, "OUT"),
-        (["model.pth", "a.pth", "--act=sine"], 2, 'key "act"'),
+        (
+            ["model.pth", "a.pth", "--act=sine"],
+            2,
+            "Expected --act to be one of 'gelu', 'silu', 'relu', 'tanh', but got 'sine'.",
+        ),
         (["model.pth", "a.pth", "--modes=0"], 1, "Expected --modes to be an integer of at least 1, but got 0."),
         (["tiny", "a.pth", "--local_files_only", "--cache_dir=empty"], 1, "in the cache, as --local_files_only is set"),
         (["tiny", "a.pth", "--local_files_only", "--cache_dir=empty", "--revision=v1"], 1, "at revision 'v1'"),

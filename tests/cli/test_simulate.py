@@ -35,7 +35,11 @@ def test_the_file_holds_the_set_that_was_asked_for(run):
     expected = simulate_cfd(
         SimulationConfig(2, 8, 3, mach=0.3, eta=0.02, zeta=0.03, stress="full", windowed_share=1.0, seed=4)
     )
-    assert (status, out, err) == (0, "", "Written to new/flow.hdf5: 2 trajectories of 3 frames at 8x8, 0.0 MB\n")
+    assert (status, out, err) == (
+        0,
+        "",
+        "Written to new/flow.hdf5: 2 trajectories of 3 frames of 8 x 8 cells, 11.2 kB\n",
+    )
     assert PDEBenchFile("new/flow.hdf5").shape == (2, 3, 8, 8)
     with h5py.File("new/flow.hdf5") as file:
         np.testing.assert_allclose(file["Vx"][...], expected.vx, rtol=1e-5, atol=1e-6)
@@ -57,10 +61,10 @@ def test_an_existing_file_is_kept_unless_told(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "target"),
+        ([], "Expected OUT to be given."),
         (["flow.hdf5", "--mach", "3"], "Expected --mach to be in [0, 2], but got 3.0."),
         (["flow.hdf5", "--resolution", "4"], "Expected --resolution to be an integer of at least 8, but got 4."),
-        (["flow.hdf5", "--stress", "bulk"], "Expected a typing.Literal['unmixed', 'full']. Got value: bulk"),
+        (["flow.hdf5", "--stress", "bulk"], "Expected --stress to be one of 'unmixed', 'full', but got 'bulk'"),
         (["flow.hdf5", "--batch_size", "0"], "Expected --batch_size to be at least 1, but got 0."),
         (["flow.hdf5", "--device", "tpu"], "device"),
         (["flow.hdf5", "--device", "cuda"], "Expected --device to be one that PyTorch finds, but got 'cuda'"),

@@ -53,7 +53,11 @@ def test_a_fraction_is_taken_of_each_file(paths):
     [
         ({"size": (16, 16)}, {}, r"as .*first.hdf5, 8, but .*other.hdf5 has 16\. Give `stride` as a list"),
         ({"frames": 9}, {}, r"all files to have as many frames as .*first.hdf5, 8, but .*other.hdf5 has 9"),
-        ({"trajectories": 4}, {}, "the val split .* none of the 4 in .*other.hdf5: they are the test ones: `test_frac"),
+        (
+            {"trajectories": 4},
+            {},
+            "the val split .* none of the 4 in .*other.hdf5: it takes the test flows: `test_frac",
+        ),
         ({"trajectories": 10}, {"train_fraction": 0.1}, "none of the 10 in .*other.hdf5: `train_fraction` 0.1 of 9 is"),
         ({"size": (8, 4)}, {}, r"as .*first.hdf5, 8, but .*other.hdf5 has \(8, 4\)"),
     ],
@@ -123,7 +127,11 @@ def test_files_whose_cells_have_other_widths_are_told(tmp_path, paths, recwarn):
     wide = grow(write_labelled(tmp_path / "wide.hdf5"), 20_000)
     with h5py.File(wide, "a") as file:
         file["x-coordinate"] = file["y-coordinate"] = (np.arange(8) + 0.5) / 4
-    with pytest.warns(UserWarning, match=r"files' cells are 0\.125 to 0\.25 wide along x, and a network is not told"):
+    with pytest.warns(
+        UserWarning,
+        match=r"files' cells are 0\.125 to 0\.25 wide along x, but nothing tells the "
+        r"network",
+    ):
         module([paths[0], wide]).setup("fit")
 
 
@@ -137,5 +145,5 @@ def test_cells_of_another_width_than_in_a_checkpoints_training_are_told(paths, r
     alike.load_state_dict(state)
     trained.load_state_dict({name: value for name, value in state.items() if name != "cell_width"})
     assert not recwarn
-    with pytest.warns(UserWarning, match=r"cells are 0\.0625 wide along x, but 0\.125 in the training"):
+    with pytest.warns(UserWarning, match=r"cells are 0\.0625 wide along x, but were 0\.125 wide in the training"):
         finer.load_state_dict(state)

@@ -188,9 +188,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"batch_size": 4}, "batch_size 2; now with batch_size 4"),
-        ({"seed": 1}, "seed 0; now with seed 1"),
-        ({"windows_per_trajectory": 2}, "items 11; now with items 22"),
+        ({"batch_size": 4}, "batch_size 2, and .* with batch_size 4"),
+        ({"seed": 1}, "seed 0, and .* with seed 1"),
+        ({"windows_per_trajectory": 2}, "items 11, and .* with items 22"),
         ({}, None),
     ],
 )

@@ -198,7 +198,7 @@ def test_another_stride_in_time_is_told_where_the_files_tell_no_times(tmp_path):
     for data in (trained, other):
         data.setup("validate")
     state = {**trained.state_dict(), "lineage": {"settings": {"time_stride": 1}, "trained": [], "validated": []}}
-    with pytest.warns(UserWarning, match="Every 2-th frame is taken, but every 1-th in the training"):
+    with pytest.warns(UserWarning, match="`time_stride` is 2, but was 1 in the training"):
         other.load_state_dict(state)
     trained.load_state_dict(state)
 
@@ -240,7 +240,7 @@ def test_a_grid_that_descends_along_one_axis_is_not_turned(tmp_path, descending,
 
 def test_cells_that_are_not_equally_spaced_are_told(tmp_path):
     path = change(write(tmp_path / "stretched.hdf5"), **{"x-coordinate": np.arange(8.0) ** 2})
-    with pytest.warns(UserWarning, match=r"the cells are not equally spaced along x: errors"):
+    with pytest.warns(UserWarning, match=r"the cells are not equally spaced along x, but errors"):
         module(path).setup("fit")
 
 
@@ -251,7 +251,7 @@ def test_cells_that_are_not_equally_spaced_are_told(tmp_path):
             lambda random: 101325 + 0.01 * random,
             "`pressure` varies by 0.00.* about 1.01e.05, of which float32 keeps",
         ),
-        (lambda random: 1e-5 * (1 + random), "`pressure` varies by 9.*e-06 alone: VRMSE"),
+        (lambda random: 1e-5 * (1 + random), "`pressure` varies by 9.*e-06 only, so that its VRMSE"),
     ],
 )
 def test_what_the_numbers_cannot_show_is_told(tmp_path, values, told):

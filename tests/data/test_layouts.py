@@ -64,7 +64,9 @@ def test_a_group_that_differs_or_is_empty(tmp_path):
         made_up.read(1)
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file["0002/data"] = np.ones((5, 8, 8, 1), np.float32)
-    with pytest.raises(ValueError, match=r"all datasets `\*/data` of .* to be alike, but `0002/data`, of shape \(5, 8"):
+    with pytest.raises(
+        ValueError, match=r"all datasets `\*/data` of .* to be alike, but `0002/data` is of shape \(5, 8"
+    ):
         PDEBenchFile(tmp_path / "a.h5", fields={"h": "*/data[0]"})
 
 
@@ -262,7 +264,7 @@ def test_files_of_one_trajectory_that_differ_in_their_time_step_are_told_once(tm
     for number in (2, 3, 2):
         files.read(number)
     (said,) = recwarn
-    assert f"{paths[2]} has a time step of 0.5, {paths[0]} of 0.05" in str(said.message)
+    assert f"{paths[2]} has a time step of 0.5, but {paths[0]} of 0.05" in str(said.message)
 
 
 def _groups(path, times, x=None, y=None):
@@ -283,13 +285,13 @@ def test_groups_that_differ_in_their_time_step_are_told_as_files_are(tmp_path):
     assert files.t is None
     assert files.remarks == (
         "the t-coordinate differs between trajectories, and is not used; trajectory 2 has a time step of 0.5, "
-        "trajectory 0 of 0.05: a network that is trained on both learns neither. Leave out those of one step, or "
-        "resample them",
+        "but trajectory 0 of 0.05, and a network that is trained on both learns neither. Leave out the flows of one "
+        "step, or resample them",
     )
     data = CFDDataModule(
         tmp_path / "flows.h5", fields={"h": "*/data[0]"}, axes="txyc", in_timesteps=3, test_fraction=0.25
     )
-    with pytest.warns(UserWarning, match=r"flows\.h5, .*; trajectory 2 has a time step of 0\.5, trajectory 0 of 0\.05"):
+    with pytest.warns(UserWarning, match=r"flows\.h5, .*; trajectory 2 has a time step of 0\.5, but trajectory 0 of"):
         data.setup("fit")
 
 
@@ -299,11 +301,11 @@ def test_groups_that_differ_in_their_cells_are_told(tmp_path):
     assert (files.x, files.y.tolist(), files.t.tolist()) == (None, cells.tolist(), t.tolist())
     assert files.remarks == (
         "the x-coordinate differs between trajectories, and is not used; trajectory 2 has cells along x of 2, "
-        "trajectory 0 of 1: a network that is trained on both learns neither. Leave out those of one step, or "
-        "resample them",
+        "but trajectory 0 of 1, and a network that is trained on both learns neither. Leave out the flows of one step, "
+        "or resample them",
     )
     (remark,) = _groups(tmp_path / "turned.h5", [t] * 3, y=[cells, cells[::-1], cells]).remarks
-    assert "trajectory 1 has cells along y of -1, trajectory 0 of 1" in remark
+    assert "trajectory 1 has cells along y of -1, but trajectory 0 of 1" in remark
     (remark,) = _groups(tmp_path / "moved.h5", [t] * 3, y=[cells, cells + 3, cells]).remarks
     assert remark == "the y-coordinate differs between trajectories, and is not used"
 
@@ -314,7 +316,7 @@ def test_what_is_odd_about_groups_that_are_left_out_is_not_told(tmp_path, recwar
     with h5py.File(tmp_path / "flows.h5", "r+") as file:
         file["0007/data"] = np.ones((4, 8, 8, 1), np.float32)  # a trajectory that ended early
     options = {"fields": {"h": "*/data[0]"}, "axes": "txyc", "in_timesteps": 3, "test_fraction": 0.3}
-    with pytest.raises(ValueError, match=r"`0007/data`, of shape \(4, .*Leave the odd ones out \(`skip`: 6\)"):
+    with pytest.raises(ValueError, match=r"`0007/data` is of shape \(4, .*Leave the odd ones out \(`skip`: 6\)"):
         CFDDataModule(tmp_path / "flows.h5", **options).setup("fit")
     data = CFDDataModule(tmp_path / "flows.h5", skip=[0, 3, 6], **options)
     data.setup("fit")

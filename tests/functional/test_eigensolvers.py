@@ -102,7 +102,7 @@ def test_rocm_is_told_from_cuda(monkeypatch):
 
 
 def test_wrong_where():
-    with pytest.raises(ValueError, match=r"Expected argument `where` to be out of \('auto', .* but got 'gpu'"):
+    with pytest.raises(ValueError, match=r"Expected argument `where` to be one of \('auto', .* but got 'gpu'"):
         esd(torch.eye(3), where="gpu")
 
 

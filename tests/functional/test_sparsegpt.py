@@ -243,7 +243,7 @@ def test_precision_follows_the_condition():
 def test_weights_that_overflow_their_type_are_refused():
     """Of two inputs that are nearly one, the weight that stays takes the sum: 120,000 in half precision."""
     weight, hessian = torch.full((1, 2), 6e4, dtype=torch.float16), torch.tensor([[1.0, 0.999], [0.999, 1.0]])
-    with pytest.raises(ValueError, match=r"some overflow torch.float16: use torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"some overflow torch.float16. Use torch.bfloat16"):
         sparsegpt(weight, hessian, 1)
     assert sparsegpt(weight.bfloat16(), hessian, 1).weight.max() > 1e5
 
@@ -262,7 +262,7 @@ WEIGHT, HESSIAN = torch.ones(2, 4), torch.eye(4)
         ((WEIGHT, torch.eye(4, dtype=torch.int64), 1), {}, "`hessian` to be a floating-point matrix.*int64"),
         ((WEIGHT, HESSIAN * math.nan, 1), {}, "`hessian` to be finite, but got NaN"),
         ((WEIGHT, HESSIAN.where(HESSIAN == 0, math.inf), 1), {}, "`hessian` to be finite"),
-        ((WEIGHT, -HESSIAN, 1), {}, "`hessian` to have no negative diagonal"),
+        ((WEIGHT, -HESSIAN, 1), {}, "`hessian` to have no negative number on its diagonal"),
         ((WEIGHT, HESSIAN, 9), {}, r"`amount` to be in \[0, 8\], but got 9"),
         ((WEIGHT, HESSIAN, NofM(1, 3)), {}, "m a divisor of 4 inputs"),
         ((WEIGHT, HESSIAN, NofM(1, 4)), {"column_block": 2}, "`column_block` to be positive, and a multiple"),

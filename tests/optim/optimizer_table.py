@@ -225,7 +225,7 @@ def refused_anyway(kind, package, name, key):
 def shortened(reason):
     """Leave out what stands in the line already, and what has no place in a table."""
     reason = re.sub(r"^Expected argument `optimizer` .*?, but got \w+(, which|, whose| \()", r"\1", reason)
-    reason = reason.replace("whose group 0 has none. It knows", "its groups have no 'lr', only")
+    reason = reason.replace("whose group 0 has none, but", "its groups have no 'lr', only")
     return re.sub(r"^(, | )?(which |\()?", "", reason).replace("|", "/").rstrip(".")
 
 

@@ -59,7 +59,7 @@ def steps(kind, number, before=lambda p: None):
 def test_it_is_found_out_at_the_third_step():
     (*before, told), proved = steps(Released, 3)
     assert before == [None, None]
-    assert told.startswith("the weights move elsewhere than in `step`")
+    assert told.startswith("the weights change outside of `step`")
     assert not proved
 
 

@@ -124,12 +124,12 @@ class Cached(Simple):
 @pytest.mark.parametrize(
     ("kind", "grouped", "after", "why"),
     [
-        (Zipping, False, 1, "parameters stand still"),
-        (FirstRate, False, 3, "the update reads 'lr' of some of the groups only: it takes one value for all"),
-        (FirstRate, True, 3, "the update reads 'lr' of some of the groups only: it takes one value for all"),
-        (OwnRate, False, 3, "the update never reads 'lr' of its groups"),
-        (OwnRateByData, False, 3, "the update never reads 'lr' of its groups"),
-        (AllForEach, False, 1, "parameters were stepped 3 times in one step, not 1"),
+        (Zipping, False, 1, "some parameters do not change"),
+        (FirstRate, False, 3, "the update reads 'lr' from some of the groups only, and uses one value for all"),
+        (FirstRate, True, 3, "the update reads 'lr' from some of the groups only, and uses one value for all"),
+        (OwnRate, False, 3, "the update never reads 'lr' from its groups"),
+        (OwnRateByData, False, 3, "the update never reads 'lr' from its groups"),
+        (AllForEach, False, 1, "parameters were updated 3 times in one step, in place of 1"),
         (Average, False, 1, r"the optimizer keeps for all parameters \('average'\)"),
         (Cached, True, 1, r"groups share one list as 'buffer'.*copy\.deepcopy"),
     ],
@@ -396,7 +396,11 @@ class Elsewhere(torch.optim.Optimizer):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("parameters", "from elsewhere than its `param_groups`"), ("pairs", "from elsewhere"), ("backward", "elsewhere")],
+    [
+        ("parameters", "does not take the parameters from its `param_groups`"),
+        ("pairs", "does not take the parameters from"),
+        ("backward", "change outside of `step`"),
+    ],
 )
 def test_an_update_that_goes_past_the_groups_is_found_out(kind, reason):
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))

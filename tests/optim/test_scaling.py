@@ -446,7 +446,7 @@ def test_wrong_arguments(toy, hook_count):
         LayerwiseScaling(optimizer, {"a.weight": "a"})
     with pytest.raises(TypeError, match="`layer_of` to be a mapping from parameters"):
         LayerwiseScaling(optimizer, [(a, "a")])
-    with pytest.raises(ValueError, match=r"a number as 'betas' .* got SGD, whose group 0 has none. It knows "):
+    with pytest.raises(ValueError, match=r"a number as 'betas' .* got SGD, whose group 0 has none, but "):
         LayerwiseScaling(optimizer, {a: "a"}, key="betas")
     with pytest.raises(TypeError, match="LBFGS"):
         LayerwiseScaling(torch.optim.LBFGS([a]), {a: "a"})

@@ -124,7 +124,9 @@ class ByIdentity(torch.optim.SGD):
 def test_groups_known_by_position_need_one_layer_each(weights, kind):
     layer_of = {weights[0]: "a", weights[1]: "b"}
     with pytest.raises(
-        TypeError, match=rf"{kind.__name__}, which pairs them with its `base_lrs` by position.*layerwise"
+        TypeError,
+        match=rf"{kind.__name__} with groups that mix layers, and it pairs its groups with its "
+        rf"`base_lrs` by position.*layerwise",
     ):
         check_supported(kind(weights, lr=0.1), layer_of)
     check_supported(kind([{"params": [weight]} for weight in weights], lr=0.1), layer_of)
@@ -152,14 +154,18 @@ def test_parameters_known_by_their_order_must_keep_it():
     a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     layer_of = {a: "one", b: "two", c: "one"}
     check_supported(ByOrder([a, c, b], lr=0.1), layer_of)
-    with pytest.raises(TypeError, match=r"ByOrder, which pairs them with its `buffers` by their order.*layerwise"):
+    with pytest.raises(
+        TypeError,
+        match=r"ByOrder with groups that mix layers, and it pairs its parameters with "
+        r"its `buffers` by their order.*layerwise",
+    ):
         check_supported(ByOrder([a, b, c], lr=0.1), layer_of)
     with pytest.raises(TypeError, match="by their order"):  # parameters without a layer come last
         check_supported(ByOrder([a, b, c], lr=0.1), {b: "two", c: "three"})
 
 
 def test_groups_known_by_identity_are_never_ours(weights):
-    with pytest.raises(TypeError, match="ByIdentity, which knows them by identity, in its `known`"):
+    with pytest.raises(TypeError, match="ByIdentity, which recognises its groups by identity, in its `known`"):
         check_supported(ByIdentity([{"params": [weight]} for weight in weights], lr=0.1))
 
 
@@ -216,7 +222,7 @@ def test_an_update_over_a_group_needs_one_layer_each(weights):
     kind = type("AvaGrad", (torch.optim.SGD,), {})
     layer_of = {weights[0]: "a", weights[1]: "b"}
     with pytest.raises(
-        TypeError, match="AvaGrad, which takes the scale of its step over a group, so that no group may mix layers"
+        TypeError, match="AvaGrad with groups that mix layers, and it takes the scale of its step over a group"
     ):
         check_supported(kind(weights, lr=0.1), layer_of)
     check_supported(kind([{"params": [weight]} for weight in weights], lr=0.1), layer_of)

@@ -144,7 +144,8 @@ def test_alphas_that_are_there_already():
     assert [layer.score for layer in ratios] == [0.5, 0.5, 1.5, 1.5]
     assert ratios.by_block() == {"b0": 0.25, "b1": 0.75}
     assert ratios.notes == (
-        "no figure for 1 of 4 layers, which have no say in their block's, or the score 1 (no finite alpha): l3",
+        "no figure for 1 of 4 layers (no finite alpha), which are left out of their block's mean, or get the "
+        "score 1: l3",
     )
     by_layer = allocate_from_alphas(alphas, parts, 0.5, FARMSAllocation(epsilon=0.5, granularity="layer"))
     assert [layer.score for layer in by_layer] == [0.5, 1.0, 1.5, 1.0]

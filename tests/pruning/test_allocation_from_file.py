@@ -89,7 +89,7 @@ def test_names_that_match_nothing_are_named_in_one_error(model, write):
     with pytest.raises(ValueError, match="but 3 of 4 are not: ") as caught:
         ratios_of(model, path)
     assert "'layer.1' (near: 'layers.1'), 'layers.1.q' (near: 'layers.1" in str(caught.value)
-    assert "'zzz'. It has e.g. 'layers.0.0' in 'layers.0'." in str(caught.value)
+    assert "'zzz'. The model has 'layers.0.0' in 'layers.0', for example." in str(caught.value)
 
 
 def test_layers_without_a_number_are_named(model, write):

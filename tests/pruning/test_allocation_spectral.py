@@ -120,8 +120,8 @@ def test_weights_that_are_not_finite_have_no_say_and_are_named():
     ]
     assert ratios.zeros == reference.zeros
     assert ratios.notes == (
-        "no figure for 1 of 6 layers, which have no say in their block's, or the score 1 "
-        "(the weights are not all finite): layers.1.0",
+        "no figure for 1 of 6 layers (the weights are not all finite), which are left out of their block's mean, or "
+        "get the score 1: layers.1.0",
     )
 
 
@@ -161,7 +161,7 @@ def test_an_order_that_rounding_moves_is_noted():
         notes.append(allocate(model, 0.5, WholeMatrixAllocation(check_rounding=True)).notes)
     assert notes[1] == ()
     (note,) = notes[0]
-    assert note.startswith("rounding the weights to bfloat16 alone moves 2 of 3 blocks to another place")
+    assert note.startswith("rounding the weights to bfloat16 changes the place of 2 of 3 blocks")
     assert allocate(model, 0.5, WholeMatrixAllocation()).notes == ()  # not asked for
 
 

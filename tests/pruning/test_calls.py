@@ -132,7 +132,7 @@ def left_out(layers, hidden):
         (twice, "calls layers.0 more than once"),
         (backwards, "does not call its blocks one after the other"),
         (changed_between, "changes the hidden states before layers.1"),
-        (fed_by_outputs, "hands its blocks values that depend on the outputs of blocks before"),
+        (fed_by_outputs, "hands its blocks values that depend on the outputs of earlier blocks"),
         (left_out, "does not call its blocks one after the other: layers.0"),
     ],
 )

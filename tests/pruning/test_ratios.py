@@ -68,7 +68,11 @@ def test_the_table_is_by_block_where_blocks_have_one_score():
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(KeyError, match=r"no weight 'x' in this allocation; it has 3, the first 'layers\.0\.q'"):
+    with pytest.raises(
+        KeyError,
+        match=r"no layer 'x' in this allocation of 3 layers, the first of which is "
+        r"'layers\.0\.q'",
+    ):
         RATIOS.amount("x")
 
 

@@ -23,9 +23,11 @@ class Failure(Enum):
     NOT_FINITE = "the weights are not all finite"
     NOT_DECOMPOSED = "the eigenvalue decomposition failed"
     WRONG = "the eigenvalues failed a check, also when they were computed again in float64 on the CPU"
-    OUT_OF_MEMORY = "out of memory: try a smaller window or workspace, or fewer draws of the diagnostics"
-    SQUARES = "float64 does not hold the squares of the weights: multiply them by a power of two, alpha stays the same"
-    FAILED = "the analysis failed on the layer's rank, which has warned why"
+    OUT_OF_MEMORY = "out of memory; try a smaller window or workspace, or fewer draws of the diagnostics"
+    SQUARES = (
+        "float64 does not hold the squares of the weights; multiply them by a power of two, which leaves alpha as it is"
+    )
+    FAILED = "the analysis failed on another process, whose warning says why"
 
 
 class Failed(NamedTuple):
@@ -94,5 +96,5 @@ def error_text(error: Exception) -> str:
 def not_computed(error: Exception) -> str:
     """Return the reason for a weight that could not be read from its module."""
     if is_out_of_memory(error):
-        return "out of memory: the weight could not be computed or gathered; leave it out, or use smaller shards"
+        return "out of memory when the weight was computed or gathered; leave it out, or use smaller shards"
     return f"the weight could not be computed: {error_text(error)}"

@@ -313,22 +313,24 @@ def _way(counts: dict[str, float]) -> str:
 
 def _no_fit(counts: dict[str, float]) -> str:
     if counts["deficient"]:
-        return "the matrix is rank-deficient: the tail starts at an eigenvalue that is zero to rounding"
-    return "the tail's eigenvalues are equal to rounding, or no fit was found: not a power law"
+        return "the matrix is rank-deficient, and its tail would start at an eigenvalue that is zero up to rounding"
+    return "the tail is not a power law: its eigenvalues are equal up to rounding, or no fit was found"
 
 
 def _found_by_checks(counts: dict[str, float]) -> list[str]:
     """Say why the eigenvalues were computed again; empty if they were not."""
     of_sum, of_squares = (counts[name] for name in CHECKS)
-    again = "computed again in float64 on the CPU"
+    again = "they were computed again in float64 on the CPU"
     if not (of_sum or of_squares):
         return []
     if math.isnan(of_sum) or math.isnan(of_squares):
-        return [f"the eigenvalue decomposition failed: {again}"]
+        return [
+            "the eigenvalue decomposition failed, so that the eigenvalues were computed again in float64 on the CPU"
+        ]
     if math.isinf(of_sum) or math.isinf(of_squares):
-        return [f"eigenvalues failed a check (they were not all finite): {again}"]
+        return [f"eigenvalues failed a check (they were not all finite), so that {again}"]
     which, error = ("sum", of_sum) if of_sum else ("sum of squares", of_squares)
-    return [f"eigenvalues failed a check (their {which} was off by {_short(error)}): {again}"]
+    return [f"eigenvalues failed a check (the relative error of their {which} was {_short(error)}), so that {again}"]
 
 
 def _short(value: float) -> str:
@@ -340,10 +342,10 @@ def _short(value: float) -> str:
 def _remarks(plan: Plan, counts: dict[str, float]) -> list[str]:
     remarks = []
     if plan.windows.shrunk:
-        remarks.append(f"window shrunk to {plan.windows.height} x {plan.windows.width} to fit the matrix")
+        remarks.append(f"the window was shrunk to {plan.windows.height} x {plan.windows.width} to fit the matrix")
     unused, fits = counts["fits"] - counts["usable"], counts["fits"]
     if unused:
-        remarks.append(f"{unused:.0f} of {fits:.0f} blocks left out: rank-deficient or with equal eigenvalues")
+        remarks.append(f"{unused:.0f} of {fits:.0f} blocks were left out as rank-deficient, or for equal eigenvalues")
     return remarks
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight
+from lightning_farms.common.quantities import counted
 from lightning_farms.functional.submatrices import Windows
 
 MIN_EIGENVALUES = 10
@@ -89,7 +90,10 @@ def plan_layer(weight: LayerWeight, method: SpectralMethod) -> Plan | LayerSpect
     least = MIN_EIGENVALUES if method.compat is None else 2
     if plan.eigenvalue_count < least:
         rank = f" (rank {weight.rank})" if plan.spectrum_size < plan.gram_size else ""
-        row = skipped_row(weight, f"{plan.eigenvalue_count} eigenvalues{rank}, fewer than the {least} that are fitted")
+        row = skipped_row(
+            weight,
+            f"it has {counted(plan.eigenvalue_count, 'eigenvalue')}{rank}, fewer than the {least} that a fit takes",
+        )
         return replace(row, spectral_norm=0.0) if weight.rank == 0 else row  # known to be zero without measuring it
     return plan
 

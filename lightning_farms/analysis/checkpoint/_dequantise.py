@@ -44,7 +44,9 @@ def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any])
     """Return (W - zero) s, with one scale s for the tensor, per row, or per block."""
     weight = tensors[name].to(torch.float32)
     if f"{name}_offset" in tensors:
-        raise UnreadableTensor("quantised with offsets, which are not unpacked here: analyse the original checkpoint")
+        raise UnreadableTensor(
+            "it is quantised with offsets, which are not unpacked here; analyse the original checkpoint"
+        )
     if f"{name}_zero_point" in tensors:
         weight = weight - _spread(tensors[f"{name}_zero_point"], weight, _block_size(config))
     return weight * _scales(name, tensors, config)
@@ -63,7 +65,9 @@ def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any])
     if scales.dtype == torch.uint8:  # MXFP8's exponents
         scales = scales.view(torch.float8_e8m0fnu)
     if not scales.is_floating_point():
-        raise UnreadableTensor(f"quantised, with scales of type {scales.dtype}: analyse the original checkpoint")
+        raise UnreadableTensor(
+            f"it is quantised with scales of type {scales.dtype}, which are not read; analyse the original checkpoint"
+        )
     return _spread(scales, tensors[name], _block_size(config))
 
 
@@ -81,7 +85,7 @@ def _spread(factors: Tensor, weight: Tensor, block: tuple[int, int]) -> Tensor:
         return factors.reshape(())
     if factors.ndim == 1 and len(factors) != len(weight):
         raise UnreadableTensor(
-            f"quantised, and which of {len(weight)} rows each of {len(factors)} scales is for is not told"
+            f"it is quantised, and nothing tells which of its {len(weight)} rows each of {len(factors)} scales is for"
         )
     factors = factors.reshape(*factors.shape, *[1] * (weight.ndim - factors.ndim))  # per expert, output or row
     for axis, size in ((-2, block[0]), (-1, block[1])):
@@ -113,14 +117,14 @@ def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any], p
     parts = {other.removeprefix(f"{name}."): other for other in stored if other.startswith(f"{name}.")}
     described = next((other for other in parts if other.startswith(_QUANT_STATE)), None)
     if described is None:
-        raise UnreadableTensor("quantised by bitsandbytes, and its quant_state is missing")
+        raise UnreadableTensor("it is quantised by bitsandbytes, and its quant_state is missing")
     if isinstance(tensors, MetaTensors):
         state = json.loads(bytes(stored[parts[described]].tolist()))
         return torch.empty([int(size) for size in state["shape"]], device="meta")
     try:
         from bitsandbytes.functional import QuantState, dequantize_4bit
     except ImportError as error:
-        raise UnreadableTensor("quantised by bitsandbytes: to unpack it, pip install bitsandbytes") from error
+        raise UnreadableTensor("it is quantised by bitsandbytes; to unpack it, pip install bitsandbytes") from error
     state = QuantState.from_dict({part: stored[other] for part, other in parts.items()}, device=torch.device("cpu"))
     unpacked: Tensor = dequantize_4bit(stored[name] if packed is None else packed, state)
     return unpacked

@@ -33,7 +33,9 @@ _OF_CONTROL = "lora_controlnet"  # an entry of Control-LoRA, whose factors are c
 _REPEATED = re.compile(r"[*+?{]")
 _MOST_REPEATED = 2
 _LONGEST = 200
-_EXPERTS_NOT_TOLD = "factors for several experts: how many, nothing beside the file tells (adapter_config.json)"
+_EXPERTS_NOT_TOLD = (
+    "its factors are those of several experts, and no adapter_config.json beside the file tells how many"
+)
 
 
 class LowRankPair(NamedTuple):

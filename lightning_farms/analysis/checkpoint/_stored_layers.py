@@ -70,10 +70,10 @@ _CALLED_WEIGHT = re.compile(
     r"(?i).*(weight|kernel|proj|embed|token|quer|expert|gate|pos|bias|lora|fc|lin|conv|mlp|attn|param|factor|\d).*"
     r"|([wuvpqk]|up|down|w_?(in|out)|wq|wk|wv|wo)(_.*)?"
 )
-NOT_KNOWN = "whether it is a parameter or a buffer, the file does not tell"
+NOT_KNOWN = "the file does not tell whether it is a parameter or a buffer"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
-_OF_FSDP = "many weights in one vector, as FSDP holds them: save the state dict with StateDictType.FULL_STATE_DICT"
-QUANTISED_REMEDY = "dequantise it (--dequantize, where its format can be), or analyse the original checkpoint"
+_OF_FSDP = "it holds many weights in one vector, as FSDP does; save the state dict with StateDictType.FULL_STATE_DICT"
+QUANTISED_REMEDY = "unpack it by --dequantize, if its format is one that this reads, or analyse the original checkpoint"
 _PRODUCT = re.compile(r"lora\d*(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
@@ -137,7 +137,7 @@ def is_fp8(dtype: torch.dtype) -> bool:
 
 def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
     known = f"{tensor.dtype}; {leaf.stored.quantised}" if leaf.stored.quantised else f"{tensor.dtype}"
-    reason = f"the weight is quantised ({known}): {QUANTISED_REMEDY}"
+    reason = f"the weight is quantised ({known}); {QUANTISED_REMEDY}"
     return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
 
 
@@ -224,7 +224,7 @@ def _spectral_convolution(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight]
     if separable and tensor.shape[0] != tensor.shape[1]:
         return [skipped_layer(leaf.layer, "parameter", tensor.shape, SEPARABLE)]
     layer = _layer(leaf.layer, "parameter", tensor.shape, tensor.movedim((0, 1), (-2, -1)), layout)
-    return [layer._replace(remark="whether the layer is separable, the file does not tell") if separable else layer]
+    return [layer._replace(remark="the file does not tell whether the layer is separable") if separable else layer]
 
 
 def _low_rank_product(leaf: StoredLeaf, tensor: Tensor) -> list[LayerWeight] | None:

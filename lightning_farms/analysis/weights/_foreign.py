@@ -12,7 +12,7 @@ from lightning_farms.analysis.weights._matrices import complex_matrices, stack
 from lightning_farms.analysis.weights._parametrised import HeldWeight, held_weights
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, ModuleWeight
 
-SEPARABLE = "a separable spectral convolution: one number for each channel and mode, no matrix"
+SEPARABLE = "a separable spectral convolution has one number for each channel and mode, and no matrix"
 
 
 def foreign_weights(module: nn.Module) -> Iterator[ModuleWeight] | None:
@@ -102,14 +102,14 @@ def _quantised(module: nn.Module) -> Iterator[ModuleWeight]:
     weight = getattr(module, "weight", None)
     if callable(weight) or hasattr(module, "_all_weight_values"):
         shape = tuple(weight().shape) if callable(weight) else ()
-        yield ModuleWeight("", "parameter", NO_MATRICES, (), shape, "quantised: stored as packed integers")
+        yield ModuleWeight("", "parameter", NO_MATRICES, (), shape, "it is quantised, and stored as packed integers")
 
 
 def _packed(module: nn.Module, names: list[str]) -> Iterator[ModuleWeight]:
     for name in names:
         buffer = cast(Tensor, getattr(module, name))
         suffix = "" if len(names) == 1 else name
-        reason = f"quantised: stored as {buffer.dtype}"
+        reason = f"it is quantised, and stored as {buffer.dtype}"
         yield ModuleWeight(
             suffix, "parameter", NO_MATRICES, tuple(module.parameters(False)), tuple(buffer.shape), reason
         )

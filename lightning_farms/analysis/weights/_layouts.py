@@ -16,7 +16,7 @@ _MOST_POSITIONS = 7**3
 _LONGEST_KERNEL = 31
 _FEWEST_CHANNELS = 8
 _MOST_COLOURS = 4
-_SAY_IT = "say it with layout (--layout), as in"
+_SAY_IT = "if that is wrong, give the right one with `layout` (--layout), as in PATTERN="
 
 _NORM = re.compile(r"(?i)(?!.*(linear|conv|weight|spectral|embed)).*norm(_?\d+)?d?(gated)?")
 
@@ -133,7 +133,7 @@ def odd_kernel(shape: Sequence[int]) -> str:
 
 
 def _guess(layout: str, other: str) -> KnownLayout:
-    return KnownLayout(layout, f"its layout is a guess by its shape: {layout}, not {other}; {_SAY_IT} {other}")
+    return KnownLayout(layout, f"its layout is guessed by its shape as {layout}; {_SAY_IT}{other}")
 
 
 def _pairs(weight: _Stored) -> KnownLayout | None:
@@ -144,16 +144,19 @@ def _pairs(weight: _Stored) -> KnownLayout | None:
     name = weight.module.rpartition(".")[2] if weight.name.isdecimal() else weight.name  # in a list of parameters
     if re.fullmatch(r"(fourier_)?weights?_?\d*", name) and dimensions >= 4 and name != "weight":
         layout = "io" + "b" * (dimensions - 3) + "c"
-        return KnownLayout(layout, f"its layout is a guess by its name and shape: {layout}; {_SAY_IT} batch")
+        return KnownLayout(layout, f"its layout is guessed by its name and shape as {layout}; {_SAY_IT}batch")
     example = "b" * (dimensions - 3) + "oic" if dimensions > 3 else "oic"
-    reason = f"its last dimension is 2 (real and imaginary parts?): no matrix is known in it; {_SAY_IT} {example}"
+    reason = (
+        "its last dimension is 2, perhaps of real and imaginary parts, and no matrix is known in it; give its layout "
+        f"with `layout` (--layout), as in PATTERN={example}"
+    )
     return KnownLayout("", reason=reason)
 
 
 def _modes(weight: _Stored) -> KnownLayout | None:
     """Complex weights: FNO's layout, as for weights in a file."""
     layout = modes_layout(weight.name, weight.shape) if weight.complex else ""
-    remark = f"its layout is a guess by its name and type: {layout}; {_SAY_IT} batch"
+    remark = f"its layout is guessed by its name and type as {layout}; {_SAY_IT}batch"
     return KnownLayout(layout, remark) if layout else None
 
 
@@ -173,7 +176,7 @@ def _called_kernel(weight: _Stored) -> KnownLayout | None:
     if weight.complex or not positions or math.prod(positions) > _MOST_POSITIONS or min(channels) < 2:
         return None
     layout = "k" * len(positions) + "io"
-    return KnownLayout(layout, f"its layout is a guess by its name: {layout}, not batch; {_SAY_IT} batch")
+    return KnownLayout(layout, f"its layout is guessed by its name as {layout}; {_SAY_IT}batch")
 
 
 def _kernel_last(weight: _Stored) -> KnownLayout | None:
@@ -185,7 +188,7 @@ def _kernel_last(weight: _Stored) -> KnownLayout | None:
         return None
     layout = _kernel(weight, "oi{}")
     usual = weight.name == "weight"
-    remark = "" if usual else f"its layout is a guess by its shape: {layout}, not batch; {_SAY_IT} batch"
+    remark = "" if usual else f"its layout is guessed by its shape as {layout}; {_SAY_IT}batch"
     return KnownLayout(layout, remark)
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lightning_farms.analysis.weights._matrices import stack
 
-RESCALED = "DoRA: the update rescales the weight, and is no product of its factors; merge it, and compare with the base"
+RESCALED = (
+    "DoRA rescales the weight, so that its update is no product of two factors; merge it, and compare with the base"
+)
 
 _FACTORS = (
     ("LoHa", re.compile(r"(^|\.)hada_[wt]\d(_[ab])?(\.|$)")),
@@ -36,18 +38,18 @@ def factor_reason(name: str) -> str:
     kind = next((kind for kind, pattern in _FACTORS if pattern.search(name)), "")
     other = None if kind else _ADAPTERS.search(name)
     kind = kind or (f"an adapter ({other['family']})" if other else "")
-    return f"a factor of {kind}, no weight: merge the update, and compare with the base" if kind else ""
+    return f"it is a factor of {kind}, not a weight; merge the update, and compare with the base" if kind else ""
 
 
 def factor_remark(name: str) -> str:
     """Return the remark for LoRA's A or B if these are analysed themselves; empty if the name is that of neither."""
-    alone = "a factor of a low-rank update, not its product: analyse that with `low_rank_products`"
+    alone = "it is a factor of a low-rank update; analyse the product, which acts, with `low_rank_products`"
     return alone if _LORA.search(name) else ""
 
 
 def lone_factor(name: str, kind: str) -> str:
     """Return why LoRA's A or B without the other is skipped if products are analysed; empty for other names."""
-    alone = "a factor of a low-rank update, no weight, and the other factor that makes the product is not beside it"
+    alone = "it is one factor of a low-rank update, and the other one is not beside it"
     return alone if kind != "low-rank product" and _LORA.search(name) else ""
 
 
@@ -81,7 +83,7 @@ def low_rank_matrices(
     if diagonal is not None:
         down = down * diagonal.to(down).reshape(-1, *[1] * (down.ndim - 1))
     if not rank or len(down) % rank:
-        raise ValueError(f"the factors, {tuple(down.shape)} and {tuple(up.shape)}, do not fit")
+        raise ValueError(f"the factors' shapes, {tuple(down.shape)} and {tuple(up.shape)}, do not fit each other")
     groups = len(down) // rank
     parts = (
         list(sizes) if len(sizes) == groups and sum(sizes) == len(up) else fused_sizes(len(up), groups, down.shape[1])
@@ -104,7 +106,9 @@ def expert_matrices(down: Tensor, up: Tensor, experts: int) -> tuple[Tensor, int
         ValueError: the factors are not of so many experts.
     """
     if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or len(down) % experts:
-        raise ValueError(f"the factors, {tuple(down.shape)} and {tuple(up.shape)}, are not of {experts} experts")
+        raise ValueError(
+            f"the factors' shapes, {tuple(down.shape)} and {tuple(up.shape)}, are not those of {experts} experts"
+        )
     dtype = torch.promote_types(down.dtype, torch.float32)
     right = down.to(dtype).unflatten(0, (experts, -1))
     left = up.to(dtype).unflatten(1, (-1, experts)).movedim(-1, 0)

@@ -13,7 +13,7 @@ from lightning_farms.analysis.weights._heads import first_number
 _COUNTS = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts", "num_moe_experts", "n_experts")
 _BY_ROWS, _BY_COLUMNS = ("w1", "v1", "w2", "weight2"), ("weight1",)
 _NAME = re.compile(rf"(.*\.)?experts(\.mlp)?\.(?P<leaf>{'|'.join((*_BY_ROWS, *_BY_COLUMNS))})")
-NOT_TOLD = "experts seem to lie in it one below the other; how many, nothing beside the file tells (config.json)"
+NOT_TOLD = "experts seem to lie in it one below the other, and no config.json beside the file tells how many"
 
 
 def stacked_leaf(name: str) -> str:

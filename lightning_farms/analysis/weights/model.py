@@ -165,7 +165,7 @@ def _read(
     with torch.no_grad(), evaluated_parametrisations(module):
         opaque = next((p for p in own_parameters(module) if _is_opaque(p)), None)
         if opaque is not None and not says_itself(module):
-            reason = f"quantised, or otherwise not stored as plain numbers ({type(opaque).__name__})"
+            reason = f"it is quantised, or otherwise not stored as plain numbers ({type(opaque).__name__})"
             weights = [
                 ModuleWeight("", kind_of(module), NO_MATRICES, own_parameters(module), tuple(opaque.shape), reason)
             ]
@@ -242,7 +242,7 @@ def _unreadable(matrices: Tensor, has_values: bool) -> str | None:
     if not (matrices.is_floating_point() or matrices.is_complex()):
         return f"the weights are of type {matrices.dtype}, not real or complex numbers"
     if matrices.dtype.itemsize < 2:
-        return f"quantised: the weights are of type {matrices.dtype}, which is of use with its scales only"
+        return f"it is quantised: its type, {matrices.dtype}, is of use only with its scales"
     if matrices.is_meta and has_values:
         return "the weights are on the meta device, without values"
     return None
@@ -251,7 +251,7 @@ def _unreadable(matrices: Tensor, has_values: bool) -> str | None:
 def _uninitialised(name: str, module: nn.Module) -> list[LayerWeight]:
     if isinstance(module, _NormBase):
         return []
-    reason = "not initialised yet: the module takes its shape from the first forward pass"
+    reason = "it is not initialised yet: the module takes its shape from the first forward pass"
     return [_skipped(name, kind_of(module), (), (), reason)]
 
 

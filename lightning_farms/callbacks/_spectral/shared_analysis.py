@@ -32,6 +32,7 @@ from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.printing import output_errors, print_table
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks._spectral.summary import summary_table
+from lightning_farms.common.quantities import counted
 from lightning_farms.functional.eigensolvers import Where
 from lightning_farms.loggers.pictures import Picture, analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.loggers.run_description import Logged, describe
@@ -351,7 +352,7 @@ class SharedAnalysis:
                 factors |= subscriber.factors()
                 balanced.append(subscriber.balanced_layers())
                 remarks += subscriber.remarks()
-        after = f"{number} {unit}{'' if number == 1 else 's'}"
+        after = counted(number, unit)
         return summary_table(report, self.history, factors, remarks, balanced=balanced, after=after)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
 from lightning_farms.analysis.report import SpectralReport
+from lightning_farms.common.quantities import counted
 from lightning_farms.common.texts import listed, shape_text
 
 _NAMED = 5  # number of layers that are named for one reason
@@ -55,17 +56,17 @@ def _means(report: SpectralReport, balanced: Iterable[Collection[str]]) -> str:
     for names in balanced:
         rows = [row for name, row in analysed.items() if name in names]
         if rows:
-            layers = f"{len(rows)} balanced layer{'' if len(rows) == 1 else 's'}"
-            parts.append(f"over the {layers} {_moments(SpectralReport(rows))}")
+            layers = counted(len(rows), "balanced layer")
+            parts.append(f"{_moments(SpectralReport(rows))} over the {layers}")
     if not parts:
-        return f"mean alpha {_moments(report)}"
+        return f"mean alpha: {_moments(report)}"
     if not any(analysed.keys() <= set(names) for names in balanced):
-        parts.append(f"over all {len(analysed)} analysed {_moments(report)}")
-    return f"mean alpha {'; '.join(parts)}"
+        parts.append(f"{_moments(report)} over all {len(analysed)} analysed")
+    return f"mean alpha: {', '.join(parts)}"
 
 
 def _moments(report: SpectralReport) -> str:
-    return f"{_number(report.mean_alpha)}, std {_number(report.std_alpha)}"
+    return f"{_number(report.mean_alpha)} (std {_number(report.std_alpha)})"
 
 
 def _reasons(report: SpectralReport) -> list[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 
 from lightning_farms.analysis.apart import Part
 from lightning_farms.analysis.diagnostics import Diagnostics
 from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, SpectralMethod, WholeMatrix
 from lightning_farms.analysis.outliers import RULE
 from lightning_farms.analysis.selection import KINDS, Selection
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import with_options
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.eigensolvers import Where
@@ -22,10 +22,10 @@ from lightning_farms.functional.eigensolvers import Where
 Format = Literal["table", "csv", "json"]
 
 _DESCRIPTION = f"""Measure how heavy-tailed the spectrum of every weight matrix in a checkpoint is (alpha, by FARMS or
-on whole matrices). No model class is needed, and nothing in the file is run. The result
-goes to stdout (or --out), everything else to stderr. Marked + and -: alpha {RULE} The last lines name layers that
-stand out beyond doubt, if there are any. Exit status: 0 done; 1 the file
-cannot be analysed, or no layer in it; 2 wrong arguments; 130 interrupted."""
+on whole matrices). No model class is needed, and nothing in the file is run. The result goes to stdout (or --out),
+everything else to stderr. A + or - marks a layer whose alpha is {RULE} The last lines
+name layers that stand out beyond doubt, if there are any. Exit status: 0 done; 1 the file, or every layer in it, cannot
+be analysed; 2 wrong arguments; 130 interrupted."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def parse_options(args: list[str]) -> AnalyzeOptions:
         parser.error(with_options(str(error)))
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-farms analyze", description=_DESCRIPTION, usage="%(prog)s FILE [options]")
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="lightning-farms analyze", description=_DESCRIPTION, usage="%(prog)s FILE [options]")
     parser.add_argument(
         "file",
         metavar="FILE",
@@ -82,15 +82,21 @@ def _parser() -> ArgumentParser:
 
 def _add_reading(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
-        "--key", type=str, default=None, metavar="NAME", help="which of several state dicts in FILE: ema, model.net"
+        "--key",
+        type=str,
+        default=None,
+        metavar="NAME",
+        help="name of the state dict to analyse where FILE holds several, such as ema or model.net",
     )
     group.add_argument(
         "--dequantize",
         action="store_true",
-        help="unpack quantised weights: GGUF, ONNX, fp8 and integers with scales, bitsandbytes",
+        help="unpack and analyse quantised weights: GGUF, ONNX, bitsandbytes, fp8 or integers with scales",
     )
     group.add_argument(
-        "--no_crc", action="store_true", help="leave the CRC-32s of FILE's tensors alone (huge files that are trusted)"
+        "--no_crc",
+        action="store_true",
+        help="do not check the CRC-32 of each tensor in FILE (faster, for huge files that are trusted)",
     )
 
 
@@ -99,116 +105,146 @@ def _add_method(group: Any) -> None:  # noqa: ANN401
         "--method",
         type=Literal["farms", "whole"],
         default="farms",
-        help="windows of one aspect ratio, or the whole matrix",
+        help="farms: windows of one aspect ratio; whole: each matrix as a whole",
     )
-    group.add_argument("--aspect_ratio", type=float, default=1.0, help="columns by rows of a window")
-    group.add_argument("--window", type=int, default=None, help="rows of a window; by default as large as fits")
-    group.add_argument("--steps", type=int, default=None, help="windows per dimension; by default tiles that cover all")
+    group.add_argument("--aspect_ratio", type=float, default=1.0, help="columns of a window divided by its rows")
+    group.add_argument("--window", type=int, default=None, help="rows of a window; by default as many as fit")
+    group.add_argument(
+        "--steps", type=int, default=None, help="windows along each dimension; by default as many as cover the matrix"
+    )
     group.add_argument(
         "--fit",
         type=Fit,
         default="hill",
-        help="where the tail starts: at the median (hill), where a power law fits best (ks), near the histogram's peak",
+        help="where the tail starts: at the median eigenvalue (hill, or hill_paper for the paper's form of the "
+        "formula), where a power law fits best (ks), or near the histogram's peak (peak, or peak_corrected for a "
+        "corrected bound)",
     )
     group.add_argument(
         "--blocks",
         type=Blocks,
         default="averaged",
-        help="windows of a convolution: fit each and average, or pool their eigenvalues",
+        help="of a convolution: fit each window and average (averaged), or fit all their eigenvalues at once (pooled)",
     )
     group.add_argument(
-        "--compat", type=Compat, default=None, help="the authors' program's numbers; FARMS then needs --window, --steps"
+        "--compat",
+        type=Compat,
+        default=None,
+        help="compute the numbers of the authors' program; --method farms then needs --window and --steps",
     )
 
 
 def _add_selection(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
-        "--include", nargs="+", default=[], metavar="PATTERN", help="layers to analyse: blocks.0, '*.mlp.*'"
+        "--include",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="names of the layers to analyse, such as blocks.0 or '*.mlp.*'; by default all",
     )
-    group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to leave out")
+    group.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="names of layers to leave out")
     group.add_argument(
         "--apart",
         nargs="+",
         type=Part,
         default=[],
         metavar="PART",
-        help="rows for the parts of fused weights: experts (one each), qkv (as the config.json beside FILE tells)",
+        help="analyse parts of fused weights one by one: experts (each expert), qkv (queries, keys and values, whose "
+        "arrangement the config.json beside FILE tells)",
     )
-    group.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds to analyse: {', '.join(KINDS)}")
-    group.add_argument("--min_size", type=int, default=1, help="least smaller dimension of a matrix")
-    group.add_argument("--max_size", type=int, default=None, help="greatest smaller dimension of a matrix")
-    group.add_argument("--embeddings", action="store_true", help="analyse tables of embeddings too")
+    group.add_argument(
+        "--kinds", nargs="+", default=[], metavar="KIND", help=f"kinds of layers to analyse, out of {', '.join(KINDS)}"
+    )
+    group.add_argument("--min_size", type=int, default=1, help="leave out matrices with a smaller dimension below this")
+    group.add_argument(
+        "--max_size", type=int, default=None, help="leave out matrices with a smaller dimension above this"
+    )
+    group.add_argument("--embeddings", action="store_true", help="analyse embedding tables too")
     group.add_argument(
         "--low_rank_products",
         action=BooleanOptionalAction,
         default=True,
-        help="analyse products of LoRA pairs, which act, or each factor as a matrix of its own",
+        help="analyse the product of each LoRA pair, which is the update; with --no-low_rank_products, each factor "
+        "as a matrix of its own",
     )
     group.add_argument(
         "--layout",
         nargs="+",
         default=[],
         metavar="PATTERN=LAYOUT",
-        help="what dimensions mean, where a guess is wrong: 'experts.*=batch' 'conv.*=oikk' (o outputs, i inputs, "
-        "k kernel, b batch, c complex)",
+        help="what a weight's dimensions mean where the guess is wrong, such as 'experts.*=batch' or 'conv.*=oikk': "
+        "one letter each (o outputs, i inputs, k kernel, b batch, c real and imaginary part), or batch, or embedding",
     )
 
 
 def _add_diagnostics(group: Any) -> None:  # noqa: ANN401
-    group.add_argument("--bootstrap", type=int, default=0, metavar="N", help="draws for the interval of alpha")
+    group.add_argument(
+        "--bootstrap", type=int, default=0, metavar="N", help="bootstrap samples for the interval of alpha"
+    )
     group.add_argument("--level", type=float, default=0.95, help="probability of that interval")
-    group.add_argument("--p_value", type=int, default=0, metavar="N", help="synthetic spectra for the goodness of fit")
+    group.add_argument(
+        "--p_value", type=int, default=0, metavar="N", help="synthetic spectra for the p-value of the fit"
+    )
     group.add_argument(
         "--baseline",
         action="store_true",
-        help="fit the Marchenko-Pastur law, and analyse each weight with its entries shuffled too",
+        help="fit the Marchenko-Pastur law, and compare with alpha of the same weight with its entries shuffled",
     )
     group.add_argument(
         "--without_outliers",
         action="store_true",
-        help="fit also without eigenvalues that stand out (beyond the Tracy-Widom edge); say how far alpha moves",
+        help="fit also without the eigenvalues that stand out (beyond the Tracy-Widom edge), and say how far "
+        "alpha moves",
     )
     group.add_argument(
         "--distributions",
         action="store_true",
         help="compare the power law with a lognormal, an exponential and a truncated power law by likelihood ratios",
     )
-    group.add_argument("--seed", type=int, default=0, help="of all draws")
+    group.add_argument("--seed", type=int, default=0, help="seed of all random draws")
 
 
 def _add_second_files(group: Any) -> None:  # noqa: ANN401
-    group.add_argument("--compare", type=str, default=None, metavar="OTHER", help="list alpha in both, and its change")
     group.add_argument(
-        "--base", type=str, default=None, metavar="BASE", help="analyse FILE minus BASE: what fine-tuning added"
+        "--compare", type=str, default=None, metavar="OTHER", help="list alpha in FILE and in OTHER, and the difference"
+    )
+    group.add_argument(
+        "--base", type=str, default=None, metavar="BASE", help="analyse FILE minus BASE: the change by fine-tuning"
     )
 
 
 def _add_output(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
-        "--format", type=Format, default=None, help="by default as --out ends (.csv, .json), or else a table"
+        "--format",
+        type=Format,
+        default=None,
+        help="format of the result; by default by the ending of --out (.csv, .json), or else a table",
     )
-    group.add_argument("--out", type=str, default=None, metavar="PATH", help="file for the result")
+    group.add_argument("--out", type=str, default=None, metavar="PATH", help="file to write the result to")
     group.add_argument(
         "--plots",
         type=str,
         default=None,
         metavar="DIR",
-        help="folder for figures (.png): spectra, alpha over depth, xmin scans",
+        help="folder to write figures to (.png): spectra, alpha over depth, scans of xmin",
     )
 
 
 def _add_resources(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--workspace", type=float, default=1.0, metavar="GIB", help="memory for windows, in GiB")
-    group.add_argument("--workers", type=int, default=None, metavar="N", help="threads; by default PyTorch's")
-    group.add_argument("--device", type=str, default="cpu", help="where to compute, such as cuda:1, or auto")
+    group.add_argument("--workers", type=int, default=None, metavar="N", help="number of threads; by default PyTorch's")
+    group.add_argument("--device", type=str, default="cpu", help="device to compute on, such as cuda:1, or auto")
     group.add_argument(
-        "--where", type=Where, default="auto", help="with --device cuda: where Gram matrices are decomposed"
+        "--where",
+        type=Where,
+        default="auto",
+        help="with --device cuda: decompose Gram matrices on the device, on the host, or on the faster one (auto)",
     )
 
 
 def _options(given: dict[str, Any]) -> AnalyzeOptions:
     if given["base"] is not None and given["compare"] is not None:
-        raise ValueError("--base and --compare exclude each other.")
+        raise ValueError("Expected --base or --compare, but got both. Leave one out.")
     if not given["workspace"] > 0:
         raise ValueError(f"Expected --workspace to be positive, but got {given['workspace']}.")
     if given["workers"] is not None and given["workers"] < 1:
@@ -251,7 +287,7 @@ def _method(given: dict[str, Any]) -> SpectralMethod:
     defaults = {"aspect_ratio": 1.0, "window": None, "steps": None, "blocks": "averaged"}
     superfluous = [f"--{name}" for name, value in windows.items() if value != defaults[name]]
     if superfluous:
-        raise ValueError(f"{', '.join(superfluous)}: of no use with --method whole, which has no windows.")
+        raise ValueError(f"Expected {', '.join(superfluous)} to be left out with --method whole, which has no windows.")
     return WholeMatrix(fit=given["fit"], compat=given["compat"])
 
 

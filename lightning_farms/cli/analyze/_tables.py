@@ -37,11 +37,6 @@ _GIVE_WAY: tuple[str, ...] = ("stable rank", "log norm", "alpha_hat", "D", "wind
 _GIVE_WAY += ("spikes", "relative", "p", "interval", "left out", "law", "no outliers")
 
 
-def with_flag(reason: str) -> str:
-    """Return a reason with the command line's option in place of the package's."""
-    return reason.replace("Selection(embeddings=True)", "--embeddings")
-
-
 def print_report(
     console: Console, report: SpectralReport, *, title: str, fit: str, reading: str = "", of_change: bool = False
 ) -> None:
@@ -57,7 +52,7 @@ def print_report(
         if reading:
             console.print(reading, soft_wrap=True, highlight=False, markup=False)
     for line in listed_reasons(report):
-        console.print(with_flag(line), soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if marked:
         console.print(_legend("alpha", rule(fit)), soft_wrap=True)
     console.print(counts_text(list(report), report.summary), soft_wrap=True, highlight=False)
@@ -80,7 +75,9 @@ def _print_what_fits(
     console.print(table)
     if len(shown) < len(cells):
         left_out = ", ".join(name for name in cells if name not in shown)
-        console.print(f"No room here for: {left_out}; --format csv has all.", soft_wrap=True, highlight=False)
+        console.print(
+            f"Left out for want of room: {left_out}. --format csv has all columns.", soft_wrap=True, highlight=False
+        )
 
 
 def _width(console: Console, table: Table) -> int:

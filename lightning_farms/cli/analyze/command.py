@@ -32,10 +32,11 @@ from lightning_farms.cli.analyze._figures import comparison_pictures, draw, repo
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
 from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._progress import analysis_bar
-from lightning_farms.cli.analyze._tables import print_comparison, print_report, with_flag
+from lightning_farms.cli.analyze._tables import print_comparison, print_report
 from lightning_farms.common.atomic import write_text
 from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
+from lightning_farms.common.quantities import counted
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
 _WIDE = 1000  # columns of a table that is not printed on a terminal, more than it needs
@@ -221,7 +222,7 @@ def _draw(report: SpectralReport, comparison: Comparison | None, options: Analyz
     with progress_bar("Drawing", len(pictures)) as progress:
         for _ in draw(pictures, folder):
             progress(1)
-    sys.stderr.write(f"{len(pictures)} figures in {folder}\n")
+    sys.stderr.write(f"Written to {folder}: {counted(len(pictures), 'figure')}\n")
 
 
 def _names(file: Path, other: Path) -> tuple[str, str]:
@@ -243,5 +244,5 @@ def _check_any_analysed(report: SpectralReport, comparison: Comparison | None) -
     if not len(report):
         raise ValueError("Expected a checkpoint with weight matrices, but got vectors, integers and buffers only.")
     reasons = Counter(row.reason for row in report).most_common(3)
-    listed = "; ".join(f"{with_flag(reason)} ({count})" for reason, count in reasons)
-    raise ValueError(f"Expected a layer that can be analysed, but got none among {len(report)}: {listed}.")
+    listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+    raise ValueError(f"Expected a layer that can be analysed, but of {len(report)} none can: {listed}.")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from lightning_farms.analysis.method import FARMS, Compat, Fit
+from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import with_options
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.pruning_masks import Counts
@@ -21,10 +21,11 @@ from lightning_farms.pruning.allocation.from_file import FileAllocation
 from lightning_farms.pruning.allocation.spectral import WholeMatrixAllocation
 from lightning_farms.pruning.block_pass import Method
 
-_DESCRIPTION = """Set weights of a decoder's blocks to zero: how many of each layer follows from its spectrum (FARMS),
-or from another allocation; which of them, from magnitudes, Wanda or SparseGPT. OUT is a folder like MODEL, and there
-whole or not at all; an interrupted run goes on at its next block when it is started again. The ratios go to stdout, all
-else to stderr. Exit status: 0 done; 1 the model cannot be pruned; 2 wrong arguments; 130 interrupted."""
+_DESCRIPTION = """Set weights of a decoder's blocks to zero. How many of each layer follows from its spectrum (FARMS)
+or from another allocation, and which of them from magnitudes, Wanda or SparseGPT. OUT becomes a folder like MODEL, and
+appears only when it is complete; an interrupted run goes on at its next block when it is started again. The ratios go
+to stdout, everything else to stderr. Exit status: 0 done; 1 the model cannot be pruned; 2 wrong arguments; 130
+interrupted."""
 _NAMES = tuple(name for name in ALLOCATIONS if name != FileAllocation.label)
 _SPECTRAL = ("window", "steps", "fit", "compat")
 _ONLY_OF = {  # options that only these allocations use
@@ -87,8 +88,8 @@ def parse_options(args: list[str]) -> PruneOptions:
         parser.error(with_options(str(error), **CALLED))
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="lightning-farms prune", description=_DESCRIPTION, usage="%(prog)s MODEL --sparsity S --out OUT [options]"
     )
     parser.add_argument(
@@ -107,7 +108,11 @@ def _parser() -> ArgumentParser:
 def _add_amounts(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--sparsity", type=float, default=None, help="share of the blocks' weights to remove, in [0, 1)")
     group.add_argument(
-        "--pattern", type=str, default=None, metavar="N:M", help="N zeros in every M inputs on average, e.g. 2:4"
+        "--pattern",
+        type=str,
+        default=None,
+        metavar="N:M",
+        help="N zeros in every M inputs on average over the layers, such as 2:4, in place of --sparsity",
     )
     group.add_argument(
         "--allocation",
@@ -115,42 +120,81 @@ def _add_amounts(group: Any) -> None:  # noqa: ANN401
         default="farms",
         help=f"where the ratios come from: {', '.join(_NAMES)}, or a file of ratios (.json, .csv)",
     )
-    group.add_argument("--epsilon", type=float, default=None, help="scores in [1 - e, 1 + e]; of owl, dlp: lambda")
+    group.add_argument(
+        "--epsilon", type=float, default=None, help="range of the scores, [1 - e, 1 + e]; for owl and dlp their lambda"
+    )
     group.add_argument(
         "--granularity",
-        type=Granularity | None,
+        type=Granularity,
         default=None,
-        help="one ratio a block, or one a layer; by default block, of a file layer",
+        help="whether each block or each layer has a ratio of its own; by default block, with a file of ratios layer",
     )
-    group.add_argument("--floor", type=float, default=0.0, help="least ratio of a layer")
-    group.add_argument("--cap", type=float, default=1.0, help="greatest ratio of a layer")
-    group.add_argument("--reverse", action="store_true", help="turn the scores round: a control")
-    group.add_argument("--window", type=int, default=None, help="of farms: rows of a window; by default 96")
-    group.add_argument("--steps", type=int, default=None, help="of farms: windows per dimension; by default tiles")
-    group.add_argument("--fit", type=Fit | None, default=None, help="of farms and whole: where the tail starts; hill")
+    group.add_argument("--floor", type=float, default=0.0, help="smallest ratio that a layer may have")
+    group.add_argument("--cap", type=float, default=1.0, help="largest ratio that a layer may have")
     group.add_argument(
-        "--compat", type=Compat, default=None, help="of farms and whole: numbers of the authors' program"
+        "--reverse", action="store_true", help="reverse the order of the scores, as a control experiment"
+    )
+    group.add_argument("--window", type=int, default=None, help="for farms: rows of a window; by default 96")
+    group.add_argument(
+        "--steps", type=int, default=None, help="for farms: windows along each dimension; by default tiles"
+    )
+    group.add_argument(
+        "--fit", type=Fit, default=None, help="for farms and whole: where the tail starts; by default hill"
+    )
+    group.add_argument(
+        "--compat", type=Compat, default=None, help="for farms and whole: compute the numbers of the authors' program"
     )
 
 
 def _add_choice(group: Any) -> None:  # noqa: ANN401
-    group.add_argument("--method", type=Method, default="wanda", help="how the weights that go are chosen")
-    group.add_argument("--calibration", type=str, default=None, metavar="FILE", help="text for wanda and sparsegpt")
-    group.add_argument("--sequences", type=int, default=128, help="of calibration")
-    group.add_argument("--length", type=int, default=None, help="of each, in tokens; by default 2048, or what fits")
-    group.add_argument("--seed", type=int, default=0, help="where in the text they start")
-    group.add_argument("--counts", type=Counts, default="exact", help="exact, or the authors' numbers of zeros")
-    group.add_argument("--column_block", type=int, default=128, help="of sparsegpt: columns pruned at a time")
-    group.add_argument("--damping", type=float, default=0.01, help="of sparsegpt: share of the mean diagonal")
+    group.add_argument(
+        "--method", type=Method, default="wanda", help="how the weights to remove are chosen within a layer"
+    )
+    group.add_argument(
+        "--calibration",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="text file, for the methods and allocations that look at the layers' inputs (wanda, sparsegpt, owl, dlp)",
+    )
+    group.add_argument("--sequences", type=int, default=128, help="number of calibration sequences")
+    group.add_argument(
+        "--length",
+        type=int,
+        default=None,
+        help="tokens in each sequence; by default 2048, or as many as the model can see",
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed that draws where in the text the sequences start")
+    group.add_argument(
+        "--counts",
+        type=Counts,
+        default="exact",
+        help="number of zeros in a layer: exact, or as the authors' program rounds it",
+    )
+    group.add_argument("--column_block", type=int, default=128, help="for sparsegpt: columns that are pruned at a time")
+    group.add_argument(
+        "--damping",
+        type=float,
+        default=0.01,
+        help="for sparsegpt: share of the mean diagonal that is added to the Hessian",
+    )
 
 
 def _add_output(group: Any) -> None:  # noqa: ANN401
-    group.add_argument("--out", type=str, default=None, metavar="OUT", help="folder to write")
+    group.add_argument("--out", type=str, default=None, metavar="OUT", help="folder to write the pruned model to")
     group.add_argument("--dry-run", "--dry_run", action="store_true", help="print the ratios, and prune nothing")
-    group.add_argument("--report", type=str, default=None, metavar="FILE", help="result by layer: .csv or .json")
-    group.add_argument("--figure", type=str, default=None, metavar="FILE", help="picture of the ratios: .png, .pdf")
     group.add_argument(
-        "--recipe", type=str, default=None, metavar="FILE", help="the ratios as a recipe of llm-compressor (.yaml)"
+        "--report", type=str, default=None, metavar="FILE", help="file for the result of each layer, .csv or .json"
+    )
+    group.add_argument(
+        "--figure", type=str, default=None, metavar="FILE", help="file for a picture of the ratios, .png, .pdf or .svg"
+    )
+    group.add_argument(
+        "--recipe",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="file for the ratios as a recipe of llm-compressor (.yaml)",
     )
 
 
@@ -159,14 +203,27 @@ def _add_resources(group: Any) -> None:  # noqa: ANN401
         "--device",
         type=str,
         default="auto",
-        help="where the blocks run, one at a time, such as cuda:1; auto (default): CUDA if there is any",
-    )
-    group.add_argument("--dtype", type=str, default="auto", help="of the weights; by default as stored")
-    group.add_argument(
-        "--offload_folder", type=str, default=None, metavar="DIR", help="leave the blocks on disk but for one"
+        help="device that blocks run on, one at a time, such as cuda:1; auto: CUDA if there is any",
     )
     group.add_argument(
-        "--hidden_folder", type=str, default=None, metavar="DIR", help="keep the hidden states there, not in memory"
+        "--dtype",
+        type=str,
+        default="auto",
+        help="type of the weights in memory, such as bfloat16; auto: as they are stored",
+    )
+    group.add_argument(
+        "--offload_folder",
+        type=str,
+        default=None,
+        metavar="DIR",
+        help="folder for the blocks, which stay on disk but for one at a time (safetensors stay in MODEL)",
+    )
+    group.add_argument(
+        "--hidden_folder",
+        type=str,
+        default=None,
+        metavar="DIR",
+        help="keep the hidden states in this folder, not in memory",
     )
 
 
@@ -177,11 +234,11 @@ def _options(given: dict[str, Any]) -> PruneOptions:
     else:
         given["pattern_m"] = None
     if given["sparsity"] is None:
-        raise ValueError("Expected --sparsity, or --pattern, but got neither.")
+        raise ValueError("Expected --sparsity or --pattern, but got neither.")
     if not 0 <= given["sparsity"] < 1:
         raise ValueError(f"Expected --sparsity to be in [0, 1), but got {given['sparsity']}.")
     if given["out"] is None and not given["dry_run"]:
-        raise ValueError("Expected --out, the folder to write, or --dry-run, but got neither.")
+        raise ValueError("Expected --out (the folder to write) or --dry-run, but got neither.")
     given["device"] = chosen_device(given["device"])
     for name in ("out", "report", "figure", "recipe"):
         given[name] = None if given[name] is None else Path(given[name])
@@ -195,15 +252,16 @@ def _options(given: dict[str, Any]) -> PruneOptions:
     allocation = _allocation({name: given.pop(name) for name in taken})
     options = PruneOptions(allocation=allocation, **given)
     if options.needs_calibration and options.calibration is None:
-        what = f"--method {options.method}" if not options.allocation.needs_calibration else f"{allocation.label}"
-        raise ValueError(f"Expected --calibration, a text file, for {what}, but got none.")
+        by_allocation = allocation.needs_calibration
+        what = f"--allocation {allocation.label}" if by_allocation else f"--method {options.method}"
+        raise ValueError(f"Expected --calibration to be given (a text file) for {what}, but got none.")
     return options
 
 
 def _pattern(pattern: str, sparsity: float | None) -> tuple[float, int]:
     found = _PATTERN.fullmatch(pattern)
     if found is None or not int(found[1]) < int(found[2]):
-        raise ValueError(f"Expected --pattern to be N:M with 0 <= N < M, but got {pattern!r}.")
+        raise ValueError(f"Expected --pattern to be N:M, two integers with 0 <= N < M, but got {pattern!r}.")
     zeros, length = int(found[1]), int(found[2])
     if sparsity is not None and sparsity != zeros / length:
         raise ValueError(f"Expected --sparsity to be that of --pattern {pattern}, or left out, but got {sparsity}.")
@@ -218,7 +276,9 @@ def _allocation(given: dict[str, Any]) -> Allocation:
     kind = ALLOCATIONS.get(name, FileAllocation)
     if kind is FileAllocation:
         if Path(name).suffix not in (".json", ".csv"):
-            raise ValueError(f"Expected --allocation to be {', '.join(_NAMES)} or a .json or .csv, but got {name!r}.")
+            raise ValueError(
+                f"Expected --allocation to be one of {', '.join(_NAMES)}, or a .json or .csv file, but got {name!r}."
+            )
         options["path"] = name
     else:
         of_kind = [option for owner, taken in _ONLY_OF.items() if issubclass(kind, owner) for option in taken]

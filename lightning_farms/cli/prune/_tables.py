@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_farms.common.quantities import size_text
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.report import PruningReport
 
@@ -21,8 +22,8 @@ def print_ratios(ratios: LayerRatios, console: Console) -> None:
     table = Table(
         title=f"Sparsity {ratios.reached:.6g}: {ratios.zeros:,} of {ratios.size:,} weights", title_justify="left"
     )
-    for heading in ("block", "from", "ratio", ""):
-        table.add_column(heading, justify="right" if heading in ("from", "ratio") else "left", no_wrap=True)
+    for heading in ("block", "source", "ratio", ""):
+        table.add_column(heading, justify="right" if heading in ("source", "ratio") else "left", no_wrap=True)
     for block, ratio in ratios.by_block().items():
         source = _mean(layer for layer in ratios.layers if layer.block == block)
         table.add_row(
@@ -39,8 +40,8 @@ def print_result(report: PruningReport, out: Path | None, console: Console) -> N
     console.print(
         f"Written to {out}: {report.zeros:,} zeros, sparsity {report.reached:.6g} (asked {report.ratios.sparsity:g}), "
         f"{report.method}, {report.seconds:.1f} s"
-        + (f", block outputs off by {min(errors):.3f} to {max(errors):.3f}" if errors else "")
-        + (f", peak memory {report.peak_memory / 1e9:.2f} GB" if report.peak_memory else ""),
+        + (f", relative error of the blocks' outputs {min(errors):.3f} to {max(errors):.3f}" if errors else "")
+        + (f", peak memory {size_text(report.peak_memory)}" if report.peak_memory else ""),
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -48,7 +49,7 @@ def print_result(report: PruningReport, out: Path | None, console: Console) -> N
     for note in report.notes[:_MOST_NOTES]:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
     if len(report.notes) > _MOST_NOTES:
-        console.print(f"Note: {len(report.notes) - _MOST_NOTES} more in pruning_report.csv", markup=False)
+        console.print(f"Note: {len(report.notes) - _MOST_NOTES} more notes are in its pruning_report.csv", markup=False)
 
 
 def _mean(layers: Iterable[LayerRatio]) -> float:

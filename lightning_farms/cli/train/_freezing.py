@@ -10,6 +10,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from lightning_farms.common.texts import listed
+
 _SHOWN = 8
 
 
@@ -27,8 +29,8 @@ class Frozen(Callback):
         """Warn if a checkpoint's patterns differ."""
         if sorted(state_dict["patterns"]) != sorted(self.patterns):
             rank_zero_warn(
-                f"The checkpoint was trained with `--freeze {state_dict['patterns']}`, and this training goes on with "
-                f"{self.patterns}: give the former, unless this is meant."
+                f"The checkpoint was trained with `--freeze {state_dict['patterns']}`, but this training goes on with "
+                f"{self.patterns}. Give the former, unless you mean the change."
             )
 
 
@@ -39,10 +41,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         matching = {name for name in parameters if fnmatchcase(name, pattern)}
         if not matching:
-            known = ", ".join(list(parameters)[:_SHOWN])
             raise ValueError(
-                f"Expected argument `freeze` to match parameters, but {pattern!r} matches none of {len(parameters)}: "
-                f"{known}, ..."
+                f"Expected argument `freeze` to match parameters, but {pattern!r} matches none of these: "
+                f"{listed(parameters, _SHOWN)}."
             )
         frozen |= matching
     if patterns and not any(value.requires_grad for name, value in parameters.items() if name not in frozen):

@@ -33,8 +33,9 @@ def check_origin(checkpoint: str, data: CFDDataModule, stage: str) -> None:
     _check_order(state.get("channels", data.channels), data, checkpoint)
     if state.get("normalize", data.normalize) != data.normalize:
         rank_zero_warn(
-            f"{checkpoint} was trained with `normalize` {state['normalize']}, and this training has {data.normalize}: "
-            "the weights begin with fields of another scale."
+            f"{checkpoint} was trained with `normalize` {state['normalize']}, but this training has "
+            f"{data.normalize}, so that the weights begin with fields of another scale. Set `--data.normalize` to "
+            f"{str(state['normalize']).lower()}, unless you mean the change."
         )
 
 

@@ -40,7 +40,11 @@ and learning rates per layer that follow from it."""
 
 
 class FarmsParser(LightningArgumentParser):
-    """Parser that lists this package's classes if a class is unknown."""
+    """Parser that lists this package's classes if a class is unknown, with a usage of one line."""
+
+    def format_usage(self) -> str:
+        """Return the usage without the options, which would take a hundred lines before each message."""
+        return f"usage: {self.prog.replace(' [options]', '')} [--config FILE] [options]\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
@@ -100,7 +104,8 @@ class FarmsCLI(LightningCLI):
             given, arguments[name] = arguments[name], sizes[name]
             if name in usual and plain_size(given) not in (sizes[name], usual[name].default):
                 rank_zero_warn(
-                    f"`model.network.{name}` is {sizes[name]}, not {given}: the network takes its sizes from the data."
+                    f"`model.network.{name}` is set to {sizes[name]}, not to {given}, as the network takes its sizes "
+                    "from the data."
                 )
 
     def before_fit(self) -> None:
@@ -268,9 +273,9 @@ def _tell_overridden(given: dict[str, Any], taken: dict[str, Any], defaults: dic
     for name, value in given.items():
         if value not in (taken.get(name, value), defaults.get(name)):
             rank_zero_warn(
-                f"The checkpoint's `model.{name}`, {taken[name]}, is used, not {value}: a checkpoint brings the "
-                "settings of its training. For others, begin a new training with its weights: "
-                "`--pretrain.checkpoint`, without `--ckpt_path`."
+                f"`model.{name}` is {taken[name]}, as in the training of the checkpoint, not {value}. To change it, "
+                "begin a new training with the checkpoint's weights: give it as `--pretrain.checkpoint`, without "
+                "`--ckpt_path`."
             )
 
 

@@ -79,8 +79,8 @@ def what_is_meant(path: Path) -> Meant:
         return _file_meant(path)
     if str(path) == "-" or (path.exists() and not path.is_dir()):
         raise ValueError(
-            f"Expected argument `path` to be a file or folder, but {str(path)!r} is none (a pipe or device): a "
-            "checkpoint is read in several places. Write it to a file first."
+            f"Expected argument `path` to be a file or folder, but {str(path)!r} is a pipe or device, in which places "
+            "cannot be sought. Write the checkpoint to a file first."
         )
     if not path.is_dir():
         raise FileNotFoundError(_not_there(path))
@@ -90,13 +90,14 @@ def what_is_meant(path: Path) -> Meant:
 def _not_there(path: Path) -> str:
     text = f"Expected argument `path` to be an existing file or folder, but got {str(path)!r}"
     if path.is_symlink():
-        return f"{text}, a link to {os.readlink(path)!r}, where nothing is. Download or copy that again."
+        return f"{text}, a link to {os.readlink(path)!r}, which does not exist. Download or copy it again."
     if path.with_name(f"{path.name}.index").is_file():
         return (
-            f"{text}; with .index it is a TensorFlow checkpoint. Read it by tf.train.load_checkpoint. {AS_STATE_DICT}."
+            f"{text}. With its .index file it is a TensorFlow checkpoint. Read it by tf.train.load_checkpoint. "
+            f"{AS_STATE_DICT}."
         )
     if re.match(r"(https?|s3|gs|hf):/", str(path)):
-        return f"{text}, an address. Download the file first."
+        return f"{text}, which is an address. Download the file first."
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix and not path.parent.exists():
         return f"{text}. If it is a model of the Hugging Face Hub, download it first: hf download {path}"
     return f"{text}."
@@ -213,7 +214,7 @@ def _hint(folder: Path) -> str:
     broken = sorted(file.name for file in folder.iterdir() if file.is_symlink() and not file.exists())
     broken = [name for name in broken if name.endswith(WEIGHTS)]
     if broken:
-        return f": {listed(broken)} leads nowhere, as after a download that was cut short. Download it again"
+        return f": {listed(broken)} is a link to nothing, as after a download that was cut short. Download it again"
     if any(folder.glob("*.distcp")):
         return f", but parts of a distributed checkpoint without their {METADATA}, a hidden file. Copy it there too"
     places = [place for place in _deeper(folder) if _holds_weights(place)]

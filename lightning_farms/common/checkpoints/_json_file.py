@@ -33,7 +33,7 @@ def parse_json(text: bytes) -> object:
     except JSONError:
         raise
     except (ValueError, RecursionError) as error:  # also for invalid characters, and integers of thousands of digits
-        raise JSONError(f"it is no JSON ({type(error).__name__})") from error
+        raise JSONError(f"it is not JSON ({type(error).__name__})") from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

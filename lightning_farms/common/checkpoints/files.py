@@ -288,9 +288,9 @@ def _check_not_empty(stored: TorchFile, chosen: StateDicts, path: Path) -> None:
     if chosen.tensors:
         if all(0 in tensor.shape for tensor in chosen.tensors.values()):
             raise ValueError(
-                f"Expected argument `path` to be a checkpoint with tensors that hold numbers, but those of "
-                f"{str(path)!r} are empty: so DeepSpeed ZeRO-3 saves what other files hold. Join them first: python "
-                "zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)."
+                "Expected argument `path` to be a checkpoint with tensors that hold numbers, but those of "
+                f"{str(path)!r} are empty, as DeepSpeed ZeRO-3 leaves them while other files hold the numbers. Join "
+                "them first: python zero_to_fp32.py FOLDER FILE (the program is in the checkpoint's folder)."
             )
         return
     _refuse_other(path)
@@ -389,7 +389,7 @@ class _Shards(JoinedTensors):
         self._names = dict.fromkeys(sorted(shard_of, key=natural))
         self._index, self._lacking = index, {n: shard for n, shard in listed.items() if n not in held[shard]}
         self.refused = dict(self.refused) | {
-            name: f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it"
+            name: f"it is in {shard}, but not listed in {index.name}; complete the index, or read the shards without it"
             for name, shard in unlisted.items()
         }
 
@@ -408,7 +408,7 @@ class _Shards(JoinedTensors):
         if name in self._lacking:
             with naming(name, self._index):
                 raise UnreadableTensor(
-                    f"not in {self._lacking[name]}, where the index says that it is: copy or download both again"
+                    f"not in {self._lacking[name]}, where the index says it is; copy or download both again"
                 )
 
 

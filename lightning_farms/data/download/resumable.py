@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from lightning_farms.common.locks import is_at, lock
 from lightning_farms.common.progress import Advance, StartBar, progress_bars, progress_is_shown
+from lightning_farms.common.quantities import size_text
 from lightning_farms.data.download._checksum import md5_of
 
 if TYPE_CHECKING:
@@ -124,10 +125,16 @@ class _Part:
         if self.remote.size not in (None, self.size):
             from requests import ConnectionError as ConnectionLost
 
-            raise ConnectionLost(f"the connection ended after {self.size} of {self.remote.size} bytes")
+            raise ConnectionLost(
+                f"the connection ended after {size_text(self.size)} of {size_text(self.remote.size or 0)}"
+            )
 
     def _failed(self, url: str, error: Exception) -> str:
-        kept = f" {self.size} bytes are kept in {self.path}: run it again to continue." if self.size else ""
+        kept = (
+            f" {size_text(self.size)} are kept in {self.path}: run it again to continue."
+            if self.size
+            else " Try again."
+        )
         return f"Expected to download {url}, but it failed: {error}.{kept} Or fetch the file by other means."
 
 
@@ -166,8 +173,8 @@ class _Receiver:
         size = self._part.remote.size
         if size is not None and size < self._part.least:
             raise ValueError(
-                f"Expected {response.url} to be a file of at least {self._part.least} bytes, but it has {size}: it is "
-                "another one. Nothing was downloaded."
+                f"Expected {response.url} to be a file of at least {size_text(self._part.least)}, but it has "
+                f"{size_text(size)}, so that it is another one. Nothing was downloaded."
             )
         self._check_space(size)
         self._advance = self._start_bar(f"Downloading {self._part.name}", size, self._offset)
@@ -199,8 +206,8 @@ class _Receiver:
         missing = (size or 0) - self._offset
         if free < missing:
             raise OSError(
-                f"Expected {missing / 1e9:.1f} GB of free space in {self._part.path.parent} for the rest of "
-                f"{self._part.name}, but there are {free / 1e9:.1f} GB. Make room, or choose another folder."
+                f"Expected {size_text(missing)} of free space in {self._part.path.parent} for the rest of "
+                f"{self._part.name}, but {size_text(free)} are free. Make room, or choose another folder."
             )
 
 
@@ -268,7 +275,7 @@ def _check_existing(target: Path, md5: str, start_bar: StartBar) -> None:
     found = _md5_with_bar(target, start_bar)
     if found != md5:
         raise FileExistsError(
-            f"Expected {target} to be the file with MD5 {md5} or not to be there, but it has {found} "
+            f"Expected {target} to be the file with MD5 {md5}, or not to exist, but it has MD5 {found} "
             f"({target.stat().st_size} bytes). Move it away, or choose another folder."
         )
 
@@ -278,16 +285,16 @@ def _check_complete(part: _Part, url: str, md5: str, start_bar: StartBar) -> Non
     found = _md5_with_bar(part.path, start_bar)
     if found == md5:
         return
-    size, fate = part.size, "and was removed"
+    size, fate = part.size, "removed"
     if part.remote.size == size:
         kept = part.path.with_name(f"{part.name}.md5-{found[:8]}")
         os.replace(part.path, kept)
-        fate = f"and is kept as {kept}: remove it when it is of no use"
+        fate = f"kept as {kept} (remove it if it is of no use)"
     else:
         part.path.unlink()
     raise ConnectionError(
-        f"Expected {url} to be the file with MD5 {md5}, but what came has {found} ({size} bytes): it is damaged or "
-        f"another file, {fate}. Try again, or fetch the file by other means."
+        f"Expected {url} to be the file with MD5 {md5}, but what was downloaded has MD5 {found} ({size} bytes). It is "
+        f"damaged, or another file, and was {fate}. Try again, or fetch the file by other means."
     )
 
 

@@ -60,7 +60,7 @@ def checked_grid(
             )
         elif name != "t" and _uneven(values):
             remarks.append(
-                f"the cells are not equally spaced along {name}: errors, totals and Fourier modes weigh all alike"
+                f"the cells are not equally spaced along {name}, but errors, totals and Fourier modes weigh all alike"
             )
     if _may_be_turned(lines, sizes):
         remarks.append(
@@ -95,9 +95,9 @@ def unlike_steps(axis: str, first: tuple[str, float | None], other: tuple[str, f
     if step is None or expected is None or abs(step - expected) <= _SAME_STEP * abs(expected):
         return ""
     return (
-        f"{name} has {'a time step' if axis == 't' else f'cells along {axis}'} of {step:.4g}, {first_name} of "
-        f"{expected:.4g}: a network that is trained on both learns neither. Leave out those of one step, or resample "
-        "them"
+        f"{name} has {'a time step' if axis == 't' else f'cells along {axis}'} of {step:.4g}, but {first_name} of "
+        f"{expected:.4g}, and a network that is trained on both learns neither. Leave out the flows of one step, or "
+        "resample them"
     )
 
 

@@ -287,8 +287,8 @@ def _members(file: h5py.File, pattern: str, left_out: Collection[int]) -> Datase
     first = next(iter((kept or found).values()))
     others = [number for number, each in kept.items() if (each.shape, each.dtype) != (first.shape, first.dtype)]
     odd = (
-        f"`{kept[others[0]].name[1:]}`, of shape {kept[others[0]].shape} and {kept[others[0]].dtype}, is not as "
-        f"`{first.name[1:]}`, of {first.shape} and {first.dtype}. Leave the odd ones out (`skip`: "
+        f"`{kept[others[0]].name[1:]}` is of shape {kept[others[0]].shape} and {kept[others[0]].dtype}, and "
+        f"`{first.name[1:]}` of shape {first.shape} and {first.dtype}. Leave the odd ones out (`skip`: "
         f"{listed(map(str, others))}), or read those of another shape from a file of their own."
         if others
         else None

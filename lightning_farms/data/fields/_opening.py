@@ -18,15 +18,15 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _REMEDIES: dict[int, tuple[type[OSError], str]] = {
     errno.EAGAIN: (
         BlockingIOError,
-        "another process has it open for writing: wait until that is done, or read a copy. On a file system without "
-        "locks, set the environment variable HDF5_USE_FILE_LOCKING to FALSE",
+        "another process has it open for writing: wait until it is closed, or read a copy. On a file system "
+        "without locks, set the environment variable HDF5_USE_FILE_LOCKING to FALSE",
     ),
     errno.EACCES: (
         PermissionError,
         "this user has no permission to read it: ask its owner for it (chmod), or run as another user",
     ),
     errno.EMFILE: (OSError, "too many files are open: raise the limit (`ulimit -n`), or use fewer files or workers"),
-    errno.EIO: (OSError, "the disk or the network behind it fails: try again, and look at the system's log"),
+    errno.EIO: (OSError, "the disk or the network failed: try again, and look at the system's log"),
 }
 _REMEDIES[errno.EWOULDBLOCK] = _REMEDIES[errno.EAGAIN]
 _REMEDIES[errno.EPERM] = _REMEDIES[errno.EACCES]
@@ -35,9 +35,9 @@ for _number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
     _REMEDIES[_number] = _REMEDIES[errno.EIO]
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNPACK = "compressed ({}): unpack it first"
-_WEB_PAGE = "a web page, as servers send in place of a file: look at what it says, and download the file again"
+_WEB_PAGE = "a web page, sent by a server in place of the file: look at what it says, and download the file again"
 _OTHER_FORMATS = {  # first bytes, in lower case
-    b"version https://git-lfs": "a pointer of Git LFS to the file: fetch the file itself (`git lfs pull`)",
+    b"version https://git-lfs": "only a Git LFS pointer to the file: fetch the file itself (`git lfs pull`)",
     b"<!doctype html": _WEB_PAGE,
     b"<html": _WEB_PAGE,
     b"\x1f\x8b": _UNPACK.format("gzip"),

@@ -77,12 +77,12 @@ def lost_digits(field: Array, single: Array) -> str:
     if wide is field and 0 < spread < _STEPS * step:
         return (
             f"varies by {spread:.3g} about {high:.3g}, of which float32 keeps {spread / step:.0f} steps: subtract a "
-            "constant from it, and write the rest to a new file"
+            "constant from it, and write the differences to a new file"
         )
     if 0 < spread < _SMALL:
         return (
-            f"varies by {spread:.3g} alone: VRMSE adds 1e-7 to its variance, so that it comes out too low. Write it in "
-            "smaller units to a new file, or look at L2RE"
+            f"varies by {spread:.3g} only, so that its VRMSE, which adds 1e-7 to the variance, comes out too low. "
+            "Write it in smaller units to a new file, or use L2RE"
         )
     return ""
 

@@ -60,7 +60,9 @@ def check_file(
     known = {} if known is None else known
     for trajectory in range(file.shape.trajectories):
         if trajectory in file.made_up:
-            yield FileFault(trajectory, "", None, f"made up: {file.made_up[trajectory]}")
+            yield FileFault(
+                trajectory, "", None, f"not stored, so that HDF5 makes up its values: {file.made_up[trajectory]}"
+            )
         else:
             yield from _faults_of(file, trajectory, known)
         advance(1)
@@ -76,7 +78,7 @@ def _faults_of(file: FlowFile, trajectory: int, known: dict[tuple[int, ...], str
     found = [FileFault(trajectory, fault.channel, fault.frame, fault.what) for each in surveys for fault in each.faults]
     constant = _constant_channels(file, surveys)
     for channel, value in constant.items():
-        found.append(FileFault(trajectory, file.channels[channel], None, f"constant, {value:g} everywhere"))
+        found.append(FileFault(trajectory, file.channels[channel], None, f"constant ({value:g} everywhere)"))
     for channel, first in _copies(file, surveys).items():
         name = file.channels[channel]
         if not any(fault.channel == name for fault in found):

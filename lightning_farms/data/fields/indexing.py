@@ -148,21 +148,21 @@ def check_split(
         "train": _too_small("train_fraction", train_fraction, pool, least=1),
         "val": _too_small("val_fraction", val_fraction, rest)
         if val_fraction > 0
-        else f"they are the test ones: {test}",
+        else f"it takes the test flows: {test}",
         "test": test,
     }
     for purpose in purposes:
         if len(getattr(split, purpose)) == 0:
             raise ValueError(
                 f"Expected the {purpose} split to have at least one trajectory, but it gets none of the {count} in "
-                f"{source}: {remedies[purpose]}, or use a file with more trajectories."
+                f"{source}: {remedies[purpose]}, or use files with more trajectories."
             )
 
 
 def _too_small(name: str, fraction: float, count: int, least: int = 2) -> str:
     """Say why a share is empty and which one is not."""
     if count < least:
-        return f"no `{name}` would leave some for each part"
+        return f"these are too few for all parts, whatever `{name}` is"
     enough = math.ceil(100 / count) / 100
     return f"`{name}` {fraction:g} of {count} is less than one trajectory. Raise `{name}` to at least {enough:g}"
 

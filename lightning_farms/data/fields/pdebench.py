@@ -263,8 +263,8 @@ class PDEBenchFile:
         """Yield each channel's number, and its values (T, X, Y) as stored and in float32."""
         if trajectory in self.made_up:
             raise ValueError(
-                f"Expected trajectory {trajectory} of {self.path} to be stored, but {self.made_up[trajectory]}: HDF5 "
-                f"would make its values up. {_REMEDY}"
+                f"Expected trajectory {trajectory} of {self.path} to be stored, but {self.made_up[trajectory]}, and "
+                f"HDF5 would make up its values. {_REMEDY}"
             )
         chosen = slice(frames.start, frames.stop, frames.step)
         size = (len(frames), self.shape.x, self.shape.y)
@@ -307,7 +307,7 @@ class PDEBenchFile:
         varying = item if len(self._in_time) == item.shape[3] else item[..., self._in_time]
         zero = zero_frames(varying)
         if zero:
-            raise ValueError(self._zeros("all channels", trajectory, frames, zero))
+            raise ValueError(self._zeros("every channel", trajectory, frames, zero))
         for place, channel in enumerate(self._in_time):
             zero, name = zero_frames(varying[..., place : place + 1]), f"channel `{self.channels[channel]}`"
             if zero and self._positive and len(zero) < len(frames):
@@ -315,22 +315,22 @@ class PDEBenchFile:
             if zero and name not in self.told:
                 self.told.add(name)
                 warnings.warn(
-                    f"In {self.path}, {name} of trajectory {trajectory} is 0 in whole frames. If it was not written, "
-                    "leave such flows out (`skip`; `lightning-farms check` names them). A relative error of what is 0 "
-                    "everywhere is no measure.",
+                    f"In {self.path}, {name} of trajectory {trajectory} is 0 in whole frames. If these were never "
+                    "written, leave such flows out (`skip`; `lightning-farms check` names them). A relative error of "
+                    "frames that are 0 everywhere means nothing.",
                     stacklevel=2,
                 )
 
     def _zeros(self, what: str, trajectory: int, frames: range, zero: list[int]) -> str:
-        rest = "" if len(zero) == len(frames) else ", after others that are not"
+        rest = "" if len(zero) == len(frames) else ", though not in others"
         return (
-            f"Expected the fields of {self.path} to hold values, but {what} of trajectory {trajectory} are 0 in frames "
+            f"Expected the fields of {self.path} to hold values, but {what} of trajectory {trajectory} is 0 in frames "
             f"{frames[zero[0]]} to {frames[zero[-1]]}{rest}. {_REMEDY}"
         )
 
     def _wrong(self, trajectory: int, found: list[Fault]) -> str:
         first, more = found[0], f" and {len(found) - 1} more frames" if len(found) > 1 else ""
-        rule = "above 0, as a fluid's is" if first.what in ("zero", "negative") else "finite"
+        rule = "above 0, as for a fluid" if first.what in ("zero", "negative") else "finite"
         return (
             f"Expected channel `{first.channel}` of {self.path} to be {rule}, but trajectory {trajectory} has "
             f"{first.what} values in frame {first.frame}{more}. {_REMEDY}"

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_farms.common.atomic import check_room, complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.locks import lock
+from lightning_farms.common.room import check_room
 from lightning_farms.data.fields._layout import check_channel_names
 from lightning_farms.data.fields._opening import naming
 

@@ -86,9 +86,9 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
 
 
 _KNOWN = (
-    "was trained on, and others may: what is found on such flows says nothing of new ones",
-    "the training was validated with, and others may: the error may be too low where the best of several checkpoints "
-    "was taken",
+    "was trained on, and others may too. Errors on such flows say nothing about new ones",
+    "the training was validated with, and others may too. Their errors may be too low if the best of several "
+    "checkpoints was taken",
 )
 
 
@@ -203,9 +203,9 @@ def check_frames(trajectories: Trajectories, in_timesteps: int, out_timesteps: i
     if in_timesteps + out_timesteps > trajectories.frames:
         stride = trajectories.time_stride
         thinned = f" at a stride in time of {stride}" if stride > 1 else ""
-        remedy = "lower `in_timesteps`, or `out_timesteps`, `autoregressive_steps` or `time_stride`"
+        remedy = "lower `in_timesteps`, `out_timesteps`, `autoregressive_steps` or `time_stride`"
         if trajectories.stored_frames == 1:
-            remedy = "of fields that do not change in time, nothing can be predicted here"
+            remedy = "nothing can be predicted of fields that do not change in time"
         raise ValueError(
             f"Expected {trajectories.parts[0].file.path} to have at least {in_timesteps} given + {out_timesteps} "
             f"target frames{thinned}, but it has {trajectories.frames}: {remedy}."

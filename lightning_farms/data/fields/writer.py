@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from lightning_farms.common.arguments import check_at_least
-from lightning_farms.common.atomic import check_room, complete_or_nothing
+from lightning_farms.common.atomic import complete_or_nothing
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_bars
+from lightning_farms.common.room import check_room
 from lightning_farms.data.fields.pdebench import FIELDS
 from lightning_farms.data.simulation.flows import CFDSimulation, SimulationConfig, simulate_cfd
 

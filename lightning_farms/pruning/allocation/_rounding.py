@@ -40,9 +40,9 @@ def order_under_rounding(
     farthest = max(moved, key=moved.__getitem__)
     change = max(abs(first[name] - second[name]) for name in first)
     return [
-        f"rounding the weights to bfloat16 alone moves {len(moved)} of {len(places)} {what}s to another place in the "
-        f"order of the scores, {farthest} the farthest, from {places[farthest] + 1} to {new_places[farthest] + 1}, and "
-        f"a score by up to {change:.2g}"
+        f"rounding the weights to bfloat16 changes the place of {len(moved)} of {len(places)} {what}s in the order of "
+        f"the scores (most of {farthest}, from {places[farthest] + 1} to {new_places[farthest] + 1}), and scores by up "
+        f"to {change:.2g}"
     ]
 
 

@@ -204,7 +204,7 @@ def _left_out(figures: Figures, layers: int) -> list[str]:
     for name, reason in figures.reasons.items():
         by_reason.setdefault(reason, []).append(name)
     return [
-        f"no figure for {len(names)} of {layers} layers, which have no say in their block's, or the score 1 "
-        f"({reason}): {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        f"no figure for {len(names)} of {layers} layers ({reason}), which are left out of their block's mean, or get "
+        f"the score 1: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
         for reason, names in by_reason.items()
     ]

@@ -141,10 +141,13 @@ def _check_names(numbers: Mapping[str, float], layers: Sequence[Layer], path: st
     known = dict.fromkeys([layer.block for layer in layers] + [layer.name for layer in layers])
     if unknown := [name for name in numbers if name not in known]:
         near = {name: get_close_matches(name, known, n=1, cutoff=0.5) for name in unknown[:_SHOWN]}
-        listed = ", ".join(f"{name!r}" + (f" (near: {close[0]!r})" if close else "") for name, close in near.items())
+        listed = ", ".join(
+            f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else "") for name, close in near.items()
+        )
         raise ValueError(
             f"Expected the names in {path!r} to be those of layers or blocks of the model, but {len(unknown)} of "
-            f"{len(numbers)} are not: {listed}{_more(unknown)}. It has e.g. {layers[0].name!r} in {layers[0].block!r}."
+            f"{len(numbers)} are not: {listed}{_more(unknown)}. The model has {layers[0].name!r} in "
+            f"{layers[0].block!r}, for example."
         )
     if missing := [layer.name for layer in layers if layer.name not in numbers and layer.block not in numbers]:
         raise ValueError(

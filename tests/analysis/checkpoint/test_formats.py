@@ -374,7 +374,7 @@ def test_scales_of_unknown_rows_are_no_guess(tmp_path):
     state = {"qkv.weight": torch.ones(96, 64).to(torch.float8_e4m3fn), "qkv.weight_scale": torch.rand(3)}
     save_file(state, tmp_path / "a.safetensors")
     [layer] = checkpoint_weights(open_checkpoint(tmp_path / "a.safetensors", dequantize=True))
-    assert "which of 96 rows each of 3 scales is for" in layer.reason
+    assert "which of its 96 rows each of 3 scales is for" in layer.reason
 
 
 def test_scales_of_mxfp8_are_exponents(tmp_path):
@@ -392,7 +392,7 @@ def test_packing_alone_is_no_change(name, tmp_path):
     base = {"fc.weight": tensors()["fc.weight"]}
     [row] = analyze_weights(checkpoint_changes(open_checkpoint(path, dequantize=True), base))
     assert (row.name, row.status) == ("fc", "skipped")
-    assert row.reason == "unchanged from the base, but for the rounding of packed numbers and float32"
+    assert row.reason == "unchanged from the base, apart from the rounding of packed numbers and float32"
 
 
 def archive(*names):
@@ -483,7 +483,7 @@ def test_what_is_not_read_is_named_with_the_remedy(name, tmp_path):
 
 
 def test_a_pipe_says_what_to_do():
-    with pytest.raises(ValueError, match="Write it to a file first"):
+    with pytest.raises(ValueError, match="Write the checkpoint to a file first"):
         open_checkpoint("-")
 
 

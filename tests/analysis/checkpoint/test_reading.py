@@ -66,7 +66,7 @@ def test_reasons_are_those_of_the_selection(model):
     file = Counted(dict(model.state_dict()))
     reasons = {w.name: w.reason for w in checkpoint_weights(file, Selection(include=("conv",)))}
     assert reasons.pop("conv") == ""
-    assert set(reasons.values()) == {"not included: no match for 'conv'"}
+    assert set(reasons.values()) == {"matches no pattern of `include`, 'conv'"}
     assert all(w.matrices.numel() == 0 for w in checkpoint_weights(file, Selection(include=("conv",))) if w.reason)
 
 
@@ -89,7 +89,7 @@ def test_a_tensor_that_the_index_of_its_shard_does_not_list_is_told(tmp_path, su
     assert (listed.name, listed.reason) == ("a", "")
     assert (unlisted.name, unlisted.reason) == (
         "b",
-        f"{shard} holds it, but {index.name} does not list it: complete that, or read the shards without it",
+        f"it is in {shard}, but not listed in {index.name}; complete the index, or read the shards without it",
     )
     assert torch.equal(open_checkpoint(index)["b.weight"], tensors["b.weight"])
 
@@ -102,7 +102,7 @@ def test_shards_with_an_index_know_ties_and_parameters_as_one_file_does(tmp_path
     index.write_text(json.dumps({"weight_map": dict.fromkeys([*tensors, "lost.weight"], shard)}))
     lost, *found = sorted(checkpoint_weights(index), key=lambda layer: layer.name != "lost")
     assert [(layer.name, layer.reason, layer.remark) for layer in found] == [("a.weird", "", ""), ("out", "", "")]
-    assert lost.reason == f"not in {shard}, where the index says that it is: copy or download both again"
+    assert lost.reason == f"not in {shard}, where the index says it is; copy or download both again"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_dora_has_a_reason():
     model = holder(lora_A=torch.randn(5, 12), lora_B=torch.randn(9, 5), lora_magnitude_vector=torch.randn(9))
     for weights in (layer_weights(model, PRODUCTS), checkpoint_weights(model.state_dict(), PRODUCTS)):
         [weight] = weights
-        assert weight.reason.startswith("DoRA: the update rescales the weight")
+        assert weight.reason.startswith("DoRA rescales the weight")
 
 
 @pytest.mark.parametrize("selection", [Selection(), Selection(low_rank_products=False)])
@@ -102,7 +102,7 @@ def test_factors_of_other_updates_are_no_weights(selection):
     for weights in (layer_weights(model, selection), checkpoint_weights(model.state_dict(), selection)):
         found = {weight.name: weight.reason for weight in weights}
         assert found.keys() == {f"q.{name}.default" for name in names}
-        assert all("no weight: merge the update" in reason for reason in found.values())
+        assert all("not a weight; merge the update" in reason for reason in found.values())
 
 
 SCALES = {
@@ -253,7 +253,9 @@ def test_experts_in_one_parameter_have_an_update_each(tmp_path):
     }
     torch.save(state, tmp_path / "adapter_model.bin")
     (untold,) = checkpoint_weights(tmp_path / "adapter_model.bin")
-    assert untold.reason.startswith("factors for several experts: how many, nothing beside the file tells")
+    assert untold.reason.startswith(
+        "its factors are those of several experts, and no adapter_config.json beside the file tells how many"
+    )
     config = {"r": 4, "lora_alpha": 2, "target_parameters": ["mlp.experts.up"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (stored,) = checkpoint_weights(tmp_path / "adapter_model.bin")
@@ -270,4 +272,4 @@ def test_factors_that_are_not_of_so_many_experts_say_so():
     module = ParamWrapper()
     module.num_experts = 5
     weight = next(layer_weights(nn.Sequential(module)))
-    assert "are not of 5 experts" in weight.reason
+    assert "are not those of 5 experts" in weight.reason

@@ -130,7 +130,7 @@ def test_a_plain_complex_parameter_does_too():
 
 def test_a_separable_layer_has_no_matrices():
     (weight,) = layer_weights(nn.Sequential(SpectralConv(ComplexDenseTensor(6, 3, 5), (3, 5), separable=True)))
-    assert weight.reason == "a separable spectral convolution: one number for each channel and mode, no matrix"
+    assert weight.reason == "a separable spectral convolution has one number for each channel and mode, and no matrix"
     assert weight.shape == (6, 3, 5)
 
 
@@ -163,7 +163,8 @@ def test_complex_weights_of_a_class_of_any_name_are_read_as_in_a_file():
     assert layer.matrices.equal(stored.matrices.mT)  # of the same spectrum
     assert (layer.layout, stored.layout) == ("iobb", "iobb")
     assert (
-        "its layout is a guess by its name and type: iobb; say it with layout (--layout), as in batch" in layer.remark
+        "its layout is guessed by its name and type as iobb; if that is wrong, give the right one with `layout` "
+        "(--layout), as in PATTERN=batch" in layer.remark
     )
 
 
@@ -223,4 +224,4 @@ def test_quantised_classes_of_torch_have_one_row(name):
         }[name]()
         (weight,) = layer_weights(nn.Sequential(module))
     assert weight.name == "0"
-    assert weight.reason == "quantised: stored as packed integers"
+    assert weight.reason == "it is quantised, and stored as packed integers"

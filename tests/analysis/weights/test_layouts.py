@@ -69,7 +69,8 @@ def test_several_kernels_in_one_parameter(shape, name):
         [weight] = weights
         assert (weight.kind, weight.layout) == ("convolution", "boikk")
         assert torch.equal(weight.matrices, expected)
-        assert "boikk, not oikkk" in weight.remark
+        assert "guessed by its shape as boikk; " in weight.remark
+        assert weight.remark.endswith("PATTERN=oikkk")
 
 
 def test_numbers_for_channels_are_no_kernels():
@@ -96,7 +97,7 @@ def test_heads_behind_the_inputs_are_said():
     model.q, model.gate = nn.Parameter(torch.randn(64, 4, 16)), nn.Parameter(torch.randn(8, 16, 16))
     for weights in (layer_weights(model), checkpoint_weights(model.state_dict())):
         remarks = {weight.name: weight.remark for weight in weights}
-        assert remarks["q"].startswith("its layout is a guess by its shape: batch, not ibo")
+        assert remarks["q"].startswith("its layout is guessed by its shape as batch; ")
         assert remarks["gate"] == ""
 
 
@@ -123,13 +124,13 @@ def test_one_bias_for_all_matrices_tells_a_batch(shape):
         [weight] = weights
         assert (weight.name, weight.kind, weight.layout) == ("layer", "parameter", "batch")
         assert torch.equal(weight.matrices, module.weight.detach().flatten(0, -3))
-        assert "its layout is a guess by its shape: batch, not oik" in weight.remark
+        assert "its layout is guessed by its shape as batch; " in weight.remark
 
 
 def test_a_kernel_that_may_be_matrices_says_so():
     state = {"a.weight": torch.randn(4, 16, 12, 20), "b.weight": torch.randn(24, 3, 16, 16)}
     remarks = {weight.name: weight.remark for weight in checkpoint_weights(state)}
-    assert remarks["a"].startswith("its layout is a guess by its shape: oikk, not batch")
+    assert remarks["a"].startswith("its layout is guessed by its shape as oikk; ")
     assert remarks["b"] == ""
 
 
@@ -150,7 +151,8 @@ def test_positions_on_a_grid_in_a_model_and_its_file(shape, batch, name):
 def test_channels_last_are_told_by_the_shape_and_said(shape):
     [weight] = checkpoint_weights({"stem.weight": (tensor := torch.randn(shape))})
     assert torch.equal(weight.matrices, positions(tensor, (1, 2, 0, 3)))
-    assert "okki, not oikk" in weight.remark
+    assert "guessed by its shape as okki; " in weight.remark
+    assert weight.remark.endswith("PATTERN=oikk")
 
 
 def test_kernels_of_mlx_have_the_inputs_last(tmp_path):

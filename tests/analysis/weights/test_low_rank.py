@@ -231,7 +231,7 @@ def test_a_factor_without_the_other_is_no_weight(missing):
         reasons = {weight.name: weight.reason for weight in weights}
         [(name, reason)] = [(name, reason) for name, reason in reasons.items() if reason]
         assert name == f"lora_{'AB'[missing == 'lora_A']}.other"
-        assert "no weight, and the other factor that makes the product is not beside it" in reason
+        assert "it is one factor of a low-rank update, and the other one is not beside it" in reason
         assert reasons.keys() - {name} == {"lora.default", "base_layer"}
 
 

@@ -82,7 +82,10 @@ def test_head_tied_to_an_embedding_is_the_head(embeddings, head_first):
 
 def test_embeddings_come_when_asked_for():
     model = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 4))
-    assert reasons(model) == {"0": "embeddings are analysed on request: Selection(embeddings=True)", "1": ""}
+    assert reasons(model) == {
+        "0": "embeddings are analysed on request only: Selection(embeddings=True), or --embeddings",
+        "1": "",
+    }
     first, second = layer_weights(model, Selection(embeddings=True))
     assert (first.kind, first.reason, first.matrices.shape) == ("embedding", "", (1, 30, 8))
     assert second.reason == ""
@@ -120,7 +123,7 @@ def test_compiled_module():
 
 def test_lazy_modules_have_a_reason_until_they_have_a_shape():
     model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4), nn.LazyBatchNorm1d())
-    reason = "not initialised yet: the module takes its shape from the first forward pass"
+    reason = "it is not initialised yet: the module takes its shape from the first forward pass"
     assert reasons(model) == {"0": "", "1": reason}
     assert set(parameter_layers(model)) == set(model[0].parameters())
     model(torch.randn(2, 4))
@@ -193,12 +196,12 @@ def with_quantised_class():
     [
         (lambda: nn.Linear(4, 3, device="meta"), (3, 4), "the weights are on the meta device, without values"),
         (with_integers, (3, 4), "the weights are of type torch.int8, not real or complex numbers"),
-        (with_float8, (3, 4), "quantised: the weights are of type torch.float8_e4m3fn"),
-        (with_wrapper, (3, 4), "quantised, or otherwise not stored as plain numbers"),
-        (with_packed_parameter, (6, 1), "quantised, or otherwise not stored as plain numbers"),
-        (with_packed_buffer, (2, 8), "quantised: stored as torch.int32"),
-        (with_quantised_class, (3, 4), "quantised: stored as packed integers"),
-        (lambda: nn.LazyConv2d(3, 3), (), "not initialised yet"),
+        (with_float8, (3, 4), "it is quantised: its type, torch.float8_e4m3fn"),
+        (with_wrapper, (3, 4), "it is quantised, or otherwise not stored as plain numbers"),
+        (with_packed_parameter, (6, 1), "it is quantised, or otherwise not stored as plain numbers"),
+        (with_packed_buffer, (2, 8), "it is quantised, and stored as torch.int32"),
+        (with_quantised_class, (3, 4), "it is quantised, and stored as packed integers"),
+        (lambda: nn.LazyConv2d(3, 3), (), "it is not initialised yet"),
     ],
     ids=["meta", "int8", "float8", "torchao", "bitsandbytes", "gptq", "torch.ao", "lazy"],
 )

@@ -29,7 +29,7 @@ def test_layout_is_an_option_and_a_column(rows):
     torch.save(tensors, "net.pt")
     guessed, _ = rows("net.pt")
     assert {name: row["layout"] for name, row in guessed.items()} == {"up": "oik", "fc": "oi"}
-    assert "its layout is a guess" in guessed["up"]["reason"]
+    assert "its layout is guessed" in guessed["up"]["reason"]
     said, _ = rows("net.pt", "--layout", "u*=batch", "fc=io")
     assert {name: row["layout"] for name, row in said.items()} == {"up": "batch", "fc": "io"}
     assert said["up"]["reason"] == ""

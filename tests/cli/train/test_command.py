@@ -64,7 +64,9 @@ def test_sizes_that_a_network_hands_on_are_the_data_s_too(run, monkeypatch):
 
 
 def test_a_size_that_the_data_do_not_have_is_told(run):
-    with pytest.warns(UserWarning, match=r"`model.network.in_timesteps` is 3, not 5: the network takes its sizes from"):
+    with pytest.warns(
+        UserWarning, match=r"`model.network.in_timesteps` is set to 3, not to 5, as the network takes its sizes"
+    ):
         run("fit", "--model.network.in_timesteps=5", "--model.network.img_size=[16,16]", "--trainer.fast_dev_run=1")
 
 

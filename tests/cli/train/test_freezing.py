@@ -28,7 +28,9 @@ def test_no_pattern_freezes_nothing():
 
 
 def test_patterns_of_no_use_are_refused():
-    with pytest.raises(ValueError, match=r"`freeze` to match parameters, but 'wieght' matches none of 2: weight, bias"):
+    with pytest.raises(
+        ValueError, match=r"`freeze` to match parameters, but 'wieght' matches none of these: weight, bias"
+    ):
         freeze(nn.Linear(2, 2), ["wieght"])
     with pytest.raises(ValueError, match=r"`freeze` to leave parameters to train"):
         freeze(nn.Linear(2, 2), ["*"])

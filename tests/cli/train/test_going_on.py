@@ -46,14 +46,14 @@ def test_a_freezing_that_is_forgotten_where_a_training_goes_on_is_told(run):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*freeze")
         run("fit", *options, "--freeze=[network.blocks.*]")
-    with pytest.warns(UserWarning, match=r"trained with `--freeze \['network.blocks.\*'\]`, and .* goes on with \[\]"):
+    with pytest.warns(UserWarning, match=r"trained with `--freeze \['network.blocks.\*'\]`, but .* goes on with \[\]"):
         run("fit", *options)
 
 
 def test_a_setting_that_the_checkpoint_overrides_is_told(run):
     run("fit", "--model.scheduler=none", "--model.lr=0.002")
     options = [f"--ckpt_path={shutil.copy(checkpoint(), 'run.ckpt')}", "--trainer.max_epochs=2"]
-    with pytest.warns(UserWarning, match=r"The checkpoint's `model.lr`, 0.002, is used, not 0.01"):
+    with pytest.warns(UserWarning, match=r"`model.lr` is 0.002, as in the training of the checkpoint, not 0.01"):
         run("fit", *options, "--model.lr=0.01")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The checkpoint's")

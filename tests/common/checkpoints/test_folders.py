@@ -365,9 +365,9 @@ def test_slices_of_one_tensor_in_two_shards_are_no_checkpoint(tmp_path):
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("blobs/0")
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors leads nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is a link to nothing"):
         open_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"a link to 'blobs/0', where nothing is"):
+    with pytest.raises(FileNotFoundError, match=r"a link to 'blobs/0', which does not exist"):
         open_checkpoint(tmp_path / "model.safetensors")
 
 

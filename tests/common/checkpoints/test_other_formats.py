@@ -67,7 +67,7 @@ def test_known_formats_are_named(tmp_path, name):
 def test_pipes_say_what_to_do(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in ("-", tmp_path / "pipe", "/dev/null"):
-        with pytest.raises(ValueError, match=r"is none \(a pipe or device\).*Write it to a file first"):
+        with pytest.raises(ValueError, match=r"is a pipe or device.*Write the checkpoint to a file first"):
             open_checkpoint(path)
 
 

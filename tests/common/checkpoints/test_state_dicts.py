@@ -114,7 +114,7 @@ def test_a_key_names_one(tmp_path):
 
 def test_empty_stand_ins_have_a_remedy(tmp_path):
     torch.save({"module": {name: torch.empty(0) for name in net()}}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"are empty: so DeepSpeed ZeRO-3 saves.*zero_to_fp32\.py"):
+    with pytest.raises(ValueError, match=r"are empty, as DeepSpeed ZeRO-3 leaves them.*zero_to_fp32\.py"):
         open_checkpoint(tmp_path / "a.pt")
 
 

@@ -151,7 +151,7 @@ def test_zeros_that_were_written_are_no_flow_either(tmp_path, values):
         file["u"] = values
     file = PDEBenchFile(tmp_path / "a.h5", fields=FIELDS)
     file.read(1)
-    with pytest.raises(ValueError, match="all channels of trajectory 2 are 0 in frames 0 to 2"):
+    with pytest.raises(ValueError, match="every channel of trajectory 2 is 0 in frames 0 to 2"):
         file.read(2)
 
 

@@ -182,7 +182,7 @@ def test_links_that_lead_nowhere(path, link, reason):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"pointer of Git LFS .*`git lfs pull`"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"only a Git LFS pointer .*`git lfs pull`"),
         (b"\n<!DOCTYPE html><title>403</title>", "a web page"),
         (gzip.compress(b"flows", mtime=0), r"compressed \(gzip\): unpack"),
         (b"CDF\x01\0\0\0\0", "classic format"),

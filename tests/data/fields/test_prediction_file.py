@@ -127,7 +127,7 @@ def test_batches_that_do_not_fit(later, items, message, tmp_path):
 
 def test_no_room_is_told_before_anything_is_predicted(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100_000})())
-    with pytest.raises(OSError, match=r"the predictions take 0.26 MB, and 0.10 MB are free in "):
+    with pytest.raises(OSError, match=r"the predictions take 262.7 kB, but only 100.0 kB are free in "):
         begun(tmp_path / "part")
     assert list(tmp_path.iterdir()) == []
 

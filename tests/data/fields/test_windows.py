@@ -122,7 +122,7 @@ def test_windows_that_do_not_fit(arguments, message):
 
 def test_a_single_frame_leaves_nothing_to_predict():
     """PDEBench's Darcy flow."""
-    with pytest.raises(ValueError, match="has 1: of fields that do not change in time, nothing can be predicted"):
+    with pytest.raises(ValueError, match="has 1: nothing can be predicted of fields that do not change in time"):
         check_frames(Trajectories([FilePart(File(1, 1), range(1))]), 1, 1)
 
 

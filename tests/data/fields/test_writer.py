@@ -168,6 +168,6 @@ def test_few_cells_take_one_thread_and_the_setting_comes_back(tmp_path, batch_si
 def test_a_set_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     config = SimulationConfig(trajectories=2, resolution=8, frames=3)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5_000})())
-    with pytest.raises(OSError, match=r"flow.hdf5' to be .* take 0.02 MB, and 0.01 MB are free"):
+    with pytest.raises(OSError, match=r"flow.hdf5' to be .* kB, but only 5.0 kB are free"):
         simulate_to_file(tmp_path / "flow.hdf5", config, progress=False)
     assert not list(tmp_path.iterdir())

@@ -385,7 +385,7 @@ def test_a_download_that_is_not_the_original(original, server, tmp_path):
     classes, folder = original
     served, address, _ = server
     shutil.copy(folder / ARCHIVE[classes], served)
-    with pytest.raises(ConnectionError, match=f"with MD5 {cifar.SOURCES[classes].md5}, but what came has"):
+    with pytest.raises(ConnectionError, match=f"with MD5 {cifar.SOURCES[classes].md5}, but what was downloaded has"):
         download_cifar(tmp_path / "cache", classes, url=f"{address}/{ARCHIVE[classes]}")
     (kept,) = (tmp_path / "cache").glob("*")  # under another name
     assert kept.name.startswith(f"{ARCHIVE[classes]}.md5-")

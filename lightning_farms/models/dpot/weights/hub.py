@@ -97,7 +97,7 @@ def _explained(file: str, *, revision: str | None, local_files_only: bool) -> It
                 f"Leave it out to download the file. {remedy}"
             ) from error
         raise ConnectionError(
-            f"Expected the Hugging Face Hub to be in reach, as {wanted} is not in the cache, but it is not "
+            f"Expected the Hugging Face Hub to answer, as {wanted} is not in the cache, but it does not "
             f"({_cause(error)}). Check the connection, the proxy and HF_HUB_OFFLINE. {remedy}"
         ) from error
     except (RevisionNotFoundError, EntryNotFoundError) as error:
@@ -107,8 +107,9 @@ def _explained(file: str, *, revision: str | None, local_files_only: bool) -> It
         ) from error
     except RepositoryNotFoundError as error:  # raised for gated repositories too
         raise PermissionError(
-            f"Expected access to {wanted}, but the Hugging Face Hub refuses it ({_cause(error)}): the repository is "
-            f"not there, or not for everyone. Accept its terms on its page and log in with `hf auth login`. {remedy}"
+            f"Expected access to {wanted}, but the Hugging Face Hub refuses it ({_cause(error)}): the repository does "
+            "not exist, or is not open to everyone. Accept its terms on its page and log in with `hf auth "
+            f"login`. {remedy}"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError):
@@ -119,7 +120,7 @@ def _explained(file: str, *, revision: str | None, local_files_only: bool) -> It
 
 
 def _elsewhere(file: str) -> str:
-    return f"download {file} of {REPOSITORY} on the Hugging Face Hub elsewhere, and give its path."
+    return f"download {file} of {REPOSITORY} from the Hugging Face Hub on another machine, and give its path."
 
 
 def _cause(error: BaseException) -> str:

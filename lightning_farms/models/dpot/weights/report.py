@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_farms.common.quantities import counted
+
 Component = Literal["patch_embed", "pos_embed", "blocks", "time_agg", "scale_feats", "cls_head", "out"]
 """Parts of a DPOT that can be loaded by themselves; scale_feats only exists with `normalize`."""
 
@@ -45,8 +47,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Return the counts, then a line for every outcome and reason."""
-        counts = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} left"
-        lines = [f"{self.source}: {counts} at their initial values"]
+        counts = f"{counted(len(self.loaded), 'tensor')} loaded, {len(self.adapted)} adapted, {len(self.skipped)} left"
+        lines = [f"{self.source}: {counts} at the initial values"]
         if self.loaded:
             incomplete = {component_of(name) for name in (*self.adapted, *self.skipped)}
             components = dict.fromkeys(map(component_of, self.loaded))

@@ -14,7 +14,7 @@ SMALL = {
     "img_size": 16, "patch_size": 8, "in_timesteps": 3, "embed_dim": 8, "depth": 1, "n_blocks": 2, "out_layer_dim": 4,
 }  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ELSEWHERE = r"download model_Ti\.pth of hzk17/DPOT on the Hugging Face Hub elsewhere, and give its path"
+ELSEWHERE = r"download model_Ti\.pth of hzk17/DPOT from the Hugging Face Hub on another machine, and give its path"
 
 
 class _Hub(ThreadingHTTPServer):
@@ -147,7 +147,7 @@ REFUSALS = {
     "no_repository": ((404, "RepoNotFound"), PermissionError, "hf auth login"),
     "gated": ((403, "GatedRepo"), PermissionError, r"refuses it \(.*403 Forbidden.*hf auth login"),
     "unauthorized": ((401, "RepoNotFound"), PermissionError, "hf auth login"),
-    "down": ((503, "ServiceUnavailable"), ConnectionError, "Hub to be in reach, as model_Ti.pth of hzk17/DPOT is not"),
+    "down": ((503, "ServiceUnavailable"), ConnectionError, "Hub to answer, as model_Ti.pth of hzk17/DPOT is not"),
 }
 
 
