@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -21,13 +22,25 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> li
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     errors: list[Exception] = []
     for logger in trainer.loggers if finite else ():
-        most = _MOST_SCALARS if isinstance(logger, kinds("loggers.MLFlowLogger")) else len(finite)
+        given, most = finite, len(finite)
+        if isinstance(logger, kinds("loggers.MLFlowLogger")):
+            given, most = {mlflow_key(key): value for key, value in finite.items()}, _MOST_SCALARS
         try:
-            for part in _parts(finite, most):
+            for part in _parts(given, most):
                 logger.log_metrics(part, step=step)
         except Exception as error:
             errors.append(error)
     return errors
+
+
+def mlflow_key(key: str) -> str:
+    """A key with the code in place of a letter that MLflow forbids; its logger would merge the keys of two layers.
+
+    Example:
+        >>> mlflow_key("farms/alpha/encoder.\u5c42")
+        'farms/alpha/encoder.u5C42'
+    """
+    return re.sub(r"[^\w/. -]", lambda letter: f"u{ord(letter[0]):04X}", key, flags=re.ASCII)
 
 
 def _parts(scalars: Mapping[str, float], most: int) -> Iterator[dict[str, float]]:

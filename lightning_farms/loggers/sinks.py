@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from lightning_farms.common.lightning_packages import Kind, kinds
+from lightning_farms.loggers.scalars import mlflow_key
 from lightning_farms.plotting.log_histogram import HistogramSummary
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ class MLflowSink(Sink):
         self._logger.experiment.log_text(self._logger.run_id, markdown, f"{self._name(key)}.md")
 
     def _name(self, key: str) -> str:
-        """The key without characters that MLflow does not allow, which its logger removes from scalars' keys too."""
-        return re.sub(r"[^\w/. -]+", "", _prefix(self._logger) + key, flags=re.ASCII)
+        return mlflow_key(_prefix(self._logger) + key)
 
 
 def _prefix(logger: TensorBoardLogger | MLFlowLogger) -> str:

@@ -1,5 +1,7 @@
 """Loggers of other packages, by plain classes with their methods; the real ones are in test_real_loggers.py."""
 
+import re
+
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -167,7 +169,7 @@ def test_mlflow_gets_figures_and_texts_under_names_that_it_allows():
     sink.figure("farms/esd/$x_$[0]é", np.zeros((2, 4, 3), dtype=np.uint8), 3)
     sink.text("farms/options", "text", 3)
     assert logger.experiment.calls == [
-        ("r1", "p-farms/esd/x_0", 3, (2, 4, 3)),
+        ("r1", "p-farms/esd/u0024x_u0024u005B0u005Du00E9", 3, (2, 4, 3)),
         ("r1", "p-farms/options.md", "text"),
     ]
 
@@ -186,6 +188,19 @@ def test_mlflow_is_given_as_many_scalars_at_a_time_as_it_takes(bases, parts, mak
     assert {key: value for _, part in logger.scalars for key, value in part.items()} == scalars
     log_scalars(make_trainer([], logger=logger), {"nan": float("nan")}, 6)
     assert len(logger.scalars) == len(parts)
+
+
+def test_mlflow_keeps_layers_apart_whose_names_it_forbids(make_trainer):
+    from lightning_farms.loggers.scalars import log_scalars
+
+    logger = type("Kept", (ScalarLogger, MLFlowLogger), {"__init__": lambda self: None})()
+    logger.scalars = []
+    log_scalars(
+        make_trainer([], logger=logger), {"alpha/\u7f16\u7801": 2.0, "alpha/\u89e3\u7801": 3.0, "alpha/x": 1.0}, 0
+    )
+    allowed = {re.sub("[^a-zA-Z0-9_/. -]+", "", key): value for key, value in logger.scalars[0][1].items()}
+    assert sorted(allowed.values()) == [1.0, 2.0, 3.0]
+    assert allowed["alpha/x"] == 1.0
 
 
 def test_csv_of_many_layers_is_never_written_anew(make_trainer, tmp_path):
