@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_farms.analysis.weights.model import layer_weights
+
 _GATES = {"gate", "shared_expert_gate"}
 """Names of linear layers that choose experts; a layer so named that widens its input is half of a gated unit, and is
 pruned."""
@@ -112,7 +114,8 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
     """Find the weights of a decoder's blocks that are pruned, in the order of the modules.
 
     These are the weights of linear layers (``torch.nn.Linear``, transformers' ``Conv1D``) and of experts that are fused
-    into parameters of three dimensions. Embeddings, heads, norms, convolutions and the routers of experts stay dense.
+    into parameters of three dimensions. Embeddings, heads, norms, convolutions, the routers of experts and the factors
+    of low-rank updates (LoRA) stay dense.
 
     Args:
         model: a language model.
@@ -133,6 +136,7 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
     found: list[PrunableWeight] = []
     seen: set[int] = set()
     for block_name, block in (decoder_blocks(model) if blocks is None else blocks).items():
+        seen |= _factors_of(block).keys()
         for weight in _weights_of(block_name, block):
             identity = id(getattr(weight.module, weight.parameter))
             if identity not in seen and weight.size:
@@ -146,7 +150,7 @@ def prunable_weights(model: nn.Module, blocks: Mapping[str, nn.Module] | None = 
 
 
 def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
-    """Name the matrices in the model's lists of modules that are not pruned, if they are a large share of it.
+    """Say which matrices in the model's lists of modules are not pruned, if they are factors of LoRA or a large share.
 
     Args:
         model: a language model.
@@ -162,6 +166,11 @@ def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
         >>> left_dense(model, prunable_weights(model)).partition(" in no ")[0]
         "50% of the matrix entries in the model's stacks of blocks are"
     """
+    if factors := _factors_of(model):
+        return (
+            f"the factors of {len(set(factors.values()))} low-rank updates (LoRA) stay dense, and fill the zeros when "
+            "they are merged: merge them first (peft's merge_and_unload), or keep them apart"
+        )
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     sizes = {
         id(parameter): (re.sub(r"\b\d+\b", "*", f"{name}.{path}".lstrip(".")), parameter.numel())
@@ -182,6 +191,12 @@ def left_dense(model: nn.Module, weights: Sequence[PrunableWeight]) -> str:
         f"pruned, and stay dense: "
         f"{', '.join(name for name, _ in dense.most_common(3))}{', ...' if len(dense) > 3 else ''}"
     )
+
+
+def _factors_of(model: nn.Module) -> dict[int, str]:
+    """{id of a parameter: the low-rank update (LoRA) of which it is a factor}."""
+    updates = (layer for layer in layer_weights(model, values=False) if layer.kind == "low-rank product")
+    return {id(parameter): layer.name for layer in updates for parameter in layer.parameters}
 
 
 def _weights_of(block_name: str, block: nn.Module) -> Iterator[PrunableWeight]:

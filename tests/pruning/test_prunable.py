@@ -29,6 +29,38 @@ def test_routers_stay_dense_whatever_they_are_made_of():
     assert names(model) == ["up"]
 
 
+class Adapted(nn.Module):
+    """A linear layer with a low-rank update, as peft builds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Linear(16, 16, bias=False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(16, 12, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(12, 16, bias=False)})
+        self.scaling = {"default": 2.0}
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x)) * self.scaling["default"]
+
+
+def test_factors_of_low_rank_updates_stay_dense_and_that_is_said():
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.ModuleDict({"q": Adapted()}) for _ in range(2))})
+    assert names(model) == ["q.base_layer", "layers.1.q.base_layer"]
+    before = [block["q"].lora_A["default"].weight.clone() for block in model["layers"]]
+    ratios = allocate(model, 0.5)
+    assert ratios.size == 2 * 16 * 16
+    assert ratios.notes == (
+        "the factors of 2 low-rank updates (LoRA) stay dense, and fill the zeros when they are merged: merge them "
+        "first (peft's merge_and_unload), or keep them apart",
+    )
+    prune(model, ratios, "magnitude")
+    for block, factor in zip(model["layers"], before, strict=True):
+        assert torch.equal(block["q"].lora_A["default"].weight, factor)
+    zeros = sum(int((block["q"].base_layer.weight == 0).sum()) for block in model["layers"])
+    assert zeros == 256
+
+
 def test_a_gate_that_widens_is_no_router():
     assert names(named(gate=nn.Linear(8, 24), up=nn.Linear(8, 24), down=nn.Linear(24, 8))) == ["gate", "up", "down"]
 
