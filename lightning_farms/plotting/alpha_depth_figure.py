@@ -175,7 +175,14 @@ def _draw_alphas(axes: Axes, now: NDArray[np.float64], label: str) -> None:
     axes.scatter(now, np.arange(len(now)), s=30 * _shrink(len(now)), color="tab:blue", zorder=3, label=label)
     if np.isfinite(now).any():
         mean = float(now[np.isfinite(now)].mean())
-        axes.axvline(mean, color="tab:red", linestyle="--", linewidth=1.2, zorder=0, label=f"mean {mean:#.3g}")
+        axes.axvline(
+            mean,
+            color="tab:red",
+            linestyle="--",
+            linewidth=1.2,
+            zorder=0,
+            label=f"mean {mean:.2f}" if abs(mean) < 1e4 else f"mean {mean:.3g}",
+        )
 
 
 def _draw_differences(axes: Axes, differences: NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_farms.plotting._arrays import Values, as_array
 from lightning_farms.plotting._labels import shortened
 from lightning_farms.plotting._style import in_plain_style, plain_figure
-from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING
+from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING, is_even
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 1.05, 0.48, 0.32  # inches around the panel
 _LINE = 0.19  # inches, height of a line of the columns' names
 _BAR = 0.16  # inches, width of a colour bar
 _FONT = 10
-_LEAST_SPAN = 1e-6  # least span of the colours, relative to the values; less is rounding
 
 
 class _Grid(NamedTuple):
@@ -177,7 +176,7 @@ def _field_colours(truth: NDArray[np.float64]) -> tuple[Normalize, Colormap]:
 
     finite = truth[np.isfinite(truth)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if not high - low > _LEAST_SPAN * max(abs(low), abs(high)):
+    if is_even(low, high):
         low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
     return Normalize(low, high), _colour_map(COLOUR_MAP)
 

@@ -12,7 +12,7 @@ from lightning_farms.plotting._arrays import Values, as_array
 from lightning_farms.plotting._labels import shortened, thinned
 from lightning_farms.plotting._margins import Margins, add_axes, name_axes, widest
 from lightning_farms.plotting._style import in_plain_style, plain_figure
-from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING, check_cells
+from lightning_farms.plotting.layer_heatmap_image import COLOUR_MAP, MISSING, check_cells, is_even
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +110,7 @@ def _norm(cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *,
     compressed = np.ma.compressed(cells)
     least, greatest = (compressed.min(), compressed.max()) if compressed.size else (1.0, 1.0)
     low, high = least if vmin is None else vmin, greatest if vmax is None else vmax
-    if not low < high:  # one value: the middle of the map, in a range that the colour bar can label
+    if is_even(low, high):  # one value: the middle of the map, in a range that the colour bar can label
         low, high = (
             (low / 1.05, low * 1.05) if logarithmic else (low - 0.05 * abs(low or 1), low + 0.05 * abs(low or 1))
         )

@@ -10,6 +10,7 @@ from lightning_farms.plotting._arrays import Values, as_array
 COLOUR_MAP = "viridis"
 MISSING = 0.75  # the grey of cells without a value
 _LEVELS = 256
+_LEAST_SPAN = 1e-6  # least span of the colours, relative to the values; less is rounding
 
 
 def layer_heatmap_image(
@@ -55,6 +56,11 @@ def check_cells(cells: NDArray[np.float64], vmin: float | None, vmax: float | No
         raise ValueError(f"Expected argument `vmin` to be below `vmax`, but got {vmin} and {vmax}.")
 
 
+def is_even(low: float, high: float) -> bool:
+    """Whether values between these ends are equal but for rounding, which colours would exaggerate."""
+    return not high - low > _LEAST_SPAN * max(abs(low), abs(high))
+
+
 def _levels(
     cells: NDArray[np.float64], vmin: float | None, vmax: float | None, *, logarithmic: bool
 ) -> NDArray[np.intp]:
@@ -65,9 +71,11 @@ def _levels(
     if not shown.size:
         return levels
     low, high = shown.min() if vmin is None else vmin, shown.max() if vmax is None else vmax
-    if logarithmic:
+    if is_even(low, high):
+        shown, low, high = np.full(shown.shape, 0.5), 0.0, 1.0
+    elif logarithmic:
         shown, low, high = np.log(shown), np.log(low), np.log(high)
-    share = (shown - low) / (high - low) if high > low else np.full(shown.shape, 0.5)
+    share = (shown - low) / (high - low)
     levels[usable] = np.clip(share * _LEVELS, 0, _LEVELS - 1).astype(np.intp)
     return levels
 

@@ -178,3 +178,16 @@ def test_input_is_left_alone():
     draw(values)
     layer_heatmap_image(values)
     np.testing.assert_array_equal(values, [[1.0, NAN]])
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_rounding_has_no_colours(logarithmic):
+    values = 1e-3 * np.array([[1.0, 1.0 + 1e-9], [1.0 - 1e-12, 1.0]])
+    image = layer_heatmap_image(values, logarithmic=logarithmic)
+    assert len(np.unique(image.reshape(3, -1), axis=1).T) == 1
+    figure = layer_heatmap_figure(
+        values, layers=["a", "b"], epochs=[0, 1], title="t", label="l", logarithmic=logarithmic
+    )
+    pixels(figure)
+    labels = [label.get_text() for which in ("major", "minor") for label in figure.axes[1].get_yticklabels(which=which)]
+    assert len(set(labels) - {""}) == len([label for label in labels if label])
