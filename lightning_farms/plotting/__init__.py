@@ -1,4 +1,7 @@
-"""Figures of spectra, fields and errors, and cheap images; matplotlib is imported upon drawing, pyplot never."""
+"""Figures of spectra, fields and errors, and cheap images; matplotlib is imported upon drawing, pyplot never.
+
+Figures are in matplotlib's default style whatever style sheet is in force, but in the user's font.
+"""
 
 from lightning_farms.plotting.alpha_depth_figure import alpha_depth_figure, comparison_figure
 from lightning_farms.plotting.error_curves_figure import error_curves_figure
