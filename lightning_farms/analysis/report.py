@@ -39,7 +39,7 @@ class SpectralReport:
         >>> print(report)  # doctest: +ELLIPSIS
         layer  kind    shape  windows  alpha
         fc     linear    8x4        0  2.500
-        1 layers analysed, 0 skipped. alpha: mean 2.500  std 0.000  quantiles 5% 2.500  25% 2.500 ...
+        1 layer analysed, 0 skipped. alpha: mean 2.500  std 0.000  quantiles 5% 2.500  25% 2.500 ...
     """
 
     def __init__(self, rows: list[LayerSpectrum]) -> None:

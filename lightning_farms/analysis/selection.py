@@ -190,7 +190,7 @@ class Selection:
             ...     Selection(exclude=("haed",)).check_patterns(["body.0", "head"])
             ... except PatternError as error:
             ...     print(error)
-            Expected argument `exclude` to match layers, but 'haed' matches none. Close to it: head.
+            Expected argument `exclude` to match layers, but 'haed' matches none. The closest are head.
         """
         known = list(names)
         for argument in ("include", "exclude", "layout"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -34,6 +33,7 @@ from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, has_structure, structure
 from lightning_farms.balancing.warnings import contained_fault, warnings_of_control, warnings_of_weights
+from lightning_farms.common.warning import warn_user
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -268,7 +268,7 @@ class Balancer:
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned_of:
             self._warned_of.add(kind)
-            warnings.warn(message, stacklevel=4)
+            warn_user(message)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

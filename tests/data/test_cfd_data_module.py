@@ -234,7 +234,7 @@ def test_image_size_is_known_before_any_data(tmp_path, path):
             {"trajectories": 4},
             {},
             "fit",
-            "the val split .* none of the 4 in .*file.hdf5: it takes the test flows: .* Raise `test_fraction` to",
+            "the val split .* none of the 4 in .*file.hdf5: it takes the test flows, and .* Raise `test_fraction` to",
         ),
         (
             {"trajectories": 4},

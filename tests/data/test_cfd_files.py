@@ -56,7 +56,7 @@ def test_a_fraction_is_taken_of_each_file(paths):
         (
             {"trajectories": 4},
             {},
-            "the val split .* none of the 4 in .*other.hdf5: it takes the test flows: `test_frac",
+            "the val split .* none of the 4 in .*other.hdf5: it takes the test flows, and `test_frac",
         ),
         ({"trajectories": 10}, {"train_fraction": 0.1}, "none of the 10 in .*other.hdf5: `train_fraction` 0.1 of 9 is"),
         ({"size": (8, 4)}, {}, r"as .*first.hdf5, 8, but .*other.hdf5 has \(8, 4\)"),

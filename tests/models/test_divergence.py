@@ -229,7 +229,7 @@ def test_a_gradient_scaler_may_skip_steps(tmp_path):
 
 def test_a_gradient_scaler_that_only_skips_is_stopped(tmp_path):
     module = OperatorModule(Overflow(set(range(3, 100))), lr=0.01)
-    with pytest.raises(FloatingPointError, match=r"epoch 2, batch 3, .*32-bit precision, not 16-mixed"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, batch 3, .*32-bit precision in place of 16-mixed"):
         fit(tmp_path, module=module, **scaled())
     assert finite(tmp_path / "last.ckpt")
 

@@ -88,7 +88,7 @@ def test_names_that_match_nothing_are_named_in_one_error(model, write):
     path = write({"layers.0": 0.3, "layer.1": 0.5, "layers.1.q": 0.5, "zzz": 1.0})
     with pytest.raises(ValueError, match="but 3 of 4 are not: ") as caught:
         ratios_of(model, path)
-    assert "'layer.1' (near: 'layers.1'), 'layers.1.q' (near: 'layers.1" in str(caught.value)
+    assert "'layer.1' (did you mean 'layers.1'?), 'layers.1.q' (did you mean 'layers.1" in str(caught.value)
     assert "'zzz'. The model has 'layers.0.0' in 'layers.0', for example." in str(caught.value)
 
 

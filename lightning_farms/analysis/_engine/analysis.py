@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -32,6 +31,7 @@ from lightning_farms.analysis.method import SpectralMethod
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.common.texts import listed
+from lightning_farms.common.warning import warn_user
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.functional.random_matrix import shuffle_entries
 
@@ -100,7 +100,7 @@ class Analysis:
             first = next(iter(errors.values()))
             if lost == planned:  # not some layers fail, but the analysis itself
                 raise first
-            warnings.warn(f"The analysis failed for {listed(errors)}: {error_text(first)}", stacklevel=3)
+            warn_user(f"The analysis failed for {listed(errors)}: {error_text(first)}")
         return SpectralReport([rows[index] for index in sorted(rows)])
 
     def plan(self, weight: LayerWeight, errors: dict[str, Exception]) -> Plan | LayerSpectrum:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.ranks import Ranks, check_same_layers, owners
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
+from lightning_farms.common.warning import warn_user
 
 if TYPE_CHECKING:
     from lightning_farms.analysis._engine.analysis import Analysis, Plans, Spectra
@@ -83,7 +83,7 @@ def analyze_on_ranks(
 
 def _warn_of(errors: Iterable[Exception]) -> None:
     for text in dict.fromkeys(map(error_text, errors)):
-        warnings.warn(f"The analysis failed on this rank: {text}", stacklevel=4)
+        warn_user(f"The analysis failed on this rank: {text}")
 
 
 def _attempted(analysis: Analysis, chunk: Plans, failures: list[Exception]) -> tuple[dict[int, Parts], Spectra]:

@@ -124,7 +124,9 @@ def _four_bits(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any], p
     try:
         from bitsandbytes.functional import QuantState, dequantize_4bit
     except ImportError as error:
-        raise UnreadableTensor("it is quantised by bitsandbytes; to unpack it, pip install bitsandbytes") from error
+        raise UnreadableTensor(
+            'it needs the package bitsandbytes to be unpacked: pip install "lightning-farms[formats]"'
+        ) from error
     state = QuantState.from_dict({part: stored[other] for part, other in parts.items()}, device=torch.device("cpu"))
     unpacked: Tensor = dequantize_4bit(stored[name] if packed is None else packed, state)
     return unpacked

@@ -73,7 +73,7 @@ _CALLED_WEIGHT = re.compile(
 NOT_KNOWN = "the file does not tell whether it is a parameter or a buffer"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "it holds many weights in one vector, as FSDP does; save the state dict with StateDictType.FULL_STATE_DICT"
-QUANTISED_REMEDY = "unpack it by --dequantize, if its format is one that this reads, or analyse the original checkpoint"
+QUANTISED_REMEDY = "unpack it by `dequantize` (--dequantize) if its format allows, or analyse the original checkpoint"
 _PRODUCT = re.compile(r"lora\d*(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 

@@ -88,8 +88,8 @@ def unlike_steps(axis: str, first: tuple[str, float | None], other: tuple[str, f
     The text is empty if they agree or if one is unknown.
 
     Example:
-        >>> unlike_steps("t", ("a", 0.5), ("b", 0.5001)), unlike_steps("t", ("a", 0.5), ("b", 0.25))[:51]
-        ('', 'b has a time step of 0.25, a of 0.5: a network that')
+        >>> unlike_steps("t", ("a", 0.5), ("b", 0.5001)), unlike_steps("t", ("a", 0.5), ("b", 0.25))[:54]
+        ('', 'b has a time step of 0.25, but a of 0.5, and a network')
     """
     (first_name, expected), (name, step) = first, other
     if step is None or expected is None or abs(step - expected) <= _SAME_STEP * abs(expected):

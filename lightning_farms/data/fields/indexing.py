@@ -148,7 +148,7 @@ def check_split(
         "train": _too_small("train_fraction", train_fraction, pool, least=1),
         "val": _too_small("val_fraction", val_fraction, rest)
         if val_fraction > 0
-        else f"it takes the test flows: {test}",
+        else f"it takes the test flows, and {test}",
         "test": test,
     }
     for purpose in purposes:

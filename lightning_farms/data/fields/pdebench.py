@@ -1,7 +1,6 @@
 """Lazy reader of PDEBench's 2D compressible-flow files, and of others by the names of their datasets."""
 
 import os
-import warnings
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.arguments import check_at_least
+from lightning_farms.common.warning import warn_user
 from lightning_farms.data.fields._coordinates import checked_grid
 from lightning_farms.data.fields._header import checked_axes, lost_trajectories, read_header
 from lightning_farms.data.fields._identity import identity
@@ -243,9 +243,8 @@ class PDEBenchFile:
                 "back, or begin anew."
             )
         self._state = now
-        warnings.warn(
+        warn_user(
             f"{self.path} was written since it was first opened: from now on, its values are the new ones.",
-            stacklevel=2,
         )
 
     def _check_read(self, trajectory: int, start: int, stop: int, stride: int, time_stride: int) -> None:
@@ -300,7 +299,7 @@ class PDEBenchFile:
         name = self.channels[channel]
         if what:
             self.told.add(name)
-            warnings.warn(f"In {self.path}, channel `{name}` {what}.", stacklevel=3)
+            warn_user(f"In {self.path}, channel `{name}` {what}.")
 
     def _check_not_zero(self, item: Array, trajectory: int, frames: range) -> None:
         """Refuse frames that are 0 in all channels, or in a fluid's velocity after others; warn of other zeros."""
@@ -314,11 +313,10 @@ class PDEBenchFile:
                 raise ValueError(self._zeros(name, trajectory, frames, zero))
             if zero and name not in self.told:
                 self.told.add(name)
-                warnings.warn(
+                warn_user(
                     f"In {self.path}, {name} of trajectory {trajectory} is 0 in whole frames. If these were never "
                     "written, leave such flows out (`skip`; `lightning-farms check` names them). A relative error of "
                     "frames that are 0 everywhere means nothing.",
-                    stacklevel=2,
                 )
 
     def _zeros(self, what: str, trajectory: int, frames: range, zero: list[int]) -> str:

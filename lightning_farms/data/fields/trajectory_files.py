@@ -2,12 +2,12 @@
 
 import os
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from lightning_farms.common.warning import warn_user
 from lightning_farms.data.fields._coordinates import spacing, time_step, unlike_steps
 from lightning_farms.data.fields._identity import identity_of_set
 from lightning_farms.data.fields._values import Survey
@@ -150,7 +150,7 @@ class TrajectoryFiles:
             unlike = unlike_steps(axis, (str(first.path), one), (str(other.path), two))
             if unlike and axis not in self._told_of:
                 self._told_of.add(axis)
-                warnings.warn(f"{unlike}.", stacklevel=2)
+                warn_user(f"{unlike}.")
 
 
 def _steps(file: PDEBenchFile) -> tuple[float | None, float | None, float | None]:

@@ -1,6 +1,5 @@
 """Datasets of training windows and evaluation trajectories, and the sampler of the former."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.noise import add_noise
 from lightning_farms.common.seeding import seeded_generator
+from lightning_farms.common.warning import warn_user
 from lightning_farms.data.augmentation import Augmentation
 from lightning_farms.data.epochs import EpochSampler
 from lightning_farms.data.fields.indexing import WindowKey, epoch_windows
@@ -146,10 +146,9 @@ class EvaluationTrajectories(Dataset[tuple[Tensor, Tensor]]):
             if not self._told[kind] and any((each == identity).any() for each in known):
                 self._told[kind] = True
                 part, number = self.trajectories.place(item)
-                warnings.warn(
+                warn_user(
                     f"Trajectory {number} of {part.file.path} has the values of one that {_KNOWN[kind]}. "
                     "`lightning-farms check`, with all files, names them; leave them out (`skip`).",
-                    stacklevel=2,
                 )
         return frames
 

@@ -312,7 +312,7 @@ def test_what_is_not_selected_stays_with_its_reason():
 def test_a_pattern_without_a_match_is_reported_before_the_first_weight():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     weights = layer_weights(model, Selection(exclude=("0", "head")))
-    with pytest.raises(ValueError, match=r"`exclude` to match layers, but 'head' matches none. There are 0, 1"):
+    with pytest.raises(ValueError, match=r"`exclude` to match layers, but 'head' matches none. The layers are 0, 1"):
         next(weights)
 
 

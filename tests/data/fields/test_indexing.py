@@ -100,7 +100,7 @@ def test_wrong_split_arguments(options, message):
             "test",
             "`test_fraction` 0.1 of 4 is less than one trajectory. Raise `test_fraction` to at least 0.25",
         ),
-        (split_trajectories(4), "val", "it takes the test flows: `test_fraction` 0.1 of 4 is"),
+        (split_trajectories(4), "val", "it takes the test flows, and `test_fraction` 0.1 of 4 is"),
         (
             Split((), range(1), range(1)),
             "train",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import torch
 
+from lightning_farms.common.warning import warn_user
 from lightning_farms.models.dpot.config import NOT_IN_SHAPES, DPOTConfig
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
 from lightning_farms.models.dpot.weights._reading import infer_sizes, read_checkpoint
@@ -37,8 +37,10 @@ def build_from_checkpoint(
     unknown = [name for name in NOT_IN_SHAPES if name not in config]
     if unknown:
         used = ", ".join(f"{name}={model.config[name]!r}" for name in unknown)  # type: ignore[literal-required]
-        message = f"{os.fspath(path)!r} does not say {' and '.join(unknown)}; using {used}. Pass keywords to choose."
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn_user(
+            f"{os.fspath(path)!r} does not tell {' and '.join(unknown)}, so that the model has {used}. Give other "
+            "values as keywords."
+        )
     plan = plan_loading(model, checkpoint, path, components=components, adapt=adapt)
     if plan.report.skipped:
         model = cls(**config)
@@ -47,5 +49,5 @@ def build_from_checkpoint(
     model.load_state_dict(plan.tensors, strict=False)
     model.load_report = plan.report
     if left_without_being_asked(plan.report):
-        warnings.warn(f"Not everything could be loaded. {plan.report}", UserWarning, stacklevel=3)
+        warn_user(f"Not everything could be loaded. {plan.report}")
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_farms.common.texts import listed
+from lightning_farms.common.warning import warn_user
 from lightning_farms.models._finite import check_finite_weights
 from lightning_farms.models.dpot.config import patches
 from lightning_farms.models.dpot.weights._network import ConfiguredNetwork
@@ -187,5 +187,8 @@ def _warn_of_another_function(model: ConfiguredNetwork, settings: Mapping[str, o
     if isinstance(modes, int) and min(modes, grid) != min(config["modes"], grid):
         others.append(("modes", modes, config["modes"]))
     for name, saved, own in others:
-        message = f"{str(path)!r} was saved with {name}={saved!r}, but the model was built with {name}={own!r}."
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn_user(
+            f"{str(path)!r} was saved with {name}={saved!r}, but the model was built with {name}={own!r}. Build "
+            "it with "
+            f"{name}={saved!r} to have the network that was saved."
+        )

@@ -48,7 +48,7 @@ class LoadReport:
     def __str__(self) -> str:
         """Return the counts, then a line for every outcome and reason."""
         counts = f"{counted(len(self.loaded), 'tensor')} loaded, {len(self.adapted)} adapted, {len(self.skipped)} left"
-        lines = [f"{self.source}: {counts} at the initial values"]
+        lines = [f"{self.source}: {counts} at their initial values"]
         if self.loaded:
             incomplete = {component_of(name) for name in (*self.adapted, *self.skipped)}
             components = dict.fromkeys(map(component_of, self.loaded))

@@ -169,7 +169,7 @@ def test_transfer_that_breaks_off(hub, network, tmp_path):
 def test_nobody_listens(hub, tmp_path):
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(ConnectionError, match=rf"is not \(ConnectError: .*HF_HUB_OFFLINE.*{ELSEWHERE}"):
+    with pytest.raises(ConnectionError, match=rf"does not \(ConnectError: .*HF_HUB_OFFLINE.*{ELSEWHERE}"):
         download_released("tiny", cache_dir=tmp_path / "cache")
 
 

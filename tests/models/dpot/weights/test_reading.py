@@ -140,17 +140,17 @@ def test_plain_state_dict_needs_modes_and_act(tmp_path):
     model = _model(act="silu")
     torch.save(model.state_dict(), tmp_path / "state.pt")
     _assert_same(DPOT.from_checkpoint(tmp_path / "state.pt", modes=1, act="silu"), model)
-    with pytest.warns(UserWarning, match=r"does not say modes and act; using modes=32, act='gelu'"):
+    with pytest.warns(UserWarning, match=r"does not tell modes and act, so that the model has modes=32, act='gelu'"):
         guessed = DPOT.from_checkpoint(tmp_path / "state.pt")
     assert (guessed.config["modes"], guessed.config["act"]) == (32, "gelu")
-    with pytest.warns(UserWarning, match=r"does not say act; using act='gelu'"):
+    with pytest.warns(UserWarning, match=r"does not tell act, so that the model has act='gelu'"):
         DPOT.from_checkpoint(tmp_path / "state.pt", modes=1)
 
 
 def test_saved_setting_without_a_value_counts_as_unsaid(tmp_path):
     model = _model()
     torch.save(_released(model, args=argparse.Namespace(modes=1, act=None)), tmp_path / "model.pth")
-    with pytest.warns(UserWarning, match=r"does not say act; using act='gelu'"):
+    with pytest.warns(UserWarning, match=r"does not tell act, so that the model has act='gelu'"):
         _assert_same(DPOT.from_checkpoint(tmp_path / "model.pth"), model)
 
 
@@ -324,7 +324,7 @@ def test_two_networks_in_one_file(tmp_path):
 def test_positions_that_are_not_square(tmp_path):
     state = _model().state_dict() | {"pos_embed": torch.zeros(1, 8, 2, 4)}
     torch.save(state, tmp_path / "state.pt")
-    with pytest.warns(UserWarning, match="does not say modes and act"):
+    with pytest.warns(UserWarning, match="does not tell modes and act"):
         model = DPOT.from_checkpoint(tmp_path / "state.pt")
     assert model.img_size == (2 * model.config["patch_size"], 4 * model.config["patch_size"])
 

@@ -68,7 +68,7 @@ def test_safetensors_without_settings(tmp_path):
     model = _model()
     save_file({f"network.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "a.safetensors")
     _assert_same(DPOT.from_checkpoint(tmp_path / "a.safetensors", modes=1, act="silu"), model)
-    with pytest.warns(UserWarning, match="does not say modes and act"):
+    with pytest.warns(UserWarning, match="does not tell modes and act"):
         DPOT.from_checkpoint(tmp_path / "a.safetensors")
 
 
