@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from weakref import ReferenceType as Reference
 from weakref import ref
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -71,7 +70,7 @@ class _Fingerprint:
         before, self._entries = self._entries, self._now()
         gradients, self._gradients = self._gradients, self._gradients_now()
         accumulating = any(map(_is_same, gradients, self._gradients))
-        moved = any(not torch.equal(*pair) for pair in zip(before, self._entries, strict=True))
+        moved = not all(map(_are_equal, before, self._entries))
         self._moves += moved and not accumulating
         return self._moves
 
@@ -84,6 +83,11 @@ class _Fingerprint:
 
 def _is_same(before: Reference[Tensor] | None, now: Reference[Tensor] | None) -> bool:
     return before is not None and now is not None and before() is now()
+
+
+def _are_equal(before: Tensor, now: Tensor) -> bool:
+    """Whether entries are the same; those of a diverged training, NaN, are not the same by themselves."""
+    return bool(((before == now) | ((before != before) & (now != now))).all())
 
 
 def _some_of(parameter: Tensor) -> Tensor:

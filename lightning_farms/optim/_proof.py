@@ -74,7 +74,7 @@ class Proof:
         self._closure_moved = self.running and any(map(self._moved, self._begin))
         if not self.running:
             self._begin = {p: _Begin(version(p), _counter(state, p)) for p in map(_sample, in_force) if p is not None}
-            self._sums = {p: p.detach().sum() for p in self._begin if scaled and not hasattr(p, "to_local")}
+            self._sums = {p: _sum(p) for p in self._begin if scaled and not hasattr(p, "to_local")}
             self._unread.begin()
             self._shared = _shared_containers(own) if scaled else {}
             self._groups = len(in_force), len(own)
@@ -123,7 +123,7 @@ class Proof:
         """Whether the parameter was changed in the step, even through its ``data``, which has no version."""
         if version(parameter) != self._begin[parameter].version:
             return True
-        return parameter in self._sums and bool(parameter.detach().sum() != self._sums[parameter])
+        return parameter in self._sums and bool(_sum(parameter) != self._sums[parameter])
 
     def _standing_still(self, read: Sequence[set[str]]) -> str | None:
         updated = {number for number in self._trained if {"params", self._key} <= read[number]}
@@ -211,9 +211,14 @@ class _Unread:
         return None
 
 
+def _sum(parameter: torch.Tensor) -> torch.Tensor:
+    """The sum, with a number for NaN, which would not be equal to itself."""
+    return parameter.detach().sum().nan_to_num()
+
+
 def _trace(parameter: torch.Tensor) -> tuple[int | None, float]:
     """Values that change when the parameter does (waits for its device)."""
-    return version(parameter), float(parameter.detach().double().sum())
+    return version(parameter), float(_sum(parameter.double()))
 
 
 def _sample(group: Group) -> torch.Tensor | None:

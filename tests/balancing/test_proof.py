@@ -61,6 +61,20 @@ def test_two_optimizers_of_the_same_parameters_may_take_turns():
         torch.testing.assert_close(before - model[0].weight, rate * model[0].weight.grad)
 
 
+def test_weights_that_are_not_finite_are_not_said_to_have_moved():
+    """NaN is not equal to itself."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        for layer in model:
+            layer.weight[0, 0] = torch.nan
+    balancer = Balancer(model, optimizer, LinearMap())
+    with pytest.warns(UserWarning, match="the training has diverged: go back to a checkpoint") as warned:
+        balancer.update()
+    assert len(warned) == 1
+    assert balancer.fault is None
+
+
 def test_steps_that_use_the_rates_are_left_alone():
     model = make_model()
     with Balancer(model, torch.optim.SGD(model.parameters(), lr=0.1), LinearMap()) as balancer:
