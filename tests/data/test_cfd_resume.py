@@ -203,6 +203,6 @@ def test_other_batches_within_an_epoch_are_told(path, tmp_path, changed, told):
         return fit(path, tmp_path / "end", epochs=2, data=data, callbacks=[saver], **options)
 
     run(max_steps=2)
-    expected = nullcontext() if told is None else pytest.warns(UserWarning, match=f"within an epoch, with {told}: in")
+    expected = nullcontext() if told is None else pytest.warns(UserWarning, match=rf"within an epoch, with {told}\. In")
     with expected:
         run(changed=changed, resume=tmp_path / "within.ckpt")
