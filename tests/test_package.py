@@ -82,7 +82,7 @@ def test_a_command_imports_few_modules_and_no_heavy_ones(tmp_path, before, argum
     torch.save(torch.nn.Linear(32, 32).state_dict(), tmp_path / "net.pt")
     code = OF_A_COMMAND.format(before=before, arguments=arguments, heavy=set(absent.split()))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "usage:" in done.stderr or "1 layers analysed" in done.stderr
+    assert "usage:" in done.stderr or "1 layer analysed" in done.stderr
     count, *heavy = done.stdout.split()
     assert heavy == []
     assert int(count) < most
