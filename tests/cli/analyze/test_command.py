@@ -131,7 +131,7 @@ def test_table(run):
     assert "8 layers analysed, 1 skipped" in out
     torch.save({"wte.weight": torch.randn(50, 16)}, "table.pt")
     status, _, err = run("table.pt")
-    assert (status, "embeddings are analysed on request: --embeddings (1)." in err) == (1, True)
+    assert (status, "embeddings are analysed on request only: Selection(embeddings=True), or --embeddings (1)." in err) == (1, True)
 
 
 class Terminal(io.StringIO):

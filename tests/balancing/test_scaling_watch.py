@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_are_not_said_to_have_moved():
         for layer in model:
             layer.weight[0, 0] = torch.nan
     balancer = Balancer(model, optimizer, LinearMap())
-    with pytest.warns(UserWarning, match="the training has diverged: go back to a checkpoint") as warned:
+    with pytest.warns(UserWarning, match="the training has diverged: go back to an earlier checkpoint") as warned:
         balancer.update()
     assert len(warned) == 1
     assert balancer.fault is None
