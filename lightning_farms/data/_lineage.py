@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_farms.common.quantities import counted
 from lightning_farms.common.texts import listed
 
 _EVALUATED = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -186,8 +187,8 @@ class Lineage:
             differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
             remedy = f" These settings are not those of its training: {', '.join(differing)}." if differing else ""
             rank_zero_warn(
-                f"Of the {count(flows)} flows to {_VERBS[purpose]}, {count(both)} were trained on by the "
-                f"checkpoint: {told(both)}. Their errors say nothing about new flows: keep the split of the "
+                f"The checkpoint was trained on {count(both)} of the {counted(count(flows), 'flow')} to "
+                f"{_VERBS[purpose]}: {told(both)}. Their errors say nothing about new flows: keep the split of the "
                 f"training, or give other files.{remedy}"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +34,7 @@ class HiddenStream:
         on_disk: Path | None = None,
     ) -> None:
         self._until_closed = ExitStack()
+        self._until_closed.enter_context(_not_compiled())
         self._until_closed.enter_context(experts_one_by_one(model))
         found = decoder_calls(model, blocks, ids, device)
         self._calls: dict[str, list[BlockCall]] = found.calls
@@ -84,3 +85,9 @@ class HiddenStream:
         """Remove the hidden states, also from disk, and restore the model's settings."""
         del self._hidden
         self._until_closed.close()
+
+
+def _not_compiled() -> AbstractContextManager[object]:
+    """Run compiled modules as they are without torch.compile, which cannot trace the hooks of a pass."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since PyTorch 2.6
+    return nullcontext() if set_stance is None else set_stance("force_eager")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_farms.common.atomic import write_text
-from lightning_farms.common.texts import json_text
+from lightning_farms.common.texts import csv_text, json_text
 from lightning_farms.pruning.ratios import LayerRatios
 
 
@@ -138,11 +136,7 @@ class PruningReport:
     def to_csv(self) -> str:
         """CSV text with one line per layer and a header."""
         rows = self.to_rows()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_text(rows, list(rows[0]))
 
     def to_json(self) -> str:
         """JSON text with all results and the overall sparsity asked and reached; null for an unknown error."""

@@ -78,7 +78,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("stage", "options", "message"),
         [
-            ("test", {"split": "pdebench"}, "Of the 1 flows to test on, 1 were trained on by the checkpoint: 0 of "),
+            ("test", {"split": "pdebench"}, "The checkpoint was trained on 1 of the 1 flow to test on: 0 of "),
             (
                 "test",
                 {"test_fraction": 0.5},
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_written_though_the_file_is_gone(path, tmp_path):
     run = trainer(callbacks=[Move()])
     run.fit(Last(), datamodule=module(path, test_fraction=0.25, num_workers=0))
     run.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.warns(UserWarning, match="3 were trained on by the checkpoint: 6-8 of .*moved.hdf5"):
+    with pytest.warns(UserWarning, match="The checkpoint was trained on 3 of the . flows to .*: 6-8 of .*moved.hdf5"):
         trainer().test(
             Last(), datamodule=module(tmp_path / "moved.hdf5", test_fraction=0.5), ckpt_path=tmp_path / "run.ckpt"
         )

@@ -157,6 +157,15 @@ def test_hidden_states_on_disk_change_nothing(tmp_path):
     assert seen == [[]] * 3  # nothing has a name that would outlive a killed process
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="since PyTorch 2.6")
+@pytest.mark.parametrize("compiled", [torch.compile, lambda model: model.compile() or model])
+def test_a_compiled_model_is_pruned_as_the_plain_one(compiled):
+    plain, model = tiny_decoder("llama"), compiled(tiny_decoder("llama"))
+    report = prune(model, uniform(model), "wanda", IDS)
+    assert report.zeros == prune(plain, uniform(plain), "wanda", IDS).zeros
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), model.parameters(), strict=True))
+
+
 def test_experts_with_few_tokens_go_by_magnitude_and_the_report_says_so():
     dense, model = tiny_decoder("olmoe"), tiny_decoder("olmoe")
     report = prune(model, uniform(model), "wanda", IDS, min_tokens=10**6)

@@ -40,7 +40,7 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, capsys):
     path = checkpoint()
     for subcommand in ("validate", "test"):
         run(subcommand, f"--ckpt_path={path}")
-    with pytest.warns(UserWarning, match="Of the 4 flows to predict, 3 were trained on by the checkpoint: 0-2 of "):
+    with pytest.warns(UserWarning, match="The checkpoint was trained on 3 of the 4 flows to predict: 0-2 of "):
         run("predict", f"--ckpt_path={path}")
     out = capsys.readouterr().out
     assert all(name in out for name in ("val/l2re", "val/nrmse", "test/l2re", "test/nrmse"))
