@@ -82,10 +82,14 @@ class TestCheckpoint:
             (
                 "test",
                 {"test_fraction": 0.5},
-                "Of the 6 flows to test on, 3 .*: 6-8 of .*not those of its training: test_fraction",
+                "trained on 3 of the 6 flows to test on: 6-8 of .*not those of its training: test_fraction",
             ),
-            ("validate", {"test_fraction": 0.25, "val_fraction": 0.4}, "Of the 3 .* validate with, 3 .*: 6-8 of"),
-            ("predict", {"skip": [1]}, "Of the 11 flows to predict, 8 .*: 0, 2-8 of "),
+            (
+                "validate",
+                {"test_fraction": 0.25, "val_fraction": 0.4},
+                "trained on 3 of the 3 flows to validate with: 6-8 of",
+            ),
+            ("predict", {"skip": [1]}, "trained on 8 of the 11 flows to predict: 0, 2-8 of "),
         ],
     )
     def test_every_flow_that_was_trained_on_is_told(self, path, checkpoint, caplog, stage, options, message):
@@ -107,7 +111,7 @@ class TestCheckpoint:
 
     def test_a_resumed_training_remembers_both_splits(self, path, checkpoint, tmp_path):
         run = trainer(max_epochs=2)
-        with pytest.warns(UserWarning, match=r"Of the 1 flows to validate with, 1 were trained on .*: 0 of"):
+        with pytest.warns(UserWarning, match=r"trained on 1 of the 1 flow to validate with: 0 of"):
             run.fit(Last(), datamodule=module(path, split="pdebench"), ckpt_path=checkpoint)
         run.save_checkpoint(tmp_path / "later.ckpt")
         state = torch.load(tmp_path / "later.ckpt", weights_only=True)["CFDDataModule"]["lineage"]
