@@ -87,7 +87,7 @@ class TestCheckpoint:
             (
                 "validate",
                 {"test_fraction": 0.25, "val_fraction": 0.4},
-                "trained on 3 of the 3 flows to validate with: 6-8 of",
+                "trained on 3 of the 3 .* validate with: 6-8 of",
             ),
             ("predict", {"skip": [1]}, "trained on 8 of the 11 flows to predict: 0, 2-8 of "),
         ],
