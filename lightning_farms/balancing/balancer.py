@@ -183,8 +183,9 @@ class Balancer:
             report = self._analysed(ranks)
             if report is None:
                 return self.report
-            for what, message in warnings_of_weights(report).items():
-                self._warn(what, message)
+            with contained_fault(self._warn, "log", "whether weights are finite is not known"):  # else other ranks wait
+                for what, message in warnings_of_weights(report).items():
+                    self._warn(what, message)
             values = self.receive(report, self.steps)
             self.history.append(len(self.history.epochs), {"alpha": report.alphas, **values}, step=self.steps)
         except Exception as error:

@@ -152,6 +152,9 @@ class SharedAnalysis:
             self._moment, self._outcome = now, None
             with self._faults.contained(_FAILED):
                 self._outcome = self._usable(self._analyse(trainer, pl_module, now))
+            if self._outcome is not None:  # a fault on one rank must not take the report from it, as others would wait
+                with self._faults.contained("whether weights are finite is not known"):
+                    self._tell(warnings_of_weights(self._outcome))
         return self._outcome
 
     def overlap(self, pl_module: LightningModule, now: Moment) -> None:
@@ -192,12 +195,16 @@ class SharedAnalysis:
         return outcome
 
     def _usable(self, outcome: SpectralReport | str) -> SpectralReport | None:
-        """Return the report, or None after a failure; what is wrong with the analysis or the weights is told once."""
-        told = {"analysis": f"{_FAILED}. {outcome}"} if isinstance(outcome, str) else warnings_of_weights(outcome)
-        for what in told.keys() - self._warned_of:
+        if not isinstance(outcome, str):
+            return outcome
+        self._tell({"analysis": f"{_FAILED}. {outcome}"})
+        return None
+
+    def _tell(self, warnings: Mapping[str, str]) -> None:
+        """Give each kind of warning once."""
+        for what in warnings.keys() - self._warned_of:
             self._warned_of.add(what)
-            rank_zero_warn(told[what])
-        return None if isinstance(outcome, str) else outcome
+            rank_zero_warn(warnings[what])
 
     # ---- logging -----------------------------------------------------------------------------------------------------
 
