@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,16 @@ class DivergenceWatch:
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or NaN; only this process's part of a sharded tensor is checked."""
-    return all(bool(torch.isfinite(local(value)).all()) for value in values if not is_lazy(value))
+    """Whether no value is infinite or NaN; only this process's part of a sharded tensor is checked.
+
+    The host waits once for each device.
+    """
+    finite: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for value in values:
+        if not is_lazy(value):
+            own = local(value)
+            finite[own.device].append(torch.isfinite(own).all())
+    return all(bool(torch.stack(each).all()) for each in finite.values())
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:
