@@ -13,7 +13,7 @@ from lightning_farms.analysis.guidance import guidance
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum, Status
 from lightning_farms.analysis.outliers import outliers
 from lightning_farms.common.quantities import counted
-from lightning_farms.common.texts import listed, shape_text
+from lightning_farms.common.texts import listed, printable, shape_text
 
 DECISIVE = 0.1
 """P-value below which a likelihood ratio's sign is trusted (Clauset, Shalizi and Newman, 2009, Section 5)."""
@@ -31,7 +31,7 @@ class _Column(NamedTuple):
 
 
 _COLUMNS = (
-    _Column("layer", lambda row: row.name),
+    _Column("layer", lambda row: printable(row.name)),
     _Column("kind", lambda row: row.kind),
     _Column("shape", lambda row: shape_text(row.shape)),
     _Column("windows", lambda row: str(row.windows)),
@@ -89,7 +89,7 @@ def listed_reasons(rows: Iterable[LayerSpectrum]) -> Iterator[str]:
             if row.status is status and row.reason:
                 by_reason.setdefault(row.reason, []).append(row.name)
         for reason, names in by_reason.items():
-            yield f"{title} ({len(names)}): {listed(names)} ({reason})"
+            yield f"{title} ({len(names)}): {listed(names)} ({printable(reason)})"
 
 
 def counts_text(rows: Sequence[LayerSpectrum], summary: object) -> str:

@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from typing import NoReturn
 
+from lightning_farms.common.texts import printable
+
+LINES = "\n\t"  # control characters of a text of several lines
 BROKEN_PIPE = 141  # 128 plus the number of the signal, as in shells
 _TRACEBACK_SWITCH = "LIGHTNING_FARMS_TRACEBACK"
 _ARGUMENTS = re.compile(r"\barguments? (`\w+`(?:(?: and |, )`\w+`)*)")
@@ -34,16 +37,15 @@ def fail(error: BaseException, message: str | None = None) -> NoReturn:
     in_vain = _flush_or_drop()
     text = message_of(error) if message is None else message
     text = _of_stdout(in_vain) if in_vain is not None and isinstance(error, OSError) else text
+    hint = f"({_TRACEBACK_SWITCH}=1 shows where it was raised.)"
     with suppress(OSError):  # nobody reads it
-        sys.stderr.write(
-            f"lightning-farms: error: {_printable(text)}\n({_TRACEBACK_SWITCH}=1 shows where it was raised.)\n"
-        )
+        sys.stderr.write(f"lightning-farms: error: {printable(text, but=LINES)}\n{hint}\n")
     raise SystemExit(1) from error
 
 
-def _printable(text: str) -> str:
-    """Escape control characters, which a tensor's name may hold and a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on, message_of, with_options
 from lightning_farms.common.progress import progress_bars, progress_is_shown
 from lightning_farms.common.quantities import counted
+from lightning_farms.common.texts import printable
 from lightning_farms.data.fields.file_check import FileFault, check_file
 from lightning_farms.data.fields.paths import file_paths
 from lightning_farms.data.fields.trajectory_files import FlowFile, are_trajectories, common_folder, open_flows
@@ -60,17 +61,21 @@ def _is_right(paths: list[Path], layout: dict[str, Any], known: dict[tuple[int, 
     name = common_folder(paths) if len(paths) > 1 else paths[0]
     try:
         (file,) = open_flows(paths, **layout)
-        said = f"{name}\n  {_contents(file)}\n"
+        contents = _contents(file)
         with progress_bars(unit="steps", show=progress_is_shown()) as start_bar:
             found = list(check_file(file, start_bar("Checking", file.shape.trajectories, 0), known=known))
         file.close()
     except _USER_MISTAKES as error:
-        sys.stdout.write(f"{name}\n  cannot be read: {with_options(message_of(error))}\n")
+        _say(name, [f"cannot be read: {with_options(message_of(error))}"])
         return False
-    remarks = [f"  {remark}\n" for remark in file.remarks]
-    lines = [f"  {line}\n" for line in _report(found, str(name) if several else None) if found or not remarks]
-    sys.stdout.write("".join([said, *remarks, *lines]))
-    return not found and not remarks
+    lines = _report(found, str(name) if several else None) if found or not file.remarks else []
+    _say(name, [contents, *file.remarks, *lines])
+    return not found and not file.remarks
+
+
+def _say(name: Path, lines: Iterable[str]) -> None:
+    said = "\n  ".join(map(printable, [str(name), *lines]))
+    sys.stdout.write(f"{said}\n")
 
 
 def _contents(file: FlowFile) -> str:

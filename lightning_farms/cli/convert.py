@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_farms.cli._parser import OptionParser
-from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli._shell import failing_on, say
 from lightning_farms.cli._target import check_target
 from lightning_farms.common.quantities import size_text
 from lightning_farms.models.dpot.config import Activation
@@ -94,7 +93,7 @@ def _convert(options: ConvertOptions) -> None:
     act = known.get("act") if options.act is None else options.act
     converted = convert_checkpoint(file, options.target, modes=modes, act=act)
     config = converted.config
-    sys.stderr.write(
+    say(
         f"Written to {options.target}: DPOT of {converted.parameters:,} parameters in {converted.tensors} tensors, "
-        f"{size_text(options.target.stat().st_size)}; modes={config['modes']}, act={config['act']}\n"
+        f"{size_text(options.target.stat().st_size)}; modes={config['modes']}, act={config['act']}"
     )

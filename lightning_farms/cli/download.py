@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
 from lightning_farms.data.download.catalogue import OFFICIAL_FILES
@@ -76,4 +76,4 @@ def _print_list() -> None:
             f"{found.size / 1e9:.0f} GB",
             found.md5,
         )
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+    plain_console(width=None if sys.stdout.isatty() else _WIDE).print(table)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lightning_farms.cli._parser import OptionParser
-from lightning_farms.cli._shell import failing_on, with_options
+from lightning_farms.cli._shell import failing_on, say, with_options
 from lightning_farms.cli._target import check_target
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.devices import chosen_device
@@ -81,7 +80,7 @@ def _simulate(options: SimulateOptions) -> None:
     target, config = options.target, options.config
     check_target(target, overwrite=options.overwrite)
     simulate_to_file(target, config, batch_size=options.batch_size, device=options.device, progress=progress_is_shown())
-    sys.stderr.write(
+    say(
         f"Written to {target}: {counted(config.trajectories, 'trajectory', 'trajectories')} of {config.frames} frames "
-        f"of {config.resolution} x {config.resolution} cells, {size_text(target.stat().st_size)}\n"
+        f"of {config.resolution} x {config.resolution} cells, {size_text(target.stat().st_size)}"
     )

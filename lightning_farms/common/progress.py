@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from lightning_farms.common.texts import printable
+
 Unit = Literal["steps", "bytes", "percent"]
 Advance = Callable[[int], None]
 """Called with the amount of work that was done since the last call."""
@@ -45,7 +47,7 @@ def progress_bars(*, unit: Unit = "steps", show: bool, stays: bool = False) -> I
         def start(title: str, total: int | None, done: int) -> Advance:
             for earlier in progress.task_ids:
                 progress.remove_task(earlier)
-            task = progress.add_task(title, total=total, completed=done)
+            task = progress.add_task(printable(title), total=total, completed=done)
 
             def advance(count: int) -> None:
                 progress.update(task, advance=count, at=progress.get_time() - began)
@@ -64,7 +66,7 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
 
 
 def _columns(unit: Unit) -> tuple[ProgressColumn, ...]:
-    title, bar = TextColumn("{task.description}"), BarColumn()
+    title, bar = TextColumn("{task.description}", markup=False), BarColumn()
     if unit == "bytes":
         return title, bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     if unit == "percent":

@@ -1,4 +1,4 @@
-"""Results as text: standard JSON (without NaN and infinity), CSV, lists of names, and files."""
+"""Results as text: standard JSON (without NaN and infinity), CSV, lists of names, names for a terminal, and files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     r"""Return a header and one line per record, with shapes as ``64x3x3x3`` and missing numbers as ``nan``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _shape_as_text(record[name]) for name in columns} for record in records)
-    return text.getvalue()
+    rows = ([_shape_as_text(record[name]) for name in columns] for record in records)
+    return "".join(map(_csv_line, [columns, *rows]))
 
 
 def write_if_asked(text: str, path: str | PathLike[str] | None) -> str:
@@ -51,8 +48,18 @@ def number_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
 
 
+def printable(text: str, *, but: str = "") -> str:
+    r"""Escape what a terminal would obey or not show; a file's names may hold it. `but` are letters to leave.
+
+    Example:
+        >>> printable("fc\x1b[2J\nfake")
+        'fc\\x1b[2J\\nfake'
+    """
+    return "".join(c if c.isprintable() or c in but else repr(c)[1:-1] for c in text)
+
+
 def listed(names: Iterable[str], shown: int = 8) -> str:
-    """The first names, and how many more there are.
+    """The first names, for a terminal, and how many more there are.
 
     Example:
         >>> listed(["a", "b", "c"], shown=2)
@@ -60,7 +67,7 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
     """
     known = list(names)
     rest = len(known) - shown
-    return ", ".join(known[:shown]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, known[:shown])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shape_text(shape: Iterable[int]) -> str:
@@ -79,6 +86,12 @@ def _without_nan(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, (list, tuple)):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv_line(values: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # before Python 3.13 "\r" is quoted only if it ends lines
+    return f"{line.getvalue()[:-2]}\n"
 
 
 def _shape_as_text(value: object) -> object:

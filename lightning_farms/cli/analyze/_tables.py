@@ -7,7 +7,6 @@ from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +25,7 @@ from lightning_farms.analysis.table import (
     report_cells,
     standing_out,
 )
-from lightning_farms.common.texts import listed, shape_text
+from lightning_farms.common.texts import listed, printable, shape_text
 
 _STYLES = {"high": "bold red", "low": "bold cyan"}
 
@@ -46,18 +45,17 @@ def print_report(
     if analysed:
         cells: dict[str, Sequence[str | Text]] = dict(report_cells(report))
         alphas = zip(cells["alpha"], analysed, strict=True)
-        cells["layer"] = [escape(row.name) for row in analysed]
         cells["alpha"] = [_marked(str(text), marked.get(row.name)) for text, row in alphas]
         _print_what_fits(console, cells, title, _GIVE_WAY)
         if reading:
-            console.print(reading, soft_wrap=True, highlight=False, markup=False)
+            console.print(reading, soft_wrap=True)
     for line in listed_reasons(report):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)
     if marked:
         console.print(_legend("alpha", rule(fit)), soft_wrap=True)
-    console.print(counts_text(list(report), report.summary), soft_wrap=True, highlight=False)
+    console.print(counts_text(list(report), report.summary), soft_wrap=True)
     for line in closing_lines(list(report), of_change=of_change):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _print_what_fits(
@@ -75,9 +73,7 @@ def _print_what_fits(
     console.print(table)
     if len(shown) < len(cells):
         left_out = ", ".join(name for name in cells if name not in shown)
-        console.print(
-            f"Left out for want of room: {left_out}. --format csv has all columns.", soft_wrap=True, highlight=False
-        )
+        console.print(f"Left out for want of room: {left_out}. --format csv has all columns.", soft_wrap=True)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -94,23 +90,23 @@ def print_comparison(console: Console, comparison: Comparison, *, names: tuple[s
         if marked:
             console.print(_legend("delta", SPREAD), soft_wrap=True)
     for title, layers in (
-        (f"Only in {names[0]}", comparison.only),
-        (f"Only in {names[1]}", comparison.other_only),
+        (printable(f"Only in {names[0]}"), comparison.only),
+        (printable(f"Only in {names[1]}"), comparison.other_only),
         ("Without alpha in one or both", comparison.without_alpha),
     ):
         if layers:
-            console.print(f"{title} ({len(layers)}): {listed(layers)}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{title} ({len(layers)}): {listed(layers)}", soft_wrap=True)
     columns = (("alpha", "alpha"), ("other", "other_alpha"), ("delta", "delta")) if comparison.layers else ()
     for title, column in columns:
         summary = summarize(getattr(layer, column) for layer in comparison.layers)
-        console.print(f"{title}: {summary}", soft_wrap=True, highlight=False)
+        console.print(f"{title}: {summary}", soft_wrap=True)
 
 
 def _compared(
     layers: Iterable[ComparedLayer], marked: Mapping[str, Literal["high", "low"]]
 ) -> dict[str, list[str | Text]]:
     return {
-        "layer": [escape(layer.name) for layer in layers],
+        "layer": [printable(layer.name) for layer in layers],
         "kind": [layer.kind for layer in layers],
         "shape": [shape_text(layer.shape) for layer in layers],
         "alpha": [f"{layer.alpha:.3f}" for layer in layers],
@@ -120,7 +116,7 @@ def _compared(
 
 
 def _table(title: str, columns: Mapping[str, Sequence[str | Text]]) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=printable(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         left = name in LEFT
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "layer")

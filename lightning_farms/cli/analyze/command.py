@@ -26,7 +26,8 @@ from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.analysis.selection import PatternError, Selection
 from lightning_farms.analysis.table import closing_lines
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
-from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli._console import plain_console
+from lightning_farms.cli._shell import LINES, failing_on, say
 from lightning_farms.cli.analyze._config import model_config_beside
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
@@ -37,6 +38,7 @@ from lightning_farms.common.atomic import write_text
 from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
 from lightning_farms.common.quantities import counted
+from lightning_farms.common.texts import printable
 
 _USER_MISTAKES = (ValueError, OSError, ImportError)
 _WIDE = 1000  # columns of a table that is not printed on a terminal, more than it needs
@@ -167,23 +169,23 @@ def _on_device(weights: Iterator[LayerWeight], place: device) -> Iterator[LayerW
 
 def _write(report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
     if options.format == "table" and options.out is None:
-        _print(Console() if sys.stdout.isatty() else Console(width=_WIDE), report, comparison, options)
+        _print(plain_console(width=None if sys.stdout.isatty() else _WIDE), report, comparison, options)
         return
     if options.format == "table":
         stream = StringIO()
-        _print(Console(file=stream, width=_WIDE), report, comparison, options)
+        _print(plain_console(file=stream, width=_WIDE), report, comparison, options)
         text = stream.getvalue()
     else:
         result = report if comparison is None else comparison
         text = result.to_csv() if options.format == "csv" else result.to_json()
     if options.out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text, but=LINES) if sys.stdout.isatty() else text)
     else:
         write_text(options.out, text)
-        sys.stderr.write(f"Written to {options.out}\n")
+        say(f"Written to {options.out}")
     lines = [] if options.format == "table" else closing_lines(list(report), of_change=options.base is not None)
     for line in (f"alpha of {_analysed(options)}: {report.summary}", *lines):
-        sys.stderr.write(f"{line}\n")
+        say(line)
 
 
 def _print(console: Console, report: SpectralReport, comparison: Comparison | None, options: AnalyzeOptions) -> None:
@@ -222,7 +224,7 @@ def _draw(report: SpectralReport, comparison: Comparison | None, options: Analyz
     with progress_bar("Drawing", len(pictures)) as progress:
         for _ in draw(pictures, folder):
             progress(1)
-    sys.stderr.write(f"Written to {folder}: {counted(len(pictures), 'figure')}\n")
+    say(f"Written to {folder}: {counted(len(pictures), 'figure')}")
 
 
 def _names(file: Path, other: Path) -> tuple[str, str]:

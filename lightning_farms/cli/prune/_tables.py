@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_farms.common.quantities import size_text
+from lightning_farms.common.texts import printable
 from lightning_farms.pruning.ratios import LayerRatio, LayerRatios
 from lightning_farms.pruning.report import PruningReport
 
@@ -27,29 +28,30 @@ def print_ratios(ratios: LayerRatios, console: Console) -> None:
     for block, ratio in ratios.by_block().items():
         source = _mean(layer for layer in ratios.layers if layer.block == block)
         table.add_row(
-            block, f"{source:.3f}" if math.isfinite(source) else "", f"{ratio:.4f}", "█" * round(_BAR * ratio)
+            printable(block),
+            f"{source:.3f}" if math.isfinite(source) else "",
+            f"{ratio:.4f}",
+            "█" * round(_BAR * ratio),
         )
     console.print(table)
     for note in ratios.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+        console.print(printable(f"Note: {note}"))
 
 
 def print_result(report: PruningReport, out: Path | None, console: Console) -> None:
     """Print what was done, in a few lines."""
     errors = [block.error for block in report.blocks if math.isfinite(block.error)]
     console.print(
-        f"Written to {out}: {report.zeros:,} zeros, sparsity {report.reached:.6g} (asked {report.ratios.sparsity:g}), "
-        f"{report.method}, {report.seconds:.1f} s"
+        f"Written to {printable(str(out))}: {report.zeros:,} zeros, "
+        f"sparsity {report.reached:.6g} (asked {report.ratios.sparsity:g}), {report.method}, {report.seconds:.1f} s"
         + (f", relative error of the blocks' outputs {min(errors):.3f} to {max(errors):.3f}" if errors else "")
         + (f", peak memory {size_text(report.peak_memory)}" if report.peak_memory else ""),
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )
     for note in report.notes[:_MOST_NOTES]:
-        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"Note: {note}"), soft_wrap=True)
     if len(report.notes) > _MOST_NOTES:
-        console.print(f"Note: {len(report.notes) - _MOST_NOTES} more notes are in its pruning_report.csv", markup=False)
+        console.print(f"Note: {len(report.notes) - _MOST_NOTES} more notes are in its pruning_report.csv")
 
 
 def _mean(layers: Iterable[LayerRatio]) -> float:

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
+from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._language_model import USER_MISTAKES
 from lightning_farms.cli._shell import failing_on, package_version
 from lightning_farms.cli.prune._options import CALLED, PruneOptions, parse_options
@@ -61,7 +61,7 @@ def _prune(options: PruneOptions) -> None:
     if options.out is not None and not options.dry_run:
         store = PrunedFolder(options.out, lm.model, _settings(options, ids))
     ratios = _ratios(options, lm.model, ids, store)
-    print_ratios(ratios, Console())
+    print_ratios(ratios, plain_console())
     _write(options, ratios, store)
     if store is None:
         if options.report is not None:
@@ -82,7 +82,7 @@ def _prune(options: PruneOptions) -> None:
             progress=advance,
         )
     store.finish(report, lm.tokenizer)
-    print_result(report, options.out, Console(stderr=True))
+    print_result(report, options.out, plain_console(stderr=True))
     if options.report is not None:
         report.save(options.report)
 
