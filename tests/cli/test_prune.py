@@ -90,6 +90,16 @@ def test_ratios_of_a_dry_run_are_an_allocation(model, tmp_path):
         assert int((weight.matrices == 0).sum()) == written[weight.name].zeros
 
 
+@pytest.mark.parametrize("report", ["pruning_report.json", "pruning_report.csv"])
+def test_the_report_of_a_pruned_model_is_an_allocation(model, tmp_path, report):
+    common = ("prune", "model", "--sparsity", "0.5", "--method", "magnitude")
+    main([*common, "--allocation", "ramp", "--out", "first"])
+    main([*common, "--allocation", f"first/{report}", "--out", "second"])
+    first, second = (LayerRatios.from_json((tmp_path / out / "ratios.json").read_text()) for out in ("first", "second"))
+    assert [layer.zeros for layer in first] == [layer.zeros for layer in second]
+    assert len({layer.ratio for layer in second}) > 1
+
+
 def test_two_of_four(model):
     main(["prune", "model", "--pattern", "2:4", "--allocation", "uniform", *CALIBRATED, "--out", "o"])
     for weight in prunable_weights(load_causal_lm("o").model):

@@ -30,10 +30,10 @@ _SHOWN = 5
 class FileAllocation(LinearAllocation):
     r"""Allocation by ratios, scores or raw figures from a JSON or CSV file, keyed by the names of layers or blocks.
 
-    JSON: an object of names and numbers, or a file that :meth:`LayerRatios.to_json` wrote. CSV: one line per name, with
-    a header that has a column ``name``, ``layer`` or ``block`` and a column with the name given by ``column``, as in
-    the files that :meth:`LayerRatios.to_csv` writes. A layer's own name takes precedence over its block's; every layer
-    needs a number, and no name may occur twice.
+    JSON: an object of names and numbers, or a file that :meth:`LayerRatios.to_json` or, for ratios,
+    :meth:`PruningReport.save` wrote. CSV: one line per name, with a header that has a column ``name``, ``layer`` or
+    ``block`` and a column with the name given by ``column``, as in the files that these two classes write. A layer's
+    own name takes precedence over its block's; every layer needs a number, and no name may occur twice.
 
     Args:
         path: path of the file, ``.json`` or ``.csv``.
@@ -118,17 +118,22 @@ def _read(path: Path, column: str) -> dict[str, float]:
 
 def _from_json(text: str, column: str) -> list[tuple[str, float]]:
     content: Any = dict(pairs := json.loads(text, object_pairs_hook=list))
-    if isinstance(content.get("layers"), list):
-        rows: list[dict[str, Any]] = [dict(row) for row in content["layers"]]
-        return [(row["name"], _number(row[column])) for row in rows]
-    return [(name, _number(value)) for name, value in pairs]
+    tables = [content, *map(dict, content["blocks"])] if isinstance(content.get("blocks"), list) else [content]
+    rows: list[Mapping[str, Any]] = [dict(row) for table in tables for row in table.get("layers", [])]
+    return _numbers(rows, column) if rows else [(name, _number(value)) for name, value in pairs]
 
 
 def _from_csv(text: str, column: str) -> list[tuple[str, float]]:
     rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
     if not rows:
         raise ValueError("it has no line")
+    return _numbers(rows, column)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[str, float]]:
+    """Return the names and numbers of a table; that of a `PruningReport` has the ratios as `asked`."""
     key = next((name for name in _NAMES if name in rows[0]), _NAMES[0])
+    column = "asked" if column == "ratio" and "ratio" not in rows[0] and "asked" in rows[0] else column
     return [(row[key], _number(row[column])) for row in rows]
 
 
