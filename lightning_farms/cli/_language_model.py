@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_farms.cli._parser import OptionParser
+from lightning_farms.cli._target import check_file
 from lightning_farms.common.atomic import write_text
 from lightning_farms.common.texts import json_text
 from lightning_farms.pruning.loading import CausalLM, load_causal_lm
@@ -25,8 +26,10 @@ class ModelOptions:
     batch_size: int
     json: str | None
 
-    def load(self) -> CausalLM:
-        """Load the model and its tokenizer."""
+    def load(self, texts: Iterable[str] = ()) -> CausalLM:
+        """Load the model and its tokenizer, if the result can be written; `texts` are files that are read too."""
+        if self.json is not None:
+            check_file(Path(self.json), "--json", map(Path, texts))
         return load_causal_lm(self.model, device=self.device, dtype=self.dtype, offload_folder=self.offload_folder)
 
 

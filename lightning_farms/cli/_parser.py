@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
+
+from lightning_farms.cli._shell import with_options
+
+T = TypeVar("T")
 
 _WRONG_TYPE = re.compile(r'Parser key "(\w+)"(?: element \d+)?:\s+Expected a (.+)\. Got value: (.*)', re.DOTALL)
 _MISSING = "the following arguments are required: "
@@ -14,6 +19,17 @@ _RULES = {"<class 'int'>": "an integer", "<class 'float'>": "a number"}
 
 class OptionParser(ArgumentParser):
     """A parser that names options as they are given on the command line, and types in words."""
+
+    def checked(self, args: list[str], options: Callable[[dict[str, Any]], T], **positional: str) -> T:
+        """Parse arguments and make options of them; what is wrong with their values ends with exit status 2 too.
+
+        `positional` has the command line's names of arguments that are not options there, see `with_options`.
+        """
+        given = self.parse_args(args).as_dict()
+        try:
+            return options(given)
+        except (ValueError, TypeError) as error:
+            self.error(with_options(str(error), **positional))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with exit status 2 and the message."""

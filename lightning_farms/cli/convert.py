@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on, say
-from lightning_farms.cli._target import check_target
+from lightning_farms.cli._target import check_new_file
 from lightning_farms.common.quantities import size_text
 from lightning_farms.models.dpot.config import Activation
 from lightning_farms.models.dpot.weights.converting import convert_checkpoint
@@ -81,7 +81,7 @@ def _parse(args: list[str]) -> ConvertOptions:
 
 
 def _convert(options: ConvertOptions) -> None:
-    check_target(options.target, overwrite=options.overwrite)
+    check_new_file(options.target, overwrite=options.overwrite)
     file = find_checkpoint(
         options.source,
         cache_dir=options.cache_dir,

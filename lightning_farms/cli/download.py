@@ -11,6 +11,7 @@ from rich.table import Table
 from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._parser import OptionParser
 from lightning_farms.cli._shell import failing_on
+from lightning_farms.cli._target import check_folder
 from lightning_farms.data.download.catalogue import OFFICIAL_FILES
 from lightning_farms.data.download.pdebench import download_pdebench
 
@@ -55,6 +56,7 @@ def _parser() -> OptionParser:
 def _download(given: Any) -> None:  # noqa: ANN401
     try:
         with failing_on(*_USER_MISTAKES, name="NAME"):
+            check_folder(Path(given.dir), "--dir")
             path = download_pdebench(given.name, Path(given.dir), url=given.url)
     except KeyboardInterrupt:
         sys.stderr.write("\nRun the same command again to continue.")

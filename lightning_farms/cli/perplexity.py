@@ -87,7 +87,7 @@ def _parse(args: list[str]) -> PerplexityOptions:
 
 
 def _measure(options: PerplexityOptions) -> Perplexity:
-    model, tokenizer = options.load()
+    model, tokenizer = options.load(options.text)
     with progress_bars(show=progress_is_shown()) as start:
         advance, before = None, 0
 

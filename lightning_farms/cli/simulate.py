@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lightning_farms.cli._parser import OptionParser
-from lightning_farms.cli._shell import failing_on, say, with_options
-from lightning_farms.cli._target import check_target
+from lightning_farms.cli._shell import failing_on, say
+from lightning_farms.cli._target import check_new_file
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.common.progress import progress_is_shown
@@ -65,20 +66,20 @@ def _parse(args: list[str]) -> SimulateOptions:
         "--device", type=str, default="auto", help="device to compute on, such as cuda:1; auto: CUDA if there is any"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    given = parser.parse_args(args).as_dict()
+    return parser.checked(args, _options)
+
+
+def _options(given: dict[str, Any]) -> SimulateOptions:
     rest = {name: given.pop(name) for name in ("batch_size", "device", "overwrite")}
     target = Path(given.pop("target"))
-    try:
-        rest["device"] = chosen_device(rest["device"])
-        check_at_least(1, batch_size=1 if rest["batch_size"] is None else rest["batch_size"])
-        return SimulateOptions(target=target, config=SimulationConfig(**given), **rest)
-    except ValueError as error:
-        parser.error(with_options(str(error)))
+    rest["device"] = chosen_device(rest["device"])
+    check_at_least(1, batch_size=1 if rest["batch_size"] is None else rest["batch_size"])
+    return SimulateOptions(target=target, config=SimulationConfig(**given), **rest)
 
 
 def _simulate(options: SimulateOptions) -> None:
     target, config = options.target, options.config
-    check_target(target, overwrite=options.overwrite)
+    check_new_file(target, overwrite=options.overwrite)
     simulate_to_file(target, config, batch_size=options.batch_size, device=options.device, progress=progress_is_shown())
     say(
         f"Written to {target}: {counted(config.trajectories, 'trajectory', 'trajectories')} of {config.frames} frames "

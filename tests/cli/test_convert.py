@@ -36,10 +36,11 @@ def test_there_and_back(model, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert err.splitlines()[0].startswith(
+    assert err.splitlines()[0] == "The folder of OUT, 'new', is not there, and will be made."
+    assert err.splitlines()[1].startswith(
         f"Written to new/model.safetensors: DPOT of {count:,} parameters in 31 tensors, "
     )
-    assert err.splitlines()[1].endswith("modes=1, act=silu")
+    assert err.splitlines()[2].endswith("modes=1, act=silu")
     back = DPOT.from_checkpoint("back.pth")
     assert back.config == model.config
     torch.testing.assert_close(back.state_dict(), model.state_dict(), rtol=0, atol=0)

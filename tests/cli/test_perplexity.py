@@ -116,9 +116,13 @@ def test_mistakes(model, capsys, args, code, message):
     assert (ended, message in " ".join(err.split())) == (code, True), err
 
 
-def test_a_result_that_cannot_be_written_is_printed(model, capsys):
+def test_a_result_that_cannot_be_written_is_printed(model, capsys, monkeypatch):
+    def refuse(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("lightning_farms.cli._language_model.write_text", refuse)
     with pytest.raises(SystemExit) as ended:
-        main(["perplexity", "model", "--text", "test.txt", "--json", "test.txt/out.json"])
+        main(["perplexity", "model", "--text", "test.txt", "--json", "out.json"])
     assert ended.value.code == 1
     assert capsys.readouterr().out.startswith("perplexity ")
 

@@ -38,6 +38,7 @@ def test_the_file_holds_the_set_that_was_asked_for(run):
     assert (status, out, err) == (
         0,
         "",
+        "The folder of OUT, 'new', is not there, and will be made.\n"
         "Written to new/flow.hdf5: 2 trajectories of 3 frames of 8 x 8 cells, 11.2 kB\n",
     )
     assert PDEBenchFile("new/flow.hdf5").shape == (2, 3, 8, 8)

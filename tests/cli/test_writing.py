@@ -231,7 +231,9 @@ def test_folders_that_cannot_be_made(command, arguments, ended, tmp_path):
     (tmp_path / "taken").write_text(EARLIER)
     status, _, err = ended(command, Job(arguments))
     assert (status, len(messages(err))) == (1, 1), err
-    assert re.match(r"Expected '.*taken.*' to be .*, but .*: .*(directory|exists).*\. \w.*\.$", messages(err)[0])
+    assert re.match(
+        r"Expected (the folder of OUT|--dir) to be a folder, but 'taken.*' is .*a file\.$", messages(err)[0]
+    )
 
 
 @pytest.mark.parametrize("stdout", ["closed", "full"])

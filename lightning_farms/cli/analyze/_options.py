@@ -15,7 +15,6 @@ from lightning_farms.analysis.method import FARMS, Blocks, Compat, Fit, Spectral
 from lightning_farms.analysis.outliers import RULE
 from lightning_farms.analysis.selection import KINDS, Selection
 from lightning_farms.cli._parser import OptionParser
-from lightning_farms.cli._shell import with_options
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.eigensolvers import Where
 
@@ -53,12 +52,7 @@ class AnalyzeOptions:
 
 def parse_options(args: list[str]) -> AnalyzeOptions:
     """Parse and check the arguments."""
-    parser = _parser()
-    given = parser.parse_args(args)
-    try:
-        return _options(given.as_dict())
-    except (ValueError, TypeError) as error:
-        parser.error(with_options(str(error)))
+    return _parser().checked(args, _options)
 
 
 def _parser() -> OptionParser:

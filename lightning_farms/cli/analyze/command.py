@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from errno import EACCES, EROFS
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -28,6 +27,7 @@ from lightning_farms.analysis.table import closing_lines
 from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._shell import LINES, failing_on, say
+from lightning_farms.cli._target import check_file, check_folder
 from lightning_farms.cli.analyze._config import model_config_beside
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
@@ -35,7 +35,6 @@ from lightning_farms.cli.analyze._options import AnalyzeOptions, parse_options
 from lightning_farms.cli.analyze._progress import analysis_bar
 from lightning_farms.cli.analyze._tables import print_comparison, print_report
 from lightning_farms.common.atomic import write_text
-from lightning_farms.common.checkpoints.files import WEIGHTS
 from lightning_farms.common.progress import progress_bar
 from lightning_farms.common.quantities import counted
 from lightning_farms.common.texts import printable
@@ -60,7 +59,7 @@ def run(args: list[str]) -> None:
 
 
 def _analyze(options: AnalyzeOptions) -> None:
-    """Run an analysis, opening files and making folders first so that faults show before the long work."""
+    """Run an analysis, opening files and looking at folders first so that faults show before the long work."""
     opened = partial(open_aloud, check=options.check, dequantize=options.dequantize)
     tensors = opened(options.file, options.key)
     other = None if options.compare is None else opened(options.compare, None)
@@ -68,7 +67,7 @@ def _analyze(options: AnalyzeOptions) -> None:
     if other is not None and options.compare is not None:
         for content, name in zip((tensors, other), _names(options.file, options.compare), strict=True):
             _check_patterns(content, options.selection, name)
-    _make_folders(options)
+    _check_places(options)
     unreadable: list[LayerWeight] = []
     report = _report(tensors, base, options, options.file, unreadable)
     comparison = None
@@ -90,42 +89,12 @@ def _check_patterns(tensors: Mapping[str, Tensor], selection: Selection, name: s
         raise ValueError(f"In {name}: {error}") from error
 
 
-def _make_folders(options: AnalyzeOptions) -> None:
+def _check_places(options: AnalyzeOptions) -> None:
     if options.out is not None:
-        if options.out.is_dir():
-            raise IsADirectoryError(f"Expected --out to be a file, but {str(options.out)!r} is a folder.")
-        _check_no_input(options.out, [options.file, options.base, options.compare])
-        _make_folder(options.out.parent, "--out to be in a folder")
-        _check_writable(options.out if options.out.exists() else options.out.parent, "--out to be a place")
-        _check_writable(options.out.parent, "--out to be in a folder")
+        read = (options.file, options.base, options.compare)
+        check_file(options.out, "--out", [path for path in read if path is not None])
     if options.plots is not None:
-        if options.plots.exists() and not options.plots.is_dir():
-            raise NotADirectoryError(f"Expected --plots to be a folder, but {str(options.plots)!r} is a file.")
-        _make_folder(options.plots, "--plots to be a folder")
-        _check_writable(options.plots, "--plots to be a folder")
-
-
-def _check_no_input(out: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse to overwrite an input file."""
-    for path in inputs:
-        within = path is not None and path.is_dir() and out.resolve().parent == path.resolve()
-        same = path is not None and out.exists() and path.exists() and out.samefile(path)
-        if same or (within and out.exists() and out.name.endswith(WEIGHTS)):
-            raise ValueError(f"Expected --out to be another file than the weights, but {str(out)!r} holds them.")
-
-
-def _make_folder(folder: Path, expected: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"Expected {expected} that can be made, but {str(folder)!r} cannot: {error.strerror}.") from error
-
-
-def _check_writable(path: Path, what: str) -> None:
-    if not os.access(path, os.W_OK):
-        read_only = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
-        reason = os.strerror(EROFS if read_only else EACCES)
-        raise PermissionError(f"Expected {what} that can be written to, but {str(path)!r} cannot: {reason}.")
+        check_folder(options.plots, "--plots")
 
 
 def _report(

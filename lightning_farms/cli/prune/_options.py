@@ -12,7 +12,6 @@ import torch
 
 from lightning_farms.analysis.method import FARMS, Compat, Fit
 from lightning_farms.cli._parser import OptionParser
-from lightning_farms.cli._shell import with_options
 from lightning_farms.common.devices import chosen_device
 from lightning_farms.functional.pruning_masks import Counts
 from lightning_farms.pruning.allocation import ALLOCATIONS, Allocation, FARMSAllocation, Granularity
@@ -80,12 +79,7 @@ class PruneOptions:
 
 def parse_options(args: list[str]) -> PruneOptions:
     """Parse and check the arguments."""
-    parser = _parser()
-    given = parser.parse_args(args)
-    try:
-        return _options(given.as_dict())
-    except (ValueError, TypeError) as error:
-        parser.error(with_options(str(error), **CALLED))
+    return _parser().checked(args, _options, **CALLED)
 
 
 def _parser() -> OptionParser:

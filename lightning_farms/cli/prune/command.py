@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._language_model import USER_MISTAKES
 from lightning_farms.cli._shell import failing_on, package_version
+from lightning_farms.cli._target import check_file, check_folder
 from lightning_farms.cli.prune._options import CALLED, PruneOptions, parse_options
 from lightning_farms.cli.prune._tables import print_ratios, print_result
 from lightning_farms.common.atomic import complete_or_nothing, write_text
@@ -49,6 +50,7 @@ def _prune(options: PruneOptions) -> None:
     if options.calibration is not None and not (text := Path(options.calibration)).is_file():
         what = "a folder" if text.is_dir() else "a pipe: write it to a file" if text.exists() else "not there"
         raise FileNotFoundError(f"Expected --calibration to be a text file, but {str(text)!r} is {what}.")
+    _check_places(options)
     lm = load_causal_lm(
         options.model,
         device="cpu",
@@ -85,6 +87,18 @@ def _prune(options: PruneOptions) -> None:
     print_result(report, options.out, plain_console(stderr=True))
     if options.report is not None:
         report.save(options.report)
+
+
+def _check_places(options: PruneOptions) -> None:
+    out = None if options.dry_run else options.out
+    if out is not None:
+        check_folder(out.parent, "the folder of OUT")
+    allocation = options.allocation
+    read = [options.calibration, allocation.path if isinstance(allocation, FileAllocation) else None]
+    for called in ("report", "figure", "recipe"):
+        path: Path | None = getattr(options, called)
+        if path is not None and not _is_in(path, out):
+            check_file(path, f"--{called}", [Path(each) for each in read if each is not None])
 
 
 def _calibration(options: PruneOptions, lm: CausalLM) -> Tensor | None:
@@ -149,6 +163,10 @@ def _write(options: PruneOptions, ratios: LayerRatios, store: PrunedFolder | Non
 
 def _for_now(path: Path, out: Path | None, store: PrunedFolder | None) -> Path:
     """Return where to write a file for now; one inside OUT gets there when the whole folder does."""
-    if out is None or store is None or not path.absolute().is_relative_to(out.absolute()):
+    if out is None or store is None or not _is_in(path, out):
         return path
     return store.partial / path.absolute().relative_to(out.absolute())
+
+
+def _is_in(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.absolute().is_relative_to(folder.absolute())

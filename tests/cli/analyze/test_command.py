@@ -207,7 +207,10 @@ def test_random_products_are_not_said_to_have_the_alpha_of_random_weights(run):
 def test_out_and_its_ending(run):
     status, out, err = run("net.pt", "--out", "made/of/net.csv")
     assert (status, out) == (0, "")
-    assert err.startswith("Written to made/of/net.csv\nalpha of net.pt: mean")
+    assert err.startswith(
+        "The folder of --out, 'made/of', is not there, and will be made.\nWritten to made/of/net.csv\n"
+    )
+    assert "\nalpha of net.pt: mean" in err
     assert len(records(Path("made/of/net.csv").read_text())) == 7
     run("net.pt", "--out", "table.txt")
     assert "7 layers analysed, 0 skipped" in Path("table.txt").read_text(encoding="utf-8")
@@ -494,7 +497,7 @@ def test_mistakes_come_before_the_long_work(run):
             "--out to be a place that can be written to, but 'vectors.pt' cannot: Permission denied.",
         ),
         (["--out", "new.csv"], "but '.' cannot: Permission denied."),
-        (["--plots", "new"], "--plots to be a folder that can be written to, but 'new' cannot: Permission denied."),
+        (["--plots", "new"], "--plots to be a place that can be written to, but '.' cannot: Permission denied."),
     ],
 )
 def test_places_that_cannot_be_written_to(run, monkeypatch, arguments, message):
