@@ -28,6 +28,7 @@ from lightning_farms.analysis.weights.layer_weight import LayerWeight
 from lightning_farms.cli._console import plain_console
 from lightning_farms.cli._shell import LINES, failing_on, say
 from lightning_farms.cli._target import check_file, check_folder
+from lightning_farms.cli.analyze._apart import say_not_apart
 from lightning_farms.cli.analyze._config import model_config_beside
 from lightning_farms.cli.analyze._figures import comparison_pictures, draw, report_pictures
 from lightning_farms.cli.analyze._opening import open_aloud, say_unreadable
@@ -119,6 +120,8 @@ def _report(
     def outlines() -> Iterator[LayerWeight]:
         return weights_apart(checkpoint_weights(tensors, options.selection, values=False), options.apart, config)
 
+    if options.apart:
+        say_not_apart(checkpoint_weights(tensors, options.selection, values=False), options.apart, config, _name(path))
     with analysis_bar(f"Analysing {_name(path)}", outlines, options.method) as progress:
         return analyze_weights(
             _on_device(weights(), options.device),

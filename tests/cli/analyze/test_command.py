@@ -678,3 +678,30 @@ def test_weights_are_not_written_over(folder, capsys, option):
     assert ended.value.code == 1
     assert "to be another file than the weights" in capsys.readouterr().err
     assert (folder / "two.pt").read_bytes() == before
+
+
+PHI = {"model_type": "phi3", "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "said"),
+    [
+        ({"fc.weight": (32, 32)}, None, "--apart qkv changes nothing, as no weight analysed in a.pt holds fused"),
+        ({"a.qkv_proj.weight": (96, 32)}, None, "leaves 1 fused weight of a.pt whole (a.qkv_proj): there is no conf"),
+        ({"a.qkv_proj.weight": (96, 32)}, PHI | {"model_type": "new"}, "(a.qkv_proj): the configuration does not tell"),
+        ({"a.qkv_proj.weight": (8, 4), "fc.weight": (32, 32)}, PHI, ""),
+    ],
+)
+def test_parts_that_are_not_taken_apart_are_told_of_once(run, tensors, config, said):
+    torch.save({name: torch.randn(shape) for name, shape in tensors.items()}, "a.pt")
+    if config is not None:
+        Path("config.json").write_text(json.dumps(config))
+    _, _, err = run("a.pt", "--apart", "qkv", "--format", "csv")
+    assert err.count("--apart") == bool(said)
+    assert said in err
+
+
+def test_experts_that_are_not_there(run):
+    assert "--apart experts changes nothing, as no weight" in run("net.pt", "--apart", "experts")[2]
+    torch.save({"mlp.experts.up": torch.randn(2, 32, 32)}, "a.pt")
+    assert "--apart" not in run("a.pt", "--apart", "experts")[2]
