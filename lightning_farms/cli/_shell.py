@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
@@ -137,3 +137,19 @@ def with_options(text: str, /, **positional: str) -> str:
     for argument, called in {"path": "the path", **positional}.items():
         text = text.replace(f"argument `{argument}`", called)
     return _ARGUMENTS.sub(lambda found: re.sub(r"`(\w+)`", r"--\1", found[1]), text)
+
+
+def renamed(text: str, called: Mapping[str, str]) -> str:
+    """Rewrite a message about arguments, all of which are in `called`, in the names that it gives them.
+
+    Example:
+        >>> renamed("Expected argument `path` to be a file.", {"path": "--data.path"})
+        'Expected --data.path to be a file.'
+    """
+
+    def rename(found: re.Match[str]) -> str:
+        names = re.findall(r"`(\w+)`", found[1])
+        known = all(name in called for name in names)
+        return re.sub(r"`(\w+)`", lambda name: called[name[1]], found[1]) if known else found[0]
+
+    return _ARGUMENTS.sub(rename, text)

@@ -23,6 +23,7 @@ from lightning_farms.cli.train._config_file import WholeConfig
 from lightning_farms.cli.train._freezing import Frozen, freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train._named_checkpoint import check_named
+from lightning_farms.cli.train._option_names import cause_in, option_keys, with_option_names
 from lightning_farms.cli.train._origin import check_origin
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
@@ -58,6 +59,35 @@ class FarmsCLI(LightningCLI):
     starts the others, which then find the weights in the cache. Under an external launcher (torchrun, SLURM) all
     processes start at once; in that case, first pre-train in a run with one process, or give a checkpoint.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        try:
+            super().__init__(*args, **options)
+        except _USER_MISTAKES as error:
+            if traceback_wanted() or isinstance(error, BrokenPipeError):
+                raise
+            fail(error, with_option_names(error, self._keys(), self._built()))
+
+    def _keys(self) -> dict[type, str]:
+        config = self.config.get(str(self.subcommand)) if hasattr(self, "subcommand") else None
+        named = self.subclass_mode_model
+        plain = {} if named else {OperatorModule: "model", CFDDataModule: "data"}
+        return option_keys(config, {**plain, Pretraining: "pretrain"})
+
+    def _built(self) -> tuple[object, ...] | None:
+        if not hasattr(self, "datamodule"):
+            return None
+        callbacks = self.trainer.callbacks if hasattr(self, "trainer") else []  # type: ignore[attr-defined]
+        return self.datamodule, self.model, *callbacks
+
+    def instantiate_classes(self) -> None:
+        """Build the model, data and callbacks; what they say is raised as it is, without the parser's words around."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if (cause := cause_in(error, self._keys())) is not error:
+                raise cause  # noqa: B904
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the group `pretrain`, and the option `freeze`."""
@@ -241,24 +271,19 @@ def train(args: list[str] | None = None) -> None:
     )
     import_rooms()
     named = classes_are_named(args)
-    try:
-        FarmsCLI(
-            LightningModule if named else OperatorModule,
-            LightningDataModule if named else CFDDataModule,
-            subclass_mode_model=named,
-            subclass_mode_data=named,
-            seed_everything_default=42,
-            parser_class=FarmsParser,
-            auto_configure_optimizers=False,
-            save_config_callback=WholeConfig,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
-            args=args,
-        )
-    except _USER_MISTAKES as error:
-        if traceback_wanted() or isinstance(error, BrokenPipeError):
-            raise
-        fail(error)
+    FarmsCLI(
+        LightningModule if named else OperatorModule,
+        LightningDataModule if named else CFDDataModule,
+        subclass_mode_model=named,
+        subclass_mode_data=named,
+        seed_everything_default=42,
+        parser_class=FarmsParser,
+        auto_configure_optimizers=False,
+        save_config_callback=WholeConfig,
+        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+        parser_kwargs={"prog": "lightning-farms", "description": _DESCRIPTION},
+        args=args,
+    )
 
 
 def _model_settings(config: Namespace | None) -> dict[str, Any]:

@@ -234,21 +234,24 @@ def truncated(tmp_path, cache):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.path=nowhere.hdf5"], "nowhere.hdf5"),
+        (["--data.path=nowhere.hdf5"], "Expected --data.path to be an existing file, but found none at nowhere.hdf5"),
         (["--data.path=cut.hdf5"], "cut.hdf5"),
         (["--pretrain.checkpoint=nowhere.pth"], "nowhere.pth"),
         (["--pretrain.checkpoint=config.in.yaml"], "config.in.yaml"),
         (["--pretrain.checkpoint=other.pth"], "of other shape"),
         (["--pretrain.checkpoint=tiny", "--data.channel_order=pdebench"], "as in the training of tiny, but got"),
-        (["--pretrain.epochs=-1"], "`epochs` to be at least 0"),
+        (["--pretrain.epochs=-1"], "Expected --pretrain.epochs to be at least 0"),
         (["--pretrain.epochs=1", "--pretrain.simulation.trajectories=1"], "at least 2"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
         (["--ckpt_path=cut.hdf5"], "cut.hdf5 cannot be read as one"),
         (["--ckpt_path=other.pth"], "such as a released DPOT's, are given as `--pretrain.checkpoint`"),
         (["--ckpt_path=plain.pth"], "plain.pth is none"),
-        (["--data.path=."], "`path` to be a file, or a folder of HDF5 files (.hdf5, .h5, .hdf), but . has none"),
-        (["--model.lr=0"], "Expected argument `lr` to be positive and finite, but got 0"),
-        (["--model.network.embed_dim=9"], "`embed_dim`"),
+        (
+            ["--data.path=."],
+            "Expected --data.path to be a file, or a folder of HDF5 files (.hdf5, .h5, .hdf), but . has none",
+        ),
+        (["--model.lr=0"], "Expected --model.lr to be positive and finite, but got 0"),
+        (["--model.network.embed_dim=9"], "--model.network.embed_dim"),
         (["--data.test_fraction=0.1"], "`test_fraction` 0.1 of 4 is less than one trajectory. Raise `test_fraction`"),
         (["--data.in_timesteps=6"], "frames"),
         (["--trainer.max_epochs=-1"], "Set the Trainer's `max_epochs`"),
@@ -414,7 +417,7 @@ def test_starting_weights_are_evaluated_as_they_were_trained(run, tmp_path, caps
     run("test", f"--pretrain.checkpoint={start}", *on_other)
     assert capsys.readouterr().out == expected, "scaled as in the training"
     for arguments, message in (
-        ((), "`normalize` to be True, as in the training"),
+        ((), "--data.normalize to be True, as in the training"),
         (("--data.normalize=true", "--data.channel_order=pdebench"), "the channels to be"),
     ):
         with pytest.raises(SystemExit, match="1"):
