@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._rounding import units
+from lightning_farms.analysis.checkpoint._four_bit_floats import FourBitFloats, is_e8m0, of_blocks, of_octets
+from lightning_farms.analysis.checkpoint._gptq_awq import of_gptq_or_awq
+from lightning_farms.analysis.checkpoint._packed_integers import of_compressed_tensors, of_hqq, of_mlx
+from lightning_farms.analysis.checkpoint._packed_numbers import PackedWeight, parts_beside, refusal
+from lightning_farms.analysis.checkpoint._quantised import FORMAT_NAMES
 from lightning_farms.common.checkpoints.pickled_tensor import UnreadableTensor
 from lightning_farms.common.checkpoints.shapes import MetaTensors
 
@@ -37,18 +43,30 @@ def dequantised(name: str, packed: str, tensors: Mapping[str, Tensor], config: M
     """
     if packed not in _FORMATS:
         return None
-    return Unpacked(*(partial(each, name, tensors, config) for each in _FORMATS[packed]))
+    form = partial(_FORMATS[packed], name, tensors, config)
+    return Unpacked(lambda: form().read(), lambda: form().steps())
+
+
+def weight_name(name: str) -> str:
+    """Return the name of the weight that a packed tensor stands for: ``up.weight`` for ``up.qweight``."""
+    module, _, leaf = name.rpartition(".")
+    if leaf in ("blocks", "_data"):
+        return module
+    match = re.fullmatch(r"_?(.+?)(_blocks|_packed|_qdata|:__qdata)", leaf)
+    own = match[1] if match else "weight" if leaf in ("qweight", "W_q") else leaf
+    return ".".join(part for part in (module, own) if part)
 
 
 def _scaled(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """Return (W - zero) s, with one scale s for the tensor, per row, or per block."""
     weight = tensors[name].to(torch.float32)
-    if f"{name}_offset" in tensors:
+    zeros = _beside(name, "zero_point")
+    if f"{name}_offset" in tensors or (zeros in tensors and tensors[zeros].is_floating_point()):
         raise UnreadableTensor(
             "it is quantised with offsets, which are not unpacked here; analyse the original checkpoint"
         )
-    if f"{name}_zero_point" in tensors:
-        weight = weight - _spread(tensors[f"{name}_zero_point"], weight, _block_size(config))
+    if zeros in tensors:
+        weight = weight - _spread(tensors[zeros], weight, _block_size(config))
     return weight * _scales(name, tensors, config)
 
 
@@ -60,15 +78,32 @@ def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str,
 
 
 def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    suffix = "_scale_inv" if f"{name}_scale_inv" in tensors else "_scale"
-    scales = tensors[f"{name}{suffix}"]
+    weight, scales = tensors[name], tensors[_scale_name(name, tensors)]
     if scales.dtype == torch.uint8:  # MXFP8's exponents
         scales = scales.view(torch.float8_e8m0fnu)
-    if not scales.is_floating_point():
+    if not scales.is_floating_point() or (scales.dtype.itemsize == 1 and not weight.is_floating_point()):
         raise UnreadableTensor(
-            f"it is quantised with scales of type {scales.dtype}, which are not read; analyse the original checkpoint"
+            f"it is quantised as {weight.dtype} with scales of type {scales.dtype}, which are not read; analyse the "
+            "original checkpoint"
         )
-    return _spread(scales, tensors[name], _block_size(config))
+    return _spread(scales, weight, _block_size(config))
+
+
+def _beside(name: str, part: str) -> str:
+    """Return the name of what belongs to a packed tensor: `weight_scale`, or that in torchao's and quanto's forms."""
+    for end, start in (("_qdata", "_"), ("._data", "._")):
+        if name.endswith(end):
+            return f"{name.removesuffix(end)}{start}{part}"
+    return f"{name}_{part}"
+
+
+def _scale_name(name: str, tensors: Mapping[str, Tensor]) -> str:
+    named = [_beside(name, part) for part in ("scale_inv", "scale", "weight_scale")]
+    named += [f"{name.removesuffix('weight')}scale"]
+    found = next((each for each in named if each in tensors), None)
+    if found is None:
+        raise UnreadableTensor("it is quantised, and its scales are missing; analyse the original checkpoint")
+    return found
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -145,10 +180,68 @@ def _four_bits_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[s
     return widths[torch.bucketize(relative.nan_to_num(), middles)] * unit
 
 
+def _with_scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Unpacked | FourBitFloats:
+    """Return 8-bit numbers with scales, or 4-bit floating point numbers, which are bytes with E8M0 scales."""
+    weight, scales = tensors[name], tensors[_scale_name(name, tensors)]
+    if is_e8m0(scales) and not weight.is_floating_point():
+        return of_octets(weight, scales)
+    return _of_pair(_scaled, _scaled_steps, name, tensors, config)
+
+
+def _nvfp4(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> FourBitFloats:
+    """NVFP4 as ModelOpt writes it; the second scale multiplies the first."""
+    fused = "_weight" * (f"{name}_weight_scale_2" in tensors)
+    scales, second = parts_beside(tensors, [f"{name}{fused}_scale", f"{name}{fused}_scale_2"], "NVFP4")
+    return of_octets(tensors[name], scales, second, "NVFP4")
+
+
+def _compressed(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> PackedWeight | FourBitFloats:
+    """Integers, or 4-bit floating point numbers, whose second scale (in NVFP4) divides the first."""
+    if tensors[name].dtype != torch.uint8:
+        return of_compressed_tensors(name, tensors, config)
+    own, known = name.removesuffix("_packed"), "compressed-tensors"
+    [scales] = parts_beside(tensors, [f"{own}_scale"], known)
+    if is_e8m0(scales):
+        return of_octets(tensors[name], scales, packed=known)
+    [second] = parts_beside(tensors, [f"{own}_global_scale"], known)
+    return of_octets(tensors[name], scales, second, known, divides=True)
+
+
+def _plain(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Unpacked | FourBitFloats:
+    """Return what is called `weight` with `scales` (MLX) or `scale` (DeepSeek), if these are in E8M0."""
+    weight, module = tensors[name], name.removesuffix("weight")
+    scales = next((tensors[f"{module}{each}"] for each in ("scales", "scale") if f"{module}{each}" in tensors), None)
+    if scales is None or not is_e8m0(scales):
+        raise refusal("integers with scales", "nothing tells what they mean")
+    if weight.is_floating_point():
+        return _of_pair(_scaled, _scaled_steps, name, tensors, config)
+    return of_octets(weight, scales)
+
+
 _Function = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Tensor]
-_FORMATS: dict[str, tuple[_Function, _Function]] = {
-    "fp8 with scales": (_scaled, _scaled_steps),
-    "integers or fp8 with scales": (_scaled, _scaled_steps),
-    "bitsandbytes, 8 bits": (_by_rows, _by_rows_steps),
-    "bitsandbytes, 4 bits": (_four_bits, _four_bits_steps),
+
+
+def _of_pair(
+    read: _Function, steps: _Function, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Unpacked:
+    return Unpacked(partial(read, name, tensors, config), partial(steps, name, tensors, config))
+
+
+_Form = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], Unpacked | PackedWeight | FourBitFloats]
+_FORMATS: dict[str, _Form] = {
+    "fp8 with scales": _with_scales,
+    "integers or fp8 with scales": _with_scales,
+    "torchao": _with_scales,
+    "quanto": _with_scales,
+    "bitsandbytes, 8 bits": partial(_of_pair, _by_rows, _by_rows_steps),
+    "bitsandbytes, 4 bits": partial(_of_pair, _four_bits, _four_bits_steps),
+    "MXFP4": of_blocks,
+    "NVFP4": _nvfp4,
+    "compressed-tensors": _compressed,
+    "GPTQ or AWQ": of_gptq_or_awq,
+    "HQQ": of_hqq,
+    "MLX": of_mlx,
+    "integers with scales": _plain,
 }
+NEVER_UNPACKED = FORMAT_NAMES - _FORMATS.keys()
+"""Formats that are known by their names, and not unpacked here."""

@@ -19,7 +19,10 @@ _PARAMETRISED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a checkpoint, or one that is computed from several."""
+    """A tensor of a checkpoint, or one that is computed from several.
+
+    If it is unpacked from a packed one, ``stands_for`` is the name of the weight that it is, ``up.weight``.
+    """
 
     read: Callable[[], Tensor]
     reason: str = ""
@@ -29,6 +32,7 @@ class StoredTensor(NamedTuple):
     remark: str = ""
     parameter: bool = False
     steps: Callable[[], Tensor] | None = None
+    stands_for: str = ""
 
 
 def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

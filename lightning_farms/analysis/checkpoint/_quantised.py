@@ -21,11 +21,14 @@ class QuantisedFormat(NamedTuple):
     others: tuple[str, ...] = ()
 
 
+_OF_COMPRESSED = ("{}_scale", "{}_zero_point", "{}_global_scale", "{}_shape", "{}_g_idx")
 _FORMATS = (
     QuantisedFormat("MXFP4", "{}_blocks", ("{}_scales",)),
+    QuantisedFormat("MXFP4", "{}.blocks", ("{}.scales",)),
     QuantisedFormat("bitsandbytes, 4 bits", "{}", ("{}.absmax", "{}.quant_map")),
     QuantisedFormat("bitsandbytes, 8 bits", "{}", ("SCB",), ("{}_format",)),
     QuantisedFormat("quanto", "{}._data", ("{}._scale",), ("{}._shift",)),
+    QuantisedFormat("quanto, fewer than 8 bits", "{}._data._data", ("{}._scale",), ("{}._shift",)),
     QuantisedFormat("HQQ", "W_q", (), ("scale", "zero", "meta")),
     QuantisedFormat("EXL3", "trellis", (), ("suh", "svh", "su", "sv")),
     QuantisedFormat("EXL2", "q_weight", ("q_scale",), ("q_scale_max", "q_groups", "q_invperm", "q_perm")),
@@ -37,17 +40,20 @@ _FORMATS = (
     QuantisedFormat("GPTQ or AWQ", "qweight", (), ("qzeros", "zeros", "scales", "g_idx", "lookup_table")),
     QuantisedFormat("SpQR", "dense_weights", (), ("row_offsets", "col_vals")),
     QuantisedFormat("compressed-tensors, 2:4 sparse", "{}_compressed", ("{}_bitmask",), ("{}_shape", "{}_row_offsets")),
-    QuantisedFormat("compressed-tensors", "{}_packed", (), ("{}_scale", "{}_zero_point", "{}_global_scale")),
+    QuantisedFormat("compressed-tensors", "{}_packed", (), _OF_COMPRESSED),
     QuantisedFormat("torchao", "_{}_qdata", (), ("_{}_scale", "_{}_zero_point", "_{}_scale_and_zero")),
     QuantisedFormat("torchao", "{}:__qdata", (), ("{}:__scale", "{}:__zero_point")),
     QuantisedFormat("NVFP4", "{}", ("{}_scale_2",), ("{}_scale", "input_scale")),
+    QuantisedFormat("NVFP4", "{}", ("{}_weight_scale_2",), ("{}_weight_scale", "{}_input_scale")),
     QuantisedFormat("fp8 with scales", "{}", ("{}_scale_inv",), ("input_scale",)),
     QuantisedFormat("integers or fp8 with scales", "{}", ("{}_scale",), ("input_scale", "{}_zero_point", "{}_offset")),
     QuantisedFormat("integers or fp8 with scales", "{}", ("{}_weight_scale",), ("{}_input_scale",)),
+    QuantisedFormat("MLX", "weight", ("scales", "biases")),
     QuantisedFormat("integers with scales", "{}", ("{}_scales",), ("{}_zeros", "{}_zero_points")),
-    QuantisedFormat("integers with scales", "weight", ("scales",), ("zeros", "zero_points", "biases")),
+    QuantisedFormat("integers with scales", "weight", ("scales",), ("zeros", "zero_points")),
     QuantisedFormat("integers with scales", "weight", ("scale",), ("zero", "zero_point")),
 )
+FORMAT_NAMES = frozenset(known.name for known in _FORMATS)
 _COMPANION = re.compile(
     r"(.*[._:])?(scales?|scale_weight|scale_inv|zeros?|zero_points?|qzeros|absmax|nested_absmax|quant_map|nested_quant_map|codebooks?"
     r"|centroids|SCB|g_idx|suh|svh|s|q_(invperm|perm|groups|group_map)|B_meta|workspace|format)"
@@ -110,7 +116,7 @@ def is_packed(dtype: torch.dtype) -> bool:
 
 
 def _formats_of(name: str, modules: Mapping[str, set[str]]) -> Iterator[tuple[str, set[str]]]:
-    for depth in (1, 2):
+    for depth in (1, 2, 3):
         parts = name.split(".")
         module, leaf = ".".join(parts[:-depth]), ".".join(parts[-depth:])
         if len(parts) < depth:

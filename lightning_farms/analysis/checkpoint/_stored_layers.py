@@ -73,7 +73,10 @@ _CALLED_WEIGHT = re.compile(
 NOT_KNOWN = "the file does not tell whether it is a parameter or a buffer"
 _FLATTENED = re.compile(r"_?flat_param(_\d+)?")
 _OF_FSDP = "it holds many weights in one vector, as FSDP does; save the state dict with StateDictType.FULL_STATE_DICT"
-QUANTISED_REMEDY = "unpack it by `dequantize` (--dequantize) if its format allows, or analyse the original checkpoint"
+_REMEDY = "unpack it by `dequantize` (--dequantize) if its format allows, or analyse the original checkpoint"
+NOT_UNPACKED = (
+    "this format is not unpacked here; analyse the original checkpoint, or what its own program dequantises it to"
+)
 _PRODUCT = re.compile(r"lora\d*(_embedding)?(\.[^.]+)*")
 _LOOKS_LIKE_WEIGHT = re.compile(r"(.*_)?q?weight(_packed|_ih.*|_hh.*)?")
 
@@ -98,7 +101,14 @@ class StoredLeaf(NamedTuple):
 
 
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
-    """Return the weight matrices of one stored tensor, by the first rule that applies to it."""
+    """Return the weight matrices of a stored tensor, by the first rule that applies to it, or to what it stands for."""
+    module, _, name = leaf.stored.stands_for.rpartition(".")
+    meant = leaf._replace(module=module, name=name) if name else leaf
+    layers = _layers(meant)
+    return [layer._replace(name=leaf.layer + layer.name.removeprefix(meant.layer)) for layer in layers]
+
+
+def _layers(leaf: StoredLeaf) -> list[LayerWeight]:
     tensor = leaf.stored.read()
     if tensor.ndim < 2 and not _FLATTENED.fullmatch(leaf.name):
         return []
@@ -137,7 +147,7 @@ def is_fp8(dtype: torch.dtype) -> bool:
 
 def _quantised(leaf: StoredLeaf, tensor: Tensor) -> LayerWeight:
     known = f"{tensor.dtype}; {leaf.stored.quantised}" if leaf.stored.quantised else f"{tensor.dtype}"
-    reason = f"the weight is quantised ({known}); {QUANTISED_REMEDY}"
+    reason = f"the weight is quantised ({known}); {leaf.stored.reason or _REMEDY}"
     return skipped_layer(leaf.layer, "linear", tensor.shape, reason)
 
 

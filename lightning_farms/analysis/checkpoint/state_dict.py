@@ -16,11 +16,17 @@ from lightning_farms.analysis._difference import differences
 from lightning_farms.analysis._engine.failures import error_text
 from lightning_farms.analysis._names import match_names, module_and_leaf
 from lightning_farms.analysis._rounding import steps_of_grid
-from lightning_farms.analysis.checkpoint._dequantise import dequantised
+from lightning_farms.analysis.checkpoint._dequantise import NEVER_UNPACKED, dequantised, weight_name
 from lightning_farms.analysis.checkpoint._effective import StoredTensor, effective_tensors, plain_names
 from lightning_farms.analysis.checkpoint._low_rank_pairs import low_rank_pairs, low_rank_product
 from lightning_farms.analysis.checkpoint._quantised import Quantised, find_quantised
-from lightning_farms.analysis.checkpoint._stored_layers import StoredLeaf, is_embedding, leaf_layers, skipped_layer
+from lightning_farms.analysis.checkpoint._stored_layers import (
+    NOT_UNPACKED,
+    StoredLeaf,
+    is_embedding,
+    leaf_layers,
+    skipped_layer,
+)
 from lightning_farms.analysis.checkpoint._tied_head import with_its_head
 from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import must_be_gathered
@@ -189,6 +195,7 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         if name in quantised.companions or name in plain_buffers:
             continue
         tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
+        tensor = tensor._replace(stands_for=weight_name(name) if tensor.steps and name in quantised.formats else "")
         tensor = tensor._replace(
             layout=layouts.get(name, ""),
             reason=refused.get(name, "") or tensor.reason,
@@ -220,7 +227,8 @@ def _unpacked(name: str, tensor: StoredTensor, packed: str, tensors: Mapping[str
     done = getattr(tensors, "unpacked", {}).get(name, "")  # the file's reader has unpacked it
     if done and not packed:
         return tensor._replace(steps=lambda: steps_of_grid(tensor.read()), remark=f"unpacked ({done})")
-    return tensor._replace(quantised=packed)
+    hopeless = bool(packed) and (wanted or packed in NEVER_UNPACKED)
+    return tensor._replace(quantised=packed, reason=NOT_UNPACKED if hopeless else tensor.reason)
 
 
 def _of_experts(name: str, tensor: StoredTensor, tensors: Mapping[str, Tensor]) -> StoredTensor:

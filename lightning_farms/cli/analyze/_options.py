@@ -85,7 +85,8 @@ def _add_reading(group: Any) -> None:  # noqa: ANN401
     group.add_argument(
         "--dequantize",
         action="store_true",
-        help="unpack and analyse quantised weights: GGUF, ONNX, bitsandbytes, fp8 or integers with scales",
+        help="unpack and analyse quantised weights: GGUF, ONNX, MXFP4, NVFP4, GPTQ, AWQ, compressed-tensors, MLX, HQQ, "
+        "bitsandbytes, fp8 or integers with scales",
     )
     group.add_argument(
         "--no_crc",

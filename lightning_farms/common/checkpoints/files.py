@@ -108,8 +108,9 @@ def open_checkpoint(
             a mismatch is an error of that tensor. (Safetensors has no such number, so that flipped bits in it cannot
             be detected.)
         dequantize: whether packed weights are unpacked when they are read, if possible: GGUF's blocks, ONNX's integers
-            with scales; :func:`checkpoint_weights` also does so for fp8 and integers with scales, and bitsandbytes'
-            formats. Otherwise, those of GGUF and ONNX have no values.
+            with scales; :func:`checkpoint_weights` also does so for fp8 and integers with scales, MXFP4, NVFP4, GPTQ,
+            AWQ, compressed-tensors, MLX, HQQ, and bitsandbytes' formats. Otherwise, those of GGUF and ONNX have no
+            values.
 
     Returns:
         The tensors by name. Those of safetensors and of shards are in natural order (``layer.2`` before ``layer.10``),
