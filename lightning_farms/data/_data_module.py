@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_farms.common.lightning_packages import kinds, misconfiguration
+from lightning_farms.common.plain_values import plain_ones
 
 DatasetT = TypeVar("DatasetT", bound=Sized)
 
 
 class DataModule(LightningDataModule):
-    """LightningDataModule that raises a clear error when it is used with a Trainer of `pytorch_lightning`."""
+    """LightningDataModule that a checkpoint restores with the arguments that it was made with (`load_from_checkpoint`).
+
+    These are kept in `hparams` as plain values, those that have such a form, and are not logged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hparams.update(plain_ones(_arguments(self)))
 
     @property
     def trainer(self) -> Trainer | None:
-        """The Trainer that uses this data module, or None."""
+        """The Trainer that uses this data module, or None; one of `pytorch_lightning` is refused."""
         return self._trainer
 
     @trainer.setter
@@ -29,6 +38,20 @@ class DataModule(LightningDataModule):
                 "`LightningModule` from `lightning.pytorch`: it is the same program under its newer name."
             )
         self._trainer = trainer
+
+
+def _arguments(module: DataModule) -> dict[str, Any]:
+    """Return the arguments that a module is being made with: those of its most derived class's constructor."""
+    found: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame is not None and frame.f_code.co_name == "__init__":
+        names, _, keywords, values = inspect.getargvalues(frame)
+        if values.get(names[0]) is not module:
+            break
+        found = {name: values[name] for name in names[1:]} | values.get(keywords or "", {})
+        frame = frame.f_back
+    return found
 
 
 def ready(dataset: DatasetT | None, purpose: str) -> DatasetT:

@@ -1,6 +1,6 @@
 """Data module for 2D compressible flow in PDEBench's format, and for other files of 2D trajectories."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_farms.common.arguments import check_at_least, check_not_negative
 from lightning_farms.common.image_size import ImageSize, plain_size
+from lightning_farms.common.plain_values import plain
 from lightning_farms.common.user_cache import user_cache
 from lightning_farms.data._augmenting import augmentation_of, check_augment
 from lightning_farms.data._data_module import DataModule, items_to_predict, length, ready
@@ -106,7 +107,7 @@ class CFDDataModule(DataModule):
         num_workers: worker processes of each data loader, at least 0; they persist over epochs.
         pin_memory: whether loaders copy batches to pinned memory.
         seed: seed of the training windows, their order and their noise, at least 0.
-        simulation: settings of the simulated set, used when there is no path.
+        simulation: settings of the simulated set, used when there is no path; a checkpoint keeps them as a mapping.
 
     Raises:
         ValueError: for arguments out of range; at `setup`, for an unsuitable file or an empty split.
@@ -192,15 +193,16 @@ class CFDDataModule(DataModule):
         self.predict_frames, self.skip = predict_frames, skip
         self.channels = channel_names(channel_order) if fields is None else tuple(fields)
         self.cache_dir = user_cache() if cache_dir is None else Path(cache_dir)
-        self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
+        self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, int(seed)
         self.in_timesteps, self.out_timesteps = in_timesteps, out_timesteps
         self.autoregressive_steps, self.windows_per_trajectory = autoregressive_steps, windows_per_trajectory
         self.stride, self.time_stride, self.subset_seed = stride, time_stride, subset_seed
         self.channel_order: ChannelOrder = channel_order
         self.fields, self.axes, self.noise, self.normalize = fields, axes, noise, normalize
-        self.augment, self.vectors, self.periodic, self.simulation = augment, vectors, periodic, simulation
+        self.augment, self.vectors, self.periodic = augment, vectors, periodic
+        self.simulation = SimulationConfig(**simulation) if isinstance(simulation, Mapping) else simulation
         fractions = dict(test_fraction=test_fraction, val_fraction=val_fraction, train_fraction=train_fraction)
-        beside = dict(seed=seed, stride=stride, time_stride=time_stride, simulated=self.path is None)
+        beside = dict(seed=self.seed, stride=stride, time_stride=time_stride, simulated=self.path is None)
         self._lineage = Lineage()
         self._sources = FlowSources(
             self.data_paths,
@@ -351,7 +353,7 @@ class CFDDataModule(DataModule):
             "normalize": self.normalize,
             "statistics": statistics,
             **self._sources.scales(self.time_stride),
-            "lineage": self._lineage.state(self._sources.choice.settings()),
+            "lineage": plain(self._lineage.state(self._sources.choice.settings())),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,10 +15,11 @@ from torchmetrics import MeanMetric
 from lightning_farms.common.lightning_packages import misconfiguration
 from lightning_farms.models._checks import check_network, check_rules
 from lightning_farms.models._divergence import DivergenceWatch
+from lightning_farms.models._restored import RestoredModule
 from lightning_farms.models._schedules import check_resumed
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(RestoredModule):
     r"""Trains a network that maps images to logits with cross entropy, SGD with momentum and a cosine schedule.
 
     A batch is a pair (images, labels) of shapes (batch, channels, height, width) and (batch,).
@@ -68,10 +68,9 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters(ignore=["network"])
         if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then saved as plain settings
             self.save_hyperparameters()
+        self._keep_plain_settings()
         self.network = network
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.lr, self.momentum, self.weight_decay = float(lr), float(momentum), float(weight_decay)
         self.scheduler = scheduler
         self.train_accuracy = MeanMetric()
         self.val_accuracy = MeanMetric()
@@ -176,7 +175,7 @@ class ImageClassifier(LightningModule):
             )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": CosineAnnealingLR(optimizer, T_max=epochs), "interval": "epoch"},
+            "lr_scheduler": {"scheduler": CosineAnnealingLR(optimizer, T_max=int(epochs)), "interval": "epoch"},
         }
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MeanMetric) -> Tensor:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._finite import check_finite_averages, check_finite_weights
 from lightning_farms.models._fused_adam import make_adam, may_fuse
+from lightning_farms.models._restored import RestoredModule
 from lightning_farms.models._schedules import check_resumed, make_schedule
 from lightning_farms.models._trivial_errors import TrivialErrors
 
@@ -52,7 +52,7 @@ _BLOWN_UP = 1e15  # a relative error this large means a rollout that blew up, no
 _BANDS = ("low", "mid", "high")
 
 
-class OperatorModule(LightningModule):
+class OperatorModule(RestoredModule):
     r"""Trains a network that maps the last frames of a field to its next ones.
 
     A batch is a pair (x, y): x has shape (batch, X, Y, T_in, channels), y has shape (batch, X, Y, T, channels) and
@@ -158,15 +158,16 @@ class OperatorModule(LightningModule):
         self.save_hyperparameters(ignore=["network"])
         if "_instantiator" in self.hparams:  # built by LightningCLI: the network is then saved as plain settings
             self.save_hyperparameters()
+        self._keep_plain_settings()
         self.network = network
         class_head = getattr(network, "cls_head", None)
         if isinstance(class_head, nn.Module):
             class_head.requires_grad_(False)
-        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
+        self.lr, self.betas, self.weight_decay = float(lr), (float(betas[0]), float(betas[1])), float(weight_decay)
         self.optimizer, self.fused = optimizer, fused
         self.scheduler: Literal["onecycle", "cosine", "none"] = scheduler
-        self.warmup_fraction, self.cycle_momentum = warmup_fraction, cycle_momentum
-        self.noise, self.noise_seed = noise, noise_seed
+        self.warmup_fraction, self.cycle_momentum = float(warmup_fraction), cycle_momentum
+        self.noise, self.noise_seed = noise, int(noise_seed)
         self.pushforward, self.compile_network = pushforward, compile_network
         self.val_l2re, self.val_nrmse, self.val_vrmse = RelativeL2Error(), NormalizedRMSE(), VRMSE()
         self.trivial_errors = TrivialErrors()
