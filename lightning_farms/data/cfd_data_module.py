@@ -88,7 +88,8 @@ class CFDDataModule(DataModule):
             {"vx": "t1_fields/velocity[0]", "vy": "t1_fields/velocity[1]", "density": "t0_fields/density"}.
         axes: order of the axes of the datasets in `fields`: b for trajectory, t for frame, x, y, and c for components
             (last when left out). Without a b, each file is one trajectory and all are one set, as in DPOT's folders:
-            "xytc". A dataset that is the same in all frames may lack t (a force, The Well's static fields and scalars).
+            "xytc". A dataset that is the same in all frames may lack t (a force, The Well's static fields and scalars);
+            it is predicted and counts in the errors, while The Well's own program only gives it as input.
         augment: "shifts": move each training window by any number of cells, on periodic domains; "symmetries": turn and
             reflect it and its velocities, by one of the eight symmetries of the square, or four of a rectangle; "all":
             both. It is seeded as the noise is, and exact if the equations have these symmetries (no gravity).
