@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -200,7 +201,17 @@ def _check_settings(lr: float, momentum: float, weight_decay: float, scheduler: 
 
 
 def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ValueError(
+            f"Expected the labels to be numbers of classes, int64 of shape (batch,), but got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. Convert them in the data module (from scores of classes: `labels.argmax(1)`)."
+        )
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(
             f"Expected the network to return logits of shape ({len(labels)}, classes), but got {tuple(logits.shape)}."
+        )
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        raise ValueError(
+            f"Expected the labels to be in [0, {logits.shape[1]}), the classes of the network, but got "
+            f"{int(labels.min())} to {int(labels.max())}. Give the network as many classes as the data have."
         )

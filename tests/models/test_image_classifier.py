@@ -159,3 +159,22 @@ def test_settings_out_of_range(options, message):
 def test_no_network():
     with pytest.raises(TypeError, match=r"Expected argument `network` to be a torch\.nn\.Module, but got int"):
         ImageClassifier(3)
+
+
+LABELS = {
+    "a class that the network lacks": (
+        torch.tensor([0, 4]),
+        r"in \[0, 4\), the classes of .*, but got 0 to 4",
+    ),
+    "an ignored one": (torch.tensor([-100, 3]), r"in \[0, 4\), .* but got -100 to 3"),
+    "scores of classes": (torch.eye(4)[:2], r"int64 of shape \(batch,\), but got torch.float32 of shape \(2, 4\)"),
+    "a column": (torch.tensor([[0], [1]]), r"but got torch.int64 of shape \(2, 1\)"),
+    "short integers": (torch.tensor([0, 1], dtype=torch.int32), r"but got torch.int32 of shape \(2,\)"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_no_classes_of_the_network(name):
+    labels, found = LABELS[name]
+    with pytest.raises(ValueError, match=found):
+        ImageClassifier(linear()).validation_step((torch.zeros(2, 3, 2, 2), labels), 0)

@@ -155,16 +155,19 @@ def check_split(
         if len(getattr(split, purpose)) == 0:
             raise ValueError(
                 f"Expected the {purpose} split to have at least one trajectory, but it gets none of the {count} in "
-                f"{source}: {remedies[purpose]}, or use files with more trajectories."
+                f"{source}: {remedies[purpose]}."
             )
 
 
 def _too_small(name: str, fraction: float, count: int, least: int = 2) -> str:
     """Say why a share is empty and which one is not."""
     if count < least:
-        return f"these are too few for all parts, whatever `{name}` is"
+        return f"these are too few for all parts, whatever `{name}` is. Use files with more trajectories"
     enough = math.ceil(100 / count) / 100
-    return f"`{name}` {fraction:g} of {count} is less than one trajectory. Raise `{name}` to at least {enough:g}"
+    return (
+        f"`{name}` {fraction:g} of {count} is less than one trajectory. Raise `{name}` to at least {enough:g}, or use "
+        "files with more trajectories"
+    )
 
 
 def epoch_windows(items: int, starts: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[WindowKey]:
