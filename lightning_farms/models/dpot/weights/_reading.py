@@ -76,6 +76,12 @@ def infer_sizes(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> DPOTCon
             f"Expected argument `path` to be a checkpoint of a DPOT, but {os.fspath(path)!r} is of another network "
             f"(first failure: {error!r})."
         ) from error
+    saved = checkpoint.settings.get("depth", checkpoint.settings.get("n_layers"))
+    if isinstance(saved, int) and saved > sizes["depth"]:
+        raise ValueError(
+            f"Expected {os.fspath(path)!r} to hold the {saved} blocks that its settings tell, but it holds "
+            f"{sizes['depth']}: some of its tensors are missing. Take the whole file."
+        )
     if checkpoint.settings.get("modes") is not None:
         sizes["modes"] = checkpoint.settings["modes"]
     if checkpoint.settings.get("act") is not None:

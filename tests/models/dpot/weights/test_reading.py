@@ -314,6 +314,16 @@ def test_checkpoint_of_another_network(tmp_path, content, message):
         DPOT.from_checkpoint(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("build", [DPOT.from_checkpoint, DPOT.from_pretrained])
+@pytest.mark.parametrize("key", ["depth", "n_layers"])
+def test_a_file_without_its_last_block(tmp_path, build, key):
+    """Its shapes alone are those of a complete network of less depth."""
+    state = {name: value for name, value in _model().state_dict().items() if not name.startswith("blocks.1.")}
+    torch.save({"model": state, "args": {"act": "gelu", "modes": 1, key: 2}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="to hold the 2 blocks that its settings tell, but it holds 1: some"):
+        build(tmp_path / "model.pth")
+
+
 def test_two_networks_in_one_file(tmp_path):
     state = _model().state_dict()
     torch.save({"state_dict": _prefixed(state, "network.") | _prefixed(state, "ema.")}, tmp_path / "last.ckpt")
