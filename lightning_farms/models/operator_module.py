@@ -454,7 +454,7 @@ class OperatorModule(RestoredModule):
         schedule = make_schedule(
             optimizer,
             self.scheduler,
-            int(steps),
+            max(1, int(steps)),  # none with limit_train_batches=0
             lr=self.lr,
             warmup_fraction=self.warmup_fraction,
             cycle_momentum=self.cycle_momentum,

@@ -322,3 +322,10 @@ def test_bad_settings(settings, match):
 def test_network_must_be_a_module():
     with pytest.raises(TypeError, match=r"`network` to be a torch.nn.Module, but got str"):
         OperatorModule("DPOT")
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "none"])
+def test_a_fit_without_any_training_batch_ends_quietly(tmp_path, scheduler):
+    module = OperatorModule(Linear(), scheduler=scheduler)
+    trainer(tmp_path, limit_train_batches=0).fit(module, datamodule=Fields())
+    assert module.trainer.global_step == 0
