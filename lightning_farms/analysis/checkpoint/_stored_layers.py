@@ -103,9 +103,7 @@ class StoredLeaf(NamedTuple):
 def leaf_layers(leaf: StoredLeaf) -> list[LayerWeight]:
     """Return the weight matrices of a stored tensor, by the first rule that applies to it, or to what it stands for."""
     module, _, name = leaf.stored.stands_for.rpartition(".")
-    meant = leaf._replace(module=module, name=name) if name else leaf
-    layers = _layers(meant)
-    return [layer._replace(name=leaf.layer + layer.name.removeprefix(meant.layer)) for layer in layers]
+    return _layers(leaf._replace(module=module, name=name) if name else leaf)
 
 
 def _layers(leaf: StoredLeaf) -> list[LayerWeight]:

@@ -195,7 +195,8 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         if name in quantised.companions or name in plain_buffers:
             continue
         tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
-        tensor = tensor._replace(stands_for=weight_name(name) if tensor.steps and name in quantised.formats else "")
+        unpacked = name in quantised.formats and tensor.steps is not None
+        tensor = tensor._replace(stands_for=weight_name(name) if unpacked and weight_name(name) not in stored else "")
         tensor = tensor._replace(
             layout=layouts.get(name, ""),
             reason=refused.get(name, "") or tensor.reason,

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_farms.analysis import analyze_weights, checkpoint_weights, open_checkpoint
+from lightning_farms.analysis._difference import differences
 
 OUTPUTS, INPUTS, GROUP = 32, 128, 32
 E2M1 = np.array([s * x for s in (1, -1) for x in (0, 0.5, 1, 1.5, 2, 3, 4, 6)], dtype=np.float32)
@@ -128,14 +129,28 @@ def test_unpacked_numbers_are_those_that_were_packed(name, tmp_path):
     assert "--dequantize" in skipped.reason
     opened = open_checkpoint(folder, dequantize=True)
     [outline], [weight] = checkpoint_weights(opened, values=False), checkpoint_weights(opened)
-    assert (weight.name, weight.reason) == (outline.name, outline.reason) == (row, "")
+    plain_name = "experts.up" if true.ndim > 2 else "up"
+    assert (weight.name, weight.reason) == (outline.name, outline.reason) == (plain_name, "")
     assert outline.shape == weight.shape == true.shape
     expected = torch.from_numpy(np.atleast_3d(true) if true.ndim > 2 else true[None]).float()
     torch.testing.assert_close(weight.matrices.float(), expected, rtol=1e-6, atol=1e-6)
     assert weight.steps().shape == weight.matrices.shape
-    plain = analyze_weights(checkpoint_weights({"experts.up" if true.ndim > 2 else "up.weight": expected.squeeze(0)}))
-    [alpha], [packed_alpha] = plain.alphas.values(), analyze_weights([weight]).alphas.values()
-    assert packed_alpha == pytest.approx(alpha, abs=1e-4)
+    original = {"experts.up" if true.ndim > 2 else "up.weight": expected.squeeze(0)}
+    plain = analyze_weights(checkpoint_weights(original))
+    assert analyze_weights([weight]).alphas == pytest.approx(plain.alphas, abs=1e-4)
+
+
+def test_a_packed_weight_has_its_originals_as_base(tmp_path):
+    """What packing rounded is no change: nothing is left of it."""
+    _, tensors, config, true = gptq(4)
+    packed = list(checkpoint_weights(open_checkpoint(saved(tmp_path, tensors, config), dequantize=True)))
+    scales = torch.from_numpy(tensors["up.scales"].T).repeat_interleave(GROUP, 1)
+    generator = torch.Generator().manual_seed(0)
+    rounded_off = scales * (torch.rand(OUTPUTS, INPUTS, generator=generator) - 0.5)
+    original = {"up.weight": torch.from_numpy(true).float() + rounded_off}
+    [change] = differences(packed, checkpoint_weights(original))
+    assert change.name == "up"
+    assert "rounding" in change.reason
 
 
 @pytest.mark.parametrize("name", FORMATS)
