@@ -23,7 +23,7 @@ ARROWS = {
     "analysis": {"functional", "common"},
     "balancing": {"analysis", "optim", "functional", "common"},
     "pruning": {"functional", "analysis", "optim", "common"},
-    "integrations": {"analysis", "balancing"},
+    "integrations": {"analysis", "balancing", "common"},
     "loggers": {"analysis", "plotting", "common"},
     "callbacks": {"functional", "analysis", "optim", "balancing", "pruning", "loggers", "plotting", "common"},
     "models": {"common"},

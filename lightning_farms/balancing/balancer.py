@@ -33,7 +33,7 @@ from lightning_farms.balancing.control import Control
 from lightning_farms.balancing.hyperparameter import HYPERPARAMETERS, touched
 from lightning_farms.balancing.structure import Structure, has_structure, structure
 from lightning_farms.balancing.warnings import contained_fault, warnings_of_control, warnings_of_weights
-from lightning_farms.common.warning import warn_user
+from lightning_farms.common.warning import WarnOnce
 from lightning_farms.functional.eigensolvers import Where, check_where
 from lightning_farms.optim.scaling import LayerwiseScaling
 from lightning_farms.optim.support import check_decoupled_weight_decay
@@ -140,8 +140,7 @@ class Balancer:
         self.report: SpectralReport | None = None
         self.history = LayerHistory()
         self.scalings: list[LayerwiseScaling] = []
-        self._warn = warn or self._warn_once
-        self._warned_of: set[str] = set()
+        self._warn = warn or WarnOnce()
         self._course = Course(alpha_map, control)
         self._structure = Structure({}, {}, set(), {})
         self._layers: dict[str, str] = {}  # layer to which each of the report's weights belongs
@@ -265,11 +264,6 @@ class Balancer:
             self.prove(self.steps)
             if self.on_its_way():
                 self.apply(self.steps)
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        if kind not in self._warned_of:
-            self._warned_of.add(kind)
-            warn_user(message)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

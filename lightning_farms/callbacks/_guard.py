@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_farms.common.contained import contained
+from lightning_farms.common.faults import Faults, guarding
+from lightning_farms.common.warning import warn_user
 
 USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers stop a run at its start
 
 LEFT_OUT = "its state is left out of the checkpoint; training goes on"
 
 
-class Faults:
-    """The faults that one callback, or one analysis, has met, each of which is reported once.
-
-    Interrupts pass through and end the training, and so do warnings that were turned into errors, as the user asked for
-    that. Lightning then calls ``on_exception``, which leaves the optimizers as they were.
-    """
-
-    def __init__(self, who: str) -> None:
-        self._who = who
-        self._said: set[str] = set()
-
-    def contained(self, what: str, passing: tuple[type[Exception], ...] = ()) -> AbstractContextManager[None]:
-        """Report an error inside the block, and continue after the block."""
-        return contained(partial(self.say, what), passing)
-
-    def say(self, what: str, *errors: Exception) -> None:
-        """Warn once per cause; errors of one type that have one text, or come from one line of code, share a cause."""
-        for error in errors:
-            causes = {f"{type(error).__name__}: {error}", _line_of(error)}
-            if self._said.isdisjoint(causes):
-                rank_zero_warn(f"{self._who}: {what}. {type(error).__name__}: {error}")
-            self._said |= causes
-
-
-def _line_of(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    return f"{type(error).__name__}: {where or error}"
+@rank_zero_only
+def warn(message: str) -> None:
+    """Warn at the user's line, in one process of those that train together."""
+    warn_user(message)
 
 
 class _Guarded(Protocol):
@@ -63,23 +37,14 @@ _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def guarded(hook: _Hook) -> _Hook:
-    """Decorate a hook so that its own faults never end the training; a subclass's code after the call still runs."""
-    return _guarded(hook, ())
+guarded = guarding()
+"""Decorates a hook so that its own faults never end the training; a subclass's code after the call still runs.
 
+Interrupts do end it. Lightning then calls ``on_exception``, which leaves the optimizers as they were.
+"""
 
-def guarded_at_start(hook: _Hook) -> _Hook:
-    """Decorate a hook before the training like :func:`guarded`, but let USER_ERRORS stop the run."""
-    return _guarded(hook, USER_ERRORS)
-
-
-def _guarded(hook: _Hook, passing: tuple[type[Exception], ...]) -> _Hook:
-    @wraps(hook)
-    def guarded_hook(self: _Guarded, *args: object, **options: object) -> None:
-        with self._faults.contained(f"{hook.__name__} failed; training goes on", passing):
-            hook(self, *args, **options)
-
-    return cast("_Hook", guarded_hook)
+guarded_at_start = guarding(*USER_ERRORS)
+"""Decorates a hook before the training like :func:`guarded`, but lets USER_ERRORS stop the run."""
 
 
 def guarded_at_end(hook: _Hook) -> _Hook:

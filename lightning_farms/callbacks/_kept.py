@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from lightning_farms.callbacks._guard import LEFT_OUT, Faults, guarded_at_start, guarded_value
+from lightning_farms.callbacks._guard import LEFT_OUT, guarded_at_start, guarded_value
 from lightning_farms.callbacks._handover import Handover
+from lightning_farms.common.faults import Faults
 
 
 class KeptCallback(Callback):

@@ -248,7 +248,7 @@ class LayerwiseBalance(SpectralMonitor, ABC):
         except (ValueError, RuntimeError, MisconfigurationException) as error:
             if self._balancer is not None:
                 self._balancer.detach()
-            self._warned_of.add("use")  # that warning would come once more, about no layer at all
+            self._warn_once.silence("use")  # that warning would come once more, about no layer at all
             self._warn_once("hooks", f"{error} All layers have the base {self._adjusts.name} from now on.")
 
     def _release(self) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_farms.callbacks._guard import Faults, guarded, guarded_at_start
+from lightning_farms.callbacks._guard import guarded, guarded_at_start, warn
 from lightning_farms.callbacks._handover import Handover
 from lightning_farms.callbacks._kept import KeptCallback
 from lightning_farms.callbacks._rollouts.drawings import Earlier, Evaluation, Names, rollout_pictures
@@ -19,7 +18,9 @@ from lightning_farms.callbacks._rollouts.record import Errors, RolloutRecord, ex
 from lightning_farms.common.arguments import check_at_least
 from lightning_farms.common.channels import channel_names
 from lightning_farms.common.evaluation_shares import evaluation_loaders
+from lightning_farms.common.faults import Faults
 from lightning_farms.common.quantities import counted
+from lightning_farms.common.warning import WarnOnce
 from lightning_farms.loggers.pictures import hand_out
 from lightning_farms.loggers.scalars import log_scalars
 from lightning_farms.loggers.sinks import sinks
@@ -86,8 +87,8 @@ class RolloutMonitor(KeptCallback):
         self.every_n_epochs = every_n_epochs
         self.samples = samples
         self.frames = frames
-        self._warned_of: set[str] = set()
-        self._faults = Faults(type(self).__name__)
+        self._warn_once = WarnOnce(warn)
+        self._faults = Faults(type(self).__name__, warn)
         self._handover = Handover()
         self._reset()
 
@@ -261,11 +262,6 @@ class RolloutMonitor(KeptCallback):
             earlier = self._first.get(evaluation.suffix) if evaluation.stage == "val" else None
             drawings = rollout_pictures(evaluation, earlier)
             self._faults.say(_UNDRAWN, *hand_out(drawings, sinks(trainer), evaluation.step))
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            rank_zero_warn(message)
 
 
 def _names(trainer: Trainer, given: int, errors: Errors) -> Names:

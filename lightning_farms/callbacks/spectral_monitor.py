@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_farms.analysis.diagnostics import Diagnostics
@@ -21,11 +20,11 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights.model import layer_weights
 from lightning_farms.callbacks._guard import (
     USER_ERRORS,
-    Faults,
     guarded,
     guarded_at_end,
     guarded_at_start,
     guarded_value,
+    warn,
 )
 from lightning_farms.callbacks._handover import Handover, report_of, rows_of
 from lightning_farms.callbacks._kept import KeptCallback
@@ -39,7 +38,9 @@ from lightning_farms.callbacks._spectral.shared_analysis import (
     shared_analysis,
 )
 from lightning_farms.callbacks._spectral.strategies import check_strategy, whole_shapes
+from lightning_farms.common.faults import Faults
 from lightning_farms.common.lightning_packages import misconfiguration
+from lightning_farms.common.warning import WarnOnce
 from lightning_farms.functional.eigensolvers import Where, check_where
 
 _STATE_VERSION = 2
@@ -166,8 +167,8 @@ class SpectralMonitor(KeptCallback):
         self._analysed: Moment | None = None  # moment of the last analysis
         self._evaluates = False  # whether the state to be restored belongs to an evaluation, not to a fit
         self._shared: SharedAnalysis | None = None  # exists while a fit runs
-        self._warned_of: set[str] = set()
-        self._faults = Faults(type(self).__name__)
+        self._warn_once = WarnOnce(warn)
+        self._faults = Faults(type(self).__name__, warn)
 
     @property
     def report(self) -> SpectralReport | None:
@@ -253,12 +254,12 @@ class SpectralMonitor(KeptCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the first analysis, before the first step; after a resumption only if one has become due since."""
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
+            warn(
                 f"{type(self).__name__} has no logger to write to: its report and history are still available. "
                 "Give the Trainer a TensorBoardLogger to see histograms, heat maps and spectra."
             )
         if trainer.max_epochs is not None and -1 < trainer.max_epochs < self.start_epoch:
-            rank_zero_warn(
+            warn(
                 f"{type(self).__name__}: start_epoch={self.start_epoch} comes after the last epoch "
                 f"(max_epochs={trainer.max_epochs}), so that nothing will be analysed."
             )
@@ -433,8 +434,3 @@ class SpectralMonitor(KeptCallback):
         with self._faults.contained("results could not be logged; training goes on"):
             return self._subscribe(trainer).write(trainer, pl_module, self, epoch_end=epoch_end)
         return {}
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            rank_zero_warn(message)

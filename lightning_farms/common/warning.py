@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from sysconfig import get_paths
 
@@ -20,3 +21,31 @@ def warn_user(message: str) -> None:
     ways = ((level for level, file in enumerate(files) if not file.startswith(of)) for of in (_LIBRARIES, _OWN))
     found = next((level for way in ways for level in way), 0)
     warnings.warn(message, stacklevel=found + 2)
+
+
+class WarnOnce:
+    """Warns once of each kind of thing.
+
+    Args:
+        warn: what gives the warning.
+
+    Example:
+        >>> warn = WarnOnce(print)
+        >>> warn("start", "it began"); warn("start", "it began again"); warn("end", "it ended")
+        it began
+        it ended
+    """
+
+    def __init__(self, warn: Callable[[str], object] = warn_user) -> None:
+        self._warn = warn
+        self._known: set[str] = set()
+
+    def __call__(self, kind: str, message: str) -> None:
+        """Warn, unless this kind is known."""
+        if kind not in self._known:
+            self._known.add(kind)
+            self._warn(message)
+
+    def silence(self, kind: str) -> None:
+        """Warn no more of this kind."""
+        self._known.add(kind)

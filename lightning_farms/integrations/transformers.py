@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-import warnings
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing import AlphaMap, Balancer
-from lightning_farms.balancing.warnings import contained_fault
+from lightning_farms.common.faults import Faults, guarding
 
 try:
     from transformers import TrainerCallback
@@ -28,23 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-
-_Hook = TypeVar("_Hook", bound=Callable[..., None])
 _TINY = 1e-6  # a fraction of an epoch
-
-
-def _guarded(*passing: type[Exception]) -> Callable[[_Hook], _Hook]:
-    """Decorate a hook so that its faults become warnings, except the types `passing`, which the user has to see."""
-
-    def decorate(hook: _Hook) -> _Hook:
-        @wraps(hook)
-        def contained_hook(self: SpectralBalanceCallback, *args: object, **kwargs: object) -> None:
-            with contained_fault(self._say, "", f"{hook.__name__} failed; training goes on", passing):
-                hook(self, *args, **kwargs)
-
-        return cast("_Hook", contained_hook)
-
-    return decorate
 
 
 class SpectralBalanceCallback(TrainerCallback, ExportableState):
@@ -101,7 +82,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.writer = writer
         self.balancer: Balancer | None = None
-        self._said: set[str] = set()
+        self._faults = Faults(type(self).__name__)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -113,7 +94,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         """The report of the last analysis; None before the first."""
         return None if self.balancer is None else self.balancer.report
 
-    @_guarded(TypeError, ValueError)
+    @guarding(TypeError, ValueError)
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -131,7 +112,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
             # if the checkpoint was written without this callback, the Trainer would miss its entry when saving
             _entries(state).setdefault(type(self).__name__, self.state())
 
-    @_guarded()
+    @guarding()
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -143,7 +124,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         if self.every_n_steps is not None and state.global_step % self.every_n_steps == 0:
             self._update(state, kwargs)
 
-    @_guarded()
+    @guarding()
     def on_epoch_end(
         self,
         args: TrainingArguments,
@@ -155,7 +136,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         if self._is_due(state):
             self._update(state, kwargs)
 
-    @_guarded()
+    @guarding()
     def on_save(
         self,
         args: TrainingArguments,
@@ -169,7 +150,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             entries[type(self).__name__] = list({entry["attributes"]["key"]: entry for entry in saved}.values())
 
-    @_guarded()
+    @guarding()
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -179,9 +160,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Remove the hooks from the optimizer."""
         for _ in range(2):
-            with contained_fault(
-                self._say, "", "its hooks could be removed from the optimizer only at a second attempt"
-            ):
+            with self._faults.contained("its hooks could be removed from the optimizer only at a second attempt"):
                 if self.balancer is not None:
                     self.balancer.detach()
                 break
@@ -189,7 +168,7 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the entry for ``trainer_state.json``: the whole state in one string, exact to the bit."""
         saved = ""
-        with contained_fault(self._say, "", "its state is left out of the checkpoint; training goes on"):
+        with self._faults.contained("its state is left out of the checkpoint; training goes on"):
             saved = "" if self.balancer is None else _text(self.balancer.state_dict())
         return {"args": {"remade": True}, "attributes": {"key": self._key, "saved": saved}}
 
@@ -234,11 +213,6 @@ class SpectralBalanceCallback(TrainerCallback, ExportableState):
         self.balancer.update()
         if self.writer is not None and state.is_world_process_zero:
             self.balancer.log(self.writer, state.global_step)
-
-    def _say(self, kind: str, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            warnings.warn(f"{type(self).__name__}: {message}", stacklevel=5)
 
 
 def _entries(state: TrainerState) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
 from lightning_farms.analysis.history import LayerHistory
@@ -20,7 +19,7 @@ from lightning_farms.analysis.known_layers import KnownLayers
 from lightning_farms.analysis.layer_spectrum import LayerSpectrum
 from lightning_farms.analysis.report import SpectralReport
 from lightning_farms.balancing.warnings import warnings_of_weights
-from lightning_farms.callbacks._guard import Faults
+from lightning_farms.callbacks._guard import warn
 from lightning_farms.callbacks._spectral.in_trainer import (
     BackgroundAnalysis,
     analyze_in_background,
@@ -32,7 +31,9 @@ from lightning_farms.callbacks._spectral.options import AnalysisOptions
 from lightning_farms.callbacks._spectral.printing import output_errors, print_table
 from lightning_farms.callbacks._spectral.schedule import Moment
 from lightning_farms.callbacks._spectral.summary import summary_table
+from lightning_farms.common.faults import Faults
 from lightning_farms.common.quantities import counted
+from lightning_farms.common.warning import WarnOnce
 from lightning_farms.functional.eigensolvers import Where
 from lightning_farms.loggers.pictures import Picture, analysis_pictures, hand_out, run_figures, spread_over_depth
 from lightning_farms.loggers.run_description import Logged, describe
@@ -114,8 +115,9 @@ class SharedAnalysis:
         self._spent = 0.0  # seconds spent in this epoch
         self._figures_at: Moment | None = None
         self._esd_names: list[str] = []
-        self._faults = Faults(f"analysis {label!r}")
-        self._warned_of: set[str] = set()
+        self._faults = Faults(f"analysis {label!r}", warn)
+        self._warn_once = WarnOnce(warn)
+        self._written: tuple[int, dict[str, float]] = 0, {}  # the last step with scalars, and these
         self._closed = False
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -154,7 +156,8 @@ class SharedAnalysis:
                 self._outcome = self._usable(self._analyse(trainer, pl_module, now))
             if self._outcome is not None:  # a fault on one rank must not take the report from it, as others would wait
                 with self._faults.contained("whether weights are finite is not known"):
-                    self._tell(warnings_of_weights(self._outcome))
+                    for kind, message in warnings_of_weights(self._outcome).items():
+                        self._warn_once(kind, message)
         return self._outcome
 
     def overlap(self, pl_module: LightningModule, now: Moment) -> None:
@@ -197,14 +200,8 @@ class SharedAnalysis:
     def _usable(self, outcome: SpectralReport | str) -> SpectralReport | None:
         if not isinstance(outcome, str):
             return outcome
-        self._tell({"analysis": f"{_FAILED}. {outcome}"})
+        self._warn_once("analysis", f"{_FAILED}. {outcome}")
         return None
-
-    def _tell(self, warnings: Mapping[str, str]) -> None:
-        """Give each kind of warning once."""
-        for what in warnings.keys() - self._warned_of:
-            self._warned_of.add(what)
-            rank_zero_warn(warnings[what])
 
     # ---- logging -----------------------------------------------------------------------------------------------------
 
@@ -244,9 +241,17 @@ class SharedAnalysis:
             scalars |= self._part(partial(self._values_of, subscriber))
         with self._faults.contained(_UNLOGGED):
             # directly to the loggers, in one call, as the module's own log takes half a millisecond per key
-            self._faults.say(_UNLOGGED, *log_scalars(trainer, scalars | keyed, logged_step(trainer)))
+            self._faults.say(_UNLOGGED, *self._log(trainer, scalars | keyed, logged_step(trainer)))
         self._spent += time.perf_counter() - started
         return keyed
+
+    def _log(self, trainer: Trainer, scalars: dict[str, float], step: int) -> list[Exception]:
+        """Give the loggers what they do not have: an analysis after an epoch's last step has written its values."""
+        at, known = self._written
+        known = known if at == step else {}
+        self._written = step, known | scalars
+        news = {key: value for key, value in scalars.items() if known.get(key) != value}
+        return log_scalars(trainer, news, step)
 
     def start_epoch(self) -> None:
         """Start the epoch's clock."""
