@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_farms.common.faults import Faults, guarding
+from lightning_farms.common.faults import Guarded, guarding
 from lightning_farms.common.warning import warn_user
 
 USER_ERRORS = (TypeError, ValueError, MisconfigurationException)  # wrong options and Trainers stop a run at its start
@@ -23,9 +23,7 @@ def warn(message: str) -> None:
     warn_user(message)
 
 
-class _Guarded(Protocol):
-    _faults: Faults
-
+class _OnOptimizers(Guarded, Protocol):
     def _release(self) -> None:
         """Remove what was put on the optimizers."""
 
@@ -33,7 +31,6 @@ class _Guarded(Protocol):
         """Whether the callback takes part in another Trainer's fit, which is still running."""
 
 
-_Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -47,14 +44,14 @@ guarded_at_start = guarding(*USER_ERRORS)
 """Decorates a hook before the training like :func:`guarded`, but lets USER_ERRORS stop the run."""
 
 
-def guarded_at_end(hook: _Hook) -> _Hook:
+def guarded_at_end(hook: _Method) -> _Method:
     """Decorate a hook after the training like :func:`guarded`, and leave nothing on the optimizers, whatever happens.
 
     Nothing is done if another Trainer's fit is still running: a Trainer that evaluates meanwhile must not end it.
     """
 
     @wraps(hook)
-    def guarded_hook(self: _Guarded, trainer: object, *args: object, **options: object) -> None:
+    def guarded_hook(self: _OnOptimizers, trainer: object, *args: object, **options: object) -> None:
         with self._faults.contained("it could not be found out whether another Trainer's fit is still running"):
             if self._is_needed_elsewhere(trainer):
                 return
@@ -67,7 +64,7 @@ def guarded_at_end(hook: _Hook) -> _Hook:
                     self._release()
                     break
 
-    return cast("_Hook", guarded_hook)
+    return cast("_Method", guarded_hook)
 
 
 def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Method], _Method]:
@@ -75,7 +72,7 @@ def guarded_value(what: str, instead: Callable[[Any], object]) -> Callable[[_Met
 
     def decorate(method: _Method) -> _Method:
         @wraps(method)
-        def guarded_method(self: _Guarded, *args: object) -> object:
+        def guarded_method(self: Guarded, *args: object) -> object:
             with self._faults.contained(what):
                 return method(self, *args)
             return instead(self)

@@ -92,6 +92,11 @@ def test_names_that_match_nothing_are_named_in_one_error(model, write):
     assert "'zzz'. The model has 'layers.0.0' in 'layers.0', for example." in str(caught.value)
 
 
+def test_layers_may_be_a_name_like_any_other(model, write):
+    with pytest.raises(ValueError, match=r"'layers'.*The model has 'layers.0.0' in 'layers.0'"):
+        ratios_of(model, write({"layers": 0.5}))
+
+
 def test_layers_without_a_number_are_named(model, write):
     with pytest.raises(ValueError, match=r"but 3 of 4 have none: layers.0.2, layers.1.0, layers.1.2\."):
         ratios_of(model, write({"layers.0.0": 0.3}))

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_farms.analysis._rounding import units
-from lightning_farms.analysis.checkpoint._four_bit_floats import FourBitFloats, is_e8m0, of_blocks, of_octets
+from lightning_farms.analysis.checkpoint._four_bit_floats import (
+    FourBitFloats,
+    is_e8m0,
+    of_blocks,
+    of_octets,
+    powers_of_2,
+)
 from lightning_farms.analysis.checkpoint._gptq_awq import of_gptq_or_awq
 from lightning_farms.analysis.checkpoint._packed_integers import of_compressed_tensors, of_hqq, of_mlx
 from lightning_farms.analysis.checkpoint._packed_numbers import PackedWeight, parts_beside, refusal
@@ -79,8 +85,8 @@ def _scaled_steps(name: str, tensors: Mapping[str, Tensor], config: Mapping[str,
 
 def _scales(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     weight, scales = tensors[name], tensors[_scale_name(name, tensors)]
-    if scales.dtype == torch.uint8:  # MXFP8's exponents
-        scales = scales.view(torch.float8_e8m0fnu)
+    if is_e8m0(scales):  # MXFP8's exponents
+        scales = powers_of_2(scales)
     if not scales.is_floating_point() or (scales.dtype.itemsize == 1 and not weight.is_floating_point()):
         raise UnreadableTensor(
             f"it is quantised as {weight.dtype} with scales of type {scales.dtype}, which are not read; analyse the "

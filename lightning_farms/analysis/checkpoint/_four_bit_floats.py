@@ -59,7 +59,7 @@ def of_blocks(name: str, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) ->
     fit = blocks.shape == (*scales.shape, _MX) and blocks.ndim > 2
     if not fit or blocks.dtype != torch.uint8 or not is_e8m0(scales):
         raise refusal("MXFP4", f"blocks {shape_text(blocks.shape)} and scales {shape_text(scales.shape)} do not fit")
-    return FourBitFloats(blocks, _powers_of_2(scales))
+    return FourBitFloats(blocks, powers_of_2(scales))
 
 
 def of_octets(
@@ -86,7 +86,7 @@ def of_octets(
             packed, f"scales {shape_text(scales.shape)} do not fit {shape_text(octets.shape)} bytes of two numbers"
         )
     if size == _MX:
-        factors = _powers_of_2(scales)
+        factors = powers_of_2(scales)
     else:
         factors = (scales.view(torch.float8_e4m3fn) if scales.dtype == torch.uint8 else scales).to(torch.float32)
     if second is not None:
@@ -105,7 +105,7 @@ def _known(size: int, scales: Tensor) -> bool:
     return size == (_MX if is_e8m0(scales) else _NV) or (size == _NV and scales.dtype == torch.uint8)
 
 
-def _powers_of_2(scales: Tensor) -> Tensor:
+def powers_of_2(scales: Tensor) -> Tensor:
     """Return 2^(e - 127), which bfloat16 holds, also times a 4-bit number; the largest e means NaN."""
     powers = torch.tensor([*(2.0 ** (e - 127) for e in range(255)), math.nan], dtype=torch.bfloat16)
     exponents = scales.contiguous().view(torch.uint8)

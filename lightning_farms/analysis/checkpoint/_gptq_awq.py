@@ -54,7 +54,7 @@ def of_gptq_or_awq(name: str, tensors: Mapping[str, Tensor], config: Mapping[str
         (rows, columns), (groups, outputs) = parts.numbers.shape, scales.shape
         bits, rest = divmod(32 * zeros.shape[1], outputs) if outputs and groups and rows else (0, 1)
         if not rest and columns == outputs and 32 * rows % max(bits, 1) == 0:
-            return _gptq(parts, bits, quantisation(config))
+            return _gptq(parts, bits, _stated(quantisation(config)))
         if not rest and columns == zeros.shape[1] and bits == 4:
             return _awq(parts)
     raise refusal(
@@ -75,8 +75,15 @@ def _awq(parts: _Parts) -> PackedWeight:
     return PackedWeight(in_order(parts.numbers), parts.scales.mT, groups, in_order(parts.zeros))
 
 
-def _gptq(parts: _Parts, bits: int, settings: Mapping[str, Any]) -> PackedWeight:
+def _stated(settings: Mapping[str, Any]) -> object:
+    """Return the form of a checkpoint by its configuration, by default the first one; None if it does not say GPTQ."""
     stated = settings.get("checkpoint_format", settings.get("format"))
+    if settings.get("quant_method") == "gptq":
+        return stated or "gptq"
+    return stated if isinstance(stated, str) and stated in _OF_FORMAT else None
+
+
+def _gptq(parts: _Parts, bits: int, stated: object) -> PackedWeight:
     if bits not in _BITS or (stated == _PLANAR and bits == 3):
         raise refusal("GPTQ", f"numbers of {bits} bits{' in planes' * (stated == _PLANAR)} are not unpacked here")
     inputs, count = 32 * len(parts.numbers) // bits, len(parts.scales)
@@ -85,13 +92,13 @@ def _gptq(parts: _Parts, bits: int, settings: Mapping[str, Any]) -> PackedWeight
     else:
         groups = listed_groups(parts.listed, inputs, count, "GPTQ")
     numbers = unpacked_bits(parts.numbers.mT, bits)
-    return PackedWeight(numbers, parts.scales.mT, groups, _zeros_of_gptq(parts.zeros, bits, settings).mT)
+    return PackedWeight(numbers, parts.scales.mT, groups, _zeros_of_gptq(parts.zeros, bits, stated).mT)
 
 
-def _zeros_of_gptq(packed: Tensor, bits: int, settings: Mapping[str, Any]) -> Tensor:
+def _zeros_of_gptq(packed: Tensor, bits: int, stated: object) -> Tensor:
     """Return the zeros (groups, outputs); the first format of checkpoints holds them less 1, with a carry in a word."""
     stored = unpacked_bits(packed, bits)
-    if packed.is_meta or not _less_1(stored, bits, settings):
+    if packed.is_meta or not _less_1(stored, bits, stated):
         return stored
     if 32 % bits:
         return torch.bitwise_and(stored + 1, 2**bits - 1)
@@ -99,12 +106,11 @@ def _zeros_of_gptq(packed: Tensor, bits: int, settings: Mapping[str, Any]) -> Te
     return unpacked_bits(torch.add(packed, ones), bits)
 
 
-def _less_1(stored: Tensor, bits: int, settings: Mapping[str, Any]) -> bool:
+def _less_1(stored: Tensor, bits: int, stated: object) -> bool:
     """Whether the zeros of a file are less by 1, by its configuration or because symmetric ones are in the middle."""
-    stated = settings.get("checkpoint_format", settings.get("format"))
-    if settings.get("quant_method") == "gptq" or stated in _OF_FORMAT:
-        if str(stated or "gptq") in _OF_FORMAT:
-            return bool(_OF_FORMAT[str(stated or "gptq")])
+    if isinstance(stated, str) and stated in _OF_FORMAT:
+        return bool(_OF_FORMAT[stated])
+    if stated is not None:
         raise refusal("GPTQ", f"nothing is known of its format {stated!r}")
     middle = 2 ** (bits - 1)
     for less in (1, 0):

@@ -195,12 +195,12 @@ def _modules(tensors: Mapping[str, Tensor], selection: Selection) -> Modules:
         if name in quantised.companions or name in plain_buffers:
             continue
         tensor = _unpacked(names.get(name, ""), tensor, quantised.formats.get(name, ""), tensors)
-        unpacked = name in quantised.formats and tensor.steps is not None
-        tensor = tensor._replace(stands_for=weight_name(name) if unpacked and weight_name(name) not in stored else "")
+        meant = weight_name(name) if name in quantised.formats and tensor.steps is not None else ""
         tensor = tensor._replace(
             layout=layouts.get(name, ""),
             reason=refused.get(name, "") or tensor.reason,
             parameter=name in plain_parameters,
+            stands_for="" if meant in stored else meant,
         )
         if name in pairs:
             product = pairs[name]

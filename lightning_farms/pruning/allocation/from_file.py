@@ -119,7 +119,8 @@ def _read(path: Path, column: str) -> dict[str, float]:
 def _from_json(text: str, column: str) -> list[tuple[str, float]]:
     content: Any = dict(pairs := json.loads(text, object_pairs_hook=list))
     tables = [content, *map(dict, content["blocks"])] if isinstance(content.get("blocks"), list) else [content]
-    rows: list[Mapping[str, Any]] = [dict(row) for table in tables for row in table.get("layers", [])]
+    tables = [table for table in tables if isinstance(table.get("layers"), list)]  # a layer may be called `layers`
+    rows: list[Mapping[str, Any]] = [dict(row) for table in tables for row in table["layers"]]
     return _numbers(rows, column) if rows else [(name, _number(value)) for name, value in pairs]
 
 
