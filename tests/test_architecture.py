@@ -59,6 +59,7 @@ LAZY = {
     "lm_eval",
     "matplotlib",
     "mpl_toolkits",
+    "numba",
     "onnx",
     "pandas",
     "pooch",
@@ -71,7 +72,10 @@ LAZY = {
     "transformers",
     "wandb",
 }
-OWN = {"integrations/transformers.py": "transformers"}  # whoever imports the file has the package
+OWN = {  # whoever imports the file has the packages
+    "integrations/transformers.py": {"transformers"},
+    "functional/_tridiagonal.py": {"numba", "numpy"},
+}
 MOST_LINES = 500
 DEEPEST = 14  # files that import each other in a row, from the command to the last of them
 
@@ -124,13 +128,13 @@ def import_violation(name, path):
         if target != room and any(part.startswith("_") for part in rest.split(".")):
             return f"{name} is private to its room"
         return None if target == room or target in allowed else f"{room} must not import {name}"
-    if top in sys.stdlib_module_names or top in OUTSIDE.get(room, {top}):
+    if top in sys.stdlib_module_names or top in OUTSIDE.get(room, {top}) | OWN.get(path.as_posix(), set()):
         return None
     return f"{room} must not import {name}"
 
 
 def is_lazy(name, path):
-    if name.split(".")[0] == OWN.get(path.as_posix()):
+    if name.split(".")[0] in OWN.get(path.as_posix(), ()):
         return False
     return name.split(".")[0] in LAZY or name.startswith("torch.utils.tensorboard")
 

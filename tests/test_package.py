@@ -53,7 +53,7 @@ def test_few_modules_are_imported_at_the_start(statement, most):
     assert int(done.stdout.split()[-1]) < most
 
 
-HEAVY = "h5py lightning matplotlib pandas scipy sklearn tensorboard torchmetrics torchvision transformers"
+HEAVY = "h5py lightning matplotlib numba pandas scipy sklearn tensorboard torchmetrics torchvision transformers"
 OF_A_COMMAND = """
 import contextlib, sys
 {before}

@@ -1,15 +1,13 @@
-"""What version 0.1 saved is read by this one: a configuration, and a checkpoint from which the run goes on bit for bit.
+"""What version 0.1 saved is read by this one: a configuration, and a checkpoint from which the run goes on as it did.
 
 tests/data/saved_by_0_1 was written by 0.1 (commit 8dac0ee) with `lightning-farms fit`: `config.yaml` as the run saved
-it, and the checkpoint of its second epoch. `expected.json` is what the checkpoint of the fourth epoch held (tensors as
-hashes) when 0.1 went on from there, with nothing changed but the eigenvalues' last bits (commit 1016d8e, which made
-them the same on every processor). The arithmetic is that of every x86-64 processor (``ENVIRONMENT``), so that bits can
-be compared with those of another machine.
+it, and the checkpoint of its second epoch. `epoch_3.ckpt.gz` is what the checkpoint of the fourth epoch held when 0.1
+went on from there (commit 1016d8e). Processors differ in the last bits, also with the arithmetic that all x86-64 ones
+have (``ENVIRONMENT``): on the Intel Xeon where it was written this version had the bits of 0.1, on an AMD EPYC others.
 """
 
 import gzip
-import hashlib
-import json
+import io
 import os
 import platform
 import subprocess
@@ -60,23 +58,28 @@ def write_flow(path):
         file.attrs.update(eta=0.01, zeta=0.01, M=0.1)
 
 
-def plain(value):
-    """Tensors as type, shape and hash; keys as text: what JSON holds."""
-    if isinstance(value, torch.Tensor):
-        digest = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()[:16]
-        return {"tensor": [str(value.dtype), list(value.shape), digest]}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+TOLERANCE = 2e-5  # of a number, or of a tensor's largest; other instructions change these runs by up to 3e-6
 
 
-def known(found, expected):
-    """What is found, without the entries of dictionaries that are not expected."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        return {name: known(value, expected[name]) for name, value in found.items() if name in expected}
-    return found
+def differs(found, expected):
+    if isinstance(expected, torch.Tensor):
+        alike = found.dtype == expected.dtype and found.shape == expected.shape
+        largest = expected.abs().max().item() if expected.is_floating_point() and expected.numel() else 0
+        return not (alike and torch.allclose(found, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True))
+    if isinstance(expected, float):
+        return found != pytest.approx(expected, rel=TOLERANCE, nan_ok=True)
+    return found != expected
+
+
+def differences(found, expected, path=""):
+    """Paths of what differs; what is found may have more entries in its dictionaries."""
+    if isinstance(expected, dict):
+        pairs = [(name, found.get(name), value) for name, value in expected.items()]
+    elif isinstance(expected, (list, tuple)) and len(found) == len(expected):
+        pairs = list(zip(range(len(expected)), found, expected, strict=True))
+    else:
+        return [path] if differs(found, expected) else []
+    return [each for name, one, other in pairs for each in differences(one, other, f"{path}/{name}")]
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,16 @@ def folder(tmp_path_factory):
     """The run's folder with its data and its checkpoint of the second epoch, where it was stopped."""
     folder = tmp_path_factory.mktemp("saved_by_0_1")
     write_flow(folder / "flow.hdf5")
-    (folder / "stopped.ckpt").write_bytes(gzip.decompress((SAVED / "epoch_1.ckpt.gz").read_bytes()))
+    (folder / "stopped.ckpt").write_bytes(checkpoint_of(1))
     return folder
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the bits are those of x86-64 processors")
-def test_a_run_of_0_1_goes_on_bit_for_bit(folder):
+def checkpoint_of(epoch):
+    return gzip.decompress((SAVED / f"epoch_{epoch}.ckpt.gz").read_bytes())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the numbers are those of x86-64 processors")
+def test_a_run_of_0_1_goes_on_as_it_did(folder):
     command = [sys.executable, "-m", "lightning_farms", "fit", "--config", str(SAVED / "config.yaml")]
     ended = subprocess.run(
         [*command, "--ckpt_path", "stopped.ckpt"],
@@ -100,14 +107,11 @@ def test_a_run_of_0_1_goes_on_bit_for_bit(folder):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    expected = json.loads((SAVED / "expected.json").read_text())
+    stopped, expected = (torch.load(io.BytesIO(checkpoint_of(epoch)), weights_only=True) for epoch in (1, 3))
     got = torch.load(folder / "ckpts" / "epoch=3.ckpt", weights_only=True)
-    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert plain(got[part]) == expected[part], part
-    for key, state in expected["callbacks"].items():
-        # as text: what is not a number equals itself there; later versions keep more
-        found = known(plain(got["callbacks"][key]), state)
-        assert json.dumps(found, sort_keys=True) == json.dumps(state, sort_keys=True), key
+    assert differences(got, expected) == []
+    for part in ("state_dict", "optimizer_states", "callbacks"):  # what the two epochs changed
+        assert len(differences(stopped[part], expected[part])) > 3, part
 
 
 def test_its_checkpoint_makes_module_and_data_again(folder, monkeypatch):

@@ -7,6 +7,7 @@ BLAS and LAPACK are called through function pointers, which let other threads ru
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,18 @@ def available() -> bool:
 
 
 @cache
+def has_numba() -> bool:
+    """Whether Numba is installed besides, and compiles :mod:`._tridiagonal` for this processor."""
+    numba_log = logging.getLogger("numba")
+    if numba_log.level == logging.NOTSET:  # of each step of a compilation it tells at the level DEBUG
+        numba_log.setLevel(logging.INFO)
+    try:
+        return available() and _of_tridiagonals(torch.ones(1, 2), torch.zeros(1, 2), True).tolist() == [[1.0, 1.0]]
+    except Exception:  # it is not installed, or does not load
+        return False
+
+
+@cache
 def _routines(dtype: torch.dtype) -> _Routines:
     from scipy.linalg import cython_blas, cython_lapack
 
@@ -96,40 +109,62 @@ def _function(library: object, name: str, arguments: int) -> Callable[..., None]
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
-def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype) -> GramSpectra:
+def gram_spectra(batches: Sequence[Tensor], dtype: torch.dtype, *, together: bool = False) -> GramSpectra:
     """Compute the Gram spectra of batches of matrices (b, k, n) on the CPU, k <= n, all batches joined into one result.
 
     The matrices may be of any type; ``dtype`` is the type of the computation. The bits of the result depend on the
-    entries alone: every matrix begins at a cache line, or is copied to the same place.
+    entries alone: every matrix begins at a cache line, or is copied to the same place. The eigenvalues of the
+    tridiagonal forms are LAPACK's, one matrix after another, or, with ``together``, those of :mod:`._tridiagonal`.
 
     Raises:
-        ImportError: SciPy or threadpoolctl is not installed.
+        ImportError: SciPy or threadpoolctl is not installed, or, with ``together``, Numba.
         torch.linalg.LinAlgError: the iteration did not converge.
     """
     if not available():
         raise ImportError('Eigenvalues by SciPy need the package: pip install "lightning-farms[scipy]"')
+    if together and not has_numba():
+        raise ImportError('Eigenvalues by Numba need the package: pip install "lightning-farms[numba]"')
     count, (size, length) = sum(map(len, batches)), batches[0].shape[-2:]
-    work, results = _work_space(size, length, dtype), torch.empty(3, count, size, dtype=dtype.to_real(), device="cpu")
-    found, rows, gram_rows = results
+    work, results = _work_space(size, length, dtype), torch.empty(4, count, size, dtype=dtype.to_real(), device="cpu")
+    diagonals, beside, rows, gram_rows = results
     exponents = torch.zeros(count, dtype=torch.float64, device="cpu")
-    places = zip(range(count), found.unbind(), gram_rows.unbind(), strict=True)
+    places = zip(range(count), gram_rows.unbind(), diagonals.unbind(), beside.unbind(), strict=True)
     for batch, norms in zip(batches, rows.split([len(each) for each in batches]), strict=True):
         matrices = work.gathered(batch) if is_interleaved(batch) else batch
         row_norms(matrices, out=norms)
         for matrix, row, within in zip(matrices.unbind(), norms, _within_limits(norms), strict=True):
-            index, values, gram_row = next(places)
+            index, gram_row, d, e = next(places)
             given = work.placed(matrix, copied=not within)
             if not within and (exponent := _exponent(given)):
                 row_norms(given.mul_(2.0**-exponent), out=row)
                 exponents[index] = exponent
             work.multiply(given)
             torch.linalg.vector_norm(work.gram_as_real, dim=-1, out=gram_row)
-            work.decompose(values)
+            work.reduce(d, e)
+    eigenvalues = _of_tridiagonals(diagonals, beside, together)
     scale = torch.exp2(2 * exponents)
     squares, triangles = (each.to(torch.float64).square() for each in (rows, gram_rows))
     norm = squares.sum(-1)
     gram_norm = (2 * triangles.sum(-1) - squares.square().sum(-1)) / norm.clamp(min=torch.finfo(torch.float64).tiny)
-    return GramSpectra(found.to(torch.float64) * scale.unsqueeze(-1), norm * scale, gram_norm * scale)
+    return GramSpectra(eigenvalues.to(torch.float64) * scale.unsqueeze(-1), norm * scale, gram_norm * scale)
+
+
+def _of_tridiagonals(diagonals: Tensor, beside: Tensor, together: bool) -> Tensor:
+    """The eigenvalues (b, k) of tridiagonal matrices, ascending; the arguments are overwritten."""
+    size = diagonals.shape[-1]
+    if together:
+        from lightning_farms.functional import _tridiagonal  # needs Numba, whose import takes half a second
+
+        diagonals, converged = _tridiagonal.eigenvalues(diagonals, beside)
+    else:
+        values, n, info = _routines(diagonals.dtype).values, ctypes.c_int(size), ctypes.c_int(0)
+        converged = True
+        for d, e in zip(diagonals, beside, strict=True):
+            values(byref(n), d.data_ptr(), e.data_ptr(), byref(info))
+            converged &= info.value == 0
+    if not converged:
+        raise DecompositionError(f"The eigenvalues of a matrix of size {size} did not converge.")
+    return diagonals
 
 
 def _within_limits(norms: Tensor) -> list[bool]:
@@ -160,10 +195,9 @@ class _WorkSpace:
         self._copy = torch.empty(size, length, dtype=dtype, device="cpu")
         self._gathered = self._copy.new_empty(0)
         self._scratch = torch.zeros(size + 1 + _BLOCK, size + _APART, dtype=dtype, device="cpu")
-        self._beside = torch.empty(size, dtype=dtype.to_real(), device="cpu")
         # (k, k): the lower triangle, which LAPACK, counting by columns, takes for the upper one; zeros above it
         self.gram_as_real = as_real(self._scratch[:size, :size])
-        number = ctypes.c_double if self._beside.dtype == torch.float64 else ctypes.c_float
+        number = ctypes.c_double if dtype.to_real() == torch.float64 else ctypes.c_float
         self._numbers = tuple(byref(number(each)) for each in (1, 0))
         self._sizes = tuple(byref(ctypes.c_int(each)) for each in (size, length, size + _APART, _BLOCK * size))
         self._letters = tuple(byref(ctypes.c_char(each)) for each in (b"U", b"C"))
@@ -190,14 +224,12 @@ class _WorkSpace:
         given, gram = matrix.data_ptr(), self._addresses[0]
         self._routines.multiply(upper, conjugated, n, length, one, given, length, zero, gram, apart)
 
-    def decompose(self, values: Tensor) -> None:
-        """Write the eigenvalues (k) of the Gram matrix, which is overwritten."""
-        (n, _, apart, free), (matrix, tau, work), info = self._sizes, self._addresses, byref(self._info)
-        d, e = values.data_ptr(), self._beside.data_ptr()
-        self._routines.reduce(self._letters[0], n, matrix, apart, d, e, tau, work, free, info)
-        self._routines.values(n, d, e, info)
-        if self._info.value:
-            raise DecompositionError(f"The eigenvalues of a matrix of size {len(values)} did not converge.")
+    def reduce(self, d: Tensor, e: Tensor) -> None:
+        """Write the tridiagonal form of the Gram matrix, which is overwritten: its diagonal, the entries beside it."""
+        (n, _, apart, free), (matrix, tau, work) = self._sizes, self._addresses
+        self._routines.reduce(
+            self._letters[0], n, matrix, apart, d.data_ptr(), e.data_ptr(), tau, work, free, byref(self._info)
+        )
 
 
 class _OfThread(threading.local):

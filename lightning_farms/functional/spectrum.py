@@ -169,8 +169,8 @@ def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where
     """
     wide, dtype = [_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick)
     way = _way(wide, dtype, where)
-    if way is Way.SCIPY:
-        return _one_by_one(wide, dtype)
+    if way in (Way.SCIPY, Way.NUMBA):
+        return _one_by_one(wide, dtype, together=way is Way.NUMBA)
     joined = wide[0] if len(wide) == 1 else torch.cat([promoted(each) for each in wide])
     copies = _aligned(joined, dtype) if joined.device.type == "cpu" else joined.to(dtype)
     with torch.autocast(joined.device.type, enabled=False):
@@ -187,8 +187,8 @@ def _way(wide: Sequence[Tensor], dtype: torch.dtype, where: Where | Way) -> Way:
     return way_of(problem_of(first.device, dtype, first.shape[-2], sum(map(len, wide)), grad=grad), where)
 
 
-def _one_by_one(batches: Sequence[Tensor], dtype: torch.dtype) -> CheckedSpectrum:
-    eigenvalues, norm, gram_norm = _lapack.gram_spectra(batches, dtype)
+def _one_by_one(batches: Sequence[Tensor], dtype: torch.dtype, *, together: bool) -> CheckedSpectrum:
+    eigenvalues, norm, gram_norm = _lapack.gram_spectra(batches, dtype, together=together)
     errors = _errors_of_norms(eigenvalues, norm, gram_norm, batches[0].shape[-2:], dtype)
     return CheckedSpectrum(eigenvalues.clamp(min=0.0), *errors)
 

@@ -25,10 +25,12 @@ from lightning_farms.analysis import (
 from lightning_farms.analysis._engine import decompose as decomposing
 from lightning_farms.analysis._engine.decompose import decompose as decompose_by_groups
 from lightning_farms.analysis._engine.plan import plan_layer
-from lightning_farms.functional.eigensolvers import Way
+from lightning_farms.functional import _lapack, eigensolvers
+from lightning_farms.functional.eigensolvers import Rule, Way
 from lightning_farms.functional.spectrum import checked_esds
 
 GIB = 2**30
+BY_PYTORCH = (Rule(Way.CPU, "for a test"),)
 ODD_SHAPES = [(7, 20), (11, 13), (13, 13), (16, 16), (33, 31), (31, 33), (65, 64), (100, 33), (33, 100), (129, 128)]
 
 
@@ -216,7 +218,7 @@ def test_workspace_bounds_what_is_worked_on_one_by_one(dtype, interleaved):
     workspace = 20 * plan.matrices.numel() // 30 * 4
     with Allocated() as allocated:
         (spectra,) = outcomes({0: plan}, quick=True, workspace=workspace, workers=1).values()
-    assert spectra.way is Way.SCIPY
+    assert spectra.way is Way.NUMBA
     assert allocated.most <= workspace + 3 * spectra.eigenvalues.nbytes
     (expected,) = outcomes({0: plan}, quick=True, workspace=GIB, workers=3).values()
     assert spectra.eigenvalues.equal(expected.eigenvalues)
@@ -307,6 +309,7 @@ def test_a_worker_keeps_its_one_thread_when_another_thread_sets_more(monkeypatch
         changed.set()
 
     monkeypatch.setattr(torch, "autocast", late)
+    monkeypatch.setattr(eigensolvers, "RULES", BY_PYTORCH)
     before = torch.get_num_threads()
     thread = threading.Thread(target=set_more)
     thread.start()
@@ -321,6 +324,7 @@ def test_all_workers_decompose_a_large_window_together(monkeypatch):
     assert not decomposing._for_all_workers(Way.CPU, 2048)
     assert decomposing._for_all_workers(Way.CPU, 2049)
     monkeypatch.setattr(decomposing, "_SIDE_BY_SIDE", 250)
+    monkeypatch.setattr(eigensolvers, "RULES", BY_PYTORCH)
     row = torch.randn(252)
     circulant = row[(torch.arange(252) - torch.arange(252)[:, None]) % 252]
     large = plan_layer(LayerWeight("w", "linear", (252, 252), circulant[None], ()), WholeMatrix())
@@ -361,6 +365,7 @@ def test_after_an_error_no_further_job_is_begun(monkeypatch):
         return torch.zeros(matrices.shape[:-1])
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", interrupted)
+    monkeypatch.setattr(eigensolvers, "RULES", BY_PYTORCH)
     plans = {i: plan_of(1, 184 - 4 * i, 184 - 4 * i) for i in range(40)}
     with pytest.raises(KeyboardInterrupt):
         decompose(plans, quick=True, workspace=GIB, workers=2)
@@ -409,3 +414,21 @@ def test_who_stops_between_groups_gets_the_threads_back():
     assert torch.get_num_threads() == 3
     assert threading.active_count() == running
     assert sorted(decompose(plans, quick=True, workspace=GIB, workers=2)) == [0, 1]
+
+
+def test_windows_share_calls_where_many_at_once_are_cheaper(monkeypatch):
+    """Each worker has one call, and no call has more windows than go together."""
+    calls, gram_spectra = [], _lapack.gram_spectra
+
+    def noted(batches, *args, **options):
+        calls.append(sum(map(len, batches)))
+        return gram_spectra(batches, *args, **options)
+
+    monkeypatch.setattr(decomposing, "_CHEAPEST_JOB", 1.0)
+    monkeypatch.setattr(_lapack, "gram_spectra", noted)
+    for count, workers, expected in ((12, 1, [12]), (13, 2, [6, 7]), (3, 4, [1, 1, 1]), (40, 1, [8, 16, 16])):
+        plans = {i: plan_of(1, 96, 96) for i in range(count)}
+        spectra = decompose(plans, quick=True, workspace=GIB, workers=workers)
+        assert sorted(calls) == expected
+        assert all(spectra[i].equal(decompose({i: plans[i]}, quick=True, workspace=1, workers=1)[i]) for i in plans)
+        calls.clear()

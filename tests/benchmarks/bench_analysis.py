@@ -87,7 +87,8 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
 
 PARTS = {
     "eigenvalues, PyTorch": (("~", "<built-in method torch._C._linalg.linalg_eigvalsh>"),),
-    "eigenvalues, SciPy": (("_lapack.py", "decompose"),),
+    "tridiagonal forms, SciPy": (("_lapack.py", "reduce"),),
+    "their eigenvalues, SciPy or Numba": (("_lapack.py", "_of_tridiagonals"),),
     "Gram matrices": (("spectrum.py", "_upper_gram"), ("_lapack.py", "multiply")),
     "copies": (
         ("~", "<built-in method torch.cat>"),

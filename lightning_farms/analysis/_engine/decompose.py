@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from lightning_farms.analysis._engine.compression import fewer_rows
 from lightning_farms.analysis._engine.failures import attempted
 from lightning_farms.analysis._engine.plan import Plan
 from lightning_farms.analysis._engine.spectrum import Spectrum
-from lightning_farms.functional.eigensolvers import PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
+from lightning_farms.functional.eigensolvers import LANES, PADDED_TO, Way, Where, one_blas_thread, problem_of, way_of
 from lightning_farms.functional.spectrum import (
     CheckedSpectrum,
     checked_esds,
@@ -134,7 +135,7 @@ def _jobs(plans: dict[int, Plan], quick: bool, workspace: int, workers: int, whe
     routed = [(group, _way(list(group.values()), quick, where)) for group in groups.values()]
     shared = sum(plan.cost for group, way in routed if _for_workers(way) for plan in group.values())
     dearest = max(_CHEAPEST_JOB, shared / (workers * _JOBS_A_WORKER))
-    return [list(_group_jobs(group, way, quick, workspace, dearest)) for group, way in routed]
+    return [list(_group_jobs(group, way, quick, workspace, dearest, workers)) for group, way in routed]
 
 
 def _way(plans: list[Plan], quick: bool, where: Where) -> Way:
@@ -142,12 +143,16 @@ def _way(plans: list[Plan], quick: bool, where: Where) -> Way:
     device, dtype = plans[0].matrices.device, working_type(plans[0].matrices.dtype, quick=quick)
     if device.type == "mps":  # esd hands MPS matrices to the CPU
         return Way.CPU
-    batch = sum(plan.windows.number * len(plan.matrices) for plan in plans)
-    return way_of(problem_of(device, dtype, plans[0].gram_size, batch, one_blas_thread=True), where)
+    problem = problem_of(device, dtype, plans[0].gram_size, _window_count(plans), one_blas_thread=True)
+    return way_of(problem, where)
+
+
+def _window_count(plans: Iterable[Plan]) -> int:
+    return sum(plan.windows.number * len(plan.matrices) for plan in plans)
 
 
 def _for_workers(way: Way) -> bool:
-    return way in (Way.CPU, Way.SCIPY, Way.HOST)
+    return way in (Way.CPU, Way.SCIPY, Way.NUMBA, Way.HOST)
 
 
 def _for_all_workers(way: Way, size: int) -> bool:
@@ -155,7 +160,9 @@ def _for_all_workers(way: Way, size: int) -> bool:
     return way in (Way.CPU, Way.HOST) and size > _SIDE_BY_SIDE
 
 
-def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, dearest: float) -> Iterator[_Job]:
+def _group_jobs(
+    plans: dict[int, Plan], way: Way, quick: bool, workspace: int, dearest: float, workers: int
+) -> Iterator[_Job]:
     plan = next(iter(plans.values()))
     matrices = plan.matrices
     cost = plan.cost / (plan.windows.number * len(matrices))
@@ -165,7 +172,8 @@ def _group_jobs(plans: dict[int, Plan], way: Way, quick: bool, workspace: int, d
         fitting = most = 1
     elif _for_workers(way):
         fitting = max(1, int(workspace / size))
-        most = min(fitting, max(1, int(dearest / cost)))
+        together = min(LANES, math.ceil(_window_count(plans.values()) / workers)) if way is Way.NUMBA else 1
+        most = min(fitting, max(together, int(dearest / cost)))
     else:
         fitting = most = max(1, int(workspace / _JOBS_ON_A_DEVICE / size))
     pieces: list[tuple[int, Tensor]] = []
@@ -219,7 +227,7 @@ def _run(
         with budget.of(job.bytes), torch.no_grad(), _on(streams[job.device]):
             return _spectra([views for _, views in job.pieces], quick, job.way)
 
-    of_blas = one_blas_thread if any(job.way is Way.SCIPY for job in shared) else nullcontext
+    of_blas = one_blas_thread if any(job.way in (Way.SCIPY, Way.NUMBA) for job in shared) else nullcontext
     side_by_side = min(workers, len(shared)) if len(shared) > 1 else 1
     with one_thread_each(), of_blas(), _pool(side_by_side) if side_by_side > 1 else nullcontext() as pool:
         dearest_first = sorted(shared, key=lambda job: -job.cost)
