@@ -197,7 +197,7 @@ def test_an_analysis_holds_blas_to_one_thread(monkeypatch):
     with threadpoolctl.threadpool_limits(3, "blas"):
         report = analyze(model, workers=2)
         assert blas_threads() == {3}
-    assert seen == [{1}] * 3
+    assert seen == [{1}] * 2  # three windows, two workers
     assert {row.way for row in report} == {""}
 
 
