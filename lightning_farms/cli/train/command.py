@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
 from lightning_farms.cli.train._closing import check_before, close
-from lightning_farms.cli.train._config_file import WholeConfig
+from lightning_farms.cli.train._config_file import WholeConfig, what_is_wrong_with
 from lightning_farms.cli.train._freezing import Frozen, freeze
 from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train._named_checkpoint import check_named
@@ -46,6 +47,13 @@ class FarmsParser(LightningArgumentParser):
     def format_usage(self) -> str:
         """Return the usage without the options, which would take a hundred lines before each message."""
         return f"usage: {self.prog.replace(' [options]', '')} [--config FILE] [options]\n"
+
+    def parse_path(self, cfg_path: str | PathLike[str], *args: Any, **options: Any) -> Namespace:  # noqa: ANN401
+        """Look at a configuration file before it is parsed."""
+        if wrong := what_is_wrong_with(Path(cfg_path)):
+            self.error(wrong)
+        parsed: Namespace = super().parse_path(cfg_path, *args, **options)
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
