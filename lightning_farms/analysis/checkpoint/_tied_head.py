@@ -14,6 +14,13 @@ from lightning_farms.common.checkpoints.shapes import MetaTensors, SomeTensors, 
 
 _GENERATORS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _MASKED = re.compile(r"(ForMaskedLM|ForPreTraining)$")
+_HEADS = {  # where transformers gives it another name than lm_head
+    re.compile("Whisper|Moonshine|Canary|CohereAsr"): "proj_out",
+    re.compile("BioGpt|TrOCR"): "output_projection",
+    re.compile("T5Gemma"): "lm_head.out_proj",
+    re.compile("GPTNeoXJapanese"): "embed_out",
+    re.compile("Git"): "output",
+}
 _TABLE = re.compile(
     r"(.*\.)?(shared|embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|backbone\.embeddings)\.weight"
 )
@@ -31,7 +38,8 @@ def with_its_head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> M
     known = _GENERATORS.search(model) or _MASKED.search(model)
     if not known or config.get("tie_word_embeddings") is False or len(tables) != 1:
         return tensors
-    head = _head(tensors, tables[0], default="lm_head" if _GENERATORS.search(model) else "")
+    usual = next((name for family, name in _HEADS.items() if family.match(model)), "lm_head")
+    head = _head(tensors, tables[0], default=usual if _GENERATORS.search(model) else "")
     if not head or not isinstance(tensors, StoredTensors):
         return tensors
     return SomeTensors(tensors, {f"{head}.weight" if name == tables[0] else name: name for name in tensors})

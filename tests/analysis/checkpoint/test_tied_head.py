@@ -81,11 +81,31 @@ def test_tables_that_are_no_heads(architecture, names, tmp_path):
     assert all(found[name.removesuffix(".weight")].kind == "embedding" for name in names if "embed" in name)
 
 
-def test_a_tiny_models_file_has_its_rows(tmp_path):
+SMALL = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ENCODER = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+WITH_DECODER = {
+    "d_model": 16,
+    "decoder_start_token_id": 1,
+    **{f"{part}_layers": 1 for part in ("encoder", "decoder")},
+    **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+    **{f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("BertForMaskedLM", ENCODER),
+        ("BioGptForCausalLM", ENCODER),
+        ("GPTNeoXJapaneseForCausalLM", {**ENCODER, "intermediate_multiple_size": 2}),
+        ("GitForCausalLM", ENCODER | {"vision_config": ENCODER | {"image_size": 8, "patch_size": 4}}),
+        ("WhisperForConditionalGeneration", WITH_DECODER),
+        ("BartForConditionalGeneration", WITH_DECODER),
+    ],
+)
+def test_a_tiny_models_file_has_its_rows(model, options, tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
-    )
-    model: nn.Module = transformers.BertForMaskedLM(config)
-    model.save_pretrained(tmp_path)
-    assert {weight.name for weight in checkpoint_weights(tmp_path)} == {weight.name for weight in layer_weights(model)}
+    kind = getattr(transformers, model)
+    built: nn.Module = kind(kind.config_class(**SMALL, **options))
+    built.save_pretrained(tmp_path)
+    assert {weight.name for weight in checkpoint_weights(tmp_path)} == {weight.name for weight in layer_weights(built)}
