@@ -19,7 +19,6 @@ _HEADS = {  # where transformers gives it another name than lm_head
     re.compile("BioGpt|TrOCR"): "output_projection",
     re.compile("T5Gemma"): "lm_head.out_proj",
     re.compile("GPTNeoXJapanese"): "embed_out",
-    re.compile("Git"): "output",
 }
 _TABLE = re.compile(
     r"(.*\.)?(shared|embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|backbone\.embeddings)\.weight"
