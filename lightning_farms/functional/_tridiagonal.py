@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import config, njit
 from numpy.typing import NDArray
 from torch import Tensor
+
+if getattr(config, "DISABLE_JIT", False):
+    raise ImportError("Numba is told not to compile (NUMBA_DISABLE_JIT), and Python would take minutes.")
 
 LANES = 16
 

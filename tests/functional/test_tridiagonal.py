@@ -158,9 +158,9 @@ def test_the_engine_knows_how_many_go_together():
     assert eigensolvers.LANES == LANES
 
 
-def in_a_new_process(code, cache):
+def in_a_new_process(code, cache, **settings):
     """What a program prints that compiles everything anew."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)} | settings
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
 
@@ -189,3 +189,8 @@ print(_lapack.has_numba(), checked_esd(torch.eye(100)[None], where=eigensolvers.
     done = in_a_new_process(code, tmp_path / "file")
     assert done.stdout in ("True 100.0\n", "False 100.0\n")
     assert done.stderr == ""
+
+
+def test_without_compilation_it_is_as_if_numba_were_not_there(tmp_path):
+    code = "from lightning_farms.functional import _lapack; print(_lapack.available(), _lapack.has_numba())"
+    assert in_a_new_process(code, tmp_path, NUMBA_DISABLE_JIT="1").stdout == "True False\n"
