@@ -14,7 +14,18 @@ T = TypeVar("T")
 
 _WRONG_TYPE = re.compile(r'Parser key "(\w+)"(?: element \d+)?:\s+Expected a (.+)\. Got value: (.*)', re.DOTALL)
 _MISSING = "the following arguments are required: "
-_RULES = {"<class 'int'>": "an integer", "<class 'float'>": "a number"}
+_TYPE = re.compile(r"(?:\ba )?<class '(\w+)'>")
+_CHOICE = re.compile(r"(?:\ba )?typing\.Literal\[(.*?)\]")
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+}
 
 
 class OptionParser(ArgumentParser):
@@ -34,8 +45,7 @@ class OptionParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with exit status 2 and the message."""
         if found := _WRONG_TYPE.fullmatch(message):
-            rule = _RULES.get(found[2]) or re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", found[2])
-            message = f"Expected {self._called(found[1])} to be {rule}, but got {found[3]!r}."
+            message = f"Expected {self._called(found[1])} to be {types_in_words(found[2])}, but got {found[3]!r}."
         elif message.startswith(_MISSING):
             missing = message.removeprefix(_MISSING).split(", ")
             message = f"Expected {' and '.join(map(self._called, missing))} to be given."
@@ -45,3 +55,13 @@ class OptionParser(ArgumentParser):
         """Return an argument's name as in the usage: an option, or a positional argument's metavar."""
         action = next(action for action in self._actions if action.dest == name)
         return action.option_strings[0] if action.option_strings else str(action.metavar)
+
+
+def types_in_words(message: str) -> str:
+    """Put words in place of the names of Python's types in a parser's message.
+
+    Example:
+        >>> types_in_words("Expected a <class 'int'>. Got value: x")
+        'Expected an integer. Got value: x'
+    """
+    return _CHOICE.sub(r"one of \1", _TYPE.sub(lambda found: _WORDS.get(found[1], found[0]), message))

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_farms.callbacks.prediction_writer import PredictionWriter
+from lightning_farms.cli._parser import types_in_words
 from lightning_farms.cli._shell import fail, traceback_wanted
 from lightning_farms.cli.train._checkpoint_io import write_whole
 from lightning_farms.cli.train._classes import class_of, classes_are_named, network_sizes
@@ -57,7 +58,7 @@ class FarmsParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a message and exit status 2."""
-        super().error("\n".join(filter(None, (message, known_names(message)))), ex)
+        super().error("\n".join(filter(None, (types_in_words(message), known_names(message)))), ex)
 
 
 class FarmsCLI(LightningCLI):

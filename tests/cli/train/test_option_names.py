@@ -34,3 +34,23 @@ def test_named_classes(tmp_path, monkeypatch, capsys):
     assert "Expected --data.batch_size to be at least 1, but got 0.\n" in message(
         capsys, *network, "--config", "run.yaml"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("--data.batch_size=x", ["Expected an integer. Got value: x"]),
+        ("--data.noise=x", ["Expected a number. Got value: x"]),
+        ("--data.normalize=x", ["Expected true or false. Got value: x"]),
+        ("--data.split=x", ["Expected one of 'dpot', 'pdebench'. Got value: x"]),
+        ("--data.predict_frames=x", ["Expected an integer\n", "Expected null\n", "Given value type: text\n"]),
+        ("--model.network.depth=x", ["Expected an integer. Got value: x"]),
+        ("--freeze=5", ["Expected a list. Got value: 5"]),
+    ],
+)
+def test_types_are_told_in_words(run, capsys, option, wanted):
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", option)
+    err = capsys.readouterr().err
+    assert all(words in err for words in wanted)
+    assert "<class" not in err
