@@ -11,7 +11,9 @@ from errno import EDQUOT, EFBIG, EISDIR, ENOSPC, EROFS
 from pathlib import Path
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+_OF_ROOM = (ENOSPC, EDQUOT, EFBIG, EROFS)
 _LONGEST = 200  # bytes of a file's name that are used in the name of its draft
+_SYSTEM_ERROR = re.compile(r"errno = (\d+)")  # in HDF5's messages
 _ABANDONED = 24 * 3600  # seconds since the last write to a draft after which it counts as abandoned
 
 
@@ -58,6 +60,11 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if _is_of(error, target, temporary):
             raise UnwrittenFileError(path, error) from error
+        raise
+    except RuntimeError as error:  # so HDF5 tells that it could not write the rest when the file is closed
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is not None and int(found[1]) in _OF_ROOM:
+            raise UnwrittenFileError(path, OSError(int(found[1]), str(error))) from error
         raise
     finally:
         with suppress(OSError):
@@ -106,8 +113,7 @@ def shortened(name: str, most: int) -> str:
 def _is_of(error: OSError, target: Path, temporary: Path) -> bool:
     """Whether an error comes from writing this file, not from reading another one meanwhile."""
     named = {str(temporary), str(target), *map(str, target.parents)}
-    of_room = error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS)
-    return of_room or error.filename is None or os.fspath(error.filename) in named
+    return error.errno in _OF_ROOM or error.filename is None or os.fspath(error.filename) in named
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Files that appear complete or not at all."""
 
 import os
+import resource
 import time
 
+import h5py
 import pytest
 
-from lightning_farms.common.atomic import complete_or_nothing
+from lightning_farms.common.atomic import UnwrittenFileError, complete_or_nothing
 
 
 def broken_off(path):
@@ -51,3 +53,18 @@ def test_names_as_long_as_the_system_allows(tmp_path):
         with complete_or_nothing(tmp_path / name) as draft:
             draft.write_text("all of it")
         assert (tmp_path / name).read_text() == "all of it"
+
+
+def test_what_hdf5_could_not_write_when_closing_is_an_ordinary_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with (
+            pytest.raises(UnwrittenFileError, match="that can be written, but writing failed: File too large"),
+            complete_or_nothing(tmp_path / "a.hdf5") as draft,
+            h5py.File(draft, "x") as file,
+        ):
+            file.create_dataset("a", (1000, 1000), "f4")[0, 0] = 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         except UnwrittenFileError as error:
             raise OSError(
                 f"{error} Earlier checkpoints are as they were: make room, or choose another folder "
-                "(--trainer.default_root_dir), and go on from the last one with --ckpt_path."
+                "(--trainer.logger.save_dir; without a logger, --trainer.default_root_dir), and go on from the last "
+                "one with --ckpt_path."
             ) from error
 
 

@@ -27,6 +27,7 @@ from lightning_farms.cli.train._known_names import import_rooms, known_names
 from lightning_farms.cli.train._named_checkpoint import check_named
 from lightning_farms.cli.train._option_names import cause_in, option_keys, with_option_names
 from lightning_farms.cli.train._origin import check_origin
+from lightning_farms.cli.train._run_folder import claim_folders
 from lightning_farms.cli.train.pretraining import Pretraining, pretrain, pretrained_path
 from lightning_farms.common.checkpoints.safe_load import load_safely
 from lightning_farms.common.image_size import plain_size
@@ -148,13 +149,18 @@ class FarmsCLI(LightningCLI):
                 )
 
     def before_fit(self) -> None:
-        """Load the starting weights, or pre-train and keep them, unless a training is resumed."""
+        """Load the starting weights, or pre-train them, unless a training is resumed, and make the run's folder."""
         self._find_checkpoint()
         patterns = self._get(self.config_init, "freeze")
         freeze(self.model, patterns)
         self.trainer.callbacks.append(Frozen(patterns))  # type: ignore[attr-defined]
         if self._closes_with_a_test() and self.datamodule.path is not None:
             check_before(self.datamodule)
+        self._start()
+        claim_folders(self.trainer)
+
+    def _start(self) -> None:
+        """Load the starting weights, or pre-train and keep them, unless a training is resumed."""
         pretraining: Pretraining = self._get(self.config_init, "pretrain")
         if self._resumes() or (pretraining.checkpoint is None and pretraining.epochs == 0):
             return
