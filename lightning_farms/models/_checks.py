@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_farms.common.lightning_packages import misconfiguration
+
 _SIZES = (("img_size", 1), ("img_size", 2), ("in_timesteps", 3), ("in_channels", 4))
 _AXES = ("samples", "points along X", "points along Y", "frames", "channels")
 
@@ -15,6 +17,17 @@ def check_network(network: object) -> None:
     """Refuse a network that is not a module."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}.")
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Refuse to train a network of which nothing can be trained."""
+    parameters = list(module.parameters())
+    if not any(parameter.requires_grad for parameter in parameters):
+        found = f"all {len(parameters)} are frozen" if parameters else "it has none"
+        raise misconfiguration(
+            f"Expected argument `network` to have parameters to train (with `requires_grad`), but {found}. Leave some "
+            "to train, or evaluate it with `trainer.test`."
+        )
 
 
 def check_optimization(lr: float, betas: tuple[float, float], weight_decay: float, optimizer: str) -> None:

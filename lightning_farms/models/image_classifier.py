@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric
 
 from lightning_farms.common.lightning_packages import misconfiguration
-from lightning_farms.models._checks import check_network, check_rules
+from lightning_farms.models._checks import check_network, check_rules, check_trainable
 from lightning_farms.models._divergence import DivergenceWatch
 from lightning_farms.models._restored import RestoredModule
 from lightning_farms.models._schedules import check_resumed
@@ -163,8 +163,10 @@ class ImageClassifier(RestoredModule):
             The optimizer, and the schedule, which advances after every epoch.
 
         Raises:
-            MisconfigurationException: If the schedule needs the number of epochs and that is unlimited.
+            MisconfigurationException: If no parameter can be trained, or if the schedule needs the number of epochs and
+                that is unlimited.
         """
+        check_trainable(self)
         optimizer = SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.scheduler == "none":
             return optimizer

@@ -38,6 +38,7 @@ from lightning_farms.models._checks import (
     check_optimization,
     check_regime,
     check_target,
+    check_trainable,
 )
 from lightning_farms.models._data_of_training import DataOfTraining
 from lightning_farms.models._divergence import DivergenceWatch
@@ -437,8 +438,10 @@ class OperatorModule(RestoredModule):
             The optimizer, and the schedule, which advances at every step.
 
         Raises:
-            MisconfigurationException: If the schedule needs the training's length and that is unlimited.
+            MisconfigurationException: If no parameter can be trained, or if the schedule needs the training's length
+                and that is unlimited.
         """
+        check_trainable(self)
         kind = Adam if self.optimizer == "adam" else AdamW
         fused = self.fused and may_fuse(self._trainer)
         options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}

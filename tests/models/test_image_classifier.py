@@ -136,6 +136,14 @@ def test_an_unlimited_training_has_no_cosine(loader):
         trainer(max_epochs=-1, max_steps=3).fit(ImageClassifier(linear()), loader, loader)
 
 
+@pytest.mark.parametrize(
+    ("network", "found"), [(linear().requires_grad_(False), "all 2 are frozen"), (nn.Flatten(), "it has none")]
+)
+def test_a_network_of_which_nothing_can_be_trained(loader, network, found):
+    with pytest.raises(MisconfigurationException, match=rf"to have parameters to train .* but {found}\. Leave some"):
+        trainer().fit(ImageClassifier(network), loader, loader)
+
+
 def test_a_network_that_returns_no_logits(loader):
     with pytest.raises(ValueError, match=r"to return logits of shape \(8, classes\), but got \(8, 3, 2, 2\)"):
         trainer().fit(ImageClassifier(nn.Conv2d(3, 3, 1)), loader, loader)

@@ -155,6 +155,11 @@ def test_unlimited_training_needs_scheduler_none(tmp_path):
     assert run.global_step == 2
 
 
+def test_a_network_of_which_nothing_can_be_trained(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"to have parameters to train .* but all [1-9]\d* are frozen"):
+        trainer(tmp_path).fit(OperatorModule(Linear().requires_grad_(False)), datamodule=Fields())
+
+
 @pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "none"])
 def test_resuming_beyond_the_schedule_is_refused(tmp_path, scheduler):
     """A one-cycle schedule would raise at the step after its last; a cosine would silently rise again."""

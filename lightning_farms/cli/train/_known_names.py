@@ -1,4 +1,4 @@
-"""The names of this package's classes, for messages about a name that the parser does not know."""
+"""What can be given instead of what the parser does not know, above all the names of this package's classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def import_rooms() -> None:
 
 
 def known_names(message: str) -> str:
-    """Return a sentence on what can be given instead of a class that the parser does not know."""
+    """Return a sentence on what can be given instead of a class that the parser does not know, or of a pattern."""
+    if message.startswith('Parser key "freeze"'):
+        return "Give patterns one by one, as in `--freeze+='network.blocks.*'`, or as a list in a file."
     if "Expected a dot import path" not in message:
         return ""
     if 'key "trainer.callbacks' in message:

@@ -106,7 +106,7 @@ class FarmsCLI(LightningCLI):
             "--freeze",
             type=list[str],
             default=[],
-            help="patterns of the parameters that `fit` leaves as they are, such as 'network.blocks.*'",
+            help="patterns of the parameters that `fit` leaves as they are, each as in --freeze+='network.blocks.*'",
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401

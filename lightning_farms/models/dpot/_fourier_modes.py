@@ -19,9 +19,10 @@ def analyse(field: Tensor, modes: int) -> Tensor:
     """
     batch, height, width, channels = field.shape
     along_rows, along_columns = _row_matrix(height, modes, field), _column_matrix(width, modes, field)
+    rows, columns = len(along_rows) // 2, len(along_columns) // 2
     half = torch.matmul(along_columns, field)  # (batch, height, 2 * kept columns, channels)
-    full = torch.matmul(along_rows, half.reshape(batch, 2 * height, -1))
-    return full.view(batch, 2, len(along_rows) // 2, len(along_columns) // 2, channels)
+    full = torch.matmul(along_rows, half.reshape(batch, 2 * height, columns * channels))
+    return full.view(batch, 2, rows, columns, channels)
 
 
 def synthesise(spectrum: Tensor, height: int, width: int) -> Tensor:
@@ -34,7 +35,7 @@ def synthesise(spectrum: Tensor, height: int, width: int) -> Tensor:
     # a transpose inverts an orthonormal transform; a column that also stands for its conjugate counts twice
     column = torch.arange(columns, device=spectrum.device).repeat(2)
     count = torch.where((column == 0) | (2 * column == width), 1, 2)
-    half = torch.matmul(along_rows.t(), spectrum.reshape(batch, 2 * rows, -1))
+    half = torch.matmul(along_rows.t(), spectrum.reshape(batch, 2 * rows, columns * channels))
     return torch.matmul(along_columns.t() * count, half.view(batch, height, 2 * columns, channels))
 
 

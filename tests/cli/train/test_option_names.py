@@ -45,7 +45,7 @@ def test_named_classes(tmp_path, monkeypatch, capsys):
         ("--data.split=x", ["Expected one of 'dpot', 'pdebench'. Got value: x"]),
         ("--data.predict_frames=x", ["Expected an integer\n", "Expected null\n", "Given value type: text\n"]),
         ("--model.network.depth=x", ["Expected an integer. Got value: x"]),
-        ("--freeze=5", ["Expected a list. Got value: 5"]),
+        ("--freeze=*.bias", ["Expected a list. Got value: *.bias\n", "as in `--freeze+='network.blocks.*'`"]),
     ],
 )
 def test_types_are_told_in_words(run, capsys, option, wanted):

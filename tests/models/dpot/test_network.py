@@ -372,6 +372,14 @@ def test_input_of_another_shape_is_refused(shape):
         DPOT(**SMALL)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("normalize", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore:std_mean"))])
+def test_no_flows_have_no_predictions(normalize):
+    network = DPOT(img_size=8, patch_size=4, embed_dim=8, depth=1, n_blocks=2, out_layer_dim=4, normalize=normalize)
+    output = network(torch.zeros(0, 8, 8, 10, 4))
+    assert output.prediction.shape == (0, 8, 8, 1, 4)
+    assert output.logits.shape == (0, 12)
+
+
 def test_fields_that_are_not_square():
     model = DPOT(**SMALL | {"img_size": [8, 12]})
     assert model.config["img_size"] == (8, 12)
