@@ -33,7 +33,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     Errors caused by the user's input end with one message and exit status 1 (2 for unknown or malformed arguments, 130
-    when interrupted, except in training, 141 if the reader of stdout is gone). Set the environment variable
+    when interrupted, 1 in Lightning's own loops, 141 if the reader of stdout is gone). Set the environment variable
     LIGHTNING_FARMS_TRACEBACK to 1 to see where an error was raised.
 
     Args:
@@ -51,15 +51,12 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
         _parser().parse_args(arguments[:1])
-    if arguments[0] not in _OWN:
-        from lightning_farms.cli.train.command import train
-
-        with writing_to_stdout():
-            train(args)
-        return
     try:
         with writing_to_stdout():
-            import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
+            if arguments[0] in _OWN:
+                import_module(f"lightning_farms.cli.{arguments[0]}").run(arguments[1:])
+            else:
+                import_module("lightning_farms.cli.train").train(args)
     except KeyboardInterrupt:
         sys.stderr.write("\nlightning-farms: interrupted\n")
         eval("0")  # else `python -m` ends as if it was uncaught, if a string was being executed (as imports do)

@@ -426,3 +426,13 @@ def test_starting_weights_are_evaluated_as_they_were_trained(run, tmp_path, caps
     with pytest.raises(SystemExit, match="1"):
         run("fit", f"--pretrain.checkpoint={start}", "--data.path=two.hdf5", "--data.channel_order=pdebench")
     assert "the channels to be in the order ['Vx', " in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_training_begins_ends_without_a_traceback(run, monkeypatch, capsys):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_farms.cli.train.command.FarmsCLI.before_fit", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        run("fit")
+    assert capsys.readouterr().err.endswith("\nlightning-farms: interrupted\n")
