@@ -77,8 +77,9 @@ class PredictionWriter(BasePredictionWriter):
     not also kept in memory. Under ``fast_dev_run`` no file is left. Errors in writing end the prediction.
 
     If a prediction with a :class:`~lightning_farms.data.CFDDataModule` is interrupted, in whatever way, its part is
-    kept, and the same prediction resumes with the trajectories that are missing; a part of other flows, weights or
-    settings is refused. Other predictions are written to hidden temporary files, start anew and leave nothing behind.
+    kept, and the same prediction to the same ``path`` (not to a new folder of a logger that numbers its runs) resumes
+    with the trajectories that are missing; a part of other flows, weights or settings is refused. Other predictions are
+    written to hidden temporary files, start anew and leave nothing behind.
 
     Args:
         path: file to write; by default ``predictions.hdf5`` in the logger's folder (or the Trainer's
@@ -201,7 +202,7 @@ class PredictionWriter(BasePredictionWriter):
             self._parts = []
             if done:
                 trajectories = counted(done, "predicted trajectory", "predicted trajectories")
-                rank_zero_info(f"Kept in {kept}: {trajectories}. The same command goes on from there.")
+                rank_zero_info(f"Kept in {kept}: {trajectories}. {self._way_to_go_on(trainer)}")
         self._discard(trainer)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
@@ -229,6 +230,15 @@ class PredictionWriter(BasePredictionWriter):
                 f"Going on with {self._target}, which has {counted(len(done), 'trajectory', 'trajectories')} already."
             )
         return done
+
+    def _way_to_go_on(self, trainer: Trainer) -> str:
+        """Tell how the next prediction finds this one's part: a logger may give it another folder."""
+        if self.path is not None or not trainer.loggers:
+            return "The same prediction goes on from there."
+        return (
+            f"The same prediction goes on from there with PredictionWriter({str(self._target)!r}), on the command line "
+            f"with `--trainer.callbacks+=PredictionWriter --trainer.callbacks.path={self._target}`."
+        )
 
     def _part_for(self, trainer: Trainer, item: int, fields: Tensor, given_frames: int) -> PredictionPart:
         """Return the part that has a place for an item; create or open it if necessary."""

@@ -373,6 +373,24 @@ def test_an_interrupted_prediction_goes_on_at_the_next_batch(end, before, predic
     assert {path.name for path in tmp_path.iterdir()} == {"straight.hdf5", "resumed.hdf5"}
 
 
+def test_the_way_to_go_on_is_told_if_the_logger_numbers_its_runs(predict, flow, tmp_path, caplog):
+    def run(path=None, end=None):
+        writer, model = PredictionWriter(path), Counting(end, before=2 if end else None)
+        logger = CSVLogger(tmp_path / "runs", name="a")
+        with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+            predict(writer, model, datamodule=data_of(flow), logger=logger)
+        return model
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run(end=stop)
+    (told,) = [line for line in caplog.messages if line.startswith("Kept in ")]
+    path = told.partition("PredictionWriter('")[2].partition("')")[0]
+    assert path == str(tmp_path / "runs/a/version_0/predictions.hdf5")
+    assert told.endswith(f"--trainer.callbacks.path={path}`.")
+    assert run(path).seen == [2, 1]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["hparams.yaml", "predictions.hdf5"]
+
+
 def test_a_prediction_that_had_all_but_its_name(predict, flow, tmp_path):
     """Nothing is left to do but to give it its name; one trajectory is predicted again to get there."""
     interrupted(predict, tmp_path / "a.hdf5", flow, before=3)
