@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_farms.common.quantities import counted
 from lightning_farms.data.cfd_data_module import CFDDataModule
 
 _STAGES = {"validation": "val", "test": "test"}
@@ -21,20 +22,24 @@ def close(trainer: Trainer, model: LightningModule, data: CFDDataModule, *, sepa
     if separate_test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
-        _say("test", trainer, data.test_items, _limit(trainer.num_test_batches, trainer, data))
+        _say("test", trainer, _flows(trainer.num_test_batches, trainer, data, "test_items"))
     else:
-        _say("validation", trainer, data.val_items, _limit(trainer.num_val_batches, trainer, data))
+        _say("validation", trainer, _flows(trainer.num_val_batches, trainer, data, "val_items"))
 
 
-def _say(name: str, trainer: Trainer, flows: int, limit: int) -> None:
+def _say(name: str, trainer: Trainer, flows: int | None) -> None:
     """Report the errors, unless the trainer was told to log none or to go through no batches."""
     if f"{_STAGES[name]}/l2re" in trainer.callback_metrics:
-        rank_zero_info(closing_line(name, trainer.callback_metrics, min(flows, limit)))
+        rank_zero_info(closing_line(name, trainer.callback_metrics, flows))
 
 
-def _limit(batches: Sequence[int | float], trainer: Trainer, data: CFDDataModule) -> int:
-    """Number of flows in the batches that are evaluated, which `limit_test_batches` and the like may reduce."""
-    return int(sum(batches)) * data.batch_size * trainer.world_size
+def _flows(batches: Sequence[int | float], trainer: Trainer, data: CFDDataModule, items: str) -> int | None:
+    """Number of flows in the batches that are evaluated, which `limit_test_batches` and the like may reduce.
+
+    None if other processes evaluated them and this one only started those (ddp_spawn).
+    """
+    limit = int(sum(batches)) * data.batch_size * trainer.world_size
+    return min(getattr(data, items), limit) if batches else None
 
 
 def check_before(data: CFDDataModule) -> None:
@@ -43,8 +48,8 @@ def check_before(data: CFDDataModule) -> None:
     data.check("test")
 
 
-def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
-    """Format the errors as one line.
+def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int | None) -> str:
+    """Format the errors as one line; their number of flows may be unknown.
 
     Example:
         >>> import torch
@@ -59,4 +64,5 @@ def closing_line(name: str, metrics: Mapping[str, Tensor], flows: int) -> str:
         if f"{stage}/l2re_{key}" in metrics
     ]
     l2re, vrmse = (float(metrics[f"{stage}/{error}"]) for error in ("l2re", "vrmse"))
-    return f"{name} L2RE {l2re:.3g} ({', '.join(trivial)}), VRMSE {vrmse:.3g} on {flows} flows"
+    number = "" if flows is None else f" on {counted(flows, 'flow')}"
+    return f"{name} L2RE {l2re:.3g} ({', '.join(trivial)}), VRMSE {vrmse:.3g}{number}"

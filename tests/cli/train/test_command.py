@@ -18,7 +18,8 @@ from lightning_farms.callbacks import SpectralMonitor, TBSigmoid, TempBalance
 from lightning_farms.cli import main
 from lightning_farms.data import CFDSimulation, SimulationConfig, simulate_to_file, write_pdebench
 from lightning_farms.models import DPOT, OperatorModule, save_weights
-from tests.cli.train.small_runs import SIZES, checkpoint
+from tests.cli.train.small_runs import CONFIG, SIZES, checkpoint
+from tests.forked import run_forked
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
@@ -93,7 +94,7 @@ def test_a_fit_ends_with_errors_of_flows_that_did_not_choose_the_checkpoint(
     assert len(lines) == bool(named)
     if named:
         number = r"[\d.e+-]+"
-        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on {flows} flows"
+        line = rf"{named} L2RE {number} \(persistence {number}, drift-free {number}\), VRMSE {number} on {flows} flows?"
         assert re.fullmatch(line, lines[0])
 
 
@@ -436,3 +437,13 @@ def test_an_interrupt_before_the_training_begins_ends_without_a_traceback(run, m
     with pytest.raises(SystemExit, match="130"):
         run("fit")
     assert capsys.readouterr().err.endswith("\nlightning-farms: interrupted\n")
+
+
+def test_the_closing_line_of_a_training_in_child_processes(cache, tmp_path):
+    (tmp_path / "in.yaml").write_text(yaml.safe_dump(CONFIG))
+    options = ("--data.val_fraction=0.34", "--trainer.strategy=ddp_fork", "--trainer.devices=2")
+    folders = (f"--data.cache_dir={cache}", f"--trainer.default_root_dir={tmp_path}")
+    command = ("lightning_farms", "fit", f"--config={tmp_path / 'in.yaml'}", *options, *folders)
+    run_forked((command, {}), folder=tmp_path)
+    said = (tmp_path / "err0.txt").read_text()
+    assert re.search(r"^test L2RE \S+ \(persistence \S+, drift-free \S+\), VRMSE \S+$", said, re.MULTILINE), said
