@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -47,20 +45,6 @@ def own_parameters(module: nn.Module) -> tuple[Tensor, ...]:
 def is_parametrisation(name: str) -> bool:
     """Whether a module's name is that of a part of a parametrisation, whose weights its owner gives."""
     return "parametrizations" in name.split(".")
-
-
-@contextmanager
-def evaluated_parametrisations(module: nn.Module) -> Iterator[None]:
-    """Set parametrisations to evaluation mode, as reading a spectral_norm weight in training mode changes buffers."""
-    parts = module.parametrizations.modules() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
-    training = [part for part in parts if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _parametrised(module: nn.Module) -> dict[str, HeldWeight]:

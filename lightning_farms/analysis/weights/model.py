@@ -18,13 +18,9 @@ from lightning_farms.analysis.selection import Selection
 from lightning_farms.analysis.weights._gathered import full_tensor, gathered, is_sharded, modules_read, must_be_gathered
 from lightning_farms.analysis.weights._low_rank import holds_factors, low_rank_products
 from lightning_farms.analysis.weights._matrices import stack
-from lightning_farms.analysis.weights._parametrised import (
-    evaluated_parametrisations,
-    held_weights,
-    is_parametrisation,
-    own_parameters,
-)
+from lightning_farms.analysis.weights._parametrised import held_weights, is_parametrisation, own_parameters
 from lightning_farms.analysis.weights._products import factor_reason, lone_factor
+from lightning_farms.analysis.weights._replacing import evaluated_parametrisations
 from lightning_farms.analysis.weights.layer_weight import NO_MATRICES, LayerWeight, ModuleWeight
 from lightning_farms.analysis.weights.registry import claimed_weights, kind_of, says_itself
 

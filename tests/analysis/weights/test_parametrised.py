@@ -87,6 +87,31 @@ def test_spectral_norm_buffers_and_mode_survive_the_reading():
     assert all(module.training for module in model.modules())
 
 
+def test_counters_and_random_numbers_are_those_of_a_training_without_a_reading():
+    class Noisy(nn.Module):
+        """As fake quantisation with a moving average does, it writes its buffer in evaluation mode, too."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, weight):
+            self.seen += 1
+            self.seen = 0.9 * self.seen + 0.1 * weight.abs().max()
+            return nn.functional.dropout(weight, 0.5) * self.seen
+
+    model = nn.Sequential(nn.Linear(6, 5))
+    parametrize.register_parametrization(model[0], "weight", Noisy())
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    list(layer_weights(model))
+    list(layer_weights(model, values=False))
+    parameter_layers(model)
+    assert {name: value.tolist() for name, value in model.state_dict().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_mode_survives_a_failing_parametrisation():
     class Failing(nn.Module):
         fails = False
