@@ -277,9 +277,11 @@ class SpectralMonitor(KeptCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Analyse after every n-th step, if asked for."""
-        analysed = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, Moment.now(trainer))
-        monitored = analysed | self._write(trainer, pl_module)
+        """Analyse after every n-th step, if asked for; results of an epoch's last step are written at its end."""
+        now = Moment.batch_end(trainer)
+        monitored = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, now)
+        if now != Moment.epoch_end(trainer):
+            monitored |= self._write(trainer, pl_module)
         if monitored:
             pl_module.log_dict(monitored, on_step=True, on_epoch=False, logger=False, batch_size=1)
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_farms import FARMS, SpectralMonitor, TBSigmoid, TempBalance, WeightDecayBalance, WholeMatrix
 from lightning_farms.analysis import Selection
+from tests.callbacks.conftest import NotedFARMS
 
 
 def adamw(parameters):
@@ -143,3 +144,46 @@ def test_scalars_of_a_subscriber_are_logged_under_the_label_with_a_chart_of_thei
     assert b"farms/multiplier_of_head$" in layout
     one = callback.report["head"].alpha
     assert f"mean alpha: {one:.3f} (std 0.000) over the 1 balanced layer," in " ".join(capsys.readouterr().out.split())
+
+
+def by_epoch_and_by_step(**options):
+    return [
+        TBSigmoid(summary=False, esd_layers=0, **options),
+        SpectralMonitor(every_n_steps=2, esd_layers=0, **options),
+    ]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_steps": 6}], ids=["epochs", "last epoch cut short"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_epochs_last_step_is_analysed_once_for_schedules_of_steps_and_epochs(events, noted, order, settings):
+    by_epoch, by_step = callbacks = by_epoch_and_by_step(analysis=NotedFARMS())
+    found = events(callbacks[::order], **settings)
+    last = settings.get("max_steps", 8)
+    analysed = list(range(0, last + 1, 2))
+    assert len(noted.others) == len(analysed)
+    assert (by_epoch.history.steps, by_step.history.steps) == ([0, 4, last], analysed)
+    assert by_step.history.epochs == [{4: 1, last: 2}.get(step, step // 4) for step in analysed]
+    shown = [max(0, step - 1) for step in analysed]
+    assert steps(found, "farms/alpha_map") == shown
+    assert steps(found, "farms/learning_rate_map") == [0, 3, last - 1]
+    for tag in ("farms/alpha/head", "layer_lr/SGD/head"):
+        assert [event.step for event in found.Scalars(tag)] == shown
+
+
+def test_an_analysis_in_the_background_is_not_made_if_the_last_step_had_one(small_net, loader, make_trainer, noted):
+    callbacks = by_epoch_and_by_step(analysis=NotedFARMS(), overlap=True)
+    net = small_net()
+    net.validation_step = lambda batch: None
+    make_trainer(callbacks).fit(net, loader, loader)
+    assert (len(noted.others), noted.in_background) == (5, [])
+
+
+def test_an_analysis_repeated_after_a_resumption_has_no_second_column(small_net, loader, make_trainer, tmp_path):
+    kept = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    make_trainer([*by_epoch_and_by_step(), kept], enable_checkpointing=True).fit(small_net(), loader)
+    callbacks = by_epoch_and_by_step()
+    columns = LambdaCallback(on_train_end=lambda *_: seen.append(callbacks[0]._shared.history.steps))
+    seen = []
+    trainer = make_trainer([*callbacks, kept, columns], enable_checkpointing=True)
+    trainer.fit(small_net(), loader, ckpt_path=tmp_path / "step=4.ckpt")
+    assert seen == [[0, 2, 4, 6, 8]]

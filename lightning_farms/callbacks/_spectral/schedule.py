@@ -22,6 +22,11 @@ class Moment(NamedTuple):
         return cls(trainer.current_epoch, trainer.global_step)
 
     @classmethod
+    def batch_end(cls, trainer: Trainer) -> Moment:
+        """The present moment, after a batch; if it was the epoch's last, the epoch counts."""
+        return cls(trainer.current_epoch + int(trainer.fit_loop.epoch_loop._is_training_done), trainer.global_step)
+
+    @classmethod
     def epoch_end(cls, trainer: Trainer) -> Moment:
         """The present moment, at the end of the running epoch, which counts."""
         return cls(trainer.current_epoch + 1, trainer.global_step)

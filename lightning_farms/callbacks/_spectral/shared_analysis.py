@@ -166,7 +166,7 @@ class SharedAnalysis:
         If the weights cannot be copied, nothing is started, and :meth:`take` reports the error.
         """
         wanted = any(subscriber.overlap for subscriber in self.subscribers)
-        if not wanted or (self._under_way is not None and self._under_way.moment == now):
+        if not wanted or self._moment == now or (self._under_way is not None and self._under_way.moment == now):
             return
         self.drop()
         started = time.perf_counter()
@@ -192,7 +192,8 @@ class SharedAnalysis:
             outcome = analyze_in_trainer(self.options, trainer, pl_module, self._workspace, self._where, self._known)
         if not isinstance(outcome, str):
             self._report, self._reported = outcome, now
-            self.history.append(now.epochs, {"alpha": outcome.alphas}, step=now.step)
+            if not self.history.ends_at(*now):  # or else a callback remembers this analysis from before a resumption
+                self.history.append(now.epochs, {"alpha": outcome.alphas}, step=now.step)
             self._analysis_seconds = time.perf_counter() - started
             self._spent += self._analysis_seconds
         return outcome
