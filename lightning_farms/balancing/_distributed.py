@@ -12,7 +12,7 @@ def all_ranks(model: nn.Module) -> Ranks | None:
     """All processes of the default group; None if there is only one."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return None
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
     def total(table: Tensor) -> Tensor:
         summed = table.to(device)

@@ -56,7 +56,7 @@ class _Fingerprint:
     """A few entries of a few parameters, and which gradients these had, as they were at the last look."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        whole = [p for p in parameters if not is_lazy(p) and p.numel()]
+        whole = [p for p in parameters if not (is_lazy(p) or p.is_meta) and p.numel()]
         self._parameters = whole[:: max(1, len(whole) // _PARAMETERS)][:_PARAMETERS]
         self._entries, self._gradients = self._now(), self._gradients_now()
         self._moves = 0

@@ -222,9 +222,9 @@ def _trace(parameter: torch.Tensor) -> tuple[int | None, float]:
 
 
 def _sample(group: Group) -> torch.Tensor | None:
-    """Return the group's first parameter with a gradient, or otherwise the first that requires one."""
+    """Return the group's first parameter with a gradient, or otherwise the first with values that requires one."""
     params: list[torch.Tensor] = group["params"]
-    trained = [parameter for parameter in params if parameter.requires_grad and not is_lazy(parameter)]
+    trained = [p for p in params if p.requires_grad and not (is_lazy(p) or p.is_meta)]
     return next((p for p in trained if p.grad is not None), trained[0] if trained else None)
 
 

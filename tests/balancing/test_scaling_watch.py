@@ -130,3 +130,14 @@ def test_a_failed_analysis_is_said_once_and_leaves_the_multipliers():
             assert balancer.update() is report
         assert balancer.update() is report  # said once: warnings are errors here
         assert balancer.multipliers == before
+
+
+def test_parameters_without_values_are_left_alone():
+    """As of parts of a model that are kept elsewhere (Accelerate's offloading) and are not used in training."""
+    model = make_model().append(nn.Linear(12, 12, device="meta"))
+    optimizer = torch.optim.SGD([model[3].weight, *model[:3].parameters(), model[3].bias], lr=0.1)
+    balancer = Balancer(model, optimizer, LinearMap())
+    train(model[:3], optimizer, balancer)
+    assert (balancer.fault, balancer.multipliers["3"]) == (None, 1.0)
+    assert balancer.scalings[0].proved
+    assert balancer.report["3"].reason == "the weights are on the meta device, without values"
