@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from lightning_farms.optim._own_values import Seal, are_same, is_container, version
+from lightning_farms.optim._own_values import Seal, are_same, equal, is_container, version
 from lightning_farms.optim._scaled_group import MEMBERSHIP, Group, ScaledGroup
 
 _SEVERAL = 3  # steps after which a value that was not read counts as never read
@@ -113,6 +113,20 @@ class Proof:
         needed = {"params", self._key}
         self.proved = all(self._read[number] >= needed for number in self._trained) and bool(self._trained)
         return self._standing_still(read) or self._twice(advance) or self._leaking(state) or self._one_value()
+
+    def overwritten(self) -> str | None:
+        """At an update's end, what is wrong if it has set different values to one, as a schedule within `step` does.
+
+        The groups then count as not scaled, since the value is the update's own.
+        """
+        scaled = [self._watched[number] for number in self._trained] if self.running else []
+        values = [one.scaled_value() for one in scaled]
+        changed = any(one.scaled_value_changed() for one in scaled) and len({one.factor for one in scaled}) > 1
+        if not (changed and all(equal(value, values[0]) for value in values) and bool(values[0])):
+            return None
+        for one in self._watched:
+            one.factor = 1.0
+        return f"the update sets {self._key!r} of all groups to one value. Set it outside of `step`, by a scheduler"
 
     def again(self) -> None:
         """Watch again because the values have changed: an optimizer may have kept those of its first steps."""

@@ -74,13 +74,17 @@ class ScaledGroup:
         mine, put = self.group, self.put
         return not (are_same(mine, put) and are_same(mine.values(), put.values())) or self._changed_in_place()
 
+    def scaled_value(self) -> Any:  # noqa: ANN401
+        """Return the scaled hyperparameter as it is now, which does not count as reading it."""
+        return dict.get(self.group, self._key)
+
     def scaled_value_changed(self) -> bool:
         """Whether the scaled hyperparameter differs from what `fill` put in."""
-        return not same(self.group[self._key], self.put[self._key]) or self._changed_in_place()
+        return not same(self.scaled_value(), self.put[self._key]) or self._changed_in_place()
 
     def unscaled(self) -> Any:  # noqa: ANN401
         """Return the scaled hyperparameter, divided by the factor, which must not be 0."""
-        value = self.group[self._key]
+        value = self.scaled_value()
         return value if self.factor == 1.0 else value / self.factor
 
     def written(self) -> set[str]:
@@ -90,7 +94,7 @@ class ScaledGroup:
         return changed.difference(MEMBERSHIP, (self._key,))
 
     def _changed_in_place(self) -> bool:
-        return self._version is not None and version(self.group[self._key]) != self._version
+        return self._version is not None and version(self.scaled_value()) != self._version
 
 
 def have_same_members(one: Group, other: Group) -> bool:

@@ -331,9 +331,9 @@ class LayerwiseScaling:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 1:
+            self._fault = self._fault or self._proof.overwritten()
             self._close()
-            self._frame = None
-            self._steps += 1
+            self._frame, self._steps = None, self._steps + 1
             self._has_run |= not self._all_ones
             self._fault = self._fault or self._proof.verdict(optimizer.state)
         self._depth = max(0, self._depth - 1)

@@ -224,9 +224,10 @@ def refused_anyway(kind, package, name, key):
 
 def shortened(reason):
     """Leave out what stands in the line already, and what has no place in a table."""
-    reason = re.sub(r"^Expected argument `optimizer` .*?, but got \w+(, which|, whose| \()", r"\1", reason)
+    reason = re.sub(r"^Expected argument `optimizer` .*?, but got \w+(, which|, whose| with groups| \()", r"\1", reason)
     reason = reason.replace("whose group 0 has none, but", "its groups have no 'lr', only")
-    return re.sub(r"^(, | )?(which |\()?", "", reason).replace("|", "/").rstrip(".")
+    reason = re.sub(r"^(, | )?(which |\(|with groups that mix layers, and it )?", "", reason)
+    return reason.replace("|", "/").rstrip(".")
 
 
 def section(package):

@@ -121,6 +121,22 @@ class Cached(Simple):
         return group["buffer"][1]
 
 
+class Scheduling(Simple):
+    """Sets the rate of all groups in its step, and not by a factor."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = 0.5
+        super().step()
+
+
+class SchedulingAfterwards(Simple):
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            group["lr"] = 0.5
+
+
 @pytest.mark.parametrize(
     ("kind", "grouped", "after", "why"),
     [
@@ -131,6 +147,10 @@ class Cached(Simple):
         (OwnRateByData, False, 3, "the update never reads 'lr' from its groups"),
         (AllForEach, False, 1, "parameters were updated 3 times in one step, in place of 1"),
         (Average, False, 1, r"the optimizer keeps for all parameters \('average'\)"),
+        (Scheduling, False, 1, "the update sets 'lr' of all groups to one value"),
+        (Scheduling, True, 1, "the update sets 'lr' of all groups to one value"),
+        (SchedulingAfterwards, False, 1, "the update sets 'lr' of all groups to one value"),
+        (SchedulingAfterwards, True, 1, "the update sets 'lr' of all groups to one value"),
         (Cached, True, 1, r"groups share one list as 'buffer'.*copy\.deepcopy"),
     ],
 )
