@@ -59,19 +59,22 @@ class _Fingerprint:
         whole = [p for p in parameters if not (is_lazy(p) or p.is_meta) and p.numel()]
         self._parameters = whole[:: max(1, len(whole) // _PARAMETERS)][:_PARAMETERS]
         self._entries, self._gradients = self._now(), self._gradients_now()
-        self._moves = 0
+        self._moves, self._excused = 0, False
 
     def moves(self) -> int:
         """Look at the entries, and return in how many looks they had changed while no gradient was being accumulated.
 
         If the gradient is the same tensor as before, the update is still to come; until then a module may have moved
-        its weights itself, as an embedding with ``max_norm`` does.
+        its weights itself, as an embedding with ``max_norm`` does. The first change without any gradient is not counted
+        either: the user has loaded or initialised the weights.
         """
         before, self._entries = self._entries, self._now()
         gradients, self._gradients = self._gradients, self._gradients_now()
         accumulating = any(map(_is_same, gradients, self._gradients))
         moved = not all(map(_are_equal, before, self._entries))
-        self._moves += moved and not accumulating
+        loaded = moved and not self._excused and not any([*gradients, *self._gradients])
+        self._excused |= loaded
+        self._moves += moved and not (accumulating or loaded)
         return self._moves
 
     def _gradients_now(self) -> list[Reference[Tensor] | None]:

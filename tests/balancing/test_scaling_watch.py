@@ -45,6 +45,30 @@ def test_a_step_that_was_replaced_is_found_out():
     assert torch.equal(trained, train(other, patched(other)))
 
 
+def test_a_step_that_was_replaced_is_found_out_in_a_loop_that_keeps_no_gradients():
+    model = make_model()
+    balancer = Balancer(model, patched(model), LinearMap())
+    for _ in range(2):
+        balancer.update()
+        model(torch.ones(4, 16)).square().mean().backward()
+        balancer.optimizers[0].step()
+        model.zero_grad()
+    with pytest.warns(UserWarning, match="not in force: SGD: the weights move, but not by"):
+        balancer.update()
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+def test_weights_that_are_loaded_before_the_first_step_have_not_moved(analysed):
+    """As in a loop that resumes within ``with Balancer(...)``, or after a first analysis."""
+    model, loaded = make_model(), {name: 2 * value for name, value in make_model().state_dict().items()}
+    with Balancer(model, torch.optim.SGD(model.parameters(), lr=0.1), LinearMap()) as balancer:
+        if analysed:
+            balancer.update()
+        model.load_state_dict(loaded)
+        train(model, balancer.optimizers[0], balancer)
+        assert (balancer.fault, balancer.scalings[0].proved) == (None, True)
+
+
 def test_two_optimizers_of_the_same_parameters_may_take_turns():
     """What moves before the second one's first step was moved by the first."""
     model = make_model()
