@@ -278,9 +278,10 @@ class LayerwisePruning(SpectralMonitor):
         step = None if self.sparsity is None else self.schedule.last_step(epochs)
         return step if step is not None and (self._pruned is None or self._pruned < step) else None
 
-    def _is_due(self, now: Moment) -> bool:
+    def is_due(self, now: Moment) -> bool:
+        """Whether an analysis has become due, or a pruning step that needs one."""
         step = self._due_step(now.epochs)
-        return super()._is_due(now) or (step is not None and self._planned != step)
+        return super().is_due(now) or (step is not None and self._planned != step)
 
     def _on_report(self, trainer: Trainer, report: SpectralReport) -> dict[str, dict[str, float]]:
         """Plan the step that is due after the analysis; the history keeps the sparsities during the analysis."""

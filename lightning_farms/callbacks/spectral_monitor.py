@@ -277,11 +277,10 @@ class SpectralMonitor(KeptCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Analyse after every n-th step, if asked for; results of an epoch's last step are written at its end."""
+        """Analyse after every n-th step, if asked for."""
         now = Moment.batch_end(trainer)
-        monitored = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, now)
-        if now != Moment.epoch_end(trainer):
-            monitored |= self._write(trainer, pl_module)
+        analysed = {} if self.every_n_steps is None else self._analyse_if_due(trainer, pl_module, now)
+        monitored = analysed | self._write(trainer, pl_module)
         if monitored:
             pl_module.log_dict(monitored, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
@@ -293,7 +292,7 @@ class SpectralMonitor(KeptCallback):
         if not (fitting and last_step_done and trainer.world_size == 1):
             return
         now = Moment.epoch_end(trainer)
-        if self._is_due(now):
+        if self.is_due(now):
             self._subscribe(trainer).overlap(pl_module, now)
 
     @guarded
@@ -331,6 +330,10 @@ class SpectralMonitor(KeptCallback):
                 self._hand_over(trainer)
 
     # ---- for the shared analysis -------------------------------------------------------------------------------------
+
+    def is_due(self, now: Moment) -> bool:
+        """Whether an analysis has become due since the last one."""
+        return self._schedule.is_due(now, self._analysed)
 
     def analysed_at(self) -> Moment | None:
         """The moment of the last analysis."""
@@ -370,10 +373,6 @@ class SpectralMonitor(KeptCallback):
             super()._take_over()
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
-
-    def _is_due(self, now: Moment) -> bool:
-        """Whether an analysis has become due since the last one."""
-        return self._schedule.is_due(now, self._analysed)
 
     def _before_analysis(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow changes of the model since the last analysis."""
@@ -415,7 +414,7 @@ class SpectralMonitor(KeptCallback):
     ) -> dict[str, float]:
         """Make the analysis of this moment and act on it, if it is due; returns what other callbacks can monitor."""
         with self._faults.contained("an analysis was skipped; training goes on", passing):
-            if not self._is_due(now):
+            if not self.is_due(now):
                 return {}
             with self._faults.contained("changes of the model could not be taken up; training goes on"):
                 self._before_analysis(trainer, pl_module)

@@ -65,6 +65,9 @@ class Subscriber(Protocol):
     def history(self) -> LayerHistory:
         """Alphas that it has seen, and the values that it adjusted."""
 
+    def is_due(self, now: Moment) -> bool:
+        """Whether it wants an analysis of this moment, and has had none."""
+
     def analysed_at(self) -> Moment | None:
         """The moment of its last analysis."""
 
@@ -225,6 +228,8 @@ class SharedAnalysis:
         """
         if last is not self.subscribers[-1] or not (epoch_end or self._analysis_seconds is not None):
             return {}
+        if not epoch_end and self._moment and any(subscriber.is_due(self._moment) for subscriber in self.subscribers):
+            return {}  # the others act on an epoch's last step at the epoch's end
         times: dict[str, float] = {}
         scalars: dict[str, float] = {}
         if self._analysis_seconds is not None:
