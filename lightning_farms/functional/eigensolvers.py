@@ -59,6 +59,11 @@ class Way(StrEnum):
     HOST = "host"
     """LAPACK on the host, applied to copies in pinned memory, while the device goes on."""
 
+    @property
+    def by_scipy(self) -> bool:
+        """Whether SciPy's routines form and decompose the Gram matrices, on the CPU, one after another."""
+        return self in (Way.SCIPY, Way.NUMBA)
+
     __repr__ = str.__repr__
 
 
@@ -254,8 +259,10 @@ def way_of(problem: Problem, where: Where = "auto") -> Way:
 
 
 def _exists(way: Way) -> bool:
-    if way in (Way.SCIPY, Way.NUMBA):
-        return _lapack.available() if way is Way.SCIPY else _lapack.has_numba()
+    if way is Way.SCIPY:
+        return _lapack.available()
+    if way is Way.NUMBA:
+        return _lapack.has_numba()
     return way is not Way.CUPY or _cupy() is not None
 
 
@@ -283,7 +290,7 @@ def gram_eigenvalues(upper: Tensor, way: Way) -> Tensor:
     """
     if way is Way.CPU:
         return _by_torch(upper)
-    if way in (Way.SCIPY, Way.NUMBA):
+    if way.by_scipy:
         raise ValueError("SciPy's way forms the Gram matrices itself: see checked_esd.")
     solve = {Way.TORCH: _by_torch, Way.CUPY: _by_cupy, Way.HOST: _on_host}[way]
     size = upper.shape[-1]

@@ -169,7 +169,7 @@ def checked_esds(batches: Sequence[Tensor], *, quick: bool = False, where: Where
     """
     wide, dtype = [_wide(each) for each in batches], working_type(batches[0].dtype, quick=quick)
     way = _way(wide, dtype, where)
-    if way in (Way.SCIPY, Way.NUMBA):
+    if way.by_scipy:
         return _one_by_one(wide, dtype, together=way is Way.NUMBA)
     joined = wide[0] if len(wide) == 1 else torch.cat([promoted(each) for each in wide])
     copies = _aligned(joined, dtype) if joined.device.type == "cpu" else joined.to(dtype)

@@ -152,7 +152,7 @@ def _window_count(plans: Iterable[Plan]) -> int:
 
 
 def _for_workers(way: Way) -> bool:
-    return way in (Way.CPU, Way.SCIPY, Way.NUMBA, Way.HOST)
+    return way.by_scipy or way in (Way.CPU, Way.HOST)
 
 
 def _for_all_workers(way: Way, size: int) -> bool:
@@ -165,7 +165,7 @@ def _group_jobs(
 ) -> Iterator[_Job]:
     plan = next(iter(plans.values()))
     matrices = plan.matrices
-    cost = plan.cost / (plan.windows.number * len(matrices))
+    cost = plan.cost / _window_count([plan])
     double = matrices.dtype in (torch.float64, torch.complex128)
     size = _window_bytes(plan, 8 if double else 4, 4 if quick and not double else 8)
     if _for_all_workers(way, plan.gram_size):
@@ -227,7 +227,7 @@ def _run(
         with budget.of(job.bytes), torch.no_grad(), _on(streams[job.device]):
             return _spectra([views for _, views in job.pieces], quick, job.way)
 
-    of_blas = one_blas_thread if any(job.way in (Way.SCIPY, Way.NUMBA) for job in shared) else nullcontext
+    of_blas = one_blas_thread if any(job.way.by_scipy for job in shared) else nullcontext
     side_by_side = min(workers, len(shared)) if len(shared) > 1 else 1
     with one_thread_each(), of_blas(), _pool(side_by_side) if side_by_side > 1 else nullcontext() as pool:
         dearest_first = sorted(shared, key=lambda job: -job.cost)

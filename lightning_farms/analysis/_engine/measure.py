@@ -308,7 +308,7 @@ def layer_row(plan: Plan, values: list[float]) -> LayerSpectrum:
 
 def _way(counts: dict[str, float]) -> str:
     way = _WAYS[int(counts["way"])]
-    return "" if way in (Way.CPU, Way.SCIPY, Way.NUMBA) else way.value
+    return "" if way is Way.CPU or way.by_scipy else way.value
 
 
 def _no_fit(counts: dict[str, float]) -> str:
